@@ -1,0 +1,315 @@
+"""Every setting, in frozen pydantic models, read from a TOML preset.
+
+One section per stage, so that a stage's fingerprint can name the fields it reads, and so that Prefect can show
+the whole as a form. Frozen: a config that was logged cannot change afterwards. Checks sit where a value is defined.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from tripletune.errors import ConfigError
+
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Positive = Annotated[int, Field(ge=1)]
+PositiveFloat = Annotated[float, Field(gt=0.0)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64)]
+
+
+class Section(BaseModel):
+    """A frozen group of settings that refuses unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class SourceConfig(Section):
+    movielens: str = ""
+    """A MovieLens release: a zip or a folder. Empty: the synthetic generator makes one."""
+    imdb: str = ""
+    """Folder with IMDb's title.basics, title.crew, title.principals and name.basics (.tsv.gz). Empty: no credits."""
+    extra_triples: tuple[str, ...] = ()
+    """Further ``head relation tail`` TSV files; head is a MovieLens movie id."""
+
+
+class SyntheticConfig(Section):
+    viewers: Positive = 500
+    movies: Annotated[int, Field(ge=50)] = 400
+    mean_ratings: Annotated[int, Field(ge=20)] = 60
+    """Mean ratings per viewer; nobody has fewer than 20, as in the real releases."""
+    preference_strength: PositiveFloat = 2.5
+    """Log-odds a planted preference adds to films that carry the preferred entity."""
+
+
+class IngestConfig(Section):
+    rating_min: float = 0.5
+    rating_max: float = 5.0
+    max_reject_share: Share = 0.05
+    """The stage stops when a larger share of the ratings is rejected."""
+
+
+class SplitConfig(Section):
+    protocol: Literal["leave_one_out"] = "leave_one_out"
+    like: float = 4.0
+    """A rating of this or more is a like."""
+    dislike: float = 3.0
+    """A rating below this is a dislike."""
+    min_graph: Positive = 3
+    """Likes that stay in ``graph`` before any becomes ``target``."""
+    max_target: Positive = 5
+    """Latest likes before valid and test that become answers of training examples."""
+    unseen_share: Annotated[float, Field(ge=0.0, le=0.5)] = 0.05
+    """Share of viewers kept out of both fits and of all training examples."""
+    shards: Annotated[int, Field(ge=1, le=999)] = 8
+
+    @model_validator(mode="after")
+    def _like_above_dislike(self) -> SplitConfig:
+        if self.dislike > self.like:
+            raise ValueError(f"dislike = {self.dislike} must not exceed like = {self.like}")
+        return self
+
+
+class KnowledgeConfig(Section):
+    tag_min_viewers: Positive = 3
+    """A tag counts for a film when at least this many different viewers gave it."""
+    max_actors: Positive = 5
+    """Top-billed actors per film."""
+    max_credits: Positive = 3
+    """Directors, writers and cinematographers per film, each."""
+
+
+class RgatConfig(Section):
+    dim: Positive = 32
+    heads: Positive = 2
+    layers: Positive = 1
+    bases: Annotated[int, Field(ge=0)] = 0
+    """Basis matrices shared by the relations; 0 gives each relation a matrix of its own."""
+    learning_rate: PositiveFloat = 0.01
+    weight_decay: Annotated[float, Field(ge=0.0)] = 1e-5
+    max_steps: Positive = 60
+    eval_every: Positive = 10
+    patience: Positive = 3
+    """Evaluations of fit B without a better valid ndcg_at_10 before it stops."""
+    batch_viewers: Positive = 512
+    negatives: Positive = 512
+    """Films sampled per step (by popularity) that the held-out likes are ranked against."""
+    holdout_share: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.3
+    """Share of a viewer's likes hidden from the pooled vector in a step, and ranked by it."""
+    link_weight: Annotated[float, Field(ge=0.0)] = 0.1
+    """Weight of the auxiliary link prediction loss."""
+    link_margin: PositiveFloat = 1.0
+
+
+class LightGCNConfig(Section):
+    dim: Positive = 64
+    layers: Annotated[int, Field(ge=1, le=4)] = 2
+    loss: Literal["softmax", "bpr"] = "softmax"
+    """softmax: all of a viewer's likes in one softmax over films; bpr: as published."""
+    learning_rate: PositiveFloat = 0.01
+    weight_decay: Annotated[float, Field(ge=0.0)] = 1e-5
+    max_steps: Positive = 200
+    eval_every: Positive = 10
+    patience: Positive = 5
+    """Evaluations of fit B without a better valid ndcg_at_10 before it stops."""
+    batch_viewers: Positive = 1024
+    temperature: PositiveFloat = 1.0
+    recency_half_life: Annotated[float, Field(ge=0.0)] = 10.0
+    """Age, in likes, at which a like counts half in targets and in a viewer's vector; 0 counts all alike."""
+
+
+class RetrieveConfig(Section):
+    retriever: Literal["lightgcn"] = "lightgcn"
+    candidates: Literal["retrieved", "kerag"] = "retrieved"
+    """retrieved: the retriever's top films; kerag: the published recipe of 3 + 2 rated and 5 unrated films."""
+    num_candidates: Annotated[int, Field(ge=5, le=100)] = 20
+    """Films shown in ``retrieved`` prompts; ``kerag`` always shows ten."""
+    hint_films: Positive = 10
+    """Length of LightGCN's ranking in hint 1."""
+    similar_viewers: Positive = 20
+    similar_films: Annotated[int, Field(ge=0)] = 5
+    """Films in hint 1 that the similar viewers liked."""
+    triple_choice: Literal["personal", "published", "most-shared", "random", "none"] = "personal"
+    triples_per_film: Annotated[int, Field(ge=0, le=5)] = 1
+
+
+class PromptConfig(Section):
+    template: Name = "hints-first"
+    triple_form: Literal["arrow", "sentence"] = "arrow"
+    max_liked: Positive = 15
+    max_disliked: Annotated[int, Field(ge=0)] = 5
+    triples_for_liked: Annotated[int, Field(ge=0)] = 5
+    """Newest liked films whose chosen triples stand in hint 2, beside those of the candidates."""
+
+
+class TinyLlamaConfig(Section):
+    """Shape of the local Llama that ``model = "tiny"`` builds and initialises."""
+
+    vocab_size: Annotated[int, Field(ge=300)] = 2000
+    hidden_size: Positive = 96
+    intermediate_size: Positive = 256
+    num_layers: Positive = 3
+    num_heads: Positive = 4
+    num_kv_heads: Positive = 2
+
+
+class FinetuneConfig(Section):
+    model: str = "tiny"
+    """``tiny``, a Hugging Face id, or a local folder."""
+    revision: str = ""
+    """Commit of the model on the hub; required for a Hugging Face id."""
+    tiny: TinyLlamaConfig = TinyLlamaConfig()
+    accelerate_config: str = "configs/accelerate/single.yaml"
+    """File for ``accelerate launch``; says how many processes run."""
+    lora_r: Positive = 16
+    lora_alpha: Positive = 32
+    lora_dropout: Share = 0.0
+    learning_rate: PositiveFloat = 2e-3
+    warmup_ratio: Share = 0.05
+    num_train_epochs: PositiveFloat = 3.0
+    per_device_train_batch_size: Positive = 8
+    gradient_accumulation_steps: Positive = 1
+    gradient_checkpointing: bool = False
+    max_length: Positive = 2048
+    save_steps: Positive = 20
+    eval_steps: Positive = 20
+    logging_steps: Positive = 5
+    max_eval_examples: Positive = 64
+    timeout_minutes: PositiveFloat = 600.0
+
+    @model_validator(mode="after")
+    def _pinned(self) -> FinetuneConfig:
+        is_hub_id = self.model != "tiny" and "/" in self.model and not Path(self.model).is_dir()
+        if is_hub_id and not self.revision:
+            raise ValueError(f"revision must pin a commit of {self.model}, so that a night can be repeated")
+        return self
+
+
+class RankConfig(Section):
+    batch_size: Positive = 32
+    max_viewers: Annotated[int, Field(ge=0)] = 0
+    """Viewers ranked per purpose (the first by hash of user); 0 ranks all."""
+    unconstrained_viewers: Annotated[int, Field(ge=0)] = 100
+    """Test viewers also answered without constrained decoding, to measure the share of valid answers."""
+
+
+class EvaluateConfig(Section):
+    retrieval_cutoffs: tuple[Positive, ...] = (3, 5, 10)
+    rerank_cutoffs: tuple[Positive, ...] = (3, 5)
+    bootstrap_resamples: Positive = 2000
+    confidence: Annotated[float, Field(gt=0.5, lt=1.0)] = 0.95
+
+
+class PromoteConfig(Section):
+    registered_model: Name = "tripletune"
+    margin: Annotated[float, Field(ge=0.0)] = 0.01
+    """How much worse than the champion tonight's ndcg_at_5 may be, at the one-sided bound."""
+    confidence: Annotated[float, Field(gt=0.5, lt=1.0)] = 0.95
+
+
+class TrackingConfig(Section):
+    uri: str = ""
+    """MLflow tracking store. Empty: ``sqlite:///<artifacts>/mlflow.db``."""
+    experiment: Name = "tripletune"
+
+
+class SpecialistsConfig(Section):
+    pin: str = ""
+    """Name of an earlier run whose specialists tonight keeps (weekly training, nightly shards)."""
+
+
+class RunConfig(Section):
+    """All settings of a run."""
+
+    dataset: Name
+    """Folder under the artifact root; runs of one dataset share stage outputs."""
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    source: SourceConfig = SourceConfig()
+    synthetic: SyntheticConfig = SyntheticConfig()
+    ingest: IngestConfig = IngestConfig()
+    split: SplitConfig = SplitConfig()
+    knowledge: KnowledgeConfig = KnowledgeConfig()
+    rgat: RgatConfig = RgatConfig()
+    lightgcn: LightGCNConfig = LightGCNConfig()
+    retrieve: RetrieveConfig = RetrieveConfig()
+    prompt: PromptConfig = PromptConfig()
+    finetune: FinetuneConfig = FinetuneConfig()
+    rank: RankConfig = RankConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    promote: PromoteConfig = PromoteConfig()
+    tracking: TrackingConfig = TrackingConfig()
+    specialists: SpecialistsConfig = SpecialistsConfig()
+
+    def field(self, dotted: str) -> Any:
+        """The value under a dotted name such as ``split.like``, as plain JSON data."""
+        value: Any = self.model_dump(mode="json")
+        for part in dotted.split("."):
+            value = value[part]
+        return value
+
+    def flat(self) -> dict[str, Any]:
+        """Every setting under its dotted name; what MLflow shows as parameters."""
+
+        def walk(prefix: str, value: Any) -> dict[str, Any]:
+            if not isinstance(value, dict):
+                return {prefix: value}
+            rows: dict[str, Any] = {}
+            for key, inner in value.items():
+                rows |= walk(f"{prefix}.{key}" if prefix else key, inner)
+            return rows
+
+        return walk("", self.model_dump(mode="json"))
+
+
+def load_config(path: Path, **source: str) -> RunConfig:
+    """Read a TOML preset.
+
+    Args:
+        path: the preset.
+        source: values for ``[source]`` from the command line; empty ones are ignored.
+
+    Raises:
+        ConfigError: the file is missing or not TOML, a key is unknown, or a value is out of range.
+    """
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        presets = sorted(str(p) for p in path.parent.glob("*.toml")) if path.parent.is_dir() else []
+        hint = f"; presets there: {', '.join(presets)}" if presets else "; the shipped presets are in configs/"
+        raise ConfigError(f"no config file {path}{hint}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+        raise ConfigError(f"{path} cannot be read as TOML: {error}") from None
+    data.setdefault("source", {})
+    if isinstance(data["source"], dict):
+        data["source"] |= {key: value for key, value in source.items() if value}
+    return parse_config(data, where=str(path))
+
+
+def parse_config(data: dict[str, Any], where: str) -> RunConfig:
+    """Validate plain data; ``where`` names its origin in error messages.
+
+    Raises:
+        ConfigError: the first thing that is wrong, with the key, what is allowed and where.
+    """
+    try:
+        return RunConfig.model_validate(data)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise ConfigError(f"{where}: {_explain(first['loc'], first['type'], first['msg'], first.get('input'))}") from None
+
+
+def _explain(loc: tuple[int | str, ...], kind: str, message: str, value: Any) -> str:
+    parts = [str(part) for part in loc]
+    if kind == "extra_forbidden":
+        section: Any = RunConfig
+        for part in parts[:-1]:
+            section = section.model_fields[part].annotation
+        place = f"in [{'.'.join(parts[:-1])}]" if parts[:-1] else "at the top"
+        return f"unknown key '{parts[-1]}' {place}; the keys there are: {', '.join(sorted(section.model_fields))}"
+    if kind == "missing":
+        return f"'{'.'.join(parts)}' is missing; add it"
+    if kind == "value_error":
+        return f"[{'.'.join(parts)}] {message.removeprefix('Value error, ')}"
+    return f"{'.'.join(parts)} = {value!r}: {message[0].lower()}{message[1:]}"

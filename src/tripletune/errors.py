@@ -1,0 +1,29 @@
+"""The one kind of error a user can act on: one line, no traceback, exit code 2."""
+
+
+class UserError(Exception):
+    """Something the user can repair.
+
+    The message is one line that says which file, field or row is wrong, what was expected and what to do.
+    The command line prints it after ``tripletune: `` and exits with code 2; anything else keeps its traceback.
+    """
+
+
+class ConfigError(UserError):
+    """The configuration is wrong; the message names the key and the keys or values that exist."""
+
+
+class InputError(UserError):
+    """An input file is missing, damaged or of another layout; the message names file and line where known."""
+
+
+class MissingArtifactError(UserError):
+    """A stage's output is not there; the message gives the command that produces it."""
+
+
+class ContractError(UserError):
+    """Prompts and adapter do not belong together; the message names the field that differs."""
+
+
+class TrainingError(UserError):
+    """The training subprocess failed; the message ends with the last lines it wrote."""

@@ -1,0 +1,174 @@
+"""Column names and dtypes of every Parquet file that one stage writes and another reads.
+
+A file is read through its schema, so a stage that writes something else fails at the border, by name.
+Movie ids, user ids and times are MovieLens's own; ``position`` counts a viewer's rows in time order from 0.
+"""
+
+from __future__ import annotations
+
+import polars as pl
+
+RATINGS = pl.Schema({"user_id": pl.Int32, "movie_id": pl.Int32, "rating": pl.Float32, "timestamp": pl.Int64})
+"""ingest/ratings.parquet: one row per kept rating, sorted by user, time, movie; seconds since 1970 UTC."""
+
+MOVIES = pl.Schema({"movie_id": pl.Int32, "title": pl.String, "year": pl.Int16, "genres": pl.List(pl.String)})
+"""ingest/movies.parquet: ``title`` as in the release; ``year`` from its closing brackets, null if none;
+``genres`` is empty for "(no genres listed)"."""
+
+TAGS = pl.Schema({"user_id": pl.Int32, "movie_id": pl.Int32, "tag": pl.String, "timestamp": pl.Int64})
+LINKS = pl.Schema({"movie_id": pl.Int32, "imdb_id": pl.String})
+"""ingest/links.parquet: ``imdb_id`` as in IMDb's dumps: ``tt`` and at least seven digits."""
+
+REJECTS = pl.Schema(
+    {"file": pl.String, "line": pl.Int64, "column": pl.String, "value": pl.String, "reason": pl.String}
+)
+"""ingest/rejects.parquet: rows that were refused; ``line`` counts from 1, the header included."""
+
+SPLIT_LABELS = pl.Enum(["graph", "target", "valid", "test", "other"])
+SPLIT = pl.Schema(
+    {
+        "user_id": pl.Int32,
+        "movie_id": pl.Int32,
+        "rating": pl.Float32,
+        "timestamp": pl.Int64,
+        "position": pl.Int32,
+        "label": SPLIT_LABELS,
+        "unseen": pl.Boolean,
+    }
+)
+"""split/shard=NNN/part.parquet, sorted by user and position. Labels of likes: graph, target, valid, test; every
+rating below the like threshold is ``other``. ``unseen`` viewers are in no fit and no training example."""
+
+ENTITY_KINDS = pl.Enum(["movie", "genre", "decade", "tag", "person", "other"])
+ENTITIES = pl.Schema({"entity_id": pl.Int32, "key": pl.String, "kind": ENTITY_KINDS, "name": pl.String})
+"""knowledge/entities.parquet: dense ids in order of kind and key; ``key`` such as ``movie:1``, ``genre:Drama``,
+``person:nm0000116`` is stable across nights; ``name`` is null where the sources give none."""
+
+RELATIONS = pl.Schema({"relation_id": pl.Int16, "name": pl.String})
+RELATION_NAMES = ("genre", "decade", "tag", "director", "writer", "actor", "cinematographer")
+"""Relation ids 0..6; names from extra triples follow in alphabetical order."""
+
+TRIPLES = pl.Schema({"head": pl.Int32, "relation": pl.Int16, "tail": pl.Int32})
+"""knowledge/triples.parquet: entity id of a movie, relation id, entity id; unique, sorted."""
+
+COVERAGE = pl.Schema(
+    {
+        "relation": pl.String,
+        "triples": pl.Int64,
+        "movies": pl.Int64,
+        "share_of_movies": pl.Float64,
+        "share_of_ratings": pl.Float64,
+    }
+)
+
+TRAINED_ON = pl.Schema({"user_id": pl.Int32, "movie_id": pl.Int32, "fit": pl.String})
+"""rgat|lightgcn/trained_on.parquet: the likes each fit (``a`` or ``b``) was really trained on; the audit reads it."""
+
+CURVE = pl.Schema(
+    {"fit": pl.String, "step": pl.Int32, "loss": pl.Float64, "valid_ndcg_at_10": pl.Float64, "seconds": pl.Float64}
+)
+"""rgat|lightgcn/curve.parquet: one row per evaluation; ``valid_ndcg_at_10`` is null for fit a, which must not look."""
+
+ATTENTION = pl.Schema(
+    {"fit": pl.String, "movie_id": pl.Int32, "relation": pl.String, "entity": pl.String, "alpha": pl.Float32}
+)
+"""rgat/attention.parquet: weight of each real triple of a film, renormalised so that a film's sum to one."""
+
+PURPOSES = pl.Enum(["train", "valid", "test"])
+RETRIEVED = pl.Schema(
+    {
+        "user_id": pl.Int32,
+        "purpose": PURPOSES,
+        "unseen": pl.Boolean,
+        "cutoff": pl.Int32,
+        "candidates": pl.List(pl.Int32),
+        "ranking": pl.List(pl.Int32),
+        "similar": pl.List(pl.Int32),
+    }
+)
+"""retrieve/retrieved/shard=NNN.parquet, sorted by user and purpose. Everything is computed from the viewer's rows with
+``position < cutoff``, the position of the first answer. ``candidates`` in the retriever's order (shown shuffled),
+``ranking`` is hint 1 (LightGCN's order, a prefix of its list), ``similar`` what similar viewers liked."""
+
+CHOICES = pl.Schema(
+    {
+        "user_id": pl.Int32,
+        "purpose": PURPOSES,
+        "movie_id": pl.Int32,
+        "rank": pl.Int8,
+        "relation": pl.String,
+        "entity": pl.String,
+        "entity_name": pl.String,
+        "score": pl.Float32,
+    }
+)
+"""retrieve/choices/shard=NNN.parquet: the triples chosen for a viewer's candidates and liked films; rank from 0."""
+
+RANKINGS = pl.Schema(
+    {
+        "user_id": pl.Int32,
+        "purpose": PURPOSES,
+        "unseen": pl.Boolean,
+        "retriever": pl.String,
+        "answer": pl.Int32,
+        "top": pl.List(pl.Int32),
+    }
+)
+"""retrieve/rankings.parquet: full-catalogue top films of popularity, lightgcn, rgat for valid and test, same mask."""
+
+MESSAGE = pl.Struct({"role": pl.String, "content": pl.String})
+TRIPLE = pl.Struct({"movie_id": pl.Int32, "relation": pl.String, "entity": pl.String, "entity_name": pl.String})
+EXAMPLES = pl.Schema(
+    {
+        "example_id": pl.String,
+        "user_id": pl.Int32,
+        "purpose": PURPOSES,
+        "unseen": pl.Boolean,
+        "cutoff": pl.Int32,
+        "prompt": pl.List(MESSAGE),
+        "completion": pl.List(MESSAGE),
+        "answers": pl.List(pl.Int32),
+        "candidates": pl.List(pl.Int32),
+        "candidate_titles": pl.List(pl.String),
+        "retrieved": pl.List(pl.Int32),
+        "liked": pl.List(pl.Int32),
+        "disliked": pl.List(pl.Int32),
+        "ranking": pl.List(pl.Int32),
+        "similar": pl.List(pl.Int32),
+        "triples": pl.List(TRIPLE),
+        "template_id": pl.String,
+        "template_sha256": pl.String,
+        "lightgcn": pl.String,
+        "rgat": pl.String,
+    }
+)
+"""generate/<purpose>/shard-NNN.parquet, the product. ``example_id`` is ``<user>:<purpose>``. ``prompt`` and
+``completion`` are chat messages as TRL reads them. ``answers``: train: the target likes among the candidates, best
+rated first, then the retriever's order, at most five, as in the completion; valid and test: the one held-out like,
+also when it is not a candidate. ``candidates`` in the order shown, ``candidate_titles`` their titles exactly as they
+stand in the prompt (distinct within it), ``retrieved`` the same films in the retriever's order.
+``liked`` and ``disliked`` newest first. ``lightgcn`` and ``rgat`` are the specialists' fingerprints."""
+
+SYSTEMS = ("random", "retriever", "untuned", "tuned")
+PREDICTIONS = pl.Schema(
+    {
+        "user_id": pl.Int32,
+        "purpose": PURPOSES,
+        "system": pl.String,
+        "constrained": pl.Boolean,
+        "answers": pl.List(pl.Int32),
+        "valid": pl.Boolean,
+        "text": pl.String,
+    }
+)
+"""rank/predictions.parquet: five films per viewer. ``answers`` are the distinct candidates read from ``text``, in
+order; ``valid`` says that the text held exactly the asked number of distinct candidates and nothing else."""
+
+
+def conform(frame: pl.DataFrame, schema: pl.Schema) -> pl.DataFrame:
+    """Select and cast the columns of ``schema``, in its order.
+
+    Raises:
+        polars.exceptions.ColumnNotFoundError, InvalidOperationError: a column is missing or a value does not fit.
+    """
+    return frame.select(pl.col(name).cast(dtype, strict=True) for name, dtype in schema.items())
