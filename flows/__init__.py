@@ -1,0 +1,9 @@
+"""Deployable Prefect flows: one file each, no logic. They run from the checkout, through module entrypoints."""
+
+import os
+
+# Read by Prefect when it is first imported, which is right after this package.
+os.environ.setdefault("DO_NOT_TRACK", "true")
+os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+# A server of its own takes 12-17 s to start on two cores, and longer on a busy machine.
+os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")

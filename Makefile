@@ -1,0 +1,60 @@
+# make run and make test each make .venv and install by themselves when needed.
+SHELL := /bin/bash
+PYTHON ?= python3.11
+BIN := .venv/bin
+STAMP := .venv/.installed
+
+CONFIG ?= configs/smoke.toml
+MOVIELENS ?=
+IMDB ?=
+ARTIFACTS ?= artifacts
+PYTEST_ARGS ?=
+
+.PHONY: run test check lint types layers format install lock deploy clean
+
+run: $(STAMP)  ## the nightly flow; CONFIG= MOVIELENS= IMDB= ARTIFACTS= run it on other input
+	$(BIN)/tripletune run --config "$(CONFIG)" --movielens "$(MOVIELENS)" --imdb "$(IMDB)" --artifacts "$(ARTIFACTS)"
+
+test: $(STAMP)  ## every test; PYTEST_ARGS="--slow" adds those that take minutes
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+check: lint types layers  ## what CI checks beside the tests
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(STAMP)
+	$(BIN)/mypy
+
+layers: $(STAMP)
+	$(BIN)/lint-imports
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+install: $(STAMP)
+
+# Without a GPU the CPU build of torch is tried first, so that no CUDA package comes along where one is at hand.
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	@torch=$$(sed -n 's/^torch==//p' constraints.txt); \
+	if ! command -v nvidia-smi >/dev/null 2>&1; then \
+	  $(BIN)/python -m pip install --quiet --only-binary :all: "torch==$$torch+cpu" -c constraints.txt 2>/dev/null \
+	    || echo "no CPU build of torch at hand: taking the default one"; \
+	fi
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
+	@touch $(STAMP)
+
+lock:  ## resolve anew and write constraints.txt
+	rm -rf .venv-lock && $(PYTHON) -m venv .venv-lock
+	.venv-lock/bin/python -m pip install --quiet -e ".[dev]"
+	.venv-lock/bin/python -m pip freeze --exclude-editable | sed 's/+cpu$$//' > constraints.txt
+	rm -rf .venv-lock
+
+deploy: $(STAMP)  ## register every deployment of prefect.yaml with the server that PREFECT_API_URL names
+	TRIPLETUNE_HOME="$(CURDIR)" $(BIN)/prefect --no-prompt deploy --all
+
+clean:
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache build dist

@@ -1,0 +1,22 @@
+"""LoRA-tune on shards that are already there; for a machine with GPUs."""
+
+from __future__ import annotations
+
+from prefect import flow
+
+from tasks.finetune import finetune_task
+from tasks.session import open_session
+
+
+@flow(name="tripletune-finetune-llama")
+def finetune_llama(
+    config: str = "configs/smoke.toml", movielens: str = "", imdb: str = "", artifacts: str = "artifacts"
+) -> str:
+    """Train the adapter for this config and input, and return the run's name; arguments as in ``nightly``."""
+    with open_session(config, movielens=movielens, imdb=imdb, artifacts=artifacts) as session:
+        finetune_task(session)
+        return session.run
+
+
+if __name__ == "__main__":
+    finetune_llama()

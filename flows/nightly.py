@@ -1,0 +1,38 @@
+"""Nightly regeneration: ratings and credits in; shards, adapter, metrics and a champion out."""
+
+from __future__ import annotations
+
+from prefect import flow
+from prefect.task_runners import ThreadPoolTaskRunner
+
+from flows.generate_shards import make_shards
+from tasks.evaluate import evaluate_task
+from tasks.finetune import finetune_task
+from tasks.promote import promote_task
+from tasks.rank import rank_task
+from tasks.session import open_session
+
+
+@flow(name="tripletune-nightly", task_runner=ThreadPoolTaskRunner(max_workers=2))
+def nightly(
+    config: str = "configs/smoke.toml", movielens: str = "", imdb: str = "", artifacts: str = "artifacts"
+) -> str:
+    """Run every stage whose output is not there yet, and return the run's name.
+
+    Args:
+        config: a preset in TOML.
+        movielens: a MovieLens zip or folder; empty takes the config's, or the synthetic release.
+        imdb: a folder with IMDb's four dumps; empty takes the config's, or none.
+        artifacts: the artifact root.
+    """
+    with open_session(config, movielens=movielens, imdb=imdb, artifacts=artifacts) as session:
+        make_shards(session)
+        finetune_task(session)
+        rank_task(session)
+        evaluate_task(session)
+        promote_task(session)
+        return session.run
+
+
+if __name__ == "__main__":
+    nightly()

@@ -1,0 +1,26 @@
+"""Rank with an adapter that is already there, measure, and promote it or say why not."""
+
+from __future__ import annotations
+
+from prefect import flow
+
+from tasks.evaluate import evaluate_task
+from tasks.promote import promote_task
+from tasks.rank import rank_task
+from tasks.session import open_session
+
+
+@flow(name="tripletune-rank-models")
+def rank_models(
+    config: str = "configs/smoke.toml", movielens: str = "", imdb: str = "", artifacts: str = "artifacts"
+) -> str:
+    """Rank, evaluate and promote, and return the run's name; arguments as in ``nightly``."""
+    with open_session(config, movielens=movielens, imdb=imdb, artifacts=artifacts) as session:
+        rank_task(session)
+        evaluate_task(session)
+        promote_task(session)
+        return session.run
+
+
+if __name__ == "__main__":
+    rank_models()

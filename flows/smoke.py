@@ -1,0 +1,17 @@
+"""The smoke flow: every stage on a small synthetic release, in minutes, without network or GPU."""
+
+from __future__ import annotations
+
+from prefect import flow
+
+from flows.nightly import nightly
+
+
+@flow(name="tripletune-smoke")
+def smoke(artifacts: str = "artifacts", config: str = "configs/smoke.toml") -> str:
+    """Run the nightly flow on the smoke preset and return the run's name."""
+    return nightly(config=config, artifacts=artifacts)
+
+
+if __name__ == "__main__":
+    smoke()

@@ -1,0 +1,204 @@
+"""``tripletune``: the whole run, any single stage, and questions about what a run made.
+
+``run`` starts the Prefect flow; every other command works without Prefect. Expected mistakes end in one line on
+stderr and exit code 2; anything else keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from tripletune import __version__, stages
+from tripletune.config import RunConfig, load_config
+from tripletune.errors import UserError
+from tripletune.paths import RunPaths
+from tripletune.runs import RunRecord, new_run_name, read_run
+
+CHECKOUT = Path(__file__).parents[2]
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Two graph specialists write hints about a viewer; a language model learns to use them.\n\n"
+    "A whole run on the synthetic release: [bold]tripletune run[/]. On real data: [bold]tripletune run --config "
+    "configs/ml-latest-small.toml --movielens ml-latest-small.zip --imdb imdb/[/]. Then [bold]tripletune show[/], "
+    "[bold]prompt --user 1[/], [bold]recommend --user 1[/]. What would a rerun do? [bold]tripletune plan[/].",
+    rich_markup_mode="rich",
+)
+
+ConfigOption = Annotated[str, typer.Option("--config", help="A preset in TOML; the shipped ones are in configs/.")]
+MovielensOption = Annotated[str, typer.Option("--movielens", help="MovieLens zip or folder; empty: synthetic.")]
+ImdbOption = Annotated[str, typer.Option("--imdb", help="Folder with IMDb's title.* and name.basics .tsv.gz.")]
+ArtifactsOption = Annotated[Path, typer.Option("--artifacts", help="Where outputs are kept and found again.")]
+RunOption = Annotated[str, typer.Option("--run", help="Name of a run; empty: the latest that has what is needed.")]
+
+CONFIG = "configs/smoke.toml"
+ARTIFACTS = Path("artifacts")
+STAGES = ("ingest", "split", "knowledge", "rgat", "lightgcn", "retrieve", "generate", "finetune", "rank", "evaluate")
+
+
+def _console() -> Console:
+    # a pipe has no width; 80 columns would break every table
+    console = Console()
+    return console if console.is_terminal else Console(width=160)
+
+
+def _resolve(config: str, movielens: str, imdb: str, artifacts: Path) -> tuple[RunConfig, RunPaths]:
+    settings = load_config(Path(config), movielens=movielens, imdb=imdb)
+    return settings, stages.resolve(settings, artifacts)
+
+
+@app.command(rich_help_panel="Run")
+def run(
+    config: ConfigOption = CONFIG,
+    movielens: MovielensOption = "",
+    imdb: ImdbOption = "",
+    artifacts: ArtifactsOption = ARTIFACTS,
+) -> None:
+    """The nightly flow: every stage whose output is not there yet, under Prefect, logged to MLflow."""
+    _resolve(config, movielens, imdb, artifacts)  # a mistake in config or paths shows before Prefect starts
+    if not (CHECKOUT / "flows").is_dir():
+        raise UserError(f"no flows/ in {CHECKOUT}; `tripletune run` needs the checkout, single stages do not")
+    sys.path.insert(0, str(CHECKOUT))
+    nightly = importlib.import_module("flows.nightly").nightly
+    _log_mistakes_in_one_line()
+    record = read_run(artifacts, nightly(config=config, movielens=movielens, imdb=imdb, artifacts=str(artifacts)))
+    _print_summary(record, artifacts)
+
+
+def _log_mistakes_in_one_line() -> None:
+    def without_traceback(line: logging.LogRecord) -> bool:
+        if line.exc_info and isinstance(line.exc_info[1], UserError):
+            line.exc_info = None
+        return True
+
+    for name in ("prefect.flow_runs", "prefect.task_runs"):
+        logging.getLogger(name).addFilter(without_traceback)
+
+
+def _print_summary(record: RunRecord, artifacts: Path) -> None:
+    from tripletune.views import metrics_tables, where_things_are
+
+    console = _console()
+    console.print(metrics_tables(record.paths(artifacts).folder("evaluate")))
+    console.print(where_things_are(record, artifacts, record.settings()), soft_wrap=True)
+
+
+@app.command(rich_help_panel="Run")
+def plan(
+    config: ConfigOption = CONFIG,
+    movielens: MovielensOption = "",
+    imdb: ImdbOption = "",
+    artifacts: ArtifactsOption = ARTIFACTS,
+) -> None:
+    """What a run would make again, and which input, setting, source or library changed."""
+    from tripletune.views import plan_table
+
+    _, paths = _resolve(config, movielens, imdb, artifacts)
+    _console().print(plan_table(paths, STAGES))
+
+
+@app.command(rich_help_panel="Look")
+def show(
+    run: Annotated[str, typer.Argument(help="Name of a run; empty: the latest.")] = "",
+    artifacts: ArtifactsOption = ARTIFACTS,
+) -> None:
+    """Lineage, facts and metrics of a run, from the ratings file to the adapter."""
+    from tripletune.views import show_run
+
+    _console().print(show_run(read_run(artifacts, run), artifacts))
+
+
+@app.command(rich_help_panel="Look")
+def audit(run: RunOption = "", artifacts: ArtifactsOption = ARTIFACTS) -> None:
+    """Prove on the written shards that nothing leaked; exit code 1 and the example ids if something did."""
+    from tripletune.rank.audits import audit_shards, format_leaks
+
+    record = read_run(artifacts, run, needs="generate")
+    paths = record.paths(artifacts)
+    folders = (paths.require(stage) for stage in ("generate", "split", "rgat", "lightgcn"))
+    leaks = audit_shards(*folders)
+    _console().print(f"{record.name}: {format_leaks(leaks)}", markup=False, soft_wrap=True)
+    if leaks:
+        raise typer.Exit(1)
+
+
+def _add_stage(name: str) -> None:
+    function = getattr(stages, f"run_{name}")
+
+    def command(
+        config: ConfigOption = CONFIG,
+        movielens: MovielensOption = "",
+        imdb: ImdbOption = "",
+        artifacts: ArtifactsOption = ARTIFACTS,
+    ) -> None:
+        settings, paths = _resolve(config, movielens, imdb, artifacts)
+        folder = function(paths, settings)
+        _console().print(str(folder), soft_wrap=True)
+
+    app.command(name, help=function.__doc__, rich_help_panel="One stage, without Prefect")(command)
+
+
+for _stage in STAGES:
+    _add_stage(_stage)
+
+
+@app.command(rich_help_panel="One stage, without Prefect")
+def promote(
+    config: ConfigOption = CONFIG,
+    movielens: MovielensOption = "",
+    imdb: ImdbOption = "",
+    artifacts: ArtifactsOption = ARTIFACTS,
+) -> None:
+    """Move the champion alias in the MLflow registry to this adapter, or say why not."""
+    from tripletune.tracking import end_run, stage_run, start_run
+
+    settings, paths = _resolve(config, movielens, imdb, artifacts)
+    paths.require("rank")
+    name = new_run_name(artifacts, settings.dataset)
+    tracker = start_run(settings.tracking, artifacts, name, params=settings.flat(), tags={"run": name})
+    with stage_run(tracker, "promote", {"run": name}) as child:
+        folder = stages.run_promote(paths, settings, run=name, child=child)
+    end_run(tracker, failed=False)
+    _console().print((folder / "decision.json").read_text(encoding="utf-8"), markup=False)
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    _console().print(__version__)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        code = app(args=list(argv) if argv is not None else None, standalone_mode=False)
+    except UserError as error:
+        print(f"tripletune: {error}", file=sys.stderr)
+        return 2
+    except typer.Abort:
+        return 130
+    except Exception as error:
+        # click's own errors know how to show themselves: usage, then one line, exit code 2
+        if hasattr(error, "show") and hasattr(error, "exit_code"):
+            error.show()
+            return int(error.exit_code)
+        raise
+    return code if isinstance(code, int) else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,54 @@
+"""Which checkpoints are whole.
+
+The Trainer writes a checkpoint's files one by one under the final name, and removes old ones file by file, so a kill
+leaves folders that look like checkpoints. A seal, written last, lists the files with their sizes; a folder without a
+seal, or with another content than its seal says, is not a checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+from tripletune.paths import write_json
+
+SEAL = "complete.json"
+_PREFIX = "checkpoint-"
+
+
+def seal(checkpoint: Path) -> None:
+    """Flush a finished checkpoint's files to disk and write its seal."""
+    files = sorted(path for path in checkpoint.rglob("*") if path.is_file() and path.name != SEAL)
+    for path in files:
+        with path.open("rb") as stream:
+            os.fsync(stream.fileno())
+    write_json(checkpoint / SEAL, {path.relative_to(checkpoint).as_posix(): path.stat().st_size for path in files})
+
+
+def is_whole(checkpoint: Path) -> bool:
+    """Whether everything that the seal lists is there in its size."""
+    try:
+        sizes = json.loads((checkpoint / SEAL).read_text(encoding="utf-8"))
+        return all((checkpoint / name).stat().st_size == size for name, size in sizes.items())
+    except (OSError, ValueError):
+        return False
+
+
+def step_of(checkpoint: Path) -> int:
+    """The optimiser step a checkpoint was written at."""
+    return int(checkpoint.name.removeprefix(_PREFIX))
+
+
+def last_whole(folder: Path) -> Path | None:
+    """Remove what a kill left half-written or half-removed; return the newest whole checkpoint, if any."""
+    if not folder.is_dir():
+        return None
+    whole = []
+    for path in folder.glob(f"{_PREFIX}*"):
+        if is_whole(path):
+            whole.append(path)
+        else:
+            shutil.rmtree(path)
+    return max(whole, key=step_of, default=None)

@@ -1,0 +1,72 @@
+"""What the stage hands to the training processes, and the lines they hand back.
+
+The stage and the ranks live in different processes. The job is a JSON file; live messages are single lines on
+standard output with a marker, and the result is a file that the first rank writes last.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from tripletune.config import FinetuneConfig
+from tripletune.paths import SCRATCH
+
+MARKER = "@tripletune "
+"""Prefix of a line that is a message to the stage rather than something for the log."""
+
+
+class TrainingJob(BaseModel):
+    """One training run; equal jobs may resume each other's checkpoints."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    out: Path
+    train: tuple[Path, ...]
+    """Shards with ``prompt`` and ``completion``, in order."""
+    evaluation: Path | None
+    """Parquet with the examples to evaluate on; None when there are none."""
+    base: str
+    """Folder or id for ``from_pretrained``."""
+    hub_revision: str | None
+    base_name: str
+    """What the adapter's own config calls its base: a name that holds on every machine."""
+    settings: FinetuneConfig
+    seed: int
+
+    @property
+    def scratch(self) -> Path:
+        return self.out / SCRATCH
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.scratch / "checkpoints"
+
+    @property
+    def adapter(self) -> Path:
+        return self.out / "adapter"
+
+    @property
+    def result(self) -> Path:
+        """Written last: ``{"facts": ..., "history": ...}``."""
+        return self.scratch / "result.json"
+
+
+def send(kind: str, payload: dict[str, Any]) -> None:
+    """Print one message for the stage."""
+    print(f"{MARKER}{json.dumps({'kind': kind, **payload})}", flush=True)
+
+
+def receive(line: str) -> dict[str, Any] | None:
+    """The message in a line of output, or None when the line is ordinary text."""
+    _, marker, text = line.partition(MARKER)
+    if not marker:
+        return None
+    try:
+        message = json.loads(text)
+    except ValueError:  # two ranks wrote into one line
+        return None
+    return message if isinstance(message, dict) and "kind" in message else None

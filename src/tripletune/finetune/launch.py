@@ -1,0 +1,221 @@
+"""The finetune stage: prompt shards in, LoRA adapter with its contract and loss curve out.
+
+Training runs in processes of its own, started by ``accelerate launch``: the stage may live in a thread of an
+orchestrator, and several GPUs need several processes anyway.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import yaml
+
+from tripletune.config import FinetuneConfig
+from tripletune.contract import TINY, AdapterContract, BaseIdentity, identify_base, write_contract
+from tripletune.errors import ConfigError, InputError, TrainingError
+from tripletune.finetune.checkpoints import last_whole
+from tripletune.finetune.job import TrainingJob, receive
+from tripletune.finetune.supervise import ProcessFailed, clean_environment, end_noted, run_supervised
+from tripletune.paths import SCRATCH, Facts, write_atomically, write_json
+from tripletune.schemas import EXAMPLES
+from tripletune.stable_hash import mix
+
+OnLog = Callable[[int, Mapping[str, float]], None]
+ADAPTER_CURVE = pl.Schema({"step": pl.Int32, "metric": pl.String, "value": pl.Float64})
+
+log = logging.getLogger(__name__)
+
+
+def finetune_adapter(
+    shards: Path,
+    out: Path,
+    settings: FinetuneConfig,
+    prompt_contract: Mapping[str, Any],
+    lineage: Mapping[str, str],
+    seed: int,
+    on_log: OnLog | None = None,
+) -> Facts:
+    """Train an adapter, or go on from the last whole checkpoint that a killed run left in ``out``.
+
+    Args:
+        shards: the generate stage's folder, with ``train/`` and ``valid/``.
+        out: work folder. Filled with ``adapter/``, ``contract.json``, ``curve.parquet`` and, for ``tiny``, ``base/``.
+        settings: the ``[finetune]`` section.
+        prompt_contract: what the adapter's prompts must have in common; plain data, stored as it is.
+        lineage: fingerprints of the stages behind the shards.
+        seed: of initial weights, adapter and order of examples.
+        on_log: called with (step, metrics) as the training logs them; a resumed run repeats no step it kept.
+
+    Returns:
+        Facts: train_loss, eval_loss, eval_loss_before, steps, seconds, tokens, examples, eval_examples,
+        trainable_parameters, world_size, resumed_from_step (0 when it started over).
+
+    Raises:
+        InputError, ConfigError: nothing to train on, no such model or accelerate file.
+        TrainingError: the training failed or overran ``timeout_minutes``; a next run resumes.
+    """
+    train, evaluation = _train_shards(shards), _evaluation_examples(shards, settings.max_eval_examples, seed)
+    scratch = out / SCRATCH
+    scratch.mkdir(parents=True, exist_ok=True)
+    end_noted(scratch / "launcher.json")
+    base, base_name = _prepare_base(train, out, settings, seed)
+    job = TrainingJob(
+        out=out,
+        train=tuple(train),
+        evaluation=scratch / "evaluation.parquet" if len(evaluation) else None,
+        base=base.source,
+        hub_revision=base.hub_revision,
+        base_name=base_name,
+        settings=settings,
+        seed=seed,
+    )
+    _take_over(job)
+    if job.evaluation:
+        write_atomically(job.evaluation, evaluation.write_parquet)
+    if not (job.result.is_file() and job.adapter.is_dir()):
+        _launch(job, on_log)
+    result = json.loads(job.result.read_text(encoding="utf-8"))
+    write_atomically(out / "curve.parquet", lambda part: _curve(result["history"]).write_parquet(part))
+    contract = AdapterContract(
+        prompt=dict(prompt_contract),
+        tokenizer_sha256=base.tokenizer_sha256,
+        base_model=settings.model if settings.model != TINY else TINY,
+        base_revision=base.revision,
+        lineage=dict(lineage),
+    )
+    write_contract(out, contract)
+    facts: Facts = result["facts"]
+    return facts
+
+
+def _train_shards(shards: Path) -> list[Path]:
+    train = sorted((shards / "train").glob("shard-*.parquet"))
+    if not train or not pl.scan_parquet(train).select(pl.len()).collect().item():
+        raise InputError(
+            f"{shards / 'train'}: no training examples; more viewers, a larger retrieve.num_candidates "
+            "or a smaller split.min_graph would give some"
+        )
+    return train
+
+
+def _evaluation_examples(shards: Path, limit: int, seed: int) -> pl.DataFrame:
+    """Valid examples that can be answered (the like is a candidate): the first ``limit`` by hash of user."""
+    valid = sorted((shards / "valid").glob("shard-*.parquet"))
+    if not valid:
+        return pl.DataFrame(schema={name: EXAMPLES[name] for name in ("prompt", "completion")})
+    answerable = pl.scan_parquet(valid).filter(pl.col("candidates").list.contains(pl.col("answers").list.first()))
+    users = answerable.select("user_id").collect()
+    order = pl.Series("order", mix(users["user_id"].to_numpy(), seed))
+    chosen = users.with_columns(order).sort("order", "user_id").head(limit)
+    rows = answerable.join(chosen.lazy(), on="user_id", how="inner").sort("order", "user_id")
+    return rows.select("prompt", "completion").collect()
+
+
+def _prepare_base(train: list[Path], out: Path, settings: FinetuneConfig, seed: int) -> tuple[BaseIdentity, str]:
+    """The base model's identity and a name for it that does not depend on where the work folder is."""
+    if settings.model == TINY:
+        from tripletune.finetune.tiny import write_tiny_llama  # transformers takes seconds to import
+
+        write_tiny_llama(train, out / "base", settings.tiny, seed)
+        return identify_base(str(out / "base"), ""), TINY
+    if not Path(settings.model).is_dir() and not settings.revision:
+        raise ConfigError(
+            f"finetune.model = {settings.model!r} is no local folder, and a Hugging Face id needs finetune.revision"
+        )
+    return identify_base(settings.model, settings.revision), settings.model
+
+
+def _take_over(job: TrainingJob) -> None:
+    """Keep a killed run's checkpoints when it had the same job; otherwise start over. Write the job's file."""
+    path = job.scratch / "job.json"
+    plain = job.model_dump(mode="json")
+    try:
+        same = json.loads(path.read_text(encoding="utf-8")) == plain
+    except (OSError, ValueError):
+        same = False
+    if not same:
+        for folder in (job.checkpoints, job.adapter):
+            shutil.rmtree(folder, ignore_errors=True)
+        job.result.unlink(missing_ok=True)
+        write_json(path, plain)
+    last_whole(job.checkpoints)
+
+
+def _launch(job: TrainingJob, on_log: OnLog | None) -> None:
+    config_file = Path(job.settings.accelerate_config)
+    num_processes, use_cpu = _read_accelerate_config(config_file)
+    errors: list[str] = []
+
+    def take(line: str) -> bool:
+        message = receive(line)
+        if message is None:
+            return False
+        if message["kind"] == "log" and on_log is not None:
+            on_log(int(message["step"]), message["metrics"])
+        elif message["kind"] == "error":
+            errors.append(message["message"])
+        return True
+
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config_file)]
+    try:
+        run_supervised(
+            [*launcher, "-m", "tripletune.finetune.train", str(job.scratch / "job.json")],
+            environment=clean_environment(num_processes, use_cpu),
+            note=job.scratch / "launcher.json",
+            deadline_seconds=60 * job.settings.timeout_minutes,
+            on_line=take,
+        )
+    except ProcessFailed as failure:
+        raise _explain(failure, errors, job.settings) from None
+
+
+def _explain(failure: ProcessFailed, errors: list[str], settings: FinetuneConfig) -> TrainingError:
+    if errors:
+        return TrainingError(errors[0])
+    if "deadline" in failure.summary:
+        return TrainingError(
+            f"training was ended after finetune.timeout_minutes = {settings.timeout_minutes:g}; run again to go on "
+            "from the last checkpoint, or allow more"
+        )
+    tail = "\n  ".join(failure.tail)
+    return TrainingError(f"training failed ({failure.summary}); its last lines were:\n  {tail}")
+
+
+def _read_accelerate_config(path: Path) -> tuple[int, bool]:
+    """Number of processes, and whether they are kept on the CPU."""
+    try:
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return int(config["num_processes"]), bool(config.get("use_cpu", False))
+    except FileNotFoundError:
+        raise ConfigError(
+            f"finetune.accelerate_config: no file {path} (looked from {Path.cwd()}); "
+            "configs/accelerate/ holds single.yaml, ddp.yaml and cpu-2.yaml"
+        ) from None
+    except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError) as error:
+        raise ConfigError(
+            f"{path}: not an accelerate config with num_processes: {str(error).splitlines()[0]}; "
+            "start from configs/accelerate/single.yaml"
+        ) from None
+
+
+_CURVE_METRICS = ("loss", "grad_norm", "learning_rate", "mean_token_accuracy", "entropy", "epoch")
+"""What repeats exactly; times, rates and counters that start over after a resume stay out of the file."""
+
+
+def _curve(history: list[dict[str, float]]) -> pl.DataFrame:
+    """The Trainer's log as (step, metric, value), each metric of a step once, sorted."""
+    wanted = {*_CURVE_METRICS, *(f"eval_{name}" for name in _CURVE_METRICS)}
+    rows = [
+        {"step": entry["step"], "metric": metric, "value": value}
+        for entry in history
+        for metric, value in entry.items()
+        if metric in wanted
+    ]
+    return pl.DataFrame(rows, schema=ADAPTER_CURVE).unique(["step", "metric"], keep="last").sort("step", "metric")

@@ -1,0 +1,63 @@
+"""A training process dies with the stage that started it, even when that stage is killed with SIGKILL.
+
+Otherwise an orphan would go on writing into a folder that the next run holds. Two threads of safety: the kernel kills
+a rank when its launcher dies (Linux), and a thread ends the rank when the supervising stage is gone, whereupon the
+launcher, seeing a rank fail, ends itself and the others.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+import threading
+import time
+
+import psutil
+
+SUPERVISOR = "TRIPLETUNE_SUPERVISOR"
+"""Environment variable ``<pid> <create time>`` of the stage's process."""
+ORPHANED = 75
+"""Exit code of a rank whose supervisor is gone."""
+_POLL_SECONDS = 1.0
+_PR_SET_PDEATHSIG = 1
+_CLOCK_SLACK = 2.0
+
+
+def describe(process: psutil.Process) -> str:
+    """``<pid> <create time>``: a process id alone may have been given to another process since."""
+    return f"{process.pid} {process.create_time()}"
+
+
+def find(description: str) -> psutil.Process | None:
+    """The process of that description, or None when it has ended (a zombie has)."""
+    pid, created = description.split()
+    try:
+        process = psutil.Process(int(pid))
+        alive = abs(process.create_time() - float(created)) < _CLOCK_SLACK and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return None
+    return process if alive else None
+
+
+def hold() -> None:
+    """Tie this process to its launcher and to the stage named in the environment; without one, do nothing."""
+    description = os.environ.get(SUPERVISOR)
+    if description is None:
+        return
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    _leave_if_orphaned(description)
+    threading.Thread(target=_watch, args=(description,), daemon=True, name="tripletune-lifeline").start()
+
+
+def _watch(description: str) -> None:
+    while True:
+        time.sleep(_POLL_SECONDS)
+        _leave_if_orphaned(description)
+
+
+def _leave_if_orphaned(description: str) -> None:
+    if find(description) is None:
+        os._exit(ORPHANED)  # no clean-up: whatever is half written must look half written

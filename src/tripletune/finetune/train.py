@@ -1,0 +1,37 @@
+"""A training process: ``accelerate launch -m tripletune.finetune.train <job.json>``.
+
+The first thing it does is to tie its life to the stage that started it; the libraries take seconds to import, and a
+stage may die in them.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+from tripletune.errors import UserError
+from tripletune.finetune import lifeline
+from tripletune.finetune.job import TrainingJob, send
+
+
+def main(argv: list[str]) -> int:
+    """Train the job in the file ``argv[0]``; exit code 2 after an error that the user can repair."""
+    lifeline.hold()
+    if "LOCAL_RANK" not in os.environ:
+        # one process uses one GPU: with more in sight the Trainer would copy the model into threads
+        os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
+    job = TrainingJob.model_validate_json(Path(argv[0]).read_bytes())
+
+    from tripletune.finetune.sft import train  # after the lifeline: imports torch, transformers, trl
+
+    try:
+        train(job)
+    except UserError as error:
+        send("error", {"message": str(error)})
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,74 @@
+"""A viewer's vector: the weighted sum of the vectors of what the viewer liked, newest likes heaviest.
+
+Both specialists and the retrieval that reads their vectors compute viewers here and nowhere else, so that a viewer means
+the same in training and a night later. No user table: a viewer whom no fit has seen gets a vector like any other.
+"""
+
+# Shape letters in this file: M films, D vector width, E rows (one like of one viewer), U viewers
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+
+def recency_weights(age_E: Tensor, half_life: float) -> Tensor:
+    """Weight ``2 ** (-age / half_life)`` of each row; 1 for every row when ``half_life`` is 0.
+
+    Args:
+        age_E: integer, in likes: 0 for a viewer's newest row, 1 for the one before, and so on.
+        half_life: age at which a row counts half, in likes, >= 0.
+
+    Returns:
+        Shape (E,), float32 in (0, 1]. Float32 holds ages up to about 140 half-lives; older rows weigh 0.
+    """
+    if half_life < 0:
+        raise ValueError(f"half_life must be 0 (all rows count alike) or more likes, got {half_life}")
+    if half_life == 0:
+        return torch.ones(age_E.shape, dtype=torch.float32, device=age_E.device)
+    return torch.exp2(-age_E.float() / half_life)
+
+
+def pool_viewers(
+    vectors_MD: Tensor,
+    viewer_E: Tensor,
+    row_E: Tensor,
+    age_E: Tensor,
+    num_viewers: int,
+    half_life: float,
+    power: float,
+) -> Tensor:
+    """``u = sum_e w_e vectors[row_e] / (sum_e w_e) ** power`` with the weights of ``recency_weights``.
+
+    ``power`` 1 is the weighted mean, 0 the weighted sum, 0.5 LightGCN's viewer side of the symmetric normalisation (He
+    et al., SIGIR 2020, equation 3). Rows may come in any order; sorted by viewer they are not sorted again. Nothing of
+    the size rows x width is ever held, forward or backward. Differentiable in ``vectors_MD``.
+
+    Args:
+        vectors_MD: float32 or float64.
+        viewer_E: viewer number of each row, int64, 0 <= viewer < ``num_viewers``.
+        row_E: row of ``vectors_MD``, int64.
+        age_E: age of each row in likes, newest 0, integer.
+
+    Returns:
+        Shape (U, D), in the dtype of ``vectors_MD``; zero for a viewer without rows.
+
+    Raises:
+        ValueError: the three row tensors differ in length, or a viewer number is out of range.
+    """
+    if not viewer_E.shape == row_E.shape == age_E.shape:
+        lengths = tuple(viewer_E.shape), tuple(row_E.shape), tuple(age_E.shape)
+        raise ValueError(f"viewer, row and age must have one entry per like, got shapes {lengths}")
+    if viewer_E.numel() and not 0 <= int(viewer_E.min()) <= int(viewer_E.max()) < num_viewers:
+        raise ValueError(f"viewer numbers must be 0..{num_viewers - 1}, got {viewer_E.min()}..{viewer_E.max()}")
+    if bool((viewer_E.diff() < 0).any()):
+        order_E = viewer_E.argsort(stable=True)
+        viewer_E, row_E, age_E = viewer_E[order_E], row_E[order_E], age_E[order_E]
+    weight_E = recency_weights(age_E, half_life).to(vectors_MD.dtype)
+    count_U = torch.bincount(viewer_E, minlength=num_viewers)
+    offset_U = count_U.cumsum(0) - count_U
+    total_U = weight_E.new_zeros(num_viewers).index_add_(0, viewer_E, weight_E)
+    # a row old enough to weigh nothing must not divide by nothing
+    scale_U = total_U.clamp(min=torch.finfo(weight_E.dtype).tiny).pow(-power)
+    sum_UD = functional.embedding_bag(row_E, vectors_MD, offset_U, mode="sum", per_sample_weights=weight_E)
+    return sum_UD * torch.where(total_U > 0, scale_U, 0.0).unsqueeze(1)

@@ -1,0 +1,173 @@
+"""The audit's rules on columns: whole shards are joined with the split's rows, nothing is looped over.
+
+A finding lists ``example_id, detail`` of all examples that break one rule in one way, an example once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import polars as pl
+
+EVIDENCE = ("liked", "disliked")
+MASKED = ("candidates", "retrieved", "ranking", "similar")
+"""Columns that may not hold what the viewer had rated before the cutoff."""
+LABEL_OF = {"train": "target", "valid": "valid", "test": "test"}
+FIT_LABELS = {"a": ["graph"], "b": ["graph", "target"]}
+
+
+class Finding(NamedTuple):
+    """``rows`` has the columns ``example_id`` (or another subject) and ``detail``, both strings."""
+
+    rule: int
+    kind: str
+    rows: pl.DataFrame
+
+
+def liked_films(split: pl.LazyFrame) -> dict[str, pl.DataFrame]:
+    """By purpose, the films that someone liked outside of what is held out from that purpose: ``movie_id``."""
+    films = split.select("movie_id", pl.col("label").cast(pl.String)).unique().collect(engine="streaming")
+    open_to = {"train": ["graph", "target"], "valid": ["graph", "target"], "test": ["graph", "target", "valid"]}
+    return {
+        purpose: films.filter(pl.col("label").is_in(labels)).select("movie_id").unique()
+        for purpose, labels in open_to.items()
+    }
+
+
+def fit_findings(specialist: str, trained: pl.DataFrame, rows: pl.DataFrame) -> Iterator[Finding]:
+    """Rule 1: fit a is trained on graph likes, fit b on graph and target likes, and neither on an unseen viewer.
+
+    Args:
+        specialist: ``rgat`` or ``lightgcn``.
+        trained: TRAINED_ON of some viewers.
+        rows: SPLIT of the same viewers.
+    """
+    facts = rows.select("user_id", "movie_id", pl.col("label").cast(pl.String), "unseen")
+    joined = trained.join(facts, on=["user_id", "movie_id"], how="left", maintain_order="left").with_columns(
+        example_id=pl.format(f"{specialist} fit {{}}, viewer {{}}", "fit", "user_id"), column=pl.lit("trained on")
+    )
+    yield Finding(1, "unknown fit", _details(joined.filter(~pl.col("fit").is_in(list(FIT_LABELS)))))
+    yield Finding(1, "trained on a row that the split does not hold", _details(joined.filter(pl.col("label").is_null())))
+    for fit, labels in FIT_LABELS.items():
+        bad = joined.filter(pl.col("fit") == fit, ~pl.col("label").is_in(labels))
+        yield Finding(1, f"fit {fit} trained on more than {' and '.join(labels)} likes", _details(bad))
+    yield Finding(1, "trained on an unseen viewer", _details(joined.filter(pl.col("unseen"))))
+
+
+def column_findings(
+    examples: pl.DataFrame, rows: pl.DataFrame, films: dict[str, pl.DataFrame], purpose: str
+) -> Iterator[Finding]:
+    """Rules 2 to 4 on one shard.
+
+    Args:
+        examples: EXAMPLES; they count as ``purpose``, the folder they lie in, whatever they say.
+        rows: SPLIT of their viewers.
+        films: ``liked_films``.
+        purpose: train, valid or test.
+    """
+    facts = rows.select("user_id", "movie_id", "position", pl.col("label").cast(pl.String))
+    listed = _listed(examples).join(facts, on=["user_id", "movie_id"], how="left", maintain_order="left")
+    yield from _example_findings(examples, rows, purpose)
+    yield from _order_findings(examples, listed, facts, purpose)
+    yield from _evidence_findings(listed)
+    yield from _label_findings(listed, films, purpose)
+
+
+def _example_findings(examples: pl.DataFrame, rows: pl.DataFrame, purpose: str) -> Iterator[Finding]:
+    """What an example says about itself against its folder and the split."""
+    viewers = rows.group_by("user_id").agg(pl.col("unseen").first().alias("is_unseen"))
+    known = examples.select("example_id", "user_id", "purpose", "unseen", "answers").join(
+        viewers, on="user_id", how="left", maintain_order="left"
+    )
+    detail = pl.format("viewer {}", "user_id")
+
+    def found(rule: int, kind: str, condition: pl.Expr) -> Finding:
+        return Finding(rule, kind, known.filter(condition).select("example_id", detail=detail))
+
+    yield found(0, "viewer without rows in the split", pl.col("is_unseen").is_null())
+    yield found(0, "unseen mark differs from the split", pl.col("unseen") != pl.col("is_unseen"))
+    yield found(0, "example without an answer", pl.col("answers").list.len() == 0)
+    yield found(4, "example of another purpose in the folder", pl.col("purpose").cast(pl.String) != purpose)
+    if purpose == "train":
+        yield found(4, "unseen viewer in a training example", pl.col("is_unseen") | pl.col("unseen"))
+    else:
+        yield found(0, "more than one answer held out", pl.col("answers").list.len() > 1)
+
+
+def _order_findings(
+    examples: pl.DataFrame, listed: pl.DataFrame, facts: pl.DataFrame, purpose: str
+) -> Iterator[Finding]:
+    """Rule 2: everything an example is made of precedes the first answer."""
+    first = (
+        facts.filter(pl.col("label") == LABEL_OF[purpose]).group_by("user_id").agg(first=pl.col("position").min())
+    )
+    late = examples.join(first, on="user_id").filter(pl.col("cutoff") > pl.col("first"))
+    detail = pl.format("cutoff {}, first held-out like at {}", "cutoff", "first")
+    yield Finding(2, "cutoff after the first answer", late.select("example_id", detail=detail))
+    before = pl.col("position") < pl.col("cutoff")
+    evidence, masked = pl.col("column").is_in(EVIDENCE), pl.col("column").is_in(MASKED)
+    answer = pl.col("column") == "answers"
+    yield Finding(2, "answer before the cutoff", _details(listed.filter(answer & before)))
+    yield Finding(2, "evidence that does not precede the cutoff", _details(listed.filter(evidence & ~before)))
+    yield Finding(
+        2, "evidence that the viewer never rated", _details(listed.filter(evidence & pl.col("position").is_null()))
+    )
+    yield Finding(2, "shown film was rated before the cutoff", _details(listed.filter(masked & before)))
+    yield from _membership_findings(listed)
+
+
+def _membership_findings(listed: pl.DataFrame) -> Iterator[Finding]:
+    """Rule 2: hints are about films that the prompt shows; the retriever's order is one of the same films."""
+    for column, within in (
+        ("triples", ("candidates", "liked")),
+        ("ranking", ("candidates",)),
+        ("retrieved", ("candidates",)),
+        ("candidates", ("retrieved",)),
+    ):
+        inside = listed.filter(pl.col("column").is_in(within)).select("example_id", "movie_id").unique()
+        outside = listed.filter(pl.col("column") == column).join(inside, on=["example_id", "movie_id"], how="anti")
+        yield Finding(2, f"{column} name a film outside {' and '.join(within)}", _details(outside))
+
+
+def _evidence_findings(listed: pl.DataFrame) -> Iterator[Finding]:
+    """Rule 3: an answer is never in the evidence."""
+    answers = listed.filter(pl.col("column") == "answers").select("example_id", "movie_id").unique()
+    evidence = listed.filter(pl.col("column").is_in(EVIDENCE))
+    yield Finding(
+        3, "answer in the evidence", _details(evidence.join(answers, on=["example_id", "movie_id"], how="semi"))
+    )
+
+
+def _label_findings(listed: pl.DataFrame, films: dict[str, pl.DataFrame], purpose: str) -> Iterator[Finding]:
+    """Rule 4: answers carry the purpose's own label, and no test like serves another purpose."""
+    answer = pl.col("column") == "answers"
+    wrong = listed.filter(answer, pl.col("label").ne_missing(LABEL_OF[purpose]))
+    yield Finding(4, f"answer of a {purpose} example is not a {LABEL_OF[purpose]} like", _details(wrong))
+    if purpose != "test":
+        own = listed.filter(answer | pl.col("column").is_in(EVIDENCE), pl.col("label") == "test")
+        yield Finding(4, f"test like in a {purpose} example", _details(own))
+    similar = listed.filter(pl.col("column") == "similar").join(films[purpose], on="movie_id", how="anti")
+    yield Finding(4, "similar viewers' film was liked in held-out rows alone", _details(similar))
+
+
+def _listed(examples: pl.DataFrame) -> pl.DataFrame:
+    """One row per film and column of an example: ``example_id, user_id, cutoff, column, movie_id``."""
+    films = {name: pl.col(name) for name in ("answers", *EVIDENCE, *MASKED)}
+    films["triples"] = pl.col("triples").list.eval(pl.element().struct.field("movie_id"))
+    parts = [
+        examples.select("example_id", "user_id", "cutoff", pl.lit(name).alias("column"), movie_id=expression)
+        .explode("movie_id", empty_as_null=False)
+        .with_columns(pl.col("movie_id").cast(pl.Int32))
+        for name, expression in films.items()
+    ]
+    return pl.concat(parts)
+
+
+def _details(rows: pl.DataFrame) -> pl.DataFrame:
+    """An example once, with the columns and films that break the rule."""
+    return (
+        rows.with_columns(detail=pl.format("{} {}", "column", "movie_id"))
+        .group_by("example_id", maintain_order=True)
+        .agg(pl.col("detail").unique(maintain_order=True).str.join(", "))
+    )

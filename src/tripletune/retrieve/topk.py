@@ -1,0 +1,109 @@
+# Shape letters in this file:
+#   U rows (viewers), B rows of one block, C columns (films or viewers), K places
+"""Exact top-k of every row, in blocks, with masked columns and a fixed order of ties.
+
+Scores are made block by block, so that nothing of size rows x columns ever exists. Columns must already stand in the
+order in which ties are to fall (see ``specialists.Catalogue``): of equal scores the lower column wins, always.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float32]
+
+BLOCK = 64
+"""Rows scored at a time: larger blocks fall out of the cache and are slower."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ragged:
+    """Integers per row: row ``u`` holds ``values[offsets[u]:offsets[u + 1]]``."""
+
+    offsets: Ints
+    values: Ints
+
+    @classmethod
+    def from_pairs(cls, row_E: Ints, value_E: Ints, num_rows: int) -> Ragged:
+        """Group ``value_E`` by ``row_E`` (any order, 0 <= row < num_rows); the order within a row is kept."""
+        order_E = np.argsort(row_E, kind="stable")
+        counts_U = np.bincount(row_E, minlength=num_rows)
+        return cls(np.concatenate([[0], np.cumsum(counts_U)]).astype(np.int64), value_E[order_E].astype(np.int64))
+
+    def block(self, start: int, stop: int) -> tuple[Ints, Ints]:
+        """Row numbers within the block, and values, of the rows ``start`` to ``stop``."""
+        rows = np.repeat(np.arange(stop - start), np.diff(self.offsets[start : stop + 1]))
+        return rows, self.values[self.offsets[start] : self.offsets[stop]]
+
+
+def top_columns(
+    score_block: Callable[[int, int], Tensor], num_rows: int, masked: Ragged, k: int
+) -> tuple[Ints, Floats]:
+    """The ``k`` best columns of each row that are not masked, best first, ties by the lower column.
+
+    Args:
+        score_block: gives the float scores (stop - start, C) of the rows ``start`` to ``stop``; the tensor is
+            overwritten. ``-inf`` marks a column that must never be chosen; NaN is not allowed.
+        num_rows: U.
+        masked: per row, the columns that must not be chosen; repeated columns do no harm.
+        k: places, at least 1.
+
+    Returns:
+        ``columns_UK, scores_UK``; where a row has fewer than ``k`` columns left, ``-1`` and ``-inf`` fill the end.
+    """
+    columns_UK = np.full((num_rows, k), -1, dtype=np.int64)
+    scores_UK = np.full((num_rows, k), -np.inf, dtype=np.float32)
+    for start in range(0, num_rows, BLOCK):
+        stop = min(start + BLOCK, num_rows)
+        scores_BC = score_block(start, stop)
+        row_E, column_E = masked.block(start, stop)
+        scores_BC[torch.from_numpy(row_E), torch.from_numpy(column_E)] = -torch.inf
+        top_BK, value_BK = _exact_top_k(scores_BC, min(k, scores_BC.shape[1]))
+        columns_UK[start:stop, : top_BK.shape[1]] = top_BK.numpy()
+        scores_UK[start:stop, : top_BK.shape[1]] = value_BK.numpy()
+    return columns_UK, scores_UK
+
+
+def _exact_top_k(scores_BC: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """``torch.topk`` with ties by the lower column, which torch leaves open."""
+    has_more = k < scores_BC.shape[1]
+    value_BK, top_BK = scores_BC.topk(k + has_more, dim=1)
+    if has_more:
+        # only a tie across the border can put a wrong column in; those rows are done again, slowly
+        last_B = value_BK[:, k - 1]
+        tied_B = (last_B == value_BK[:, k]) & (last_B > -torch.inf)
+        value_BK, top_BK = value_BK[:, :k], top_BK[:, :k]
+        if bool(tied_B.any()):
+            scores_TC, last_T1 = scores_BC[tied_B], last_B[tied_B, None]
+            above_TC, equal_TC = scores_TC > last_T1, scores_TC == last_T1
+            free_T1 = k - above_TC.sum(dim=1, keepdim=True)
+            chosen_TC = above_TC | (equal_TC & (equal_TC.cumsum(dim=1) <= free_T1))
+            top_BK[tied_B] = chosen_TC.nonzero()[:, 1].view(-1, k)
+    top_BK = top_BK.sort(dim=1).values
+    value_BK, order_BK = scores_BC.gather(1, top_BK).sort(dim=1, descending=True, stable=True)
+    top_BK = top_BK.gather(1, order_BK)
+    return top_BK.masked_fill(value_BK == -torch.inf, -1), value_BK
+
+
+def product_blocks(rows_UD: Tensor, columns_CD: Tensor, bias_C: Tensor | None = None) -> Callable[[int, int], Tensor]:
+    """``score_block`` for inner products plus a bias per column.
+
+    Every block has the same number of rows (the last is padded), because a matrix product of another shape may round
+    differently, and a viewer's scores must not depend on who else is asked about.
+    """
+    columns_DC = columns_CD.T.contiguous()
+
+    def score_block(start: int, stop: int) -> Tensor:
+        block_BD = rows_UD.new_zeros(BLOCK, rows_UD.shape[1])
+        block_BD[: stop - start] = rows_UD[start:stop]
+        scores_BC = block_BD @ columns_DC
+        return (scores_BC if bias_C is None else scores_BC.add_(bias_C))[: stop - start]
+
+    return score_block

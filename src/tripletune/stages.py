@@ -1,0 +1,334 @@
+"""The stages: ``run_<stage>(paths, config)``, paths in, paths out. Tasks and the command line call these.
+
+Each function says which folders a stage reads and which room does the work; the table ``stage_specs`` says what its
+fingerprint is made of. Rooms are imported inside the functions, so that ``tripletune --help`` and ``plan`` do not wait
+for torch, DGL and transformers.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import inspect
+import textwrap
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from tripletune.config import FinetuneConfig, RunConfig
+from tripletune.errors import ConfigError, InputError, MissingArtifactError
+from tripletune.fingerprint import Ingredients, StageSpec, fingerprint, gather, input_checksums
+from tripletune.paths import Facts, RunPaths
+from tripletune.runs import read_run
+
+LogCurve = Callable[[int, Mapping[str, float]], None]
+
+
+def stage_specs(config: RunConfig) -> tuple[StageSpec, ...]:
+    """What each reusable stage is made of, in an order in which they can run. ``promote`` is never reused."""
+    synthetic = not config.source.movielens
+    # the deadline of the subprocess shapes no bytes
+    finetune_fields = tuple(f"finetune.{name}" for name in FinetuneConfig.model_fields if name != "timeout_minutes")
+    return (
+        StageSpec(
+            name="ingest",
+            source=("data.movielens", "schemas", *(("data.synthetic", "stable_hash") if synthetic else ())),
+            libraries=("polars", "numpy") if synthetic else ("polars",),
+            fields=("ingest", *(("synthetic", "seed") if synthetic else ())),
+            outside=("movielens",),
+        ),
+        StageSpec(
+            name="split",
+            parents=("ingest",),
+            source=("data.split", "stable_hash", "schemas"),
+            libraries=("polars", "numpy"),
+            fields=("split", "seed"),
+        ),
+        StageSpec(
+            name="knowledge",
+            parents=("ingest",),
+            source=("data.imdb", "graph.knowledge", "schemas"),
+            libraries=("polars",),
+            fields=("knowledge",),
+            outside=("imdb", "extra_triples"),
+        ),
+        StageSpec(
+            name="rgat",
+            parents=("knowledge", "split"),
+            source=_graph_modules("rgat"),
+            libraries=("torch", "dgl", "polars", "numpy"),
+            fields=("rgat", "seed"),
+        ),
+        StageSpec(
+            name="lightgcn",
+            parents=("split",),
+            source=_graph_modules("lightgcn"),
+            libraries=("torch", "dgl", "polars", "numpy"),
+            fields=("lightgcn", "seed"),
+        ),
+        StageSpec(
+            name="retrieve",
+            parents=("knowledge", "split", "rgat", "lightgcn"),
+            source=("retrieve", "pooling", "stable_hash", "schemas"),
+            libraries=("torch", "polars", "numpy"),
+            fields=("retrieve", "prompt.triples_for_liked", "split.dislike", "seed"),
+        ),
+        StageSpec(
+            name="generate",
+            parents=("ingest", "split", "retrieve", "rgat", "lightgcn"),
+            source=("prompts", "stable_hash", "schemas"),
+            libraries=("polars", "pyarrow"),
+            fields=("prompt", "retrieve", "split.dislike", "seed"),
+        ),
+        StageSpec(
+            name="finetune",
+            parents=("generate",),
+            source=("finetune", "contract"),
+            libraries=("torch", "transformers", "trl", "peft", "accelerate", "datasets", "tokenizers"),
+            fields=(*finetune_fields, "seed"),
+            outside=("accelerate_config", "model"),
+        ),
+        StageSpec(
+            name="rank",
+            parents=("generate", "finetune"),
+            source=("rank.decoding", "rank.predict", "contract", "stable_hash", "schemas"),
+            libraries=("torch", "transformers", "peft", "polars"),
+            fields=("rank", "seed"),
+        ),
+        StageSpec(
+            name="evaluate",
+            parents=("rank", "generate", "retrieve", "rgat", "lightgcn", "finetune"),
+            source=("rank.evaluate", "rank.metrics", "rank.significance", "rank.report", "rank.pictures"),
+            libraries=("polars", "numpy", "scipy", "matplotlib", "jinja2"),
+            fields=("evaluate", "seed"),
+        ),
+    )
+
+
+def _graph_modules(specialist: str) -> tuple[str, ...]:
+    other = "lightgcn" if specialist == "rgat" else "rgat"
+    folder = Path(__file__).parent / "graph"
+    mine = sorted(p.stem for p in folder.glob("*.py") if not p.stem.startswith((other, "knowledge", "__init__")))
+    return (*(f"graph.{name}" for name in mine), "pooling", "schemas")
+
+
+def resolve(config: RunConfig, artifacts: Path) -> RunPaths:
+    """Compute every stage's fingerprint, before anything runs.
+
+    Raises:
+        InputError: a file or folder named by the config does not exist.
+        MissingArtifactError, ConfigError: ``specialists.pin`` names no usable run.
+    """
+    fingerprints: dict[str, str] = {}
+    ingredients: dict[str, Ingredients] = {}
+    pinned = _pinned_specialists(config, artifacts)
+    for spec in stage_specs(config):
+        parts = gather(spec, config, fingerprints, _outside_inputs(spec, config))
+        parts["source"][f"stages.run_{spec.name}"] = _function_hash(globals()[f"run_{spec.name}"])
+        ingredients[spec.name] = parts
+        fingerprints[spec.name] = pinned.get(spec.name) or fingerprint(spec.name, parts)
+    return RunPaths(
+        root=artifacts, dataset=config.dataset, fingerprints=fingerprints, ingredients=ingredients
+    )
+
+
+def _function_hash(function: Callable[..., Any]) -> str:
+    tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
+    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()
+
+
+def _outside_inputs(spec: StageSpec, config: RunConfig) -> dict[str, str]:
+    named: dict[str, tuple[str, ...]] = {
+        "movielens": (config.source.movielens,),
+        "imdb": (config.source.imdb,),
+        "extra_triples": config.source.extra_triples,
+        "accelerate_config": (config.finetune.accelerate_config,),
+        "model": (config.finetune.model,) if Path(config.finetune.model).is_dir() else (),
+    }
+    paths = []
+    for section in spec.outside:
+        for text in filter(None, named[section]):
+            path = Path(text)
+            if not path.exists():
+                raise InputError(f"{section} = {text!r}: no such file or folder; give a path that exists")
+            paths.append(path)
+    return input_checksums(paths)
+
+
+def _pinned_specialists(config: RunConfig, artifacts: Path) -> dict[str, str]:
+    if not config.specialists.pin:
+        return {}
+    run = read_run(artifacts, config.specialists.pin)
+    if run.dataset != config.dataset:
+        raise ConfigError(
+            f"specialists.pin = {run.name!r} is a run of dataset {run.dataset!r}, not of {config.dataset!r}; "
+            "name a run of the same dataset"
+        )
+    pinned = {stage: run.fingerprints[stage] for stage in ("rgat", "lightgcn")}
+    kept = RunPaths(root=artifacts, dataset=run.dataset, fingerprints=pinned)
+    for stage in pinned:
+        if not kept.is_done(stage):
+            raise MissingArtifactError(
+                f"specialists.pin = {run.name!r}, but its {stage} output is gone from {kept.folder(stage)}; "
+                "pin a run whose specialists are there, or remove the pin"
+            )
+    return pinned
+
+
+def run_ingest(paths: RunPaths, config: RunConfig) -> Path:
+    """Read a release, or generate a synthetic one, into typed Parquet; bad rows go to ``rejects.parquet``."""
+    from tripletune.data.movielens import ingest_release
+    from tripletune.data.synthetic import write_release
+
+    def make(work: Path) -> Facts:
+        if config.source.movielens:
+            return ingest_release(Path(config.source.movielens), work, config.ingest)
+        facts = write_release(work / "release", config.synthetic, config.seed)
+        return {**facts, **ingest_release(work / "release", work, config.ingest)}
+
+    return paths.build("ingest", make)
+
+
+def run_split(paths: RunPaths, config: RunConfig) -> Path:
+    """Label every rating graph, target, valid, test or other, and bucket the rows by viewer."""
+    from tripletune.data.split import write_split
+
+    ratings = paths.require("ingest") / "ratings.parquet"
+    return paths.build("split", lambda work: write_split(ratings, work, config.split, config.seed))
+
+
+def run_knowledge(paths: RunPaths, config: RunConfig) -> Path:
+    """Build the film knowledge graph from genres, decades, tags, credits and extra triples."""
+    import polars as pl
+
+    from tripletune.data.imdb import read_credits
+    from tripletune.graph.knowledge import write_knowledge
+
+    ingest = paths.require("ingest")
+    imdb = Path(config.source.imdb) if config.source.imdb else ingest / "release" / "imdb"
+
+    def make(work: Path) -> Facts:
+        links = pl.scan_parquet(ingest / "links.parquet")
+        credits, facts = read_credits(imdb if imdb.is_dir() else None, links, config.knowledge)
+        return facts | write_knowledge(
+            ingest / "movies.parquet",
+            ingest / "tags.parquet",
+            ingest / "ratings.parquet",
+            credits,
+            [Path(extra) for extra in config.source.extra_triples],
+            work,
+            config.knowledge,
+        )
+
+    return paths.build("knowledge", make)
+
+
+def run_rgat(paths: RunPaths, config: RunConfig) -> Path:
+    """Train the relational graph attention network, fits a and b."""
+    from tripletune.graph.rgat_fit import train_rgat
+
+    if paths.is_done("rgat"):  # also a pinned one, whose parents may be gone
+        return paths.folder("rgat")
+    knowledge, split = paths.require("knowledge"), paths.require("split")
+    return paths.build("rgat", lambda work: train_rgat(knowledge, split, work, config.rgat, config.seed))
+
+
+def run_lightgcn(paths: RunPaths, config: RunConfig) -> Path:
+    """Train LightGCN, fits a and b."""
+    from tripletune.graph.lightgcn_fit import train_lightgcn
+
+    if paths.is_done("lightgcn"):
+        return paths.folder("lightgcn")
+    split = paths.require("split")
+    return paths.build("lightgcn", lambda work: train_lightgcn(split, work, config.lightgcn, config.seed))
+
+
+def run_retrieve(paths: RunPaths, config: RunConfig) -> Path:
+    """Candidates, hint lists, similar viewers' films and chosen triples of every viewer and purpose."""
+    from tripletune.retrieve.candidates import retrieve_all
+
+    knowledge, split = paths.require("knowledge"), paths.require("split")
+    lightgcn, rgat = paths.require("lightgcn"), paths.require("rgat")
+    return paths.build(
+        "retrieve",
+        lambda work: retrieve_all(
+            split,
+            knowledge,
+            lightgcn,
+            rgat,
+            work,
+            config.retrieve,
+            num_liked_triples=config.prompt.triples_for_liked,
+            seed=config.seed,
+        ),
+    )
+
+
+def run_generate(paths: RunPaths, config: RunConfig) -> Path:
+    """Write the prompt / ground-truth shards, and publish them only when the audit finds no leak."""
+    from tripletune.prompts.engine import generate_shards
+    from tripletune.rank.audits import audit_shards, refuse_leaks
+
+    ingest, split, retrieve = paths.require("ingest"), paths.require("split"), paths.require("retrieve")
+    rgat, lightgcn = paths.require("rgat"), paths.require("lightgcn")
+
+    def make(work: Path) -> Facts:
+        facts = generate_shards(
+            ingest,
+            split,
+            retrieve,
+            work,
+            config.prompt,
+            config.retrieve,
+            dislike=config.split.dislike,
+            specialists={stage: paths.fingerprints[stage] for stage in ("lightgcn", "rgat")},
+            seed=config.seed,
+        )
+        refuse_leaks(audit_shards(work, split, rgat, lightgcn))
+        return facts
+
+    return paths.build("generate", make)
+
+
+def run_finetune(paths: RunPaths, config: RunConfig, on_log: LogCurve | None = None) -> Path:
+    """LoRA-tune the language model in a subprocess; ``on_log`` receives the curve while it trains."""
+    from tripletune.finetune.launch import finetune_adapter
+    from tripletune.prompts.engine import prompt_contract
+
+    generate = paths.require("generate")
+    return paths.build(
+        "finetune",
+        lambda work: finetune_adapter(
+            generate,
+            work,
+            config.finetune,
+            prompt_contract(config.prompt, config.retrieve),
+            dict(paths.fingerprints),
+            config.seed,
+            on_log,
+        ),
+    )
+
+
+def run_rank(paths: RunPaths, config: RunConfig) -> Path:
+    """Answer the valid and test prompts with the tuned and the untuned model and with both trivial orders."""
+    from tripletune.prompts.engine import prompt_contract
+    from tripletune.rank.predict import rank_shards
+
+    generate, finetune = paths.require("generate"), paths.require("finetune")
+    contract = prompt_contract(config.prompt, config.retrieve)
+    return paths.build(
+        "rank", lambda work: rank_shards(generate, finetune, work, config.rank, contract, config.seed)
+    )
+
+
+def run_evaluate(paths: RunPaths, config: RunConfig) -> Path:
+    """Metrics with intervals, comparisons between all rows, and the HTML report."""
+    from tripletune.rank.evaluate import evaluate_run
+
+    folders = {stage: paths.require(stage) for stage in ("rgat", "lightgcn", "finetune")}
+    rank, generate, retrieve = (paths.require(stage) for stage in ("rank", "generate", "retrieve"))
+    return paths.build(
+        "evaluate",
+        lambda work: evaluate_run(rank, generate, retrieve, work, config.evaluate, config.seed, **folders),
+    )

@@ -1,0 +1,148 @@
+"""What ``plan``, ``show`` and the end of a run print: rich tables made from manifests and metrics."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import polars as pl
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from tripletune.config import RunConfig
+from tripletune.fingerprint import differences
+from tripletune.paths import MANIFEST, RunPaths, read_manifest
+from tripletune.runs import RunRecord, tracking_uri
+
+RETRIEVAL_ROWS = ("popularity", "lightgcn", "rgat")
+RERANK_ROWS = ("random", "retriever", "untuned", "tuned")
+
+
+def plan_table(paths: RunPaths, stages: Sequence[str]) -> Table:
+    """Which stages a run would reuse or make, and which ingredient changed since the latest output of each."""
+    table = Table("stage", "what", "fingerprint", "because", title=f"plan for {paths.dataset}", title_justify="left")
+    for stage in stages:
+        if paths.is_done(stage):
+            table.add_row(stage, "[green]reuse[/]", paths.fingerprints[stage][:10], "")
+            continue
+        table.add_row(stage, "[yellow]make[/]", paths.fingerprints[stage][:10], "\n".join(_reasons(paths, stage)))
+    table.add_row("promote", "[yellow]make[/]", "", "never reused: the champion may have changed")
+    return table
+
+
+def _reasons(paths: RunPaths, stage: str) -> list[str]:
+    work = paths.folder(stage).with_name(f"{paths.fingerprints[stage]}.work")
+    left = [f"a run that stopped half-way left its work in {work}"] if work.is_dir() else []
+    manifests = sorted(paths.folder(stage).parent.glob(f"*/{MANIFEST}"), key=lambda path: path.stat().st_mtime)
+    if not manifests:
+        return [*left, "there is no earlier output"]
+    before = json.loads(manifests[-1].read_text(encoding="utf-8"))["ingredients"]
+    return left + (differences(before, paths.ingredients[stage]) or ["its files are gone or were changed"])
+
+
+def show_run(record: RunRecord, root: Path) -> Group:
+    """Lineage and facts of every stage of a run, then its metrics."""
+    paths = record.paths(root)
+    lines = Text(f"run {record.name}: {record.status}, {record.started} to {record.finished or '...'}")
+    if record.error:
+        lines.append(f"\n{record.error}", style="red")
+    table = Table("stage", "this run", "fingerprint", "from", "seconds", "peak GiB", "facts")
+    for stage, fingerprint in record.fingerprints.items():
+        manifest = read_manifest(paths.folder(stage))
+        if manifest is None:
+            table.add_row(stage, "not there", fingerprint[:10])
+            continue
+        parents = "\n".join(f"{name} {value[:10]}" for name, value in manifest["parents"].items())
+        files = ", ".join(sorted(manifest["ingredients"].get("inputs", {})))
+        facts = "\n".join(f"{key} {_fact(value)}" for key, value in manifest["facts"].items())
+        table.add_row(
+            stage,
+            record.stages.get(stage, ""),
+            fingerprint[:10],
+            "\n".join(filter(None, [parents, files])),
+            f"{manifest['seconds']:.1f}",
+            f"{manifest['peak_bytes'] / 2**30:.2f}",
+            facts,
+        )
+    parts: list[RenderableType] = [lines, table]
+    if "evaluate" in record.fingerprints and paths.is_done("evaluate"):
+        parts.append(metrics_tables(paths.folder("evaluate")))
+    return Group(*parts)
+
+
+def _fact(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, dict):
+        return " ".join(f"{key}={_fact(inner)}" for key, inner in value.items())
+    return str(value)
+
+
+def metrics_tables(evaluate: Path) -> Group:
+    """The tables at the end of a run, from ``evaluate/metrics.parquet`` and ``metrics.json``."""
+    frame = pl.read_parquet(evaluate / "metrics.parquet")
+    flat = json.loads((evaluate / "metrics.json").read_text(encoding="utf-8"))
+    warm = frame.filter(pl.col("group") == "warm")
+    retrieval = _metric_table(warm, "first stage, all films", RETRIEVAL_ROWS, (3, 5, 10))
+    reranking = _metric_table(frame.filter(pl.col("group") == "all"), "same candidates, re-ranked", RERANK_ROWS, (3, 5))
+    shares = Table("figure", "value", title="bounds and form", title_justify="left")
+    shares.add_row("retrieval ceiling (held-out film among the candidates)", _percent(flat.get("retrieval_ceiling")))
+    for system in ("untuned", "tuned"):
+        for mode in ("constrained", "unconstrained"):
+            share = _percent(flat.get(f"{system}_valid_answers_{mode}"))
+            shares.add_row(f"valid answers, {system}, {mode}", share)
+    return Group(retrieval, reranking, shares)
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f} %"
+
+
+def _metric_table(frame: pl.DataFrame, title: str, rows: Sequence[str], cutoffs: Sequence[int]) -> Table:
+    names = [f"{metric}_at_{k}" for k in cutoffs for metric in ("hr", "ndcg")]
+    viewers = frame.filter(pl.col("row").is_in(rows)).get_column("num_viewers").max()
+    table = Table("", *names, title=f"{title} ({viewers or 0} test viewers, 95 % interval)", title_justify="left")
+    cells = {(row["row"], row["metric"]): row for row in frame.iter_rows(named=True)}
+
+    def cell(row: str, name: str) -> str:
+        found = cells.get((row, name))
+        return f"{found['value']:.3f} ({found['low']:.3f}-{found['high']:.3f})" if found else "-"
+
+    for row in rows:
+        table.add_row(row, *(cell(row, name) for name in names))
+    return table
+
+
+def where_things_are(record: RunRecord, root: Path, config: RunConfig) -> Text:
+    """Folders of the shards, adapter and report, and the commands that open the pages."""
+    paths = record.paths(root)
+    uri = tracking_uri(config.tracking, root)
+    return Text(
+        f"run        {record.name}\n"
+        f"shards     {paths.folder('generate')}\n"
+        f"adapter    {paths.folder('finetune') / 'adapter'}\n"
+        f"report     {paths.folder('evaluate') / 'report.html'}\n"
+        f"MLflow     .venv/bin/mlflow server --backend-store-uri {uri} --host 127.0.0.1 --port 5000\n"
+        f"           then open http://127.0.0.1:5000/#/experiments/{_experiment(record)}\n"
+        f"Prefect    .venv/bin/prefect server start\n"
+        f"           then open http://127.0.0.1:4200/runs\n"
+        f"lineage    .venv/bin/tripletune show {record.name}"
+    )
+
+
+def _experiment(record: RunRecord) -> str:
+    return f"{record.mlflow_experiment_id}/runs?workflowType=machine_learning"
+
+
+def markdown_summary(evaluate: Path) -> str:
+    """The metrics as a Markdown table, for Prefect's page."""
+    frame = pl.read_parquet(evaluate / "metrics.parquet").filter(pl.col("group").is_in(["warm", "all"]))
+    rows = [
+        f"| {row['row']} | {row['group']} | {row['metric']} | {row['value']:.4f} | {row['low']:.4f} | {row['high']:.4f} |"
+        for row in frame.iter_rows(named=True)
+    ]
+    return "\n".join(["| row | viewers | metric | value | low | high |", "|---|---|---|---|---|---|", *rows])
+
+

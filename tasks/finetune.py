@@ -1,0 +1,30 @@
+"""Prefect task for the finetune stage."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from tasks.session import Session, logged_stage, worth_a_retry
+from tripletune.stages import run_finetune
+
+
+@task(
+    name="finetune",
+    retries=1,
+    retry_delay_seconds=30,
+    retry_condition_fn=worth_a_retry,
+    cache_policy=NO_CACHE,
+    tags=["tripletune", "gpu"],
+)
+def finetune_task(session: Session) -> Path:
+    """LoRA-tune the language model in a subprocess, its curve live in MLflow.
+
+    The deadline is ``finetune.timeout_minutes``: a submitted sync task ignores Prefect's own timeout. The ``gpu`` tag
+    takes a concurrency limit, so that two nights never share the cards.
+    """
+    return logged_stage(
+        session, "finetune", lambda child: run_finetune(session.paths, session.config, child.log_curve)
+    )

@@ -1,0 +1,75 @@
+"""Prompt shards like those of the generate stage, made without it: for the tests of finetuning and ranking.
+
+What there is to learn: the answer is the head of the hint's ranking, so copying five lines of the prompt is right.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from tripletune.schemas import EXAMPLES
+
+_FIRST = "Silent Crimson Broken Golden Distant Hidden Last Electric Paper Wild Lonely Burning Frozen Quiet Iron".split()
+_SECOND = "River Garden Horizon Letter Empire Shadow Harvest Mirror Station Orchard Voyage Winter Signal Circus".split()
+PROMPT_CONTRACT = {"template": "test", "num_candidates": 20}
+
+
+def title(movie: int) -> str:
+    """A distinct title per movie id; every seventh is a prefix of another."""
+    if movie % 7 == 0:
+        return title(movie + 1).rsplit(" (", 1)[0]
+    return f"{_FIRST[movie % 15]} {_SECOND[movie // 15 % 14]} {1 + movie // 210} ({1950 + movie * 7 % 70})"
+
+
+def example(user: int, purpose: str, *, num_movies: int = 150, long: bool = True) -> dict[str, object]:
+    rng = np.random.default_rng([user, len(purpose)])
+    movies = [int(movie) for movie in rng.choice(num_movies, size=35, replace=False)]
+    retrieved, liked = movies[:20], movies[20:]
+    shown = [int(movie) for movie in rng.permutation(retrieved)]
+    answers = retrieved[:5] if purpose == "train" else [retrieved[int(rng.integers(0, 24)) % 20 if user % 5 else 0]]
+    lines = ["The viewer liked, newest first:", *(f"- {title(movie)}" for movie in liked[: 15 if long else 3])]
+    lines += ["", "Hint 1, the ranking of a graph model:"]
+    lines += [f"{k}. {title(movie)}" for k, movie in enumerate(retrieved[:10], 1)]
+    if long:
+        lines += ["", "Hint 2:", *(f"- {title(movie)} - genre - Drama" for movie in shown)]
+    lines += ["", "Which five of these will the viewer like most?", *(f"- {title(movie)}" for movie in shown)]
+    completion = "\n".join(f"{k}. {title(movie)}" for k, movie in enumerate(retrieved[:5], 1))
+    return {
+        "example_id": f"{user}:{purpose}",
+        "user_id": user,
+        "purpose": purpose,
+        "unseen": False,
+        "cutoff": 15,
+        "prompt": [
+            {"role": "system", "content": "You recommend films. Answer with five lines and nothing else."},
+            {"role": "user", "content": "\n".join(lines)},
+        ],
+        "completion": [{"role": "assistant", "content": completion}],
+        "answers": answers,
+        "candidates": shown,
+        "candidate_titles": [title(movie) for movie in shown],
+        "retrieved": retrieved,
+        "liked": liked,
+        "disliked": [],
+        "ranking": retrieved[:10],
+        "similar": [],
+        "triples": [],
+        "template_id": "test",
+        "template_sha256": "0" * 64,
+        "lightgcn": "a" * 32,
+        "rgat": "b" * 32,
+    }
+
+
+def write_shards(folder: Path, *, train: int, valid: int, test: int, long: bool = True, files: int = 2) -> Path:
+    """``<folder>/<purpose>/shard-NNN.parquet``; returns the folder."""
+    for purpose, count in (("train", train), ("valid", valid), ("test", test)):
+        (folder / purpose).mkdir(parents=True, exist_ok=True)
+        rows = [example(user, purpose, long=long) for user in range(1, count + 1)]
+        for number in range(files):
+            frame = pl.DataFrame(rows[number::files], schema=EXAMPLES)
+            frame.write_parquet(folder / purpose / f"shard-{number:03d}.parquet")
+    return folder
