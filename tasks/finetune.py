@@ -25,6 +25,4 @@ def finetune_task(session: Session) -> Path:
     The deadline is ``finetune.timeout_minutes``: a submitted sync task ignores Prefect's own timeout. The ``gpu`` tag
     takes a concurrency limit, so that two nights never share the cards.
     """
-    return logged_stage(
-        session, "finetune", lambda child: run_finetune(session.paths, session.config, child.log_curve)
-    )
+    return logged_stage(session, "finetune", lambda child: run_finetune(session.paths, session.config, child.log_curve))

@@ -297,7 +297,9 @@ def parse_config(data: dict[str, Any], where: str) -> RunConfig:
         return RunConfig.model_validate(data)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        raise ConfigError(f"{where}: {_explain(first['loc'], first['type'], first['msg'], first.get('input'))}") from None
+        raise ConfigError(
+            f"{where}: {_explain(first['loc'], first['type'], first['msg'], first.get('input'))}"
+        ) from None
 
 
 def _explain(loc: tuple[int | str, ...], kind: str, message: str, value: Any) -> str:

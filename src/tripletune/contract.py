@@ -144,8 +144,7 @@ def require_same(prompts: Mapping[str, Any], adapter: AdapterContract) -> None:
     if not differing:
         return
     shown = "; ".join(
-        f"{name}: the adapter has {_show(theirs, name)}, the prompts have {_show(ours, name)}"
-        for name in differing[:3]
+        f"{name}: the adapter has {_show(theirs, name)}, the prompts have {_show(ours, name)}" for name in differing[:3]
     )
     more = f" (and {len(differing) - 3} more)" if len(differing) > 3 else ""
     raise ContractError(

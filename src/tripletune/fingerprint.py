@@ -84,9 +84,7 @@ def source_hash(module: str) -> dict[str, str]:
     return hashes
 
 
-def gather(
-    spec: StageSpec, config: RunConfig, parents: Mapping[str, str], inputs: Mapping[str, str]
-) -> Ingredients:
+def gather(spec: StageSpec, config: RunConfig, parents: Mapping[str, str], inputs: Mapping[str, str]) -> Ingredients:
     """Everything a stage's fingerprint is made of."""
     source: dict[str, str] = {}
     for module in spec.source:

@@ -3,7 +3,7 @@
 ``<root>/<dataset>/<stage>/<fingerprint>/`` holds a finished output. A stage works in ``<fingerprint>.work`` under a
 file lock, writes ``manifest.json`` last, and is renamed into place; a valid manifest means done. A second run that
 wants the same output waits on the lock and then reuses it. A work folder left by a killed run is handed to the next
-one as it is, so a stage that finishes its files one by one (temporary name, then ``os.replace``) goes on where it was.
+one as it is, so a stage that finishes its files one by one (temporary name, then a rename) goes on where it was.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     part = path.with_name(f".{path.name}.part")
     write(part)
     _sync(part)
-    os.replace(part, path)
+    part.replace(path)
     _sync(path.parent)
 
 
@@ -171,7 +171,7 @@ class RunPaths:
             "tripletune": metadata.version("tripletune"),
         }
         write_json(work / MANIFEST, manifest)
-        os.rename(work, folder)
+        work.rename(folder)
         _sync(folder.parent)
 
 

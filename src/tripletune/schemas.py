@@ -6,26 +6,31 @@ Movie ids, user ids and times are MovieLens's own; ``position`` counts a viewer'
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import polars as pl
 
-RATINGS = pl.Schema({"user_id": pl.Int32, "movie_id": pl.Int32, "rating": pl.Float32, "timestamp": pl.Int64})
+
+def _columns(columns: Mapping[str, pl.DataType | type[pl.DataType]]) -> pl.Schema:
+    return pl.Schema(columns)
+
+
+RATINGS = _columns({"user_id": pl.Int32, "movie_id": pl.Int32, "rating": pl.Float32, "timestamp": pl.Int64})
 """ingest/ratings.parquet: one row per kept rating, sorted by user, time, movie; seconds since 1970 UTC."""
 
-MOVIES = pl.Schema({"movie_id": pl.Int32, "title": pl.String, "year": pl.Int16, "genres": pl.List(pl.String)})
+MOVIES = _columns({"movie_id": pl.Int32, "title": pl.String, "year": pl.Int16, "genres": pl.List(pl.String)})
 """ingest/movies.parquet: ``title`` as in the release; ``year`` from its closing brackets, null if none;
 ``genres`` is empty for "(no genres listed)"."""
 
-TAGS = pl.Schema({"user_id": pl.Int32, "movie_id": pl.Int32, "tag": pl.String, "timestamp": pl.Int64})
-LINKS = pl.Schema({"movie_id": pl.Int32, "imdb_id": pl.String})
+TAGS = _columns({"user_id": pl.Int32, "movie_id": pl.Int32, "tag": pl.String, "timestamp": pl.Int64})
+LINKS = _columns({"movie_id": pl.Int32, "imdb_id": pl.String})
 """ingest/links.parquet: ``imdb_id`` as in IMDb's dumps: ``tt`` and at least seven digits."""
 
-REJECTS = pl.Schema(
-    {"file": pl.String, "line": pl.Int64, "column": pl.String, "value": pl.String, "reason": pl.String}
-)
+REJECTS = _columns({"file": pl.String, "line": pl.Int64, "column": pl.String, "value": pl.String, "reason": pl.String})
 """ingest/rejects.parquet: rows that were refused; ``line`` counts from 1, the header included."""
 
 SPLIT_LABELS = pl.Enum(["graph", "target", "valid", "test", "other"])
-SPLIT = pl.Schema(
+SPLIT = _columns(
     {
         "user_id": pl.Int32,
         "movie_id": pl.Int32,
@@ -40,18 +45,18 @@ SPLIT = pl.Schema(
 rating below the like threshold is ``other``. ``unseen`` viewers are in no fit and no training example."""
 
 ENTITY_KINDS = pl.Enum(["movie", "genre", "decade", "tag", "person", "other"])
-ENTITIES = pl.Schema({"entity_id": pl.Int32, "key": pl.String, "kind": ENTITY_KINDS, "name": pl.String})
+ENTITIES = _columns({"entity_id": pl.Int32, "key": pl.String, "kind": ENTITY_KINDS, "name": pl.String})
 """knowledge/entities.parquet: dense ids in order of kind and key; ``key`` such as ``movie:1``, ``genre:Drama``,
 ``person:nm0000116`` is stable across nights; ``name`` is null where the sources give none."""
 
-RELATIONS = pl.Schema({"relation_id": pl.Int16, "name": pl.String})
+RELATIONS = _columns({"relation_id": pl.Int16, "name": pl.String})
 RELATION_NAMES = ("genre", "decade", "tag", "director", "writer", "actor", "cinematographer")
 """Relation ids 0..6; names from extra triples follow in alphabetical order."""
 
-TRIPLES = pl.Schema({"head": pl.Int32, "relation": pl.Int16, "tail": pl.Int32})
+TRIPLES = _columns({"head": pl.Int32, "relation": pl.Int16, "tail": pl.Int32})
 """knowledge/triples.parquet: entity id of a movie, relation id, entity id; unique, sorted."""
 
-COVERAGE = pl.Schema(
+COVERAGE = _columns(
     {
         "relation": pl.String,
         "triples": pl.Int64,
@@ -61,21 +66,21 @@ COVERAGE = pl.Schema(
     }
 )
 
-TRAINED_ON = pl.Schema({"user_id": pl.Int32, "movie_id": pl.Int32, "fit": pl.String})
+TRAINED_ON = _columns({"user_id": pl.Int32, "movie_id": pl.Int32, "fit": pl.String})
 """rgat|lightgcn/trained_on.parquet: the likes each fit (``a`` or ``b``) was really trained on; the audit reads it."""
 
-CURVE = pl.Schema(
+CURVE = _columns(
     {"fit": pl.String, "step": pl.Int32, "loss": pl.Float64, "valid_ndcg_at_10": pl.Float64, "seconds": pl.Float64}
 )
 """rgat|lightgcn/curve.parquet: one row per evaluation; ``valid_ndcg_at_10`` is null for fit a, which must not look."""
 
-ATTENTION = pl.Schema(
+ATTENTION = _columns(
     {"fit": pl.String, "movie_id": pl.Int32, "relation": pl.String, "entity": pl.String, "alpha": pl.Float32}
 )
 """rgat/attention.parquet: weight of each real triple of a film, renormalised so that a film's sum to one."""
 
 PURPOSES = pl.Enum(["train", "valid", "test"])
-RETRIEVED = pl.Schema(
+RETRIEVED = _columns(
     {
         "user_id": pl.Int32,
         "purpose": PURPOSES,
@@ -90,7 +95,7 @@ RETRIEVED = pl.Schema(
 ``position < cutoff``, the position of the first answer. ``candidates`` in the retriever's order (shown shuffled),
 ``ranking`` is hint 1 (LightGCN's order, a prefix of its list), ``similar`` what similar viewers liked."""
 
-CHOICES = pl.Schema(
+CHOICES = _columns(
     {
         "user_id": pl.Int32,
         "purpose": PURPOSES,
@@ -104,7 +109,7 @@ CHOICES = pl.Schema(
 )
 """retrieve/choices/shard=NNN.parquet: the triples chosen for a viewer's candidates and liked films; rank from 0."""
 
-RANKINGS = pl.Schema(
+RANKINGS = _columns(
     {
         "user_id": pl.Int32,
         "purpose": PURPOSES,
@@ -118,7 +123,7 @@ RANKINGS = pl.Schema(
 
 MESSAGE = pl.Struct({"role": pl.String, "content": pl.String})
 TRIPLE = pl.Struct({"movie_id": pl.Int32, "relation": pl.String, "entity": pl.String, "entity_name": pl.String})
-EXAMPLES = pl.Schema(
+EXAMPLES = _columns(
     {
         "example_id": pl.String,
         "user_id": pl.Int32,
@@ -150,7 +155,7 @@ stand in the prompt (distinct within it), ``retrieved`` the same films in the re
 ``liked`` and ``disliked`` newest first. ``lightgcn`` and ``rgat`` are the specialists' fingerprints."""
 
 SYSTEMS = ("random", "retriever", "untuned", "tuned")
-PREDICTIONS = pl.Schema(
+PREDICTIONS = _columns(
     {
         "user_id": pl.Int32,
         "purpose": PURPOSES,

@@ -13,13 +13,16 @@ import inspect
 import textwrap
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tripletune.config import FinetuneConfig, RunConfig
 from tripletune.errors import ConfigError, InputError, MissingArtifactError
 from tripletune.fingerprint import Ingredients, StageSpec, fingerprint, gather, input_checksums
 from tripletune.paths import Facts, RunPaths
 from tripletune.runs import read_run
+
+if TYPE_CHECKING:
+    from tripletune.tracking import StageRun
 
 LogCurve = Callable[[int, Mapping[str, float]], None]
 
@@ -127,9 +130,7 @@ def resolve(config: RunConfig, artifacts: Path) -> RunPaths:
         parts["source"][f"stages.run_{spec.name}"] = _function_hash(globals()[f"run_{spec.name}"])
         ingredients[spec.name] = parts
         fingerprints[spec.name] = pinned.get(spec.name) or fingerprint(spec.name, parts)
-    return RunPaths(
-        root=artifacts, dataset=config.dataset, fingerprints=fingerprints, ingredients=ingredients
-    )
+    return RunPaths(root=artifacts, dataset=config.dataset, fingerprints=fingerprints, ingredients=ingredients)
 
 
 def _function_hash(function: Callable[..., Any]) -> str:
@@ -317,9 +318,7 @@ def run_rank(paths: RunPaths, config: RunConfig) -> Path:
 
     generate, finetune = paths.require("generate"), paths.require("finetune")
     contract = prompt_contract(config.prompt, config.retrieve)
-    return paths.build(
-        "rank", lambda work: rank_shards(generate, finetune, work, config.rank, contract, config.seed)
-    )
+    return paths.build("rank", lambda work: rank_shards(generate, finetune, work, config.rank, contract, config.seed))
 
 
 def run_evaluate(paths: RunPaths, config: RunConfig) -> Path:
@@ -332,3 +331,10 @@ def run_evaluate(paths: RunPaths, config: RunConfig) -> Path:
         "evaluate",
         lambda work: evaluate_run(rank, generate, retrieve, work, config.evaluate, config.seed, **folders),
     )
+
+
+def run_promote(paths: RunPaths, config: RunConfig, *, run: str, child: StageRun) -> Path:
+    """Move the champion alias to this adapter, or say why not. Never reused: the champion may have changed."""
+    from tripletune.champion import promote_or_keep
+
+    return promote_or_keep(paths, config, run=run, child=child)

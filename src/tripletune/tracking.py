@@ -125,6 +125,14 @@ class StageRun:
         batch = [Metric(key, float(value), now, 0) for key, value in metrics.items() if value is not None]
         self.tracker.client().log_batch(self.tracker.parent_run_id, metrics=batch)
 
+    def log_decision(self, reason: str, difference: float | None, lower_bound: float | None) -> None:
+        """Log a promotion's outcome as tags and, where there was a comparison, as metrics."""
+        client, now = self.tracker.client(), int(time.time() * 1000)
+        named = {"champion_difference": difference, "champion_lower_bound": lower_bound}
+        metrics = [Metric(key, value, now, 0) for key, value in named.items() if value is not None]
+        for run_id in (self.run_id, self.tracker.parent_run_id):
+            client.log_batch(run_id, metrics=metrics, tags=[RunTag("promotion", reason[:4000])])
+
 
 def _dataset(paths: RunPaths, stage: str, folder: Path) -> DatasetInput:
     # MLflow keeps 36 characters of a digest; a fingerprint has 32

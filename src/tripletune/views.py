@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 from rich.console import Group, RenderableType
@@ -72,7 +73,7 @@ def show_run(record: RunRecord, root: Path) -> Group:
     return Group(*parts)
 
 
-def _fact(value: object) -> str:
+def _fact(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
     if isinstance(value, dict):
@@ -139,10 +140,6 @@ def _experiment(record: RunRecord) -> str:
 def markdown_summary(evaluate: Path) -> str:
     """The metrics as a Markdown table, for Prefect's page."""
     frame = pl.read_parquet(evaluate / "metrics.parquet").filter(pl.col("group").is_in(["warm", "all"]))
-    rows = [
-        f"| {row['row']} | {row['group']} | {row['metric']} | {row['value']:.4f} | {row['low']:.4f} | {row['high']:.4f} |"
-        for row in frame.iter_rows(named=True)
-    ]
-    return "\n".join(["| row | viewers | metric | value | low | high |", "|---|---|---|---|---|---|", *rows])
-
-
+    names = ("row", "group", "metric", "value", "low", "high")
+    rows = [[_fact(row[name]) for name in names] for row in frame.iter_rows(named=True)]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in [names, ["---"] * len(names), *rows])

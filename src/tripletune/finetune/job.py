@@ -15,6 +15,9 @@ from pydantic import BaseModel, ConfigDict
 from tripletune.config import FinetuneConfig
 from tripletune.paths import SCRATCH
 
+COLUMNS = ["example_id", "prompt", "completion"]
+"""What training reads of an example."""
+
 MARKER = "@tripletune "
 """Prefix of a line that is a message to the stage rather than something for the log."""
 

@@ -21,7 +21,7 @@ from tripletune.config import FinetuneConfig
 from tripletune.contract import TINY, AdapterContract, BaseIdentity, identify_base, write_contract
 from tripletune.errors import ConfigError, InputError, TrainingError
 from tripletune.finetune.checkpoints import last_whole
-from tripletune.finetune.job import TrainingJob, receive
+from tripletune.finetune.job import COLUMNS, TrainingJob, receive
 from tripletune.finetune.supervise import ProcessFailed, clean_environment, end_noted, run_supervised
 from tripletune.paths import SCRATCH, Facts, write_atomically, write_json
 from tripletune.schemas import EXAMPLES
@@ -109,13 +109,13 @@ def _evaluation_examples(shards: Path, limit: int, seed: int) -> pl.DataFrame:
     """Valid examples that can be answered (the like is a candidate): the first ``limit`` by hash of user."""
     valid = sorted((shards / "valid").glob("shard-*.parquet"))
     if not valid:
-        return pl.DataFrame(schema={name: EXAMPLES[name] for name in ("prompt", "completion")})
+        return pl.DataFrame(schema={name: EXAMPLES[name] for name in COLUMNS})
     answerable = pl.scan_parquet(valid).filter(pl.col("candidates").list.contains(pl.col("answers").list.first()))
     users = answerable.select("user_id").collect()
     order = pl.Series("order", mix(users["user_id"].to_numpy(), seed))
     chosen = users.with_columns(order).sort("order", "user_id").head(limit)
     rows = answerable.join(chosen.lazy(), on="user_id", how="inner").sort("order", "user_id")
-    return rows.select("prompt", "completion").collect()
+    return rows.select(COLUMNS).collect()
 
 
 def _prepare_base(train: list[Path], out: Path, settings: FinetuneConfig, seed: int) -> tuple[BaseIdentity, str]:
@@ -151,7 +151,7 @@ def _take_over(job: TrainingJob) -> None:
 def _launch(job: TrainingJob, on_log: OnLog | None) -> None:
     config_file = Path(job.settings.accelerate_config)
     num_processes, use_cpu = _read_accelerate_config(config_file)
-    errors: list[str] = []
+    messages: list[dict[str, Any]] = []
 
     def take(line: str) -> bool:
         message = receive(line)
@@ -159,8 +159,8 @@ def _launch(job: TrainingJob, on_log: OnLog | None) -> None:
             return False
         if message["kind"] == "log" and on_log is not None:
             on_log(int(message["step"]), message["metrics"])
-        elif message["kind"] == "error":
-            errors.append(message["message"])
+        elif message["kind"] in ("error", "crash"):
+            messages.append(message)
         return True
 
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config_file)]
@@ -173,19 +173,22 @@ def _launch(job: TrainingJob, on_log: OnLog | None) -> None:
             on_line=take,
         )
     except ProcessFailed as failure:
-        raise _explain(failure, errors, job.settings) from None
+        raise _explain(failure, messages, job.settings) from None
 
 
-def _explain(failure: ProcessFailed, errors: list[str], settings: FinetuneConfig) -> TrainingError:
-    if errors:
-        return TrainingError(errors[0])
-    if "deadline" in failure.summary:
+def _explain(failure: ProcessFailed, messages: list[dict[str, Any]], settings: FinetuneConfig) -> TrainingError:
+    """One line that says what to do where that is known, else what happened with the last lines of output."""
+    for message in messages:
+        if message["kind"] == "error":
+            return TrainingError(message["message"])
+    if failure.overran:
         return TrainingError(
             f"training was ended after finetune.timeout_minutes = {settings.timeout_minutes:g}; run again to go on "
             "from the last checkpoint, or allow more"
         )
+    reason = messages[0]["message"] if messages else str(failure)
     tail = "\n  ".join(failure.tail)
-    return TrainingError(f"training failed ({failure.summary}); its last lines were:\n  {tail}")
+    return TrainingError(f"training failed: {reason}; its last lines were:\n  {tail}")
 
 
 def _read_accelerate_config(path: Path) -> tuple[int, bool]:

@@ -22,10 +22,9 @@ from trl import SFTConfig, SFTTrainer
 
 from tripletune.errors import TrainingError
 from tripletune.finetune.checkpoints import last_whole, seal, step_of
-from tripletune.finetune.job import TrainingJob, send
+from tripletune.finetune.job import COLUMNS, TrainingJob, send
 from tripletune.paths import write_json
 
-_COLUMNS = ["example_id", "prompt", "completion"]
 _TOKENIZED_AT_ONCE = 1000
 
 
@@ -95,7 +94,7 @@ class _Messenger(TrainerCallback):  # type: ignore[misc]  # the library has no t
 
 def _dataset(files: tuple[Path, ...], job: TrainingJob) -> Dataset:
     names = [str(path) for path in files]
-    return Dataset.from_parquet(names, columns=_COLUMNS, cache_dir=str(job.scratch / "datasets"))
+    return Dataset.from_parquet(names, columns=COLUMNS, cache_dir=str(job.scratch / "datasets"))
 
 
 def _checked_lengths(examples: Dataset, tokenizer: Any, max_length: int) -> list[int]:

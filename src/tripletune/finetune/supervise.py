@@ -34,10 +34,10 @@ log = logging.getLogger(__name__)
 class ProcessFailed(Exception):
     """The launcher failed or overran its deadline; ``tail`` holds its last lines."""
 
-    def __init__(self, summary: str, tail: Sequence[str]) -> None:
+    def __init__(self, summary: str, tail: Sequence[str], *, overran: bool = False) -> None:
         super().__init__(summary)
-        self.summary = summary
         self.tail = tuple(tail)
+        self.overran = overran
 
 
 def run_supervised(
@@ -104,7 +104,7 @@ def _follow(
     while True:
         now = time.monotonic()
         if now >= deadline:
-            raise ProcessFailed("the deadline passed", tail)
+            raise ProcessFailed("the deadline passed", tail, overran=True)
         if now >= next_note:
             tree |= _descendants(tree)
             next_note = now + _NOTE_SECONDS

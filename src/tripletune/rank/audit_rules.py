@@ -15,6 +15,7 @@ MASKED = ("candidates", "retrieved", "ranking", "similar")
 """Columns that may not hold what the viewer had rated before the cutoff."""
 LABEL_OF = {"train": "target", "valid": "valid", "test": "test"}
 FIT_LABELS = {"a": ["graph"], "b": ["graph", "target"]}
+FIT_OF = {"train": "a", "valid": "b", "test": "b"}
 
 
 class Finding(NamedTuple):
@@ -26,12 +27,12 @@ class Finding(NamedTuple):
 
 
 def liked_films(split: pl.LazyFrame) -> dict[str, pl.DataFrame]:
-    """By purpose, the films that someone liked outside of what is held out from that purpose: ``movie_id``."""
-    films = split.select("movie_id", pl.col("label").cast(pl.String)).unique().collect(engine="streaming")
-    open_to = {"train": ["graph", "target"], "valid": ["graph", "target"], "test": ["graph", "target", "valid"]}
+    """By purpose, the films that a warm viewer liked in the rows of the fit that writes its hints: ``movie_id``."""
+    likes = split.filter(~pl.col("unseen")).select("movie_id", pl.col("label").cast(pl.String))
+    films = likes.unique().collect(engine="streaming")
     return {
-        purpose: films.filter(pl.col("label").is_in(labels)).select("movie_id").unique()
-        for purpose, labels in open_to.items()
+        purpose: films.filter(pl.col("label").is_in(FIT_LABELS[fit])).select("movie_id").unique()
+        for purpose, fit in FIT_OF.items()
     }
 
 
@@ -47,8 +48,10 @@ def fit_findings(specialist: str, trained: pl.DataFrame, rows: pl.DataFrame) -> 
     joined = trained.join(facts, on=["user_id", "movie_id"], how="left", maintain_order="left").with_columns(
         example_id=pl.format(f"{specialist} fit {{}}, viewer {{}}", "fit", "user_id"), column=pl.lit("trained on")
     )
-    yield Finding(1, "unknown fit", _details(joined.filter(~pl.col("fit").is_in(list(FIT_LABELS)))))
-    yield Finding(1, "trained on a row that the split does not hold", _details(joined.filter(pl.col("label").is_null())))
+    yield Finding(1, "unknown fit", _details(joined.filter(~pl.col("fit").is_in(list(FIT_LABELS)).fill_null(False))))
+    yield Finding(
+        1, "trained on a row that the split does not hold", _details(joined.filter(pl.col("label").is_null()))
+    )
     for fit, labels in FIT_LABELS.items():
         bad = joined.filter(pl.col("fit") == fit, ~pl.col("label").is_in(labels))
         yield Finding(1, f"fit {fit} trained on more than {' and '.join(labels)} likes", _details(bad))
@@ -87,7 +90,7 @@ def _example_findings(examples: pl.DataFrame, rows: pl.DataFrame, purpose: str) 
 
     yield found(0, "viewer without rows in the split", pl.col("is_unseen").is_null())
     yield found(0, "unseen mark differs from the split", pl.col("unseen") != pl.col("is_unseen"))
-    yield found(0, "example without an answer", pl.col("answers").list.len() == 0)
+    yield found(0, "example without an answer", pl.col("answers").list.len().fill_null(0) == 0)
     yield found(4, "example of another purpose in the folder", pl.col("purpose").cast(pl.String) != purpose)
     if purpose == "train":
         yield found(4, "unseen viewer in a training example", pl.col("is_unseen") | pl.col("unseen"))
@@ -99,9 +102,7 @@ def _order_findings(
     examples: pl.DataFrame, listed: pl.DataFrame, facts: pl.DataFrame, purpose: str
 ) -> Iterator[Finding]:
     """Rule 2: everything an example is made of precedes the first answer."""
-    first = (
-        facts.filter(pl.col("label") == LABEL_OF[purpose]).group_by("user_id").agg(first=pl.col("position").min())
-    )
+    first = facts.filter(pl.col("label") == LABEL_OF[purpose]).group_by("user_id").agg(first=pl.col("position").min())
     late = examples.join(first, on="user_id").filter(pl.col("cutoff") > pl.col("first"))
     detail = pl.format("cutoff {}, first held-out like at {}", "cutoff", "first")
     yield Finding(2, "cutoff after the first answer", late.select("example_id", detail=detail))
@@ -148,7 +149,7 @@ def _label_findings(listed: pl.DataFrame, films: dict[str, pl.DataFrame], purpos
         own = listed.filter(answer | pl.col("column").is_in(EVIDENCE), pl.col("label") == "test")
         yield Finding(4, f"test like in a {purpose} example", _details(own))
     similar = listed.filter(pl.col("column") == "similar").join(films[purpose], on="movie_id", how="anti")
-    yield Finding(4, "similar viewers' film was liked in held-out rows alone", _details(similar))
+    yield Finding(4, "similar viewers' film that nobody liked in the rows of the fit", _details(similar))
 
 
 def _listed(examples: pl.DataFrame) -> pl.DataFrame:

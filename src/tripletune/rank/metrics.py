@@ -99,7 +99,9 @@ def _require_plain(frame: pl.DataFrame) -> None:
         films = pl.col(column)
         is_null = films.is_null() | films.list.eval(pl.element().is_null()).list.any()
         if (bad := frame.filter(is_null)).height:
-            raise ValueError(f"{column} of viewer number {bad['viewer'][0]} holds a null; every entry must be a film id")
+            raise ValueError(
+                f"{column} of viewer number {bad['viewer'][0]} holds a null; every entry must be a film id"
+            )
     repeated = frame.filter(pl.col("list").list.n_unique() < pl.col("list").list.len())
     if repeated.height:
         raise ValueError(

@@ -109,8 +109,6 @@ class Neighbours:
 
 def _places(users_V: Ints, wanted: Ints) -> Ints:
     """Place of each user in ``users_V``, -1 for one who is not there."""
-    if not len(users_V):
-        return np.full(len(wanted), -1, dtype=np.int64)
     by_id_V = np.argsort(users_V)
     sorted_V = users_V[by_id_V]
     place = np.minimum(np.searchsorted(sorted_V, wanted), len(users_V) - 1)

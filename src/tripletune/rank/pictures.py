@@ -1,0 +1,149 @@
+"""Pictures of the report as inline SVG: the same bytes every time, and colours that follow the page's light or dark.
+
+Matplotlib writes fixed colours into its SVG; stand-ins are drawn and then replaced by CSS variables of the page.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import matplotlib
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+INK, FAINT = "#010101", "#020202"
+SERIES = ("#030301", "#030302", "#030303", "#030304")
+COLOURS = {INK: "var(--ink)", FAINT: "var(--line)"} | {hexa: f"var(--c{n})" for n, hexa in enumerate(SERIES, 1)}
+STYLE = {
+    "svg.hashsalt": "tripletune",
+    "svg.fonttype": "none",  # real text: small, selectable, in the page's font
+    "font.family": "sans-serif",
+    "font.size": 10,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": FAINT,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": FAINT,
+    "xtick.color": FAINT,
+    "ytick.color": FAINT,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "legend.frameon": False,
+}
+
+
+class Dot(NamedTuple):
+    """A mean with its interval; no interval with fewer than two viewers."""
+
+    row: str
+    series: str
+    value: float
+    low: float | None
+    high: float | None
+
+
+def draw_dots(dots: Sequence[Dot], *, title: str, xlabel: str, limit: float | None = None) -> str:
+    """One line per row from top to bottom, one colour per series; ``limit`` draws a dashed line.
+
+    Returns:
+        An ``<svg>`` element.
+    """
+    rows, series = _in_order(dot.row for dot in dots), _in_order(dot.series for dot in dots)
+    figure = _figure(6.4, 1.0 + 0.42 * len(rows))
+    axes = figure.subplots()
+    axes.grid(visible=False, axis="y")
+    for number, name in enumerate(series):
+        shift = (number - (len(series) - 1) / 2) * 0.26
+        chosen = [dot for dot in dots if dot.series == name]
+        for dot in chosen:
+            y = rows.index(dot.row) + shift
+            if dot.low is not None and dot.high is not None:
+                axes.plot([dot.low, dot.high], [y, y], color=SERIES[number], linewidth=2, solid_capstyle="round")
+        heights = [rows.index(dot.row) + shift for dot in chosen]
+        axes.scatter([dot.value for dot in chosen], heights, s=34, color=SERIES[number], label=name, zorder=3)
+    if limit is not None:
+        axes.axvline(limit, color=INK, linestyle=(0, (4, 3)), linewidth=1)
+    axes.set_yticks(range(len(rows)), rows)
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.set_xlim(left=0)
+    axes.set_xlabel(xlabel)
+    _legend(axes, len(series))
+    return _svg(figure, STYLE, title)
+
+
+def draw_curves(curves: Mapping[str, Sequence[tuple[float, float]]], *, title: str, ylabel: str) -> str:
+    """Values over steps, one line per name.
+
+    Returns:
+        An ``<svg>`` element.
+    """
+    figure = _figure(4.6, 2.7)
+    axes = figure.subplots()
+    for number, (name, points) in enumerate(curves.items()):
+        steps, values = zip(*points, strict=True)
+        marker = "o" if len(points) < 40 else None
+        colour = SERIES[number % len(SERIES)]
+        axes.plot(steps, values, color=colour, label=name, linewidth=1.8, marker=marker, markersize=3.5)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+    axes.set_xlabel("step")
+    axes.set_ylabel(ylabel)
+    _legend(axes, len(curves))
+    return _svg(figure, STYLE, title)
+
+
+def draw_bars(rows: Sequence[str], shares: Mapping[str, Sequence[float]], *, title: str, xlabel: str) -> str:
+    """Shares by row as horizontal bars, one colour per name.
+
+    Returns:
+        An ``<svg>`` element.
+    """
+    figure = _figure(6.4, 1.0 + 0.5 * len(rows))
+    axes = figure.subplots()
+    axes.grid(visible=False, axis="y")
+    height = 0.8 / max(1, len(shares))
+    for number, (name, values) in enumerate(shares.items()):
+        shift = (number - (len(shares) - 1) / 2) * height
+        places = [place + shift for place in range(len(rows))]
+        axes.barh(places, values, height=height * 0.9, color=SERIES[number], label=name)
+    axes.set_yticks(range(len(rows)), rows)
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.set_xlabel(xlabel)
+    _legend(axes, len(shares))
+    return _svg(figure, STYLE, title)
+
+
+def _figure(width: float, height: float) -> Figure:
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(width, height), layout="constrained")
+    figure.patch.set_alpha(0.0)
+    return figure
+
+
+def _in_order(names: Any) -> list[str]:
+    return list(dict.fromkeys(names))
+
+
+def _legend(axes: Any, num_series: int) -> None:
+    axes.patch.set_alpha(0.0)
+    if num_series > 1:
+        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=num_series, borderaxespad=0.2)
+
+
+def _svg(figure: Figure, style: Mapping[str, Any], title: str) -> str:
+    stream = io.BytesIO()
+    with matplotlib.rc_context(dict(style)):
+        FigureCanvasSVG(figure).print_svg(stream, metadata={"Date": None, "Creator": None})
+    text = stream.getvalue().decode("utf-8")
+    text = text[text.index("<svg") :]
+    for stand_in, variable in COLOURS.items():
+        text = text.replace(stand_in, variable)
+    # the page scales the picture; ids would repeat between pictures
+    text = re.sub(r'<svg ([^>]*?)width="[^"]*" height="[^"]*"|<svg height="[^"]*"', r"<svg \1", text, count=1)
+    return text

@@ -1,0 +1,79 @@
+# Shape letters in this file:
+#   U viewers, B viewers of one block, M films, N entities, D vector width, K places
+"""First-stage rankings of the whole catalogue, for evaluation: popularity, LightGCN, and the R-GAT's own film score.
+
+All three share one mask, what the viewer rated before the cutoff. They are measured, never shown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import polars as pl
+import torch
+from scipy import sparse
+from torch import Tensor
+
+from tripletune.retrieve.specialists import Likes, RgatFit
+from tripletune.retrieve.topk import Ints, Ragged, top_columns
+
+LENGTH = 20
+"""Films kept per ranking."""
+
+
+def rank_by_popularity(like_counts_M: Ints, seen: Ragged, num_viewers: int) -> Ints:
+    """Columns (U, 20) by number of likes in the rows of the fit; ties by column, which is the hash of the film."""
+    order_M = np.argsort(-like_counts_M, kind="stable")
+    score_M = torch.empty(len(order_M))
+    # ranks instead of counts: all distinct, so that no block has ties to settle
+    score_M[torch.from_numpy(order_M)] = -torch.arange(len(order_M), dtype=torch.float32)
+    blocks: Callable[[int, int], Tensor] = lambda start, stop: score_M.repeat(stop - start, 1)  # noqa: E731
+    return top_columns(blocks, num_viewers, seen, LENGTH)[0]
+
+
+def rank_by_rgat(rgat: RgatFit, likes: Likes, seen: Ragged, num_viewers: int) -> Ints:
+    """Columns (U, 20) of the R-GAT's catalogue by ``bias + logsumexp`` over a film's triples.
+
+    Args:
+        seen: columns of the R-GAT's catalogue rated before the cutoff.
+    """
+    return top_columns(film_scores(rgat, rgat.pool(likes, num_viewers)), num_viewers, seen, LENGTH)[0]
+
+
+def film_scores(rgat: RgatFit, users_UD: Tensor) -> Callable[[int, int], Tensor]:
+    """``score_block`` of the film score ``bias_i + log sum_t alpha_t exp(beta <u, e_t> / sqrt(d))``.
+
+    The sum over triples is one sparse product with the films' attention, of exponentials taken once per entity.
+    """
+    weights_MN = attention_matrix(rgat)
+    used_N = np.unique(weights_MN.indices)
+    weights_MN = weights_MN[:, used_N]
+    entities_ND = rgat.entity_vectors_ND[torch.from_numpy(used_N.astype(np.int64))]
+    scale = rgat.beta / entities_ND.shape[1] ** 0.5
+
+    def score_block(start: int, stop: int) -> Tensor:
+        logits_BN = users_UD[start:stop] @ entities_ND.T * scale
+        highest_B1 = logits_BN.amax(dim=1, keepdim=True)
+        powers_NB = (logits_BN - highest_B1).exp_().T.contiguous().numpy()
+        sums_BM = torch.from_numpy(weights_MN @ powers_NB).T
+        evidence_BM = sums_BM.clamp(min=torch.finfo(torch.float32).tiny).log() + highest_B1
+        return evidence_BM.add_(rgat.bias_M).contiguous()
+
+    return score_block
+
+
+def attention_matrix(rgat: RgatFit) -> sparse.csr_array:
+    """The fit's attention as a sparse matrix (M, N): films in the catalogue's order, entities by row."""
+    edges = rgat.attention.join(rgat.entity_rows, on="entity")
+    column_E = rgat.catalogue.columns(edges["movie_id"].to_numpy())
+    return sparse.csr_array(
+        (edges["alpha"].to_numpy(), (column_E, edges["row"].to_numpy())),
+        shape=(len(rgat.catalogue), rgat.entity_vectors_ND.shape[0]),
+    )
+
+
+def as_rows(questions: pl.DataFrame, answers: pl.DataFrame, retriever: str, top: pl.Series) -> pl.DataFrame:
+    """Rows of ``schemas.RANKINGS`` for questions that have one answer."""
+    named = questions.with_columns(top.alias("top"), retriever=pl.lit(retriever))
+    return named.join(answers.rename({"movie_id": "answer"}), on=["user_id", "purpose"], maintain_order="left")

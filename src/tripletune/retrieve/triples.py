@@ -1,0 +1,211 @@
+# Shape letters in this file:
+#   U viewers, P pairs of viewer and film, T rows of pair and triple, X triples, N entities, D vector width, E likes
+"""Hint 2: which of a film's facts to tell this viewer.
+
+The default, ``personal``, is the R-GAT's own posterior over a film's triples for this viewer,
+``s(u, i, r, t) = log alpha_i(r, t) + beta <u, e_t> / sqrt(d)``: the terms whose logsumexp ranks the film. The other
+modes are for comparison: ``published`` (``alpha <v_i, e_t>``, no relation and no viewer), ``most-shared`` (the entity
+that most of the viewer's likes have in common), ``random`` and ``none``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+import torch
+
+from tripletune.retrieve.specialists import TIES, Likes, RgatFit
+from tripletune.retrieve.topk import Ints
+from tripletune.stable_hash import mix, pair_hash
+
+Choice = Literal["personal", "published", "most-shared", "random", "none"]
+Doubles = npt.NDArray[np.float64]
+
+ROWS_AT_ONCE = 1 << 16
+"""Rows of pair and triple whose vectors are gathered at a time: 2 x 65,536 x 32 doubles are 32 MiB."""
+
+RANDOM = 2 << 40
+"""Added to the run's seed for the ``random`` mode."""
+
+
+def read_triples(knowledge: Path) -> pl.DataFrame:
+    """Tonight's triples that can be told: ``movie_id, relation, entity, entity_name``; entities without a name left out."""
+    entities = pl.scan_parquet(knowledge / "entities.parquet")
+    tails = entities.filter(pl.col("name").is_not_null()).select(
+        pl.col("entity_id").alias("tail"), entity="key", entity_name="name"
+    )
+    heads = entities.filter(pl.col("kind") == "movie").select(
+        pl.col("entity_id").alias("head"), movie_id=pl.col("key").str.strip_prefix("movie:").cast(pl.Int32)
+    )
+    relations = pl.scan_parquet(knowledge / "relations.parquet").select(
+        pl.col("relation_id").alias("relation"), relation_name="name"
+    )
+    triples = pl.scan_parquet(knowledge / "triples.parquet")
+    joined = triples.join(heads, on="head").join(tails, on="tail").join(relations, on="relation")
+    return joined.select("movie_id", "entity", "entity_name", relation="relation_name").collect()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TripleTable:
+    """A fit's weighted triples by film: film ``i`` of ``films`` holds the rows ``offsets[i]:offsets[i + 1]``."""
+
+    films: Ints
+    offsets: Ints
+    alpha_X: Doubles
+    entity_X: Ints
+    """Row of the entity in the R-GAT's vectors."""
+    hash_X: Ints
+    """Stable hash of relation and entity; a film's rows stand in this order, so ties fall in it."""
+    first_X: npt.NDArray[np.bool_]
+    """False where an earlier row of the film has the same entity (a director who also wrote)."""
+    text: pl.DataFrame
+    """Columns ``relation, entity, entity_name`` by row."""
+
+    @classmethod
+    def build(cls, rgat: RgatFit, triples: pl.DataFrame, seed: int) -> TripleTable:
+        """Join ``read_triples`` with a fit's attention by keys; a triple that the R-GAT does not know is skipped."""
+        known = triples.join(rgat.attention, on=["movie_id", "relation", "entity"]).join(rgat.entity_rows, on="entity")
+        facts = known.select("relation", "entity").unique(maintain_order=True)
+        facts = facts.with_columns(hash=pl.Series(_hash_facts(facts, seed), dtype=pl.Int64))
+        table = known.join(facts, on=["relation", "entity"]).sort("movie_id", "hash", "relation", "entity")
+        films, counts = np.unique(table["movie_id"].to_numpy().astype(np.int64), return_counts=True)
+        return cls(
+            films=films,
+            offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
+            alpha_X=table["alpha"].to_numpy().astype(np.float64),
+            entity_X=table["row"].to_numpy().astype(np.int64),
+            hash_X=table["hash"].to_numpy(),
+            first_X=table.select(pl.struct("movie_id", "entity").is_first_distinct()).to_series().to_numpy(),
+            text=table.select("relation", "entity", "entity_name"),
+        )
+
+    def expand(self, movie_P: Ints) -> tuple[Ints, Ints]:
+        """The triples of films: for each row the index into ``movie_P`` and the triple; films without any give none."""
+        place_P = np.minimum(np.searchsorted(self.films, movie_P), len(self.films) - 1)
+        found_P = self.films[place_P] == movie_P if len(self.films) else np.zeros(len(movie_P), dtype=bool)
+        pairs = np.flatnonzero(found_P)
+        starts, ends = self.offsets[place_P[pairs]], self.offsets[place_P[pairs] + 1]
+        counts = ends - starts
+        pair_T = np.repeat(pairs, counts)
+        within_T = np.arange(len(pair_T)) - np.repeat(np.cumsum(counts) - counts, counts)
+        return pair_T, np.repeat(starts, counts) + within_T
+
+
+def choose_triples(
+    table: TripleTable,
+    rgat: RgatFit,
+    likes: Likes,
+    users_U: Ints,
+    viewer_P: Ints,
+    movie_P: Ints,
+    *,
+    mode: Choice,
+    num: int,
+    seed: int,
+) -> pl.DataFrame:
+    """The best triples of each (viewer, film) pair.
+
+    Args:
+        table: the fit's triples.
+        rgat: the same fit's vectors.
+        likes: the viewers' likes before their cutoffs.
+        users_U: id of each viewer.
+        viewer_P, movie_P: the pairs; viewers are numbered as in ``users_U``.
+        mode: how a triple is scored, see the head of this file.
+        num: triples per pair, at most.
+        seed: of the ``random`` mode.
+
+    Returns:
+        ``pair`` (index of the pair), ``rank`` from 0, ``relation, entity, entity_name, score``; sorted by pair and
+        rank. Pairs without a triple have no row.
+    """
+    if mode == "none" or num == 0:
+        viewer_P, movie_P = viewer_P[:0], movie_P[:0]
+    pair_T, triple_T = table.expand(movie_P)
+    viewer_T = viewer_P[pair_T]
+    match mode:
+        case "published":
+            column_P = rgat.catalogue.columns(movie_P)
+            score_T = table.alpha_X[triple_T] * _dots(rgat.pool_vectors_MD, column_P[pair_T], rgat, table, triple_T)
+        case "most-shared":
+            score_T = _count_shared(table, likes, viewer_T, triple_T)
+        case "random":
+            pair_hash_P = pair_hash(users_U[viewer_P], movie_P, seed + RANDOM).astype(np.int64)
+            score_T = (pair_hash(pair_hash_P[pair_T], table.hash_X[triple_T], seed) >> np.uint64(11)) / 2.0**53
+        case _:
+            users_UD = rgat.pool(likes, len(users_U))
+            scale = rgat.beta / np.sqrt(users_UD.shape[1])
+            weight_T = np.log(np.maximum(table.alpha_X[triple_T], np.finfo(np.float32).tiny))
+            score_T = weight_T + scale * _dots(users_UD, viewer_T, rgat, table, triple_T)
+    row_T, rank_T = _best_of_each(pair_T, score_T, num)
+    return table.text[triple_T[row_T]].select(
+        pl.Series("pair", pair_T[row_T], dtype=pl.Int64),
+        pl.Series("rank", rank_T, dtype=pl.Int8),
+        "relation",
+        "entity",
+        "entity_name",
+        pl.Series("score", score_T[row_T], dtype=pl.Float32),
+    )
+
+
+def _dots(left: torch.Tensor, left_T: Ints, rgat: RgatFit, table: TripleTable, triple_T: Ints) -> Doubles:
+    """<left row, entity vector> for each row, in float64: the stored score is recomputed by others to 1e-6."""
+    dots_T = np.empty(len(triple_T))
+    for start in range(0, len(triple_T), ROWS_AT_ONCE):
+        rows = slice(start, start + ROWS_AT_ONCE)
+        left_TD = left[torch.from_numpy(left_T[rows])].double()
+        entity_TD = rgat.entity_vectors_ND[torch.from_numpy(table.entity_X[triple_T[rows]])].double()
+        dots_T[rows] = left_TD.mul_(entity_TD).sum(dim=1).numpy()
+    return dots_T
+
+
+def _count_shared(table: TripleTable, likes: Likes, viewer_T: Ints, triple_T: Ints) -> Doubles:
+    """How many of the viewer's liked films have the triple's entity, in whatever relation."""
+    like_E, liked_X = table.expand(likes.movie_E)
+    once = table.first_X[liked_X]
+    num_rows = int(table.entity_X.max(initial=0)) + 1
+    keys, counts = np.unique(
+        likes.viewer_E[like_E[once]] * num_rows + table.entity_X[liked_X[once]], return_counts=True
+    )
+    wanted_T = viewer_T * num_rows + table.entity_X[triple_T]
+    if not len(keys):
+        return np.zeros(len(wanted_T))
+    place_T = np.minimum(np.searchsorted(keys, wanted_T), len(keys) - 1)
+    return np.where(keys[place_T] == wanted_T, counts[place_T], 0).astype(np.float64)
+
+
+def _best_of_each(pair_T: Ints, score_T: Doubles, num: int) -> tuple[Ints, Ints]:
+    """Rows of the ``num`` highest scores of each pair, and their ranks; the earlier row wins a tie.
+
+    ``pair_T`` is sorted. One pass over all rows per rank: quicker than sorting, and ``num`` is small.
+    """
+    starts = np.flatnonzero(np.diff(pair_T, prepend=-1))
+    counts = np.diff(np.append(starts, len(pair_T)))
+    left_T = score_T.copy()
+    rows, ranks = [], []
+    for rank in range(num if len(starts) else 0):
+        is_best_T = left_T == np.repeat(np.maximum.reduceat(left_T, starts), counts)
+        row = np.minimum.reduceat(np.where(is_best_T, np.arange(len(pair_T)), len(pair_T)), starts)[counts > rank]
+        left_T[row] = -np.inf
+        rows.append(row)
+        ranks.append(np.full(len(row), rank))
+    if not rows:
+        return np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
+    row_T, rank_T = np.concatenate(rows), np.concatenate(ranks)
+    order = np.lexsort((rank_T, pair_T[row_T]))
+    return row_T[order], rank_T[order]
+
+
+def _hash_facts(facts: pl.DataFrame, seed: int) -> Ints:
+    """A stable integer per relation and entity key."""
+    digests = b"".join(
+        hashlib.blake2b(f"{relation}\t{entity}".encode(), digest_size=8).digest()
+        for relation, entity in facts.iter_rows()
+    )
+    return mix(np.frombuffer(digests, dtype="<i8"), seed + TIES).astype(np.int64)

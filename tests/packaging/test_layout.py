@@ -1,0 +1,119 @@
+"""The layout that imports, deployments and the wheel rely on."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+import zipfile
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tripletune.config import load_config
+
+ROOT = Path(__file__).parents[2]
+PRESETS = sorted((ROOT / "configs").glob("*.toml"))
+DEPLOYMENTS = yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]
+
+
+@pytest.mark.parametrize("folder", ["flows", "tasks"])
+def test_folder_is_a_regular_package(folder):
+    # Without __init__.py an installed package of the same name wins, wherever sys.path has it.
+    assert (ROOT / folder / "__init__.py").is_file()
+
+
+def test_no_flow_module_hides_an_installed_or_standard_module():
+    taken = set(packages_distributions()) | set(sys.stdlib_module_names)
+    ours = {path.stem for path in (ROOT / "flows").glob("*.py")} - {"__init__"}
+    assert ours & taken == set()
+
+
+@pytest.mark.parametrize("deployment", DEPLOYMENTS, ids=lambda d: d["name"])
+def test_every_deployment_names_a_flow_that_takes_its_parameters(deployment):
+    module, _, function = deployment["entrypoint"].rpartition(".")
+    source = ROOT / Path(*module.split(".")).with_suffix(".py")
+    flows = {node.name: node for node in ast.parse(source.read_text()).body if isinstance(node, ast.FunctionDef)}
+    arguments = {argument.arg for argument in flows[function].args.args}
+    assert set(deployment.get("parameters", {})) <= arguments
+
+
+@pytest.mark.parametrize("deployment", DEPLOYMENTS, ids=lambda d: d["name"])
+def test_every_deployment_names_a_preset_that_exists(deployment):
+    config = deployment.get("parameters", {}).get("config")
+    assert config is None or (ROOT / config) in PRESETS
+
+
+def test_the_nightly_schedule_has_a_timezone_and_stays_clear_of_daylight_saving():
+    nightly = next(d for d in DEPLOYMENTS if d["name"] == "nightly")
+    (schedule,) = nightly["schedules"]
+    hour = int(schedule["cron"].split()[1])
+    assert schedule["timezone"]
+    assert hour not in (1, 2, 3)
+    assert nightly["concurrency_limit"] == {"limit": 1, "collision_strategy": "CANCEL_NEW"}
+
+
+@pytest.mark.parametrize("preset", PRESETS, ids=lambda p: p.stem)
+def test_every_shipped_preset_parses_and_names_files_that_exist(preset):
+    config = load_config(preset)
+    assert config.dataset == preset.stem
+    assert (ROOT / config.finetune.accelerate_config).is_file()
+
+
+def test_the_wheel_holds_tripletune_alone_with_its_templates(tmp_path):
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(ROOT)]
+    subprocess.run(command, check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    tops = {name.split("/")[0] for name in names}
+    assert {top for top in tops if not top.endswith(".dist-info")} == {"tripletune"}
+    shipped = {path.relative_to(ROOT / "src").as_posix() for path in (ROOT / "src").rglob("templates/*")}
+    assert shipped
+    assert shipped <= set(names)
+
+
+def test_the_readme_opens_with_the_two_commands():
+    block = re.search(r"```sh\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    assert block is not None
+    commands = [line for line in block[1].splitlines() if line and not line.startswith("#")]
+    assert commands == ["make run", "make test"]
+
+
+def test_every_dependency_and_its_constraint_is_pinned():
+    pinned = {line.split("==")[0].lower().replace("_", "-") for line in (ROOT / "constraints.txt").read_text().split()}
+    text = (ROOT / "pyproject.toml").read_text()
+    named = {name.lower() for name in re.findall(r'^  "([A-Za-z0-9_.-]+?)(?:[<>=].*)?",', text, re.M)}
+    classifiers = {"programming", "intended", "topic"}
+    missing = {name for name in named - pinned if name.split(" ")[0] not in classifiers and not name.startswith("tri")}
+    assert missing == set()
+
+
+def test_only_tracking_imports_mlflow_and_only_flows_and_tasks_import_prefect():
+    for path in (ROOT / "src").rglob("*.py"):
+        imported = {
+            name.split(".")[0]
+            for node in ast.walk(ast.parse(path.read_text()))
+            if isinstance(node, ast.Import | ast.ImportFrom)
+            for name in ([node.module or ""] if isinstance(node, ast.ImportFrom) else [a.name for a in node.names])
+        }
+        assert "prefect" not in imported, path
+        assert "mlflow" not in imported or path.name == "tracking.py", path
+
+
+def test_every_stage_has_a_function_a_task_and_a_source_that_exists():
+    from tripletune import stages
+    from tripletune.cli import STAGES
+    from tripletune.config import RunConfig
+
+    specs = stages.stage_specs(RunConfig(dataset="x"))
+    assert tuple(spec.name for spec in specs) == STAGES
+    for spec in specs:
+        assert callable(getattr(stages, f"run_{spec.name}"))
+        assert (ROOT / "tasks" / f"{spec.name}.py").is_file()
+        for field in spec.fields:
+            RunConfig(dataset="x").field(field)
+    # hashing every source also proves that each exists
+    stages.resolve(RunConfig(dataset="x"), ROOT / "artifacts")
