@@ -16,6 +16,8 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 from tripletune import __version__, stages
 from tripletune.config import RunConfig, load_config
@@ -172,6 +174,46 @@ def promote(
         folder = stages.run_promote(paths, settings, run=name, child=child)
     end_run(tracker, failed=False)
     _console().print((folder / "decision.json").read_text(encoding="utf-8"), markup=False)
+
+
+@app.command(rich_help_panel="Look")
+def prompt(
+    user: Annotated[int, typer.Option("--user", help="A user id of the release.")],
+    purpose: Annotated[str, typer.Option("--purpose", help="train, valid or test.")] = "test",
+    run: RunOption = "",
+    artifacts: ArtifactsOption = ARTIFACTS,
+) -> None:
+    """A viewer's prompt as it stands in the shards, each line with where it comes from."""
+    from tripletune.recommend import explain_prompt
+
+    if purpose not in ("train", "valid", "test"):
+        raise UserError(f"--purpose {purpose!r}: there are train, valid and test")
+    record = read_run(artifacts, run, needs="generate")
+    table = Table("line", "comes from", box=None, pad_edge=False)
+    for line, origin in explain_prompt(record.paths(artifacts), record.settings(), user, purpose):
+        table.add_row(Text(line), Text(origin, style="dim"))
+    _console().print(table)
+
+
+@app.command(rich_help_panel="Look")
+def recommend(
+    user: Annotated[int | None, typer.Option("--user", help="A user id of the release.")] = None,
+    like: Annotated[list[str] | None, typer.Option("--like", help="A title, oldest first; repeat it.")] = None,
+    run: RunOption = "",
+    artifacts: ArtifactsOption = ARTIFACTS,
+) -> None:
+    """Top five for --user ID, or for anybody who likes --like "Heat (1995)" --like ...; each with its reason."""
+    from tripletune.recommend import recommend_to_stranger, recommend_to_user
+
+    if (user is None) == (not like):
+        raise UserError("give either --user ID or one or more --like TITLE")
+    record = read_run(artifacts, run, needs="finetune")
+    paths, settings = record.paths(artifacts), record.settings()
+    found = recommend_to_stranger(paths, settings, like) if like else recommend_to_user(paths, settings, user or 0)
+    table = Table("", "film", "because")
+    for place, film in enumerate(found, start=1):
+        table.add_row(str(place), Text(film.title), Text(film.reason))
+    _console().print(table)
 
 
 @app.command()

@@ -177,7 +177,7 @@ def _pinned_specialists(config: RunConfig, artifacts: Path) -> dict[str, str]:
 
 
 def run_ingest(paths: RunPaths, config: RunConfig) -> Path:
-    """Read a release, or generate a synthetic one, into typed Parquet; bad rows go to ``rejects.parquet``."""
+    """Read a release, or generate a synthetic one, into typed Parquet; bad rows go to rejects.parquet."""
     from tripletune.data.movielens import ingest_release
     from tripletune.data.synthetic import write_release
 
@@ -292,7 +292,7 @@ def run_generate(paths: RunPaths, config: RunConfig) -> Path:
 
 
 def run_finetune(paths: RunPaths, config: RunConfig, on_log: LogCurve | None = None) -> Path:
-    """LoRA-tune the language model in a subprocess; ``on_log`` receives the curve while it trains."""
+    """LoRA-tune the language model in a subprocess; the curve is live in MLflow."""
     from tripletune.finetune.launch import finetune_adapter
     from tripletune.prompts.engine import prompt_contract
 

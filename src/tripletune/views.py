@@ -104,7 +104,7 @@ def _percent(value: float | None) -> str:
 def _metric_table(frame: pl.DataFrame, title: str, rows: Sequence[str], cutoffs: Sequence[int]) -> Table:
     names = [f"{metric}_at_{k}" for k in cutoffs for metric in ("hr", "ndcg")]
     viewers = frame.filter(pl.col("row").is_in(rows)).get_column("num_viewers").max()
-    table = Table("", *names, title=f"{title} ({viewers or 0} test viewers, 95 % interval)", title_justify="left")
+    table = Table("", *names, title=f"{title} ({viewers!s} test viewers, 95 % interval)", title_justify="left")
     cells = {(row["row"], row["metric"]): row for row in frame.iter_rows(named=True)}
 
     def cell(row: str, name: str) -> str:

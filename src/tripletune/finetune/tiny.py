@@ -113,6 +113,8 @@ def build_model(tokenizer: PreTrainedTokenizerFast, settings: TinyLlamaConfig, s
         num_key_value_heads=settings.num_kv_heads,
         max_position_embeddings=_POSITIONS,
         tie_word_embeddings=True,
+        # unit-norm rows: with the usual 0.02 a frozen, tied embedding this narrow can't say anything with confidence
+        initializer_range=settings.hidden_size**-0.5,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=end_ids,
         pad_token_id=tokenizer.pad_token_id,

@@ -1,7 +1,7 @@
 """The audit's look at the text itself: what the model reads and learns must say what the columns say.
 
-Columns without a leak prove nothing if the text was rendered from something else. Only titles are looked for, so the
-audit knows no template.
+Columns without a leak prove nothing if the text was rendered from something else. Of the templates the audit knows one
+thing: a line ``- <title>`` or ``<number>. <title>`` names a film.
 """
 
 from __future__ import annotations
@@ -12,19 +12,26 @@ import polars as pl
 
 from tripletune.rank.audit_rules import Finding
 
+MARK = r"^(?:- |\d+[.)] )"
+"""What a line of data starts with."""
+NUM_ANSWERS = 5
+"""Films that a completion names."""
+NAMING = ("candidates", "ranking", "similar", "liked", "disliked")
+"""Columns that each put a film's title on one line of the prompt."""
+
 
 def text_findings(examples: pl.DataFrame, purpose: str) -> Iterator[Finding]:
     """Titles in prompts and completions of one shard.
 
     Args:
         examples: EXAMPLES.
-        purpose: train, valid or test: in ``train`` the completion must name the answers, in their order; elsewhere it
-            may name no candidate but the answer.
+        purpose: train, valid or test.
     """
     texts = examples.select(
         "example_id",
         "answers",
-        "candidates",
+        *NAMING,
+        "retrieved",
         titles="candidate_titles",
         prompt=_joined("prompt"),
         completion=_joined("completion"),
@@ -34,49 +41,76 @@ def text_findings(examples: pl.DataFrame, purpose: str) -> Iterator[Finding]:
         0, "candidates and titles differ in number", texts.filter(ragged).select("example_id", detail=pl.lit("columns"))
     )
     whole = texts.filter(~ragged)
-    repeated = pl.col("titles").list.n_unique() < pl.col("titles").list.len()
-    yield Finding(
-        0, "two candidates share a title", whole.filter(repeated).select("example_id", detail=pl.lit("titles"))
+    shared = whole.filter(pl.col("titles").list.n_unique() < pl.col("titles").list.len())
+    yield Finding(0, "two candidates share a title", shared.select("example_id", detail=pl.lit("candidate_titles")))
+    pairs = whole.select("example_id", movie_id="candidates", title="titles").explode(
+        "movie_id", "title", empty_as_null=False
     )
-    shown = whole.select("example_id", "prompt", "titles").explode("titles", empty_as_null=False)
-    absent = shown.filter(~pl.col("prompt").str.contains(pl.col("titles"), literal=True))
-    yield Finding(
-        0,
-        "candidate's title is not in the prompt",
-        absent.group_by("example_id", maintain_order=True).agg(detail=pl.col("titles").str.join(", ")),
-    )
-    yield from _completion_findings(whole, purpose)
+    lines = whole.select("example_id", title=_lines("prompt")).explode("title").group_by("example_id", "title").len()
+    absent = pairs.join(lines, on=["example_id", "title"], how="anti", maintain_order="left")
+    yield Finding(0, "candidate's title is no line of the prompt", _named(absent))
+    yield from _prompt_findings(whole, pairs, lines)
+    yield from _completion_findings(whole, pairs, purpose)
 
 
-def _completion_findings(texts: pl.DataFrame, purpose: str) -> Iterator[Finding]:
-    """Rule 3: what is learnt, or compared with, is the answers' titles and no other candidate's."""
-    pairs = texts.select("example_id", movie_id="candidates", title="titles").explode("movie_id", "title")
-    wanted = (
+def _prompt_findings(texts: pl.DataFrame, pairs: pl.DataFrame, lines: pl.DataFrame) -> Iterator[Finding]:
+    """Rules 2 and 3: no film stands in the prompt more often than its columns say, least of all an answer."""
+    known = pairs.select("movie_id", "title").unique()
+    known = known.filter(~pl.col("movie_id").is_duplicated(), ~pl.col("title").is_duplicated())
+    columns = [texts.select("example_id", movie_id=name).explode("movie_id", empty_as_null=False) for name in NAMING]
+    expected = pl.concat(columns).group_by("example_id", "movie_id").len("expected")
+    answers = (
         texts.select("example_id", movie_id="answers")
         .explode("movie_id", empty_as_null=False)
-        .join(pairs, on=["example_id", "movie_id"], how="left", maintain_order="left")
-        .group_by("example_id", maintain_order=True)
-        .agg(wanted=pl.col("title").drop_nulls(), num_outside=pl.col("title").is_null().sum())
+        .with_columns(is_answer=pl.lit(True))
+        .unique()
     )
-    # longest first: where one title begins like another, the longer one is meant
-    longest = pairs.sort(pl.col("title").str.len_bytes(), descending=True, maintain_order=True)
-    patterns = longest.group_by("example_id", maintain_order=True).agg(patterns="title")
     found = (
-        texts.select("example_id", "completion")
-        .join(patterns, on="example_id", maintain_order="left")
-        .join(wanted, on="example_id", maintain_order="left")
-        .with_columns(found=pl.col("completion").str.extract_many("patterns", leftmost=True))
+        lines.join(known, on="title")
+        .join(expected, on=["example_id", "movie_id"], how="left")
+        .filter(pl.col("len") > pl.col("expected").fill_null(0))
+        .join(answers, on=["example_id", "movie_id"], how="left")
+        .sort("example_id", "movie_id")
     )
+    is_answer = pl.col("is_answer").fill_null(False)
+    yield Finding(3, "answer stands in the prompt beyond candidates and hints", _named(found.filter(is_answer)))
+    yield Finding(2, "prompt names a film that its columns do not", _named(found.filter(~is_answer)))
+
+
+def _completion_findings(texts: pl.DataFrame, pairs: pl.DataFrame, purpose: str) -> Iterator[Finding]:
+    """Rule 3: the text to be learnt names the answers first, and then what the retriever's order says, nothing else."""
+    in_order = texts.select(
+        "example_id", movie_id=pl.concat_list("answers", "retrieved").list.unique(maintain_order=True)
+    )
+    wanted = (
+        in_order.explode("movie_id", empty_as_null=False)
+        .join(pairs, on=["example_id", "movie_id"], maintain_order="left")
+        .group_by("example_id", maintain_order=True)
+        .agg(wanted=pl.col("title").head(NUM_ANSWERS))
+    )
+    said = texts.select("example_id", "answers", "candidates", "completion", found=_lines("completion"))
+    said = said.join(wanted, on="example_id", how="left", maintain_order="left")
     detail = pl.format("says: {}", pl.col("completion").str.replace_all("\n", " | "))
     if purpose == "train":
-        outside = found.filter(pl.col("num_outside") > 0)
+        outside = said.filter(pl.col("answers").list.set_difference(pl.col("candidates")).list.len() > 0)
         yield Finding(3, "answer of a training example is no candidate", outside.select("example_id", detail=detail))
-        differs = pl.col("found") != pl.col("wanted")
-    else:
-        differs = pl.col("found").list.set_difference(pl.col("wanted")).list.len() > 0
-    yield Finding(3, "completion does not say the answers", found.filter(differs).select("example_id", detail=detail))
+    differs = pl.col("found").ne_missing(pl.col("wanted"))
+    yield Finding(
+        3,
+        "completion is not the answers, then the retriever's order",
+        said.filter(differs).select("example_id", detail=detail),
+    )
 
 
 def _joined(messages: str) -> pl.Expr:
     """The text of all messages of a chat, one after the other."""
     return pl.col(messages).list.eval(pl.element().struct.field("content")).list.join("\n")
+
+
+def _lines(text: str) -> pl.Expr:
+    """The lines of a text without their marks."""
+    return pl.col(text).str.split("\n").list.eval(pl.element().str.replace(MARK, ""))
+
+
+def _named(rows: pl.DataFrame) -> pl.DataFrame:
+    return rows.group_by("example_id", maintain_order=True).agg(detail=pl.col("title").str.join(", "))

@@ -1,8 +1,8 @@
 """Proof on the written files that nothing leaks from the answers into the prompts, or from test into training.
 
-The four rules are those of the design. The audit reads shards, split and the specialists' ``trained_on`` lists alone and
-shares no code with what wrote them. It runs on a work folder before it is published, and on finished folders, where it
-also compares every file with its manifest.
+The four rules are those of the design. The audit reads shards, split and the specialists' ``trained_on`` lists alone
+and shares no code with what wrote them. It runs on a work folder before it is published, and on finished folders,
+where it also compares every file with its manifest.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The evaluate stage: how good retrieval and re-ranking are, how sure that is, and the report about it.
 
-Retrieval is ranked over the whole catalogue, re-ranking over the same viewers for every system, and a held-out film that
-retrieval missed counts 0 for all of them. Every number is a mean over viewers with a bootstrap interval; every pair of
-rows of a family is compared on the same viewers.
+Retrieval is ranked over the whole catalogue, re-ranking over the same viewers for every system, and a held-out film
+that retrieval missed counts 0 for all of them. Every number is a mean over viewers with a bootstrap interval; every
+pair of rows of a family is compared on the same viewers.
 """
 
 # Shape letters in this file:
@@ -24,7 +24,7 @@ from tripletune.paths import Facts, write_atomically, write_json
 from tripletune.rank.metrics import score_lists
 from tripletune.rank.report import write_report
 from tripletune.rank.shards import parquet_files, scan
-from tripletune.rank.significance import bootstrap_means, mean_interval, summarise
+from tripletune.rank.significance import Interval, bootstrap_means, mean_interval, summarise
 from tripletune.schemas import PREDICTIONS, PURPOSES, RANKINGS, SYSTEMS, conform
 
 RETRIEVERS = ("popularity", "lightgcn", "rgat")
@@ -112,7 +112,7 @@ def evaluate_run(
 
     per_viewer = pl.concat([retrieval, reranked], how="diagonal").sort("row", "purpose", "user_id", maintain_order=True)
     for name, frame in (("per_viewer", per_viewer), ("metrics", metrics), ("comparisons", comparisons)):
-        write_atomically(out / f"{name}.parquet", lambda part, frame=frame: _write(frame, part))
+        _write(frame, out / f"{name}.parquet")
     facts = _flat(metrics) | {
         "retrieval_viewers": retrieval["user_id"].n_unique(),
         "rerank_viewers": on_test["user_id"].n_unique(),
@@ -124,8 +124,8 @@ def evaluate_run(
     return facts
 
 
-def _write(frame: pl.DataFrame, part: Path) -> None:
-    frame.write_parquet(part, compression="zstd", row_group_size=1 << 18)
+def _write(frame: pl.DataFrame, path: Path) -> None:
+    write_atomically(path, lambda part: frame.write_parquet(part, compression="zstd", row_group_size=1 << 18))
 
 
 def _held_out(shards: Path) -> pl.DataFrame:
@@ -211,15 +211,17 @@ def _measure_family(
         column = {(row, name): v for v, (row, name) in enumerate((row, name) for row in rows for name in names)}
         for (row, name), v in column.items():
             found = summarise(values_UV[:, v], means_RV[:, v], confidence=settings.confidence)
-            line = (row, group, name, found.value, found.low, found.high, found.num_viewers)
-            measured.metrics.append(line)
+            measured.metrics.append((row, group, name, *_numbers(found)))
         for (row_b, row_a), name in ((pair, name) for pair in combinations(rows, 2) for name in names):
             a, b = column[row_a, name], column[row_b, name]
             found = summarise(
                 values_UV[:, a] - values_UV[:, b], means_RV[:, a] - means_RV[:, b], confidence=settings.confidence
             )
-            line = (row_a, row_b, name, group, found.value, found.low, found.high, found.num_viewers)
-            measured.comparisons.append(line)
+            measured.comparisons.append((row_a, row_b, name, group, *_numbers(found)))
+
+
+def _numbers(found: Interval) -> tuple[float, float | None, float | None, int]:
+    return found.value, found.low, found.high, found.num_viewers
 
 
 def _group(frame: pl.DataFrame, group: str) -> pl.DataFrame:
@@ -255,8 +257,7 @@ def _measure_shares(
             found = mean_interval(
                 values_U, confidence=settings.confidence, resamples=settings.bootstrap_resamples, seed=seed
             )
-            line = (row, group, metric, found.value, found.low, found.high, found.num_viewers)
-            measured.metrics.append(line)
+            measured.metrics.append((row, group, metric, *_numbers(found)))
 
 
 def _flat(metrics: pl.DataFrame) -> dict[str, Any]:

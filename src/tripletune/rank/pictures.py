@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
 from typing import Any, NamedTuple
 
-import matplotlib
+import matplotlib.style
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -21,6 +22,7 @@ COLOURS = {INK: "var(--ink)", FAINT: "var(--line)"} | {hexa: f"var(--c{n})" for 
 STYLE = {
     "svg.hashsalt": "tripletune",
     "svg.fonttype": "none",  # real text: small, selectable, in the page's font
+    "text.parse_math": False,  # a relation may be called $x$
     "font.family": "sans-serif",
     "font.size": 10,
     "text.color": INK,
@@ -37,6 +39,7 @@ STYLE = {
     "ytick.labelcolor": INK,
     "legend.frameon": False,
 }
+_styled = matplotlib.style.context(["default", STYLE])  # "default": a user's matplotlibrc must not change the bytes
 
 
 class Dot(NamedTuple):
@@ -49,14 +52,15 @@ class Dot(NamedTuple):
     high: float | None
 
 
+@_styled
 def draw_dots(dots: Sequence[Dot], *, title: str, xlabel: str, limit: float | None = None) -> str:
-    """One line per row from top to bottom, one colour per series; ``limit`` draws a dashed line.
+    """One line per row from top to bottom, one colour per series; ``limit`` is drawn as a dashed line.
 
     Returns:
         An ``<svg>`` element.
     """
     rows, series = _in_order(dot.row for dot in dots), _in_order(dot.series for dot in dots)
-    figure = _figure(6.4, 1.0 + 0.42 * len(rows))
+    figure = _figure(4.6, 1.0 + 0.42 * len(rows))
     axes = figure.subplots()
     axes.grid(visible=False, axis="y")
     for number, name in enumerate(series):
@@ -67,7 +71,9 @@ def draw_dots(dots: Sequence[Dot], *, title: str, xlabel: str, limit: float | No
             if dot.low is not None and dot.high is not None:
                 axes.plot([dot.low, dot.high], [y, y], color=SERIES[number], linewidth=2, solid_capstyle="round")
         heights = [rows.index(dot.row) + shift for dot in chosen]
-        axes.scatter([dot.value for dot in chosen], heights, s=34, color=SERIES[number], label=name, zorder=3)
+        axes.scatter(
+            [dot.value for dot in chosen], heights, s=34, color=SERIES[number], label=name, zorder=3, clip_on=False
+        )
     if limit is not None:
         axes.axvline(limit, color=INK, linestyle=(0, (4, 3)), linewidth=1)
     axes.set_yticks(range(len(rows)), rows)
@@ -75,9 +81,10 @@ def draw_dots(dots: Sequence[Dot], *, title: str, xlabel: str, limit: float | No
     axes.set_xlim(left=0)
     axes.set_xlabel(xlabel)
     _legend(axes, len(series))
-    return _svg(figure, STYLE, title)
+    return _svg(figure, title)
 
 
+@_styled
 def draw_curves(curves: Mapping[str, Sequence[tuple[float, float]]], *, title: str, ylabel: str) -> str:
     """Values over steps, one line per name.
 
@@ -95,9 +102,10 @@ def draw_curves(curves: Mapping[str, Sequence[tuple[float, float]]], *, title: s
     axes.set_xlabel("step")
     axes.set_ylabel(ylabel)
     _legend(axes, len(curves))
-    return _svg(figure, STYLE, title)
+    return _svg(figure, title)
 
 
+@_styled
 def draw_bars(rows: Sequence[str], shares: Mapping[str, Sequence[float]], *, title: str, xlabel: str) -> str:
     """Shares by row as horizontal bars, one colour per name.
 
@@ -116,17 +124,16 @@ def draw_bars(rows: Sequence[str], shares: Mapping[str, Sequence[float]], *, tit
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.set_xlabel(xlabel)
     _legend(axes, len(shares))
-    return _svg(figure, STYLE, title)
+    return _svg(figure, title)
 
 
 def _figure(width: float, height: float) -> Figure:
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(width, height), layout="constrained")
+    figure = Figure(figsize=(width, height), layout="constrained")
     figure.patch.set_alpha(0.0)
     return figure
 
 
-def _in_order(names: Any) -> list[str]:
+def _in_order(names: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(names))
 
 
@@ -136,14 +143,17 @@ def _legend(axes: Any, num_series: int) -> None:
         axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=num_series, borderaxespad=0.2)
 
 
-def _svg(figure: Figure, style: Mapping[str, Any], title: str) -> str:
+def _svg(figure: Figure, title: str) -> str:
     stream = io.BytesIO()
-    with matplotlib.rc_context(dict(style)):
-        FigureCanvasSVG(figure).print_svg(stream, metadata={"Date": None, "Creator": None})
+    FigureCanvasSVG(figure).print_svg(stream, metadata={"Date": None, "Creator": None})
     text = stream.getvalue().decode("utf-8")
-    text = text[text.index("<svg") :]
+    body = text[text.index("<defs>") :]
     for stand_in, variable in COLOURS.items():
-        text = text.replace(stand_in, variable)
-    # the page scales the picture; ids would repeat between pictures
-    text = re.sub(r'<svg ([^>]*?)width="[^"]*" height="[^"]*"|<svg height="[^"]*"', r"<svg \1", text, count=1)
-    return text
+        body = body.replace(stand_in, variable)
+    body = re.sub(r"font-family: [^;\"]*", "font-family: inherit", body)
+    body = re.sub(r' id="(?!m[0-9a-f]{8,}|p[0-9a-f]{8,})[^"]*"', "", body)  # names that every picture would repeat
+    width, height = (72 * float(inches) for inches in figure.get_size_inches())
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" role="img" '
+        f'viewBox="0 0 {width:g} {height:g}" style="max-width:{1.5 * width:g}px"><title>{escape(title)}</title>{body}'
+    )

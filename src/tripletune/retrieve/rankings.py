@@ -58,7 +58,8 @@ def film_scores(rgat: RgatFit, users_UD: Tensor) -> Callable[[int, int], Tensor]
         powers_NB = (logits_BN - highest_B1).exp_().T.contiguous().numpy()
         sums_BM = torch.from_numpy(weights_MN @ powers_NB).T
         evidence_BM = sums_BM.clamp(min=torch.finfo(torch.float32).tiny).log() + highest_B1
-        return evidence_BM.add_(rgat.bias_M).contiguous()
+        scores_BM: Tensor = evidence_BM.add_(rgat.bias_M).contiguous()
+        return scores_BM
 
     return score_block
 

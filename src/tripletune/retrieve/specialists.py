@@ -84,12 +84,8 @@ class Fit:
         """Viewer vectors (U, D) from the likes of known films; zeros for a viewer without any."""
         column_E = self.catalogue.columns(likes.movie_E)
         known_E = column_E >= 0
-        row_E, viewer_E, age_E = (
-            torch.from_numpy(ints[known_E]) for ints in (column_E, likes.viewer_E, likes.age_E)
-        )
-        return pool_viewers(
-            self.pool_vectors_MD, viewer_E, row_E, age_E, num_viewers, self.half_life, self.power
-        )
+        row_E, viewer_E, age_E = (torch.from_numpy(ints[known_E]) for ints in (column_E, likes.viewer_E, likes.age_E))
+        return pool_viewers(self.pool_vectors_MD, viewer_E, row_E, age_E, num_viewers, self.half_life, self.power)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -35,7 +35,7 @@ RANDOM = 2 << 40
 
 
 def read_triples(knowledge: Path) -> pl.DataFrame:
-    """Tonight's triples that can be told: ``movie_id, relation, entity, entity_name``; entities without a name left out."""
+    """Tonight's triples whose entity has a name: ``movie_id, relation, entity, entity_name``."""
     entities = pl.scan_parquet(knowledge / "entities.parquet")
     tails = entities.filter(pl.col("name").is_not_null()).select(
         pl.col("entity_id").alias("tail"), entity="key", entity_name="name"

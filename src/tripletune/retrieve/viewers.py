@@ -34,9 +34,7 @@ def shard_files(split: Path) -> dict[str, Path]:
 
 def read_rows(files: list[Path]) -> pl.LazyFrame:
     """Rows of some buckets, without the timestamp, whose work is done by ``position``."""
-    return pl.scan_parquet(files, hive_partitioning=False).select(
-        name for name in SPLIT.names() if name != "timestamp"
-    )
+    return pl.scan_parquet(files, hive_partitioning=False).select(name for name in SPLIT.names() if name != "timestamp")
 
 
 def find_questions(rows: pl.DataFrame) -> pl.DataFrame:

@@ -1,0 +1,72 @@
+"""Taking a MovieLens release out of a zip without trusting it."""
+
+from __future__ import annotations
+
+import stat
+import zipfile
+import zlib
+from pathlib import Path, PurePosixPath
+
+from tripletune.errors import InputError
+
+MAX_UNPACKED = 8 << 30
+"""Bytes that the files of a release may have together; ml-32m has 1 GiB."""
+MAX_RATIO = 200
+"""Unpacked over packed size; MovieLens text packs about 4 : 1, a zip bomb beyond 1000 : 1."""
+_SMALL = 1 << 24  # bytes below which the ratio says nothing
+_CHUNK = 1 << 22
+
+
+def unpack(archive: Path, wanted: frozenset[str], target: Path) -> Path:
+    """Extract the files with a wanted name that lie at the top or one folder down.
+
+    Args:
+        archive: the zip.
+        wanted: file names.
+        target: folder to extract into, with the folder structure of the zip.
+
+    Returns:
+        ``target``.
+
+    Raises:
+        InputError: no zip, truncated, encrypted or damaged, too large when unpacked, or with a member that is a link
+            or would be written outside of the target.
+    """
+    target.mkdir(parents=True, exist_ok=True)
+    try:
+        with zipfile.ZipFile(archive) as file:
+            members = file.infolist()
+            _check(archive, members)
+            for member in members:
+                path = PurePosixPath(member.filename)
+                if path.name in wanted and len(path.parts) <= 2 and not member.is_dir():
+                    _extract(file, member, target.joinpath(*path.parts))
+    except (zipfile.BadZipFile, EOFError, zlib.error, NotImplementedError, RuntimeError) as error:
+        raise InputError(f"{archive} cannot be unpacked ({error}); fetch it again or unpack it yourself") from None
+    return target
+
+
+def _check(archive: Path, members: list[zipfile.ZipInfo]) -> None:
+    for member in members:
+        # zipfile cuts a name at a NUL; the rest of the rules are about the name as it is stored
+        path = PurePosixPath(member.filename.replace("\\", "/"))
+        if path.is_absolute() or ".." in path.parts or ":" in (path.parts or ("",))[0]:
+            raise InputError(f"{archive}: member {member.filename!r} points outside of the archive; use another zip")
+        if stat.S_ISLNK(member.external_attr >> 16):
+            raise InputError(f"{archive}: member {member.filename!r} is a link; use a zip of plain files")
+    unpacked = sum(member.file_size for member in members)
+    packed = sum(member.compress_size for member in members)
+    if unpacked > MAX_UNPACKED:
+        raise InputError(
+            f"{archive} unpacks to {unpacked / 2**30:.1f} GiB, more than {MAX_UNPACKED >> 30}; unpack it yourself"
+        )
+    if unpacked > _SMALL and unpacked > MAX_RATIO * packed:
+        raise InputError(f"{archive} unpacks to more than {MAX_RATIO} times its size; unpack it yourself")
+
+
+def _extract(archive: zipfile.ZipFile, member: zipfile.ZipInfo, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # zipfile reads no more than the declared size, and checks the CRC at the end
+    with archive.open(member) as source, path.open("wb") as file:
+        while chunk := source.read(_CHUNK):
+            file.write(chunk)

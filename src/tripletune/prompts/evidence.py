@@ -1,0 +1,66 @@
+"""What the viewer liked and disliked, and the held-out likes to be found: rows of the split, cut at the border.
+
+The border of a question (a viewer and a purpose) is its ``cutoff``: evidence has lower positions, answers are at or
+after it.
+"""
+
+from __future__ import annotations
+
+import polars as pl
+
+from tripletune.schemas import PURPOSES
+
+QUESTION = ("user_id", "purpose")
+LIKES = ("graph", "target", "valid", "test")
+
+
+def collect_evidence(
+    rows: pl.DataFrame, questions: pl.DataFrame, *, dislike: float, max_liked: int, max_disliked: int
+) -> pl.DataFrame:
+    """Liked and disliked films before the cutoff, newest first.
+
+    Args:
+        rows: of the split (``user_id, movie_id, rating, position, label``).
+        questions: ``user_id, purpose, cutoff``.
+        dislike: a rating below this is a dislike.
+        max_liked, max_disliked: the newest so many are kept.
+
+    Returns:
+        ``user_id, purpose, liked, disliked``; one row per question, in the order of ``questions``; lists may be empty.
+    """
+    asked = questions.select(*QUESTION, "cutoff")
+    before = asked.join(rows, on="user_id").filter(pl.col("position") < pl.col("cutoff"))
+    liked = pl.col("label").is_in(LIKES)
+    disliked = (pl.col("rating") < dislike) & ~liked
+    lists = (
+        before.filter(liked | disliked)
+        .sort(*QUESTION, "position", descending=[False, False, True])
+        .group_by(QUESTION, maintain_order=True)
+        .agg(
+            liked=pl.col("movie_id").filter(liked).head(max_liked),
+            disliked=pl.col("movie_id").filter(disliked).head(max_disliked),
+        )
+    )
+    joined = asked.select(QUESTION).join(lists, on=QUESTION, how="left", maintain_order="left")
+    return joined.with_columns(pl.col("liked", "disliked").fill_null(pl.lit([], dtype=pl.List(pl.Int32))))
+
+
+def collect_answers(rows: pl.DataFrame, questions: pl.DataFrame) -> pl.DataFrame:
+    """The held-out likes of each question: ``user_id, purpose, movie_id, rating``, in order of time.
+
+    Train: every ``target`` like; valid and test: the one like of that label.
+    """
+    purpose = (
+        pl.when(pl.col("label") == "target")
+        .then(pl.lit("train"))
+        .when(pl.col("label").is_in(["valid", "test"]))
+        .then(pl.col("label").cast(pl.String))
+        .cast(PURPOSES)
+    )
+    held_out = rows.with_columns(purpose=purpose).filter(pl.col("purpose").is_not_null())
+    asked = questions.select(QUESTION)
+    return (
+        held_out.join(asked, on=QUESTION, how="semi")
+        .sort(*QUESTION, "position")
+        .select(*QUESTION, "movie_id", "rating")
+    )

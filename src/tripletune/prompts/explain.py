@@ -1,0 +1,62 @@
+"""Say of every line of a prompt where it comes from; what ``recommend --explain`` and a curious reader look at."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from tripletune.prompts.template import Template
+
+TripleKey = tuple[int, str, str]
+"""Movie id, relation, entity key."""
+
+
+def explain_lines(
+    example: Mapping[str, Any],
+    template: Template,
+    *,
+    positions: Mapping[int, int] | None = None,
+    scores: Mapping[TripleKey, float] | None = None,
+) -> list[tuple[str, str]]:
+    """Each line of an example's user message with its origin.
+
+    Args:
+        example: one row of ``schemas.EXAMPLES`` as a dict.
+        template: the one it was rendered with.
+        positions: place in the viewer's own rows by movie id; stands beside liked and disliked films.
+        scores: score of a triple (``score`` of ``schemas.CHOICES``); stands beside the facts of hint 2.
+
+    Returns:
+        ``(line, origin)`` in order. Origins read ``template``, ``liked: movie 6, position 12``, ``hint 1: movie 6,
+        LightGCN rank 3``, ``hint 1: movie 6, similar viewers liked it``, ``hint 2: movie 6, director
+        person:nm0000520, score -0.31``, ``candidate: movie 6``, and ``<slot>: nothing to show``.
+    """
+    lines = iter(example["prompt"][1]["content"].split("\n"))
+    origins: list[str] = []
+    for line in template.user.split("\n"):
+        slot = line.strip("{}")
+        is_slot = slot in template.slots and line == f"{{{slot}}}"
+        origins += _origins(example, slot, positions or {}, scores or {}) if is_slot else ["template"]
+    return list(zip(lines, origins, strict=True))
+
+
+def _origins(
+    example: Mapping[str, Any], slot: str, positions: Mapping[int, int], scores: Mapping[TripleKey, float]
+) -> list[str]:
+    items = example[slot]
+    if not items:
+        return [f"{slot}: nothing to show"]
+    match slot:
+        case "triples":
+            keys = [(item["movie_id"], item["relation"], item["entity"]) for item in items]
+            told = {key: f", score {scores[key]:.4g}" for key in keys if key in scores}
+            return [f"hint 2: movie {key[0]}, {key[1]} {key[2]}{told.get(key, '')}" for key in keys]
+        case "ranking":
+            return [f"hint 1: movie {movie}, LightGCN rank {rank}" for rank, movie in enumerate(items, start=1)]
+        case "similar":
+            return [f"hint 1: movie {movie}, similar viewers liked it" for movie in items]
+        case "candidates":
+            return [f"candidate: movie {movie}" for movie in items]
+        case _:
+            place = {movie: f", position {positions[movie]}" for movie in items if movie in positions}
+            return [f"{slot}: movie {movie}{place.get(movie, '')}" for movie in items]

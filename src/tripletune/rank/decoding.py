@@ -1,0 +1,175 @@
+"""Answers that can only be valid: N numbered lines, each another candidate's title, and nothing else.
+
+While the model writes, a small state machine per viewer allows only tokens that continue some candidate's line. It works
+on whole tokenised lines rather than on characters: each line is tokenised in its context (after the chat header or
+after a line break), where every tokenizer that cuts text at line breaks gives the tokens it would give the whole answer,
+that is, those the adapter was trained on. Also reads free text, for answers that were not constrained.
+"""
+
+# Shape letters in this file: none; token ids are plain lists.
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from tripletune.errors import ContractError
+
+NUM_ANSWERS = 5
+_LINE = re.compile(r"\s*(\d+)\s*[.)]\s*(.*?)\s*")
+_PROBE = [{"role": "user", "content": "?"}]
+
+
+class LineTokens:
+    """Token ids of answer lines, as they come out when the whole conversation is tokenised.
+
+    Args:
+        tokenizer: a Hugging Face tokenizer with a chat template.
+
+    Raises:
+        ContractError: its chat template or tokens don't let an answer be built line by line.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self._header = tokenizer.apply_chat_template(_PROBE, tokenize=False, add_generation_prompt=True)
+        self._known: dict[tuple[int, str, bool], tuple[int, ...]] = {}
+        self.end = self._end_of_answer()
+
+    def _encode(self, texts: list[str]) -> list[list[int]]:
+        ids: list[list[int]] = self._tokenizer(texts, add_special_tokens=False)["input_ids"]
+        return ids
+
+    def _end_of_answer(self) -> int:
+        """The token that closes an assistant's message in this chat template."""
+        reply = "1. A"
+        whole = self._tokenizer.apply_chat_template(
+            [*_PROBE, {"role": "assistant", "content": reply}], tokenize=False, add_generation_prompt=False
+        )
+        opened = self._header + reply
+        if not whole.startswith(opened) or whole == opened:
+            raise ContractError(
+                "the base model's chat template does not write an answer as header, text, end token; "
+                "use a model with a Llama-3-like template"
+            )
+        return self._encode([whole[len(opened) :]])[0][0]
+
+    def lines(self, number: int, titles: Sequence[str], *, last: bool) -> list[tuple[int, ...]]:
+        """Tokens of the line ``<number>. <title>`` for each title.
+
+        Ends with a line break, or, when ``last``, with the end token; so no line's tokens begin another's, also
+        where a title begins another title.
+        """
+        missing = list(dict.fromkeys(title for title in titles if (number, title, last) not in self._known))
+        if missing:
+            context = self._header if number == 1 else f"{self._header}{number - 1}. A (2000)\n"
+            ending = "" if last else "\n"
+            before, *after = self._encode([context, *(f"{context}{number}. {title}{ending}" for title in missing)])
+            for title, ids in zip(missing, after, strict=True):
+                if ids[: len(before)] != before:
+                    raise ContractError(
+                        f"the base model's tokenizer merges across the start of the line '{number}. {title}'; "
+                        "constrained decoding needs a tokenizer that cuts text at line breaks"
+                    )
+                closing = (self.end,) if last else ()
+                self._known[number, title, last] = (*ids[len(before) :], *closing)
+        return [self._known[number, title, last] for title in titles]
+
+
+@dataclass(slots=True)
+class AnswerState:
+    """How far one viewer's answer has come.
+
+    Args:
+        tokens: the tokenizer's lines.
+        titles: the candidates' titles, distinct.
+        num_answers: lines to write; at most the number of candidates.
+    """
+
+    tokens: LineTokens
+    titles: Sequence[str]
+    num_answers: int
+    chosen: list[int] = field(default_factory=list)
+    """Indices into ``titles``, in the order written."""
+    _matching: dict[int, tuple[int, ...]] = field(default_factory=dict)
+    _position: int = 0
+
+    def __post_init__(self) -> None:
+        self._open_line()
+
+    def _open_line(self) -> None:
+        free = [index for index in range(len(self.titles)) if index not in self.chosen]
+        number = len(self.chosen) + 1
+        lines = self.tokens.lines(number, [self.titles[i] for i in free], last=number == self.num_answers)
+        self._matching = dict(zip(free, lines, strict=True))
+        self._position = 0
+
+    @property
+    def done(self) -> bool:
+        return len(self.chosen) == self.num_answers
+
+    def allowed(self) -> list[int]:
+        """Ids of the tokens that may come next; after the last line only the end token."""
+        if self.done:
+            return [self.tokens.end]
+        return sorted({line[self._position] for line in self._matching.values()})
+
+    def advance(self, token: int) -> None:
+        """Take the token that was written; it must be an allowed one."""
+        if self.done:
+            return
+        position = self._position
+        self._matching = {index: line for index, line in self._matching.items() if line[position] == token}
+        self._position = position + 1
+        finished = [index for index, line in self._matching.items() if len(line) == self._position]
+        if finished:
+            self.chosen.append(finished[0])
+            if not self.done:
+                self._open_line()
+
+
+class AnswerConstraint:
+    """``prefix_allowed_tokens_fn`` of transformers' ``generate`` for a batch, greedy or sampled, without beams.
+
+    Args:
+        tokens: the tokenizer's lines.
+        titles: for each row of the batch the candidates' titles.
+        prompt_length: tokens of the (left-padded) prompts.
+    """
+
+    def __init__(self, tokens: LineTokens, titles: Sequence[Sequence[str]], prompt_length: int) -> None:
+        self.states = [AnswerState(tokens, row, min(NUM_ANSWERS, len(row))) for row in titles]
+        self._read = [prompt_length] * len(titles)
+
+    def __call__(self, row: int, ids: Any) -> list[int]:
+        state = self.states[row]
+        for token in ids[self._read[row] :].tolist():
+            state.advance(token)
+        self._read[row] = len(ids)
+        return state.allowed()
+
+
+def read_answer(text: str, titles: Sequence[str], num_answers: int = NUM_ANSWERS) -> tuple[list[int], bool]:
+    """Find the candidates in an answer.
+
+    Args:
+        text: what the model wrote, without control tokens.
+        titles: the candidates' titles, distinct.
+        num_answers: lines that were asked for.
+
+    Returns:
+        Indices of the distinct candidates named, one to a line, in order, at most ``num_answers``; and whether the text
+        is exactly ``num_answers`` lines ``k. title`` with distinct candidates and nothing else.
+    """
+    index_of = {title: index for index, title in enumerate(titles)}
+    lines = text.split("\n")
+    found: list[int] = []
+    for line in lines:
+        match = _LINE.fullmatch(line)
+        index = index_of.get(match.group(2)) if match else None
+        if index is not None and index not in found:
+            found.append(index)
+    asked = [f"{number}. {titles[index]}" for number, index in enumerate(found, 1)]
+    return found[:num_answers], len(found) == num_answers and lines == asked

@@ -1,0 +1,233 @@
+# Shape letters in this file:
+#   U questions (a viewer and a purpose), K places, F similar viewers' films, D vector width, E rated films
+"""Everything the prompts need about any viewer: candidates, hint 1 and hint 2, from a history and a mask.
+
+``retrieved`` (the default) shows the retriever's top films and puts nothing in: an answer that retrieval missed would
+always be the film that hint 1 leaves out, and the model would learn just that. ``kerag`` is the published recipe, see
+``kerag.py``. One ``Retriever`` serves the shards and a viewer who is only a list of films.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+from torch import Tensor
+
+from tripletune.config import RetrieveConfig
+from tripletune.retrieve.kerag import best_answers, put_in
+from tripletune.retrieve.rankings import LENGTH, as_rows, rank_by_popularity, rank_by_rgat
+from tripletune.retrieve.similar import Neighbours, fit_likes
+from tripletune.retrieve.specialists import FIT_OF, Catalogue, LightGCNFit, Likes, RgatFit, load_lightgcn, load_rgat
+from tripletune.retrieve.topk import Ints, Ragged, product_blocks, top_columns
+from tripletune.retrieve.triples import TripleTable, choose_triples, read_triples
+from tripletune.retrieve.viewers import QUESTION, read_rows, shard_files
+from tripletune.schemas import CHOICES, RANKINGS, RETRIEVED, conform
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Batch:
+    """The questions of one fit, numbered from 0, and LightGCN's answer to them."""
+
+    fit: str
+    questions: pl.DataFrame
+    likes: Likes
+    rated: pl.DataFrame
+    """Columns ``viewer``, ``movie_id``: the mask."""
+    seen: Ragged
+    """The mask in columns of LightGCN's catalogue."""
+    users_UD: Tensor
+    top_UK: Ints
+    """LightGCN's best films, in columns; long enough for candidates and rankings."""
+
+    @property
+    def users_U(self) -> Ints:
+        return self.questions["user_id"].to_numpy().astype(np.int64)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Retriever:
+    """Both specialists, tonight's triples and the similar viewers, ready for any viewer.
+
+    Load once, ask often: ``retrieve_viewers`` for shards and for ad-hoc viewers alike.
+    """
+
+    settings: RetrieveConfig
+    num_liked_triples: int
+    seed: int
+    lightgcn: dict[str, LightGCNFit]
+    rgat: dict[str, RgatFit]
+    tables: dict[str, TripleTable]
+    neighbours: dict[str, Neighbours]
+
+    @classmethod
+    def load(
+        cls,
+        split: Path,
+        knowledge: Path,
+        lightgcn: Path,
+        rgat: Path,
+        settings: RetrieveConfig,
+        *,
+        num_liked_triples: int,
+        seed: int,
+        fits: tuple[str, ...] = ("a", "b"),
+    ) -> Retriever:
+        """Read stage outputs.
+
+        Args:
+            split, knowledge, lightgcn, rgat: folders of the finished stages.
+            settings: which candidates, hints and triples.
+            num_liked_triples: newest liked films that get triples beside the candidates.
+            seed: the run's.
+            fits: which fits to hold; ``("b",)`` is enough for viewers of today.
+
+        Raises:
+            InputError: a specialist's file is missing, damaged or does not fit its neighbours.
+        """
+        films, facts = load_lightgcn(lightgcn, seed, fits), load_rgat(rgat, seed, fits)
+        rows, triples = read_rows(list(shard_files(split).values())), read_triples(knowledge)
+        return cls(
+            settings=settings,
+            num_liked_triples=num_liked_triples,
+            seed=seed,
+            lightgcn=films,
+            rgat=facts,
+            tables={fit: TripleTable.build(facts[fit], triples, seed) for fit in fits},
+            neighbours={fit: Neighbours.build(films[fit], fit_likes(rows, fit), seed) for fit in fits},
+        )
+
+    def retrieve_viewers(
+        self, questions: pl.DataFrame, history: pl.DataFrame, seen: pl.DataFrame, answers: pl.DataFrame
+    ) -> tuple[pl.DataFrame, pl.DataFrame]:
+        """Candidates, hints and chosen triples.
+
+        Args:
+            questions: ``user_id, purpose, unseen, cutoff``, unique by user and purpose. An ad-hoc viewer is a user id
+                that no fit holds (say -1) with purpose ``test``, and has no answers.
+            history: likes before the cutoff, ``user_id, purpose, movie_id, age`` (newest 0).
+            seen: everything rated before the cutoff, ``user_id, purpose, movie_id``.
+            answers: ``user_id, purpose, movie_id, rating``; read by ``kerag`` alone, may be empty.
+
+        Returns:
+            Frames of ``schemas.RETRIEVED`` and ``schemas.CHOICES``, sorted by user and purpose (and film and rank).
+        """
+        retrieved, choices, _ = self._run(questions, history, seen, answers, rank=False)
+        return retrieved, choices
+
+    def retrieve_and_rank(
+        self, questions: pl.DataFrame, history: pl.DataFrame, seen: pl.DataFrame, answers: pl.DataFrame
+    ) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
+        """As ``retrieve_viewers``, and the first-stage rankings of valid and test questions (``schemas.RANKINGS``)."""
+        return self._run(questions, history, seen, answers, rank=True)
+
+    def _run(
+        self, questions: pl.DataFrame, history: pl.DataFrame, seen: pl.DataFrame, answers: pl.DataFrame, *, rank: bool
+    ) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
+        retrieved, choices, rankings = [RETRIEVED.to_frame()], [CHOICES.to_frame()], [RANKINGS.to_frame()]
+        for batch in self._batches(questions, history, seen):
+            found = self._find_films(batch, answers)
+            retrieved.append(conform(found, RETRIEVED))
+            choices.append(conform(self._choose(batch, told_films(found, history, self.num_liked_triples)), CHOICES))
+            if rank and batch.fit != FIT_OF["train"]:
+                rankings.append(conform(self._rank(batch, answers), RANKINGS))
+        return (
+            pl.concat(retrieved).sort(QUESTION),
+            pl.concat(choices).sort(*QUESTION, "movie_id", "rank"),
+            pl.concat(rankings),
+        )
+
+    def _batches(self, questions: pl.DataFrame, history: pl.DataFrame, seen: pl.DataFrame) -> Iterator[_Batch]:
+        for name, fit in self.lightgcn.items():
+            purposes = [purpose for purpose, of_fit in FIT_OF.items() if of_fit == name]
+            asked = questions.filter(pl.col("purpose").is_in(purposes)).sort(QUESTION)
+            if asked.is_empty():
+                continue
+            numbered = asked.select(*QUESTION).with_row_index("viewer")
+            liked = history.join(numbered, on=QUESTION).sort("viewer", "age")
+            rated = seen.join(numbered, on=QUESTION).sort("viewer", "movie_id")
+            likes = Likes(*(liked[column].to_numpy().astype(np.int64) for column in ("viewer", "movie_id", "age")))
+            users_UD = fit.pool(likes, len(asked))
+            mask = _rated_columns(rated, fit.catalogue, len(asked))
+            blocks = product_blocks(users_UD, fit.movie_vectors_MD, fit.bias_M)
+            yield _Batch(
+                fit=name,
+                questions=asked,
+                likes=likes,
+                rated=rated,
+                seen=mask,
+                users_UD=users_UD,
+                top_UK=top_columns(blocks, len(asked), mask, max(LENGTH, self.settings.num_candidates))[0],
+            )
+
+    def _find_films(self, batch: _Batch, answers: pl.DataFrame) -> pl.DataFrame:
+        settings, fit, films_UK = self.settings, self.lightgcn[batch.fit], batch.top_UK
+        if settings.candidates == "kerag":
+            films_UK = put_in(best_answers(answers, batch.questions, fit), films_UK, batch.users_UD, fit)
+        else:
+            films_UK = films_UK[:, : settings.num_candidates]
+        similar_UF = np.empty((len(batch.questions), 0), dtype=np.int64)
+        if settings.similar_films:
+            similar_UF = self.neighbours[batch.fit].films(
+                batch.users_UD, batch.users_U, batch.seen, settings.similar_viewers, settings.similar_films
+            )
+        candidates = as_lists(fit.catalogue.movie_ids(films_UK)).alias("candidates")
+        return batch.questions.with_columns(
+            candidates,
+            candidates.list.head(settings.hint_films).alias("ranking"),
+            as_lists(fit.catalogue.movie_ids(similar_UF)).alias("similar"),
+        )
+
+    def _rank(self, batch: _Batch, answers: pl.DataFrame) -> pl.DataFrame:
+        fit, rgat, num = self.lightgcn[batch.fit], self.rgat[batch.fit], len(batch.questions)
+        popular_UK = rank_by_popularity(self.neighbours[batch.fit].like_counts(), batch.seen, num)
+        told_UK = rank_by_rgat(rgat, batch.likes, _rated_columns(batch.rated, rgat.catalogue, num), num)
+        tops = {
+            "popularity": fit.catalogue.movie_ids(popular_UK),
+            "lightgcn": fit.catalogue.movie_ids(batch.top_UK[:, :LENGTH]),
+            "rgat": rgat.catalogue.movie_ids(told_UK),
+        }
+        return pl.concat(as_rows(batch.questions, answers, name, as_lists(top)) for name, top in tops.items())
+
+    def _choose(self, batch: _Batch, pairs: pl.DataFrame) -> pl.DataFrame:
+        numbered = batch.questions.select(*QUESTION).with_row_index("viewer")
+        pairs = pairs.join(numbered, on=QUESTION, maintain_order="left")
+        chosen = choose_triples(
+            self.tables[batch.fit],
+            self.rgat[batch.fit],
+            batch.likes,
+            batch.users_U,
+            pairs["viewer"].to_numpy().astype(np.int64),
+            pairs["movie_id"].to_numpy().astype(np.int64),
+            mode=self.settings.triple_choice,
+            num=self.settings.triples_per_film,
+            seed=self.seed,
+        )
+        of_pair = pairs[chosen["pair"].to_numpy()].select(*QUESTION, "movie_id")
+        return pl.concat([of_pair, chosen.drop("pair")], how="horizontal")
+
+
+def _rated_columns(rated: pl.DataFrame, catalogue: Catalogue, num_viewers: int) -> Ragged:
+    column_E = catalogue.columns(rated["movie_id"].to_numpy())
+    known_E = column_E >= 0
+    return Ragged.from_pairs(rated["viewer"].to_numpy()[known_E].astype(np.int64), column_E[known_E], num_viewers)
+
+
+def told_films(retrieved: pl.DataFrame, history: pl.DataFrame, num_liked: int) -> pl.DataFrame:
+    """The (question, film) pairs that hint 2 is chosen for: candidates and the newest liked films."""
+    candidates = retrieved.select(*QUESTION, movie_id="candidates").explode("movie_id")
+    asked = retrieved.select(*QUESTION)
+    liked = history.filter(pl.col("age") < num_liked).join(asked, on=QUESTION, how="semi").select(*QUESTION, "movie_id")
+    return pl.concat([candidates.cast({"movie_id": pl.Int32}), liked]).unique().sort(*QUESTION, "movie_id")
+
+
+def as_lists(ids_UK: Ints) -> pl.Series:
+    """Rows of a padded array as lists of int32, without the -1 that pad them."""
+    kept_UK = ids_UK >= 0
+    offsets = np.concatenate([[0], np.cumsum(kept_UK.sum(axis=1))]).astype(np.int64)
+    lists = pa.LargeListArray.from_arrays(offsets, ids_UK[kept_UK].astype(np.int32))
+    return pl.Series(pl.from_arrow(lists))

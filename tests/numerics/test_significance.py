@@ -1,0 +1,86 @@
+"""Bootstrap intervals against SciPy, and their coverage."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from tripletune.rank import significance
+from tripletune.rank.significance import bootstrap_means, mean_interval, paired_difference
+
+
+@pytest.mark.parametrize("confidence", [0.9, 0.95])
+def test_interval_of_a_mean_is_scipys_with_the_same_seed(confidence: float) -> None:
+    values_U = np.random.default_rng(1).random(137) ** 3
+    got = mean_interval(values_U, confidence=confidence, resamples=999, seed=5)
+    want = stats.bootstrap(
+        (values_U,), np.mean, n_resamples=999, confidence_level=confidence, method="percentile", rng=5
+    ).confidence_interval
+    # the same draws, added up in another order
+    np.testing.assert_allclose([got.low, got.high], [want.low, want.high], rtol=1e-12)
+    assert got.value == pytest.approx(values_U.mean(), rel=1e-15)
+
+
+def test_paired_difference_is_scipys_with_the_same_seed() -> None:
+    rng = np.random.default_rng(2)
+    first_U, second_U = rng.random(90), rng.random(90)
+
+    def difference(a: np.ndarray, b: np.ndarray, axis: int) -> np.ndarray:
+        return a.mean(axis=axis) - b.mean(axis=axis)
+
+    got = paired_difference(first_U, second_U, confidence=0.9, resamples=500, seed=3)
+    want = stats.bootstrap(
+        (first_U, second_U), difference, paired=True, n_resamples=500, confidence_level=0.9, method="percentile", rng=3
+    )
+    interval = want.confidence_interval
+    np.testing.assert_allclose([got.low, got.high], [interval.low, interval.high], rtol=1e-10)
+    # the one-sided bound at 90 % is the lower end of the two-sided 80 % interval
+    assert got.lower_bound == pytest.approx(np.quantile(want.bootstrap_distribution, 0.1), rel=1e-10)
+
+
+def test_columns_share_their_resamples() -> None:
+    values_UV = np.random.default_rng(4).random((50, 3))
+    together_RV = bootstrap_means(values_UV, resamples=200, seed=9)
+    for column in range(3):
+        alone_R1 = bootstrap_means(values_UV[:, [column]], resamples=200, seed=9)
+        np.testing.assert_allclose(together_RV[:, [column]], alone_R1, rtol=1e-14)
+
+
+def test_blocks_do_not_change_the_draw(monkeypatch: pytest.MonkeyPatch) -> None:
+    values_UV = np.random.default_rng(4).random((50, 2))
+    whole_RV = bootstrap_means(values_UV, resamples=101, seed=9)
+    monkeypatch.setattr(significance, "BLOCK", 350)  # seven resamples at a time
+    assert (bootstrap_means(values_UV, resamples=101, seed=9) == whole_RV).all()
+
+
+def test_equal_rows_differ_by_exactly_nothing() -> None:
+    values_U = np.random.default_rng(0).random(30)
+    got = paired_difference(values_U, values_U.copy(), confidence=0.95, resamples=100, seed=0)
+    assert (got.value, got.low, got.high, got.lower_bound) == (0.0, 0.0, 0.0, 0.0)
+
+
+def test_the_interval_covers_the_true_mean_as_often_as_it_says() -> None:
+    rng = np.random.default_rng(6)
+    covered = 0
+    for trial in range(400):
+        got = mean_interval((rng.random(80) < 0.3).astype(float), confidence=0.9, resamples=300, seed=trial)
+        assert got.low is not None
+        assert got.high is not None
+        covered += got.low <= 0.3 <= got.high
+    # 400 trials at .9: a standard deviation of .015; percentile intervals are a little narrow at 80 viewers
+    assert 0.84 <= covered / 400 <= 0.95
+
+
+def test_one_viewer_has_no_interval() -> None:
+    got = mean_interval(np.array([0.5]), confidence=0.95, resamples=10, seed=0)
+    assert (got.value, got.low, got.high, got.lower_bound, got.num_viewers) == (0.5, None, None, None, 1)
+
+
+def test_values_that_would_spoil_a_mean_are_refused() -> None:
+    with pytest.raises(ValueError, match="NaN"):
+        mean_interval(np.array([0.5, np.nan]), confidence=0.95, resamples=10, seed=0)
+    with pytest.raises(ValueError, match="no viewers"):
+        mean_interval(np.array([]), confidence=0.95, resamples=10, seed=0)
+    with pytest.raises(ValueError, match="paired"):
+        paired_difference(np.zeros(2), np.zeros(3), confidence=0.95, resamples=10, seed=0)

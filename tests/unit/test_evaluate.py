@@ -1,0 +1,203 @@
+"""The evaluate stage on a small written run, against plain Python."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+from written_run import UNSEEN, Run, rewrite, write_run
+
+from tripletune.config import EvaluateConfig
+from tripletune.errors import InputError
+from tripletune.rank.evaluate import evaluate_run
+from tripletune.rank.promotion import promotion_scores
+
+SETTINGS = EvaluateConfig(bootstrap_resamples=200)
+
+
+def evaluate(run: Run, out: Path, settings: EvaluateConfig = SETTINGS) -> dict[str, Any]:
+    out.mkdir(exist_ok=True)
+    folders = {"rgat": run.rgat, "lightgcn": run.lightgcn, "finetune": run.finetune}
+    return evaluate_run(run.rank, run.generate, run.retrieve, out, settings, 3, **folders)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return write_run(tmp_path_factory.mktemp("run"))
+
+
+@pytest.fixture(scope="module")
+def out(run: Run) -> Path:
+    evaluate(run, run.root / "evaluate")
+    return run.root / "evaluate"
+
+
+@pytest.fixture
+def damaged(run: Run, tmp_path: Path) -> Run:
+    shutil.copytree(run.root, tmp_path / "copy", ignore=shutil.ignore_patterns("evaluate"))
+    return Run(tmp_path / "copy", run.order)
+
+
+def held_out(run: Run, purpose: str) -> dict[int, int]:
+    frame = pl.read_parquet(run.generate / purpose / "*.parquet")
+    return dict(frame.select("user_id", pl.col("answers").list.first()).iter_rows())
+
+
+def by_hand(lists: dict[int, list[int]], answers: dict[int, int], k: int) -> tuple[float, float]:
+    hits, gains = 0, 0.0
+    for user, films in lists.items():
+        if answers[user] in films[:k]:
+            hits += 1
+            gains += 1 / math.log2(films.index(answers[user]) + 2)
+    return hits / len(lists), gains / len(lists)
+
+
+@pytest.mark.parametrize("system", ["random", "retriever", "untuned", "tuned"])
+@pytest.mark.parametrize("k", [3, 5])
+def test_re_ranking_counts_films_that_retrieval_missed_as_zero(run: Run, out: Path, system: str, k: int) -> None:
+    metrics = json.loads((out / "metrics.json").read_text())
+    predictions = pl.read_parquet(run.rank / "predictions.parquet").filter(
+        pl.col("purpose") == "test", pl.col("system") == system, pl.col("constrained")
+    )
+    lists = dict(predictions.select("user_id", "answers").iter_rows())
+    answers = held_out(run, "test")
+    assert len(lists) == len(answers)
+    hr, ndcg = by_hand(lists, answers, k)
+    assert metrics[f"{system}_hr_at_{k}"] == pytest.approx(hr, abs=1e-12)
+    assert metrics[f"{system}_ndcg_at_{k}"] == pytest.approx(ndcg, abs=1e-12)
+
+
+@pytest.mark.parametrize("retriever", ["popularity", "lightgcn", "rgat"])
+@pytest.mark.parametrize("group", ["all", "warm", "unseen"])
+def test_retrieval_is_measured_for_warm_and_unseen_viewers(run: Run, out: Path, retriever: str, group: str) -> None:
+    rankings = pl.read_parquet(run.retrieve / "rankings.parquet").filter(
+        pl.col("purpose") == "test", pl.col("retriever") == retriever
+    )
+    chosen = {"all": pl.lit(True), "warm": ~pl.col("unseen"), "unseen": pl.col("unseen")}[group]
+    lists = dict(rankings.filter(chosen).select("user_id", "top").iter_rows())
+    _, ndcg = by_hand(lists, held_out(run, "test"), 10)
+    line = pl.read_parquet(out / "metrics.parquet").row(
+        by_predicate=(pl.col("row") == retriever) & (pl.col("metric") == "ndcg_at_10") & (pl.col("group") == group),
+        named=True,
+    )
+    assert line["value"] == pytest.approx(ndcg, abs=1e-12)
+    assert line["num_viewers"] == len(lists)
+    assert line["low"] <= line["value"] <= line["high"]
+    flat = json.loads((out / "metrics.json").read_text())
+    assert flat[f"{retriever}_ndcg_at_10" + ("" if group == "all" else f"_{group}")] == line["value"]
+
+
+def test_the_ceiling_bounds_every_re_ranking(out: Path) -> None:
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert metrics["retrieval_ceiling"] == pytest.approx(16 / 24)
+    # the tuned system of the fixture names every candidate that is held out
+    assert metrics["tuned_hr_at_3"] == metrics["retrieval_ceiling"]
+
+
+def test_shares_of_valid_answers_are_by_system_and_decoding(out: Path) -> None:
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert metrics["tuned_valid_answers_constrained"] == 1.0
+    assert metrics["tuned_valid_answers_unconstrained"] == 0.5
+    assert metrics["untuned_valid_answers_unconstrained"] == 0.5
+    assert "random_valid_answers_unconstrained" not in metrics
+
+
+def test_promotion_reads_the_tuned_model_on_valid_answers(run: Run, out: Path) -> None:
+    scores = promotion_scores(out / "per_viewer.parquet")
+    assert scores["user_id"].to_list() == sorted(run.order)
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert scores["ndcg_at_5"].mean() == pytest.approx(metrics["tuned_valid_ndcg_at_5"])
+
+
+def test_all_pairs_are_compared_on_the_same_viewers(out: Path) -> None:
+    comparisons = pl.read_parquet(out / "comparisons.parquet")
+    retrieval_pairs, rerank_pairs, groups = 3, 6, 3
+    assert comparisons.height == groups * (retrieval_pairs * 6 + rerank_pairs * 4)
+    metrics = json.loads((out / "metrics.json").read_text())
+    line = comparisons.row(
+        by_predicate=(pl.col("row_a") == "tuned")
+        & (pl.col("row_b") == "retriever")
+        & (pl.col("metric") == "hr_at_5")
+        & (pl.col("group") == "all"),
+        named=True,
+    )
+    assert line["difference"] == pytest.approx(metrics["tuned_hr_at_5"] - metrics["retriever_hr_at_5"])
+    assert line["low"] > 0
+
+
+def test_per_viewer_values_stand_once_for_each_row(run: Run, out: Path) -> None:
+    frame = pl.read_parquet(out / "per_viewer.parquet")
+    assert not frame.select("user_id", "purpose", "row").is_duplicated().any()
+    assert frame.filter(pl.col("unseen"))["user_id"].unique().sort().to_list() == list(UNSEEN)
+    # re-ranking lists five films: cut-offs that were not measured are null, not 0
+    assert frame.filter(pl.col("row") == "tuned")["ndcg_at_10"].null_count() == 2 * len(run.order)
+
+
+def test_the_same_inputs_give_the_same_bytes(run: Run, out: Path, tmp_path: Path) -> None:
+    evaluate(run, tmp_path / "again")
+    names = sorted(path.name for path in out.iterdir())
+    assert names == ["comparisons.parquet", "metrics.json", "metrics.parquet", "per_viewer.parquet", "report.html"]
+    for name in names:
+        assert (out / name).read_bytes() == (tmp_path / "again" / name).read_bytes(), name
+
+
+def test_only_viewers_that_every_system_ranked_are_re_ranked(damaged: Run, tmp_path: Path) -> None:
+    rewrite(
+        damaged.rank / "predictions.parquet",
+        lambda rows: [row for row in rows if not (row["system"] == "untuned" and row["user_id"] > 10)],
+    )
+    facts = evaluate(damaged, tmp_path / "out")
+    assert facts["rerank_viewers"] == 10
+    assert facts["retrieval_viewers"] == 24
+    frame = pl.read_parquet(tmp_path / "out" / "metrics.parquet").filter(
+        pl.col("row") == "tuned", pl.col("metric") == "hr_at_5", pl.col("group") == "all"
+    )
+    assert frame["num_viewers"].to_list() == [10]
+
+
+@pytest.mark.parametrize(("num_viewers", "unseen"), [(6, ()), (1, ()), (2, (2,))])
+def test_few_viewers_and_no_unseen_ones_are_measured(tmp_path: Path, num_viewers: int, unseen: tuple[int, ...]) -> None:
+    run = write_run(tmp_path / "run", num_viewers=num_viewers, unseen=unseen)
+    if num_viewers == 1:  # the other bucket is empty
+        for purpose in ("train", "valid", "test"):
+            assert pl.read_parquet(run.generate / purpose / "shard-000.parquet").height == 0
+    facts = evaluate(run, tmp_path / "out")
+    assert ("lightgcn_hr_at_3_unseen" in facts) is bool(unseen)
+    metrics = pl.read_parquet(tmp_path / "out" / "metrics.parquet")
+    alone = metrics.filter(pl.col("num_viewers") == 1)
+    assert alone["low"].null_count() == alone.height
+    assert metrics["value"].is_finite().all()
+    json.loads((tmp_path / "out" / "metrics.json").read_text(), parse_constant=pytest.fail)
+
+
+def test_no_viewers_without_constraint_are_no_row(damaged: Run, tmp_path: Path) -> None:
+    rewrite(damaged.rank / "predictions.parquet", lambda rows: [row for row in rows if row["constrained"]])
+    assert "tuned_valid_answers_unconstrained" not in evaluate(damaged, tmp_path / "out")
+
+
+def test_a_missing_system_is_named(damaged: Run, tmp_path: Path) -> None:
+    rewrite(damaged.rank / "predictions.parquet", lambda rows: [row for row in rows if row["system"] != "untuned"])
+    with pytest.raises(InputError, match="untuned"):
+        evaluate(damaged, tmp_path / "out")
+
+
+def test_predictions_of_other_shards_are_refused(damaged: Run, tmp_path: Path) -> None:
+    rewrite(damaged.rank / "predictions.parquet", lambda rows: [{**rows[0], "user_id": 777}, *rows[1:]])
+    with pytest.raises(InputError, match="viewer 777"):
+        evaluate(damaged, tmp_path / "out")
+
+
+def test_a_viewer_answered_twice_is_refused(damaged: Run, tmp_path: Path) -> None:
+    rewrite(damaged.rank / "predictions.parquet", lambda rows: [rows[0], *rows])
+    with pytest.raises(InputError, match="twice"):
+        evaluate(damaged, tmp_path / "out")
+
+
+def test_a_cutoff_deeper_than_the_lists_is_refused(run: Run, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="cut-off of 30"):
+        evaluate(run, tmp_path / "out", EvaluateConfig(retrieval_cutoffs=(30,)))

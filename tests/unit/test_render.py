@@ -1,0 +1,147 @@
+"""Prompts, letter by letter."""
+
+from __future__ import annotations
+
+import polars as pl
+import pytest
+
+from tripletune import schemas
+from tripletune.prompts.explain import explain_lines
+from tripletune.prompts.render import relation_words, render_prompts
+from tripletune.prompts.template import load_template
+
+TITLES = pl.DataFrame(
+    {
+        "movie_id": [1, 2, 3, 4, 5, 6],
+        "display": ["Alien (1979)", "Big (1988)", "Cube (1997)", "Dune (1984)", "Eden", "Fargo"],
+    },
+    schema={"movie_id": pl.Int32, "display": pl.String},
+)
+FILMS = pl.List(pl.Int32)
+EXAMPLES = pl.DataFrame(
+    {
+        "liked": [[1, 2], [1]],
+        "disliked": [[3], []],
+        "ranking": [[5, 4], [6]],
+        "similar": [[6], []],
+        "triples": [
+            [
+                {"movie_id": 1, "relation": "director", "entity": "person:nm1", "entity_name": "Ridley Scott"},
+                {"movie_id": 4, "relation": "composer", "entity": "other:Toto", "entity_name": "Toto"},
+            ],
+            [],
+        ],
+        "candidates": [[4, 5], [6, 5]],
+        "completion": [[5, 4], [6, 5]],
+    },
+    schema=dict.fromkeys(("liked", "disliked", "ranking", "similar"), FILMS)
+    | {"triples": schemas.EXAMPLES["triples"], "candidates": FILMS, "completion": FILMS},
+)
+
+LIKED = "Films the viewer liked, newest first:\n- Alien (1979)\n- Big (1988)\n\n"
+DISLIKED = "Films the viewer disliked, newest first:\n- Cube (1997)\n\n"
+HINT_1 = "Hint 1, films {} that the recommender ranks highest, best first:\n1. Eden\n2. Dune (1984)\n\n"
+SIMILAR = "Hint 1, films that viewers of similar taste liked:\n- Fargo\n\n"
+HINT_2 = "Hint 2, facts that matter most to this viewer:\n{}"
+FACTS = {
+    "arrow": "- Alien (1979) - directed by - Ridley Scott\n- Dune (1984) - composer - Toto\n\n",
+    "sentence": "- Alien (1979) was directed by Ridley Scott.\n- Dune (1984), composer: Toto.\n\n",
+}
+QUESTION = "Which of these films will the viewer like next?\n- Dune (1984)\n- Eden\n\n"
+ASK = (
+    'Answer with exactly five different films from {} list, best first, as numbered lines from "1. " to "5. ". '
+    "Copy each title exactly as it stands there and write nothing else."
+)
+
+
+@pytest.mark.parametrize("form", ["arrow", "sentence"])
+def test_the_default_template_letter_by_letter(form):
+    prompt = render_prompts(EXAMPLES, load_template("hints-first"), form, TITLES)["prompt"][0].to_list()
+    hints = LIKED + DISLIKED + HINT_1.format("below") + SIMILAR + HINT_2.format(FACTS[form])
+    assert [message["role"] for message in prompt] == ["system", "user"]
+    assert prompt[0]["content"].startswith("You recommend films to one viewer. ")
+    assert prompt[1]["content"] == hints + QUESTION + ASK.format("this last")
+
+
+@pytest.mark.parametrize("form", ["arrow", "sentence"])
+def test_the_published_template_letter_by_letter(form):
+    prompt = render_prompts(EXAMPLES, load_template("published"), form, TITLES)["prompt"][0].to_list()
+    hints = LIKED + DISLIKED + HINT_1.format("above") + SIMILAR + HINT_2.format(FACTS[form])
+    assert prompt[1]["content"] == QUESTION + hints + ASK.format("the first")
+
+
+def test_an_empty_section_says_so():
+    content = render_prompts(EXAMPLES, load_template("hints-first"), "arrow", TITLES)["prompt"][1][1]["content"]
+    assert "Films the viewer disliked, newest first:\n(none)\n\nHint 1" in content
+    assert "similar taste liked:\n(none)\n\nHint 2, facts that matter most to this viewer:\n(none)\n\nWhich" in content
+
+
+def test_a_completion_is_numbered_lines_without_a_newline_at_the_end():
+    completion = render_prompts(EXAMPLES, load_template("hints-first"), "arrow", TITLES)["completion"]
+    assert completion[0].to_list() == [{"role": "assistant", "content": "1. Eden\n2. Dune (1984)"}]
+
+
+def test_candidate_titles_are_the_lines_of_the_question():
+    rendered = render_prompts(EXAMPLES, load_template("hints-first"), "arrow", TITLES)
+    assert rendered["candidate_titles"].to_list() == [["Dune (1984)", "Eden"], ["Fargo", "Eden"]]
+
+
+def test_a_film_outside_the_catalogue_gets_a_name_of_its_own():
+    rendered = render_prompts(EXAMPLES, load_template("hints-first"), "arrow", TITLES.filter(pl.col("movie_id") != 5))
+    assert rendered["candidate_titles"][0].to_list() == ["Dune (1984)", "(untitled) [5]"]
+
+
+def test_braces_in_a_title_are_not_slots():
+    titles = TITLES.with_columns(display=pl.lit("{candidates} {liked}") + pl.col("movie_id").cast(pl.String))
+    content = render_prompts(EXAMPLES, load_template("hints-first"), "arrow", titles)["prompt"][0][1]["content"]
+    assert content.startswith(
+        "Films the viewer liked, newest first:\n- {candidates} {liked}1\n- {candidates} {liked}2\n"
+    )
+
+
+def test_no_example_gives_no_prompt():
+    rendered = render_prompts(EXAMPLES.clear(), load_template("hints-first"), "arrow", TITLES)
+    assert rendered.is_empty()
+    assert rendered.schema["prompt"] == pl.List(schemas.MESSAGE)
+
+
+def test_every_relation_has_words_in_both_forms():
+    names = [*schemas.RELATION_NAMES, "shot_in", "<|eot_id|>", "\n"]
+    assert relation_words(names, "sentence") == {
+        "genre": " is of the genre ",
+        "decade": " is from the ",
+        "tag": " was tagged as ",
+        "director": " was directed by ",
+        "writer": " was written by ",
+        "actor": " stars ",
+        "cinematographer": " was filmed by ",
+        "shot_in": ", shot in: ",
+        "<|eot_id|>": ", ‹|eot id|›: ",
+        "\n": ", fact: ",
+    }
+    assert relation_words(["actor", "shot_in"], "arrow") == {"actor": " - starring - ", "shot_in": " - shot in - "}
+
+
+@pytest.mark.parametrize("template", ["hints-first", "published"])
+@pytest.mark.parametrize("row", [0, 1])
+def test_every_line_of_a_prompt_is_explained(template, row):
+    template = load_template(template)
+    rendered = render_prompts(EXAMPLES, template, "arrow", TITLES)
+    example = EXAMPLES.row(row, named=True) | rendered.row(row, named=True)
+    scores = {(1, "director", "person:nm1"): -0.3125}
+    explained = explain_lines(example, template, positions={1: 12, 3: 4}, scores=scores)
+    assert "\n".join(line for line, _ in explained) == example["prompt"][1]["content"]
+    origins = dict(explained)
+    assert origins["Films the viewer liked, newest first:"] == "template"
+    if row == 1:
+        assert ("(none)", "disliked: nothing to show") in explained
+        return
+    assert ("- Alien (1979)", "liked: movie 1, position 12") in explained
+    assert ("- Big (1988)", "liked: movie 2") in explained
+    assert ("- Cube (1997)", "disliked: movie 3, position 4") in explained
+    assert ("2. Dune (1984)", "hint 1: movie 4, LightGCN rank 2") in explained
+    assert ("- Fargo", "hint 1: movie 6, similar viewers liked it") in explained
+    assert ("- Dune (1984)", "candidate: movie 4") in explained
+    told = "hint 2: movie 1, director person:nm1, score -0.3125"
+    assert ("- Alien (1979) - directed by - Ridley Scott", told) in explained
+    assert ("- Dune (1984) - composer - Toto", "hint 2: movie 4, composer other:Toto") in explained
