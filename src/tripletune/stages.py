@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from tripletune.config import FinetuneConfig, RunConfig
 from tripletune.errors import ConfigError, InputError, MissingArtifactError
-from tripletune.fingerprint import Ingredients, StageSpec, fingerprint, gather, input_checksums
+from tripletune.fingerprint import PACKAGE, Ingredients, StageSpec, fingerprint, gather, input_checksums
 from tripletune.paths import Facts, RunPaths
 from tripletune.runs import read_run
 
@@ -35,7 +35,11 @@ def stage_specs(config: RunConfig) -> tuple[StageSpec, ...]:
     return (
         StageSpec(
             name="ingest",
-            source=("data.movielens", "schemas", *(("data.synthetic", "stable_hash") if synthetic else ())),
+            source=(
+                *_modules("data", without=("split", "imdb", *(() if synthetic else ("synthetic", "world")))),
+                "stable_hash",
+                "schemas",
+            ),
             libraries=("polars", "numpy") if synthetic else ("polars",),
             fields=("ingest", *(("synthetic", "seed") if synthetic else ())),
             outside=("movielens",),
@@ -58,14 +62,14 @@ def stage_specs(config: RunConfig) -> tuple[StageSpec, ...]:
         StageSpec(
             name="rgat",
             parents=("knowledge", "split"),
-            source=_graph_modules("rgat"),
+            source=(*_modules("graph", without=("lightgcn", "knowledge")), "pooling", "schemas"),
             libraries=("torch", "dgl", "polars", "numpy"),
             fields=("rgat", "seed"),
         ),
         StageSpec(
             name="lightgcn",
             parents=("split",),
-            source=_graph_modules("lightgcn"),
+            source=(*_modules("graph", without=("rgat", "knowledge")), "pooling", "schemas"),
             libraries=("torch", "dgl", "polars", "numpy"),
             fields=("lightgcn", "seed"),
         ),
@@ -101,18 +105,21 @@ def stage_specs(config: RunConfig) -> tuple[StageSpec, ...]:
         StageSpec(
             name="evaluate",
             parents=("rank", "generate", "retrieve", "rgat", "lightgcn", "finetune"),
-            source=("rank.evaluate", "rank.metrics", "rank.significance", "rank.report", "rank.pictures"),
-            libraries=("polars", "numpy", "scipy", "matplotlib", "jinja2"),
+            source=(
+                *_modules("rank", without=("decoding", "predict", "audit", "promotion")),
+                "rank.templates",
+                "schemas",
+            ),
+            libraries=("polars", "numpy", "matplotlib", "jinja2"),
             fields=("evaluate", "seed"),
         ),
     )
 
 
-def _graph_modules(specialist: str) -> tuple[str, ...]:
-    other = "lightgcn" if specialist == "rgat" else "rgat"
-    folder = Path(__file__).parent / "graph"
-    mine = sorted(p.stem for p in folder.glob("*.py") if not p.stem.startswith((other, "knowledge", "__init__")))
-    return (*(f"graph.{name}" for name in mine), "pooling", "schemas")
+def _modules(room: str, *, without: tuple[str, ...]) -> tuple[str, ...]:
+    """A room's modules but those that begin like ``without``: what is new in a room counts until it is left out."""
+    names = sorted(path.stem for path in (PACKAGE / room).glob("*.py"))
+    return tuple(f"{room}.{name}" for name in names if not name.startswith(("__init__", *without)))
 
 
 def resolve(config: RunConfig, artifacts: Path) -> RunPaths:

@@ -9,14 +9,17 @@ import numpy as np
 import polars as pl
 import pytest
 import small_world
+import torch
 from safetensors.torch import load_file, save_file
 
 from tripletune import schemas
 from tripletune.config import RetrieveConfig
 from tripletune.errors import InputError
 from tripletune.retrieve.candidates import retrieve_all
+from tripletune.retrieve.kerag import best_answers
+from tripletune.retrieve.rankings import film_scores
 from tripletune.retrieve.retriever import Retriever
-from tripletune.retrieve.specialists import Catalogue
+from tripletune.retrieve.specialists import Catalogue, load_lightgcn, load_rgat
 
 SEED = 7
 FIT = {"train": "a", "valid": "b", "test": "b"}
@@ -213,6 +216,43 @@ def test_kerag_shows_ten_films_that_hold_the_answers(world, rows, tmp_path):
         scores = vectors["movie_vectors"] @ user + vectors["movie_bias"]
         assert question["candidates"] == sorted(question["candidates"], key=lambda film: -scores[film - 1])
         assert question["ranking"] == question["candidates"][:6]
+
+
+def test_kerag_takes_the_five_best_rated_answers(world):
+    fit = load_lightgcn(world.lightgcn, SEED)["a"]
+    key = {"user_id": pl.Int32, "purpose": schemas.PURPOSES}
+    questions = pl.DataFrame({"user_id": [2, 3], "purpose": ["train", "train"]}, schema_overrides=key)
+    answers = pl.DataFrame(
+        {
+            "user_id": [2] * 7 + [3],
+            "purpose": ["train"] * 8,
+            "movie_id": [11, 12, 13, 14, 15, 16, 17, 18],
+            "rating": [4.0, 5.0, 4.5, 4.0, 5.0, 4.5, 3.5, 4.0],
+        },
+        schema_overrides=key | {"movie_id": pl.Int32},
+    )
+    films_UA = fit.catalogue.movie_ids(best_answers(answers, questions, fit))
+    assert set(films_UA[0, :2]) == {12, 15}
+    assert set(films_UA[0, 2:4]) == {13, 16}
+    assert films_UA[0, 4] in (11, 14)
+    assert films_UA[1].tolist() == [18, -1, -1, -1, -1]
+
+
+def test_a_film_score_is_bias_plus_logsumexp_over_its_triples(world):
+    rgat = load_rgat(world.rgat, SEED)["b"]
+    users_UD = torch.randn(3, 6, generator=torch.Generator().manual_seed(0)) * 5
+    scores_UM = film_scores(rgat, users_UD)(0, 3).double().numpy()
+    rows = dict(rgat.entity_rows.select("entity", "row").iter_rows())
+    for (movie,), film in rgat.attention.group_by("movie_id"):
+        column = rgat.catalogue.columns([movie])[0]
+        vectors = rgat.entity_vectors_ND[[rows[key] for key in film["entity"]]].double()
+        dots = (users_UD.double() @ vectors.T).numpy() * 1.5 / np.sqrt(6)
+        evidence = np.logaddexp.reduce(np.log(film["alpha"].to_numpy().astype(np.float64)) + dots, axis=1)
+        want = float(rgat.bias_M[column]) + evidence
+        # float32 sums of a few exponentials and a logarithm
+        np.testing.assert_allclose(scores_UM[:, column], want, rtol=1e-5, atol=1e-5)
+    untold = rgat.catalogue.columns([small_world.NUM_FILMS])[0]
+    assert (scores_UM[:, untold] < np.delete(scores_UM, untold, axis=1).min(axis=1)).all()
 
 
 def test_a_film_that_a_pinned_specialist_does_not_know_is_no_candidate(world, rows, tmp_path):

@@ -100,3 +100,9 @@ def test_neighbours_are_made_of_the_rows_of_their_fit(world, fit, labels):
     assert set(got.filter(pl.col("age") == 0).select("user_id", "movie_id").iter_rows()) == set(newest.iter_rows())
     near = Neighbours.build(load_lightgcn(world.lightgcn, 7)[fit], got, seed=7)
     assert near.like_counts().sum() == len(want)
+
+
+def test_viewers_of_the_opposite_taste_count_nothing():
+    fit, near = two_tastes()
+    films_UF = near.films(torch.tensor([[-1.0, -1.0, 0.5]]), np.array([9]), unseen_mask(1), 3, 3)
+    assert fit.catalogue.movie_ids(films_UF[0]).tolist() == [3, -1, -1]

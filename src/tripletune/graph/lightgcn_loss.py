@@ -123,7 +123,7 @@ def draw_unliked(viewer_R: Tensor, liked: Tensor, num_movies: int, generator: to
     place = torch.arange(liked.numel()) - torch.searchsorted(liked_viewer, liked_viewer)
     gaps = liked - place  # ascending within a viewer, and across viewers since a viewer has at least one unliked film
     behind_R = torch.searchsorted(gaps, viewer_R * num_movies + wish_R, right=True)
-    return wish_R + behind_R.clamp(min=first_R, max=end_R) - first_R
+    return wish_R + behind_R - first_R
 
 
 def _between(sorted_viewer: Tensor, start: int, stop: int) -> slice:

@@ -44,7 +44,9 @@ def rank_by_rgat(rgat: RgatFit, likes: Likes, seen: Ragged, num_viewers: int) ->
 def film_scores(rgat: RgatFit, users_UD: Tensor) -> Callable[[int, int], Tensor]:
     """``score_block`` of the film score ``bias_i + log sum_t alpha_t exp(beta <u, e_t> / sqrt(d))``.
 
-    The sum over triples is one sparse product with the films' attention, of exponentials taken once per entity.
+    The sum over triples is one sparse product with the films' attention, of exponentials taken once per entity and
+    relative to the viewer's highest. A film without triples, or with none within e**-87 of that (the range of
+    float32), gets the floor of that range: it ranks below every film that the knowledge graph speaks for.
     """
     weights_MN = attention_matrix(rgat)
     used_N = np.unique(weights_MN.indices)

@@ -1,0 +1,182 @@
+"""How both specialists are trained: fit B stops early on ``valid``, fit A runs as many steps without looking.
+
+A specialist brings a ``Model``; here are the two runs, the judge that ranks each held-out like against the whole
+catalogue, and the files that both specialists write in the same layout.
+"""
+
+# Shape letters in this file: M films, U viewers, E likes, S rated rows, V viewers of a block
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import polars as pl
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from tripletune.errors import UserError
+from tripletune.graph.interactions import Interactions, Likes, ValidQuestions, newest_first_age
+from tripletune.paths import write_atomically, write_json
+from tripletune.schemas import CURVE, TRAINED_ON, conform
+
+VALID_TOP = 10
+BLOCK_VIEWERS = 64
+"""Viewers whose scores of all films are held at once when the judge ranks."""
+ROW_GROUP = 1 << 20
+
+Scorer = Callable[[Tensor], Tensor]
+"""Scores of all films (V, M) for the viewers with the given numbers (V,)."""
+
+
+class Model(Protocol):
+    """One fit of one specialist while it trains."""
+
+    def step(self) -> float:
+        """Take one optimiser step; the loss."""
+
+    def scorer(self, likes: Likes, age_E: Tensor) -> Scorer:
+        """Score viewers with these likes by the weights as they are now."""
+
+    def export(self) -> dict[str, Tensor]:
+        """The tensors of ``fit_<name>.safetensors`` by the weights as they are now."""
+
+
+class Limits(Protocol):
+    """The settings that say how long to train; both specialists' sections have them."""
+
+    @property
+    def max_steps(self) -> int: ...
+    @property
+    def eval_every(self) -> int: ...
+    @property
+    def patience(self) -> int: ...
+
+
+@dataclass(slots=True)
+class Run:
+    """A finished fit: its tensors at the best step, and the curve on the way."""
+
+    fit: str
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    best_step: int = 0
+    best_ndcg: float = -1.0
+    curve: list[dict[str, Any]] = field(default_factory=list)
+    seconds: float = 0.0
+
+    def note(self, step: int, loss: float, ndcg: float | None) -> None:
+        """Add a row to the curve."""
+        seconds = round(self.seconds, 3)
+        self.curve.append(
+            {"fit": self.fit, "step": step, "loss": loss, "valid_ndcg_at_10": ndcg, "seconds": seconds}
+        )
+
+
+def train_both(make: Callable[[str], Model], valid: ValidQuestions, limits: Limits) -> dict[str, Run]:
+    """Train fit B with early stopping, then fit A for as many steps as B's best one.
+
+    Args:
+        make: builds the model of fit ``"a"`` or ``"b"``.
+        valid: decides when B stops. Without a question (nobody has a ``valid`` like) B runs ``max_steps``.
+        limits: steps at most, steps between evaluations, evaluations without a better one before B stops.
+
+    Raises:
+        UserError: a loss is not a finite number.
+    """
+    run_b = _train(make("b"), Run("b"), limits.max_steps, limits, valid)
+    run_a = _train(make("a"), Run("a"), run_b.best_step, limits, None)
+    return {"a": run_a, "b": run_b}
+
+
+def _train(model: Model, run: Run, num_steps: int, limits: Limits, valid: ValidQuestions | None) -> Run:
+    asks = valid is not None and valid.answer_U.numel() > 0
+    worse = 0
+    for step in range(1, num_steps + 1):
+        start = time.perf_counter()
+        loss = model.step()
+        run.seconds += time.perf_counter() - start
+        if loss != loss or abs(loss) == float("inf"):
+            raise UserError(f"fit {run.fit}: the loss is {loss} at step {step}; lower learning_rate")
+        if step % limits.eval_every and step < num_steps:
+            continue
+        ndcg = judge(model, valid) if asks and valid is not None else None
+        run.note(step, loss, ndcg)
+        if ndcg is None or ndcg > run.best_ndcg:
+            run.best_step, run.best_ndcg, worse = step, ndcg if ndcg is not None else -1.0, 0
+            run.tensors = model.export()
+        else:
+            worse += 1
+        if worse == limits.patience:
+            break
+    return run
+
+
+@torch.no_grad()
+def judge(model: Model, valid: ValidQuestions) -> float:
+    """Mean ndcg_at_10 of the held-out likes, each ranked against every film its viewer had not rated before it.
+
+    One relevant film each, so a viewer's value is ``1 / log2(rank + 1)`` or 0. A tie counts as lost: equal scores for
+    everything are worth nothing.
+    """
+    likes = valid.likes
+    score = model.scorer(likes, newest_first_age(likes.viewer_E, likes.num_viewers))
+    gain = 0.0
+    for viewer_V in torch.arange(likes.num_viewers).split(BLOCK_VIEWERS):
+        first, last = int(viewer_V[0]), int(viewer_V[-1])
+        scores_VM = score(viewer_V)
+        wanted_V1 = scores_VM.gather(1, valid.answer_U[viewer_V].unsqueeze(1))
+        rows = slice(
+            int(torch.searchsorted(valid.seen_viewer_S, first)),
+            int(torch.searchsorted(valid.seen_viewer_S, last, right=True)),
+        )
+        scores_VM[valid.seen_viewer_S[rows] - first, valid.seen_movie_S[rows]] = -torch.inf
+        rank_V = (scores_VM >= wanted_V1).sum(dim=1)  # counts the wanted film itself, so the best rank is 1
+        gain += float(torch.where(rank_V <= VALID_TOP, 1 / torch.log2(rank_V + 1.0), 0.0).double().sum())
+    return gain / likes.num_viewers
+
+
+def write_table(frame: pl.DataFrame, path: Path) -> None:
+    """Write Parquet (zstd, fixed row groups) under a temporary name and rename it into place."""
+    write_atomically(path, lambda part: frame.write_parquet(part, compression="zstd", row_group_size=ROW_GROUP))
+
+
+def write_fits(
+    out: Path, runs: Mapping[str, Run], interactions: Interactions, half_life: float, power: float
+) -> dict[str, Any]:
+    """Write what both specialists have in common: the fits, movies, pooling, trained_on and curve files.
+
+    Returns:
+        Facts: steps, best ndcg, seconds per step, likes of each fit.
+    """
+    for fit, run in runs.items():
+        tensors = {name: tensor.detach().float().contiguous() for name, tensor in sorted(run.tensors.items())}
+        write_atomically(out / f"fit_{fit}.safetensors", lambda part, tensors=tensors: save_file(tensors, part))
+    movies = pl.DataFrame({"movie_id": pl.Series(interactions.movie_ids_M, dtype=pl.Int32)})
+    write_table(movies.select(pl.int_range(pl.len(), dtype=pl.Int32).alias("row"), "movie_id"), out / "movies.parquet")
+    write_json(out / "pooling.json", {"half_life": half_life, "power": power})
+    trained_on = [
+        pl.DataFrame(
+            {
+                "user_id": likes.user_ids_U[likes.viewer_E.numpy()],
+                "movie_id": interactions.movie_ids_M[likes.movie_E.numpy()],
+                "fit": [fit] * likes.viewer_E.numel(),
+            }
+        )
+        for fit, likes in interactions.fits.items()
+    ]
+    write_table(conform(pl.concat(trained_on), TRAINED_ON), out / "trained_on.parquet")
+    rows = [row for run in runs.values() for row in run.curve]
+    write_table(pl.DataFrame(rows, schema=CURVE), out / "curve.parquet")
+    steps = sum(run.curve[-1]["step"] for run in runs.values())
+    best = runs["b"].best_ndcg
+    return {
+        "steps": runs["b"].best_step,
+        "best_valid_ndcg_at_10": best if best >= 0 else None,
+        "seconds_per_step": round(sum(run.seconds for run in runs.values()) / steps, 4),
+        "movies": interactions.num_movies,
+        **{f"viewers_{fit}": likes.num_viewers for fit, likes in interactions.fits.items()},
+        **{f"likes_{fit}": likes.viewer_E.numel() for fit, likes in interactions.fits.items()},
+    }
