@@ -21,9 +21,6 @@ from tripletune.graph.training import Scorer, train_both, write_fits
 from tripletune.paths import Facts
 from tripletune.pooling import pool_viewers, recency_weights
 
-TARGET_HALF_LIFE = 10.0
-
-
 class LightGCNTrainer:
     """One fit: model, optimiser, batches. Implements ``training.Model``."""
 
@@ -33,31 +30,101 @@ class LightGCNTrainer:
         self._graph = LikeGraph.build(likes.viewer_E, likes.movie_E, likes.num_viewers, num_movies)
         self._batches = batches(likes, settings.batch_viewers, self._generator)
         self._model = LightGCN(num_movies, settings.dim, settings.layers, self._generator)
-        count_M = torch.bincount(likes.movie_E, minlength=num_movies).float()
-        # popularity from the start, so that the vectors need only learn what departs from it
-        self._bias_M = nn.Parameter(torch.log1p(count_M))
-        self._optimizer = torch.optim.Adam(
-            [self._model.embedding_MD, self._bias_M], lr=settings.learning_rate, weight_decay=settings.weight_decay
-        )
-
-    def _vectors(self) -> tuple[Tensor, Tensor]:
-        movies_MD, pool_MD = self._model(self._graph)
-        return movies_MD / self._settings.temperature, pool_MD
+        groups = [{"params": [self._model.embedding_MD], "weight_decay": settings.weight_decay}]
+        self._bias_M = torch.zeros(num_movies)
+        if settings.loss == "softmax":
+            # popularity from the start, so that the vectors need only learn what departs from it
+            count_M = torch.bincount(likes.movie_E, minlength=num_movies).float()
+            self._bias_M = nn.Parameter(count_M.log1p())
+            groups.append({"params": [self._bias_M], "weight_decay": 0.0})
+        self._optimizer = torch.optim.Adam(groups, lr=settings.learning_rate)
 
     def step(self) -> float:
         """One step over one batch of viewers, with one propagation over the whole graph."""
         batch = next(self._batches)
         movies_MD, pool_MD = self._vectors()
-        is_past_R, targets = self._draw_targets(batch)
-        viewer_K, movie_K = targets.known_viewer_K, targets.known_movie_K
-        age_K = newest_first_age(viewer_K, batch.num_viewers)
-        half_life = self._settings.recency_half_life
-        viewers_BD = pool_viewers(pool_MD, viewer_K, movie_K, age_K, batch.num_viewers, half_life, POOL_POWER)
         if self._settings.loss == "softmax":
+            targets = cut_histories(batch, self._settings.recency_half_life, self._generator)
+            viewers_BD = self._pool(pool_MD, targets.known_viewer_K, targets.known_movie_K, batch.num_viewers)
             loss = softmax_loss(viewers_BD, movies_MD, self._bias_M, targets)
         else:
-            loss = bpr_loss(viewers_BD, movies_MD, self._bias_M, targets, self._generator)
+            viewers_BD = self._pool(pool_MD, batch.viewer_R, batch.movie_R, batch.num_viewers)
+            loss = bpr_loss(viewers_BD, movies_MD, whole_histories(batch), self._generator)
         self._optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         self._optimizer.step()
-        return float(loss)
+        return float(loss.detach())
+
+    def scorer(self, likes: Likes, age_E: Tensor) -> Scorer:
+        """Score all films for viewers with these likes."""
+        movies_MD, pool_MD = self._vectors()
+        half_life = self._settings.recency_half_life
+        viewers_UD = pool_viewers(
+            pool_MD, likes.viewer_E, likes.movie_E, age_E, likes.num_viewers, half_life, POOL_POWER
+        )
+        return lambda viewer_V: torch.addmm(self._bias_M, viewers_UD[viewer_V], movies_MD.T)
+
+    @torch.no_grad()
+    def export(self) -> dict[str, Tensor]:
+        """Film, pool and bias tensors; the temperature is folded into the films."""
+        movies_MD, pool_MD = self._vectors()
+        return {"movie_vectors": movies_MD, "pool_vectors": pool_MD, "movie_bias": self._bias_M.detach().clone()}
+
+    def _vectors(self) -> tuple[Tensor, Tensor]:
+        movies_MD, pool_MD = self._model(self._graph)
+        return movies_MD / self._settings.temperature, pool_MD
+
+    def _pool(self, pool_MD: Tensor, viewer_R: Tensor, movie_R: Tensor, num_viewers: int) -> Tensor:
+        age_R = newest_first_age(viewer_R, num_viewers)
+        half_life = self._settings.recency_half_life
+        return pool_viewers(pool_MD, viewer_R, movie_R, age_R, num_viewers, half_life, POOL_POWER)
+
+
+def cut_histories(batch: Batch, half_life: float, generator: torch.Generator) -> Targets:
+    """Cut each viewer's likes at a random place: those before it are known, those from it on are the targets.
+
+    A viewer keeps at least the oldest like; one with a single like has no target. The target ``t`` likes behind the cut
+    weighs ``2 ** (-t / half_life)``. A viewer's weights sum to the square root of what they would sum to otherwise, over
+    all viewers to one: long histories say more, but not in proportion.
+    """
+    cut_B = 1 + (torch.rand(batch.num_viewers, generator=generator) * (batch.count_B - 1)).long()
+    behind_R = batch.place_R - cut_B[batch.viewer_R]
+    is_target_R = behind_R >= 0
+    viewer_R = batch.viewer_R[is_target_R]
+    weight_R = recency_weights(behind_R[is_target_R], half_life)
+    total_B = weight_R.new_zeros(batch.num_viewers).index_add_(0, viewer_R, weight_R)
+    weight_R = weight_R / total_B[viewer_R].sqrt() / total_B.sqrt().sum()
+    return Targets(
+        viewer_R, batch.movie_R[is_target_R], weight_R, batch.viewer_R[~is_target_R], batch.movie_R[~is_target_R]
+    )
+
+
+def whole_histories(batch: Batch) -> Targets:
+    """Every like is a target of the same weight, as in the published loss; none is known otherwise."""
+    weight_R = torch.full(batch.movie_R.shape, 1 / batch.movie_R.numel())
+    none = batch.movie_R[:0]
+    return Targets(batch.viewer_R, batch.movie_R, weight_R, none, none)
+
+
+def train_lightgcn(split: Path, out: Path, settings: LightGCNConfig, seed: int) -> Facts:
+    """Train both fits on a split and write the stage's files.
+
+    Args:
+        split: output of the split stage.
+        out: work folder; gets ``fit_a.safetensors``, ``fit_b.safetensors`` (``movie_vectors`` (M, D), ``pool_vectors``
+            (M, D), ``movie_bias`` (M,)), ``movies.parquet``, ``pooling.json``, ``trained_on.parquet``, ``curve.parquet``.
+        settings: section ``[lightgcn]``.
+        seed: of the run; each fit draws from a generator of its own.
+
+    Raises:
+        InputError: the split holds nothing to train on. UserError: the loss ran away.
+    """
+    interactions = read_interactions(split)
+
+    def make(fit: str) -> LightGCNTrainer:
+        return LightGCNTrainer(interactions.fits[fit], interactions.num_movies, settings, 2 * seed + (fit == "b"))
+
+    runs = train_both(make, interactions.valid, settings)
+    facts = write_fits(out, runs, interactions, settings.recency_half_life, POOL_POWER)
+    parameters = interactions.num_movies * (settings.dim + (settings.loss == "softmax"))
+    return facts | {"edges": 2 * interactions.fits["b"].viewer_E.numel(), "parameters": parameters}

@@ -78,9 +78,7 @@ def softmax_loss(viewers_BD: Tensor, movies_MD: Tensor, bias_M: Tensor, targets:
     return loss
 
 
-def bpr_loss(
-    viewers_BD: Tensor, movies_MD: Tensor, bias_M: Tensor, targets: Targets, generator: torch.Generator
-) -> Tensor:
+def bpr_loss(viewers_BD: Tensor, movies_MD: Tensor, targets: Targets, generator: torch.Generator) -> Tensor:
     """Bayesian personalised ranking (Rendle et al., UAI 2009; LightGCN equation 15): one negative for each target row.
 
     The negative is uniform over the films that are neither a target nor a known like of the row's viewer.
@@ -98,7 +96,7 @@ def bpr_loss(
     negative_R = draw_unliked(targets.viewer_R, liked, num_movies, generator)
     viewers_RD = viewers_BD[targets.viewer_R]
     difference_RD = movies_MD[targets.movie_R] - movies_MD[negative_R]
-    margin_R = (viewers_RD * difference_RD).sum(dim=1) + bias_M[targets.movie_R] - bias_M[negative_R]
+    margin_R = (viewers_RD * difference_RD).sum(dim=1)
     return -(targets.weight_R.to(margin_R.dtype) * functional.logsigmoid(margin_R)).sum()
 
 

@@ -1,0 +1,208 @@
+"""The whole flow on a very small release: what it prints, leaves behind and does the second time."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import polars as pl
+import psutil
+import pytest
+
+from tests.flows.conftest import ROOT, TRIPLETUNE, MicroRun
+from tripletune.paths import read_manifest
+from tripletune.schemas import EXAMPLES, PREDICTIONS
+
+
+def shard_hashes(micro: MicroRun, root: Path | None = None) -> dict[str, str]:
+    paths = micro.record.paths(root or micro.root)
+    files = paths.manifest("generate")["files"]
+    return {name: file["sha256"] for name, file in files.items()}
+
+
+def test_the_run_ends_with_tables_folders_and_the_commands_that_open_the_pages(micro):
+    for text in ("popularity", "lightgcn", "rgat", "random", "retriever", "untuned", "tuned", "retrieval ceiling"):
+        assert text in micro.output
+    for text in ("valid answers, tuned, constrained", "mlflow server", "prefect server start", "report.html"):
+        assert text in micro.output
+
+
+def test_every_stage_is_finished_and_named_in_the_runs_file(micro):
+    assert micro.record.status == "completed"
+    assert set(micro.record.stages) == {*micro.record.fingerprints, "promote"}
+    for stage in micro.record.fingerprints:
+        assert read_manifest(micro.paths.folder(stage)) is not None
+
+
+def test_lineage_leads_from_the_adapter_back_to_the_ratings(micro):
+    seen, waiting = set(), ["finetune"]
+    while waiting:
+        stage = waiting.pop()
+        seen.add(stage)
+        parents = micro.paths.manifest(stage)["parents"]
+        assert all(micro.record.fingerprints[name] == value for name, value in parents.items())
+        waiting += [name for name in parents if name not in seen]
+    assert {"generate", "retrieve", "rgat", "lightgcn", "knowledge", "split", "ingest"} <= seen
+
+
+def test_shards_have_the_published_schema_and_every_viewer_once(micro):
+    for purpose in ("train", "valid", "test"):
+        frame = pl.read_parquet(sorted((micro.paths.folder("generate") / purpose).glob("*.parquet")))
+        assert frame.schema == EXAMPLES
+        assert frame["example_id"].is_unique().all()
+    assert not pl.read_parquet(micro.paths.folder("generate") / "train")["unseen"].any()
+
+
+def test_constrained_answers_are_always_five_distinct_candidates(micro):
+    predictions = pl.read_parquet(micro.paths.folder("rank") / "predictions.parquet")
+    assert predictions.schema == PREDICTIONS
+    constrained = predictions.filter(pl.col("constrained"))
+    assert set(constrained["system"]) == {"random", "retriever", "untuned", "tuned"}
+    assert constrained["valid"].all()
+    assert (constrained["answers"].list.n_unique() == 5).all()
+
+
+def test_the_same_command_again_makes_nothing_again_and_gives_the_same_champion(micro):
+    before = shard_hashes(micro)
+    done = micro.call("run", "--config", str(micro.config))
+    assert done.returncode == 0, done.stderr[-4000:]
+    runs = sorted((micro.root / "runs").glob("*.json"), key=lambda path: path.stat().st_mtime)
+    stages = json.loads(runs[-1].read_text())["stages"]
+    assert {stages[name] for name in micro.record.fingerprints} == {"reused"}
+    assert shard_hashes(micro) == before
+    decision = json.loads((micro.root / "micro" / "promote" / runs[-1].stem / "decision.json").read_text())
+    assert decision["reason"] == "tonight's adapter is the champion already"
+
+
+def test_plan_names_the_setting_that_changed_and_the_stages_behind_it(micro, tmp_path):
+    changed = tmp_path / "changed.toml"
+    changed.write_text(micro.config.read_text().replace("max_viewers = 24", "max_viewers = 23"))
+    done = micro.call("plan", "--config", str(changed))
+    assert "fields rank.max_viewers: 24 -> 23" in done.stdout
+    verdicts = {line.split()[1]: line.split()[3] for line in done.stdout.splitlines() if line.startswith("│")}
+    assert verdicts["finetune"] == "reuse"
+    assert verdicts["rank"] == verdicts["evaluate"] == "make"
+
+
+def test_audit_and_show_and_prompt_answer_for_the_run(micro):
+    audit = micro.call("audit")
+    assert audit.returncode == 0, audit.stdout + audit.stderr
+    show = micro.call("show", micro.record.name)
+    assert all(stage in show.stdout for stage in micro.record.fingerprints)
+    user = pl.read_parquet(micro.paths.folder("generate") / "test")["user_id"][0]
+    prompt = micro.call("prompt", "--user", str(user))
+    assert "candidate: movie" in prompt.stdout
+    assert "held-out likes" in prompt.stdout
+
+
+def test_recommend_serves_a_known_viewer_and_a_stranger(micro):
+    known = micro.call("recommend", "--user", str(pl.read_parquet(micro.paths.folder("split"))["user_id"][0]))
+    assert known.returncode == 0, known.stderr[-3000:]
+    titles = pl.read_parquet(micro.paths.folder("ingest") / "movies.parquet")["title"]
+    plain = titles.filter(~titles.is_duplicated() & ~titles.str.contains("<", literal=True)).to_list()
+    stranger = micro.call("recommend", "--like", plain[0], "--like", plain[1].upper())
+    assert stranger.returncode == 0, stranger.stderr[-3000:]
+    assert all(f"│ {place} " in stranger.stdout for place in range(1, 6))
+    assert plain[0] not in stranger.stdout
+    wrong = micro.call("recommend", "--like", plain[0][:-4] + "3000)")
+    assert wrong.returncode == 2
+    assert plain[0] in wrong.stderr
+    assert len(wrong.stderr.splitlines()) == 1
+
+
+def test_mlflow_has_one_parent_with_a_child_per_stage_and_the_lineage(micro):
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{micro.root / 'mlflow.db'}")
+    parent = client.get_run(micro.record.mlflow_run_id)
+    assert parent.info.status == "FINISHED"
+    assert parent.data.tags["prefect.flow_run_id"]
+    assert parent.data.tags["config.sha256"]
+    assert parent.data.params["finetune.lora_r"]
+    assert "tuned_ndcg_at_5" in parent.data.metrics
+    query = f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'"
+    children = {run.data.tags["stage"]: run for run in client.search_runs([parent.info.experiment_id], query)}
+    assert set(children) == set(micro.record.stages)
+    digests = {item.dataset.digest for item in children["finetune"].inputs.dataset_inputs}
+    assert digests == {micro.record.fingerprints["generate"]}
+    losses = client.get_metric_history(children["finetune"].info.run_id, "loss")
+    assert len({point.step for point in losses}) > 1
+
+
+def test_the_champion_reloads_from_the_registry_with_the_same_answers(micro, tmp_path):
+    from mlflow import MlflowClient
+
+    from tripletune.rank.predict import rank_examples
+
+    client = MlflowClient(f"sqlite:///{micro.root / 'mlflow.db'}")
+    version = client.get_model_version_by_alias("tripletune", "champion")
+    assert version.tags["fingerprint"] == micro.record.fingerprints["finetune"]
+    folder = Path(client.download_artifacts(version.run_id, "model", str(tmp_path)))
+    examples = pl.read_parquet(sorted((micro.paths.folder("generate") / "test").glob("*.parquet"))).head(4)
+    settings = {"tuned": True, "constrained": True, "batch_size": 4}
+    ours = rank_examples(examples, micro.paths.folder("finetune"), **settings)
+    assert rank_examples(examples, folder, **settings)["text"].to_list() == ours["text"].to_list()
+
+
+def copy_upstream(micro: MicroRun, root: Path, stages: tuple[str, ...]) -> None:
+    for stage in stages:
+        source = micro.paths.folder(stage)
+        shutil.copytree(source, micro.record.paths(root).folder(stage))
+
+
+def kill_when(process: subprocess.Popen[bytes], ready: object, patience: float = 120.0) -> None:
+    """SIGKILL the process as soon as ``ready()`` is true."""
+    assert callable(ready)
+    deadline = time.monotonic() + patience
+    while not ready():
+        assert process.poll() is None, "it ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+UP_TO_RETRIEVE = ("ingest", "split", "knowledge", "rgat", "lightgcn", "retrieve")
+
+
+@pytest.mark.parametrize("after_shards", [1, 4])
+def test_generate_killed_and_run_again_gives_the_same_bytes(micro, tmp_path, after_shards):
+    copy_upstream(micro, tmp_path, UP_TO_RETRIEVE)
+    command = [str(TRIPLETUNE), "generate", "--config", str(micro.config), "--artifacts", str(tmp_path)]
+    folder = micro.record.paths(tmp_path).folder("generate")
+    work = folder.with_name(f"{folder.name}.work")
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    kill_when(process, lambda: len(list(work.glob("*/shard-*.parquet"))) >= after_shards)
+    assert not folder.exists()
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    assert shard_hashes(micro, tmp_path) == shard_hashes(micro)
+    assert not [path for path in folder.parent.rglob("*") if ".part" in path.name or path.suffix == ".work"]
+
+
+def test_finetune_killed_resumes_and_ends_with_the_same_adapter(micro, tmp_path):
+    copy_upstream(micro, tmp_path, (*UP_TO_RETRIEVE, "generate"))
+    command = [str(TRIPLETUNE), "finetune", "--config", str(micro.config), "--artifacts", str(tmp_path)]
+    folder = micro.record.paths(tmp_path).folder("finetune")
+    scratch = folder.with_name(f"{folder.name}.work") / "_scratch"
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    family: set[psutil.Process] = set()
+
+    def checkpoint_is_there() -> bool:
+        family.update(psutil.Process(process.pid).children(recursive=True))
+        return any(scratch.rglob("trainer_state.json"))
+
+    kill_when(process, checkpoint_is_there)
+    gone, alive = psutil.wait_procs(list(family), timeout=20)
+    assert gone
+    assert not alive
+    done = subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert micro.record.paths(tmp_path).manifest("finetune")["facts"]["resumed_from_step"] > 0
+    adapters = [paths.manifest("finetune")["files"] for paths in (micro.paths, micro.record.paths(tmp_path))]
+    name = "adapter/adapter_model.safetensors"
+    assert adapters[0][name]["sha256"] == adapters[1][name]["sha256"]

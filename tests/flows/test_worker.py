@@ -1,0 +1,93 @@
+"""Deployments on a local Prefect server: a worker completes them, ``--watch`` tells success from failure."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.flows.conftest import ROOT
+
+PREFECT = str(Path(sys.executable).with_name("prefect"))
+
+
+def wait_until(ready: object, what: str, patience: float = 120.0) -> None:
+    assert callable(ready)
+    deadline = time.monotonic() + patience
+    while not ready():
+        assert time.monotonic() < deadline, f"{what} took longer than {patience} s"
+        time.sleep(0.5)
+
+
+def answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=2) as response:
+            return bool(response.status == 200)
+    except OSError:
+        return False
+
+
+@pytest.fixture(scope="module")
+def prefect_env(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """A server and a worker with a home of their own, on localhost."""
+    home = tmp_path_factory.mktemp("prefect")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    api = f"http://127.0.0.1:{port}/api"
+    env = {**os.environ, "PREFECT_HOME": str(home), "PREFECT_API_URL": api, "TRIPLETUNE_HOME": str(ROOT)}
+    log = (home / "server.log").open("wb")
+    serve = [PREFECT, "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+    server = subprocess.Popen(serve, cwd=ROOT, env=env, stdout=log, stderr=log)
+    worker = None
+    try:
+        wait_until(lambda: answers(f"{api}/health"), "the server")
+        call(env, "work-pool", "create", "tripletune", "--type", "process")
+        call(env, "--no-prompt", "deploy", "--all")
+        start = [PREFECT, "worker", "start", "--pool", "tripletune"]
+        worker = subprocess.Popen(start, cwd=ROOT, env=env, stdout=log, stderr=log)
+        yield env
+    finally:
+        for process in filter(None, (worker, server)):
+            process.terminate()
+            process.wait(timeout=60)
+        log.close()
+
+
+def call(env: dict[str, str], *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run([PREFECT, *arguments], cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+    assert not check or done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return done
+
+
+def run_smoke(env: dict[str, str], config: Path, artifacts: Path) -> subprocess.CompletedProcess[str]:
+    parameters = ["--param", f"config={config}", "--param", f"artifacts={artifacts}"]
+    return call(env, "deployment", "run", "tripletune-smoke/smoke", "--watch", *parameters, check=False)
+
+
+def test_the_smoke_deployment_completes_and_watch_exits_0(prefect_env, micro):
+    done = run_smoke(prefect_env, micro.config, micro.root)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+
+
+def test_a_failing_stage_fails_the_deployment_and_watch_exits_non_zero(prefect_env, micro, tmp_path):
+    broken = tmp_path / "broken.toml"
+    # every rating of the synthetic release is above the highest allowed one
+    broken.write_text(micro.config.read_text() + "\n[ingest]\nrating_max = 0.1\nrating_min = 0.0\n")
+    done = run_smoke(prefect_env, broken, tmp_path / "artifacts")
+    assert done.returncode != 0
+
+
+def test_the_nightly_schedule_creates_runs(prefect_env):
+    def scheduled() -> bool:
+        listed = call(prefect_env, "flow-run", "ls", "--state-type", "SCHEDULED", "--flow-name", "tripletune-nightly")
+        return "Scheduled" in listed.stdout
+
+    wait_until(scheduled, "the first scheduled run", patience=150)
