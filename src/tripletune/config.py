@@ -166,8 +166,8 @@ class FinetuneConfig(Section):
     lora_r: Positive = 16
     lora_alpha: Positive = 32
     lora_dropout: Share = 0.0
-    learning_rate: PositiveFloat = 2e-3
-    warmup_ratio: Share = 0.05
+    learning_rate: PositiveFloat = 5e-3
+    warmup_ratio: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.05
     num_train_epochs: PositiveFloat = 3.0
     per_device_train_batch_size: Positive = 8
     gradient_accumulation_steps: Positive = 1

@@ -9,7 +9,7 @@ import polars as pl
 from tripletune.data.layouts import GENRES_100K, Layout
 from tripletune.data.tables import Check, Sifted, TextTable, not_integer, read_records, sift
 from tripletune.errors import InputError
-from tripletune.schemas import LINKS, MOVIES, REJECTS, TAGS
+from tripletune.schemas import LINKS, MOVIES, REJECTS, TAGS, conform
 
 UNKNOWN_MOVIE = "movie is not in the movies file"
 NO_GENRES = "(no genres listed)"
@@ -39,7 +39,7 @@ def read_movies(folder: Path, layout: Layout, scratch: Path) -> Sifted:
         year=pl.col("title").str.extract(_CLOSING_YEAR).cast(pl.Int16),
         genres=_genres(table),
     )
-    return Sifted(kept.cast(dict(MOVIES)).sort("movie_id"), sifted.rejects)  # type: ignore[arg-type]
+    return Sifted(conform(kept, MOVIES).sort("movie_id"), sifted.rejects)
 
 
 def _genres(table: TextTable) -> pl.Expr:
@@ -71,7 +71,7 @@ def read_tags(folder: Path, layout: Layout, movie_ids: pl.Series, scratch: Path)
         tag="tag",
         timestamp=pl.col("timestamp").cast(pl.Int64),
     )
-    return Sifted(kept.sort("user_id", "timestamp", "movie_id", "tag"), sifted.rejects)
+    return Sifted(conform(kept, TAGS).sort("user_id", "timestamp", "movie_id", "tag"), sifted.rejects)
 
 
 def read_links(folder: Path, layout: Layout, movie_ids: pl.Series, scratch: Path) -> Sifted:
@@ -88,7 +88,7 @@ def read_links(folder: Path, layout: Layout, movie_ids: pl.Series, scratch: Path
     ]
     sifted = sift(read_records(folder / table.file, table, scratch), table, checks)
     kept = sifted.kept.select(movie_id=pl.col("movieId").cast(pl.Int32), imdb_id=pl.lit("tt") + digits.str.zfill(7))
-    return Sifted(kept.sort("movie_id"), sifted.rejects)
+    return Sifted(conform(kept, LINKS).sort("movie_id"), sifted.rejects)
 
 
 def _unknown_movie(movie_ids: pl.Series) -> Check:

@@ -6,6 +6,7 @@ training examples) and the rest is ``graph``; every other rating is ``other``. A
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,8 @@ from tripletune.config import SplitConfig
 from tripletune.paths import Facts, write_atomically
 from tripletune.schemas import RATINGS, SPLIT, SPLIT_LABELS, conform
 from tripletune.stable_hash import mix, pair_hash_expr, share_hash_expr
+
+_ROW_GROUP = 1 << 18
 
 
 def split_ratings(ratings: pl.LazyFrame, settings: SplitConfig, seed: int) -> pl.LazyFrame:
@@ -75,10 +78,8 @@ def write_split(ratings: Path, out: Path, settings: SplitConfig, seed: int) -> F
         folder = out / f"shard={number:03d}"
         folder.mkdir(parents=True, exist_ok=True)
         part = labelled.filter(bucket == number)
-        write_atomically(
-            folder / "part.parquet",
-            lambda p, part=part: part.write_parquet(p, compression="zstd", row_group_size=1 << 18),
-        )
+        write = partial(part.write_parquet, compression="zstd", row_group_size=_ROW_GROUP)
+        write_atomically(folder / "part.parquet", write)
     return _facts(labelled, settings)
 
 

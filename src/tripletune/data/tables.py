@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import codecs
 import csv
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from pathlib import Path
 import polars as pl
 
 from tripletune.errors import InputError
-from tripletune.schemas import REJECTS
+from tripletune.schemas import REJECTS, conform
 
 MAX_RECORD_LINES = 100
 """A quoted field that runs over more lines than this is an unclosed quote, not text."""
@@ -78,7 +77,7 @@ class Sifted:
 
 
 def scan_text(path: Path, table: TextTable, scratch: Path) -> pl.LazyFrame:
-    """The lines of a file that are neither header nor blank.
+    """The lines of a file below its header.
 
     Returns:
         ``line`` (UInt32, from 1, the header included) and ``text``, without its line end.
@@ -90,18 +89,17 @@ def scan_text(path: Path, table: TextTable, scratch: Path) -> pl.LazyFrame:
     first = lines.head(1).collect()["text"].to_list()
     if not first or (first[0] == "" and path.stat().st_size < CLIP and not path.read_bytes().strip()):
         raise InputError(f"{path} is empty; expected {table.describe()}")
-    body = lines.filter(pl.col("text") != "")
     if not table.header:
-        return body
+        return lines
     header = first[0].removeprefix("\ufeff")
     names = tuple(name.strip().strip('"') for name in header.split(table.separator))
     if names != table.columns:
         raise InputError(f"{path} line 1 reads {header[:CLIP]!r}; expected {table.describe()}")
-    return body.filter(pl.col("line") > 1)
+    return lines.filter(pl.col("line") > 1)
 
 
 def split_fields(lines: pl.LazyFrame, table: TextTable) -> pl.LazyFrame:
-    """Split lines without quotes into fields.
+    """Split lines without quotes into fields; blank lines are no rows.
 
     Returns:
         ``line``, one String column per field, and ``whole``: whether the line has exactly as many fields.
@@ -109,7 +107,7 @@ def split_fields(lines: pl.LazyFrame, table: TextTable) -> pl.LazyFrame:
     number = len(table.columns)
     # one field more than expected: it is null exactly when the line is not too long
     fields = pl.col("text").str.split_exact(table.separator, number).struct
-    return lines.select("line", fields.rename_fields([*table.columns, "_more"]).struct.unnest()).select(
+    return lines.filter(pl.col("text") != "").select("line", fields.rename_fields([*table.columns, "_more"]).struct.unnest()).select(
         "line", *table.columns, whole=pl.col("_more").is_null() & pl.col(table.columns[-1]).is_not_null()
     )
 
@@ -125,12 +123,12 @@ def read_records(path: Path, table: TextTable, scratch: Path) -> Records:
     undecodable = lines.filter(wrong) if not table.encoding else lines.clear()
     lines = lines.join(undecodable, on="line", how="anti", maintain_order="left")
     quoted = _quoted_records(lines, table) if table.quoted else _Quoted([], [], [])
-    plain = split_fields(lines.lazy().filter(~pl.col("line").is_in(quoted.lines)), table).collect()
+    plain = split_fields(lines.filter(~_among(quoted.lines)).lazy(), table).collect()
     strings = dict.fromkeys(table.columns, pl.String)
     parsed = pl.DataFrame(quoted.records, schema={"line": pl.UInt32, **strings}, orient="row")
     rows = pl.concat([plain.filter("whole").drop("whole"), parsed]).sort("line")
     short = lines.join(plain.filter(~pl.col("whole")), on="line", how="semi", maintain_order="left")
-    bad = lines.filter(pl.col("line").is_in(quoted.bad))
+    bad = lines.filter(_among(quoted.bad))
     rejects = pl.concat(
         [
             line_rejects(undecodable, table, "not UTF-8"),
@@ -142,13 +140,7 @@ def read_records(path: Path, table: TextTable, scratch: Path) -> Records:
 
 def line_rejects(lines: pl.DataFrame, table: TextTable, reason: str) -> pl.DataFrame:
     """Rejects (schema REJECTS) for whole lines, given as ``line`` and ``text``."""
-    return lines.select(
-        file=pl.lit(table.file),
-        line=pl.col("line").cast(pl.Int64),
-        column=pl.lit(None, pl.String),
-        value=pl.col("text").str.slice(0, CLIP),
-        reason=pl.lit(reason),
-    ).cast(dict(REJECTS))  # type: ignore[arg-type]
+    return _rejects(lines, table, pl.lit(None, pl.String), pl.col("text"), reason)
 
 
 def not_a_record(table: TextTable) -> str:
@@ -174,13 +166,14 @@ def sift(records: Records, table: TextTable, checks: Sequence[Check]) -> Sifted:
 
 def field_rejects(rows: pl.DataFrame, table: TextTable, check: Check) -> pl.DataFrame:
     """Rejects (schema REJECTS) for rows of strings that fail a check; ``line`` is one of the columns."""
-    return rows.select(
-        file=pl.lit(table.file),
-        line=pl.col("line").cast(pl.Int64),
-        column=pl.lit(check.column),
-        value=pl.col(check.column).str.slice(0, CLIP),
-        reason=pl.lit(check.reason),
-    ).cast(dict(REJECTS))  # type: ignore[arg-type]
+    return _rejects(rows, table, pl.lit(check.column), pl.col(check.column), check.reason)
+
+
+def _rejects(rows: pl.DataFrame, table: TextTable, column: pl.Expr, value: pl.Expr, reason: str) -> pl.DataFrame:
+    told = rows.select(
+        "line", file=pl.lit(table.file), column=column, value=value.str.slice(0, CLIP), reason=pl.lit(reason)
+    )
+    return conform(told, REJECTS)
 
 
 def not_integer(column: str, dtype: type[pl.Int32] | type[pl.Int64] = pl.Int32) -> Check:
@@ -197,6 +190,10 @@ class _Quoted:
     bad: list[int]
 
 
+def _among(numbers: list[int]) -> pl.Expr:
+    return pl.col("line").is_in(pl.Series(numbers, dtype=pl.UInt32).implode())
+
+
 def _quoted_records(lines: pl.DataFrame, table: TextTable) -> _Quoted:
     """Parse the records that begin on a line with a quote; a loop over those lines alone."""
     numbers, texts = lines["line"].to_list(), lines["text"].to_list()
@@ -206,8 +203,8 @@ def _quoted_records(lines: pl.DataFrame, table: TextTable) -> _Quoted:
     for start in starts:
         if start < after:
             continue  # inside the record before
-        window = itertools.islice(texts, start, start + MAX_RECORD_LINES)
-        reader = csv.reader((text + "\n" for text in window), delimiter=table.separator, strict=True)
+        window = (text + "\n" for text in texts[start : start + MAX_RECORD_LINES])
+        reader = csv.reader(window, delimiter=table.separator, strict=True)
         try:
             fields = next(reader)
         except csv.Error:

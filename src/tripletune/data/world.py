@@ -33,6 +33,8 @@ GROUPS = 6
 """Entities of a kind that viewers may prefer."""
 FIRST_YEAR, LAST_YEAR = 1950, 2019
 MIN_RATINGS = 20
+_HIGH_STARS, _HIGH_SHARES = (4.0, 4.5, 5.0), (0.55, 0.2, 0.25)
+_LOW_STARS, _LOW_SHARES = (0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 3.5), (0.03, 0.06, 0.04, 0.14, 0.13, 0.35, 0.25)
 _BLOCK = 1024
 _SESSION = 12  # ratings on one evening, on average
 
@@ -82,12 +84,12 @@ def draw_catalogue(num_movies: int, rng: np.random.Generator) -> Catalogue:
     """
     rank_M = np.arange(num_movies)
     recent_M = rng.beta(2.0, 1.2, num_movies)
-    listed_MG = rng.random((num_movies, len(GENRES))) < 0.55 / np.sqrt(np.arange(1, len(GENRES) + 1))
+    listed_MG = rng.random((num_movies, len(GENRES))) < 0.4 / np.sqrt(np.arange(1, len(GENRES) + 1))
     listed_MG[np.arange(num_movies), rng.integers(len(GENRES), size=num_movies)] = True
     pools = {role: max(GROUPS, num_movies // films) for role, films in _FILMS_PER_PERSON.items()}
     cast = {role: _draw_cast(num_movies, pools[role], _CREDITED[role], rng) for role in ROLES}
-    writes_M = rng.random(num_movies) < 0.15
-    cast["writer"][writes_M, 1:] = -1  # a single writer, beside the usual two
+    single_M = rng.random(num_movies) < 0.15
+    cast["writer"][single_M, 1:] = -1
     return Catalogue(
         year_M=(FIRST_YEAR + recent_M * (LAST_YEAR + 1 - FIRST_YEAR)).astype(np.int64).clip(max=LAST_YEAR),
         logit_M=-0.8 * np.log(rank_M + 3.0) + rng.normal(0.0, 0.2, num_movies),
@@ -124,11 +126,13 @@ def planted_entities(catalogue: Catalogue, kind: str) -> IntArray:
 def carries(catalogue: Catalogue, kind: str, entity: IntArray) -> BoolArray:
     """Whether each film carries each of the given entities of one kind. Shape (len(entity), M)."""
     if kind in ROLES:
-        return (catalogue.cast[kind][None, :, :] == entity[:, None, None]).any(axis=2)
+        found_GM: BoolArray = (catalogue.cast[kind][None, :, :] == entity[:, None, None]).any(axis=2)
+        return found_GM
     if kind == "genre":
         return catalogue.genres_MG[:, entity].T
     if kind == "decade":
-        return (catalogue.year_M[None, :] - FIRST_YEAR) // 10 == entity[:, None]
+        same_GM: BoolArray = (catalogue.year_M[None, :] - FIRST_YEAR) // 10 == entity[:, None]
+        return same_GM
     return np.zeros((len(entity), catalogue.num_movies), dtype=bool)
 
 
@@ -180,7 +184,7 @@ def _watch_block(
     mood_B = rng.normal(0.0, 0.4, len(block_B))
     odds_R = catalogue.quality_M[movie_R] + mood_B[row_R] + bonus_BM[row_R, movie_R]
     liked_R = rng.random(len(row_R)) < 1.0 / (1.0 + np.exp(-odds_R))
-    high_R = rng.choice([4.0, 4.5, 5.0], size=len(row_R), p=[0.55, 0.2, 0.25])
+    high_R = rng.choice(_HIGH_STARS, size=len(row_R), p=_HIGH_SHARES)
     low_R = rng.choice(
         [0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 3.5], size=len(row_R), p=[0.03, 0.06, 0.04, 0.14, 0.13, 0.35, 0.25]
     )
@@ -198,4 +202,5 @@ def _times(counts_U: IntArray, rng: np.random.Generator) -> IntArray:
     start_U = rng.integers(946_684_800, 1_483_228_800, len(counts_U))  # 2000 to 2016
     clock_R = np.cumsum(np.where(first_R, 0, step_R))
     user_R = np.repeat(np.arange(len(counts_U)), counts_U)
-    return start_U[user_R] + clock_R - clock_R[first_R][user_R]
+    time_R: IntArray = start_U[user_R] + clock_R - clock_R[first_R][user_R]
+    return time_R

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import polars as pl
@@ -76,10 +77,8 @@ def write_knowledge(
     coverage = _coverage(triples, entities, relations, pl.scan_parquet(ratings, schema=RATINGS))
     frames = {"entities": entities, "relations": relations, "triples": triples, "coverage": coverage}
     for name, frame in frames.items():
-        write_atomically(
-            out / f"{name}.parquet",
-            lambda part, frame=frame: frame.write_parquet(part, compression="zstd", row_group_size=1 << 18),
-        )
+        write = partial(frame.write_parquet, compression="zstd", row_group_size=1 << 18)
+        write_atomically(out / f"{name}.parquet", write)
     return {
         "entities": dict(entities.group_by(pl.col("kind").cast(pl.String)).len().sort("kind").iter_rows()),
         "entities_without_name": entities["name"].null_count(),
@@ -138,43 +137,46 @@ def _credit_facts(credits: pl.DataFrame) -> pl.DataFrame:
 
 
 def _extra_facts(files: Sequence[Path], movie_ids: pl.Series) -> tuple[pl.DataFrame, Facts]:
-    frames, num_lines = [pl.DataFrame(schema=_FACTS_OF_FILMS)], 0
-    for file in files:
-        lines = _extra_lines(file)
-        num_lines += lines.height
-        fields = lines.select(
-            pl.col("line").str.split_exact("\t", 3).struct.rename_fields(["head", "relation", "tail", "more"])
-        ).unnest("line")
-        fields = fields.select(
-            "more",
-            movie_id=pl.col("head").str.strip_chars().cast(pl.Int32, strict=False),
-            relation=pl.col("relation").str.strip_chars(),
-            name=pl.col("tail").str.strip_chars(),
-        ).filter(
-            pl.col("more").is_null(),
-            pl.col("movie_id").is_in(movie_ids.implode()),
-            pl.col("relation").str.contains(_RELATION_NAME),
-            pl.col("name").str.len_chars().is_between(1, _MAX_TAIL),
-        )
-        key = pl.format("other:{}:{}", "relation", "name")
-        frames.append(conform(fields.with_columns(key=key, kind=pl.lit("other")), _FACTS_OF_FILMS))
-    used = pl.concat(frames)
     if not files:
-        return used, {}
-    return used, {"extra_lines": num_lines, "extra_used": used.height, "extra_refused": num_lines - used.height}
+        return pl.DataFrame(schema=_FACTS_OF_FILMS), {}
+    lines = pl.concat([_extra_lines(file) for file in files])
+    fields = pl.col("text").str.split_exact("\t", 3).struct.rename_fields(["head", "relation", "tail", "more"])
+    named = lines.select("place", fields.struct.unnest()).select(
+        "place",
+        movie_id=pl.col("head").str.strip_chars().cast(pl.Int32, strict=False),
+        relation=pl.col("relation").str.strip_chars(),
+        name=pl.col("tail").str.strip_chars(),
+        usable=pl.col("more").is_null(),
+    )
+    usable = (
+        pl.col("usable")
+        & pl.col("movie_id").is_in(movie_ids.implode())
+        & pl.col("relation").str.contains(_RELATION_NAME)
+        & pl.col("name").str.len_chars().is_between(1, _MAX_TAIL)
+    )
+    named = named.with_columns(usable=usable.fill_null(False))
+    used, refused = named.filter("usable"), named.filter(~pl.col("usable"))
+    used = used.with_columns(key=pl.format("other:{}:{}", "relation", "name"), kind=pl.lit("other"))
+    return conform(used, _FACTS_OF_FILMS), {
+        "extra_lines": named.height,
+        "extra_used": used.height,
+        "extra_refused": refused.height,
+        "extra_first_refused": refused["place"].first() or "",
+    }
 
 
 def _extra_lines(file: Path) -> pl.DataFrame:
+    """Lines that are neither blank nor the header: ``place`` (file and line number) and ``text``."""
     if not file.is_file():
         raise InputError(f"source.extra_triples names {file}, which is no file; give a TSV of: head relation tail")
     try:
-        lines = pl.read_lines(file, name="line")
+        lines = pl.read_lines(file, name="text", row_index_name="line", row_index_offset=1)
     except (OSError, pl.exceptions.PolarsError) as error:
-        raise InputError(
-            f"{file} cannot be read as UTF-8 text ({str(error).splitlines()[0]}); save it as UTF-8"
-        ) from None
-    header = "head\trelation\ttail"
-    return lines.with_columns(pl.col("line").str.strip_prefix("\ufeff")).filter(~pl.col("line").is_in(["", header]))
+        reason = str(error).splitlines()[0]
+        raise InputError(f"{file} cannot be read as UTF-8 text ({reason}); save it as UTF-8") from None
+    text = pl.col("text").str.strip_prefix("\ufeff")
+    told = lines.select(place=pl.format("{} line {}", pl.lit(file.name), "line"), text=text)
+    return told.filter(~pl.col("text").is_in(["", "head\trelation\ttail"]))
 
 
 def _relations(found: pl.DataFrame) -> pl.DataFrame:
@@ -198,12 +200,8 @@ def _triples(found: pl.DataFrame, entities: pl.DataFrame, relations: pl.DataFram
         .join(ids.rename({"entity_id": "tail"}), on="key")
         .join(relations.rename({"relation_id": "id", "name": "relation"}), on="relation")
     )
-    return (
-        numbered.select("head", relation="id", tail="tail")
-        .unique()
-        .sort("head", "relation", "tail")
-        .cast(dict(TRIPLES))
-    )  # type: ignore[arg-type]
+    triples = conform(numbered.with_columns(relation="id"), TRIPLES)
+    return triples.unique().sort("head", "relation", "tail")
 
 
 def _coverage(

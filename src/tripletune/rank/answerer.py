@@ -1,0 +1,141 @@
+"""A base model with an adapter on top, answering prompts in batches.
+
+Greedy decoding: the same prompt gets the same answer, up to the last bits of float sums, which depend on the batch a
+prompt is padded in; where two titles are that close, another batch may turn them round.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from tripletune.contract import AdapterContract, locate_base, read_contract
+from tripletune.rank.decoding import NUM_ANSWERS, AnswerConstraint, LineTokens, read_answer
+
+_FREE_TOKENS_PER_ANSWER = 48
+"""Room for one line when nothing constrains it; a model that rambles is cut there."""
+
+ANSWERED = pl.Schema(
+    {
+        "user_id": pl.Int32,
+        "answers": pl.List(pl.Int32),
+        "valid": pl.Boolean,
+        "text": pl.String,
+        "num_tokens": pl.Int32,
+    }
+)
+
+
+@dataclass(slots=True)
+class Answerer:
+    """A loaded model; make it with ``load``."""
+
+    model: Any
+    tokenizer: Any
+    lines: LineTokens
+    contract: AdapterContract
+    seconds: float = field(default=0.0)
+    """Time spent in ``answer`` so far."""
+
+    @classmethod
+    def load(cls, finetuned: Path) -> Answerer:
+        """Load base model and adapter of a finetuned folder, on the GPU where there is one.
+
+        Raises:
+            MissingArtifactError, ContractError: no adapter, or its base model is no longer what it was.
+        """
+        contract = read_contract(finetuned)
+        base = locate_base(finetuned, contract)
+        tokenizer = AutoTokenizer.from_pretrained(base.source, revision=base.hub_revision, trust_remote_code=False)
+        tokenizer.padding_side = "left"
+        if tokenizer.pad_token is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        on_gpu = torch.cuda.is_available()
+        model = AutoModelForCausalLM.from_pretrained(
+            base.source,
+            revision=base.hub_revision,
+            dtype=torch.bfloat16 if on_gpu and torch.cuda.is_bf16_supported() else torch.float32,
+            use_safetensors=True,
+            trust_remote_code=False,
+        )
+        model = PeftModel.from_pretrained(model, str(finetuned / "adapter"), is_trainable=False)
+        model = model.to("cuda" if on_gpu else "cpu").eval()
+        return cls(model, tokenizer, LineTokens(tokenizer), contract)
+
+    def answer(self, examples: pl.DataFrame, *, tuned: bool, constrained: bool, batch_size: int) -> pl.DataFrame:
+        """Answer each example; rows of ``ANSWERED`` in the order of ``examples``.
+
+        Args:
+            examples: ``user_id``, ``prompt``, ``candidates``, ``candidate_titles`` as in the shards.
+            tuned: with the adapter; without it the base model answers.
+            constrained: allow only valid answers.
+            batch_size: prompts answered together. They are sorted by length first, so that little is padding.
+        """
+        started = time.perf_counter()
+        prompts = [
+            self.tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
+            for prompt in examples["prompt"].to_list()
+        ]
+        ids = self.tokenizer(prompts, add_special_tokens=False)["input_ids"]
+        titles: list[list[str]] = examples["candidate_titles"].to_list()
+        candidates: list[list[int]] = examples["candidates"].to_list()
+        users = examples["user_id"].to_list()
+        order = sorted(range(len(ids)), key=lambda row: (len(ids[row]), users[row]))
+        rows: dict[int, dict[str, Any]] = {}
+        with nullcontext() if tuned else self.model.disable_adapter():
+            for start in range(0, len(order), batch_size):
+                batch = order[start : start + batch_size]
+                written = self._generate([ids[row] for row in batch], [titles[row] for row in batch], constrained)
+                for row, tokens in zip(batch, written, strict=True):
+                    text = self.tokenizer.decode(tokens, skip_special_tokens=True)
+                    found, valid = read_answer(text, titles[row], min(NUM_ANSWERS, len(titles[row])))
+                    rows[row] = {
+                        "user_id": users[row],
+                        "answers": [candidates[row][index] for index in found],
+                        "valid": valid,
+                        "text": text,
+                        "num_tokens": len(tokens),
+                    }
+        self.seconds += time.perf_counter() - started
+        return pl.DataFrame([rows[row] for row in range(len(rows))], schema=ANSWERED)
+
+    def _generate(self, ids: list[list[int]], titles: Sequence[list[str]], constrained: bool) -> list[list[int]]:
+        """Token ids written for each prompt of a batch, up to and without the end token."""
+        inputs = self.tokenizer.pad({"input_ids": ids}, return_tensors="pt").to(self.model.device)
+        prompt_length = inputs["input_ids"].shape[1]
+        end = self.lines.end
+        constraint = AnswerConstraint(self.lines, titles, prompt_length) if constrained else None
+        longest = max(map(len, ids))
+        room = self._longest_answer(titles) if constrained else NUM_ANSWERS * _FREE_TOKENS_PER_ANSWER
+        assert prompt_length == longest
+        with torch.inference_mode():
+            output = self.model.generate(
+                **inputs,
+                max_new_tokens=room,
+                do_sample=False,
+                num_beams=1,
+                eos_token_id=end,
+                pad_token_id=self.tokenizer.pad_token_id,
+                prefix_allowed_tokens_fn=constraint,
+            )
+        written: list[list[int]] = output[:, prompt_length:].tolist()
+        return [tokens[: tokens.index(end)] if end in tokens else tokens for tokens in written]
+
+    def _longest_answer(self, titles: Sequence[list[str]]) -> int:
+        """Tokens the longest possible answer of a batch takes, its end token included."""
+        longest = 0
+        for row in titles:
+            num_answers = min(NUM_ANSWERS, len(row))
+            numbers = range(1, num_answers + 1)
+            lines = [self.lines.lines(number, row, last=number == num_answers) for number in numbers]
+            longest = max(longest, sum(max(map(len, line)) for line in lines))
+        return longest

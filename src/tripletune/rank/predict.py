@@ -1,0 +1,211 @@
+"""The rank stage: what every system answers for every viewer, in one table.
+
+Systems: ``random`` and ``retriever`` order the candidates without a language model; ``untuned`` is the base model and
+``tuned`` the same with the adapter. Answers are written in pieces that survive a kill, since a large model takes hours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import polars as pl
+from tqdm import tqdm
+
+from tripletune.config import RankConfig
+from tripletune.contract import read_contract, require_same
+from tripletune.paths import SCRATCH, Facts, write_atomically
+from tripletune.rank.decoding import NUM_ANSWERS
+from tripletune.rank.shards import parquet_files
+from tripletune.schemas import PREDICTIONS, conform
+from tripletune.stable_hash import mix, pair_hash_expr
+
+if TYPE_CHECKING:
+    from tripletune.rank.answerer import Answerer
+
+_COLUMNS = ("user_id", "purpose", "prompt", "candidates", "candidate_titles", "retrieved")
+_PIECE = 512
+"""Viewers to a piece: what a kill loses at most."""
+_RANDOM = 5 << 40
+"""Added to the seed for the random system, so that it has nothing in common with any other order of the candidates."""
+_VIEWERS = 6 << 40
+_ROW_GROUP = 8192
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Pass:
+    """One way of answering, for one purpose."""
+
+    purpose: str
+    tuned: bool
+    constrained: bool
+
+    @property
+    def system(self) -> str:
+        return "tuned" if self.tuned else "untuned"
+
+    @property
+    def name(self) -> str:
+        return f"{self.purpose}-{self.system}-{'constrained' if self.constrained else 'free'}"
+
+
+_PASSES = (
+    _Pass(purpose="valid", tuned=True, constrained=True),
+    _Pass(purpose="test", tuned=True, constrained=True),
+    _Pass(purpose="test", tuned=False, constrained=True),
+    _Pass(purpose="test", tuned=True, constrained=False),
+    _Pass(purpose="test", tuned=False, constrained=False),
+)
+
+
+def rank_examples(
+    examples: pl.DataFrame, finetuned: Path, *, tuned: bool, constrained: bool, batch_size: int
+) -> pl.DataFrame:
+    """Answer prompts with a finetuned folder's model.
+
+    Args:
+        examples: ``user_id``, ``purpose``, ``prompt``, ``candidates``, ``candidate_titles`` as in the shards. The
+            caller has compared their contract with the adapter's (``contract.require_same``).
+        finetuned: folder with ``adapter/``, ``contract.json``, and ``base/`` or the base model the contract names.
+        tuned: with the adapter, or the base model alone.
+        constrained: allow only five distinct candidates.
+        batch_size: prompts answered together.
+
+    Returns:
+        Rows of ``schemas.PREDICTIONS`` in the order of ``examples``.
+
+    Raises:
+        MissingArtifactError, ContractError: no adapter there, or its base model has changed.
+    """
+    from tripletune.rank.answerer import Answerer  # imports torch and transformers
+
+    way = _Pass(purpose="", tuned=tuned, constrained=constrained)
+    return conform(_answer(Answerer.load(finetuned), examples, way, batch_size), PREDICTIONS)
+
+
+def rank_shards(
+    shards: Path, finetuned: Path, out: Path, settings: RankConfig, prompt_contract: Mapping[str, Any], seed: int
+) -> Facts:
+    """Write ``predictions.parquet``: all systems for test, the tuned model for valid.
+
+    ``constrained`` is true for ``random`` and ``retriever`` too: what they answer is valid by construction.
+
+    Args:
+        shards: the generate stage's folder.
+        finetuned: the finetune stage's folder.
+        out: work folder; pieces that a killed run finished are kept.
+        settings: the ``[rank]`` section.
+        prompt_contract: of the shards; compared with the adapter's before anything is loaded.
+        seed: of the random system and of the choice of viewers.
+
+    Returns:
+        Facts: viewers by purpose, rows, share of valid answers by pass, seconds and tokens a second of this run.
+
+    Raises:
+        ContractError: the adapter was trained on other prompts.
+    """
+    require_same(prompt_contract, read_contract(finetuned))
+    pieces = out / SCRATCH / "pieces"
+    pieces.mkdir(parents=True, exist_ok=True)
+    chosen = {purpose: _chosen_viewers(shards, purpose, settings, seed) for purpose in ("valid", "test")}
+    work = list(_pieces(shards, chosen, settings, pieces))
+    answerer: Answerer | None = None
+    tokens = 0
+    for way, target, examples in tqdm(work, desc="rank", unit="piece", mininterval=10.0):
+        if target.is_file():
+            continue
+        if answerer is None:
+            from tripletune.rank.answerer import Answerer  # imports torch and transformers
+
+            answerer = Answerer.load(finetuned)
+        answered = _answer(answerer, examples.collect(), way, settings.batch_size)
+        tokens += int(answered["num_tokens"].sum())
+        write_atomically(target, answered.write_parquet)
+    predictions = _collect(shards, chosen["test"], [target for _, target, _ in work], seed)
+    write_atomically(
+        out / "predictions.parquet",
+        lambda part: predictions.write_parquet(part, compression="zstd", row_group_size=_ROW_GROUP),
+    )
+    seconds = answerer.seconds if answerer else 0.0
+    return {
+        "rows": len(predictions),
+        "viewers": {purpose: len(viewers) for purpose, viewers in chosen.items()},
+        "valid_share": _valid_shares(predictions),
+        "seconds": round(seconds, 3),
+        "tokens": tokens,
+        "tokens_per_second": round(tokens / seconds, 1) if seconds else None,
+    }
+
+
+def _chosen_viewers(shards: Path, purpose: str, settings: RankConfig, seed: int) -> pl.DataFrame:
+    """``user_id, place``: the viewers to rank, in the order of a hash; ``place`` counts from 0."""
+    users = pl.scan_parquet(parquet_files(shards, purpose)).select("user_id").collect()
+    hashed = users.with_columns(hashed=pl.Series(mix(users["user_id"].to_numpy(), seed + _VIEWERS)))
+    ordered = hashed.sort("hashed", "user_id").drop("hashed").with_row_index("place")
+    return ordered.head(settings.max_viewers) if settings.max_viewers else ordered
+
+
+def _pieces(
+    shards: Path, chosen: Mapping[str, pl.DataFrame], settings: RankConfig, folder: Path
+) -> Iterator[tuple[_Pass, Path, pl.LazyFrame]]:
+    """Each pass cut into pieces of viewers: the way of answering, the piece's file, its examples."""
+    for way in _PASSES:
+        viewers = chosen[way.purpose]
+        if not way.constrained:
+            viewers = viewers.head(settings.unconstrained_viewers)
+        for number, start in enumerate(range(0, len(viewers), _PIECE)):
+            examples = _examples(shards, way.purpose, viewers.slice(start, _PIECE))
+            yield way, folder / f"{way.name}-{number:05d}.parquet", examples
+
+
+def _examples(shards: Path, purpose: str, viewers: pl.DataFrame) -> pl.LazyFrame:
+    rows = pl.scan_parquet(parquet_files(shards, purpose)).select(_COLUMNS)
+    return rows.join(viewers.lazy(), on="user_id", how="inner").sort("place")
+
+
+def _answer(answerer: Answerer, examples: pl.DataFrame, way: _Pass, batch_size: int) -> pl.DataFrame:
+    answered = answerer.answer(examples, tuned=way.tuned, constrained=way.constrained, batch_size=batch_size)
+    return answered.with_columns(
+        purpose=examples["purpose"], system=pl.lit(way.system), constrained=pl.lit(way.constrained)
+    )
+
+
+def _collect(shards: Path, viewers: pl.DataFrame, pieces: list[Path], seed: int) -> pl.DataFrame:
+    """All systems' rows, sorted by purpose, user, system, constrained."""
+    examples = _examples(shards, "test", viewers).select("user_id", "purpose", "candidates", "retrieved").collect()
+    shuffled = (
+        examples.lazy()
+        .select("user_id", "candidates")
+        .explode("candidates", empty_as_null=False)
+        .with_columns(hashed=pair_hash_expr("user_id", "candidates", seed + _RANDOM))
+        .sort("user_id", "hashed", "candidates")
+        .group_by("user_id", maintain_order=True)
+        .agg(pl.col("candidates").head(NUM_ANSWERS).alias("answers"))
+        .collect()
+    )
+    orders = {
+        "random": examples.join(shuffled, on="user_id", how="left"),
+        "retriever": examples.with_columns(answers=pl.col("retrieved").list.head(NUM_ANSWERS)),
+    }
+    simple = [
+        frame.with_columns(system=pl.lit(system), constrained=True, valid=True, text=pl.lit(""))
+        for system, frame in orders.items()
+    ]
+    rows = [conform(frame, PREDICTIONS) for frame in (*simple, *(pl.read_parquet(piece) for piece in pieces))]
+    return pl.concat(rows).sort("purpose", "user_id", "system", "constrained")
+
+
+def _valid_shares(predictions: pl.DataFrame) -> dict[str, float]:
+    """Share of valid answers of the language model's passes, such as ``test-tuned-free``."""
+    shares = (
+        predictions.filter(pl.col("system").is_in(["tuned", "untuned"]))
+        .group_by("purpose", "system", "constrained")
+        .agg(pl.col("valid").mean())
+        .sort("purpose", "system", "constrained")
+    )
+    return {
+        _Pass(purpose=purpose, tuned=system == "tuned", constrained=constrained).name: round(valid, 6)
+        for purpose, system, constrained, valid in shares.iter_rows()
+    }
