@@ -5,30 +5,23 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from prefect import task
 from prefect.artifacts import create_markdown_artifact
-from prefect.cache_policies import NO_CACHE
 
-from tasks.session import Session, logged_stage, worth_a_retry
+from tasks.session import Session, logged_stage, stage_task
 from tripletune.stages import run_evaluate
 from tripletune.tracking import StageRun
 from tripletune.views import markdown_summary
 
 
-@task(
-    name="evaluate",
-    retries=1,
-    retry_delay_seconds=10,
-    retry_condition_fn=worth_a_retry,
-    cache_policy=NO_CACHE,
-    tags=["tripletune"],
-)
+@stage_task(name="evaluate")
 def evaluate_task(session: Session) -> Path:
     """Metrics, significance and the report; the headline goes to the parent run and to Prefect's page."""
 
     def work(child: StageRun) -> Path:
         folder = run_evaluate(session.paths, session.config)
-        child.log_headline(json.loads((folder / "metrics.json").read_text(encoding="utf-8")))
+        metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+        # those over all viewers; the child has the groups as well
+        child.log_headline({key: value for key, value in metrics.items() if not key.endswith(("_warm", "_unseen"))})
         return folder
 
     folder = logged_stage(session, "evaluate", work)

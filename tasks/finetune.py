@@ -4,21 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from prefect import task
-from prefect.cache_policies import NO_CACHE
-
-from tasks.session import Session, logged_stage, worth_a_retry
+from tasks.session import Session, logged_stage, stage_task
 from tripletune.stages import run_finetune
 
 
-@task(
-    name="finetune",
-    retries=1,
-    retry_delay_seconds=30,
-    retry_condition_fn=worth_a_retry,
-    cache_policy=NO_CACHE,
-    tags=["tripletune", "gpu"],
-)
+@stage_task(name="finetune", retry_delay_seconds=30, tags=["tripletune", "gpu"])
 def finetune_task(session: Session) -> Path:
     """LoRA-tune the language model in a subprocess, its curve live in MLflow.
 

@@ -4,24 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from prefect import task
-from prefect.cache_policies import NO_CACHE
-
-from tasks.session import Session, logged_stage, worth_a_retry
+from tasks.session import Session, logged_stage, stage_task
 from tripletune.stages import run_ingest
 
 
-@task(
-    name="ingest",
-    retries=1,
-    retry_delay_seconds=10,
-    retry_condition_fn=worth_a_retry,
-    cache_policy=NO_CACHE,
-    tags=["tripletune"],
-)
+@stage_task(name="ingest")
 def ingest_task(session: Session) -> Path:
-    """Read the release into typed Parquet, bad rows aside.
-
-    Reuse is the artifact store's job: Prefect's cache knows nothing of edited modules or deleted files.
-    """
+    """Read the release into typed Parquet, bad rows aside."""
     return logged_stage(session, "ingest", lambda child: run_ingest(session.paths, session.config))

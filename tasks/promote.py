@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from prefect import task
-from prefect.cache_policies import NO_CACHE
-
-from tasks.session import Session, logged_stage
+from tasks.session import Session, logged_stage, stage_task
 from tripletune.stages import run_promote
 
 
-@task(name="promote", cache_policy=NO_CACHE, tags=["tripletune"])
+@stage_task(name="promote", retries=0)
 def promote_task(session: Session) -> Path:
     """Move the champion alias to tonight's adapter, or say why not. Never reused, and never retried."""
     return logged_stage(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import subprocess
 from collections.abc import Callable, Iterator
@@ -9,7 +10,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from prefect import get_run_logger
+from prefect import get_run_logger, task
+from prefect.cache_policies import NO_CACHE
 from prefect.runtime import deployment, flow_run
 
 import tripletune
@@ -21,6 +23,29 @@ from tripletune.stages import resolve
 from tripletune.tracking import StageRun, Tracker, config_hash, end_run, stage_run, start_run
 
 CHECKOUT = Path(__file__).parents[1]
+
+
+def worth_a_retry(task: object, run: object, state: object) -> bool:
+    """Retry what may pass the second time; what the user has to repair will not."""
+    try:
+        state.result()  # type: ignore[attr-defined]
+    except UserError:
+        return False
+    except Exception:
+        return True
+    return True
+
+
+stage_task = functools.partial(
+    task,
+    retries=1,
+    retry_delay_seconds=10,
+    retry_condition_fn=worth_a_retry,
+    cache_policy=NO_CACHE,
+    tags=["tripletune"],
+)
+"""Prefect's decorator with what stages share. No Prefect cache: reuse is the artifact store's job, because Prefect
+knows nothing of edited modules or deleted files, and would replay a path whose folder is gone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,17 +108,6 @@ def logged_stage(session: Session, stage: str, work: Callable[[StageRun], Path])
     update_run(session.paths.root, session.run, stage=(stage, "reused" if reused else "made"))
     get_run_logger().info("%s %s: %s", stage, "reused" if reused else "made", folder)
     return folder
-
-
-def worth_a_retry(task: object, run: object, state: object) -> bool:
-    """Retry what may pass the second time; what the user has to repair will not."""
-    try:
-        state.result()  # type: ignore[attr-defined]
-    except UserError:
-        return False
-    except Exception:
-        return True
-    return True
 
 
 def require_one_checkout() -> None:

@@ -85,9 +85,9 @@ def metrics_tables(evaluate: Path) -> Group:
     """The tables at the end of a run, from ``evaluate/metrics.parquet`` and ``metrics.json``."""
     frame = pl.read_parquet(evaluate / "metrics.parquet")
     flat = json.loads((evaluate / "metrics.json").read_text(encoding="utf-8"))
-    warm = frame.filter(pl.col("group") == "warm")
-    retrieval = _metric_table(warm, "first stage, all films", RETRIEVAL_ROWS, (3, 5, 10))
-    reranking = _metric_table(frame.filter(pl.col("group") == "all"), "same candidates, re-ranked", RERANK_ROWS, (3, 5))
+    everyone = frame.filter(pl.col("group") == "all")
+    retrieval = _metric_table(everyone, "first stage, all films", RETRIEVAL_ROWS, (3, 5, 10))
+    reranking = _metric_table(everyone, "same candidates, re-ranked", RERANK_ROWS, (3, 5))
     shares = Table("figure", "value", title="bounds and form", title_justify="left")
     shares.add_row("retrieval ceiling (held-out film among the candidates)", _percent(flat.get("retrieval_ceiling")))
     for system in ("untuned", "tuned"):
@@ -139,7 +139,7 @@ def _experiment(record: RunRecord) -> str:
 
 def markdown_summary(evaluate: Path) -> str:
     """The metrics as a Markdown table, for Prefect's page."""
-    frame = pl.read_parquet(evaluate / "metrics.parquet").filter(pl.col("group").is_in(["warm", "all"]))
+    frame = pl.read_parquet(evaluate / "metrics.parquet")
     names = ("row", "group", "metric", "value", "low", "high")
     rows = [[_fact(row[name]) for name in names] for row in frame.iter_rows(named=True)]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in [names, ["---"] * len(names), *rows])

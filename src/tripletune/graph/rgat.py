@@ -1,0 +1,178 @@
+"""R-GAT: graph attention over a knowledge graph with matrices per relation and one softmax per node.
+
+For a node i, over all its incoming edges (r, j), inverse relations and the self loop included:
+
+    e_ij^r = a_r . LeakyReLU(W_r h_i + V_r h_j + g_r)        alpha = softmax over all (r, j) of i
+    h_i' = sum over (r, j) of alpha V_r h_j                  per head; the heads are joined
+
+The within-node softmax across relations is ARGAT of Busbridge et al. (https://arxiv.org/abs/1904.05811), the scores are
+dynamic as in GATv2 (Brody et al., ICLR 2022), the basis decomposition is that of R-GCN (Schlichtkrull et al., ESWC 2018).
+"""
+
+# Shape letters in this file: N nodes, T triples, E edges = 2 T + N, R relations, C = 2 R + 1 with inverses and self loop,
+#   P (relation, source) pairs, Q (relation, destination) pairs, H heads, W width of a head, D = H W
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from tripletune.graph.ops import MessageGraph, message_graph
+
+NEGATIVE_SLOPE = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class RelationalGraph:
+    """Edges in blocks of one relation, and the pairs of relation and end point that need projecting, once each."""
+
+    num_relations: int
+    """C, inverses and the self loop included."""
+    edges: MessageGraph
+    """From the P source pairs to the N nodes."""
+    edge_blocks: list[int]
+    """Edges of each relation."""
+    source_E: Tensor
+    destination_E: Tensor
+    """Source pair and destination pair of each edge."""
+    source_node_P: Tensor
+    source_blocks: list[int]
+    destination_node_Q: Tensor
+    destination_blocks: list[int]
+    edge_of_triple_T: Tensor
+    """Edge along which triple t tells its head of its tail."""
+
+    @classmethod
+    def build(
+        cls, head_T: Tensor, relation_T: Tensor, tail_T: Tensor, num_nodes: int, num_relations: int
+    ) -> RelationalGraph:
+        """Add inverse relations and self loops to triples.
+
+        The head hears its tail by relation r, the tail its head by relation R + r, and everyone themselves by 2 R.
+        """
+        everyone_N = torch.arange(num_nodes)
+        self_N = torch.full((num_nodes,), 2 * num_relations)
+        relation_E = torch.cat([relation_T.long(), relation_T.long() + num_relations, self_N])
+        source_E = torch.cat([tail_T.long(), head_T.long(), everyone_N])
+        destination_E = torch.cat([head_T.long(), tail_T.long(), everyone_N])
+        order_E = relation_E.argsort(stable=True)
+        place_E = torch.empty_like(order_E)
+        place_E[order_E] = torch.arange(order_E.numel())
+        relation_E, source_E, destination_E = relation_E[order_E], source_E[order_E], destination_E[order_E]
+        num_all = 2 * num_relations + 1
+        source_pairs, source_of_E = (relation_E * num_nodes + source_E).unique(return_inverse=True)
+        destination_pairs, destination_of_E = (relation_E * num_nodes + destination_E).unique(return_inverse=True)
+
+        def blocks(relation: Tensor) -> list[int]:
+            return torch.bincount(relation, minlength=num_all).tolist()
+
+        return cls(
+            num_relations=num_all,
+            edges=message_graph(source_of_E, destination_E, source_pairs.numel(), num_nodes),
+            edge_blocks=blocks(relation_E),
+            source_E=source_of_E,
+            destination_E=destination_of_E,
+            source_node_P=source_pairs % num_nodes,
+            source_blocks=blocks(source_pairs // num_nodes),
+            destination_node_Q=destination_pairs % num_nodes,
+            destination_blocks=blocks(destination_pairs // num_nodes),
+            edge_of_triple_T=place_E[: head_T.numel()],
+        )
+
+
+class RelationMatrices(nn.Module):
+    """One D x D matrix per relation, or a mixture of shared bases when ``bases`` > 0."""
+
+    def __init__(self, num_relations: int, dim: int, bases: int, generator: torch.Generator) -> None:
+        super().__init__()
+        bound = (3 / dim) ** 0.5  # keeps the variance of what it multiplies
+        self.matrices_BDD = nn.Parameter(torch.empty(bases or num_relations, dim, dim))
+        nn.init.uniform_(self.matrices_BDD, -bound, bound, generator=generator)
+        self.mixture_CB = nn.Parameter(torch.empty(num_relations, bases)) if bases else None
+        if self.mixture_CB is not None:
+            nn.init.normal_(self.mixture_CB, std=bases**-0.5, generator=generator)
+
+    def forward(self) -> Tensor:
+        """Shape (C, D, D)."""
+        if self.mixture_CB is None:
+            return self.matrices_BDD
+        return torch.einsum("cb,bij->cij", self.mixture_CB, self.matrices_BDD)
+
+
+class RgatLayer(nn.Module):
+    """One round of attention."""
+
+    def __init__(self, num_relations: int, dim: int, heads: int, bases: int, generator: torch.Generator) -> None:
+        super().__init__()
+        self.heads = heads
+        self.destination = RelationMatrices(num_relations, dim, bases, generator)
+        self.source = RelationMatrices(num_relations, dim, bases, generator)
+        self.relation_CHW = nn.Parameter(torch.zeros(num_relations, heads, dim // heads))
+        self.attention_CHW = nn.Parameter(torch.empty(num_relations, heads, dim // heads))
+        nn.init.normal_(self.attention_CHW, std=(heads / dim) ** 0.5, generator=generator)
+
+    def forward(self, nodes_ND: Tensor, graph: RelationalGraph) -> tuple[Tensor, Tensor]:
+        """``h_i'`` (N, D), and alpha (E, H) in the graph's order of edges; each node's sums to one per head."""
+        source_PHW = self._project(nodes_ND, self.source(), graph.source_node_P, graph.source_blocks)
+        destination_QHW = self._project(
+            nodes_ND, self.destination(), graph.destination_node_Q, graph.destination_blocks
+        )
+        relation_QHW = self.relation_CHW.repeat_interleave(torch.tensor(graph.destination_blocks), dim=0)
+        destination_QHW = destination_QHW + relation_QHW
+        scores = [
+            # block by block, so that the edges x width sums of a relation are the most that is held
+            (functional.leaky_relu(destination_QHW[q] + source_PHW[p], NEGATIVE_SLOPE) * a_HW).sum(dim=-1)
+            for q, p, a_HW in zip(
+                graph.destination_E.split(graph.edge_blocks),
+                graph.source_E.split(graph.edge_blocks),
+                self.attention_CHW,
+                strict=True,
+            )
+        ]
+        alpha_EH = graph.edges.softmax_incoming(torch.cat(scores))
+        return graph.edges.weighted_sum(source_PHW, alpha_EH).flatten(1), alpha_EH
+
+    def _project(self, nodes_ND: Tensor, matrices_CDD: Tensor, node: Tensor, blocks: list[int]) -> Tensor:
+        parts = [nodes_ND[block] @ matrix_DD for block, matrix_DD in zip(node.split(blocks), matrices_CDD, strict=True)]
+        return torch.cat(parts).unflatten(1, (self.heads, -1))
+
+
+class Rgat(nn.Module):
+    """A vector per entity, refined by rounds of attention.
+
+    Args:
+        num_relations: C, inverses and the self loop included.
+        dim: D, divisible by ``heads``.
+        bases: 0 gives each relation a matrix of its own.
+    """
+
+    def __init__(
+        self,
+        num_nodes: int,
+        num_relations: int,
+        *,
+        dim: int,
+        heads: int,
+        layers: int,
+        bases: int,
+        generator: torch.Generator,
+    ) -> None:
+        super().__init__()
+        if dim % heads:
+            raise ValueError(f"dim = {dim} must be divisible by heads = {heads}: each head has an equal part")
+        self.embedding_ND = nn.Parameter(torch.empty(num_nodes, dim))
+        nn.init.normal_(self.embedding_ND, std=0.1, generator=generator)
+        self.layers = nn.ModuleList(RgatLayer(num_relations, dim, heads, bases, generator) for _ in range(layers))
+
+    def forward(self, graph: RelationalGraph) -> tuple[Tensor, Tensor]:
+        """Refined entities (N, D), and the last layer's attention of each triple, mean over heads (T,).
+
+        The rest of the head's attention went to its self loop: ``renormalise`` before use as a distribution.
+        """
+        nodes_ND = self.embedding_ND
+        alpha_EH = nodes_ND.new_zeros(0)
+        for index, layer in enumerate(self.layers):
+            nodes_ND, alpha_EH = layer(functional.elu(nodes_ND) if index else nodes_ND, graph)
+        return nodes_ND, alpha_EH[graph.edge_of_triple_T].mean(dim=1)
