@@ -12,8 +12,39 @@ import polars as pl
 
 from tripletune.schemas import EXAMPLES
 
-_FIRST = "Silent Crimson Broken Golden Distant Hidden Last Electric Paper Wild Lonely Burning Frozen Quiet Iron".split()
-_SECOND = "River Garden Horizon Letter Empire Shadow Harvest Mirror Station Orchard Voyage Winter Signal Circus".split()
+_FIRST = [
+    "Silent",
+    "Crimson",
+    "Broken",
+    "Golden",
+    "Distant",
+    "Hidden",
+    "Last",
+    "Electric",
+    "Paper",
+    "Wild",
+    "Lonely",
+    "Burning",
+    "Frozen",
+    "Quiet",
+    "Iron",
+]
+_SECOND = [
+    "River",
+    "Garden",
+    "Horizon",
+    "Letter",
+    "Empire",
+    "Shadow",
+    "Harvest",
+    "Mirror",
+    "Station",
+    "Orchard",
+    "Voyage",
+    "Winter",
+    "Signal",
+    "Circus",
+]
 PROMPT_CONTRACT = {"template": "test", "num_candidates": 20}
 
 

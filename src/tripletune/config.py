@@ -101,6 +101,8 @@ class RgatConfig(Section):
     link_weight: Annotated[float, Field(ge=0.0)] = 0.1
     """Weight of the auxiliary link prediction loss."""
     link_margin: PositiveFloat = 1.0
+    recency_half_life: Annotated[float, Field(ge=0.0)] = 10.0
+    """Age, in likes, at which a like counts half in a viewer's vector; 0 counts all alike."""
 
 
 class LightGCNConfig(Section):
@@ -108,15 +110,16 @@ class LightGCNConfig(Section):
     layers: Annotated[int, Field(ge=1, le=4)] = 2
     loss: Literal["softmax", "bpr"] = "softmax"
     """softmax: all of a viewer's likes in one softmax over films; bpr: as published."""
-    learning_rate: PositiveFloat = 0.01
-    weight_decay: Annotated[float, Field(ge=0.0)] = 1e-5
-    max_steps: Positive = 200
+    learning_rate: PositiveFloat = 0.02
+    weight_decay: Annotated[float, Field(ge=0.0)] = 1e-4
+    max_steps: Positive = 150
     eval_every: Positive = 10
     patience: Positive = 5
     """Evaluations of fit B without a better valid ndcg_at_10 before it stops."""
     batch_viewers: Positive = 1024
-    temperature: PositiveFloat = 1.0
-    recency_half_life: Annotated[float, Field(ge=0.0)] = 10.0
+    temperature: PositiveFloat = 0.05
+    """Scores are divided by it; the published model has none (1.0)."""
+    recency_half_life: Annotated[float, Field(ge=0.0)] = 3.0
     """Age, in likes, at which a like counts half in targets and in a viewer's vector; 0 counts all alike."""
 
 

@@ -1,7 +1,7 @@
 """A viewer's vector: the weighted sum of the vectors of what the viewer liked, newest likes heaviest.
 
-Both specialists and the retrieval that reads their vectors compute viewers here and nowhere else, so that a viewer means
-the same in training and a night later. No user table: a viewer whom no fit has seen gets a vector like any other.
+Both specialists and the retrieval that reads their vectors compute viewers here and nowhere else, so that a viewer
+means the same in training and a night later. No user table: a viewer whom no fit has seen gets a vector like any other.
 """
 
 # Shape letters in this file: M films, D vector width, E rows (one like of one viewer), U viewers

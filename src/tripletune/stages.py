@@ -98,7 +98,7 @@ def stage_specs(config: RunConfig) -> tuple[StageSpec, ...]:
         StageSpec(
             name="rank",
             parents=("generate", "finetune"),
-            source=("rank.decoding", "rank.predict", "contract", "stable_hash", "schemas"),
+            source=("rank.answerer", "rank.decoding", "rank.predict", "contract", "stable_hash", "schemas"),
             libraries=("torch", "transformers", "peft", "polars"),
             fields=("rank", "seed"),
         ),
@@ -106,7 +106,7 @@ def stage_specs(config: RunConfig) -> tuple[StageSpec, ...]:
             name="evaluate",
             parents=("rank", "generate", "retrieve", "rgat", "lightgcn", "finetune"),
             source=(
-                *_modules("rank", without=("decoding", "predict", "audit", "promotion")),
+                *_modules("rank", without=("answerer", "decoding", "predict", "audit", "promotion")),
                 "rank.templates",
                 "schemas",
             ),

@@ -6,6 +6,7 @@ names to the ids. Only rows of the release's films are held: the full dumps have
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import polars as pl
@@ -62,7 +63,7 @@ def read_credits(folder: Path | None, links: pl.LazyFrame, settings: KnowledgeCo
 
 
 def _crew(folder: Path, titles: pl.DataFrame) -> pl.DataFrame:
-    rows = _of_titles(_scan(folder, "title.crew", ("tconst", *CREW)), titles)
+    rows = _read(folder, "title.crew", ("tconst", *CREW), lambda scan: _of_titles(scan, titles))
     people = pl.concat(
         rows.select("movie_id", relation=pl.lit(relation), person=pl.col(column).str.split(","))
         for column, relation in CREW.items()
@@ -73,8 +74,9 @@ def _crew(folder: Path, titles: pl.DataFrame) -> pl.DataFrame:
 
 
 def _principals(folder: Path, titles: pl.DataFrame) -> pl.DataFrame:
-    scan = _scan(folder, "title.principals", ("tconst", "ordering", "nconst", "category"))
-    rows = _of_titles(scan.filter(pl.col("category").is_in(list(PRINCIPALS))), titles)
+    wanted = pl.col("category").is_in(list(PRINCIPALS))
+    columns = ("tconst", "ordering", "nconst", "category")
+    rows = _read(folder, "title.principals", columns, lambda scan: _of_titles(scan.filter(wanted), titles))
     return rows.select(
         "movie_id",
         relation=pl.col("category").replace_strict(PRINCIPALS, return_dtype=pl.String),
@@ -85,35 +87,32 @@ def _principals(folder: Path, titles: pl.DataFrame) -> pl.DataFrame:
 
 
 def _names(folder: Path, people: pl.Series) -> pl.DataFrame:
-    scan = _scan(folder, "name.basics", ("nconst", "primaryName"))
-    named = scan.filter(pl.col("nconst").is_in(people.implode())).unique("nconst", keep="first", maintain_order=True)
-    return _collect(named.select(person="nconst", name=pl.col("primaryName").str.strip_chars().replace("", None)))
+    wanted = pl.col("nconst").is_in(people.implode())
+    rows = _read(folder, "name.basics", ("nconst", "primaryName"), lambda scan: scan.filter(wanted))
+    named = rows.unique("nconst", keep="first", maintain_order=True)
+    return named.select(person="nconst", name=pl.col("primaryName").str.strip_chars().replace("", None))
 
 
-def _of_titles(scan: pl.LazyFrame, titles: pl.DataFrame) -> pl.DataFrame:
+def _of_titles(scan: pl.LazyFrame, titles: pl.DataFrame) -> pl.LazyFrame:
     # several movie ids may share one IMDb id, so this is a join and not a filter
-    return _collect(scan.join(titles.lazy(), left_on="tconst", right_on="imdb_id"))
+    return scan.join(titles.lazy(), left_on="tconst", right_on="imdb_id")
 
 
-def _scan(folder: Path, table: str, columns: tuple[str, ...]) -> pl.LazyFrame:
+def _read(
+    folder: Path, table: str, columns: tuple[str, ...], choose: Callable[[pl.LazyFrame], pl.LazyFrame]
+) -> pl.DataFrame:
+    """Columns of a dump, all strings, and of its rows those that ``choose`` leaves; the rest is never held."""
     path = folder / f"{table}.tsv.gz"
     if not path.is_file():
         raise InputError(f"{folder} has no {path.name}; put IMDb's {path.name} there")
     scan = pl.scan_csv(path, separator="\t", quote_char=None, infer_schema=False, null_values="\\N")
     try:
         missing = [name for name in columns if name not in scan.collect_schema()]
+        if missing:
+            raise InputError(f"{path} has no column {missing[0]!r}; expected IMDb's {', '.join(columns)}")
+        return choose(scan.select(columns)).collect(engine="streaming")
     except (OSError, pl.exceptions.PolarsError) as error:
         raise InputError(f"{path} cannot be read ({_first_line(error)}); fetch it again") from None
-    if missing:
-        raise InputError(f"{path} has no column {missing[0]!r}; expected IMDb's {', '.join(columns)}")
-    return scan.select(columns)
-
-
-def _collect(scan: pl.LazyFrame) -> pl.DataFrame:
-    try:
-        return scan.collect(engine="streaming")
-    except (OSError, pl.exceptions.PolarsError) as error:
-        raise InputError(f"an IMDb file is damaged ({_first_line(error)}); fetch it again") from None
 
 
 def _first_line(error: Exception) -> str:

@@ -254,14 +254,14 @@ def _imdb_tables(catalogue: Catalogue, ids: _Ids, titles: list[str]) -> dict[str
 
 
 def _people(catalogue: Catalogue, ids: _Ids) -> pl.DataFrame:
-    directors = catalogue.cast["director"]
-    nameless = int(np.setdiff1d(directors[directors >= 0], planted_entities(catalogue, "director"))[0])
+    actors = catalogue.cast["actor"]
+    nameless = int(np.setdiff1d(actors[actors >= 0], planted_entities(catalogue, "actor"))[0])
     rows = []
     for role in ROLES:
         for index in range(catalogue.pools[role]):
             number = ids.first_person[role] + index
             name = f"{_FIRST_NAMES[number % len(_FIRST_NAMES)]} {_LAST_NAMES[number * 7 % len(_LAST_NAMES)]}"
-            if (role, index) != ("director", nameless):
+            if (role, index) != ("actor", nameless):
                 rows.append((ids.person(role, index), name, "1950", None, role, None))
     columns = ["nconst", "primaryName", "birthYear", "deathYear", "primaryProfession", "knownForTitles"]
     return _strings(columns, rows)

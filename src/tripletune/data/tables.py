@@ -107,8 +107,10 @@ def split_fields(lines: pl.LazyFrame, table: TextTable) -> pl.LazyFrame:
     number = len(table.columns)
     # one field more than expected: it is null exactly when the line is not too long
     fields = pl.col("text").str.split_exact(table.separator, number).struct
-    return lines.filter(pl.col("text") != "").select("line", fields.rename_fields([*table.columns, "_more"]).struct.unnest()).select(
-        "line", *table.columns, whole=pl.col("_more").is_null() & pl.col(table.columns[-1]).is_not_null()
+    return (
+        lines.filter(pl.col("text") != "")
+        .select("line", fields.rename_fields([*table.columns, "_more"]).struct.unnest())
+        .select("line", *table.columns, whole=pl.col("_more").is_null() & pl.col(table.columns[-1]).is_not_null())
     )
 
 

@@ -29,7 +29,7 @@ _KIND_SHARES = (0.22, 0.15, 0.10, 0.15, 0.13, 0.10, 0.15)
 _FILMS_PER_PERSON = {"director": 8, "cinematographer": 10, "writer": 5, "actor": 2}
 """Size of a role's pool: movies over this."""
 _CREDITED = {"director": 1, "cinematographer": 1, "writer": 2, "actor": 5}
-GROUPS = 6
+GROUPS = 4
 """Entities of a kind that viewers may prefer."""
 FIRST_YEAR, LAST_YEAR = 1950, 2019
 MIN_RATINGS = 20
@@ -86,7 +86,7 @@ def draw_catalogue(num_movies: int, rng: np.random.Generator) -> Catalogue:
     recent_M = rng.beta(2.0, 1.2, num_movies)
     listed_MG = rng.random((num_movies, len(GENRES))) < 0.4 / np.sqrt(np.arange(1, len(GENRES) + 1))
     listed_MG[np.arange(num_movies), rng.integers(len(GENRES), size=num_movies)] = True
-    pools = {role: max(GROUPS, num_movies // films) for role, films in _FILMS_PER_PERSON.items()}
+    pools = {role: max(2 * GROUPS, num_movies // films) for role, films in _FILMS_PER_PERSON.items()}
     cast = {role: _draw_cast(num_movies, pools[role], _CREDITED[role], rng) for role in ROLES}
     single_M = rng.random(num_movies) < 0.15
     cast["writer"][single_M, 1:] = -1
@@ -119,7 +119,7 @@ def planted_entities(catalogue: Catalogue, kind: str) -> IntArray:
         present = catalogue.cast[kind][catalogue.cast[kind] >= 0]
         busiest = np.argsort(-np.bincount(present, minlength=catalogue.pools[kind]), kind="stable")
         return busiest[:GROUPS]
-    first = 3 if kind == "genre" else 1  # Drama is on half of all films, and the fifties have few
+    first = 3 if kind == "genre" else 2  # Drama is on too many films, the fifties have too few
     return np.arange(first, first + GROUPS)
 
 

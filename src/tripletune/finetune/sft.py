@@ -6,7 +6,7 @@ completion only. Nothing is packed and nothing is cut: an example that does not 
 
 from __future__ import annotations
 
-import os
+import json
 import shutil
 import time
 from pathlib import Path
@@ -204,4 +204,7 @@ def _publish_adapter(job: TrainingJob, model: Any) -> None:
     model.peft_config["default"].base_model_name_or_path = job.base_name
     model.save_pretrained(str(part), safe_serialization=True, save_embedding_layers=False)
     (part / "README.md").unlink(missing_ok=True)
-    os.rename(part, job.adapter)
+    config = json.loads((part / "adapter_config.json").read_text(encoding="utf-8"))
+    config["target_modules"] = sorted(config["target_modules"])  # a set: another order in every process
+    write_json(part / "adapter_config.json", config)
+    part.rename(job.adapter)

@@ -25,6 +25,8 @@ from tripletune.finetune import lifeline
 from tripletune.paths import write_json
 
 GRACE_SECONDS = 30.0
+"""What a launcher gets to end its ranks after SIGTERM."""
+_ORPHAN_SECONDS = 2.0
 _TAIL_LINES = 15
 _NOTE_SECONDS = 1.0
 
@@ -140,23 +142,33 @@ def _descendants(processes: set[psutil.Process]) -> set[psutil.Process]:
     return found
 
 
-def end_tree(tree: set[psutil.Process], grace_seconds: float = GRACE_SECONDS) -> None:
-    """SIGTERM to the launchers of a tree (those whose parent is not in it), then SIGKILL to what is left."""
-    tree = tree | _descendants(tree)
-    alive = {process for process in tree if process.is_running()}
-    for process in alive:
+def end_tree(tree: set[psutil.Process]) -> None:
+    """SIGTERM to the launchers of a tree (those whose parent is not in it) and time to clean up; then end the rest."""
+    tree = {process for process in tree | _descendants(tree) if process.is_running()}
+    ids = {process.pid for process in tree}
+    launchers = [process for process in tree if _parent(process) not in ids]
+    _signal(launchers, psutil.Process.terminate)
+    psutil.wait_procs(launchers, timeout=GRACE_SECONDS)
+    left = [process for process in tree if process.is_running()]
+    _signal(left, psutil.Process.terminate)
+    _, left = psutil.wait_procs(left, timeout=_ORPHAN_SECONDS)
+    _signal(left, psutil.Process.kill)
+    psutil.wait_procs(left, timeout=GRACE_SECONDS)
+
+
+def _parent(process: psutil.Process) -> int | None:
+    try:
+        return process.ppid()
+    except psutil.Error:
+        return None
+
+
+def _signal(processes: Sequence[psutil.Process], send: Callable[[psutil.Process], None]) -> None:
+    for process in processes:
         try:
-            if process.ppid() not in {other.pid for other in alive}:
-                process.terminate()
+            send(process)
         except psutil.Error:
             continue
-    _, alive_still = psutil.wait_procs(alive, timeout=grace_seconds)
-    for process in alive_still:
-        try:
-            process.kill()
-        except psutil.Error:
-            continue
-    psutil.wait_procs(alive_still, timeout=grace_seconds)
 
 
 def end_noted(note: Path) -> None:
@@ -182,6 +194,7 @@ def clean_environment(num_processes: int, use_cpu: bool) -> dict[str, str]:
     }
     threads = max(1, len(os.sched_getaffinity(0)) // num_processes)
     environment.setdefault("OMP_NUM_THREADS", str(threads))
+    environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads cost tenfold when the cores are shared
     environment |= {"PYTHONUNBUFFERED": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1", "TOKENIZERS_PARALLELISM": "true"}
     if use_cpu:
         # accelerate's launcher for several processes does not hand `use_cpu` on

@@ -32,7 +32,9 @@ def main(argv: list[str]) -> int:
         return 2
     except Exception as error:
         # the launcher's own traceback follows ours and would be all that the stage's last lines show
-        send("crash", {"message": f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"})
+        send(
+            "crash", {"message": f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"}
+        )
         raise
     return 0
 

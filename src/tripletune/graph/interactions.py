@@ -145,7 +145,7 @@ def batches(likes: Likes, size: int, generator: torch.Generator) -> Iterator[Bat
     count_U = likes.counts()
     start_U = count_U.cumsum(0) - count_U
     while True:
-        for viewers_B in torch.randperm(likes.num_viewers, generator=generator).split(size):
+        for viewers_B in torch.split(torch.randperm(likes.num_viewers, generator=generator), size):
             count_B = count_U[viewers_B]
             viewer_R = torch.repeat_interleave(count_B)
             place_R = torch.arange(viewer_R.numel()) - (count_B.cumsum(0) - count_B)[viewer_R]

@@ -64,7 +64,8 @@ class LightGCN(nn.Module):
         """
         viewer_scale_U1 = graph.viewer_scale_U1.to(self.embedding_MD.dtype)
         movie_scale_M1 = graph.movie_scale_M1.to(self.embedding_MD.dtype)
-        layer_MD = movies_MD = sources_MD = self.embedding_MD
+        layer_MD: Tensor = self.embedding_MD
+        movies_MD = sources_MD = layer_MD
         for layer in range(2, self.layers + 1, 2):  # two steps at once: films -> viewers -> films
             viewers_UD = viewer_scale_U1 * graph.to_viewers.sum_neighbours(movie_scale_M1 * layer_MD)
             layer_MD = movie_scale_M1 * graph.to_movies.sum_neighbours(viewer_scale_U1 * viewers_UD)

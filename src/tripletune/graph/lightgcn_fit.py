@@ -21,6 +21,7 @@ from tripletune.graph.training import Scorer, train_both, write_fits
 from tripletune.paths import Facts
 from tripletune.pooling import pool_viewers, recency_weights
 
+
 class LightGCNTrainer:
     """One fit: model, optimiser, batches. Implements ``training.Model``."""
 
@@ -83,9 +84,9 @@ class LightGCNTrainer:
 def cut_histories(batch: Batch, half_life: float, generator: torch.Generator) -> Targets:
     """Cut each viewer's likes at a random place: those before it are known, those from it on are the targets.
 
-    A viewer keeps at least the oldest like; one with a single like has no target. The target ``t`` likes behind the cut
-    weighs ``2 ** (-t / half_life)``. A viewer's weights sum to the square root of what they would sum to otherwise, over
-    all viewers to one: long histories say more, but not in proportion.
+    A viewer keeps at least the oldest like; one with a single like has no target. The target ``t`` likes behind the
+    cut weighs ``2 ** (-t / half_life)``. A viewer's weights sum to the square root of what they would sum to otherwise,
+    over all viewers to one: long histories say more, but not in proportion.
     """
     cut_B = 1 + (torch.rand(batch.num_viewers, generator=generator) * (batch.count_B - 1)).long()
     behind_R = batch.place_R - cut_B[batch.viewer_R]
@@ -111,8 +112,9 @@ def train_lightgcn(split: Path, out: Path, settings: LightGCNConfig, seed: int) 
 
     Args:
         split: output of the split stage.
-        out: work folder; gets ``fit_a.safetensors``, ``fit_b.safetensors`` (``movie_vectors`` (M, D), ``pool_vectors``
-            (M, D), ``movie_bias`` (M,)), ``movies.parquet``, ``pooling.json``, ``trained_on.parquet``, ``curve.parquet``.
+        out: work folder; gets ``fit_a.safetensors`` and ``fit_b.safetensors`` (``movie_vectors`` (M, D),
+            ``pool_vectors`` (M, D), ``movie_bias`` (M,)), ``movies.parquet``, ``pooling.json``,
+            ``trained_on.parquet``, ``curve.parquet``.
         settings: section ``[lightgcn]``.
         seed: of the run; each fit draws from a generator of its own.
 

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from tripletune.graph.ops import take_rows
+
 BLOCK_VIEWERS = 128
 """Scores of so many viewers and all films are held at once: 128 x 87,585 floats are 45 MB."""
 
@@ -69,7 +71,7 @@ class _SoftmaxOverFilms(torch.autograd.Function):
 
 
 def softmax_loss(viewers_BD: Tensor, movies_MD: Tensor, bias_M: Tensor, targets: Targets) -> Tensor:
-    """``- sum over rows of weight * log softmax(<viewer, film> + bias)``; the softmax leaves a viewer's known likes out.
+    """``- sum over rows of weight * log softmax(<viewer, film> + bias)``, known likes left out of the softmax.
 
     Returns:
         A scalar, differentiable in the first three arguments. No target row may be a known like of its viewer.
@@ -87,15 +89,12 @@ def bpr_loss(viewers_BD: Tensor, movies_MD: Tensor, targets: Targets, generator:
         ``- sum over rows of weight * log sigmoid(score of the target - score of the negative)``, a scalar.
     """
     num_movies = movies_MD.shape[0]
-    liked = torch.cat(
-        [
-            targets.viewer_R * num_movies + targets.movie_R,
-            targets.known_viewer_K * num_movies + targets.known_movie_K,
-        ]
-    ).unique()
+    target_R = targets.viewer_R * num_movies + targets.movie_R
+    known_K = targets.known_viewer_K * num_movies + targets.known_movie_K
+    liked = torch.unique_consecutive(torch.cat([target_R, known_K]).sort().values)
     negative_R = draw_unliked(targets.viewer_R, liked, num_movies, generator)
-    viewers_RD = viewers_BD[targets.viewer_R]
-    difference_RD = movies_MD[targets.movie_R] - movies_MD[negative_R]
+    viewers_RD = take_rows(viewers_BD, targets.viewer_R)
+    difference_RD = take_rows(movies_MD, targets.movie_R) - take_rows(movies_MD, negative_R)
     margin_R = (viewers_RD * difference_RD).sum(dim=1)
     return -(targets.weight_R.to(margin_R.dtype) * functional.logsigmoid(margin_R)).sum()
 

@@ -7,6 +7,7 @@ catalogue, and the files that both specialists write in the same layout.
 # Shape letters in this file: M films, U viewers, E likes, S rated rows, V viewers of a block
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -70,9 +71,7 @@ class Run:
     def note(self, step: int, loss: float, ndcg: float | None) -> None:
         """Add a row to the curve."""
         seconds = round(self.seconds, 3)
-        self.curve.append(
-            {"fit": self.fit, "step": step, "loss": loss, "valid_ndcg_at_10": ndcg, "seconds": seconds}
-        )
+        self.curve.append({"fit": self.fit, "step": step, "loss": loss, "valid_ndcg_at_10": ndcg, "seconds": seconds})
 
 
 def train_both(make: Callable[[str], Model], valid: ValidQuestions, limits: Limits) -> dict[str, Run]:
@@ -124,7 +123,7 @@ def judge(model: Model, valid: ValidQuestions) -> float:
     likes = valid.likes
     score = model.scorer(likes, newest_first_age(likes.viewer_E, likes.num_viewers))
     gain = 0.0
-    for viewer_V in torch.arange(likes.num_viewers).split(BLOCK_VIEWERS):
+    for viewer_V in torch.split(torch.arange(likes.num_viewers), BLOCK_VIEWERS):
         first, last = int(viewer_V[0]), int(viewer_V[-1])
         scores_VM = score(viewer_V)
         wanted_V1 = scores_VM.gather(1, valid.answer_U[viewer_V].unsqueeze(1))
@@ -153,7 +152,7 @@ def write_fits(
     """
     for fit, run in runs.items():
         tensors = {name: tensor.detach().float().contiguous() for name, tensor in sorted(run.tensors.items())}
-        write_atomically(out / f"fit_{fit}.safetensors", lambda part, tensors=tensors: save_file(tensors, part))
+        write_atomically(out / f"fit_{fit}.safetensors", functools.partial(save_file, tensors))
     movies = pl.DataFrame({"movie_id": pl.Series(interactions.movie_ids_M, dtype=pl.Int32)})
     write_table(movies.select(pl.int_range(pl.len(), dtype=pl.Int32).alias("row"), "movie_id"), out / "movies.parquet")
     write_json(out / "pooling.json", {"half_life": half_life, "power": power})

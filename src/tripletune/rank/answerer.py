@@ -20,19 +20,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tripletune.contract import AdapterContract, locate_base, read_contract
 from tripletune.rank.decoding import NUM_ANSWERS, AnswerConstraint, LineTokens, read_answer
+from tripletune.schemas import PREDICTIONS
 
-_FREE_TOKENS_PER_ANSWER = 48
-"""Room for one line when nothing constrains it; a model that rambles is cut there."""
-
-ANSWERED = pl.Schema(
-    {
-        "user_id": pl.Int32,
-        "answers": pl.List(pl.Int32),
-        "valid": pl.Boolean,
-        "text": pl.String,
-        "num_tokens": pl.Int32,
-    }
-)
+_SHARED = ("user_id", "answers", "valid", "text")
+ANSWERED = pl.Schema({**{name: PREDICTIONS[name] for name in _SHARED}, "num_tokens": pl.Int32()})
 
 
 @dataclass(slots=True)
@@ -114,13 +105,10 @@ class Answerer:
         prompt_length = inputs["input_ids"].shape[1]
         end = self.lines.end
         constraint = AnswerConstraint(self.lines, titles, prompt_length) if constrained else None
-        longest = max(map(len, ids))
-        room = self._longest_answer(titles) if constrained else NUM_ANSWERS * _FREE_TOKENS_PER_ANSWER
-        assert prompt_length == longest
         with torch.inference_mode():
             output = self.model.generate(
                 **inputs,
-                max_new_tokens=room,
+                max_new_tokens=self._longest_answer(titles),  # a free answer beyond this can't be a valid one
                 do_sample=False,
                 num_beams=1,
                 eos_token_id=end,

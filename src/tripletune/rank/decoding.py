@@ -1,12 +1,10 @@
 """Answers that can only be valid: N numbered lines, each another candidate's title, and nothing else.
 
-While the model writes, a small state machine per viewer allows only tokens that continue some candidate's line. It works
-on whole tokenised lines rather than on characters: each line is tokenised in its context (after the chat header or
-after a line break), where every tokenizer that cuts text at line breaks gives the tokens it would give the whole answer,
-that is, those the adapter was trained on. Also reads free text, for answers that were not constrained.
+While the model writes, a small state machine per viewer allows only tokens that continue some candidate's line. It
+works on whole tokenised lines rather than on characters: each line is tokenised in its context (after the chat header
+or after a line break), where a tokenizer that cuts text at line breaks gives the tokens it would give the whole answer:
+those the adapter was trained on. Also reads free text, for answers that were not constrained.
 """
-
-# Shape letters in this file: none; token ids are plain lists.
 
 from __future__ import annotations
 

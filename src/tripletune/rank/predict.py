@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
-from tqdm import tqdm
+from rich.progress import track
 
 from tripletune.config import RankConfig
 from tripletune.contract import read_contract, require_same
@@ -113,7 +113,7 @@ def rank_shards(
     work = list(_pieces(shards, chosen, settings, pieces))
     answerer: Answerer | None = None
     tokens = 0
-    for way, target, examples in tqdm(work, desc="rank", unit="piece", mininterval=10.0):
+    for way, target, examples in track(work, description="rank", transient=True):
         if target.is_file():
             continue
         if answerer is None:

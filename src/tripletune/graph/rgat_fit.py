@@ -1,0 +1,224 @@
+"""Train R-GAT's two fits and write vectors, weights and popularity: the stage ``rgat``.
+
+Each step hides a random share of the likes of the batch's viewers, pools each viewer from the rest, and ranks the
+hidden ones against films drawn by popularity. Against such negatives the best score is log p(film | viewer) / p(film)
+(Rendle, "Item recommendation from implicit feedback", 2021): triples need not explain popularity, and log popularity is
+added as a fixed bias when films are ranked. Link prediction on the triples is an auxiliary loss.
+"""
+
+# Shape letters in this file: M films, N entities, T triples, D width, U viewers, E likes, B viewers of a batch,
+#   R likes of a batch, K negatives, L triples of the link batch, V viewers of a block
+from __future__ import annotations
+
+from pathlib import Path
+
+import polars as pl
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from tripletune.config import RgatConfig
+from tripletune.errors import ConfigError
+from tripletune.graph.interactions import Likes, batches, newest_first_age, read_interactions
+from tripletune.graph.ops import take_rows
+from tripletune.graph.rgat import RelationalGraph, Rgat
+from tripletune.graph.rgat_knowledge import Knowledge, read_knowledge
+from tripletune.graph.rgat_scores import FilmScores, renormalise
+from tripletune.graph.training import Run, Scorer, train_both, write_fits, write_table
+from tripletune.paths import Facts
+from tripletune.pooling import pool_viewers
+from tripletune.schemas import ATTENTION, conform
+
+NO_TRIPLES_BIAS = -100.0
+"""Added to the bias of a film without triples: R-GAT knows nothing of it and must not rank it by accident."""
+LINK_BATCH = 4096
+POOL_POWER = 0.5
+
+
+class RgatTrainer:
+    """One fit: model, optimiser, batches. Implements ``training.Model``."""
+
+    def __init__(
+        self, knowledge: Knowledge, graph: RelationalGraph, likes: Likes, settings: RgatConfig, seed: int
+    ) -> None:
+        self._knowledge, self._graph, self._settings = knowledge, graph, settings
+        self._generator = torch.Generator().manual_seed(seed)
+        self._batches = batches(likes, settings.batch_viewers, self._generator)
+        self._num_movies = len(knowledge.movie_ids_M)
+        self._count_M = torch.bincount(likes.movie_E, minlength=self._num_movies).double()
+        self._model = Rgat(
+            knowledge.num_entities,
+            graph.num_relations,
+            dim=settings.dim,
+            heads=settings.heads,
+            layers=settings.layers,
+            bases=settings.bases,
+            generator=self._generator,
+        )
+        self._log_beta = nn.Parameter(torch.ones(()))  # positive beta: a liking can't turn round
+        self._link_RD = nn.Parameter(torch.ones(len(knowledge.relation_names), settings.dim))
+        self._optimizer = torch.optim.Adam(
+            [*self._model.parameters(), self._log_beta, self._link_RD],
+            lr=settings.learning_rate,
+            weight_decay=settings.weight_decay,
+        )
+
+    @property
+    def num_parameters(self) -> int:
+        """Of the model, without the link prediction's own."""
+        return sum(parameter.numel() for parameter in self._model.parameters()) + 1
+
+    def step(self) -> float:
+        """One step: attention over the whole graph, one batch of viewers, one batch of triples."""
+        scores, pool_MD = self._forward()
+        loss = self._ranking_loss(scores, pool_MD)
+        if self._settings.link_weight:
+            loss = loss + self._settings.link_weight * self._link_loss(scores.entities_ND)
+        self._optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        self._optimizer.step()
+        return float(loss.detach())
+
+    def scorer(self, likes: Likes, age_E: Tensor) -> Scorer:
+        """Score all films for viewers with these likes."""
+        scores, pool_MD = self._forward()
+        viewers_UD = self._pool(pool_MD, likes.viewer_E, likes.movie_E, age_E, likes.num_viewers)
+        bias_M, all_M = self._bias(), torch.arange(self._num_movies)
+        return lambda viewer_V: (scores.block(viewers_UD[viewer_V], all_M) + bias_M.unsqueeze(1)).T.contiguous()
+
+    @torch.no_grad()
+    def export(self) -> dict[str, Tensor]:
+        """What ``fit_<name>.safetensors`` holds, and ``alpha`` (T,) for attention.parquet."""
+        scores, pool_MD = self._forward()
+        return {
+            "entity_vectors": scores.entities_ND,
+            "pool_vectors": pool_MD,
+            "movie_bias": self._bias(),
+            "beta": scores.beta.reshape(1),
+            "alpha": scores.log_alpha_T.exp(),
+        }
+
+    def _forward(self) -> tuple[FilmScores, Tensor]:
+        entities_ND, attention_T = self._model(self._graph)
+        alpha_T = renormalise(attention_T, self._knowledge.movie_T, self._num_movies)
+        scores = FilmScores(self._knowledge, entities_ND, alpha_T.log(), self._log_beta.exp())
+        return scores, take_rows(entities_ND, self._knowledge.movie_entity_M)
+
+    def _bias(self) -> Tensor:
+        bias_M = self._count_M.log1p().float()
+        return torch.where(self._knowledge.count_M > 0, bias_M, bias_M + NO_TRIPLES_BIAS)
+
+    def _pool(self, pool_MD: Tensor, viewer: Tensor, movie: Tensor, age: Tensor, num_viewers: int) -> Tensor:
+        half_life = self._settings.recency_half_life
+        return pool_viewers(pool_MD, viewer, movie, age, num_viewers, half_life, POOL_POWER)
+
+    def _ranking_loss(self, scores: FilmScores, pool_MD: Tensor) -> Tensor:
+        batch = next(self._batches)
+        hidden_R = torch.rand(batch.viewer_R.shape, generator=self._generator) < self._settings.holdout_share
+        hidden_R &= batch.place_R > 0  # a viewer keeps something to be pooled from
+        kept_R = ~hidden_R
+        viewer, movie = batch.viewer_R[kept_R], batch.movie_R[kept_R]
+        age = newest_first_age(viewer, batch.num_viewers)
+        viewers_BD = self._pool(pool_MD, viewer, movie, age, batch.num_viewers)
+        asked_R = hidden_R & (self._knowledge.count_M[batch.movie_R] > 0)
+        viewer_R, movie_R = batch.viewer_R[asked_R], batch.movie_R[asked_R]
+
+        drawn_K = torch.multinomial(
+            self._count_M, self._settings.negatives, replacement=True, generator=self._generator
+        )
+        is_like_BM = torch.zeros(batch.num_viewers, self._num_movies, dtype=torch.bool)
+        is_like_BM[batch.viewer_R, batch.movie_R] = True
+        negative_KB = scores.block(viewers_BD, drawn_K).masked_fill(is_like_BM[:, drawn_K].T, -torch.inf)
+        against_B = negative_KB.logsumexp(dim=0)
+        positive_R = scores.pairs(viewers_BD, viewer_R, movie_R)
+        loss_R = functional.softplus(take_rows(against_B, viewer_R) - positive_R)
+        asked_B = torch.bincount(viewer_R, minlength=batch.num_viewers).float()
+        weight_R = asked_B.rsqrt()[viewer_R]  # long histories say more, but not in proportion
+        return (weight_R * loss_R).sum() / asked_B.sqrt().sum().clamp(min=1.0)
+
+    def _link_loss(self, entities_ND: Tensor) -> Tensor:
+        """``max(0, margin - pos + neg)``; DistMult scores (Yang et al., ICLR 2015)."""
+        knowledge = self._knowledge
+        chosen_L = torch.randint(knowledge.movie_T.numel(), (LINK_BATCH,), generator=self._generator)
+        chosen_L = chosen_L[knowledge.relation_T[chosen_L].argsort(stable=True)]
+        relation_L = knowledge.relation_T[chosen_L]
+        # a wrong tail of the same relation: the tail of another triple of the batch's block of that relation
+        count_R = torch.bincount(relation_L, minlength=len(knowledge.relation_names))
+        start_L = (count_R.cumsum(0) - count_R)[relation_L]
+        shift_L = (torch.rand(LINK_BATCH, generator=self._generator) * count_R[relation_L]).long()
+        head_L = knowledge.movie_entity_M[knowledge.movie_T[chosen_L]]
+        heads_LD = take_rows(entities_ND, head_L) * take_rows(self._link_RD, relation_L)
+        right_LD = take_rows(entities_ND, knowledge.entity_T[chosen_L])
+        wrong_LD = take_rows(entities_ND, knowledge.entity_T[chosen_L[start_L + shift_L]])
+        return functional.relu(self._settings.link_margin - (heads_LD * (right_LD - wrong_LD)).sum(dim=1)).mean()
+
+
+def train_rgat(knowledge: Path, split: Path, out: Path, settings: RgatConfig, seed: int) -> Facts:
+    """Train both fits on the knowledge graph and a split, and write the stage's files.
+
+    Args:
+        knowledge, split: outputs of those stages.
+        out: work folder; gets ``fit_a.safetensors``, ``fit_b.safetensors`` (``entity_vectors`` (N, D), ``pool_vectors``
+            (M, D), ``movie_bias`` (M,), ``beta`` (1,)), ``entities.parquet``, ``movies.parquet``, ``pooling.json``,
+            ``attention.parquet``, ``relations.parquet``, ``trained_on.parquet``, ``curve.parquet``.
+        settings: section ``[rgat]``.
+        seed: of the run; each fit draws from a generator of its own.
+
+    Raises:
+        ConfigError: ``dim`` is not divisible by ``heads``.
+        InputError: knowledge or split hold nothing to train on. UserError: the loss ran away.
+    """
+    if settings.dim % settings.heads:
+        raise ConfigError(f"rgat.dim = {settings.dim} must be divisible by rgat.heads = {settings.heads}")
+    facts = read_knowledge(knowledge)
+    interactions = read_interactions(split, facts.movie_ids_M)
+    graph = RelationalGraph.build(
+        facts.movie_entity_M[facts.movie_T],
+        facts.relation_T,
+        facts.entity_T,
+        facts.num_entities,
+        len(facts.relation_names),
+    )
+    trainers: dict[str, RgatTrainer] = {}
+
+    def make(fit: str) -> RgatTrainer:
+        trainers[fit] = RgatTrainer(facts, graph, interactions.fits[fit], settings, 2 * seed + (fit == "b"))
+        return trainers[fit]
+
+    runs = train_both(make, interactions.valid, settings)
+    write_attention(out, facts, runs)
+    write_table(facts.entities, out / "entities.parquet")
+    written = write_fits(out, runs, interactions, settings.recency_half_life, POOL_POWER)
+    return written | {
+        "entities": facts.num_entities,
+        "triples": facts.movie_T.numel(),
+        "edges": graph.edges.num_edges,
+        "parameters": trainers["b"].num_parameters,
+        "beta": float(runs["b"].tensors["beta"]),
+    }
+
+
+def write_attention(out: Path, knowledge: Knowledge, runs: dict[str, Run]) -> None:
+    """Write ``attention.parquet`` (both fits) and ``relations.parquet``: mean weight by fit and relation.
+
+    ``alpha`` leaves the runs' tensors: it belongs to triples, by keys, and not into the file of vectors.
+    """
+    keys = knowledge.entities["key"].gather(knowledge.entity_T.numpy())
+    relations = pl.Series(knowledge.relation_names, dtype=pl.String).gather(knowledge.relation_T.numpy())
+    weights = pl.concat(
+        pl.DataFrame(
+            {
+                "fit": [fit] * len(keys),
+                "movie_id": knowledge.movie_ids_M[knowledge.movie_T.numpy()],
+                "relation": relations,
+                "entity": keys,
+                "alpha": run.tensors.pop("alpha").numpy(),
+            }
+        )
+        for fit, run in sorted(runs.items())
+    )
+    write_table(conform(weights, ATTENTION), out / "attention.parquet")
+    means = weights.group_by("fit", "relation", maintain_order=True).agg(
+        pl.col("alpha").mean().alias("mean_alpha"), pl.len().cast(pl.Int64).alias("num_triples")
+    )
+    write_table(means.sort("fit", "relation"), out / "relations.parquet")

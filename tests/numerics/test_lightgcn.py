@@ -1,0 +1,240 @@
+"""LightGCN against the published model as dense float64 matrices, its losses against plain torch, and its training."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.graph_cases import plant_split
+from tripletune.config import LightGCNConfig
+from tripletune.errors import InputError, UserError
+from tripletune.graph.interactions import Batch, Likes, batches, newest_first_age, read_interactions
+from tripletune.graph.lightgcn import POOL_POWER, LightGCN, LikeGraph
+from tripletune.graph.lightgcn_fit import LightGCNTrainer, cut_histories, train_lightgcn
+from tripletune.graph.lightgcn_loss import Targets, bpr_loss, draw_unliked, softmax_loss
+from tripletune.pooling import pool_viewers
+
+NUM_VIEWERS, NUM_MOVIES, DIM = 7, 5, 4
+BETWEEN = 0.16
+"""Viewers like half of 60 films evenly: an answer has a random place among the 20 films of that half that are
+left, 0.23 on average, or among all 50 that are left, 0.09, when taste is not found."""
+
+
+def likes(isolated: bool) -> torch.Tensor:
+    liked_UM = torch.rand(NUM_VIEWERS, NUM_MOVIES, generator=torch.Generator().manual_seed(0)) < 0.5
+    if isolated:  # the last film and the last viewer
+        liked_UM[:, -1], liked_UM[-1] = False, False
+    return liked_UM
+
+
+def dense_lightgcn(base_ND: torch.Tensor, liked_UM: torch.Tensor, layers: int) -> torch.Tensor:
+    """Mean over k = 0..K of (D^-1/2 A D^-1/2)^k E0 over viewers and films together, in float64."""
+    num_nodes = sum(liked_UM.shape)
+    a = torch.zeros(num_nodes, num_nodes, dtype=torch.float64)
+    a[: len(liked_UM), len(liked_UM) :] = liked_UM.double()
+    a = a + a.T
+    scale = torch.diag(torch.tensor([d**-0.5 if d else 0.0 for d in a.sum(1).tolist()], dtype=torch.float64))
+    powers = [torch.linalg.matrix_power(scale @ a @ scale, k) @ base_ND for k in range(layers + 1)]
+    return torch.stack(powers).mean(0)
+
+
+@pytest.mark.parametrize("layers", [1, 2, 3, 4])
+@pytest.mark.parametrize("isolated", [False, True])
+def test_films_and_viewers_are_those_of_the_dense_model_with_zero_users(layers, isolated):
+    liked_UM = likes(isolated)
+    viewer_E, movie_E = liked_UM.nonzero(as_tuple=True)
+    model = LightGCN(NUM_MOVIES, DIM, layers, torch.Generator().manual_seed(1))
+    movies_MD, pool_MD = model(LikeGraph.build(viewer_E, movie_E, NUM_VIEWERS, NUM_MOVIES))
+    viewers_UD = pool_viewers(
+        pool_MD, viewer_E, movie_E, newest_first_age(viewer_E, NUM_VIEWERS), NUM_VIEWERS, 0.0, POOL_POWER
+    )
+    base_ND = torch.cat([torch.zeros(NUM_VIEWERS, DIM), model.embedding_MD.detach()]).double()
+    want_ND = dense_lightgcn(base_ND, liked_UM, layers)
+    got_ND = torch.cat([viewers_UD, movies_MD]).double()
+    # float32 sums over at most seven neighbours and four layers
+    torch.testing.assert_close(got_ND, want_ND, rtol=1e-5, atol=1e-6)
+
+
+def test_gradient_of_the_propagation_is_that_of_finite_differences():
+    viewer_E, movie_E = likes(True).nonzero(as_tuple=True)
+    graph = LikeGraph.build(viewer_E, movie_E, NUM_VIEWERS, NUM_MOVIES)
+    model = LightGCN(NUM_MOVIES, DIM, 3, torch.Generator().manual_seed(1)).double()
+
+    def propagate(embedding_MD: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return torch.func.functional_call(model, {"embedding_MD": embedding_MD}, (graph,))
+
+    assert torch.autograd.gradcheck(propagate, (model.embedding_MD.detach().clone().requires_grad_(),))
+
+
+def softmax_case(num_viewers: int) -> tuple[list[torch.Tensor], Targets]:
+    generator = torch.Generator().manual_seed(2)
+    inputs = [
+        torch.randn(*shape, dtype=torch.float64, generator=generator).requires_grad_()
+        for shape in ((num_viewers, 3), (6, 3), (6,))
+    ]
+    viewer_R = torch.arange(num_viewers).repeat_interleave(2)
+    movie_R = torch.tensor([0, 2]).repeat(num_viewers)
+    known = torch.arange(0, num_viewers, 2)
+    weight_R = torch.rand(2 * num_viewers, dtype=torch.float64, generator=generator)
+    return inputs, Targets(viewer_R, movie_R, weight_R, known, torch.full_like(known, 4))
+
+
+@pytest.mark.parametrize("num_viewers", [3, 300])  # less and more than a block
+def test_softmax_loss_and_gradients_are_those_of_plain_log_softmax(num_viewers):
+    inputs, targets = softmax_case(num_viewers)
+    loss = softmax_loss(*inputs, targets)
+    got = torch.autograd.grad(loss, inputs)
+    viewers_BD, movies_MD, bias_M = inputs
+    scores_BM = viewers_BD @ movies_MD.T + bias_M
+    known = torch.zeros_like(scores_BM, dtype=torch.bool)
+    known[targets.known_viewer_K, targets.known_movie_K] = True
+    log_share_BM = scores_BM.masked_fill(known, -torch.inf).log_softmax(dim=1)
+    want_loss = -(targets.weight_R * log_share_BM[targets.viewer_R, targets.movie_R]).sum()
+    torch.testing.assert_close(loss, want_loss)
+    for mine, theirs in zip(got, torch.autograd.grad(want_loss, inputs), strict=True):
+        torch.testing.assert_close(mine, theirs)
+
+
+def test_bpr_negatives_are_uniform_over_the_films_nobody_knows_as_likes():
+    liked_UM = likes(False)
+    liked = liked_UM.flatten().nonzero().squeeze(1)
+    viewer_R = torch.arange(NUM_VIEWERS)[~liked_UM.all(dim=1)].repeat_interleave(4000)
+    drawn_R = draw_unliked(viewer_R, liked, NUM_MOVIES, torch.Generator().manual_seed(0))
+    counts_UM = torch.zeros(NUM_VIEWERS, NUM_MOVIES).index_put_(
+        (viewer_R, drawn_R), torch.ones(len(viewer_R)), accumulate=True
+    )
+    assert counts_UM[liked_UM].eq(0).all()
+    for viewer in viewer_R.unique().tolist():
+        free = counts_UM[viewer][~liked_UM[viewer]]
+        # 4,000 draws over k films: five standard deviations are below 5 * sqrt(4000 / k)
+        assert (free - 4000 / len(free)).abs().max() < 5 * (4000 / len(free)) ** 0.5
+
+
+def test_bpr_loss_is_the_published_formula():
+    generator = torch.Generator().manual_seed(0)
+    viewers_BD, movies_MD = torch.randn(1, 3, generator=generator), torch.randn(3, 3, generator=generator)
+    targets = Targets(
+        torch.tensor([0]), torch.tensor([1]), torch.tensor([1.0]), torch.tensor([0]), torch.tensor([0])
+    )  # film 2 is the only possible negative
+    margin = float(viewers_BD[0] @ (movies_MD[1] - movies_MD[2]))
+    assert float(bpr_loss(viewers_BD, movies_MD, targets, generator)) == pytest.approx(np.log1p(np.exp(-margin)))
+
+
+def test_a_cut_history_never_has_its_targets_among_what_makes_the_viewer():
+    viewer_E = torch.tensor([0] * 6 + [1] + [2] * 3)
+    movie_E = torch.tensor([5, 3, 1, 0, 2, 4, 0, 1, 2, 3])
+    source = batches(Likes(np.array([10, 11, 12], dtype=np.int32), viewer_E, movie_E), 8, torch.Generator())
+    for seed in range(20):
+        batch: Batch = next(source)
+        targets = cut_histories(batch, 2.0, torch.Generator().manual_seed(seed))
+        assert float(targets.weight_R.sum()) == pytest.approx(1.0)
+        for number, viewer in enumerate(batch.viewers_B.tolist()):
+            history = movie_E[viewer_E == viewer].tolist()
+            known = targets.known_movie_K[targets.known_viewer_K == number].tolist()
+            asked = targets.movie_R[targets.viewer_R == number].tolist()
+            assert known + asked == history
+            assert known
+            weights = targets.weight_R[targets.viewer_R == number].tolist()
+            for earlier, later in itertools.pairwise(weights):
+                assert later / earlier == pytest.approx(0.5**0.5)
+
+
+def settings(**changes: object) -> LightGCNConfig:
+    return LightGCNConfig.model_validate({"dim": 16, "max_steps": 40, "eval_every": 10, "batch_viewers": 64} | changes)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, dict[str, object]]:
+    root = tmp_path_factory.mktemp("lightgcn")
+    plant_split(root / "split")
+    (root / "out").mkdir()
+    return root / "split", root / "out", train_lightgcn(root / "split", root / "out", settings(), seed=3)
+
+
+def test_training_finds_planted_taste_and_beats_popularity(trained):
+    assert trained[2]["best_valid_ndcg_at_10"] > BETWEEN
+
+
+def test_exported_vectors_score_as_the_model_does(trained):
+    split = trained[0]
+    interactions = read_interactions(split)
+    trainer = LightGCNTrainer(interactions.fits["b"], interactions.num_movies, settings(), 7)
+    run_steps = [trainer.step() for _ in range(3)]
+    assert all(np.isfinite(run_steps))
+    exported = trainer.export()
+    likes_b = interactions.fits["b"]
+    age_E = newest_first_age(likes_b.viewer_E, likes_b.num_viewers)
+    pooled = pool_viewers(
+        exported["pool_vectors"],
+        likes_b.viewer_E,
+        likes_b.movie_E,
+        age_E,
+        likes_b.num_viewers,
+        settings().recency_half_life,
+        POOL_POWER,
+    )
+    want = trainer.scorer(likes_b, age_E)(torch.arange(likes_b.num_viewers))
+    torch.testing.assert_close(pooled @ exported["movie_vectors"].T + exported["movie_bias"], want)
+
+
+def test_a_fit_is_trained_on_its_own_labels_and_never_on_an_unseen_viewer(trained):
+    split, out, _ = trained
+    rows = pl.read_parquet(split / "*/part.parquet")
+    trained_on = pl.read_parquet(out / "trained_on.parquet")
+    for fit, labels in (("a", ["graph"]), ("b", ["graph", "target"])):
+        want = rows.filter(pl.col("label").is_in(labels), ~pl.col("unseen")).select("user_id", "movie_id")
+        got = trained_on.filter(pl.col("fit") == fit).select("user_id", "movie_id")
+        assert got.sort("user_id", "movie_id").equals(want.sort("user_id", "movie_id"))
+
+
+def test_fit_a_runs_the_steps_fit_b_needed_without_looking(trained):
+    curve = pl.read_parquet(trained[1] / "curve.parquet")
+    best = curve.filter(pl.col("fit") == "b").sort("valid_ndcg_at_10", "step", descending=[True, False])["step"][0]
+    fit_a = curve.filter(pl.col("fit") == "a")
+    assert fit_a["step"].max() == best == trained[2]["steps"]
+    assert fit_a["valid_ndcg_at_10"].is_null().all()
+
+
+def test_same_seed_same_bytes_and_another_seed_other_bytes(trained, tmp_path):
+    for name, seed in (("same", 3), ("other", 4)):
+        (tmp_path / name).mkdir()
+        train_lightgcn(trained[0], tmp_path / name, settings(), seed=seed)
+    for fit in ("fit_a", "fit_b"):
+        first = (trained[1] / f"{fit}.safetensors").read_bytes()
+        assert first == (tmp_path / "same" / f"{fit}.safetensors").read_bytes()
+        assert first != (tmp_path / "other" / f"{fit}.safetensors").read_bytes()
+
+
+def test_hidden_rows_do_not_change_what_is_trained(trained, tmp_path):
+    # the test like, the valid like of fit a, and unseen viewers are no training data: replace their films
+    plant_split(tmp_path / "split", hidden_shift=1)
+    (tmp_path / "out").mkdir()
+    train_lightgcn(tmp_path / "split", tmp_path / "out", settings(max_steps=10), seed=3)
+    (tmp_path / "first").mkdir()
+    train_lightgcn(trained[0], tmp_path / "first", settings(max_steps=10), seed=3)
+    one, two = (load_file(tmp_path / name / "fit_a.safetensors") for name in ("out", "first"))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_published_loss_trains_too(trained, tmp_path):
+    # without the recency and popularity that the default adds
+    published = settings(loss="bpr", recency_half_life=0.0, temperature=1.0, max_steps=60)
+    facts = train_lightgcn(trained[0], tmp_path, published, seed=3)
+    assert facts["best_valid_ndcg_at_10"] > BETWEEN
+    assert load_file(tmp_path / "fit_b.safetensors")["movie_bias"].eq(0).all()
+
+
+def test_a_loss_that_runs_away_is_one_line(trained, tmp_path):
+    with pytest.raises(UserError, match="lower learning_rate"):
+        train_lightgcn(trained[0], tmp_path, settings(learning_rate=1e30), seed=3)
+
+
+def test_a_split_without_shards_is_refused(tmp_path):
+    with pytest.raises(InputError, match="run the split stage"):
+        train_lightgcn(tmp_path, tmp_path, settings(), seed=3)

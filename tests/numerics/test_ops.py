@@ -1,0 +1,125 @@
+"""Message passing against dense float64 matrices and plain loops, and its gradients against finite differences."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from tripletune.graph.ops import MessageGraph, inverse_sqrt_degree, message_graph
+
+# name: (sources, destinations, number of sources, number of destinations)
+GRAPHS = {
+    "one node with a loop": ([0], [0], 1, 1),
+    "one node without edges": ([], [], 1, 1),
+    "isolated nodes on both sides": ([0, 3, 3, 0], [2, 2, 0, 4], 5, 6),
+    "repeated edges": ([1, 1, 1, 0, 2], [0, 0, 0, 0, 1], 3, 2),
+    "two sets of different size": ([0, 1, 2, 3, 4, 5, 6, 0], [0, 0, 0, 0, 1, 1, 1, 1], 7, 2),
+    "edges in no order": ([4, 0, 2, 4, 1, 3], [1, 2, 0, 0, 2, 1], 5, 3),
+}
+HEADS, WIDTH = 2, 3
+
+
+@pytest.fixture(params=GRAPHS)
+def case(request: pytest.FixtureRequest) -> tuple[torch.Tensor, torch.Tensor, int, int]:
+    src, dst, num_src, num_dst = GRAPHS[request.param]
+    return torch.tensor(src, dtype=torch.int64), torch.tensor(dst, dtype=torch.int64), num_src, num_dst
+
+
+def build(case: tuple[torch.Tensor, torch.Tensor, int, int]) -> MessageGraph:
+    return message_graph(*case)
+
+
+def dense(case: tuple[torch.Tensor, torch.Tensor, int, int], weight_E: torch.Tensor | None = None) -> torch.Tensor:
+    """Matrix (D, S) whose entry is the sum of the weights of the edges between two nodes."""
+    src_E, dst_E, num_src, num_dst = case
+    matrix = torch.zeros(num_dst, num_src, dtype=torch.float64)
+    for edge, (src, dst) in enumerate(zip(src_E.tolist(), dst_E.tolist(), strict=True)):
+        matrix[dst, src] += 1.0 if weight_E is None else weight_E[edge]
+    return matrix
+
+
+def randn(*shape: int) -> torch.Tensor:
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+
+
+def test_sum_over_neighbours_is_a_product_with_the_adjacency_matrix(case):
+    source_SW = randn(case[2], WIDTH)
+    torch.testing.assert_close(build(case).sum_neighbours(source_SW), dense(case) @ source_SW)
+
+
+def test_softmax_is_over_the_incoming_edges_of_each_destination_and_head(case):
+    dst_E = case[1]
+    score_EH = randn(len(dst_E), HEADS) * 5
+    got_EH = build(case).softmax_incoming(score_EH)
+    for node in range(case[3]):
+        mine = dst_E == node
+        torch.testing.assert_close(got_EH[mine], score_EH[mine].softmax(dim=0))
+
+
+def test_softmax_of_very_large_scores_is_finite():
+    graph = message_graph(torch.tensor([0, 1]), torch.tensor([0, 0]), 2, 1)
+    got = graph.softmax_incoming(torch.tensor([[1e4], [1e4 + 1]]))
+    torch.testing.assert_close(got, torch.tensor([[0.26894142], [0.73105858]]))
+
+
+def test_weighted_sum_is_a_product_with_the_weighted_adjacency_matrix_of_each_head(case):
+    source_SHW, weight_EH = randn(case[2], HEADS, WIDTH), randn(len(case[0]), HEADS)
+    got_DHW = build(case).weighted_sum(source_SHW, weight_EH)
+    for head in range(HEADS):
+        torch.testing.assert_close(got_DHW[:, head], dense(case, weight_EH[:, head]) @ source_SHW[:, head])
+
+
+def test_gradients_are_those_of_finite_differences(case):
+    graph = build(case)
+    source_SHW = randn(case[2], HEADS, WIDTH).requires_grad_()
+    edge_EH = randn(len(case[0]), HEADS).requires_grad_()
+    assert torch.autograd.gradcheck(graph.sum_neighbours, (source_SHW,))
+    if len(case[0]):
+        assert torch.autograd.gradcheck(graph.softmax_incoming, (edge_EH,))
+        assert torch.autograd.gradcheck(graph.weighted_sum, (source_SHW, edge_EH))
+
+
+def test_degree_scale_is_zero_without_edges():
+    got = inverse_sqrt_degree(torch.tensor([0, 0, 0, 0, 2]), 3)
+    torch.testing.assert_close(got, torch.tensor([0.5, 0.0, 1.0]))
+
+
+def test_wrong_sizes_are_refused():
+    with pytest.raises(ValueError, match=r"dst must be within 0\.\.1, got 0\.\.2"):
+        message_graph(torch.tensor([0, 0]), torch.tensor([0, 2]), 1, 2)
+    with pytest.raises(ValueError, match="one length"):
+        message_graph(torch.tensor([0, 0]), torch.tensor([0]), 1, 2)
+    with pytest.raises(ValueError, match="3 sources, got 2"):
+        message_graph(torch.tensor([0]), torch.tensor([0]), 3, 2).sum_neighbours(torch.zeros(2, 1))
+
+
+def test_numbers_do_not_depend_on_the_number_of_threads():
+    generator = torch.Generator().manual_seed(0)
+    src_E, dst_E = (torch.randint(500, (20_000,), generator=generator) for _ in range(2))
+    graph = message_graph(src_E, dst_E, 500, 500)
+    source_SHW, edge_EH = torch.randn(500, 2, 32, generator=generator), torch.randn(20_000, 2, generator=generator)
+
+    def compute() -> list[torch.Tensor]:
+        source, edge = source_SHW.clone().requires_grad_(), edge_EH.clone().requires_grad_()
+        out = graph.weighted_sum(source, graph.softmax_incoming(edge)) + graph.sum_neighbours(source)
+        out.square().sum().backward()
+        return [out, source.grad, edge.grad]
+
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        alone = compute()
+    finally:
+        torch.set_num_threads(threads)
+    for one, many in zip(alone, compute(), strict=True):
+        assert torch.equal(one, many)
+
+
+def test_import_is_silent():
+    done = subprocess.run(
+        [sys.executable, "-c", "import tripletune.graph.ops"], capture_output=True, text=True, check=True
+    )
+    assert (done.stdout, done.stderr) == ("", "")

@@ -1,0 +1,148 @@
+"""Constrained answers are valid whatever the model prefers, and made of the tokens the adapter was trained on."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import LlamaForCausalLM
+
+from tests.finetune_shards import example, title
+from tripletune.config import TinyLlamaConfig
+from tripletune.errors import ContractError
+from tripletune.finetune.tiny import build_model, train_tokenizer
+from tripletune.rank.decoding import AnswerConstraint, AnswerState, LineTokens, read_answer
+
+MICRO = TinyLlamaConfig(vocab_size=400, hidden_size=16, intermediate_size=32, num_layers=1, num_heads=2, num_kv_heads=1)
+TITLES = ["Alien", "Alien (1979)", "Aliens (1986)", "7", "7th Heaven: 2!", "...And Justice", "Amélie\u3000(2001)", "M"]
+
+
+@functools.cache
+def tokenizer() -> Any:
+    texts = [m["content"] for user in range(20) for m in example(user, "train")["prompt"]]  # type: ignore[attr-defined]
+    return train_tokenizer(iter([*texts, *TITLES]), 600)
+
+
+@functools.cache
+def model() -> LlamaForCausalLM:
+    return build_model(tokenizer(), MICRO, seed=3).eval()
+
+
+def walk(state: AnswerState, rng: np.random.Generator) -> list[int]:
+    written = []
+    while not state.done:
+        token = int(rng.choice(state.allowed()))
+        state.advance(token)
+        written.append(token)
+    return written
+
+
+def as_trained(answer: str) -> list[int]:
+    """The completion's tokens when the whole conversation is tokenised at once, as in training."""
+    chat = [{"role": "user", "content": "Which five?"}]
+    opened = tokenizer().apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+    whole = tokenizer().apply_chat_template([*chat, {"role": "assistant", "content": answer}], tokenize=False)
+    before, ids = (tokenizer()(text, add_special_tokens=False)["input_ids"] for text in (opened, whole))
+    assert ids[: len(before)] == before
+    return list(ids[len(before) :])
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_any_path_through_the_constraint_is_a_valid_answer_in_the_tokens_of_training(seed: int) -> None:
+    written = walk(AnswerState(LineTokens(tokenizer()), TITLES, 5), np.random.default_rng(seed))
+    text = tokenizer().decode(written, skip_special_tokens=True)
+    found, valid = read_answer(text, TITLES)
+    assert valid
+    assert len(set(found)) == 5
+    assert written == as_trained(text)
+
+
+def test_every_order_of_titles_that_begin_one_another_can_be_written() -> None:
+    rng, seen = np.random.default_rng(0), set()
+    for _ in range(300):
+        state = AnswerState(LineTokens(tokenizer()), TITLES[:3], 3)
+        walk(state, rng)
+        seen.add(tuple(state.chosen))
+    assert len(seen) == 6
+
+
+def test_after_the_last_line_only_the_end_token_is_allowed() -> None:
+    lines = LineTokens(tokenizer())
+    state = AnswerState(lines, TITLES, 5)
+    assert walk(state, np.random.default_rng(1))[-1] == lines.end
+    assert state.allowed() == [lines.end]
+    assert tokenizer().convert_ids_to_tokens(lines.end) == "<|eot_id|>"
+
+
+def test_generate_under_the_constraint_answers_every_row_of_a_padded_batch() -> None:
+    titles = [[title(movie) for movie in range(start, start + 20)] for start in (0, 30, 60)]
+    prompts = ["1. ", "which five films of these", "x " * 30]
+    tokenizer().padding_side = "left"
+    inputs = tokenizer()(prompts, return_tensors="pt", padding=True, add_special_tokens=False)
+    length = inputs["input_ids"].shape[1]
+    lines = LineTokens(tokenizer())
+    output = model().generate(
+        input_ids=inputs["input_ids"],
+        attention_mask=inputs["attention_mask"],
+        max_new_tokens=200,
+        do_sample=True,  # draws the whole width of what is allowed
+        generation_config=None,
+        eos_token_id=lines.end,
+        prefix_allowed_tokens_fn=AnswerConstraint(lines, titles, length),
+    )
+    for row, candidates in zip(output[:, length:], titles, strict=True):
+        assert read_answer(tokenizer().decode(row, skip_special_tokens=True), candidates)[1]
+
+
+def test_the_constraint_follows_the_models_preference_where_it_is_free() -> None:
+    wanted = [4, 1, 0, 7, 2]
+    target = as_trained("\n".join(f"{k}. {TITLES[i]}" for k, i in enumerate(wanted, 1)))
+    constraint = AnswerConstraint(LineTokens(tokenizer()), [TITLES], prompt_length=2)
+    ids = [0, 0]
+    for token in target[:-1]:
+        assert token in constraint(0, torch.tensor(ids))
+        ids.append(token)
+    constraint(0, torch.tensor([*ids, target[-1]]))
+    assert constraint.states[0].chosen == wanted
+
+
+def test_fewer_candidates_than_answers_give_as_many_lines_as_there_are() -> None:
+    constraint = AnswerConstraint(LineTokens(tokenizer()), [TITLES[:2]], prompt_length=0)
+    assert len(walk(constraint.states[0], np.random.default_rng(0))) > 0
+    assert sorted(constraint.states[0].chosen) == [0, 1]
+
+
+VALID = "1. Alien (1979)\n2. M\n3. 7\n4. Alien\n5. ...And Justice"
+
+
+@pytest.mark.parametrize(
+    ("text", "found", "valid"),
+    [
+        (VALID, [1, 7, 3, 0, 5], True),
+        (VALID + "\n", [1, 7, 3, 0, 5], False),
+        ("Sure!\n" + VALID, [1, 7, 3, 0, 5], False),
+        (VALID.replace("2. M", "2. Alien (1979)"), [1, 3, 0, 5], False),
+        (VALID.replace("2. M", "2. Unknown (1999)"), [1, 3, 0, 5], False),
+        (VALID.replace("2. M", "3. M"), [1, 7, 3, 0, 5], False),
+        (VALID.replace("2. M", "2.  M "), [1, 7, 3, 0, 5], False),
+        (VALID.replace("2. M", "2. m"), [1, 3, 0, 5], False),
+        (VALID.rsplit("\n", 1)[0], [1, 7, 3, 0], False),
+        (VALID + "\n6. Aliens (1986)", [1, 7, 3, 0, 5], False),
+        ("", [], False),
+        ("1. Alien (1979), M, 7", [], False),
+    ],
+)
+def test_free_text_is_valid_only_as_five_lines_of_distinct_candidates(text: str, found: list[int], valid: bool) -> None:
+    assert read_answer(text, TITLES) == (found, valid)
+
+
+def test_a_chat_template_that_does_not_end_an_answer_is_refused() -> None:
+    class Other:
+        def apply_chat_template(self, chat: list[dict[str, str]], **_: Any) -> str:
+            return "".join(message["content"] for message in chat)
+
+    with pytest.raises(ContractError, match="chat template"):
+        LineTokens(Other())
