@@ -54,13 +54,14 @@ def sha256_json(value: Any) -> str:
 
 
 def input_checksums(paths: Iterable[Path]) -> dict[str, str]:
-    """SHA-256 by file name of files and of the files directly inside folders; order does not matter."""
+    """SHA-256 by name of files and of all files inside folders; the order of the paths does not matter."""
     found: dict[str, str] = {}
     for path in paths:
-        for file in sorted(path.iterdir()) if path.is_dir() else [path]:
+        base = path if path.is_dir() else path.parent
+        for file in path.rglob("*") if path.is_dir() else [path]:
             if file.is_file():
-                found[file.name] = sha256_file(file)
-    return found
+                found[file.relative_to(base).as_posix()] = sha256_file(file)
+    return dict(sorted(found.items()))
 
 
 @functools.cache

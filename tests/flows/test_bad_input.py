@@ -74,12 +74,13 @@ def test_a_stage_without_its_parent_names_the_command_that_makes_it(tmp_path):
     assert "produce it with: tripletune ingest" in done.stderr
 
 
-def test_a_mistake_found_inside_the_flow_still_ends_in_one_last_line(tmp_path):
+def test_a_mistake_found_inside_the_flow_is_told_in_one_line_without_a_traceback(tmp_path):
     folder = release(tmp_path / "r", ratings="")
     arguments = ("run", "--movielens", str(folder), "--artifacts", str(tmp_path / "a"))
     done = call_tripletune(*arguments, home=tmp_path / "prefect")
     assert done.returncode == 2
-    assert done.stderr.splitlines()[-1].startswith("tripletune: ")
+    # Prefect's own log stands around it, the temporary server's farewell behind it
+    assert len([line for line in done.stderr.splitlines() if line.startswith("tripletune: ")]) == 1
     assert "Traceback" not in done.stderr
 
 

@@ -29,8 +29,8 @@ def test_two_processes_learn_what_one_learns_from_batches_of_twice_the_size(tmp_
     one, two = facts
     assert (one["world_size"], two["world_size"]) == (1, 2)
     assert one["steps"] == two["steps"] == 12
-    # sums in another order, through Adam, which divides by the size of small gradients
-    assert two["eval_loss"] == pytest.approx(one["eval_loss"], abs=1e-3)
+    # the evaluation loss is a mean over batches, so it alone depends on their size
+    assert two["train_loss"] == pytest.approx(one["train_loss"], abs=1e-5)
     for name, tensor in adapters[0].items():
-        assert torch.isfinite(adapters[1][name]).all()
-        torch.testing.assert_close(adapters[1][name], tensor, rtol=0.05, atol=2e-3)
+        # weights up to 0.3 after 12 steps of sums in another order; a wrong share of the gradient moves them by 1e-2
+        torch.testing.assert_close(adapters[1][name], tensor, rtol=1e-5, atol=1e-6)

@@ -77,3 +77,12 @@ def test_differences_name_the_ingredient_and_both_values():
         fp.gather(SPEC, other, {"ingest": "p"}, {}),
     )
     assert lines == ["fields split.like: 4.0 -> 3.5", "inputs ratings.csv: a -> absent"]
+
+
+def test_a_file_one_folder_down_counts(tmp_path):
+    (tmp_path / "ml-32m").mkdir()
+    (tmp_path / "ml-32m" / "ratings.csv").write_text("a")
+    before = fp.input_checksums([tmp_path])
+    (tmp_path / "ml-32m" / "ratings.csv").write_text("b")
+    assert list(before) == ["ml-32m/ratings.csv"]
+    assert fp.input_checksums([tmp_path]) != before

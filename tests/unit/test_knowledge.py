@@ -59,6 +59,7 @@ def build(root: Path, *extra: Path, reverse: bool = False, min_viewers: int = 2)
         rows = rows[::-1] if reverse else rows
         pl.DataFrame(rows, schema=schema, orient="row").write_parquet(root / f"{name}.parquet")
     credits = [(2, "director", "nm1", "Ann"), (2, "writer", "nm1", "Ann"), (10, "actor", "nm2", None)]
+    credits.append((777, "actor", "nm3", "Plays in no film of the release"))
     frame = pl.DataFrame(credits[::-1] if reverse else credits, schema=CREDITS, orient="row")
     out = root / "out"
     out.mkdir(exist_ok=True)

@@ -127,6 +127,15 @@ def test_viewers_watch_and_like_the_films_of_their_planted_entity_more(world, ki
     assert liked[True] > liked[False] + 0.2  # 2.5 log-odds take one half to 0.92
 
 
+def test_films_of_the_planted_entity_are_spread_over_a_viewer_s_history(world):
+    truth = pl.read_parquet(world.release / "truth.parquet").drop_nulls("key")
+    mine = truth.join(carriers(world), on="key").select("user_id", "movie_id")
+    place = (pl.int_range(pl.len()).over("user_id") + 0.5) / pl.len().over("user_id")
+    ratings = world.read("ratings").sort("user_id", "timestamp").with_columns(place=place)
+    # some 3,000 uniform places have a mean within 0.5 +- 3 * 0.0053
+    assert abs(ratings.join(mine, on=["user_id", "movie_id"])["place"].mean() - 0.5) < 0.02
+
+
 def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(tmp_path):
     small = SyntheticConfig(viewers=40, movies=60, mean_ratings=22)
     folders = [tmp_path / name for name in ("a", "b", "c")]
@@ -135,6 +144,8 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(tmp_path):
     names = [path.relative_to(folders[0]).as_posix() for path in folders[0].rglob("*.*") if path.is_file()]
     assert len(names) == 10
     assert filecmp.cmpfiles(folders[0], folders[1], names, shallow=False)[0] == names
+    for path in (folders[0] / "imdb").iterdir():
+        assert path.read_bytes()[4:8] == bytes(4)  # the time stamp in a gzip header
     assert not filecmp.cmp(folders[0] / "ratings.csv", folders[2] / "ratings.csv", shallow=False)
 
 
