@@ -83,13 +83,13 @@ class KnowledgeConfig(Section):
 
 class RgatConfig(Section):
     dim: Positive = 32
-    heads: Positive = 2
+    heads: Positive = 4
     layers: Positive = 1
     bases: Annotated[int, Field(ge=0)] = 0
     """Basis matrices shared by the relations; 0 gives each relation a matrix of its own."""
     learning_rate: PositiveFloat = 0.01
     weight_decay: Annotated[float, Field(ge=0.0)] = 1e-5
-    max_steps: Positive = 60
+    max_steps: Positive = 100
     eval_every: Positive = 10
     patience: Positive = 3
     """Evaluations of fit B without a better valid ndcg_at_10 before it stops."""
@@ -98,7 +98,7 @@ class RgatConfig(Section):
     """Films sampled per step (by popularity) that the held-out likes are ranked against."""
     holdout_share: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.3
     """Share of a viewer's likes hidden from the pooled vector in a step, and ranked by it."""
-    link_weight: Annotated[float, Field(ge=0.0)] = 0.1
+    link_weight: Annotated[float, Field(ge=0.0)] = 1.0
     """Weight of the auxiliary link prediction loss."""
     link_margin: PositiveFloat = 1.0
     recency_half_life: Annotated[float, Field(ge=0.0)] = 10.0
@@ -152,8 +152,8 @@ class TinyLlamaConfig(Section):
 
     vocab_size: Annotated[int, Field(ge=300)] = 2000
     hidden_size: Positive = 96
-    intermediate_size: Positive = 256
-    num_layers: Positive = 3
+    intermediate_size: Positive = 192
+    num_layers: Positive = 2
     num_heads: Positive = 4
     num_kv_heads: Positive = 2
 
@@ -177,10 +177,19 @@ class FinetuneConfig(Section):
     gradient_checkpointing: bool = False
     max_length: Positive = 2048
     save_steps: Positive = 20
-    eval_steps: Positive = 20
+    eval_steps: Positive = 40
     logging_steps: Positive = 5
     max_eval_examples: Positive = 64
     timeout_minutes: PositiveFloat = 600.0
+
+    @model_validator(mode="after")
+    def _resumes_between_logs(self) -> FinetuneConfig:
+        if self.save_steps % self.logging_steps:
+            raise ValueError(
+                f"save_steps = {self.save_steps} must be a multiple of logging_steps = {self.logging_steps}, so that a "
+                "resumed run logs the same losses"
+            )
+        return self
 
     @model_validator(mode="after")
     def _pinned(self) -> FinetuneConfig:

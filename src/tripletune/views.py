@@ -127,7 +127,7 @@ def where_things_are(record: RunRecord, root: Path, config: RunConfig) -> Text:
         f"report     {paths.folder('evaluate') / 'report.html'}\n"
         f"MLflow     .venv/bin/mlflow server --backend-store-uri {uri} --host 127.0.0.1 --port 5000\n"
         f"           then open http://127.0.0.1:5000/#/experiments/{_experiment(record)}\n"
-        f"Prefect    .venv/bin/prefect server start\n"
+        f"Prefect    PREFECT_SERVER_ANALYTICS_ENABLED=false .venv/bin/prefect server start\n"
         f"           then open http://127.0.0.1:4200/runs\n"
         f"lineage    .venv/bin/tripletune show {record.name}"
     )

@@ -125,7 +125,8 @@ def test_a_training_killed_and_run_again_ends_with_the_same_bytes(
 def test_a_finished_training_is_not_repeated(shards: Path, trained: tuple[Path, dict[str, Any], list[int]]) -> None:
     out, facts, _ = trained
     before = published(out)
-    assert finetune_adapter(shards, out, SETTINGS, PROMPT_CONTRACT, LINEAGE, 0, None) == facts
+    patient = SETTINGS.model_copy(update={"timeout_minutes": 5})  # how long it may take is no part of the result
+    assert finetune_adapter(shards, out, patient, PROMPT_CONTRACT, LINEAGE, 0, None) == facts
     assert published(out) == before
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import subprocess
@@ -86,8 +87,19 @@ def test_a_failing_stage_fails_the_deployment_and_watch_exits_non_zero(prefect_e
 
 
 def test_the_nightly_schedule_creates_runs(prefect_env):
+    # with sqlalchemy 2.1 everything seems to work and no scheduled run is ever created
+    wanted = {
+        "flows": {"name": {"any_": ["tripletune-nightly"]}},
+        "flow_runs": {"state": {"type": {"any_": ["SCHEDULED"]}}},
+    }
+    request = urllib.request.Request(
+        f"{prefect_env['PREFECT_API_URL']}/flow_runs/count",
+        data=json.dumps(wanted).encode(),
+        headers={"content-type": "application/json"},
+    )
+
     def scheduled() -> bool:
-        listed = call(prefect_env, "flow-run", "ls", "--state-type", "SCHEDULED", "--flow-name", "tripletune-nightly")
-        return "Scheduled" in listed.stdout
+        with urllib.request.urlopen(request, timeout=10) as response:
+            return int(response.read()) > 0
 
     wait_until(scheduled, "the first scheduled run", patience=150)

@@ -32,8 +32,8 @@ class Scripted:
 
     def scorer(self, likes: Likes, age_E: torch.Tensor) -> Scorer:
         place = next(self.places)
-        scores_M = torch.arange(20, 0, -1.0)
-        scores_M[19] = 20.5 - place  # film 19 is the answer, the film with the place-th best score
+        scores_M = torch.arange(-1.0, -21.0, -1.0)
+        scores_M[19] = -0.5 - place  # film 19 is the answer, the film with the place-th best score
         return lambda viewer_V: scores_M.repeat(len(viewer_V), 1)
 
     def export(self) -> dict[str, torch.Tensor]:

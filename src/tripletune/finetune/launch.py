@@ -137,14 +137,16 @@ def _take_over(job: TrainingJob) -> None:
     path = job.scratch / "job.json"
     plain = job.model_dump(mode="json")
     try:
-        same = json.loads(path.read_text(encoding="utf-8")) == plain
-    except (OSError, ValueError):
+        before = json.loads(path.read_text(encoding="utf-8"))
+        before["settings"]["timeout_minutes"] = job.settings.timeout_minutes  # allowing more time must not start over
+        same = before == plain
+    except (OSError, ValueError, KeyError, TypeError):
         same = False
     if not same:
         for folder in (job.checkpoints, job.adapter):
             shutil.rmtree(folder, ignore_errors=True)
         job.result.unlink(missing_ok=True)
-        write_json(path, plain)
+    write_json(path, plain)
     last_whole(job.checkpoints)
 
 
