@@ -129,8 +129,9 @@ def audit(run: RunOption = "", artifacts: ArtifactsOption = ARTIFACTS) -> None:
 
     record = read_run(artifacts, run, needs="generate")
     paths = record.paths(artifacts)
-    folders = (paths.require(stage) for stage in ("generate", "split", "rgat", "lightgcn"))
-    leaks = audit_shards(*folders)
+    leaks = audit_shards(
+        paths.require("generate"), paths.require("split"), paths.require("rgat"), paths.require("lightgcn")
+    )
     _console().print(f"{record.name}: {format_leaks(leaks)}", markup=False, soft_wrap=True)
     if leaks:
         raise typer.Exit(1)
@@ -222,10 +223,20 @@ def version() -> None:
     _console().print(__version__)
 
 
+def _log_own_lines() -> None:
+    """Show our own log, and leave the root logger alone: Prefect brings its own, libraries stay at warnings."""
+    ours = logging.getLogger("tripletune")
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    ours.addHandler(handler)
+    ours.setLevel(logging.INFO)
+    ours.propagate = False
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    _log_own_lines()
     try:
         code = app(args=list(argv) if argv is not None else None, standalone_mode=False)
     except UserError as error:

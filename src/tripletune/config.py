@@ -91,7 +91,7 @@ class RgatConfig(Section):
     weight_decay: Annotated[float, Field(ge=0.0)] = 1e-5
     max_steps: Positive = 100
     eval_every: Positive = 10
-    patience: Positive = 3
+    patience: Positive = 4
     """Evaluations of fit B without a better valid ndcg_at_10 before it stops."""
     batch_viewers: Positive = 512
     negatives: Positive = 512
@@ -109,7 +109,7 @@ class LightGCNConfig(Section):
     dim: Positive = 64
     layers: Annotated[int, Field(ge=1, le=4)] = 2
     loss: Literal["softmax", "bpr"] = "softmax"
-    """softmax: all of a viewer's likes in one softmax over films; bpr: as published."""
+    """softmax: one softmax over films for all of a viewer's likes after a random moment; bpr: as published."""
     learning_rate: PositiveFloat = 0.02
     weight_decay: Annotated[float, Field(ge=0.0)] = 1e-4
     max_steps: Positive = 150

@@ -101,7 +101,10 @@ def _recommend(paths: RunPaths, config: RunConfig, rows: pl.DataFrame) -> list[R
         pl.lit(TODAY, dtype=PURPOSES).alias("purpose"), pl.col("unseen").first(), cutoff=pl.col("position").max() + 1
     )
     retriever = Retriever.load(
-        *(paths.require(stage) for stage in ("split", "knowledge", "lightgcn", "rgat")),
+        paths.require("split"),
+        paths.require("knowledge"),
+        paths.require("lightgcn"),
+        paths.require("rgat"),
         config.retrieve,
         num_liked_triples=config.prompt.triples_for_liked,
         seed=config.seed,

@@ -39,7 +39,7 @@ class RelationalGraph:
     """Edges of each relation."""
     source_E: Tensor
     destination_E: Tensor
-    """Source pair and destination pair of each edge."""
+    """Source pair and destination pair of each edge, counted from 0 within the edge's relation."""
     source_node_P: Tensor
     source_blocks: list[int]
     destination_node_Q: Tensor
@@ -68,19 +68,19 @@ class RelationalGraph:
         source_pairs, source_of_E = _number(relation_E * num_nodes + source_E)
         destination_pairs, destination_of_E = _number(relation_E * num_nodes + destination_E)
 
-        def blocks(relation: Tensor) -> list[int]:
-            return torch.bincount(relation, minlength=num_all).tolist()
+        source_count_C = torch.bincount(source_pairs // num_nodes, minlength=num_all)
+        destination_count_C = torch.bincount(destination_pairs // num_nodes, minlength=num_all)
 
         return cls(
             num_relations=num_all,
             edges=message_graph(source_of_E, destination_E, source_pairs.numel(), num_nodes),
-            edge_blocks=blocks(relation_E),
-            source_E=source_of_E,
-            destination_E=destination_of_E,
+            edge_blocks=torch.bincount(relation_E, minlength=num_all).tolist(),
+            source_E=source_of_E - (source_count_C.cumsum(0) - source_count_C)[relation_E],
+            destination_E=destination_of_E - (destination_count_C.cumsum(0) - destination_count_C)[relation_E],
             source_node_P=source_pairs % num_nodes,
-            source_blocks=blocks(source_pairs // num_nodes),
+            source_blocks=source_count_C.tolist(),
             destination_node_Q=destination_pairs % num_nodes,
-            destination_blocks=blocks(destination_pairs // num_nodes),
+            destination_blocks=destination_count_C.tolist(),
             edge_of_triple_T=place_E[: head_T.numel()],
         )
 
@@ -123,31 +123,32 @@ class RgatLayer(nn.Module):
 
     def forward(self, nodes_ND: Tensor, graph: RelationalGraph) -> tuple[Tensor, Tensor]:
         """``h_i'`` (N, D), and alpha (E, H) in the graph's order of edges; each node's sums to one per head."""
-        source_PHW = self._project(nodes_ND, self.source(), graph.source_node_P, graph.source_blocks)
-        destination_QHW = self._project(
-            nodes_ND, self.destination(), graph.destination_node_Q, graph.destination_blocks
+        source = self._project(nodes_ND, self.source(), graph.source_node_P, graph.source_blocks)
+        destination = self._project(nodes_ND, self.destination(), graph.destination_node_Q, graph.destination_blocks)
+        blocks = zip(
+            source,
+            destination,
+            torch.split(graph.source_E, graph.edge_blocks),
+            torch.split(graph.destination_E, graph.edge_blocks),
+            self.relation_CHW,
+            self.attention_CHW,
+            strict=True,
         )
-        relation_QHW = self.relation_CHW.repeat_interleave(torch.tensor(graph.destination_blocks), dim=0)
-        destination_QHW = destination_QHW + relation_QHW
         scores = [
-            # block by block, so that the edges x width sums of a relation are the most that is held
-            (
-                functional.leaky_relu(take_rows(destination_QHW, q) + take_rows(source_PHW, p), NEGATIVE_SLOPE) * a_HW
-            ).sum(dim=-1)
-            for q, p, a_HW in zip(
-                torch.split(graph.destination_E, graph.edge_blocks),
-                torch.split(graph.source_E, graph.edge_blocks),
-                self.attention_CHW,
-                strict=True,
-            )
+            # relation by relation: no gradient is as large as all the pairs, no sum as large as all the edges
+            (functional.leaky_relu(take_rows(to + g_HW, q) + take_rows(of, p), NEGATIVE_SLOPE) * a_HW).sum(dim=-1)
+            for of, to, p, q, g_HW, a_HW in blocks
         ]
         alpha_EH = graph.edges.softmax_incoming(torch.cat(scores))
-        return graph.edges.weighted_sum(source_PHW, alpha_EH).flatten(1), alpha_EH
+        return graph.edges.weighted_sum(torch.cat(source), alpha_EH).flatten(1), alpha_EH
 
-    def _project(self, nodes_ND: Tensor, matrices_CDD: Tensor, node: Tensor, blocks: list[int]) -> Tensor:
-        pairs = zip(torch.split(node, blocks), matrices_CDD, strict=True)
-        projected = torch.cat([take_rows(nodes_ND, block) @ matrix_DD for block, matrix_DD in pairs])
-        return projected.view(node.numel(), self.heads, -1)
+    def _project(self, nodes_ND: Tensor, matrices_CDD: Tensor, node: Tensor, blocks: list[int]) -> list[Tensor]:
+        """A relation's matrix times its nodes, (pairs of the relation, H, W) for each relation."""
+        parts = torch.split(take_rows(nodes_ND, node), blocks)
+        return [
+            (part @ matrix_DD).view(len(part), self.heads, -1)
+            for part, matrix_DD in zip(parts, matrices_CDD, strict=True)
+        ]
 
 
 class Rgat(nn.Module):
