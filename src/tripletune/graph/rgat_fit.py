@@ -123,12 +123,13 @@ class RgatTrainer:
         asked_R = hidden_R & (self._knowledge.count_M[batch.movie_R] > 0)
         viewer_R, movie_R = batch.viewer_R[asked_R], batch.movie_R[asked_R]
 
-        drawn_K = torch.multinomial(
-            self._count_M, self._settings.negatives, replacement=True, generator=self._generator
-        )
+        drawn = torch.multinomial(self._count_M, self._settings.negatives, replacement=True, generator=self._generator)
+        times_M = torch.bincount(drawn, minlength=self._num_movies)
+        drawn_K = times_M.nonzero().squeeze(1)  # a film drawn twice is scored once and counts twice
         is_like_BM = torch.zeros(batch.num_viewers, self._num_movies, dtype=torch.bool)
         is_like_BM[batch.viewer_R, batch.movie_R] = True
-        negative_KB = scores.block(viewers_BD, drawn_K).masked_fill(is_like_BM[:, drawn_K].T, -torch.inf)
+        negative_KB = scores.block(viewers_BD, drawn_K) + times_M[drawn_K].log().unsqueeze(1)
+        negative_KB = negative_KB.masked_fill(is_like_BM[:, drawn_K].T, -torch.inf)
         against_B = negative_KB.logsumexp(dim=0)
         positive_R = scores.pairs(viewers_BD, viewer_R, movie_R)
         loss_R = functional.softplus(take_rows(against_B, viewer_R) - positive_R)
