@@ -69,9 +69,7 @@ COVERAGE = _columns(
 TRAINED_ON = _columns({"user_id": pl.Int32, "movie_id": pl.Int32, "fit": pl.String})
 """rgat|lightgcn/trained_on.parquet: the likes each fit (``a`` or ``b``) was really trained on; the audit reads it."""
 
-CURVE = _columns(
-    {"fit": pl.String, "step": pl.Int32, "loss": pl.Float64, "valid_ndcg_at_10": pl.Float64, "seconds": pl.Float64}
-)
+CURVE = _columns({"fit": pl.String, "step": pl.Int32, "loss": pl.Float64, "valid_ndcg_at_10": pl.Float64})
 """rgat|lightgcn/curve.parquet: one row per evaluation; ``valid_ndcg_at_10`` is null for fit a, which must not look."""
 
 ATTENTION = _columns(

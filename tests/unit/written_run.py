@@ -111,7 +111,6 @@ def _write_fits(run: Run, unseen: tuple[int, ...]) -> None:
             "step": step,
             "loss": 2.0 / step,
             "valid_ndcg_at_10": 0.1 * step if fit == "b" else None,
-            "seconds": 1.0,
         }
         for fit in "ab"
         for step in (10, 20)

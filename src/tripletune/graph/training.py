@@ -70,8 +70,7 @@ class Run:
 
     def note(self, step: int, loss: float, ndcg: float | None) -> None:
         """Add a row to the curve."""
-        seconds = round(self.seconds, 3)
-        self.curve.append({"fit": self.fit, "step": step, "loss": loss, "valid_ndcg_at_10": ndcg, "seconds": seconds})
+        self.curve.append({"fit": self.fit, "step": step, "loss": loss, "valid_ndcg_at_10": ndcg})
 
 
 def train_both(make: Callable[[str], Model], valid: ValidQuestions, limits: Limits) -> dict[str, Run]:
