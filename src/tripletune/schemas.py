@@ -44,6 +44,8 @@ SPLIT = _columns(
 """split/shard=NNN/part.parquet, sorted by user and position. Labels of likes: graph, target, valid, test; every
 rating below the like threshold is ``other``. ``unseen`` viewers are in no fit and no training example."""
 
+LIKE_LABELS = ("graph", "target", "valid", "test")
+
 ENTITY_KINDS = pl.Enum(["movie", "genre", "decade", "tag", "person", "other"])
 ENTITIES = _columns({"entity_id": pl.Int32, "key": pl.String, "kind": ENTITY_KINDS, "name": pl.String})
 """knowledge/entities.parquet: dense ids in order of kind and key; ``key`` such as ``movie:1``, ``genre:Drama``,
@@ -78,6 +80,10 @@ ATTENTION = _columns(
 """rgat/attention.parquet: weight of each real triple of a film, renormalised so that a film's sum to one."""
 
 PURPOSES = pl.Enum(["train", "valid", "test"])
+ANSWER_LABEL = {"train": "target", "valid": "valid", "test": "test"}
+"""Label of the likes that are the answers of each purpose."""
+QUESTION = ("user_id", "purpose")
+"""What identifies an example: a viewer and a purpose."""
 RETRIEVED = _columns(
     {
         "user_id": pl.Int32,

@@ -17,11 +17,11 @@ import polars as pl
 from tripletune.config import PromptConfig, RetrieveConfig
 from tripletune.errors import InputError
 from tripletune.paths import Facts, write_atomically
-from tripletune.prompts.evidence import QUESTION, collect_answers, collect_evidence
+from tripletune.prompts.evidence import collect_answers, collect_evidence
 from tripletune.prompts.render import NUM_ANSWERS, render_prompts
 from tripletune.prompts.sanitise import clean_text, display_titles
 from tripletune.prompts.template import Template, load_template
-from tripletune.schemas import EXAMPLES, PURPOSES, conform
+from tripletune.schemas import EXAMPLES, PURPOSES, QUESTION, conform
 from tripletune.stable_hash import pair_hash_expr
 
 ROW_GROUP = 1024

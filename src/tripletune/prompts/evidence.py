@@ -8,10 +8,7 @@ from __future__ import annotations
 
 import polars as pl
 
-from tripletune.schemas import PURPOSES
-
-QUESTION = ("user_id", "purpose")
-LIKES = ("graph", "target", "valid", "test")
+from tripletune.schemas import LIKE_LABELS, PURPOSES, QUESTION
 
 
 def collect_evidence(
@@ -30,7 +27,7 @@ def collect_evidence(
     """
     asked = questions.select(*QUESTION, "cutoff")
     before = asked.join(rows, on="user_id").filter(pl.col("position") < pl.col("cutoff"))
-    liked = pl.col("label").is_in(LIKES)
+    liked = pl.col("label").is_in(LIKE_LABELS)
     disliked = (pl.col("rating") < dislike) & ~liked
     lists = (
         before.filter(liked | disliked)

@@ -15,7 +15,6 @@ from tripletune.paths import Facts, write_atomically
 from tripletune.retrieve.retriever import Retriever, told_films
 from tripletune.retrieve.specialists import FIT_OF
 from tripletune.retrieve.viewers import (
-    QUESTION,
     find_answers,
     find_history,
     find_questions,
@@ -23,7 +22,7 @@ from tripletune.retrieve.viewers import (
     read_rows,
     shard_files,
 )
-from tripletune.schemas import RANKINGS
+from tripletune.schemas import QUESTION, RANKINGS
 
 ROW_GROUP = 1 << 16
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from tripletune.retrieve.specialists import LightGCNFit
 from tripletune.retrieve.topk import Ints
-from tripletune.retrieve.viewers import QUESTION
+from tripletune.schemas import QUESTION
 
 NUM_FILMS = 10
 MAX_ANSWERS = 5

@@ -25,8 +25,8 @@ from tripletune.retrieve.similar import Neighbours, fit_likes
 from tripletune.retrieve.specialists import FIT_OF, Catalogue, LightGCNFit, Likes, RgatFit, load_lightgcn, load_rgat
 from tripletune.retrieve.topk import Ints, Ragged, product_blocks, top_columns
 from tripletune.retrieve.triples import TripleTable, choose_triples, read_triples
-from tripletune.retrieve.viewers import QUESTION, read_rows, shard_files
-from tripletune.schemas import CHOICES, RANKINGS, RETRIEVED, conform
+from tripletune.retrieve.viewers import read_rows, shard_files
+from tripletune.schemas import CHOICES, QUESTION, RANKINGS, RETRIEVED, conform
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

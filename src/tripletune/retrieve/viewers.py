@@ -11,13 +11,7 @@ from pathlib import Path
 import polars as pl
 
 from tripletune.errors import InputError
-from tripletune.schemas import PURPOSES, SPLIT
-
-QUESTION = ("user_id", "purpose")
-LIKES = ("graph", "target", "valid", "test")
-"""Labels of likes; every other row is below the like threshold."""
-
-ANSWER_LABEL = {"train": "target", "valid": "valid", "test": "test"}
+from tripletune.schemas import ANSWER_LABEL, LIKE_LABELS, PURPOSES, QUESTION, SPLIT
 
 
 def shard_files(split: Path) -> dict[str, Path]:
@@ -57,7 +51,7 @@ def find_questions(rows: pl.DataFrame) -> pl.DataFrame:
 
 def find_history(rows: pl.DataFrame, questions: pl.DataFrame) -> pl.DataFrame:
     """Likes before the cutoff: ``user_id, purpose, movie_id, age`` with age in likes, the newest 0."""
-    likes = rows.filter(pl.col("label").is_in(LIKES)).select("user_id", "movie_id", "position")
+    likes = rows.filter(pl.col("label").is_in(LIKE_LABELS)).select("user_id", "movie_id", "position")
     return with_age(_before(likes, questions), QUESTION)
 
 
