@@ -16,11 +16,11 @@ from prefect.runtime import deployment, flow_run
 
 import tripletune
 from tripletune.config import RunConfig, load_config
-from tripletune.errors import UserError
-from tripletune.paths import RunPaths
-from tripletune.runs import RunRecord, new_run_name, update_run, utc_now, write_run
+from tripletune.errors import TrainingCrash, UserError
+from tripletune.paths import RunPaths, whoami
+from tripletune.runs import update_run
 from tripletune.stages import resolve
-from tripletune.tracking import StageRun, Tracker, config_hash, end_run, stage_run, start_run
+from tripletune.tracking import StageRun, Tracker, recorded_run, stage_run
 
 CHECKOUT = Path(__file__).parents[1]
 
@@ -29,6 +29,8 @@ def worth_a_retry(task: object, run: object, state: object) -> bool:
     """Retry what may pass the second time; what the user has to repair will not."""
     try:
         state.result()  # type: ignore[attr-defined]
+    except TrainingCrash:
+        return True
     except UserError:
         return False
     except Exception:
@@ -70,42 +72,28 @@ def open_session(config: str, *, movielens: str, imdb: str, artifacts: str) -> I
     """
     require_one_checkout()
     settings = load_config(Path(config), movielens=movielens, imdb=imdb)
-    root = Path(artifacts)
-    paths = resolve(settings, root)
-    name, flat = new_run_name(root, settings.dataset), settings.flat()
-    tags = _tags() | {"config.sha256": config_hash(flat), "run": name, "dataset": settings.dataset}
-    fingerprints = {f"fingerprint.{stage}": value for stage, value in paths.fingerprints.items()}
-    tracker = start_run(settings.tracking, root, name, params=flat, tags=tags | fingerprints)
-    record = RunRecord(
-        name=name,
-        dataset=settings.dataset,
-        status="running",
-        started=utc_now(),
-        config=settings.model_dump(mode="json"),
-        fingerprints=dict(paths.fingerprints),
-        mlflow_run_id=tracker.parent_run_id,
-        mlflow_experiment_id=tracker.experiment_id,
-    )
-    write_run(root, record)
-    get_run_logger().info("run %s: outputs under %s", name, root / settings.dataset)
-    try:
-        yield Session(name, settings, paths, tracker, tags)
-    except BaseException as error:
-        update_run(root, name, status="failed", finished=utc_now(), error=str(error).splitlines()[0][:500])
-        end_run(tracker, failed=True)
-        raise
-    update_run(root, name, status="completed", finished=utc_now())
-    end_run(tracker, failed=False)
+    paths, tags = resolve(settings, Path(artifacts)), _tags()
+    with recorded_run(settings, paths, tags) as (name, tracker):
+        get_run_logger().info("run %s: outputs under %s", name, paths.root / settings.dataset)
+        yield Session(name, settings, paths, tracker, tags | {"run": name})
 
 
 def logged_stage(session: Session, stage: str, work: Callable[[StageRun], Path]) -> Path:
-    """Run one stage inside its MLflow child, note it in the run's file and log one line."""
-    reused = stage in session.paths.fingerprints and session.paths.is_done(stage)
-    with stage_run(session.tracker, stage, session.tags) as child:
-        folder = work(child)
-        if stage in session.paths.fingerprints:
-            child.log_output(session.paths, stage, reused=reused)
-    update_run(session.paths.root, session.run, stage=(stage, "reused" if reused else "made"))
+    """Run one stage inside its MLflow child, note in the run's file how it ended, and log one line."""
+    paths = session.paths
+    reusable = stage in paths.fingerprints
+    reused = reusable and paths.is_done(stage)
+    try:
+        with stage_run(session.tracker, stage, session.tags) as child:
+            folder = work(child)
+            if reusable:
+                # it may also have waited for another process that made it
+                reused = reused or paths.manifest(stage)["made_by"] != whoami()
+                child.log_output(paths, stage, reused=reused)
+    except BaseException:
+        update_run(paths.root, session.run, stage=(stage, "failed"))
+        raise
+    update_run(paths.root, session.run, stage=(stage, "reused" if reused else "made"))
     get_run_logger().info("%s %s: %s", stage, "reused" if reused else "made", folder)
     return folder
 

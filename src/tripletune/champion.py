@@ -14,13 +14,13 @@ import polars as pl
 
 from tripletune.config import RunConfig
 from tripletune.contract import read_contract, require_same
-from tripletune.errors import ContractError
+from tripletune.errors import ContractError, UserError
 from tripletune.paths import SCRATCH, RunPaths, write_json
 from tripletune.prompts.engine import prompt_contract
 from tripletune.rank.metrics import score_lists
 from tripletune.rank.predict import rank_examples
 from tripletune.rank.promotion import PromotionDecision, decide_promotion, promotion_scores
-from tripletune.tracking import StageRun, champion_fingerprint, promote_adapter, read_champion
+from tripletune.tracking import Champion, StageRun, download_champion, find_champion, promote_adapter
 
 CUTOFF = 5
 
@@ -39,39 +39,57 @@ def promote_or_keep(paths: RunPaths, config: RunConfig, *, run: str, child: Stag
     """
     folder = paths.root / paths.dataset / "promote" / run
     folder.mkdir(parents=True, exist_ok=True)
-    model, tonight = config.promote.registered_model, paths.fingerprints["finetune"]
+    model, tonight = model_name(config), paths.fingerprints["finetune"]
     adapter, scores = paths.require("finetune"), promotion_scores(paths.require("evaluate") / "per_viewer.parquet")
-    current = champion_fingerprint(child.tracker, model)
-    if current == tonight:
+    current = find_champion(child.tracker, model)
+    if current is None:
+        decision = _decide(config, scores, None)
+    elif current.fingerprint == tonight:
         decision = PromotionDecision(False, "tonight's adapter is the champion already", 0.0, 0.0, scores.height)
     else:
-        decision = _compare(paths, config, scores, child, folder)
+        decision = _compare(paths, config, scores, child, current, folder / SCRATCH)
     version = ""
     if decision.promote:
         tags = {"fingerprint": tonight, "dataset": paths.dataset, "run": run, "decision": decision.reason}
         version = promote_adapter(child.tracker, child, model, adapter, tags)
     write_json(
         folder / "decision.json",
-        {**asdict(decision), "model": model, "adapter": tonight, "champion_before": current, "version": version},
+        {
+            **asdict(decision),
+            "model": model,
+            "adapter": tonight,
+            "champion_before": current and current.fingerprint,
+            "version": version,
+        },
     )
     child.log_decision(decision.reason, decision.difference, decision.lower_bound)
     return folder
 
 
+def model_name(config: RunConfig) -> str:
+    """Name in the registry; adapters of two datasets never compete."""
+    return config.promote.registered_model or f"tripletune-{config.dataset}"
+
+
 def _compare(
-    paths: RunPaths, config: RunConfig, scores: pl.DataFrame, child: StageRun, folder: Path
+    paths: RunPaths, config: RunConfig, scores: pl.DataFrame, child: StageRun, champion: Champion, scratch: Path
 ) -> PromotionDecision:
-    champion = read_champion(child.tracker, config.promote.registered_model, folder / SCRATCH)
-    if champion is None:
-        theirs = None
-    else:
-        try:
-            require_same(prompt_contract(config.prompt, config.retrieve), read_contract(champion.folder))
-        except ContractError as error:
-            reason = f"version {champion.version} is kept: its contract no longer fits tonight's prompts ({error})"
-            return PromotionDecision(False, reason, None, None, 0)
-        theirs = _champion_scores(paths, config, scores, champion.folder)
-        shutil.rmtree(folder / SCRATCH)
+    try:
+        folder = download_champion(child.tracker, champion, scratch)
+        require_same(prompt_contract(config.prompt, config.retrieve), read_contract(folder))
+        theirs = _champion_scores(paths, config, scores, folder)
+    except ContractError as error:
+        reason = f"version {champion.version} is kept: its contract no longer fits tonight's prompts ({error})"
+        return PromotionDecision(False, reason, None, None, 0)
+    except UserError as error:
+        reason = f"version {champion.version} is kept: it could not be ranked tonight ({error})"
+        return PromotionDecision(False, reason, None, None, 0)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return _decide(config, scores, theirs)
+
+
+def _decide(config: RunConfig, scores: pl.DataFrame, theirs: pl.DataFrame | None) -> PromotionDecision:
     return decide_promotion(
         scores,
         theirs,

@@ -23,7 +23,7 @@ from tripletune import __version__, stages
 from tripletune.config import RunConfig, load_config
 from tripletune.errors import UserError
 from tripletune.paths import RunPaths
-from tripletune.runs import RunRecord, new_run_name, read_run
+from tripletune.runs import RunRecord, read_run, update_run
 
 CHECKOUT = Path(__file__).parents[2]
 
@@ -93,7 +93,7 @@ def _print_summary(record: RunRecord, artifacts: Path) -> None:
     from tripletune.views import metrics_tables, where_things_are
 
     console = _console()
-    console.print(metrics_tables(record.paths(artifacts).folder("evaluate")))
+    console.print(metrics_tables(record.paths(artifacts).folder("evaluate"), record.settings().evaluate))
     console.print(where_things_are(record, artifacts, record.settings()), soft_wrap=True)
 
 
@@ -165,15 +165,14 @@ def promote(
     artifacts: ArtifactsOption = ARTIFACTS,
 ) -> None:
     """Move the champion alias in the MLflow registry to this adapter, or say why not."""
-    from tripletune.tracking import end_run, stage_run, start_run
+    from tripletune.tracking import recorded_run, stage_run
 
     settings, paths = _resolve(config, movielens, imdb, artifacts)
-    paths.require("rank")
-    name = new_run_name(artifacts, settings.dataset)
-    tracker = start_run(settings.tracking, artifacts, name, params=settings.flat(), tags={"run": name})
-    with stage_run(tracker, "promote", {"run": name}) as child:
+    for stage in ("generate", "finetune", "evaluate"):
+        paths.require(stage)
+    with recorded_run(settings, paths, {}) as (name, tracker), stage_run(tracker, "promote", {"run": name}) as child:
         folder = stages.run_promote(paths, settings, run=name, child=child)
-    end_run(tracker, failed=False)
+    update_run(artifacts, name, stage=("promote", "made"))
     _console().print((folder / "decision.json").read_text(encoding="utf-8"), markup=False)
 
 

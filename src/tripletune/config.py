@@ -9,6 +9,7 @@ from __future__ import annotations
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -27,15 +28,19 @@ class Section(BaseModel):
 
 
 class SourceConfig(Section):
+    """Where ratings and facts come from."""
+
     movielens: str = ""
     """A MovieLens release: a zip or a folder. Empty: the synthetic generator makes one."""
     imdb: str = ""
-    """Folder with IMDb's title.basics, title.crew, title.principals and name.basics (.tsv.gz). Empty: no credits."""
+    """Folder with IMDb's title.crew, title.principals and name.basics (.tsv.gz). Empty: no credits."""
     extra_triples: tuple[str, ...] = ()
     """Further ``head relation tail`` TSV files; head is a MovieLens movie id."""
 
 
 class SyntheticConfig(Section):
+    """Size and signal of the generated release."""
+
     viewers: Positive = 500
     movies: Annotated[int, Field(ge=50)] = 400
     mean_ratings: Annotated[int, Field(ge=20)] = 60
@@ -45,6 +50,8 @@ class SyntheticConfig(Section):
 
 
 class IngestConfig(Section):
+    """What counts as a rating."""
+
     rating_min: float = 0.5
     rating_max: float = 5.0
     max_reject_share: Share = 0.05
@@ -52,6 +59,8 @@ class IngestConfig(Section):
 
 
 class SplitConfig(Section):
+    """What is learned from, what is asked, and who is kept out."""
+
     protocol: Literal["leave_one_out"] = "leave_one_out"
     like: float = 4.0
     """A rating of this or more is a like."""
@@ -73,6 +82,8 @@ class SplitConfig(Section):
 
 
 class KnowledgeConfig(Section):
+    """Which facts become triples."""
+
     tag_min_viewers: Positive = 3
     """A tag counts for a film when at least this many different viewers gave it."""
     max_actors: Positive = 5
@@ -82,6 +93,8 @@ class KnowledgeConfig(Section):
 
 
 class RgatConfig(Section):
+    """Relational graph attention."""
+
     dim: Positive = 32
     heads: Positive = 4
     layers: Positive = 1
@@ -101,11 +114,20 @@ class RgatConfig(Section):
     link_weight: Annotated[float, Field(ge=0.0)] = 1.0
     """Weight of the auxiliary link prediction loss."""
     link_margin: PositiveFloat = 1.0
+
+    @model_validator(mode="after")
+    def _heads_divide_width(self) -> RgatConfig:
+        if self.dim % self.heads:
+            raise ValueError(f"dim = {self.dim} must be a multiple of heads = {self.heads}")
+        return self
+
     recency_half_life: Annotated[float, Field(ge=0.0)] = 10.0
     """Age, in likes, at which a like counts half in a viewer's vector; 0 counts all alike."""
 
 
 class LightGCNConfig(Section):
+    """Collaborative filtering on the graph of likes."""
+
     dim: Positive = 64
     layers: Annotated[int, Field(ge=1, le=4)] = 2
     loss: Literal["softmax", "bpr"] = "softmax"
@@ -124,6 +146,8 @@ class LightGCNConfig(Section):
 
 
 class RetrieveConfig(Section):
+    """Candidates and hints."""
+
     retriever: Literal["lightgcn"] = "lightgcn"
     candidates: Literal["retrieved", "kerag"] = "retrieved"
     """retrieved: the retriever's top films; kerag: the published recipe of 3 + 2 rated and 5 unrated films."""
@@ -139,6 +163,8 @@ class RetrieveConfig(Section):
 
 
 class PromptConfig(Section):
+    """How evidence becomes text."""
+
     template: Name = "hints-first"
     triple_form: Literal["arrow", "sentence"] = "arrow"
     max_liked: Positive = 15
@@ -159,6 +185,8 @@ class TinyLlamaConfig(Section):
 
 
 class FinetuneConfig(Section):
+    """The language model and its LoRA training."""
+
     model: str = "tiny"
     """``tiny``, a Hugging Face id, or a local folder."""
     revision: str = ""
@@ -191,15 +219,21 @@ class FinetuneConfig(Section):
             )
         return self
 
+    @property
+    def names_a_folder(self) -> bool:
+        """Whether ``model`` is a local folder and not a Hugging Face id."""
+        return self.model.startswith((".", "/")) or Path(self.model).is_dir()
+
     @model_validator(mode="after")
     def _pinned(self) -> FinetuneConfig:
-        is_hub_id = self.model != "tiny" and "/" in self.model and not Path(self.model).is_dir()
-        if is_hub_id and not self.revision:
-            raise ValueError(f"revision must pin a commit of {self.model}, so that a night can be repeated")
-        return self
+        if self.model == "tiny" or self.names_a_folder or self.revision:
+            return self
+        raise ValueError(f"revision must pin a commit of {self.model}, so that a night can be repeated")
 
 
 class RankConfig(Section):
+    """Answering the prompts."""
+
     batch_size: Positive = 32
     max_viewers: Annotated[int, Field(ge=0)] = 0
     """Viewers ranked per purpose (the first by hash of user); 0 ranks all."""
@@ -208,26 +242,43 @@ class RankConfig(Section):
 
 
 class EvaluateConfig(Section):
-    retrieval_cutoffs: tuple[Positive, ...] = (3, 5, 10)
-    rerank_cutoffs: tuple[Positive, ...] = (3, 5)
+    """Metrics and their intervals."""
+
+    retrieval_cutoffs: tuple[Annotated[int, Field(ge=1, le=20)], ...] = (3, 5, 10)
+    """At most 20, the length of the first stage's lists."""
+    rerank_cutoffs: tuple[Annotated[int, Field(ge=1, le=5)], ...] = (3, 5)
+    """At most 5, the films of an answer."""
     bootstrap_resamples: Positive = 2000
     confidence: Annotated[float, Field(gt=0.5, lt=1.0)] = 0.95
 
 
 class PromoteConfig(Section):
-    registered_model: Name = "tripletune"
+    """When tonight's adapter takes the champion's place."""
+
+    registered_model: Name | Literal[""] = ""
+    """Name in the MLflow registry. Empty: ``tripletune-<dataset>``; adapters of two datasets never compete."""
     margin: Annotated[float, Field(ge=0.0)] = 0.01
     """How much worse than the champion tonight's ndcg_at_5 may be, at the one-sided bound."""
     confidence: Annotated[float, Field(gt=0.5, lt=1.0)] = 0.95
 
 
 class TrackingConfig(Section):
+    """Where runs are logged."""
+
     uri: str = ""
-    """MLflow tracking store. Empty: ``sqlite:///<artifacts>/mlflow.db``."""
+    """MLflow tracking store. Empty: what ``MLFLOW_TRACKING_URI`` names, else ``sqlite:///<artifacts>/mlflow.db``."""
     experiment: Name = "tripletune"
+
+    @model_validator(mode="after")
+    def _no_password(self) -> TrackingConfig:
+        if urlsplit(self.uri).password:
+            raise ValueError("uri holds a password, and settings are logged; name the store in MLFLOW_TRACKING_URI")
+        return self
 
 
 class SpecialistsConfig(Section):
+    """Keeping the specialists of an earlier run."""
+
     pin: str = ""
     """Name of an earlier run whose specialists tonight keeps (weekly training, nightly shards)."""
 

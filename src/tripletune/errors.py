@@ -26,4 +26,8 @@ class ContractError(UserError):
 
 
 class TrainingError(UserError):
-    """The training subprocess failed; the message ends with the last lines it wrote."""
+    """The training could not run with these settings or in this time; the message says what to change."""
+
+
+class TrainingCrash(TrainingError):
+    """The training process broke off; the message ends with its last lines. A second try may pass, and resumes."""

@@ -11,7 +11,7 @@ import ast
 import functools
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -53,14 +53,14 @@ def sha256_json(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-def input_checksums(paths: Iterable[Path]) -> dict[str, str]:
-    """SHA-256 by name of files and of all files inside folders; the order of the paths does not matter."""
+def input_checksums(named: Mapping[str, Path]) -> dict[str, str]:
+    """SHA-256 of files, and of all files inside folders, by what they are for and their name below it."""
     found: dict[str, str] = {}
-    for path in paths:
+    for purpose, path in named.items():
         base = path if path.is_dir() else path.parent
         for file in path.rglob("*") if path.is_dir() else [path]:
             if file.is_file():
-                found[file.relative_to(base).as_posix()] = sha256_file(file)
+                found[f"{purpose}/{file.relative_to(base).as_posix()}"] = sha256_file(file)
     return dict(sorted(found.items()))
 
 
@@ -92,7 +92,8 @@ def gather(spec: StageSpec, config: RunConfig, parents: Mapping[str, str], input
         source |= source_hash(module)
     return {
         "source": source,
-        "libraries": {name: metadata.version(name) for name in spec.libraries},
+        # without the build: torch 2.13.0 and 2.13.0+cpu are one version, and shards from one machine train on another
+        "libraries": {name: metadata.version(name).split("+")[0] for name in spec.libraries},
         "fields": {name: config.field(name) for name in spec.fields},
         "parents": {name: parents[name] for name in spec.parents},
         "inputs": dict(inputs),

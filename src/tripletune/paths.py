@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib import metadata
@@ -64,6 +65,11 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return manifest
+
+
+def whoami() -> str:
+    """Host and process id; stands in a manifest, so that a run which waited for another knows that it reused."""
+    return f"{socket.gethostname()}:{os.getpid()}"
 
 
 def damaged_files(folder: Path) -> list[str]:
@@ -166,6 +172,7 @@ class RunPaths:
             "ingredients": ingredients,
             "files": files,
             "facts": facts,
+            "made_by": whoami(),
             "seconds": round(meter.seconds, 3),
             "peak_bytes": meter.peak_bytes,
             "tripletune": metadata.version("tripletune"),

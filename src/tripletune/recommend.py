@@ -65,7 +65,7 @@ def recommend_to_stranger(paths: RunPaths, config: RunConfig, liked: Sequence[st
         InputError: a title is unknown (the nearest ones are named) or belongs to several films.
     """
     movies = pl.read_parquet(paths.require("ingest") / "movies.parquet", columns=["movie_id", "title"])
-    films = [_find_film(title, movies) for title in dict.fromkeys(liked)]
+    films = list(dict.fromkeys(_find_film(title, movies) for title in liked))
     data = {
         "user_id": [NOBODY] * len(films),
         "movie_id": films,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -30,7 +31,7 @@ class RunRecord(BaseModel):
     config: dict[str, Any]
     fingerprints: dict[str, str]
     stages: dict[str, str] = {}
-    """``made`` or ``reused``, for each stage that has finished in this run."""
+    """``made``, ``reused`` or ``failed``, for each stage that this run has come to."""
     mlflow_run_id: str = ""
     mlflow_experiment_id: str = ""
 
@@ -44,8 +45,8 @@ class RunRecord(BaseModel):
 
 
 def tracking_uri(settings: TrackingConfig, root: Path) -> str:
-    """The configured MLflow store, or a SQLite file under the artifact root."""
-    return settings.uri or f"sqlite:///{(root / 'mlflow.db').resolve()}"
+    """The configured MLflow store, the one that ``MLFLOW_TRACKING_URI`` names, or a SQLite file under the root."""
+    return settings.uri or os.environ.get("MLFLOW_TRACKING_URI", "") or f"sqlite:///{(root / 'mlflow.db').resolve()}"
 
 
 def utc_now() -> str:
@@ -54,10 +55,16 @@ def utc_now() -> str:
 
 
 def new_run_name(root: Path, dataset: str) -> str:
-    """``<dataset>-<UTC time>``, with a number behind it when two runs start in one second."""
+    """Reserve ``<dataset>-<UTC time>``, with a number behind it when two runs start in one second."""
+    (root / "runs").mkdir(parents=True, exist_ok=True)
     base = f"{dataset}-{datetime.now(UTC).strftime('%Y%m%d-%H%M%S')}"
-    taken = {path.stem for path in (root / "runs").glob(f"{base}*.json")}
-    return next(name for name in (base, *(f"{base}-{i}" for i in range(2, 1000))) if name not in taken)
+    for name in (base, *(f"{base}-{number}" for number in range(2, 1000))):
+        try:
+            (root / "runs" / f"{name}.json").touch(exist_ok=False)
+        except FileExistsError:
+            continue
+        return name
+    raise RuntimeError(f"a thousand runs of {dataset} in one second")
 
 
 def write_run(root: Path, record: RunRecord) -> None:
@@ -67,7 +74,7 @@ def write_run(root: Path, record: RunRecord) -> None:
 
 
 def update_run(root: Path, name: str, *, stage: tuple[str, str] | None = None, **changes: str) -> None:
-    """Change fields of a run's file; ``stage`` adds one finished stage. Parallel stages take turns."""
+    """Change fields of a run's file; ``stage`` adds how one stage ended. Parallel stages take turns."""
     with FileLock(root / "runs" / f".{name}.lock"):
         record = read_run(root, name)
         stages = record.stages | (dict([stage]) if stage else {})

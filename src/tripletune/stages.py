@@ -29,9 +29,11 @@ LogCurve = Callable[[int, Mapping[str, float]], None]
 
 def stage_specs(config: RunConfig) -> tuple[StageSpec, ...]:
     """What each reusable stage is made of, in an order in which they can run. ``promote`` is never reused."""
+    return (*_data_specs(config), *_hint_specs(), *_model_specs())
+
+
+def _data_specs(config: RunConfig) -> tuple[StageSpec, ...]:
     synthetic = not config.source.movielens
-    # the deadline of the subprocess shapes no bytes
-    finetune_fields = tuple(f"finetune.{name}" for name in FinetuneConfig.model_fields if name != "timeout_minutes")
     return (
         StageSpec(
             name="ingest",
@@ -59,6 +61,11 @@ def stage_specs(config: RunConfig) -> tuple[StageSpec, ...]:
             fields=("knowledge",),
             outside=("imdb", "extra_triples"),
         ),
+    )
+
+
+def _hint_specs() -> tuple[StageSpec, ...]:
+    return (
         StageSpec(
             name="rgat",
             parents=("knowledge", "split"),
@@ -87,6 +94,13 @@ def stage_specs(config: RunConfig) -> tuple[StageSpec, ...]:
             libraries=("polars", "pyarrow", "numpy"),
             fields=("prompt", "retrieve", "split.dislike", "seed"),
         ),
+    )
+
+
+def _model_specs() -> tuple[StageSpec, ...]:
+    # the deadline of the subprocess shapes no bytes
+    finetune_fields = tuple(f"finetune.{name}" for name in FinetuneConfig.model_fields if name != "timeout_minutes")
+    return (
         StageSpec(
             name="finetune",
             parents=("generate",),
@@ -98,7 +112,15 @@ def stage_specs(config: RunConfig) -> tuple[StageSpec, ...]:
         StageSpec(
             name="rank",
             parents=("generate", "finetune"),
-            source=("rank.answerer", "rank.decoding", "rank.predict", "contract", "stable_hash", "schemas"),
+            source=(
+                "rank.answerer",
+                "rank.decoding",
+                "rank.predict",
+                "rank.shards",
+                "contract",
+                "stable_hash",
+                "schemas",
+            ),
             libraries=("torch", "transformers", "peft", "polars"),
             fields=("rank", "seed"),
         ),
@@ -127,8 +149,11 @@ def resolve(config: RunConfig, artifacts: Path) -> RunPaths:
 
     Raises:
         InputError: a file or folder named by the config does not exist.
-        MissingArtifactError, ConfigError: ``specialists.pin`` names no usable run.
+        MissingArtifactError, ConfigError: ``specialists.pin`` names no usable run, or there is no such template.
     """
+    from tripletune.prompts.template import load_template
+
+    load_template(config.prompt.template)  # a wrong name should not show after the specialists have trained
     fingerprints: dict[str, str] = {}
     ingredients: dict[str, Ingredients] = {}
     pinned = _pinned_specialists(config, artifacts)
@@ -146,21 +171,21 @@ def _function_hash(function: Callable[..., Any]) -> str:
 
 
 def _outside_inputs(spec: StageSpec, config: RunConfig) -> dict[str, str]:
-    named: dict[str, tuple[str, ...]] = {
-        "movielens": (config.source.movielens,),
-        "imdb": (config.source.imdb,),
-        "extra_triples": config.source.extra_triples,
-        "accelerate_config": (config.finetune.accelerate_config,),
-        "model": (config.finetune.model,) if Path(config.finetune.model).is_dir() else (),
+    source, finetune = config.source, config.finetune
+    named = {
+        "movielens": source.movielens,
+        "imdb": source.imdb,
+        **{f"extra_triples[{index}]": name for index, name in enumerate(source.extra_triples)},
+        "accelerate_config": finetune.accelerate_config,
+        "model": finetune.model if finetune.names_a_folder else "",
     }
-    paths = []
-    for section in spec.outside:
-        for text in filter(None, named[section]):
-            path = Path(text)
-            if not path.exists():
-                raise InputError(f"{section} = {text!r}: no such file or folder; give a path that exists")
-            paths.append(path)
-    return input_checksums(paths)
+    wanted = {key: Path(text) for key, text in named.items() if text and key.split("[")[0] in spec.outside}
+    for key, path in wanted.items():
+        if not path.exists():
+            raise InputError(f"{key} = {str(path)!r}: no such file or folder; give a path that exists")
+        if key in ("imdb", "model") and not path.is_dir():
+            raise InputError(f"{key} = {str(path)!r}: this is a file; give the folder that holds it")
+    return input_checksums(wanted)
 
 
 def _pinned_specialists(config: RunConfig, artifacts: Path) -> dict[str, str]:

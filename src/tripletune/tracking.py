@@ -7,10 +7,12 @@ model: ``mlflow.transformers`` reloads a PEFT model over a local base with wrong
 
 from __future__ import annotations
 
+import json
 import logging
 import os
+import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,15 +20,17 @@ from typing import Any
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
+import polars as pl
 from filelock import FileLock
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 
-from tripletune.config import TrackingConfig
+from tripletune.config import RunConfig, TrackingConfig
+from tripletune.errors import MissingArtifactError
 from tripletune.fingerprint import sha256_json
 from tripletune.paths import Facts, RunPaths
-from tripletune.runs import tracking_uri
+from tripletune.runs import RunRecord, new_run_name, tracking_uri, update_run, utc_now, write_run
 
 CHAMPION = "champion"
 ADAPTER_FILES = "model"
@@ -48,6 +52,23 @@ class Tracker:
     def client(self) -> MlflowClient:
         """A client on this store."""
         return MlflowClient(self.uri, registry_uri=self.uri)
+
+    def log(
+        self,
+        run_id: str,
+        *,
+        metrics: Sequence[Metric] = (),
+        params: Sequence[Param] = (),
+        tags: Sequence[RunTag] = (),
+    ) -> None:
+        """Log any number of entries; MLflow takes 100 parameters, 100 tags or 1,000 metrics at once."""
+        client = self.client()
+        for start in range(0, len(metrics), 1000):
+            client.log_batch(run_id, metrics=metrics[start : start + 1000])
+        for start in range(0, len(params), 100):
+            client.log_batch(run_id, params=params[start : start + 100])
+        for start in range(0, len(tags), 100):
+            client.log_batch(run_id, tags=tags[start : start + 100])
 
 
 def start_run(
@@ -75,13 +96,45 @@ def start_run(
         else:
             experiment_id = experiment.experiment_id
     run = client.create_run(experiment_id, run_name=name, tags=dict(tags))
-    client.log_batch(run.info.run_id, params=[Param(key, str(value)[:6000]) for key, value in params.items()])
-    return Tracker(uri, experiment_id, run.info.run_id)
+    tracker = Tracker(uri, experiment_id, run.info.run_id)
+    tracker.log(run.info.run_id, params=[Param(key, str(value)[:6000]) for key, value in params.items()])
+    return tracker
 
 
-def end_run(tracker: Tracker, *, failed: bool) -> None:
-    """Close the parent run."""
-    tracker.client().set_terminated(tracker.parent_run_id, status="FAILED" if failed else "FINISHED")
+@contextmanager
+def recorded_run(settings: RunConfig, paths: RunPaths, tags: Mapping[str, str]) -> Iterator[tuple[str, Tracker]]:
+    """A run from start to end: its name, its parent in MLflow and its file under ``artifacts/runs``.
+
+    Args:
+        settings: all of them; they become parameters.
+        paths: where the stages read and write; the fingerprints become tags.
+        tags: what else the parent carries, such as the git commit and Prefect's ids.
+    """
+    root, flat = paths.root, settings.flat()
+    name = new_run_name(root, settings.dataset)
+    fingerprints = {f"fingerprint.{stage}": value for stage, value in paths.fingerprints.items()}
+    named = {"run": name, "dataset": settings.dataset, "config.sha256": sha256_json(flat), **tags, **fingerprints}
+    tracker = start_run(settings.tracking, root, name, params=flat, tags=named)
+    record = RunRecord(
+        name=name,
+        dataset=settings.dataset,
+        status="running",
+        started=utc_now(),
+        config=settings.model_dump(mode="json"),
+        fingerprints=dict(paths.fingerprints),
+        mlflow_run_id=tracker.parent_run_id,
+        mlflow_experiment_id=tracker.experiment_id,
+    )
+    write_run(root, record)
+    try:
+        yield name, tracker
+    except BaseException as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:500]
+        update_run(root, name, status="failed", finished=utc_now(), error=reason)
+        tracker.client().set_terminated(tracker.parent_run_id, status="FAILED")
+        raise
+    update_run(root, name, status="completed", finished=utc_now())
+    tracker.client().set_terminated(tracker.parent_run_id)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,27 +146,27 @@ class StageRun:
 
     def log_curve(self, step: int, values: Mapping[str, float]) -> None:
         """Log one step of a training curve."""
-        now = int(time.time() * 1000)
-        metrics = [Metric(key, float(value), now, step) for key, value in values.items()]
-        self.tracker.client().log_batch(self.run_id, metrics=metrics)
+        now = _now()
+        self.tracker.log(self.run_id, metrics=[Metric(key, float(value), now, step) for key, value in values.items()])
 
     def log_output(self, paths: RunPaths, stage: str, *, reused: bool) -> None:
-        """Log a finished stage: facts, files as inputs with their fingerprint as digest, report and adapter."""
+        """Log a finished stage: facts, curve, inputs with their fingerprints as digests, report and metrics file."""
         client, manifest = self.tracker.client(), paths.manifest(stage)
-        facts: Facts = manifest["facts"]
-        numbers = {key: float(value) for key, value in facts.items() if isinstance(value, int | float)}
-        numbers |= {"stage_seconds": manifest["seconds"], "stage_peak_gib": manifest["peak_bytes"] / 2**30}
-        now = int(time.time() * 1000)
+        facts = _flat({**manifest["facts"], "stage_seconds": manifest["seconds"]})
+        facts["stage_peak_gib"] = manifest["peak_bytes"] / 2**30
+        now = _now()
+        metrics = [Metric(_metric_name(key), float(value), now, 0) for key, value in facts.items() if _number(value)]
         texts = {f"fact.{key}": str(value)[:4000] for key, value in facts.items() if isinstance(value, str)}
         tags = {"reused": str(reused).lower(), "fingerprint": manifest["fingerprint"], **texts}
-        client.log_batch(
-            self.run_id,
-            metrics=[Metric(key, value, now, 0) for key, value in numbers.items()],
-            tags=[RunTag(key, value) for key, value in tags.items()],
-        )
-        inputs = {parent: paths.folder(parent) for parent in manifest["parents"]}
-        client.log_inputs(self.run_id, [_dataset(paths, parent, folder) for parent, folder in inputs.items()])
         folder = paths.folder(stage)
+        if stage != "finetune" or reused:  # a training that ran tonight has logged its curve while it ran
+            metrics += _curve(folder / "curve.parquet", now)
+        self.tracker.log(self.run_id, metrics=metrics, tags=[RunTag(key, value) for key, value in tags.items()])
+        parents = [_dataset(f"{paths.dataset}/{name}", paths.fingerprints[name], name) for name in manifest["parents"]]
+        outside = _outside_datasets(manifest["ingredients"].get("inputs", {}))
+        client.log_inputs(self.run_id, [*parents, *outside])
+        if outside:
+            client.log_inputs(self.tracker.parent_run_id, outside)
         for page in ("report.html", "metrics.json"):
             if (folder / page).is_file():
                 client.log_artifact(self.run_id, str(folder / page))
@@ -121,28 +174,64 @@ class StageRun:
 
     def log_headline(self, metrics: Mapping[str, float]) -> None:
         """Log the figures people compare runs by on the parent: the page shows children collapsed."""
-        now = int(time.time() * 1000)
+        now = _now()
         batch = [Metric(key, float(value), now, 0) for key, value in metrics.items() if value is not None]
-        self.tracker.client().log_batch(self.tracker.parent_run_id, metrics=batch)
+        self.tracker.log(self.tracker.parent_run_id, metrics=batch)
 
     def log_decision(self, reason: str, difference: float | None, lower_bound: float | None) -> None:
         """Log a promotion's outcome as tags and, where there was a comparison, as metrics."""
-        client, now = self.tracker.client(), int(time.time() * 1000)
+        now = _now()
         named = {"champion_difference": difference, "champion_lower_bound": lower_bound}
         metrics = [Metric(key, value, now, 0) for key, value in named.items() if value is not None]
         for run_id in (self.run_id, self.tracker.parent_run_id):
-            client.log_batch(run_id, metrics=metrics, tags=[RunTag("promotion", reason[:4000])])
+            self.tracker.log(run_id, metrics=metrics, tags=[RunTag("promotion", reason[:4000])])
 
 
-def _dataset(paths: RunPaths, stage: str, folder: Path) -> DatasetInput:
+def _now() -> int:
+    return int(time.time() * 1000)
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float)
+
+
+def _flat(facts: Facts, prefix: str = "") -> Facts:
+    rows: Facts = {}
+    for key, value in facts.items():
+        rows |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return rows
+
+
+def _metric_name(key: str) -> str:
+    """MLflow allows letters, digits, ``_ - . / :`` and spaces."""
+    return re.sub(r"[^A-Za-z0-9_\-./: ]", "_", key)
+
+
+def _curve(path: Path, now: int) -> list[Metric]:
+    """A stage's curve as metrics by step: columns ``step, metric, value``, or one column per figure and ``fit``."""
+    if not path.is_file():
+        return []
+    frame = pl.read_parquet(path)
+    if "fit" in frame.columns:
+        frame = frame.unpivot(index=["fit", "step"], variable_name="figure")
+        frame = frame.select("step", "value", metric=pl.format("{}_fit_{}", "figure", "fit"))
+    rows = frame.drop_nulls("value").select("metric", "value", "step").iter_rows()
+    return [Metric(name, float(value), now, int(step)) for name, value, step in rows]
+
+
+def _outside_datasets(inputs: Mapping[str, str]) -> list[DatasetInput]:
+    """One dataset per source, such as ``movielens``, whose digest covers all of its files."""
+    sources = sorted({name.split("/")[0] for name in inputs})
+    return [
+        _dataset(source, sha256_json({k: v for k, v in inputs.items() if k.split("/")[0] == source})[:32], source)
+        for source in sources
+    ]
+
+
+def _dataset(name: str, digest: str, context: str) -> DatasetInput:
     # MLflow keeps 36 characters of a digest; a fingerprint has 32
-    dataset = Dataset(
-        name=f"{paths.dataset}/{stage}",
-        digest=paths.fingerprints[stage],
-        source_type="local",
-        source=f'{{"uri": "{folder}"}}',
-    )
-    return DatasetInput(dataset, tags=[InputTag("mlflow.data.context", stage)])
+    dataset = Dataset(name=name, digest=digest, source_type="local", source=json.dumps({"name": name}))
+    return DatasetInput(dataset, tags=[InputTag("mlflow.data.context", context)])
 
 
 @contextmanager
@@ -168,29 +257,38 @@ class Champion:
 
     version: str
     fingerprint: str
-    folder: Path
-    """A local copy of its adapter, contract and, if it has one, its base."""
+    """Of the finetune output it is."""
+    run_id: str
 
 
-def read_champion(tracker: Tracker, model: str, download_to: Path) -> Champion | None:
-    """The champion and its files, or None when no version holds the alias."""
-    client = tracker.client()
-    try:
-        version = client.get_model_version_by_alias(model, CHAMPION)
-    except MlflowException:
-        return None
-    download_to.mkdir(parents=True, exist_ok=True)
-    folder = client.download_artifacts(version.run_id, ADAPTER_FILES, str(download_to))
-    return Champion(str(version.version), version.tags.get("fingerprint", ""), Path(folder))
+def find_champion(tracker: Tracker, model: str) -> Champion | None:
+    """The champion, or None when the registry has no such model or no version of it holds the alias.
 
-
-def champion_fingerprint(tracker: Tracker, model: str) -> str | None:
-    """Fingerprint of the champion's finetune output, or None when there is no champion."""
+    Raises:
+        MlflowException: the store did not answer; that must never look like "no champion yet".
+    """
     try:
         version = tracker.client().get_model_version_by_alias(model, CHAMPION)
-    except MlflowException:
-        return None
-    return str(version.tags.get("fingerprint", ""))
+    except MlflowException as error:
+        unknown_alias = error.error_code == "INVALID_PARAMETER_VALUE" and "alias" in str(error).lower()
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST" or unknown_alias:
+            return None
+        raise
+    return Champion(str(version.version), version.tags.get("fingerprint", ""), version.run_id)
+
+
+def download_champion(tracker: Tracker, champion: Champion, folder: Path) -> Path:
+    """Copy a champion's adapter, contract and, if it has one, its base below ``folder``.
+
+    Raises:
+        MissingArtifactError: its files are gone.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        return Path(tracker.client().download_artifacts(champion.run_id, ADAPTER_FILES, str(folder)))
+    except (MlflowException, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise MissingArtifactError(f"version {champion.version}: its files cannot be had ({reason})") from None
 
 
 def promote_adapter(tracker: Tracker, stage: StageRun, model: str, folder: Path, tags: Mapping[str, str]) -> str:
@@ -206,8 +304,3 @@ def promote_adapter(tracker: Tracker, stage: StageRun, model: str, folder: Path,
     version = client.create_model_version(model, source, run_id=stage.run_id, tags=dict(tags))
     client.set_registered_model_alias(model, CHAMPION, version.version)
     return str(version.version)
-
-
-def config_hash(flat: Mapping[str, Any]) -> str:
-    """SHA-256 of a flat config, to see at a glance whether two runs had the same settings."""
-    return sha256_json(dict(flat))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from tripletune.config import RunConfig
+from tripletune.config import EvaluateConfig, RunConfig
 from tripletune.fingerprint import differences
 from tripletune.paths import MANIFEST, RunPaths, read_manifest
 from tripletune.runs import RunRecord, tracking_uri
@@ -36,7 +37,8 @@ def plan_table(paths: RunPaths, stages: Sequence[str]) -> Table:
 def _reasons(paths: RunPaths, stage: str) -> list[str]:
     work = paths.folder(stage).with_name(f"{paths.fingerprints[stage]}.work")
     left = [f"a run that stopped half-way left its work in {work}"] if work.is_dir() else []
-    manifests = sorted(paths.folder(stage).parent.glob(f"*/{MANIFEST}"), key=lambda path: path.stat().st_mtime)
+    finished = [path for path in paths.folder(stage).parent.glob(f"*/{MANIFEST}") if path.parent.suffix != ".work"]
+    manifests = sorted(finished, key=lambda path: path.stat().st_mtime)
     if not manifests:
         return [*left, "there is no earlier output"]
     before = json.loads(manifests[-1].read_text(encoding="utf-8"))["ingredients"]
@@ -53,7 +55,7 @@ def show_run(record: RunRecord, root: Path) -> Group:
     for stage, fingerprint in record.fingerprints.items():
         manifest = read_manifest(paths.folder(stage))
         if manifest is None:
-            table.add_row(stage, "not there", fingerprint[:10])
+            table.add_row(stage, record.stages.get(stage, "not there"), fingerprint[:10])
             continue
         parents = "\n".join(f"{name} {value[:10]}" for name, value in manifest["parents"].items())
         files = ", ".join(sorted(manifest["ingredients"].get("inputs", {})))
@@ -69,7 +71,7 @@ def show_run(record: RunRecord, root: Path) -> Group:
         )
     parts: list[RenderableType] = [lines, table]
     if "evaluate" in record.fingerprints and paths.is_done("evaluate"):
-        parts.append(metrics_tables(paths.folder("evaluate")))
+        parts.append(metrics_tables(paths.folder("evaluate"), record.settings().evaluate))
     return Group(*parts)
 
 
@@ -81,13 +83,14 @@ def _fact(value: Any) -> str:
     return str(value)
 
 
-def metrics_tables(evaluate: Path) -> Group:
+def metrics_tables(evaluate: Path, settings: EvaluateConfig) -> Group:
     """The tables at the end of a run, from ``evaluate/metrics.parquet`` and ``metrics.json``."""
     frame = pl.read_parquet(evaluate / "metrics.parquet")
     flat = json.loads((evaluate / "metrics.json").read_text(encoding="utf-8"))
     everyone = frame.filter(pl.col("group") == "all")
-    retrieval = _metric_table(everyone, "first stage, all films", RETRIEVAL_ROWS, (3, 5, 10))
-    reranking = _metric_table(everyone, "same candidates, re-ranked", RERANK_ROWS, (3, 5))
+    sure = f"{settings.confidence:.0%} interval"
+    retrieval = _metric_table(everyone, f"first stage, all films, {sure}", RETRIEVAL_ROWS, settings.retrieval_cutoffs)
+    reranking = _metric_table(everyone, f"same candidates, re-ranked, {sure}", RERANK_ROWS, settings.rerank_cutoffs)
     shares = Table("figure", "value", title="bounds and form", title_justify="left")
     shares.add_row("retrieval ceiling (held-out film among the candidates)", _percent(flat.get("retrieval_ceiling")))
     for system in ("untuned", "tuned"):
@@ -104,7 +107,7 @@ def _percent(value: float | None) -> str:
 def _metric_table(frame: pl.DataFrame, title: str, rows: Sequence[str], cutoffs: Sequence[int]) -> Table:
     names = [f"{metric}_at_{k}" for k in cutoffs for metric in ("hr", "ndcg")]
     viewers = frame.filter(pl.col("row").is_in(rows)).get_column("num_viewers").max()
-    table = Table("", *names, title=f"{title} ({viewers!s} test viewers, 95 % interval)", title_justify="left")
+    table = Table("", *names, title=f"{title}, {viewers!s} test viewers", title_justify="left")
     cells = {(row["row"], row["metric"]): row for row in frame.iter_rows(named=True)}
 
     def cell(row: str, name: str) -> str:
@@ -120,13 +123,15 @@ def where_things_are(record: RunRecord, root: Path, config: RunConfig) -> Text:
     """Folders of the shards, adapter and report, and the commands that open the pages."""
     paths = record.paths(root)
     uri = tracking_uri(config.tracking, root)
+    page = uri if uri.startswith("http") else "http://127.0.0.1:5000"
+    serve = "MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false .venv/bin/mlflow server --host 127.0.0.1 --port 5000"
+    store = "" if uri.startswith("http") else f"{serve} --backend-store-uri {shlex.quote(uri)}\n           then "
     return Text(
         f"run        {record.name}\n"
         f"shards     {paths.folder('generate')}\n"
         f"adapter    {paths.folder('finetune') / 'adapter'}\n"
         f"report     {paths.folder('evaluate') / 'report.html'}\n"
-        f"MLflow     .venv/bin/mlflow server --backend-store-uri {uri} --host 127.0.0.1 --port 5000\n"
-        f"           then open http://127.0.0.1:5000/#/experiments/{_experiment(record)}\n"
+        f"MLflow     {store}open {page}/#/experiments/{_experiment(record)}\n"
         f"Prefect    PREFECT_SERVER_ANALYTICS_ENABLED=false .venv/bin/prefect server start\n"
         f"           then open http://127.0.0.1:4200/runs\n"
         f"lineage    .venv/bin/tripletune show {record.name}"

@@ -68,6 +68,29 @@ def test_an_unknown_key_is_named_before_anything_starts(tmp_path):
     assert not (tmp_path / "a").exists()
 
 
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ('[prompt]\ntemplate = "hint-first"', "hints-first"),
+        ("[evaluate]\nretrieval_cutoffs = [50]", "evaluate.retrieval_cutoffs"),
+        ("[rgat]\ndim = 10\nheads = 4", "must be a multiple of heads"),
+        ('[finetune]\nmodel = "./llama"', "no such file or folder"),
+        ('[finetune]\nmodel = "gpt2"', "revision must pin a commit of gpt2"),
+        ('[source]\nimdb = "README.md"', "give the folder that holds it"),
+        ('[tracking]\nuri = "postgresql://me:secret@host/db"', "MLFLOW_TRACKING_URI"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_the_first_stage(text, names, tmp_path):
+    config = tmp_path / "bad.toml"
+    config.write_text(f'dataset = "x"\n{text}\n')
+    done = call_tripletune("run", "--config", str(config), "--artifacts", str(tmp_path / "a"), home=tmp_path / "p")
+    assert done.returncode == 2
+    assert names in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert "secret" not in done.stderr
+    assert not (tmp_path / "a").exists()
+
+
 def test_a_stage_without_its_parent_names_the_command_that_makes_it(tmp_path):
     done = call_tripletune("split", "--artifacts", str(tmp_path), home=tmp_path / "p")
     assert done.returncode == 2

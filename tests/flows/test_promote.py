@@ -15,7 +15,7 @@ from tests.flows.conftest import MicroRun
 from tripletune.config import RunConfig
 from tripletune.paths import RunPaths
 from tripletune.stages import run_promote
-from tripletune.tracking import StageRun, stage_run, start_run
+from tripletune.tracking import StageRun, recorded_run, stage_run
 
 ANOTHER = "f" * 32
 MODEL = "contest"
@@ -33,8 +33,7 @@ def twin(micro: MicroRun) -> RunPaths:
 
 @contextmanager
 def child_run(micro: MicroRun, config: RunConfig) -> Iterator[StageRun]:
-    tracker = start_run(config.tracking, micro.root, "contest", params={}, tags={})
-    with stage_run(tracker, "promote", {}) as child:
+    with recorded_run(config, micro.paths, {}) as (_, tracker), stage_run(tracker, "promote", {}) as child:
         yield child
 
 
@@ -46,6 +45,11 @@ def decide(micro: MicroRun, paths: RunPaths, run: str, **changes: Any) -> dict[s
         folder = run_promote(paths, config, run=run, child=child)
     decision: dict[str, Any] = json.loads((folder / "decision.json").read_text())
     return decision
+
+
+def champion_run(micro: MicroRun) -> str:
+    client = MlflowClient(f"sqlite:///{micro.root / 'mlflow.db'}")
+    return str(client.get_model_version_by_alias(MODEL, "champion").run_id)
 
 
 def champion(micro: MicroRun) -> tuple[str, str]:
@@ -72,7 +76,29 @@ def test_the_alias_moves_only_to_an_adapter_that_is_not_worse(micro, twin):
     assert "template" in foreign["reason"]
     assert champion(micro)[0] == "1"
 
+    gone = micro.root / "micro" / "finetune" / "gone"
+    files = next((micro.root / "mlflow").glob(f"{champion_run(micro)}/artifacts/model"))
+    files.rename(gone)
+    lost = decide(micro, twin, "contest-lost")
+    gone.rename(files)
+    assert "version 1 is kept: it could not be ranked tonight" in lost["reason"]
+    assert not list((micro.root / "micro" / "promote").glob("*/_scratch"))
+
     within_margin = decide(micro, twin, "contest-4", promote={"margin": 0.01})
     assert within_margin["promote"]
     assert within_margin["num_viewers"] > 2
     assert champion(micro) == ("2", ANOTHER)
+
+
+def test_a_store_that_fails_never_looks_like_a_first_night(micro, monkeypatch):
+    from mlflow.exceptions import MlflowException
+
+    from tripletune.tracking import Tracker, find_champion
+
+    class Broken:
+        def get_model_version_by_alias(self, name: str, alias: str) -> None:
+            raise MlflowException("the database is locked")
+
+    monkeypatch.setattr(Tracker, "client", lambda self: Broken())
+    with pytest.raises(MlflowException, match="locked"):
+        find_champion(Tracker("sqlite://", "0", "0"), MODEL)

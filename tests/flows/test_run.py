@@ -130,7 +130,10 @@ def test_mlflow_has_one_parent_with_a_child_per_stage_and_the_lineage(micro):
     children = {run.data.tags["stage"]: run for run in client.search_runs([parent.info.experiment_id], query)}
     assert set(children) == set(micro.record.stages)
     digests = {item.dataset.digest for item in children["finetune"].inputs.dataset_inputs}
-    assert digests == {micro.record.fingerprints["generate"]}
+    assert micro.record.fingerprints["generate"] in digests
+    recall = client.get_metric_history(children["lightgcn"].info.run_id, "valid_ndcg_at_10_fit_b")
+    assert len({point.step for point in recall}) > 1
+    assert children["generate"].data.metrics["examples.test"] > 0
     losses = client.get_metric_history(children["finetune"].info.run_id, "loss")
     assert len({point.step for point in losses}) > 1
 
@@ -141,7 +144,7 @@ def test_the_champion_reloads_from_the_registry_with_the_same_answers(micro, tmp
     from tripletune.rank.predict import rank_examples
 
     client = MlflowClient(f"sqlite:///{micro.root / 'mlflow.db'}")
-    version = client.get_model_version_by_alias("tripletune", "champion")
+    version = client.get_model_version_by_alias("tripletune-micro", "champion")
     assert version.tags["fingerprint"] == micro.record.fingerprints["finetune"]
     folder = Path(client.download_artifacts(version.run_id, "model", str(tmp_path)))
     examples = pl.read_parquet(sorted((micro.paths.folder("generate") / "test").glob("*.parquet"))).head(4)

@@ -200,4 +200,4 @@ def test_a_viewer_answered_twice_is_refused(damaged: Run, tmp_path: Path) -> Non
 
 def test_a_cutoff_deeper_than_the_lists_is_refused(run: Run, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="cut-off of 30"):
-        evaluate(run, tmp_path / "out", EvaluateConfig(retrieval_cutoffs=(30,)))
+        evaluate(run, tmp_path / "out", EvaluateConfig().model_copy(update={"retrieval_cutoffs": (30,)}))

@@ -82,7 +82,27 @@ def test_differences_name_the_ingredient_and_both_values():
 def test_a_file_one_folder_down_counts(tmp_path):
     (tmp_path / "ml-32m").mkdir()
     (tmp_path / "ml-32m" / "ratings.csv").write_text("a")
-    before = fp.input_checksums([tmp_path])
+    before = fp.input_checksums({"movielens": tmp_path})
     (tmp_path / "ml-32m" / "ratings.csv").write_text("b")
-    assert list(before) == ["ml-32m/ratings.csv"]
-    assert fp.input_checksums([tmp_path]) != before
+    assert list(before) == ["movielens/ml-32m/ratings.csv"]
+    assert fp.input_checksums({"movielens": tmp_path}) != before
+
+
+def test_two_inputs_of_one_name_both_count(tmp_path):
+    named = {f"extra_triples[{i}]": tmp_path / str(i) / "x.tsv" for i in range(2)}
+    for path in named.values():
+        path.parent.mkdir()
+        path.write_text("a")
+    before = fp.input_checksums(named)
+    for path in named.values():
+        old = path.read_text()
+        path.write_text("b")
+        assert fp.input_checksums(named) != before
+        path.write_text(old)
+
+
+def test_a_build_of_a_library_does_not_count(monkeypatch):
+    monkeypatch.setattr(fp.metadata, "version", lambda name: "2.13.0")
+    before = make()
+    monkeypatch.setattr(fp.metadata, "version", lambda name: "2.13.0+cpu")
+    assert make() == before

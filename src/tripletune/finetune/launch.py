@@ -19,7 +19,7 @@ import yaml
 
 from tripletune.config import FinetuneConfig
 from tripletune.contract import TINY, AdapterContract, BaseIdentity, identify_base, write_contract
-from tripletune.errors import ConfigError, InputError, TrainingError
+from tripletune.errors import ConfigError, InputError, TrainingCrash, TrainingError
 from tripletune.finetune.checkpoints import last_whole
 from tripletune.finetune.job import COLUMNS, TrainingJob, receive
 from tripletune.finetune.supervise import ProcessFailed, clean_environment, end_noted, run_supervised
@@ -190,7 +190,7 @@ def _explain(failure: ProcessFailed, messages: list[dict[str, Any]], settings: F
         )
     reason = messages[0]["message"] if messages else str(failure)
     tail = "\n  ".join(failure.tail)
-    return TrainingError(f"training failed: {reason}; its last lines were:\n  {tail}")
+    return TrainingCrash(f"training failed: {reason}; its last lines were:\n  {tail}")
 
 
 def _read_accelerate_config(path: Path) -> tuple[int, bool]:
