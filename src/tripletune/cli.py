@@ -22,6 +22,7 @@ from rich.text import Text
 from tripletune import __version__, stages
 from tripletune.config import RunConfig, load_config
 from tripletune.errors import UserError
+from tripletune.guardian import guard_this_process
 from tripletune.paths import RunPaths
 from tripletune.runs import RunRecord, read_run, update_run
 
@@ -75,6 +76,7 @@ def run(
     sys.path.insert(0, str(CHECKOUT))
     nightly = importlib.import_module("flows.nightly").nightly
     _log_mistakes_in_one_line()
+    guard_this_process()
     record = read_run(artifacts, nightly(config=config, movielens=movielens, imdb=imdb, artifacts=str(artifacts)))
     _print_summary(record, artifacts)
 
