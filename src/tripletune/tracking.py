@@ -221,7 +221,7 @@ def _curve(path: Path, now: int) -> list[Metric]:
 
 def _outside_datasets(inputs: Mapping[str, str]) -> list[DatasetInput]:
     """One dataset per source, such as ``movielens``, whose digest covers all of its files."""
-    sources = sorted({name.split("/")[0] for name in inputs})
+    sources = sorted({name.split("/")[0] for name in inputs} - {"accelerate_config", "model"})
     return [
         _dataset(source, sha256_json({k: v for k, v in inputs.items() if k.split("/")[0] == source})[:32], source)
         for source in sources
