@@ -89,6 +89,19 @@ def test_plan_names_the_setting_that_changed_and_the_stages_behind_it(micro, tmp
     assert verdicts["rank"] == verdicts["evaluate"] == "make"
 
 
+def test_pinned_specialists_are_kept_although_their_settings_changed(micro, tmp_path):
+    changed, pinned = tmp_path / "changed.toml", tmp_path / "pinned.toml"
+    changed.write_text(micro.config.read_text().replace("max_steps = 12", "max_steps = 11"))
+    pinned.write_text(f'{changed.read_text()}\n[specialists]\npin = "{micro.record.name}"\n')
+
+    def verdicts(config: Path) -> dict[str, str]:
+        lines = micro.call("plan", "--config", str(config)).stdout.splitlines()
+        return {line.split()[1]: line.split()[3] for line in lines if line.startswith("│")}
+
+    assert verdicts(changed)["rgat"] == verdicts(changed)["retrieve"] == "make"
+    assert verdicts(pinned)["rgat"] == verdicts(pinned)["generate"] == "reuse"
+
+
 def test_audit_and_show_and_prompt_answer_for_the_run(micro):
     audit = micro.call("audit")
     assert audit.returncode == 0, audit.stdout + audit.stderr

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tripletune.config import RgatConfig
-from tripletune.errors import ConfigError
 from tripletune.graph.interactions import Likes, batches, newest_first_age, read_interactions
 from tripletune.graph.ops import take_rows
 from tripletune.graph.rgat import RelationalGraph, Rgat
@@ -166,11 +165,8 @@ def train_rgat(knowledge: Path, split: Path, out: Path, settings: RgatConfig, se
         seed: of the run; each fit draws from a generator of its own.
 
     Raises:
-        ConfigError: ``dim`` is not divisible by ``heads``.
         InputError: knowledge or split hold nothing to train on. UserError: the loss ran away.
     """
-    if settings.dim % settings.heads:
-        raise ConfigError(f"rgat.dim = {settings.dim} must be divisible by rgat.heads = {settings.heads}")
     facts = read_knowledge(knowledge)
     interactions = read_interactions(split, facts.movie_ids_M)
     graph = RelationalGraph.build(
