@@ -7,6 +7,7 @@ the whole as a form. Frozen: a config that was logged cannot change afterwards. 
 from __future__ import annotations
 
 import tomllib
+from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
@@ -27,11 +28,30 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+class FeedColumns(Section):
+    """What the columns of the feed are called."""
+
+    user_id: str = "userId"
+    movie_id: str = "movieId"
+    rating: str = "rating"
+    timestamp: str = "timestamp"
+
+
+class FeedConfig(Section):
+    """Ratings that arrive as files of their own."""
+
+    ratings: tuple[str, ...] = ()
+    """CSV (with a header) or Parquet files, local or ``s3://``; ``*`` stands for any name. They take the place of the
+    release's ratings; movies, tags and links still come from ``source.movielens``."""
+    columns: FeedColumns = FeedColumns()
+
+
 class SourceConfig(Section):
     """Where ratings and facts come from."""
 
     movielens: str = ""
     """A MovieLens release: a zip or a folder. Empty: the synthetic generator makes one."""
+    feed: FeedConfig = FeedConfig()
     imdb: str = ""
     """Folder with IMDb's title.crew, title.principals and name.basics (.tsv.gz). Empty: no credits."""
     extra_triples: tuple[str, ...] = ()
@@ -54,14 +74,33 @@ class IngestConfig(Section):
 
     rating_min: float = 0.5
     rating_max: float = 5.0
+    earliest: date = date(1995, 1, 1)
+    """A rating before this day (UTC) is refused; MovieLens began in that year."""
+    latest: date = date(2100, 1, 1)
+    """A rating on or after this day is refused: a clock in milliseconds, most often."""
     max_reject_share: Share = 0.05
-    """The stage stops when a larger share of the ratings is rejected."""
+    """The stage stops when a larger share of the ratings is rejected; 0 stops at the first."""
 
 
 class SplitConfig(Section):
     """What is learned from, what is asked, and who is kept out."""
 
-    protocol: Literal["leave_one_out"] = "leave_one_out"
+    protocol: Literal["leave_one_out", "global_time", "ratio"] = "leave_one_out"
+    """leave_one_out: each viewer's newest like is asked; global_time: what comes after a date is the future for
+    everyone; ratio: a share of each viewer's likes, for retrieval benchmarks alone."""
+    tie_order: Literal["hash", "movie_id"] = "hash"
+    """Order of a viewer's ratings of one second. ``movie_id`` leaks part of the answer to sequence models and exists
+    only to reproduce published numbers."""
+    valid_from: date | None = None
+    """global_time: likes from this day (UTC) on are not learned from."""
+    test_from: date | None = None
+    """global_time: likes from this day (UTC) on are asked for test."""
+    ratio_order: Literal["random", "chronological"] = "random"
+    """ratio: whether the likes that are kept back are drawn, or the newest."""
+    valid_share: Annotated[float, Field(gt=0.0, lt=0.5)] = 0.1
+    """ratio: share of a viewer's likes for valid."""
+    test_share: Annotated[float, Field(gt=0.0, lt=0.5)] = 0.1
+    """ratio: share of a viewer's likes for test."""
     like: float = 4.0
     """A rating of this or more is a like."""
     dislike: float = 3.0
@@ -80,6 +119,14 @@ class SplitConfig(Section):
             raise ValueError(f"dislike = {self.dislike} must not exceed like = {self.like}")
         return self
 
+    @model_validator(mode="after")
+    def _dates_in_order(self) -> SplitConfig:
+        if self.protocol == "global_time" and not (
+            self.valid_from and self.test_from and self.valid_from < self.test_from
+        ):
+            raise ValueError("protocol = 'global_time' needs valid_from and test_from, the first before the second")
+        return self
+
 
 class KnowledgeConfig(Section):
     """Which facts become triples."""
@@ -89,7 +136,7 @@ class KnowledgeConfig(Section):
     max_actors: Positive = 5
     """Top-billed actors per film."""
     max_credits: Positive = 3
-    """Directors, writers and cinematographers per film, each."""
+    """Directors, writers, cinematographers, composers, producers and editors per film, each."""
 
 
 class RgatConfig(Section):
