@@ -36,6 +36,13 @@ class FeedColumns(Section):
     rating: str = "rating"
     timestamp: str = "timestamp"
 
+    @model_validator(mode="after")
+    def _four_columns(self) -> FeedColumns:
+        names = list(self.model_dump().values())
+        if len(set(names)) < len(names):
+            raise ValueError(f"two columns have one name ({', '.join(names)}); name four different ones")
+        return self
+
 
 class FeedConfig(Section):
     """Ratings that arrive as files of their own."""
@@ -56,6 +63,12 @@ class SourceConfig(Section):
     """Folder with IMDb's title.crew, title.principals and name.basics (.tsv.gz). Empty: no credits."""
     extra_triples: tuple[str, ...] = ()
     """Further ``head relation tail`` TSV files; head is a MovieLens movie id."""
+
+    @model_validator(mode="after")
+    def _feed_has_films(self) -> SourceConfig:
+        if self.feed.ratings and not self.movielens:
+            raise ValueError("feed.ratings needs movielens, the release that names the films; give both")
+        return self
 
 
 class SyntheticConfig(Section):

@@ -11,10 +11,11 @@ import ast
 import functools
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import tripletune
@@ -53,13 +54,18 @@ def sha256_json(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-def input_checksums(named: Mapping[str, Path]) -> dict[str, str]:
-    """SHA-256 of files, and of all files inside folders, by what they are for and their name below it."""
+def input_checksums(named: Mapping[str, Path], read: Mapping[str, Set[str]] = MappingProxyType({})) -> dict[str, str]:
+    """SHA-256 of files, and of the files inside folders, by what they are for and their name below it.
+
+    Args:
+        named: path by purpose.
+        read: names of the files that a stage reads in a purpose's folder; all of them when not given.
+    """
     found: dict[str, str] = {}
     for purpose, path in named.items():
         base = path if path.is_dir() else path.parent
         for file in path.rglob("*") if path.is_dir() else [path]:
-            if file.is_file():
+            if file.is_file() and (path.is_file() or purpose not in read or file.name in read[purpose]):
                 found[f"{purpose}/{file.relative_to(base).as_posix()}"] = sha256_file(file)
     return dict(sorted(found.items()))
 

@@ -16,7 +16,7 @@ def _columns(columns: Mapping[str, pl.DataType | type[pl.DataType]]) -> pl.Schem
 
 
 RATINGS = _columns({"user_id": pl.Int32, "movie_id": pl.Int32, "rating": pl.Float32, "timestamp": pl.Int64})
-"""ingest/ratings.parquet: one row per kept rating, sorted by user, time, movie; seconds since 1970 UTC."""
+"""ingest/ratings.parquet: one row per kept rating, sorted by user and movie; seconds since 1970 UTC."""
 
 MOVIES = _columns({"movie_id": pl.Int32, "title": pl.String, "year": pl.Int16, "genres": pl.List(pl.String)})
 """ingest/movies.parquet: ``title`` as in the release; ``year`` from its closing brackets, null if none;
@@ -26,10 +26,14 @@ TAGS = _columns({"user_id": pl.Int32, "movie_id": pl.Int32, "tag": pl.String, "t
 LINKS = _columns({"movie_id": pl.Int32, "imdb_id": pl.String})
 """ingest/links.parquet: ``imdb_id`` as in IMDb's dumps: ``tt`` and at least seven digits."""
 
+USERS = _columns({"user_id": pl.Int32, "gender": pl.String, "age": pl.Int32, "occupation": pl.String, "zip": pl.String})
+"""ingest/users.parquet: demographics, which ml-1m (codes) and ml-100k (words) have; empty for the other releases."""
+
 REJECTS = _columns({"file": pl.String, "line": pl.Int64, "column": pl.String, "value": pl.String, "reason": pl.String})
 """ingest/rejects.parquet: rows that were refused; ``line`` counts from 1, the header included."""
 
-SPLIT_LABELS = pl.Enum(["graph", "target", "valid", "test", "other"])
+LIKE_LABELS = ("graph", "target", "valid", "test", "later")
+SPLIT_LABELS = pl.Enum([*LIKE_LABELS, "other"])
 SPLIT = _columns(
     {
         "user_id": pl.Int32,
@@ -41,10 +45,10 @@ SPLIT = _columns(
         "unseen": pl.Boolean,
     }
 )
-"""split/shard=NNN/part.parquet, sorted by user and position. Labels of likes: graph, target, valid, test; every
-rating below the like threshold is ``other``. ``unseen`` viewers are in no fit and no training example."""
-
-LIKE_LABELS = ("graph", "target", "valid", "test")
+"""split/shard=NNN/part.parquet, sorted by user and position. ``LIKE_LABELS`` are the labels of likes: ``graph`` and
+``target`` are learned from, ``valid`` and ``test`` are asked, ``later`` (protocol global_time) is neither, and evidence
+of questions about later likes only. Every rating below the like threshold is ``other``. ``unseen`` viewers are in no
+fit and no training example."""
 
 ENTITY_KINDS = pl.Enum(["movie", "genre", "decade", "tag", "person", "other"])
 ENTITIES = _columns({"entity_id": pl.Int32, "key": pl.String, "kind": ENTITY_KINDS, "name": pl.String})

@@ -18,11 +18,15 @@ from typing import TYPE_CHECKING, Any
 from tripletune.config import FinetuneConfig, RunConfig
 from tripletune.errors import ConfigError, InputError, MissingArtifactError
 from tripletune.fingerprint import PACKAGE, Ingredients, StageSpec, fingerprint, gather, input_checksums
-from tripletune.paths import Facts, RunPaths
+from tripletune.paths import SCRATCH, Facts, RunPaths
 from tripletune.runs import read_run
 
 if TYPE_CHECKING:
+    from tripletune.data.remote import SourceFile
     from tripletune.tracking import StageRun
+
+DUMPS = frozenset(f"{table}.tsv.gz" for table in ("title.basics", "title.crew", "title.principals", "name.basics"))
+"""What is read in the IMDb folder."""
 
 LogCurve = Callable[[int, Mapping[str, float]], None]
 
@@ -32,19 +36,23 @@ def stage_specs(config: RunConfig) -> tuple[StageSpec, ...]:
     return (*_data_specs(config), *_hint_specs(), *_model_specs())
 
 
+_NOT_INGEST = ("split", "imdb", "download", "partial", "remote", "retries")
+"""Modules of the data room that shape no byte of what ingest writes."""
+
+
 def _data_specs(config: RunConfig) -> tuple[StageSpec, ...]:
     synthetic = not config.source.movielens
     return (
         StageSpec(
             name="ingest",
             source=(
-                *_modules("data", without=("split", "imdb", *(() if synthetic else ("synthetic", "world")))),
+                *_modules("data", without=(*_NOT_INGEST, *(() if synthetic else ("synthetic", "world")))),
                 "stable_hash",
                 "schemas",
             ),
             libraries=("polars", "numpy") if synthetic else ("polars",),
             fields=("ingest", *(("synthetic", "seed") if synthetic else ())),
-            outside=("movielens",),
+            outside=("movielens", "feed"),
         ),
         StageSpec(
             name="split",
@@ -171,6 +179,8 @@ def _function_hash(function: Callable[..., Any]) -> str:
 
 
 def _outside_inputs(spec: StageSpec, config: RunConfig) -> dict[str, str]:
+    from tripletune.data.layouts import files_read
+
     source, finetune = config.source, config.finetune
     named = {
         "movielens": source.movielens,
@@ -185,7 +195,16 @@ def _outside_inputs(spec: StageSpec, config: RunConfig) -> dict[str, str]:
             raise InputError(f"{key} = {str(path)!r}: no such file or folder; give a path that exists")
         if key in ("imdb", "model") and not path.is_dir():
             raise InputError(f"{key} = {str(path)!r}: this is a file; give the folder that holds it")
-    return input_checksums(wanted)
+    checksums = input_checksums(wanted, read={"movielens": files_read(config.source.feed), "imdb": DUMPS})
+    if "feed" in spec.outside:
+        checksums |= {f"feed/{file.name}": file.checksum for file in _feed_files(config)}
+    return checksums
+
+
+def _feed_files(config: RunConfig) -> list[SourceFile]:
+    from tripletune.data.remote import list_files
+
+    return list_files(config.source.feed.ratings) if config.source.feed.ratings else []
 
 
 def _pinned_specialists(config: RunConfig, artifacts: Path) -> dict[str, str]:
@@ -214,12 +233,48 @@ def run_ingest(paths: RunPaths, config: RunConfig) -> Path:
     from tripletune.data.synthetic import write_release
 
     def make(work: Path) -> Facts:
+        if config.source.feed.ratings:
+            feed, facts = _parse_feed(paths, config, work / SCRATCH)
+            return {**facts, **ingest_release(Path(config.source.movielens), work, config.ingest, feed)}
         if config.source.movielens:
             return ingest_release(Path(config.source.movielens), work, config.ingest)
         facts = write_release(work / "release", config.synthetic, config.seed)
         return {**facts, **ingest_release(work / "release", work, config.ingest)}
 
     return paths.build("ingest", make)
+
+
+def _parse_feed(paths: RunPaths, config: RunConfig, scratch: Path) -> tuple[list[Path], Facts]:
+    """Folders with the parsed rows of each file of the feed. A file is parsed once, in whatever night it arrives."""
+    from tripletune.data.movielens import parse_feed_file
+    from tripletune.data.remote import fetch
+
+    spec = StageSpec(
+        name="parsed",
+        source=("data.movielens", "data.ratings", "data.rules", "data.tables", "schemas"),
+        libraries=("polars", "pyarrow"),
+        fields=(
+            "source.feed.columns",
+            *(f"ingest.{name}" for name in ("rating_min", "rating_max", "earliest", "latest")),
+        ),
+    )
+    folders, reused = [], 0
+    for file in _feed_files(config):
+        parts = gather(spec, config, {}, {file.name: file.checksum})
+        one = RunPaths(
+            root=paths.root,
+            dataset=paths.dataset,
+            fingerprints={spec.name: fingerprint(spec.name, parts)},
+            ingredients={spec.name: parts},
+        )
+        reused += one.is_done(spec.name)
+
+        def make(work: Path, file: SourceFile = file) -> Facts:
+            path = fetch(file, scratch)
+            return parse_feed_file(path, file.name, work, config.source.feed.columns, config.ingest)
+
+        folders.append(one.build(spec.name, make))
+    return folders, {"feed_files": len(folders), "feed_files_parsed": len(folders) - reused}
 
 
 def run_split(paths: RunPaths, config: RunConfig) -> Path:

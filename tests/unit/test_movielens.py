@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+from datetime import date
 from pathlib import Path
 
 import polars as pl
@@ -12,11 +13,12 @@ from tripletune.config import IngestConfig
 from tripletune.data import archive
 from tripletune.data.movielens import ingest_release
 from tripletune.errors import InputError
-from tripletune.schemas import LINKS, MOVIES, RATINGS, REJECTS, TAGS
+from tripletune.schemas import LINKS, MOVIES, RATINGS, REJECTS, TAGS, USERS
 
 MOVIES_CSV = 'movieId,title,genres\r\n1,Toy Story (1995),Animation|Comedy\r\n7,"Net, The (1995)",Thriller\r\n'
 RATINGS_CSV = "userId,movieId,rating,timestamp\r\n5,7,4.0,200\r\n5,1,3.5,100\r\n9,1,0.5,50\r\n"
-LENIENT = IngestConfig(max_reject_share=1.0)
+EPOCH = date(1970, 1, 1)
+LENIENT = IngestConfig(max_reject_share=1.0, earliest=EPOCH)
 
 
 def release(folder: Path, **files: str | bytes) -> Path:
@@ -30,7 +32,7 @@ def release(folder: Path, **files: str | bytes) -> Path:
 def ingest(source: Path, out: Path, settings: IngestConfig = LENIENT) -> tuple[dict[str, pl.DataFrame], dict]:
     out.mkdir(exist_ok=True)
     facts = ingest_release(source, out, settings)
-    names = ("ratings", "movies", "tags", "links", "rejects")
+    names = ("ratings", "movies", "tags", "links", "users", "rejects")
     return {name: pl.read_parquet(out / f"{name}.parquet") for name in names}, facts
 
 
@@ -45,14 +47,14 @@ def zip_of(path: Path, **members: str) -> Path:
     return path
 
 
-def test_a_good_release_is_kept_whole_typed_and_sorted_by_user_time_and_movie(tmp_path):
+def test_a_good_release_is_kept_whole_typed_and_sorted_by_user_and_movie(tmp_path):
     tables, facts = ingest(release(tmp_path / "ml"), tmp_path / "out")
     assert tables["ratings"].rows() == [(5, 1, 3.5, 100), (5, 7, 4.0, 200), (9, 1, 0.5, 50)]
     assert tables["movies"].rows() == [
         (1, "Toy Story (1995)", 1995, ["Animation", "Comedy"]),
         (7, "Net, The (1995)", 1995, ["Thriller"]),
     ]
-    schemas = {"ratings": RATINGS, "movies": MOVIES, "tags": TAGS, "links": LINKS, "rejects": REJECTS}
+    schemas = {"ratings": RATINGS, "movies": MOVIES, "tags": TAGS, "links": LINKS, "users": USERS, "rejects": REJECTS}
     assert {name: table.schema for name, table in tables.items()} == schemas
     assert (facts["rows_in"], facts["rows_kept"], facts["rows_rejected"]) == (3, 3, 0)
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(f"{name}.parquet" for name in schemas)
@@ -75,8 +77,8 @@ def test_each_bad_rating_is_refused_with_its_line_column_value_and_reason(tmp_pa
     assert tables["ratings"].rows() == [(1, 1, 4.0, 10), (4, 7, 5.0, 10)]
     assert refused(tables) == [
         ("ratings.csv", 3, "rating", "11", "outside 0.5 to 5"),
-        ("ratings.csv", 4, "userId", "x", "not a whole number"),
-        ("ratings.csv", 5, "movieId", "1.5", "not a whole number"),
+        ("ratings.csv", 4, "userId", "x", "not a whole number from 0 to 2147483647"),
+        ("ratings.csv", 5, "movieId", "1.5", "not a whole number from 0 to 2147483647"),
         ("ratings.csv", 6, "rating", "good", "not a number"),
         ("ratings.csv", 7, "rating", "NaN", "not a number"),
         ("ratings.csv", 8, "timestamp", "never", "not a whole number"),
@@ -89,15 +91,50 @@ def test_each_bad_rating_is_refused_with_its_line_column_value_and_reason(tmp_pa
 
 
 @pytest.mark.parametrize("shuffled", [False, True])
-def test_of_two_ratings_of_one_film_the_newest_counts_and_at_equal_times_the_higher_line(tmp_path, shuffled):
+def test_of_two_ratings_of_one_film_the_newest_counts_and_at_equal_times_the_highest(tmp_path, shuffled):
     rows = ["1,1,1.0,300", "1,1,2.0,100", "1,7,3.0,50", "1,7,4.0,50", "2,1,5.0,10"]
-    order = [4, 1, 2, 0, 3] if shuffled else [0, 1, 2, 3, 4]
+    order = [4, 1, 3, 0, 2] if shuffled else [0, 1, 2, 3, 4]
     text = "userId,movieId,rating,timestamp\n" + "\n".join(rows[i] for i in order)
     tables, facts = ingest(release(tmp_path / "ml", ratings=text), tmp_path / "out")
-    assert tables["ratings"].rows() == [(1, 7, 4.0, 50), (1, 1, 1.0, 300), (2, 1, 5.0, 10)]
+    assert tables["ratings"].rows() == [(1, 1, 1.0, 300), (1, 7, 4.0, 50), (2, 1, 5.0, 10)]
     assert {reason.split(":")[0] for reason in tables["rejects"]["reason"]} == {"duplicate"}
     assert sorted(tables["rejects"]["line"]) == sorted(order.index(i) + 2 for i in (1, 2))
     assert facts["rows_in"] == facts["rows_kept"] + facts["rows_rejected"] == 5
+
+
+def test_a_rating_that_a_newer_one_replaces_does_not_count_as_damage(tmp_path):
+    source = release(tmp_path / "ml", ratings=RATINGS_CSV + "5,7,5.0,300\r\n")
+    tables, facts = ingest(source, tmp_path / "out", IngestConfig(earliest=EPOCH, max_reject_share=0.0))
+    assert (5, 7, 5.0, 300) in tables["ratings"].rows()
+    assert facts["rows_rejected"] == 1
+
+
+@pytest.mark.parametrize(
+    ("time", "said"),
+    [("788000000", "1995-01-01 to 2100-01-01"), ("978300760000", "1995-01-01 to 2100-01-01"), ("1e9", "whole number")],
+    ids=["before MovieLens", "milliseconds", "a float"],
+)
+def test_a_time_that_cannot_be_is_refused(tmp_path, time, said):
+    ratings = f"userId,movieId,rating,timestamp\n1,1,4.0,{time}\n1,7,4.0,978300760\n"
+    tables, _ = ingest(release(tmp_path / "ml", ratings=ratings), tmp_path / "out", IngestConfig(max_reject_share=1.0))
+    assert tables["ratings"]["movie_id"].to_list() == [7]
+    assert [row[1:4] for row in refused(tables)] == [(2, "timestamp", time)]
+    assert said in tables["rejects"]["reason"][0]
+
+
+def test_columns_are_found_by_name_in_any_order(tmp_path):
+    ratings = "timestamp,movieId,extra,userId,rating\n100,7,x,5,4.0\n,1,x,5,4.0\n"
+    movies = "genres,title,movieId\nDrama,A (1999),1\nDrama,B (1999),7\n"
+    tables, _ = ingest(release(tmp_path / "ml", ratings=ratings, movies=movies), tmp_path / "out")
+    assert tables["ratings"].rows() == [(5, 7, 4.0, 100)]
+    assert refused(tables) == [("ratings.csv", 3, "timestamp", "", "not a whole number")]
+    assert tables["movies"]["title"].to_list() == ["A (1999)", "B (1999)"]
+
+
+def test_swapped_values_below_a_right_header_stop_the_stage(tmp_path):
+    source = release(tmp_path / "ml", ratings="userId,movieId,rating,timestamp\n5,7,200,4\n5,1,100,3\n9,1,50,1\n")
+    with pytest.raises(InputError, match=r"3 of 3 ratings .* outside 0.5 to 5, such as '200' in ratings.csv line 2"):
+        ingest(source, tmp_path / "out", IngestConfig(earliest=EPOCH))
 
 
 def test_too_many_refused_ratings_stop_the_stage_with_the_commonest_reason_and_an_example(tmp_path):
@@ -106,15 +143,15 @@ def test_too_many_refused_ratings_stop_the_stage_with_the_commonest_reason_and_a
     with pytest.raises(
         InputError, match=r"3 of 6 ratings were refused.*outside 0.5 to 5, such as '11' in ratings.csv line 5"
     ) as error:
-        ingest(source, tmp_path / "out", IngestConfig())
+        ingest(source, tmp_path / "out", IngestConfig(earliest=EPOCH))
     assert "\n" not in str(error.value)
     assert not (tmp_path / "out" / "ratings.parquet").exists()
 
 
 @pytest.mark.parametrize(
     "header",
-    ["userId,movieId,timestamp,rating", "userId,movieId,rating", "user,movie,rating,timestamp", "1,1,4.0,100"],
-    ids=["swapped", "missing", "renamed", "none"],
+    ["userId,userId,rating,timestamp,movieId", "userId,movieId,rating", "user,movie,rating,timestamp", "1,1,4.0,100"],
+    ids=["twice", "missing", "renamed", "none"],
 )
 def test_another_header_is_refused_and_the_expected_one_is_said(tmp_path, header):
     source = release(tmp_path / "ml", ratings=f"{header}\n1,1,4.0,100\n")
@@ -230,6 +267,7 @@ def test_the_layout_of_ml_1m_is_read_from_latin_1(tmp_path):
     folder = tmp_path / "ml-1m"
     folder.mkdir()
     (folder / "ratings.dat").write_text("1::2::5::978300760\n1::3::3::978302109\n")
+    (folder / "users.dat").write_text("1::F::1::10::48067\n2::M::56::16::70072\n1::M::25::15::55117\n")
     (folder / "movies.dat").write_bytes("2::Léon (1994)::Crime|Drama\n3::Net, The (1995)::Thriller\n".encode("latin-1"))
     tables, facts = ingest(folder, tmp_path / "out")
     assert facts["layout"] == "dat"
@@ -238,6 +276,8 @@ def test_the_layout_of_ml_1m_is_read_from_latin_1(tmp_path):
         (3, "Net, The (1995)", 1995, ["Thriller"]),
     ]
     assert tables["ratings"].rows() == [(1, 2, 5.0, 978300760), (1, 3, 3.0, 978302109)]
+    assert tables["users"].rows() == [(1, "F", 1, "10", "48067"), (2, "M", 56, "16", "70072")]
+    assert refused(tables) == [("users.dat", 3, "userId", "1", "user id stands in an earlier row")]
     assert tables["tags"].is_empty()
     assert tables["links"].is_empty()
 
@@ -246,12 +286,14 @@ def test_the_layout_of_ml_100k_gives_genres_from_flags(tmp_path):
     folder = tmp_path / "ml-100k"
     folder.mkdir()
     (folder / "u.data").write_text("196\t242\t3\t881250949\n")
+    (folder / "u.user").write_text("196|49|M|writer|55105\n")
     drama_war = "|".join("1" if place in (8, 17) else "0" for place in range(19))
     unknown = "|".join(["1"] + ["0"] * 18)
     lines = f"242|Kolya (1996)|24-Jan-1997||http://x|{drama_war}\n267|unknown||||{unknown}\n"
     (folder / "u.item").write_text(lines, encoding="latin-1")
     tables, facts = ingest(folder, tmp_path / "out")
     assert facts["layout"] == "100k"
+    assert tables["users"].rows() == [(196, "M", 49, "writer", "55105")]
     assert tables["movies"].rows() == [(242, "Kolya (1996)", 1996, ["Drama", "War"]), (267, "unknown", None, [])]
 
 
@@ -313,9 +355,9 @@ def test_a_zip_bomb_is_refused_before_it_is_unpacked(tmp_path, monkeypatch):
 
 
 def test_ml_latest_small_is_kept_whole(real_data, tmp_path):
-    _, facts = ingest(real_data / "ml-latest-small", tmp_path / "out", IngestConfig())
+    _, facts = ingest(real_data / "ml-latest-small", tmp_path / "out", IngestConfig(earliest=EPOCH))
     assert {name: table["rows_kept"] for name, table in facts["tables"].items()} == {
-        "movies": 9742, "ratings": 100836, "tags": 3683, "links": 9742
+        "movies": 9742, "ratings": 100836, "tags": 3683, "links": 9742, "users": 0
     }  # fmt: skip
     assert facts["rejected_by_reason"] == {}
     assert facts["viewers"] == 610

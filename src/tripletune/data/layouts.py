@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tripletune.config import FeedConfig
 from tripletune.data.tables import TextTable
 from tripletune.errors import InputError
 
@@ -30,7 +31,7 @@ GENRES_100K = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layout:
-    """The tables of one kind of release; ``tags`` and ``links`` may be absent from it."""
+    """The tables of one kind of release; ``tags``, ``links`` and ``users`` may be absent from it."""
 
     name: str
     tables: Mapping[str, TextTable] = field(default_factory=dict)
@@ -60,6 +61,7 @@ LAYOUTS = (
             "ratings": _dat("ratings.dat", *RATING_FIELDS),
             "movies": _dat("movies.dat", "movieId", "title", "genres"),
             "tags": _dat("tags.dat", "userId", "movieId", "tag", "timestamp"),
+            "users": _dat("users.dat", "userId", "gender", "age", "occupation", "zip"),
         },
     ),
     Layout(
@@ -73,6 +75,13 @@ LAYOUTS = (
                 header=False,
                 encoding="latin-1",
             ),
+            "users": TextTable(
+                file="u.user",
+                columns=("userId", "age", "gender", "occupation", "zip"),
+                separator="|",
+                header=False,
+                encoding="latin-1",
+            ),
         },
     ),
 )
@@ -81,25 +90,28 @@ LAYOUTS = (
 KNOWN_FILES = frozenset(file for layout in LAYOUTS for file in layout.files)
 
 
-def find_layout(folder: Path, shown_as: Path) -> tuple[Layout, Path]:
+def files_read(feed: FeedConfig) -> frozenset[str]:
+    """Names of the files that ingest reads in a release: its ratings only when they do not come by the feed."""
+    return KNOWN_FILES - (frozenset(layout.tables["ratings"].file for layout in LAYOUTS) if feed.ratings else set())
+
+
+def find_layout(folder: Path, shown_as: Path, *, told_by: str = "ratings") -> tuple[Layout, Path]:
     """The layout of a release, in the folder or in one of its direct subfolders.
 
     Args:
         folder: where to look.
         shown_as: what to call it in messages (the zip it was unpacked from).
+        told_by: the table whose file tells the layout: ``ratings``, or ``movies`` where the ratings come by a feed.
 
     Raises:
-        InputError: no ratings file of a known name, more than one release, or ratings without movies.
+        InputError: no such file of a known name, more than one release, or ratings without movies.
     """
     for places in ([folder], sorted(path for path in folder.iterdir() if path.is_dir())):
         found = [
-            (layout, place)
-            for place in places
-            for layout in LAYOUTS
-            if (place / layout.tables["ratings"].file).is_file()
+            (layout, place) for place in places for layout in LAYOUTS if (place / layout.tables[told_by].file).is_file()
         ]
         if len(found) > 1:
-            names = ", ".join(f"{place.name}/{layout.tables['ratings'].file}" for layout, place in found)
+            names = ", ".join(f"{place.name}/{layout.tables[told_by].file}" for layout, place in found)
             raise InputError(f"{shown_as} holds more than one release ({names}); name the folder of one of them")
         if found:
             layout, place = found[0]
@@ -107,7 +119,7 @@ def find_layout(folder: Path, shown_as: Path) -> tuple[Layout, Path]:
             if not (place / movies).is_file():
                 raise InputError(f"{shown_as} has {layout.tables['ratings'].file} but no {movies} beside it; add it")
             return found[0]
-    looked_for = ", ".join(layout.tables["ratings"].file for layout in LAYOUTS)
+    looked_for = ", ".join(layout.tables[told_by].file for layout in LAYOUTS)
     raise InputError(
         f"{shown_as} is not a MovieLens release: looked for {looked_for} in it and one folder down; name another folder"
     )

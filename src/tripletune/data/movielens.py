@@ -1,35 +1,36 @@
-"""A MovieLens release into typed Parquet: good rows kept, bad rows counted and named in ``rejects.parquet``.
-
-Built for 32 million ratings: they are cast while they stream, so that only numbers are held, and the text of a refused
-row is fetched from the file afterwards.
-"""
+"""A MovieLens release into typed Parquet: good rows kept, bad rows counted and named in ``rejects.parquet``."""
 
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import polars as pl
 
-from tripletune.config import IngestConfig
+from tripletune.config import FeedColumns, IngestConfig
 from tripletune.data.archive import unpack
-from tripletune.data.catalogue import read_links, read_movies, read_tags
+from tripletune.data.catalogue import read_links, read_movies, read_tags, read_users
 from tripletune.data.layouts import KNOWN_FILES, Layout, find_layout
-from tripletune.data.ratings import read_ratings
-from tripletune.data.tables import Sifted
+from tripletune.data.merge import merge_ratings
+from tripletune.data.ratings import PARSED, Parsed, RatingsFormat, parse_ratings
+from tripletune.data.rules import DUPLICATE
+from tripletune.data.tables import Sifted, TextTable
 from tripletune.errors import InputError
-from tripletune.paths import SCRATCH, Facts, write_atomically
+from tripletune.paths import SCRATCH, Facts, read_manifest, write_atomically
+from tripletune.schemas import REJECTS
 
 _ROW_GROUP = 1 << 18
 
 
-def ingest_release(release: Path, out: Path, settings: IngestConfig) -> Facts:
-    """Read a release and write ``ratings movies tags links rejects .parquet``.
+def ingest_release(release: Path, out: Path, settings: IngestConfig, feed: Sequence[Path] | None = None) -> Facts:
+    """Read a release and write ``ratings movies tags links users rejects .parquet``.
 
     Args:
         release: a folder or a zip in one of the layouts of ``layouts.py``; also when it lies one folder down.
         out: the work folder.
-        settings: domain of a rating, and the share of refused ratings at which to stop.
+        settings: domain of a rating and of its time, and the share of refused ratings at which to stop.
+        feed: folders of ``parse_feed_file`` that take the place of the release's ratings.
 
     Returns:
         ``rows_in = rows_kept + rows_rejected`` of the ratings, the same for each table under ``tables``, rejects by
@@ -40,13 +41,17 @@ def ingest_release(release: Path, out: Path, settings: IngestConfig) -> Facts:
             has no usable rows, or more than ``max_reject_share`` of the ratings were refused.
     """
     scratch = out / SCRATCH
-    layout, folder = _open(release, scratch)
-    tables = {"movies": read_movies(folder, layout, scratch)}
+    layout, folder = _open(release, scratch, told_by="ratings" if feed is None else "movies")
+    tables = {"movies": read_movies(folder, layout)}
     movie_ids = tables["movies"].kept["movie_id"]
-    tables["ratings"] = read_ratings(folder, layout, movie_ids, settings, scratch)
+    if feed is None:
+        tables["ratings"] = _read_ratings(folder, layout, movie_ids, settings)
+    else:
+        tables["ratings"] = merge_ratings([_load_parsed(part) for part in feed], movie_ids)
     _refuse_bad_ratings(release, tables["ratings"], settings)
-    tables["tags"] = read_tags(folder, layout, movie_ids, scratch)
-    tables["links"] = read_links(folder, layout, movie_ids, scratch)
+    tables["tags"] = read_tags(folder, layout, movie_ids)
+    tables["links"] = read_links(folder, layout, movie_ids)
+    tables["users"] = read_users(folder, layout)
     rejects = pl.concat([table.rejects for table in tables.values()]).sort("file", "line")
     for name, frame in {**{name: table.kept for name, table in tables.items()}, "rejects": rejects}.items():
         _write(frame, out / f"{name}.parquet")
@@ -62,28 +67,71 @@ def ingest_release(release: Path, out: Path, settings: IngestConfig) -> Facts:
     }
 
 
-def _open(release: Path, scratch: Path) -> tuple[Layout, Path]:
+def parse_feed_file(path: Path, name: str, out: Path, columns: FeedColumns, settings: IngestConfig) -> Facts:
+    """Parse one file of a feed into ``rows rejects .parquet``, so that a later night need not.
+
+    Args:
+        path: CSV with a header, plain or ``.gz``, or Parquet.
+        name: what to call it in the rejects.
+        out: the work folder.
+        columns: what its columns are called.
+        settings: domain of a rating and of its time.
+
+    Raises:
+        InputError: the file is empty or cannot be read to its end, or lacks a column.
+    """
+    told = columns.model_dump()
+    table = TextTable(file=name, columns=tuple(told.values()), quoted=True)
+    parsed = parse_ratings(path, RatingsFormat(table, told, settings))
+    parsed.rows.write_parquet(out / "rows.parquet", compression="lz4", row_group_size=_ROW_GROUP)
+    parsed.rejects.write_parquet(out / "rejects.parquet")
+    return {"file": name, "movie_column": columns.movie_id, **_counts(Sifted(parsed.rows, parsed.rejects))}
+
+
+def _load_parsed(folder: Path) -> Parsed:
+    manifest = read_manifest(folder)
+    assert manifest is not None, f"{folder} is no finished output"
+    return Parsed(
+        file=manifest["facts"]["file"],
+        movie_column=manifest["facts"]["movie_column"],
+        rows=pl.read_parquet(folder / "rows.parquet", schema=PARSED),
+        rejects=pl.read_parquet(folder / "rejects.parquet", schema=REJECTS),
+    )
+
+
+def _read_ratings(folder: Path, layout: Layout, movie_ids: pl.Series, settings: IngestConfig) -> Sifted:
+    table, told = layout.tables["ratings"], FeedColumns().model_dump()
+    parsed = parse_ratings(folder / table.file, RatingsFormat(table, told, settings))
+    if parsed.rows.is_empty() and parsed.rejects.is_empty():
+        raise InputError(f"{folder / table.file} has no ratings; expected rows below {table.describe()}")
+    return merge_ratings([parsed], movie_ids)
+
+
+def _open(release: Path, scratch: Path, told_by: str) -> tuple[Layout, Path]:
     if not release.exists():
         raise InputError(f"{release} does not exist; name a MovieLens release, a folder or a zip")
     if release.is_dir():
-        return find_layout(release, release)
+        return find_layout(release, release, told_by=told_by)
     if release.suffix.lower() != ".zip":
         raise InputError(f"{release} is neither a folder nor a .zip; name the folder of the release, or its zip")
     unpacked = scratch / "unpacked"
     shutil.rmtree(unpacked, ignore_errors=True)
-    return find_layout(unpack(release, KNOWN_FILES, unpacked), release)
+    return find_layout(unpack(release, KNOWN_FILES, unpacked), release, told_by=told_by)
 
 
 def _refuse_bad_ratings(release: Path, ratings: Sifted, settings: IngestConfig) -> None:
-    counts = _counts(ratings)
-    if counts["rows_rejected"] <= settings.max_reject_share * counts["rows_in"] and counts["rows_kept"]:
+    """Stop when too much is wrong; an older rating that a newer one replaces is no damage."""
+    counts, bad = _counts(ratings), ratings.rejects.filter(pl.col("reason") != DUPLICATE)
+    if bad.height <= settings.max_reject_share * counts["rows_in"] and counts["rows_kept"]:
         return
-    reasons = ratings.rejects.group_by("reason").agg(pl.len().alias("rows"), pl.col("line").min())
+    if not counts["rows_in"]:
+        raise InputError("source.feed.ratings: not one row in its files; give files with ratings")
+    reasons = bad.group_by("reason").agg(pl.len().alias("rows"))
     worst = reasons.sort("rows", "reason", descending=[True, False]).row(0, named=True)
-    example = ratings.rejects.filter(pl.col("line") == worst["line"]).row(0, named=True)
+    example = bad.filter(pl.col("reason") == worst["reason"]).sort("file", "line").row(0, named=True)
     where = f"{example['file']} line {example['line']}" + (f", {example['column']}" if example["column"] else "")
     raise InputError(
-        f"{release}: {counts['rows_rejected']} of {counts['rows_in']} ratings were refused, more than the share "
+        f"{release}: {bad.height} of {counts['rows_in']} ratings were refused, more than the share "
         f"ingest.max_reject_share = {settings.max_reject_share}; most often ({worst['rows']}): {worst['reason']}, "
         f"such as {example['value']!r} in {where}; repair the file or raise the share"
     )

@@ -6,14 +6,14 @@ through the standard library's strict CSV parser, and a line that is no record c
 
 from __future__ import annotations
 
-import codecs
 import csv
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import polars as pl
 
+from tripletune.data.rules import NOT_UTF8, Rule, first_fault
 from tripletune.errors import InputError
 from tripletune.schemas import REJECTS, conform
 
@@ -21,7 +21,6 @@ MAX_RECORD_LINES = 100
 """A quoted field that runs over more lines than this is an unclosed quote, not text."""
 CLIP = 200
 """Characters of a refused value that are kept."""
-_CHUNK = 1 << 24
 _REPLACEMENT = "\ufffd"
 
 
@@ -33,7 +32,7 @@ class TextTable:
         file: name of the file.
         columns: names of its fields, in order.
         separator: what stands between fields.
-        header: whether the first line holds the names.
+        header: whether the first line holds the names; columns are then found by name, in any order.
         quoted: whether fields may stand in double quotes, and hold separators and line breaks then.
         encoding: what the file is in when it is not UTF-8. Empty: lines that are not UTF-8 are rejected.
     """
@@ -60,15 +59,6 @@ class Records:
 
 
 @dataclass(frozen=True, slots=True)
-class Check:
-    """A rule of one field: rows where ``fails`` is true are refused with the ``reason``."""
-
-    column: str
-    fails: pl.Expr
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
 class Sifted:
     """``kept`` rows, and the others as schema REJECTS."""
 
@@ -76,111 +66,119 @@ class Sifted:
     rejects: pl.DataFrame
 
 
-def scan_text(path: Path, table: TextTable, scratch: Path) -> pl.LazyFrame:
-    """The lines of a file below its header.
-
-    Returns:
-        ``line`` (UInt32, from 1, the header included) and ``text``, without its line end.
+def read_table(path: Path, table: TextTable, rules: Sequence[Rule]) -> Sifted:
+    """Read a table of strings that fits in memory, and keep the rows that pass every rule.
 
     Raises:
         InputError: the file is empty or its header is not the expected one.
     """
-    lines = pl.scan_lines(_as_utf8(path, table, scratch), name="text", row_index_name="line", row_index_offset=1)
-    first = lines.head(1).collect()["text"].to_list()
-    if not first or (first[0] == "" and path.stat().st_size < CLIP and not path.read_bytes().strip()):
+    data = path.read_bytes()
+    if not data.strip():
         raise InputError(f"{path} is empty; expected {table.describe()}")
-    if not table.header:
-        return lines
-    header = first[0].removeprefix("\ufeff")
-    names = tuple(name.strip().strip('"') for name in header.split(table.separator))
-    if names != table.columns:
-        raise InputError(f"{path} line 1 reads {header[:CLIP]!r}; expected {table.describe()}")
-    return lines.filter(pl.col("line") > 1)
+    start = 0
+    if table.header:
+        start = data.find(b"\n") + 1 or len(data)
+        table = find_columns(path, data[:start], table, {name: name for name in table.columns})
+    records = parse_records(data[start:], table, first_line=2 if table.header else 1)
+    return sift(records, table, rules)
 
 
-def split_fields(lines: pl.LazyFrame, table: TextTable) -> pl.LazyFrame:
-    """Split lines without quotes into fields; blank lines are no rows.
+def find_columns(path: Path, header: bytes, table: TextTable, told: Mapping[str, str]) -> TextTable:
+    """The table with its columns in the order of a file's header line.
 
-    Returns:
-        ``line``, one String column per field, and ``whole``: whether the line has exactly as many fields.
+    Args:
+        path: the file, for messages.
+        header: its first line.
+        table: what is expected.
+        told: for each column its name in the header. Further columns of the file are called ``_<place>``.
+
+    Raises:
+        InputError: a column is not in the header, or is there twice.
     """
+    text = header.decode("utf-8", "replace").removeprefix("\ufeff").rstrip("\r\n")
+    names = [name.strip().strip('"') for name in text.split(table.separator)]
+    if any(names.count(name) != 1 for name in told.values()):
+        raise InputError(f"{path} line 1 reads {text[:CLIP]!r}; expected {table.describe()}")
+    ours = {name: column for column, name in told.items()}
+    return replace(table, columns=tuple(ours.get(name, f"_{place}") for place, name in enumerate(names)))
+
+
+def parse_records(data: bytes, table: TextTable, first_line: int) -> Records:
+    """Split lines into fields. Blank lines are no rows.
+
+    Args:
+        data: whole lines, below the header.
+        table: how they are written.
+        first_line: number of the first of them in the file.
+    """
+    lines, undecodable = _lines(data, table, first_line)
+    quoted = _quoted_records(lines, table) if table.quoted else _Quoted([], [], [])
+    plain = _split_fields(lines.filter(~_among(quoted.lines)), table)
+    strings = dict.fromkeys(table.columns, pl.String)
+    parsed = pl.DataFrame(quoted.records, schema={"line": pl.UInt32, **strings}, orient="row")
+    rows = pl.concat([plain.filter("_whole").drop("_whole"), parsed]).sort("line")
+    short = lines.join(plain.filter(~pl.col("_whole")), on="line", how="semi", maintain_order="left")
+    bad = lines.filter(_among(quoted.bad))
+    not_a_record = f"not {len(table.columns)} fields separated by {table.separator!r}"
+    rejects = [_whole_lines(undecodable, table, NOT_UTF8), _whole_lines(pl.concat([short, bad]), table, not_a_record)]
+    return Records(rows, pl.concat(rejects).sort("line"))
+
+
+def sift(records: Records, table: TextTable, rules: Sequence[Rule]) -> Sifted:
+    """Keep the rows of strings that pass every rule; a refused row is named by the first rule it fails."""
+    rows = records.rows.with_columns(_fault=first_fault(rules))
+    rejects = [records.rejects]
+    for index, rule in enumerate(rules):
+        failed = rows.filter(pl.col("_fault") == index)
+        rejects.append(field_rejects(failed, table.file, rule, value=rule.column))
+    return Sifted(rows.filter(pl.col("_fault").is_null()).drop("_fault"), pl.concat(rejects).sort("line"))
+
+
+def field_rejects(rows: pl.DataFrame, file: str, rule: Rule, value: str, column: str = "") -> pl.DataFrame:
+    """Rejects (schema REJECTS) for rows that fail a rule.
+
+    Args:
+        rows: with ``line`` and the refused values.
+        file: name to give.
+        rule: what they fail.
+        value: column of ``rows`` that holds the refused values.
+        column: what that column is called in the file, when not as in the rule.
+    """
+    return _rejects(rows, file, pl.lit(column or rule.column), pl.col(value).cast(pl.String), rule.reason)
+
+
+def _whole_lines(lines: pl.DataFrame, table: TextTable, reason: str) -> pl.DataFrame:
+    return _rejects(lines, table.file, pl.lit(None, pl.String), pl.col("text"), reason)
+
+
+def _rejects(rows: pl.DataFrame, file: str, column: pl.Expr, value: pl.Expr, reason: str) -> pl.DataFrame:
+    told = rows.select("line", file=pl.lit(file), column=column, value=value.str.slice(0, CLIP), reason=pl.lit(reason))
+    return conform(told, REJECTS)
+
+
+def _lines(data: bytes, table: TextTable, first_line: int) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """``line`` and ``text`` of the lines that can be decoded, and of the others."""
+    damaged = False
+    try:
+        data.decode("utf-8")
+    except UnicodeDecodeError:
+        damaged = not table.encoding
+        data = data.decode("utf-8" if damaged else table.encoding, "replace").encode()
+    lines = pl.read_lines(data, name="text", row_index_name="line", row_index_offset=first_line)
+    wrong = pl.col("text").str.contains(_REPLACEMENT, literal=True) if damaged else pl.lit(False)
+    return lines.filter(~wrong), lines.filter(wrong)
+
+
+def _split_fields(lines: pl.DataFrame, table: TextTable) -> pl.DataFrame:
+    """``line``, one String column per field, and ``_whole``: whether the line has exactly as many fields."""
     number = len(table.columns)
     # one field more than expected: it is null exactly when the line is not too long
     fields = pl.col("text").str.split_exact(table.separator, number).struct
     return (
         lines.filter(pl.col("text") != "")
         .select("line", fields.rename_fields([*table.columns, "_more"]).struct.unnest())
-        .select("line", *table.columns, whole=pl.col("_more").is_null() & pl.col(table.columns[-1]).is_not_null())
+        .select("line", *table.columns, _whole=pl.col("_more").is_null() & pl.col(table.columns[-1]).is_not_null())
     )
-
-
-def read_records(path: Path, table: TextTable, scratch: Path) -> Records:
-    """Read a table of strings.
-
-    Raises:
-        InputError: the file is empty or its header is not the expected one.
-    """
-    lines = scan_text(path, table, scratch).collect()
-    wrong = pl.col("text").str.contains(_REPLACEMENT, literal=True) if not _is_utf8(path) else pl.lit(False)
-    undecodable = lines.filter(wrong) if not table.encoding else lines.clear()
-    lines = lines.join(undecodable, on="line", how="anti", maintain_order="left")
-    quoted = _quoted_records(lines, table) if table.quoted else _Quoted([], [], [])
-    plain = split_fields(lines.filter(~_among(quoted.lines)).lazy(), table).collect()
-    strings = dict.fromkeys(table.columns, pl.String)
-    parsed = pl.DataFrame(quoted.records, schema={"line": pl.UInt32, **strings}, orient="row")
-    rows = pl.concat([plain.filter("whole").drop("whole"), parsed]).sort("line")
-    short = lines.join(plain.filter(~pl.col("whole")), on="line", how="semi", maintain_order="left")
-    bad = lines.filter(_among(quoted.bad))
-    rejects = pl.concat(
-        [
-            line_rejects(undecodable, table, "not UTF-8"),
-            line_rejects(pl.concat([short, bad]), table, not_a_record(table)),
-        ]
-    )
-    return Records(rows, rejects.sort("line"))
-
-
-def line_rejects(lines: pl.DataFrame, table: TextTable, reason: str) -> pl.DataFrame:
-    """Rejects (schema REJECTS) for whole lines, given as ``line`` and ``text``."""
-    return _rejects(lines, table, pl.lit(None, pl.String), pl.col("text"), reason)
-
-
-def not_a_record(table: TextTable) -> str:
-    """Why a line with too few or too many fields, or an open quote, was refused."""
-    return f"not {len(table.columns)} fields separated by {table.separator!r}"
-
-
-def first_fault(checks: Sequence[Check]) -> pl.Expr:
-    """Index of the first check that a row fails, as UInt8; null for a good row."""
-    faults = [pl.when(check.fails).then(pl.lit(index, pl.UInt8)) for index, check in enumerate(checks)]
-    return pl.coalesce(faults)
-
-
-def sift(records: Records, table: TextTable, checks: Sequence[Check]) -> Sifted:
-    """Keep the rows that pass every check; a refused row is named by the first check it fails."""
-    rows = records.rows.with_columns(_fault=first_fault(checks))
-    rejects = [records.rejects]
-    rejects += [
-        field_rejects(rows.filter(pl.col("_fault") == index), table, check) for index, check in enumerate(checks)
-    ]
-    return Sifted(rows.filter(pl.col("_fault").is_null()).drop("_fault"), pl.concat(rejects).sort("line"))
-
-
-def field_rejects(rows: pl.DataFrame, table: TextTable, check: Check) -> pl.DataFrame:
-    """Rejects (schema REJECTS) for rows of strings that fail a check; ``line`` is one of the columns."""
-    return _rejects(rows, table, pl.lit(check.column), pl.col(check.column), check.reason)
-
-
-def _rejects(rows: pl.DataFrame, table: TextTable, column: pl.Expr, value: pl.Expr, reason: str) -> pl.DataFrame:
-    told = rows.select(
-        "line", file=pl.lit(table.file), column=column, value=value.str.slice(0, CLIP), reason=pl.lit(reason)
-    )
-    return conform(told, REJECTS)
-
-
-def not_integer(column: str, dtype: type[pl.Int32] | type[pl.Int64] = pl.Int32) -> Check:
-    """The rule that a field holds a whole number that fits the type."""
-    return Check(column, pl.col(column).cast(dtype, strict=False).is_null(), "not a whole number")
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,14 +196,19 @@ def _among(numbers: list[int]) -> pl.Expr:
 
 def _quoted_records(lines: pl.DataFrame, table: TextTable) -> _Quoted:
     """Parse the records that begin on a line with a quote; a loop over those lines alone."""
-    numbers, texts = lines["line"].to_list(), lines["text"].to_list()
-    starts = lines["text"].str.contains('"', literal=True).arg_true().to_list()
     found = _Quoted([], [], [])
+    starts = lines["text"].str.contains('"', literal=True).arg_true().to_list()
+    if not starts:
+        return found
+    numbers, texts = lines["line"].to_list(), lines["text"].to_list()
     after = 0
     for start in starts:
         if start < after:
             continue  # inside the record before
-        window = (text + "\n" for text in texts[start : start + MAX_RECORD_LINES])
+        end = min(start + MAX_RECORD_LINES, len(texts))
+        while numbers[end - 1] - numbers[start] > end - 1 - start:
+            end -= 1  # a record does not run over a line that could not be decoded
+        window = (text + "\n" for text in texts[start:end])
         reader = csv.reader(window, delimiter=table.separator, strict=True)
         try:
             fields = next(reader)
@@ -219,31 +222,3 @@ def _quoted_records(lines: pl.DataFrame, table: TextTable) -> _Quoted:
             found.bad.append(numbers[start])
         found.lines.extend(numbers[start:after])
     return found
-
-
-def _as_utf8(path: Path, table: TextTable, scratch: Path) -> Path:
-    """The file itself, or a copy in UTF-8 when it is not."""
-    if _is_utf8(path):
-        return path
-    scratch.mkdir(parents=True, exist_ok=True)
-    copy = scratch / f"utf8-{table.file}"
-    encoding, errors = (table.encoding, "strict") if table.encoding else ("utf-8", "replace")
-    with (
-        path.open(encoding=encoding, errors=errors, newline="") as source,
-        copy.open("w", encoding="utf-8", newline="") as target,
-    ):
-        while text := source.read(_CHUNK):
-            target.write(text)
-    return copy
-
-
-def _is_utf8(path: Path) -> bool:
-    decoder = codecs.getincrementaldecoder("utf-8")()
-    try:
-        with path.open("rb") as file:
-            while chunk := file.read(_CHUNK):
-                decoder.decode(chunk)
-            decoder.decode(b"", final=True)
-    except UnicodeDecodeError:
-        return False
-    return True

@@ -1,0 +1,112 @@
+"""What a row must be like to be kept: every rule of every table, in the order in which faults are named."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, date, datetime
+
+import polars as pl
+
+from tripletune.config import IngestConfig
+
+UNKNOWN_MOVIE = "movie is not in the movies file"
+DUPLICATE = "duplicate: a newer rating of the same film by the same user counts"
+NOT_UTF8 = "not UTF-8"
+_NOT_AN_ID = "not a whole number from 0 to 2147483647"
+_REPEATED_MOVIE = "movie id stands in an earlier row"
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """Rows where ``fails`` is true are refused with the ``reason``; ``column`` is named beside it."""
+
+    column: str
+    fails: pl.Expr
+    reason: str
+
+
+def first_fault(rules: Sequence[Rule]) -> pl.Expr:
+    """Index of the first rule that a row fails, as UInt8; null for a good row."""
+    return pl.coalesce(pl.when(rule.fails).then(pl.lit(index, pl.UInt8)) for index, rule in enumerate(rules))
+
+
+def rating_rules(settings: IngestConfig) -> list[Rule]:
+    """Of one rating by itself; the columns are typed (schema RATINGS), null where the text is no such number."""
+    low, high = settings.rating_min, settings.rating_max
+    earliest, latest = _seconds(settings.earliest), _seconds(settings.latest)
+    user, movie, rating, timestamp = (pl.col(name) for name in ("user_id", "movie_id", "rating", "timestamp"))
+    return [
+        Rule("user_id", user.is_null() | (user < 0), _NOT_AN_ID),
+        Rule("movie_id", movie.is_null() | (movie < 0), _NOT_AN_ID),
+        Rule("rating", rating.is_null() | rating.is_nan(), "not a number"),
+        Rule("rating", ~rating.is_between(low, high), f"outside {low:g} to {high:g}"),
+        Rule("timestamp", timestamp.is_null(), "not a whole number"),
+        Rule(
+            "timestamp",
+            ~timestamp.is_between(earliest, latest, closed="left"),
+            f"not in the seconds from {settings.earliest} to {settings.latest}",
+        ),
+    ]
+
+
+def movie_rules() -> list[Rule]:
+    """Of the movies of a release, all columns strings, in the order of the file."""
+    return [
+        _id("movieId"),
+        Rule("movieId", _repeated("movieId"), _REPEATED_MOVIE),
+        Rule("title", pl.col("title").str.strip_chars() == "", "no title"),
+    ]
+
+
+def tag_rules(movie_ids: pl.Series) -> list[Rule]:
+    """Of the tags of a release, all columns strings."""
+    return [
+        _id("userId"),
+        _id("movieId"),
+        _unknown_movie(movie_ids),
+        Rule("tag", pl.col("tag").str.strip_chars() == "", "no text"),
+        Rule("timestamp", number("timestamp", pl.Int64).is_null(), "not a whole number"),
+    ]
+
+
+def link_rules(movie_ids: pl.Series) -> list[Rule]:
+    """Of the links of a release, all columns strings, in the order of the file."""
+    digits = pl.col("imdbId").str.strip_chars().str.strip_prefix("tt")
+    return [
+        _id("movieId"),
+        _unknown_movie(movie_ids),
+        Rule("movieId", _repeated("movieId"), _REPEATED_MOVIE),
+        Rule("imdbId", ~digits.str.contains(r"^[0-9]{1,10}$"), "not an IMDb id"),
+    ]
+
+
+def user_rules() -> list[Rule]:
+    """Of the demographics of a release, all columns strings, in the order of the file."""
+    return [
+        _id("userId"),
+        Rule("userId", _repeated("userId"), "user id stands in an earlier row"),
+        Rule("age", number("age", pl.Int32).is_null(), "not a whole number"),
+    ]
+
+
+def number(column: str, dtype: pl.DataType | type[pl.DataType]) -> pl.Expr:
+    """A column of strings as numbers, null where it holds something else; blanks around a number do not matter."""
+    return pl.col(column).str.strip_chars().cast(dtype, strict=False)
+
+
+def _id(column: str) -> Rule:
+    value = number(column, pl.Int32)
+    return Rule(column, value.is_null() | (value < 0), _NOT_AN_ID)
+
+
+def _repeated(column: str) -> pl.Expr:
+    return ~number(column, pl.Int32).is_first_distinct()
+
+
+def _unknown_movie(movie_ids: pl.Series) -> Rule:
+    return Rule("movieId", ~number("movieId", pl.Int32).is_in(movie_ids.implode()), UNKNOWN_MOVIE)
+
+
+def _seconds(day: date) -> int:
+    return int(datetime(day.year, day.month, day.day, tzinfo=UTC).timestamp())
