@@ -136,9 +136,9 @@ def test_a_packed_file_is_read_like_a_plain_one_and_a_truncated_one_is_named(tmp
 
 def test_quoted_fields_and_further_columns_do_not_matter(tmp_path):
     path = tmp_path / "r.csv"
-    path.write_text('"rating","note","userId","timestamp","movieId"\n"4.0","a, ""b""",1,"10",2\n3.5,,1,11,3\n')
+    path.write_text('"rating","note","userId","timestamp","movieId"\n"4.0","a, ""b""\nc",1,"10",2\n3.5,,1,11,3\n')
     parsed = parse_ratings(path, CSV)
-    assert parsed.rows.rows() == [(1, 2, 4.0, 10, 2), (1, 3, 3.5, 11, 3)]
+    assert parsed.rows.rows() == [(1, 2, 4.0, 10, 2), (1, 3, 3.5, 11, 4)]
     assert parsed.rejects.is_empty()
 
 
