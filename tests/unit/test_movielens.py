@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import zipfile
 from datetime import date
 from pathlib import Path
@@ -361,3 +362,12 @@ def test_ml_latest_small_is_kept_whole(real_data, tmp_path):
     }  # fmt: skip
     assert facts["rejected_by_reason"] == {}
     assert facts["viewers"] == 610
+
+
+def test_the_87585_titles_of_ml_32m_come_through_byte_by_byte(real_data, tmp_path):
+    movies = (real_data / "ml-32m" / "movies.csv").read_bytes()
+    titles = {int(row["movieId"]): row["title"] for row in csv.DictReader(movies.decode().splitlines())}
+    tables, facts = ingest(release(tmp_path / "ml", movies=movies, ratings=RATINGS_CSV), tmp_path / "out")
+    assert len(titles) == 87_585
+    assert dict(tables["movies"].select("movie_id", "title").iter_rows()) == titles
+    assert facts["tables"]["movies"] == {"rows_in": 87_585, "rows_kept": 87_585, "rows_rejected": 0}
