@@ -52,6 +52,12 @@ def _check(archive: Path, members: list[zipfile.ZipInfo]) -> None:
         path = PurePosixPath(member.filename.replace("\\", "/"))
         if path.is_absolute() or ".." in path.parts or ":" in (path.parts or ("",))[0]:
             raise InputError(f"{archive}: member {member.filename!r} points outside of the archive; use another zip")
+        if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            # zipfile unpacks the others a whole read at a time: 4 MiB of bzip2 may be gigabytes in memory
+            raise InputError(
+                f"{archive}: member {member.filename!r} is packed by method {member.compress_type}, not stored or "
+                "deflated; unpack it yourself"
+            )
         if stat.S_ISLNK(member.external_attr >> 16):
             raise InputError(f"{archive}: member {member.filename!r} is a link; use a zip of plain files")
     unpacked = sum(member.file_size for member in members)
@@ -66,7 +72,8 @@ def _check(archive: Path, members: list[zipfile.ZipInfo]) -> None:
 
 def _extract(archive: zipfile.ZipFile, member: zipfile.ZipInfo, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    # zipfile reads no more than the declared size, and checks the CRC at the end
+    # zipfile reads no more than the size in the directory, which _check has added up, and checks the CRC at the end;
+    # so a directory that states less than there is ends in an error, not in a larger file
     with archive.open(member) as source, path.open("wb") as file:
         while chunk := source.read(_CHUNK):
             file.write(chunk)
