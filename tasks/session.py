@@ -19,7 +19,7 @@ from tripletune.config import RunConfig, load_config
 from tripletune.errors import TrainingCrash, UserError
 from tripletune.paths import RunPaths, whoami
 from tripletune.runs import update_run
-from tripletune.stages import resolve
+from tripletune.stages import require_one_answer, resolve
 from tripletune.tracking import StageRun, Tracker, recorded_run, stage_run
 
 CHECKOUT = Path(__file__).parents[1]
@@ -72,6 +72,7 @@ def open_session(config: str, *, movielens: str, imdb: str, artifacts: str) -> I
     """
     require_one_checkout()
     settings = load_config(Path(config), movielens=movielens, imdb=imdb)
+    require_one_answer(settings)
     paths, tags = resolve(settings, Path(artifacts)), _tags()
     with recorded_run(settings, paths, tags) as (name, tracker):
         get_run_logger().info("run %s: outputs under %s", name, paths.root / settings.dataset)

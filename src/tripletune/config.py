@@ -79,7 +79,8 @@ class SyntheticConfig(Section):
     mean_ratings: Annotated[int, Field(ge=20)] = 60
     """Mean ratings per viewer; nobody has fewer than 20, as in the real releases."""
     preference_strength: PositiveFloat = 2.5
-    """Log-odds a planted preference adds to films that carry the preferred entity."""
+    """Log-odds a planted preference adds to liking a film that carries the preferred entity, and for the average viewer
+    to watching it; at most three in ten viewings come of it."""
 
 
 class IngestConfig(Section):
@@ -138,6 +139,8 @@ class SplitConfig(Section):
             self.valid_from and self.test_from and self.valid_from < self.test_from
         ):
             raise ValueError("protocol = 'global_time' needs valid_from and test_from, the first before the second")
+        if self.protocol != "global_time" and (self.valid_from or self.test_from):
+            raise ValueError(f"valid_from and test_from need protocol = 'global_time', not {self.protocol!r}")
         return self
 
 

@@ -1,4 +1,4 @@
-"""The split against a slow reference written from the rules, and what must not change it."""
+"""leave_one_out against a slow reference written from the rules, the order of time, and what the shards hold."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import polars as pl
 import pytest
 
 from tripletune.config import SplitConfig
-from tripletune.data import split
 from tripletune.data.split import split_ratings, write_split
+from tripletune.errors import InputError
 from tripletune.schemas import RATINGS, SPLIT
 from tripletune.stable_hash import mix, pair_hash
 
@@ -59,7 +59,7 @@ def reference(ratings: pl.DataFrame, settings: SplitConfig, seed: int) -> list[t
 @pytest.mark.parametrize("seed", [0, 11])
 def test_split_matches_the_rules_applied_one_viewer_at_a_time(settings, seed):
     ratings = random_ratings(seed)
-    got = split_ratings(ratings.lazy(), settings, seed).collect()
+    got = split_ratings(ratings, settings, seed)
     assert got.schema == SPLIT
     assert got.rows() == reference(ratings, settings, seed)
 
@@ -68,11 +68,7 @@ def test_row_order_does_not_change_the_split():
     ratings = random_ratings(1)
     shuffled = ratings.sample(fraction=1.0, shuffle=True, seed=5)
     settings = SplitConfig()
-    assert (
-        split_ratings(shuffled.lazy(), settings, 0)
-        .collect()
-        .equals(split_ratings(ratings.lazy(), settings, 0).collect())
-    )
+    assert split_ratings(shuffled, settings, 0).equals(split_ratings(ratings, settings, 0))
 
 
 def test_ratings_given_later_leave_the_order_of_the_earlier_ones_alone():
@@ -81,20 +77,43 @@ def test_ratings_given_later_leave_the_order_of_the_earlier_ones_alone():
         pl.col("movie_id") + 1000, timestamp=pl.col("timestamp") + 6
     )
     columns = ["user_id", "movie_id", "position", "unseen"]
-    before = split_ratings(ratings.lazy(), SplitConfig(), 0).select(columns).collect()
-    after = (
-        split_ratings(pl.concat([ratings, later.cast(dict(RATINGS))]).lazy(), SplitConfig(), 0)
-        .select(columns)
-        .collect()
-    )
+    before = split_ratings(ratings, SplitConfig(), 0).select(columns)
+    after = split_ratings(pl.concat([ratings, later.cast(dict(RATINGS))]), SplitConfig(), 0).select(columns)
     assert after.filter(pl.col("movie_id") < 1000).equals(before)
+
+
+def test_ties_are_in_the_order_of_all_64_bits_of_the_hash_however_few_fit_beside_the_time():
+    # a viewer with 3,000 ratings of one second, and one whose times need 51 bits: 11 bits remain for the hash
+    rows = [(1, movie, 5.0, 7) for movie in range(3000)] + [
+        (2, movie, 5.0, 2**50 - movie * 2**45) for movie in range(20)
+    ]
+    rows.append((3, 1, 5.0, 0))
+    got = split_ratings(pl.DataFrame(rows, schema=RATINGS, orient="row"), SplitConfig(), 3)
+    want = sorted(range(3000), key=lambda movie: int(pair_hash([1], [movie], 3)[0]))
+    assert got["movie_id"].to_list() == [*want, *reversed(range(20)), 1]
+
+
+def test_ties_are_in_the_order_of_movie_ids_where_published_numbers_ask_for_it():
+    ratings = random_ratings(6)
+    big = ratings.with_columns(pl.col("movie_id") + (2**31 - 1 - 300))
+    for given in (ratings, big):
+        got = split_ratings(given, SplitConfig(tie_order="movie_id"), 0)
+        assert got.select("user_id", "movie_id").equals(
+            given.sort("user_id", "timestamp", "movie_id").select("user_id", "movie_id")
+        )
+
+
+def test_times_before_1970_come_first():
+    rows = [(1, movie, 5.0, time) for movie, time in enumerate([5, -3, 0, -1_000_000_000])]
+    got = split_ratings(pl.DataFrame(rows, schema=RATINGS, orient="row"), SplitConfig(), 0)
+    assert got["movie_id"].to_list() == [3, 1, 2, 0]
 
 
 def test_ties_are_not_ordered_by_movie_id_and_differ_between_seeds():
     ratings = pl.DataFrame(
         {"user_id": [1] * 200, "movie_id": range(200), "rating": 5.0, "timestamp": 0}, schema=RATINGS
     )
-    first, second = (split_ratings(ratings.lazy(), SplitConfig(), seed).collect()["movie_id"] for seed in (0, 1))
+    first, second = (split_ratings(ratings, SplitConfig(), seed)["movie_id"] for seed in (0, 1))
     ascending = (first.diff().drop_nulls() > 0).mean()
     assert 0.4 < ascending < 0.6
     assert not first.equals(second)
@@ -113,7 +132,7 @@ def test_ties_are_not_ordered_by_movie_id_and_differ_between_seeds():
 def test_labels_by_number_of_likes(num_likes, labels):
     rows = [(1, movie, 4.0, movie) for movie in range(num_likes)] + [(1, 50, 3.5, 0), (1, 51, 0.5, 99)]
     ratings = pl.DataFrame(rows, schema=RATINGS, orient="row")
-    got = split_ratings(ratings.lazy(), SplitConfig(), 0).collect()
+    got = split_ratings(ratings, SplitConfig(), 0)
     assert Counter(got["label"].to_list()) == labels | {"other": 2}
     if num_likes >= 5:
         assert got.filter(pl.col("label") == "test")["movie_id"].item() == num_likes - 1
@@ -121,50 +140,50 @@ def test_labels_by_number_of_likes(num_likes, labels):
 
 def test_written_shards_hold_every_row_once_with_each_viewer_in_one_shard(tmp_path):
     ratings = random_ratings(3)
-    ratings.sort("user_id", "timestamp", "movie_id").write_parquet(tmp_path / "ratings.parquet")
+    ratings.sort("user_id", "movie_id").write_parquet(tmp_path / "ratings.parquet")
     settings = SplitConfig(shards=4)
     (tmp_path / "out").mkdir()
     facts = write_split(tmp_path / "ratings.parquet", tmp_path / "out", settings, 0)
     parts = [
         pl.read_parquet(tmp_path / "out" / f"shard={n:03d}" / "part.parquet", hive_partitioning=False) for n in range(4)
     ]
-    whole = split_ratings(ratings.lazy(), settings, 0).collect()
+    whole = split_ratings(ratings, settings, 0)
     assert all(part.schema == SPLIT and part.equals(part.sort("user_id", "position")) for part in parts)
     assert pl.concat(parts).sort("user_id", "position").equals(whole)
     assert sum(part["user_id"].n_unique() for part in parts) == facts["viewers"] == whole["user_id"].n_unique()
     assert facts["labels"] == {name: whole.filter(pl.col("label") == name).height for name in SPLIT["label"].categories}
     assert facts["likes"] == (ratings["rating"] >= 4.0).sum()
     assert facts["unseen_viewers"] == whole.filter("unseen")["user_id"].n_unique()
+    assert facts["asked_viewers"] == {
+        name: whole.filter(pl.col("label") == name)["user_id"].n_unique() for name in ("target", "valid", "test")
+    }
+    assert facts["protocol"] == "leave_one_out"
 
 
-def test_a_large_file_split_in_pieces_gives_the_same_rows(tmp_path, monkeypatch):
-    random_ratings(5).sort("user_id", "timestamp").write_parquet(tmp_path / "ratings.parquet")
-    facts = []
-    for name, piece in (("whole", 1 << 21), ("pieces", 97), ("single viewers", 1)):
-        (tmp_path / name).mkdir()
-        monkeypatch.setattr(split, "_PIECE", piece)
-        facts.append(write_split(tmp_path / "ratings.parquet", tmp_path / name, SplitConfig(), 0))
-    whole, *others = (
-        pl.read_parquet(tmp_path / name / "**/*.parquet") for name in ("whole", "pieces", "single viewers")
-    )
-    assert all(other.equals(whole) for other in others)
-    assert facts[0] == facts[1] == facts[2]
+def test_a_viewer_stays_in_its_shard_whoever_else_rates(tmp_path):
+    def shard_of(ratings: pl.DataFrame, name: str) -> dict[int, int]:
+        ratings.sort("user_id").write_parquet(tmp_path / f"{name}.parquet")
+        write_split(tmp_path / f"{name}.parquet", tmp_path / name, SplitConfig(shards=5), 3)
+        return {
+            user: number
+            for number in range(5)
+            for user in pl.read_parquet(tmp_path / name / f"shard={number:03d}" / "part.parquet")["user_id"]
+        }
+
+    ratings = random_ratings(7)
+    of_all = shard_of(ratings, "all")
+    of_some = shard_of(ratings.filter(pl.col("user_id") % 3 == 0, pl.col("user_id") != 3), "some")
+    assert of_some.items() <= of_all.items()
+    assert of_all == {user: int(mix([user], 3)[0]) % 5 for user in of_all}
 
 
-def test_writing_twice_gives_the_same_bytes_and_a_shard_without_viewers_is_an_empty_file(tmp_path):
-    random_ratings(4, viewers=3).sort("user_id", "timestamp").write_parquet(tmp_path / "ratings.parquet")
-    contents = []
-    for name in ("a", "b"):
-        (tmp_path / name).mkdir()
-        write_split(tmp_path / "ratings.parquet", tmp_path / name, SplitConfig(), 0)
-        contents.append(
-            {p.relative_to(tmp_path / name): p.read_bytes() for p in sorted((tmp_path / name).rglob("*.parquet"))}
-        )
-    assert contents[0] == contents[1]
-    assert len(contents[0]) == 8
+def test_ratings_that_are_not_sorted_by_user_are_refused(tmp_path):
+    random_ratings(8).reverse().write_parquet(tmp_path / "ratings.parquet")
+    with pytest.raises(InputError, match=r"ratings\.parquet is not sorted by user_id; run ingest again"):
+        write_split(tmp_path / "ratings.parquet", tmp_path / "out", SplitConfig(), 0)
 
 
 def test_about_the_asked_share_of_viewers_is_unseen_whatever_their_ratings():
     ratings = pl.DataFrame({"user_id": range(20_000), "movie_id": 1, "rating": 5.0, "timestamp": 0}, schema=RATINGS)
-    unseen = split_ratings(ratings.lazy(), SplitConfig(unseen_share=0.05), 0).collect()["unseen"]
+    unseen = split_ratings(ratings, SplitConfig(unseen_share=0.05), 0)["unseen"]
     assert 0.045 < unseen.mean() < 0.055  # three standard deviations are 0.0046

@@ -1,7 +1,8 @@
 """Likes as the two fits and the early stopping see them: the border between what trains and what is held out.
 
 Fit A is made of ``graph`` likes, fit B of ``graph`` and ``target`` likes; neither has a row of an unseen viewer. The
-``valid`` like only tells fit B when to stop. The specialists get their rows here and read no split themselves.
+``valid`` like only tells fit B when to stop; of several (protocol ratio) the newest does. The specialists get their
+rows here and read no split themselves.
 """
 
 # Shape letters in this file: M films, U viewers, E likes, S rated rows, B viewers of a batch, R likes of a batch
@@ -118,10 +119,13 @@ def _number(likes: pl.DataFrame) -> Likes:
 
 def _ask_valid(warm: pl.DataFrame) -> ValidQuestions:
     asked = warm.filter(pl.col("label") == "valid").select("user_id", "position", answer="movie")
+    # one question per viewer: the one with the longest history before it
+    asked = asked.unique("user_id", keep="last", maintain_order=True)
     every = -(-len(asked) // MAX_VALID_VIEWERS) or 1
     asked = asked.gather_every(every)
     before = warm.join(asked.rename({"position": "cutoff"}), on="user_id", how="inner", maintain_order="left")
-    before = before.filter(pl.col("position") < pl.col("cutoff"))
+    # under ratio a test like may be the older one; not even the mask may know it
+    before = before.filter(pl.col("position") < pl.col("cutoff"), pl.col("label") != "test")
     likes = _number(before.filter(pl.col("label").is_in(HISTORY_LABELS)))
     # the films of a viewer's earlier likes may all be outside the catalogue: no history, no question
     numbers = pl.DataFrame({"user_id": likes.user_ids_U, "viewer": np.arange(likes.num_viewers)})
