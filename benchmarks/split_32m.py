@@ -138,7 +138,8 @@ def measure(side: str, release: Path, scratch: Path) -> Run:
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
     started = time.monotonic()
-    child = subprocess.Popen([sys.executable, __file__, "one", side, str(release), str(out)])
+    asked = ("--only", side, "--release", str(release), "--scratch", str(out))
+    child = subprocess.Popen([sys.executable, __file__, *asked])
     _, status, usage = os.wait4(child.pid, 0)
     seconds = time.monotonic() - started
     child.returncode = os.waitstatus_to_exitcode(status)
@@ -228,8 +229,12 @@ def compare(
     release: Annotated[str, typer.Option(help="Folder with ratings.csv and movies.csv; empty: synthetic.")] = "",
     repeats: Annotated[int, typer.Option(help="Alternating rounds.")] = 3,
     scratch: Annotated[str, typer.Option(help="Folder for what is written and removed; empty: a temporary one.")] = "",
+    only: Annotated[str, typer.Option(hidden=True, help="One side, in this process.")] = "",
 ) -> None:
     """Measure, check that the rows agree, and write benchmarks/split.md."""
+    if only:
+        SIDES[only](Path(release), Path(scratch))
+        return
     with tempfile.TemporaryDirectory(dir=scratch or None) as work:
         whole, told = Path(release), "given by --release"
         if not release:
@@ -247,12 +252,6 @@ def compare(
             growth += [measure(side, part, Path(work)) for side in ("tripletune_default", "duckdb_ordered")]
         REPORT.write_text(report(runs, sorted(growth, key=lambda run: run.side), told, repeats), encoding="utf-8")
         Console().print(REPORT.read_text(encoding="utf-8"), markup=False)
-
-
-@app.command(hidden=True)
-def one(side: str, release: Path, out: Path) -> None:
-    """One side, in this process."""
-    SIDES[side](release, out)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from tripletune.data.tables import Sifted, field_rejects
 from tripletune.schemas import RATINGS, REJECTS
 
 _MERGED = pl.Schema([*PARSED.items(), ("file", pl.UInt16())])
+_PIECE = 1 << 21
 _PAIR = pl.col("user_id").cast(pl.Int64) * (1 << 32) + pl.col("movie_id")
 
 
@@ -28,10 +29,10 @@ def merge_ratings(files: Sequence[Parsed], movie_ids: pl.Series) -> Sifted:
     rows = [pl.DataFrame(schema=_MERGED)]
     rows += [parsed.rows.with_columns(file=pl.lit(number, pl.UInt16)) for number, parsed in enumerate(files)]
     merged = pl.concat(rows, rechunk=False)
-    orphans = merged.filter(~pl.col("movie_id").is_in(movie_ids.implode()))
-    if not orphans.is_empty():
-        merged = merged.filter(pl.col("movie_id").is_in(movie_ids.implode()))
-    older = merged.clear()
+    orphans = older = merged.clear()
+    known = merged["movie_id"].is_in(movie_ids.implode())
+    if not known.all():  # a filter copies, and most nights there is nothing to refuse
+        orphans, merged = merged.filter(~known), merged.filter(known)
     if not _in_order(merged):
         merged = merged.sort(_PAIR)
         older = _older(merged)
@@ -49,8 +50,10 @@ def merge_ratings(files: Sequence[Parsed], movie_ids: pl.Series) -> Sifted:
 def _in_order(rows: pl.DataFrame) -> bool:
     """Whether every row comes after the one before, by user and movie; a pass over a sorted release is enough then."""
     user, movie = pl.col("user_id").diff(), pl.col("movie_id").diff()
-    rises = (user > 0) | ((user == 0) & (movie > 0))
-    return bool(rows.lazy().select(rises.all()).collect(engine="streaming").item())
+    falls = (user < 0) | ((user == 0) & (movie <= 0))
+    # piece by piece, each with the last row of the one before: differences of everything would double the memory
+    pieces = (rows.slice(start, _PIECE + 1) for start in range(0, rows.height, _PIECE))
+    return not any(piece.select(falls.any()).item() for piece in pieces)
 
 
 def _older(rows: pl.DataFrame) -> pl.DataFrame:

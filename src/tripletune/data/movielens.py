@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import polars as pl
@@ -42,29 +43,61 @@ def ingest_release(release: Path, out: Path, settings: IngestConfig, feed: Seque
     """
     scratch = out / SCRATCH
     layout, folder = _open(release, scratch, told_by="ratings" if feed is None else "movies")
-    tables = {"movies": read_movies(folder, layout)}
-    movie_ids = tables["movies"].kept["movie_id"]
-    if feed is None:
-        tables["ratings"] = _read_ratings(folder, layout, movie_ids, settings)
-    else:
-        tables["ratings"] = merge_ratings([_load_parsed(part) for part in feed], movie_ids)
-    _refuse_bad_ratings(release, tables["ratings"], settings)
-    tables["tags"] = read_tags(folder, layout, movie_ids)
-    tables["links"] = read_links(folder, layout, movie_ids)
-    tables["users"] = read_users(folder, layout)
-    rejects = pl.concat([table.rejects for table in tables.values()]).sort("file", "line")
-    for name, frame in {**{name: table.kept for name, table in tables.items()}, "rejects": rejects}.items():
-        _write(frame, out / f"{name}.parquet")
+    written = _Written(out)
+    movies = read_movies(folder, layout)
+    movie_ids = movies.kept["movie_id"]
+    written.add("movies", movies)
+    # each table is written before the next is read: the ratings need most of the memory
+    viewers = _write_ratings(release, folder, layout, movie_ids, settings, feed, written)
+    written.add("tags", read_tags(folder, layout, movie_ids))
+    written.add("links", read_links(folder, layout, movie_ids))
+    written.add("users", read_users(folder, layout))
+    rejects = pl.concat(written.rejects).sort("file", "line")
+    _write(rejects, out / "rejects.parquet")
     shutil.rmtree(scratch, ignore_errors=True)
     by_reason = rejects.group_by("reason").len().sort("reason").iter_rows()
     return {
         "layout": layout.name,
-        **_counts(tables["ratings"]),
+        **written.counts["ratings"],
         "rejected_by_reason": dict(by_reason),
-        "tables": {name: _counts(table) for name, table in tables.items()},
-        "viewers": tables["ratings"].kept["user_id"].n_unique(),
+        "tables": written.counts,
+        "viewers": viewers,
         "movies": movie_ids.len(),
     }
+
+
+@dataclass(slots=True)
+class _Written:
+    """The tables that are written: their counts by name, and their rejects."""
+
+    out: Path
+    counts: dict[str, Facts] = field(default_factory=dict)
+    rejects: list[pl.DataFrame] = field(default_factory=list)
+
+    def add(self, name: str, table: Sifted) -> None:
+        """Write a table; only its rejects are held from then on."""
+        _write(table.kept, self.out / f"{name}.parquet")
+        self.counts[name] = _counts(table)
+        self.rejects.append(table.rejects)
+
+
+def _write_ratings(
+    release: Path,
+    folder: Path,
+    layout: Layout,
+    movie_ids: pl.Series,
+    settings: IngestConfig,
+    feed: Sequence[Path] | None,
+    written: _Written,
+) -> int:
+    """Read, check and write the ratings of the release or of the feed; how many viewers there are."""
+    if feed is None:
+        ratings = _read_ratings(folder, layout, movie_ids, settings)
+    else:
+        ratings = merge_ratings([_load_parsed(part) for part in feed], movie_ids)
+    _refuse_bad_ratings(release, ratings, settings)
+    written.add("ratings", ratings)
+    return ratings.kept["user_id"].n_unique()
 
 
 def parse_feed_file(path: Path, name: str, out: Path, columns: FeedColumns, settings: IngestConfig) -> Facts:
