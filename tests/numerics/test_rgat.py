@@ -128,6 +128,16 @@ def test_a_fact_hears_of_its_films_through_the_inverse_relation():
     assert heard.tolist() == [False, True, False, False, False, True, False]  # film 1, and itself
 
 
+def test_a_relation_without_triples_changes_nothing_for_the_others():
+    only_the_second = [triple for triple in TRIPLES if triple[1] == 1]
+    model = build_model()
+    nodes_ND, alpha_T = model(build_graph(only_the_second))
+    nodes_ND.sum().backward()
+    assert torch.isfinite(nodes_ND).all()
+    assert alpha_T.shape == (len(only_the_second),)
+    assert float(model.layers[0].source.matrices_BDD.grad[0].abs().sum()) == 0.0
+
+
 def test_heads_that_do_not_divide_the_width_are_refused():
     with pytest.raises(ValueError, match="divisible by heads"):
         build_model(heads=4)

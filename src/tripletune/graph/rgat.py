@@ -146,7 +146,7 @@ class RgatLayer(nn.Module):
         """A relation's matrix times its nodes, (pairs of the relation, H, W) for each relation."""
         parts = torch.split(take_rows(nodes_ND, node), blocks)
         return [
-            (part @ matrix_DD).view(len(part), self.heads, -1)
+            (part @ matrix_DD).unflatten(1, (self.heads, -1))  # a view cannot infer -1 for a relation without triples
             for part, matrix_DD in zip(parts, matrices_CDD, strict=True)
         ]
 
