@@ -132,8 +132,10 @@ def test_films_of_the_planted_entity_are_spread_over_a_viewer_s_history(world):
     mine = truth.join(carriers(world), on="key").select("user_id", "movie_id")
     place = (pl.int_range(pl.len()).over("user_id") + 0.5) / pl.len().over("user_id")
     ratings = world.read("ratings").sort("user_id", "timestamp").with_columns(place=place)
-    # some 3,000 uniform places have a mean within 0.5 +- 3 * 0.0053
-    assert abs(ratings.join(mine, on=["user_id", "movie_id"])["place"].mean() - 0.5) < 0.02
+    # a fan's films run out: the middle lies before that of the history, but films come in every part
+    found = ratings.join(mine, on=["user_id", "movie_id"])["place"]
+    assert 0.4 < found.mean() < 0.5
+    assert (found > 0.75).mean() > 0.15
 
 
 def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(tmp_path):
@@ -142,7 +144,7 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(tmp_path):
     for folder, seed in zip(folders, (1, 1, 2), strict=True):
         write_release(folder, small, seed)
     names = [path.relative_to(folders[0]).as_posix() for path in folders[0].rglob("*.*") if path.is_file()]
-    assert len(names) == 10
+    assert len(names) == 13
     assert filecmp.cmpfiles(folders[0], folders[1], names, shallow=False)[0] == names
     for path in (folders[0] / "imdb").iterdir():
         assert path.read_bytes()[4:8] == bytes(4)  # the time stamp in a gzip header
@@ -163,7 +165,7 @@ def test_five_hundred_viewers_are_written_in_well_under_two_seconds(tmp_path):
 
 
 def test_popularity_is_a_fair_baseline_and_a_collaborative_model_beats_it(world):
-    split = split_ratings(pl.scan_parquet(world.ingest / "ratings.parquet"), SplitConfig(), 0).collect()
+    split = split_ratings(pl.read_parquet(world.ingest / "ratings.parquet"), SplitConfig(), 0)
     users, movies = (split[name].unique().sort().to_list() for name in ("user_id", "movie_id"))
     row, column = (
         split[name].replace_strict(values, range(len(values)), return_dtype=pl.Int64).to_numpy()
