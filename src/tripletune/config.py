@@ -9,7 +9,7 @@ from __future__ import annotations
 import tomllib
 from datetime import date
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -20,6 +20,7 @@ Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[int, Field(ge=1)]
 PositiveFloat = Annotated[float, Field(gt=0.0)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64)]
+Credit = Literal["director", "writer", "actor", "cinematographer", "composer", "producer", "editor"]
 
 
 class Section(BaseModel):
@@ -147,6 +148,16 @@ class SplitConfig(Section):
 class KnowledgeConfig(Section):
     """Which facts become triples."""
 
+    credits: tuple[Credit, ...] = get_args(Credit)
+    """Which credits of the films are used."""
+    max_year_gap: Annotated[int, Field(ge=0)] = 1
+    """Years by which the release and IMDb's title.basics may differ on a film; festival and cinema are often a year
+    apart. Links that differ by more are counted."""
+    drop_year_disagreements: bool = False
+    """Whether the credits of films whose years differ by more are left out. They stay by default: a wrong year does not
+    prove that the link is wrong."""
+    hub_films: Positive = 1000
+    """An entity of more films than this is counted as a hub. Hubs stay in the graph."""
     tag_min_viewers: Positive = 3
     """A tag counts for a film when at least this many different viewers gave it."""
     max_actors: Positive = 5

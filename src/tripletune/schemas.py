@@ -56,8 +56,19 @@ ENTITIES = _columns({"entity_id": pl.Int32, "key": pl.String, "kind": ENTITY_KIN
 ``person:nm0000116`` is stable across nights; ``name`` is null where the sources give none."""
 
 RELATIONS = _columns({"relation_id": pl.Int16, "name": pl.String})
-RELATION_NAMES = ("genre", "decade", "tag", "director", "writer", "actor", "cinematographer")
-"""Relation ids 0..6; names from extra triples follow in alphabetical order."""
+RELATION_NAMES = (
+    "genre",
+    "decade",
+    "tag",
+    "director",
+    "writer",
+    "actor",
+    "cinematographer",
+    "composer",
+    "producer",
+    "editor",
+)
+"""Relation ids 0..9; names from extra triples follow in alphabetical order."""
 
 TRIPLES = _columns({"head": pl.Int32, "relation": pl.Int16, "tail": pl.Int32})
 """knowledge/triples.parquet: entity id of a movie, relation id, entity id; unique, sorted."""

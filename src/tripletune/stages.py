@@ -12,6 +12,7 @@ import hashlib
 import inspect
 import textwrap
 from collections.abc import Callable, Mapping
+from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,7 +37,7 @@ def stage_specs(config: RunConfig) -> tuple[StageSpec, ...]:
     return (*_data_specs(config), *_hint_specs(), *_model_specs())
 
 
-_NOT_INGEST = ("split", "imdb", "download", "partial", "remote", "retries")
+_NOT_INGEST = ("split", "imdb", "download", "partial", "remote", "retries", "stores")
 """Modules of the data room that shape no byte of what ingest writes."""
 
 
@@ -57,16 +58,17 @@ def _data_specs(config: RunConfig) -> tuple[StageSpec, ...]:
         StageSpec(
             name="split",
             parents=("ingest",),
-            source=("data.split", "stable_hash", "schemas"),
-            libraries=("polars", "numpy"),
+            source=("data.split", "data.split_history", "data.split_rules", "stable_hash", "schemas"),
+            libraries=("polars", "pyarrow", "numpy"),
             fields=("split", "seed"),
         ),
         StageSpec(
             name="knowledge",
             parents=("ingest",),
-            source=("data.imdb", "graph.knowledge", "schemas"),
+            source=("data.imdb", "data.imdb_dumps", "graph.knowledge", "graph.knowledge_facts", "schemas"),
             libraries=("polars",),
-            fields=("knowledge",),
+            # the cut of tags; the other protocols have none
+            fields=("knowledge", *(("split.protocol", "split.valid_from") if _tags_before(config) else ())),
             outside=("imdb", "extra_triples"),
         ),
     )
@@ -227,6 +229,19 @@ def _pinned_specialists(config: RunConfig, artifacts: Path) -> dict[str, str]:
     return pinned
 
 
+def require_one_answer(config: RunConfig) -> None:
+    """Refuse a split that asks several likes of a viewer; a run calls this before anything trains.
+
+    Raises:
+        ConfigError: ``split.protocol`` is ``ratio``.
+    """
+    if config.split.protocol == "ratio":
+        raise ConfigError(
+            "split.protocol = 'ratio' serves retrieval benchmarks and ends at lightgcn and rgat: it asks several likes "
+            "of a viewer, prompts are made for one; use leave_one_out or global_time"
+        )
+
+
 def run_ingest(paths: RunPaths, config: RunConfig) -> Path:
     """Read a release, or generate a synthetic one, into typed Parquet; bad rows go to rejects.parquet."""
     from tripletune.data.movielens import ingest_release
@@ -278,7 +293,7 @@ def _parse_feed(paths: RunPaths, config: RunConfig, scratch: Path) -> tuple[list
 
 
 def run_split(paths: RunPaths, config: RunConfig) -> Path:
-    """Label every rating graph, target, valid, test or other, and bucket the rows by viewer."""
+    """Label every rating by the split's protocol, and bucket the rows by viewer."""
     from tripletune.data.split import write_split
 
     ratings = paths.require("ingest") / "ratings.parquet"
@@ -296,8 +311,8 @@ def run_knowledge(paths: RunPaths, config: RunConfig) -> Path:
     imdb = Path(config.source.imdb) if config.source.imdb else ingest / "release" / "imdb"
 
     def make(work: Path) -> Facts:
-        links = pl.scan_parquet(ingest / "links.parquet")
-        credits, facts = read_credits(imdb if imdb.is_dir() else None, links, config.knowledge)
+        links, movies = (pl.scan_parquet(ingest / f"{table}.parquet") for table in ("links", "movies"))
+        credits, facts = read_credits(imdb if imdb.is_dir() else None, links, config.knowledge, movies)
         return facts | write_knowledge(
             ingest / "movies.parquet",
             ingest / "tags.parquet",
@@ -306,9 +321,15 @@ def run_knowledge(paths: RunPaths, config: RunConfig) -> Path:
             [Path(extra) for extra in config.source.extra_triples],
             work,
             config.knowledge,
+            _tags_before(config),
         )
 
     return paths.build("knowledge", make)
+
+
+def _tags_before(config: RunConfig) -> date | None:
+    """Under global_time, tags from the day on that is no longer learned from would tell of the future."""
+    return config.split.valid_from if config.split.protocol == "global_time" else None
 
 
 def run_rgat(paths: RunPaths, config: RunConfig) -> Path:
@@ -335,6 +356,7 @@ def run_retrieve(paths: RunPaths, config: RunConfig) -> Path:
     """Candidates, hint lists, similar viewers' films and chosen triples of every viewer and purpose."""
     from tripletune.retrieve.candidates import retrieve_all
 
+    require_one_answer(config)
     knowledge, split = paths.require("knowledge"), paths.require("split")
     lightgcn, rgat = paths.require("lightgcn"), paths.require("rgat")
     return paths.build(
@@ -357,6 +379,7 @@ def run_generate(paths: RunPaths, config: RunConfig) -> Path:
     from tripletune.prompts.engine import generate_shards
     from tripletune.rank.audits import audit_shards, refuse_leaks
 
+    require_one_answer(config)
     ingest, split, retrieve = paths.require("ingest"), paths.require("split"), paths.require("retrieve")
     rgat, lightgcn = paths.require("rgat"), paths.require("lightgcn")
 

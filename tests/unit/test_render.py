@@ -27,7 +27,7 @@ EXAMPLES = pl.DataFrame(
         "triples": [
             [
                 {"movie_id": 1, "relation": "director", "entity": "person:nm1", "entity_name": "Ridley Scott"},
-                {"movie_id": 4, "relation": "composer", "entity": "other:Toto", "entity_name": "Toto"},
+                {"movie_id": 4, "relation": "studio", "entity": "other:Toto", "entity_name": "Toto"},
             ],
             [],
         ],
@@ -44,8 +44,8 @@ HINT_1 = "Hint 1, films {} that the recommender ranks highest, best first:\n1. E
 SIMILAR = "Hint 1, films that viewers of similar taste liked:\n- Fargo\n\n"
 HINT_2 = "Hint 2, facts that matter most to this viewer:\n{}"
 FACTS = {
-    "arrow": "- Alien (1979) - directed by - Ridley Scott\n- Dune (1984) - composer - Toto\n\n",
-    "sentence": "- Alien (1979) was directed by Ridley Scott.\n- Dune (1984), composer: Toto.\n\n",
+    "arrow": "- Alien (1979) - directed by - Ridley Scott\n- Dune (1984) - studio - Toto\n\n",
+    "sentence": "- Alien (1979) was directed by Ridley Scott.\n- Dune (1984), studio: Toto.\n\n",
 }
 QUESTION = "Which of these films will the viewer like next?\n- Dune (1984)\n- Eden\n\n"
 ASK = (
@@ -115,6 +115,9 @@ def test_every_relation_has_words_in_both_forms():
         "writer": " was written by ",
         "actor": " stars ",
         "cinematographer": " was filmed by ",
+        "composer": " has music by ",
+        "producer": " was produced by ",
+        "editor": " was edited by ",
         "shot_in": ", shot in: ",
         "<|eot_id|>": ", ‹|eot id|›: ",
         "\n": ", fact: ",
@@ -144,4 +147,4 @@ def test_every_line_of_a_prompt_is_explained(template, row):
     assert ("- Dune (1984)", "candidate: movie 4") in explained
     told = "hint 2: movie 1, director person:nm1, score -0.3125"
     assert ("- Alien (1979) - directed by - Ridley Scott", told) in explained
-    assert ("- Dune (1984) - composer - Toto", "hint 2: movie 4, composer other:Toto") in explained
+    assert ("- Dune (1984) - studio - Toto", "hint 2: movie 4, studio other:Toto") in explained

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Sequence
+from datetime import date
 from functools import partial
 from pathlib import Path
 
 import polars as pl
 
 from tripletune.config import KnowledgeConfig
-from tripletune.errors import InputError
+from tripletune.graph.knowledge_facts import credit_facts, decade_facts, extra_facts, genre_facts, tag_facts
 from tripletune.paths import Facts, write_atomically
 from tripletune.schemas import (
     COVERAGE,
@@ -25,14 +25,6 @@ from tripletune.schemas import (
     conform,
 )
 
-_FACTS_OF_FILMS = pl.Schema(
-    {"movie_id": pl.Int32, "relation": pl.String, "key": pl.String, "kind": pl.String, "name": pl.String}
-)
-"""A triple before ids are given: film, relation, and the entity at its tail."""
-
-_RELATION_NAME = r"^[A-Za-z][A-Za-z0-9_ -]{0,63}$"
-_MAX_TAIL = 200
-
 
 def write_knowledge(
     movies: Path,
@@ -42,6 +34,7 @@ def write_knowledge(
     extra: Sequence[Path],
     out: Path,
     settings: KnowledgeConfig,
+    tags_before: date | None = None,
 ) -> Facts:
     """Write ``entities relations triples coverage .parquet``.
 
@@ -50,27 +43,22 @@ def write_knowledge(
         credits: movie_id, relation, person, name; see data/imdb.py.
         extra: TSV files of ``head relation tail``: a movie id, a relation's name and any text.
         out: the work folder.
-        settings: support that a tag needs.
+        settings: support that a tag needs, and what counts as a hub.
+        tags_before: a tag given on this day (UTC) or later does not count. None: all do.
 
     Returns:
-        Counts of entities, triples by relation and extra lines used and refused; lines are refused when they have
-        not three fields, the head is not a movie of the release, or the relation is no plain name.
+        Counts of entities, triples by relation, hubs, late tags, and extra lines used and refused; a line is refused
+        when it has not three fields, its head is not a movie of the release, or its relation is no plain name.
 
     Raises:
         InputError: an extra file is missing or is not UTF-8 text.
     """
     catalogue = pl.read_parquet(movies, schema=MOVIES)
-    added, extra_facts = _extra_facts(extra, catalogue["movie_id"])
+    tagged, tag_counts = tag_facts(pl.read_parquet(tags, schema=TAGS), settings.tag_min_viewers, tags_before)
+    added, extra_counts = extra_facts(extra, catalogue["movie_id"])
     known = pl.col("movie_id").is_in(catalogue["movie_id"].implode())
-    found = pl.concat(
-        [
-            _genre_facts(catalogue),
-            _decade_facts(catalogue),
-            _tag_facts(pl.read_parquet(tags, schema=TAGS), settings.tag_min_viewers),
-            _credit_facts(credits),
-            added,
-        ]
-    ).filter(known)
+    sources = [genre_facts(catalogue), decade_facts(catalogue), tagged, credit_facts(credits), added]
+    found = pl.concat(sources).filter(known)
     relations = _relations(found)
     entities = _entities(catalogue, found)
     triples = _triples(found, entities, relations)
@@ -83,100 +71,15 @@ def write_knowledge(
         "entities": dict(entities.group_by(pl.col("kind").cast(pl.String)).len().sort("kind").iter_rows()),
         "entities_without_name": entities["name"].null_count(),
         "triples": triples.height,
-        "triples_by_relation": dict(coverage.select("relation", "triples").iter_rows()),
+        **{
+            f"{figure}_by_relation": dict(coverage.select("relation", figure).iter_rows())
+            for figure in ("triples", "share_of_movies", "share_of_ratings")
+        },
         "films_without_triples": catalogue.height - triples["head"].n_unique(),
-        **extra_facts,
+        "hubs": _hubs(triples, entities, relations, settings.hub_films),
+        **tag_counts,
+        **extra_counts,
     }
-
-
-def normalise_tag(tag: str) -> str:
-    """NFKC, case folded, control characters and runs of spaces to one space; what makes two tags the same."""
-    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", tag).casefold())
-    visible = "".join(" " if unicodedata.category(letter)[0] == "C" else letter for letter in folded)
-    return " ".join(visible.split())
-
-
-def _genre_facts(catalogue: pl.DataFrame) -> pl.DataFrame:
-    genres = catalogue.select("movie_id", name="genres").explode("name").drop_nulls()
-    return _facts("genre", "genre", genres)
-
-
-def _decade_facts(catalogue: pl.DataFrame) -> pl.DataFrame:
-    decade = (pl.col("year") // 10 * 10).cast(pl.String) + "s"
-    return _facts("decade", "decade", catalogue.select("movie_id", name=decade).drop_nulls())
-
-
-def _tag_facts(tags: pl.DataFrame, min_viewers: int) -> pl.DataFrame:
-    spellings = tags["tag"].unique()
-    # casefold is not in polars; there are far fewer spellings than tags
-    normal = pl.Series([normalise_tag(tag) for tag in spellings], dtype=pl.String)
-    same = pl.DataFrame({"tag": spellings, "name": normal}).filter(pl.col("name") != "")
-    support = tags.join(same, on="tag").group_by("movie_id", "name").agg(viewers=pl.col("user_id").n_unique())
-    return _facts("tag", "tag", support.filter(pl.col("viewers") >= min_viewers))
-
-
-def _facts(relation: str, kind: str, named: pl.DataFrame) -> pl.DataFrame:
-    """Facts whose entity is told by its name: columns movie_id, name."""
-    return conform(
-        named.select(
-            "movie_id",
-            relation=pl.lit(relation),
-            key=pl.lit(f"{kind}:") + pl.col("name"),
-            kind=pl.lit(kind),
-            name="name",
-        ),
-        _FACTS_OF_FILMS,
-    )
-
-
-def _credit_facts(credits: pl.DataFrame) -> pl.DataFrame:
-    people = credits.select(
-        "movie_id", "relation", key=pl.lit("person:") + pl.col("person"), kind=pl.lit("person"), name="name"
-    )
-    return conform(people, _FACTS_OF_FILMS)
-
-
-def _extra_facts(files: Sequence[Path], movie_ids: pl.Series) -> tuple[pl.DataFrame, Facts]:
-    if not files:
-        return pl.DataFrame(schema=_FACTS_OF_FILMS), {}
-    lines = pl.concat([_extra_lines(file) for file in files])
-    fields = pl.col("text").str.split_exact("\t", 3).struct.rename_fields(["head", "relation", "tail", "more"])
-    named = lines.select("place", fields.struct.unnest()).select(
-        "place",
-        movie_id=pl.col("head").str.strip_chars().cast(pl.Int32, strict=False),
-        relation=pl.col("relation").str.strip_chars(),
-        name=pl.col("tail").str.strip_chars(),
-        usable=pl.col("more").is_null(),
-    )
-    usable = (
-        pl.col("usable")
-        & pl.col("movie_id").is_in(movie_ids.implode())
-        & pl.col("relation").str.contains(_RELATION_NAME)
-        & pl.col("name").str.len_chars().is_between(1, _MAX_TAIL)
-    )
-    named = named.with_columns(usable=usable.fill_null(False))
-    used, refused = named.filter("usable"), named.filter(~pl.col("usable"))
-    used = used.with_columns(key=pl.format("other:{}:{}", "relation", "name"), kind=pl.lit("other"))
-    return conform(used, _FACTS_OF_FILMS), {
-        "extra_lines": named.height,
-        "extra_used": used.height,
-        "extra_refused": refused.height,
-        "extra_first_refused": refused["place"].first() or "",
-    }
-
-
-def _extra_lines(file: Path) -> pl.DataFrame:
-    """Lines that are neither blank nor the header: ``place`` (file and line number) and ``text``."""
-    if not file.is_file():
-        raise InputError(f"source.extra_triples names {file}, which is no file; give a TSV of: head relation tail")
-    try:
-        lines = pl.read_lines(file, name="text", row_index_name="line", row_index_offset=1)
-    except (OSError, pl.exceptions.PolarsError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"{file} cannot be read as UTF-8 text ({reason}); save it as UTF-8") from None
-    text = pl.col("text").str.strip_prefix("\ufeff")
-    told = lines.select(place=pl.format("{} line {}", pl.lit(file.name), "line"), text=text)
-    return told.filter(~pl.col("text").is_in(["", "head\trelation\ttail"]))
 
 
 def _relations(found: pl.DataFrame) -> pl.DataFrame:
@@ -211,7 +114,7 @@ def _coverage(
     films = entities.filter(pl.col("kind") == "movie").select(
         head="entity_id", movie_id=pl.col("key").str.strip_prefix("movie:").cast(pl.Int32)
     )
-    counts = ratings.group_by("movie_id").agg(ratings=pl.len()).collect()
+    counts = ratings.group_by("movie_id").agg(ratings=pl.len()).collect(engine="streaming")
     films = films.join(counts, on="movie_id", how="left").with_columns(pl.col("ratings").fill_null(0))
     heads = triples.group_by("head", "relation").agg(triples=pl.len()).join(films, on="head")
     per_relation = heads.group_by("relation").agg(pl.col("triples").sum(), pl.col("ratings").sum(), movies=pl.len())
@@ -226,3 +129,18 @@ def _coverage(
         ),
         COVERAGE,
     )
+
+
+def _hubs(triples: pl.DataFrame, entities: pl.DataFrame, relations: pl.DataFrame, limit: int) -> Facts:
+    """Per relation that has triples: the entity of most films, its films, and the entities of more than ``limit``."""
+    films = triples.group_by("relation", "tail").agg(films=pl.len())
+    # the lower id where two have as many
+    ordered = films.sort("relation", "films", "tail", descending=[False, True, False])
+    largest = ordered.group_by("relation", maintain_order=True).agg(
+        pl.col("tail", "films").first(), hubs=(pl.col("films") > limit).sum()
+    )
+    named = largest.join(entities, left_on="tail", right_on="entity_id").join(
+        relations.rename({"name": "of"}), left_on="relation", right_on="relation_id"
+    )
+    rows = named.sort("relation").select("of", pl.coalesce("name", "key").alias("largest"), "films", "hubs")
+    return {relation: dict(zip(rows.columns[1:], hub, strict=True)) for relation, *hub in rows.iter_rows()}

@@ -31,6 +31,9 @@ _WORDING = {
     "writer": ("written by", "was written by"),
     "actor": ("starring", "stars"),
     "cinematographer": ("filmed by", "was filmed by"),
+    "composer": ("music by", "has music by"),
+    "producer": ("produced by", "was produced by"),
+    "editor": ("edited by", "was edited by"),
 }
 """Relation -> words of the arrow form, words of the sentence form."""
 
@@ -75,7 +78,7 @@ def render_prompts(examples: pl.DataFrame, template: Template, form: TripleForm,
 def relation_words(relations: list[str], form: TripleForm) -> dict[str, str]:
     """What stands between film and entity, such as `` - directed by - `` or `` was directed by ``.
 
-    Relations of extra triples read as they are named: `` - composer - ``, ``, composer: ``.
+    Relations of extra triples read as they are named: `` - studio - ``, ``, studio: ``.
     """
     clean = pl.DataFrame({"name": relations}, schema={"name": pl.String}).select(
         clean_text(pl.col("name").str.replace_all("_", " ", literal=True)).fill_null("fact")
