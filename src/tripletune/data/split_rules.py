@@ -66,7 +66,7 @@ def label_ratings(history: Ratings, settings: SplitConfig, seed: int) -> Labels:
 
 def _leave_one_out(likes: _Likes, settings: SplitConfig) -> Labels:
     """The newest like is ``test``, the one before ``valid``; a viewer with too few likes keeps all in ``graph``."""
-    asked_V = (likes.count_V >= settings.min_graph + 2).astype(np.int64)
+    asked_V = likes.count_V >= settings.min_graph + 2
     learned_V = likes.count_V - 2 * asked_V
     return _runs(*_learned(learned_V, settings, asked_V), ("valid", asked_V), ("test", asked_V))
 
@@ -112,11 +112,11 @@ def _ratio(likes: _Likes, settings: SplitConfig, seed: int) -> Labels:
 
 
 def _learned(
-    learned_V: Ints, settings: SplitConfig, asked_V: npt.NDArray[np.generic] | bool = True
+    learned_V: Ints, settings: SplitConfig, asked_V: npt.NDArray[np.bool_] | bool = True
 ) -> tuple[tuple[str, Ints], tuple[str, Ints]]:
     """Of the likes that are learned from, the newest ``max_target`` at most are ``target``, and ``min_graph`` at least
     stay ``graph``; all do of a viewer who is not asked."""
-    target_V = np.clip(learned_V - settings.min_graph, 0, settings.max_target) * asked_V
+    target_V = np.where(asked_V, np.clip(learned_V - settings.min_graph, 0, settings.max_target), 0)
     return ("graph", learned_V - target_V), ("target", target_V)
 
 
