@@ -148,7 +148,7 @@ def report(runs: list[Run], dumps: dict[str, int], repeats: int) -> str:
         "What is measured and how: the head of `knowledge_20m.py`. Start of Python and imports are included.",
         "",
         f"{machine}, {libraries}",
-        f"`python benchmarks/knowledge_20m.py compare`; best of {repeats} alternating rounds (one with the larger file).",
+        f"`python benchmarks/knowledge_20m.py compare`; best of {repeats} alternating rounds (one of the larger file).",
         "Load: running processes, mean over the minute before; earlier runs of this script are among them.",
         "",
         "Rows of the dumps: " + ", ".join(f"{name} {rows:,}" for name, rows in dumps.items()),
@@ -167,9 +167,23 @@ def report(runs: list[Run], dumps: dict[str, int], repeats: int) -> str:
             f"| {best.cpu_seconds:.1f} | {peak:.2f} | {loads} | {best.facts['rows']:,} |"
         )
     lines += ["", *(f"- `{name}`: {(side.__doc__ or '').strip()}" for name, side in SIDES.items())]
-    lines += ["", "Counts of `credits`:", "", "```json", json.dumps(credit_facts, indent=1), "```"]
-    lines += ["", "Counts of `graph`:", "", "```json", json.dumps(graph_facts, indent=1), "```", ""]
+    lines += [
+        "",
+        "Counts of `credits`:",
+        "",
+        *_told(credit_facts),
+        "",
+        "Counts of `graph`:",
+        "",
+        *_told(graph_facts),
+        "",
+    ]
     return "\n".join(lines)
+
+
+def _told(facts: dict[str, Any]) -> list[str]:
+    rounded = json.loads(json.dumps(facts), parse_float=lambda text: round(float(text), 3))
+    return [f"- `{key}`: {json.dumps(value).replace(chr(34), '')}" for key, value in rounded.items()]
 
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=__doc__)
