@@ -1,7 +1,7 @@
 """The stages: ``run_<stage>(paths, config)``, paths in, paths out. Tasks and the command line call these.
 
-Each function says which folders a stage reads and which room does the work; the table ``stage_specs`` says what its
-fingerprint is made of. Rooms are imported inside the functions, so that ``tripletune --help`` and ``plan`` do not wait
+Each function says which folders a stage reads and which room does the work; ``specs.py`` says what its fingerprint is
+made of. Rooms are imported inside the functions, so that ``tripletune --help`` and ``plan`` do not wait
 for torch, DGL and transformers.
 """
 
@@ -12,15 +12,15 @@ import hashlib
 import inspect
 import textwrap
 from collections.abc import Callable, Mapping
-from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tripletune.config import FinetuneConfig, RunConfig
+from tripletune.config import RunConfig
 from tripletune.errors import ConfigError, InputError, MissingArtifactError
-from tripletune.fingerprint import PACKAGE, Ingredients, StageSpec, fingerprint, gather, input_checksums
+from tripletune.fingerprint import Ingredients, StageSpec, fingerprint, gather, input_checksums
 from tripletune.paths import SCRATCH, Facts, RunPaths
 from tripletune.runs import read_run
+from tripletune.specs import PARSED, stage_specs, tags_before
 
 if TYPE_CHECKING:
     from tripletune.data.remote import SourceFile
@@ -30,128 +30,6 @@ DUMPS = frozenset(f"{table}.tsv.gz" for table in ("title.basics", "title.crew", 
 """What is read in the IMDb folder."""
 
 LogCurve = Callable[[int, Mapping[str, float]], None]
-
-
-def stage_specs(config: RunConfig) -> tuple[StageSpec, ...]:
-    """What each reusable stage is made of, in an order in which they can run. ``promote`` is never reused."""
-    return (*_data_specs(config), *_hint_specs(), *_model_specs())
-
-
-_NOT_INGEST = ("split", "imdb", "download", "partial", "remote", "retries", "stores")
-"""Modules of the data room that shape no byte of what ingest writes."""
-
-
-def _data_specs(config: RunConfig) -> tuple[StageSpec, ...]:
-    synthetic = not config.source.movielens
-    return (
-        StageSpec(
-            name="ingest",
-            source=(
-                *_modules("data", without=(*_NOT_INGEST, *(() if synthetic else ("synthetic", "world")))),
-                "stable_hash",
-                "schemas",
-            ),
-            libraries=("polars", "numpy") if synthetic else ("polars",),
-            fields=("ingest", *(("synthetic", "seed") if synthetic else ())),
-            outside=("movielens", "feed"),
-        ),
-        StageSpec(
-            name="split",
-            parents=("ingest",),
-            source=("data.split", "data.split_history", "data.split_rules", "stable_hash", "schemas"),
-            libraries=("polars", "pyarrow", "numpy"),
-            fields=("split", "seed"),
-        ),
-        StageSpec(
-            name="knowledge",
-            parents=("ingest",),
-            source=("data.imdb", "data.imdb_dumps", "graph.knowledge", "graph.knowledge_facts", "schemas"),
-            libraries=("polars",),
-            # the cut of tags; the other protocols have none
-            fields=("knowledge", *(("split.protocol", "split.valid_from") if _tags_before(config) else ())),
-            outside=("imdb", "extra_triples"),
-        ),
-    )
-
-
-def _hint_specs() -> tuple[StageSpec, ...]:
-    return (
-        StageSpec(
-            name="rgat",
-            parents=("knowledge", "split"),
-            source=(*_modules("graph", without=("lightgcn", "knowledge")), "pooling", "schemas"),
-            libraries=("torch", "dgl", "polars", "numpy"),
-            fields=("rgat", "seed"),
-        ),
-        StageSpec(
-            name="lightgcn",
-            parents=("split",),
-            source=(*_modules("graph", without=("rgat", "knowledge")), "pooling", "schemas"),
-            libraries=("torch", "dgl", "polars", "numpy"),
-            fields=("lightgcn", "seed"),
-        ),
-        StageSpec(
-            name="retrieve",
-            parents=("knowledge", "split", "rgat", "lightgcn"),
-            source=("retrieve", "pooling", "stable_hash", "schemas"),
-            libraries=("torch", "polars", "numpy", "scipy", "pyarrow"),
-            fields=("retrieve", "prompt.triples_for_liked", "split.dislike", "seed"),
-        ),
-        StageSpec(
-            name="generate",
-            parents=("ingest", "split", "retrieve", "rgat", "lightgcn"),
-            source=("prompts", "stable_hash", "schemas"),
-            libraries=("polars", "pyarrow", "numpy"),
-            fields=("prompt", "retrieve", "split.dislike", "seed"),
-        ),
-    )
-
-
-def _model_specs() -> tuple[StageSpec, ...]:
-    # the deadline of the subprocess shapes no bytes
-    finetune_fields = tuple(f"finetune.{name}" for name in FinetuneConfig.model_fields if name != "timeout_minutes")
-    return (
-        StageSpec(
-            name="finetune",
-            parents=("generate",),
-            source=("finetune", "contract", "stable_hash", "schemas"),
-            libraries=("torch", "transformers", "trl", "peft", "accelerate", "datasets", "tokenizers"),
-            fields=(*finetune_fields, "seed"),
-            outside=("accelerate_config", "model"),
-        ),
-        StageSpec(
-            name="rank",
-            parents=("generate", "finetune"),
-            source=(
-                "rank.answerer",
-                "rank.decoding",
-                "rank.predict",
-                "rank.shards",
-                "contract",
-                "stable_hash",
-                "schemas",
-            ),
-            libraries=("torch", "transformers", "peft", "polars"),
-            fields=("rank", "seed"),
-        ),
-        StageSpec(
-            name="evaluate",
-            parents=("rank", "generate", "retrieve", "rgat", "lightgcn", "finetune"),
-            source=(
-                *_modules("rank", without=("answerer", "decoding", "predict", "audit", "promotion")),
-                "rank.templates",
-                "schemas",
-            ),
-            libraries=("polars", "numpy", "matplotlib", "jinja2"),
-            fields=("evaluate", "seed"),
-        ),
-    )
-
-
-def _modules(room: str, *, without: tuple[str, ...]) -> tuple[str, ...]:
-    """A room's modules but those that begin like ``without``: what is new in a room counts until it is left out."""
-    names = sorted(path.stem for path in (PACKAGE / room).glob("*.py"))
-    return tuple(f"{room}.{name}" for name in names if not name.startswith(("__init__", *without)))
 
 
 def resolve(config: RunConfig, artifacts: Path) -> RunPaths:
@@ -261,35 +139,36 @@ def run_ingest(paths: RunPaths, config: RunConfig) -> Path:
 
 def _parse_feed(paths: RunPaths, config: RunConfig, scratch: Path) -> tuple[list[Path], Facts]:
     """Folders with the parsed rows of each file of the feed. A file is parsed once, in whatever night it arrives."""
-    from tripletune.data.movielens import parse_feed_file
+    from tripletune.data.feed import parse_feed_file
     from tripletune.data.remote import fetch
 
-    spec = StageSpec(
-        name="parsed",
-        source=("data.movielens", "data.ratings", "data.rules", "data.tables", "schemas"),
-        libraries=("polars", "pyarrow"),
-        fields=(
-            "source.feed.columns",
-            *(f"ingest.{name}" for name in ("rating_min", "rating_max", "earliest", "latest")),
-        ),
-    )
     folders, reused = [], 0
-    for file in _feed_files(config):
-        parts = gather(spec, config, {}, {file.name: file.checksum})
+    for file in _resolved_feed(paths, config):
+        parts = gather(PARSED, config, {}, {file.name: file.checksum})
         one = RunPaths(
             root=paths.root,
             dataset=paths.dataset,
-            fingerprints={spec.name: fingerprint(spec.name, parts)},
-            ingredients={spec.name: parts},
+            fingerprints={PARSED.name: fingerprint(PARSED.name, parts)},
+            ingredients={PARSED.name: parts},
         )
-        reused += one.is_done(spec.name)
+        reused += one.is_done(PARSED.name)
 
         def make(work: Path, file: SourceFile = file) -> Facts:
             path = fetch(file, scratch)
             return parse_feed_file(path, file.name, work, config.source.feed.columns, config.ingest)
 
-        folders.append(one.build(spec.name, make))
+        folders.append(one.build(PARSED.name, make))
     return folders, {"feed_files": len(folders), "feed_files_parsed": len(folders) - reused}
+
+
+def _resolved_feed(paths: RunPaths, config: RunConfig) -> list[SourceFile]:
+    """The files that the fingerprint names; one that has come since is for the next run."""
+    wanted = {name: sha for name, sha in paths.ingredients["ingest"]["inputs"].items() if name.startswith("feed/")}
+    there = {f"feed/{file.name}": file for file in _feed_files(config)}
+    for name, checksum in wanted.items():
+        if name not in there or there[name].checksum != checksum:
+            raise InputError(f"{name.removeprefix('feed/')} in the feed was changed since this run began; run again")
+    return [there[name] for name in wanted]
 
 
 def run_split(paths: RunPaths, config: RunConfig) -> Path:
@@ -321,15 +200,10 @@ def run_knowledge(paths: RunPaths, config: RunConfig) -> Path:
             [Path(extra) for extra in config.source.extra_triples],
             work,
             config.knowledge,
-            _tags_before(config),
+            tags_before(config),
         )
 
     return paths.build("knowledge", make)
-
-
-def _tags_before(config: RunConfig) -> date | None:
-    """Under global_time, tags from the day on that is no longer learned from would tell of the future."""
-    return config.split.valid_from if config.split.protocol == "global_time" else None
 
 
 def run_rgat(paths: RunPaths, config: RunConfig) -> Path:

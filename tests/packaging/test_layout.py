@@ -111,10 +111,11 @@ def test_every_stage_has_a_function_a_task_and_a_source_that_exists():
     from tripletune import stages
     from tripletune.cli import STAGES
     from tripletune.config import RunConfig
+    from tripletune.specs import stage_specs
 
-    specs = stages.stage_specs(RunConfig(dataset="x"))
-    assert tuple(spec.name for spec in specs) == STAGES
-    for spec in specs:
+    found = stage_specs(RunConfig(dataset="x"))
+    assert tuple(spec.name for spec in found) == STAGES
+    for spec in found:
         assert callable(getattr(stages, f"run_{spec.name}"))
         assert (ROOT / "tasks" / f"{spec.name}.py").is_file()
         for field in spec.fields:

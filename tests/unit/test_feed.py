@@ -15,6 +15,7 @@ import pytest
 
 from tripletune import cli, stages
 from tripletune.config import RunConfig, parse_config
+from tripletune.errors import InputError
 from tripletune.paths import RunPaths
 
 NUM_FILMS = 60
@@ -134,6 +135,29 @@ def test_a_file_that_changed_is_parsed_again_and_a_renamed_column_parses_all_aga
     (feed / "a.csv").write_text((feed / "a.csv").read_text().replace("stars", "rating"))
     changed = settings(catalogue, feed, columns={**RENAMED, "rating": "rating"})
     assert ingest(changed, tmp_path / "a").manifest("ingest")["facts"]["feed_files_parsed"] == 2
+
+
+def test_other_names_for_the_same_columns_are_another_input(rows, catalogue, tmp_path):
+    feed = write(tmp_path / "feed.csv", rows)
+    swapped = {**RENAMED, "user_id": RENAMED["movie_id"], "movie_id": RENAMED["user_id"]}
+    one, other = settings(catalogue, feed), settings(catalogue, feed, columns=swapped)
+    before, after = (ingest(config, tmp_path / "a").folder("ingest") / "ratings.parquet" for config in (one, other))
+    assert pl.read_parquet(before)["user_id"].n_unique() == 40
+    assert pl.read_parquet(after)["user_id"].n_unique() == NUM_FILMS
+
+
+def test_a_file_that_arrives_during_a_run_is_for_the_next_and_one_that_changes_stops_it(rows, catalogue, tmp_path):
+    feed = tmp_path / "feed"
+    write(feed / "a.csv", rows[:500])
+    config = settings(catalogue, feed)
+    paths = stages.resolve(config, tmp_path / "a")
+    write(feed / "b.csv", rows[500:])
+    stages.run_ingest(paths, config)
+    assert paths.manifest("ingest")["facts"]["rows_in"] == 500
+    paths = stages.resolve(config, tmp_path / "a")
+    write(feed / "b.csv", rows[600:])
+    with pytest.raises(InputError, match=r"b.csv in the feed was changed since this run began; run again"):
+        stages.run_ingest(paths, config)
 
 
 def test_bad_rows_are_named_by_file_and_line_and_everything_adds_up(rows, catalogue, tmp_path):

@@ -12,14 +12,14 @@ import polars as pl
 from tripletune.config import FeedColumns, IngestConfig
 from tripletune.data.archive import unpack
 from tripletune.data.catalogue import read_links, read_movies, read_tags, read_users
+from tripletune.data.feed import load_parsed
 from tripletune.data.layouts import KNOWN_FILES, Layout, find_layout
 from tripletune.data.merge import merge_ratings
-from tripletune.data.ratings import PARSED, Parsed, RatingsFormat, parse_ratings
+from tripletune.data.ratings import RatingsFormat, parse_ratings
 from tripletune.data.rules import DUPLICATE
-from tripletune.data.tables import Sifted, TextTable
+from tripletune.data.tables import Sifted
 from tripletune.errors import InputError
-from tripletune.paths import SCRATCH, Facts, read_manifest, write_atomically
-from tripletune.schemas import REJECTS
+from tripletune.paths import SCRATCH, Facts, write_atomically
 
 _ROW_GROUP = 1 << 18
 
@@ -31,7 +31,7 @@ def ingest_release(release: Path, out: Path, settings: IngestConfig, feed: Seque
         release: a folder or a zip in one of the layouts of ``layouts.py``; also when it lies one folder down.
         out: the work folder.
         settings: domain of a rating and of its time, and the share of refused ratings at which to stop.
-        feed: folders of ``parse_feed_file`` that take the place of the release's ratings.
+        feed: folders of ``feed.parse_feed_file`` that take the place of the release's ratings.
 
     Returns:
         ``rows_in = rows_kept + rows_rejected`` of the ratings, the same for each table under ``tables``, rejects by
@@ -94,42 +94,10 @@ def _write_ratings(
     if feed is None:
         ratings = _read_ratings(folder, layout, movie_ids, settings)
     else:
-        ratings = merge_ratings([_load_parsed(part) for part in feed], movie_ids)
+        ratings = merge_ratings([load_parsed(part) for part in feed], movie_ids)
     _refuse_bad_ratings(release, ratings, settings)
     written.add("ratings", ratings)
     return ratings.kept["user_id"].n_unique()
-
-
-def parse_feed_file(path: Path, name: str, out: Path, columns: FeedColumns, settings: IngestConfig) -> Facts:
-    """Parse one file of a feed into ``rows rejects .parquet``, so that a later night need not.
-
-    Args:
-        path: CSV with a header, plain or ``.gz``, or Parquet.
-        name: what to call it in the rejects.
-        out: the work folder.
-        columns: what its columns are called.
-        settings: domain of a rating and of its time.
-
-    Raises:
-        InputError: the file is empty or cannot be read to its end, or lacks a column.
-    """
-    told = columns.model_dump()
-    table = TextTable(file=name, columns=tuple(told.values()), quoted=True)
-    parsed = parse_ratings(path, RatingsFormat(table, told, settings))
-    parsed.rows.write_parquet(out / "rows.parquet", compression="lz4", row_group_size=_ROW_GROUP)
-    parsed.rejects.write_parquet(out / "rejects.parquet")
-    return {"file": name, "movie_column": columns.movie_id, **_counts(Sifted(parsed.rows, parsed.rejects))}
-
-
-def _load_parsed(folder: Path) -> Parsed:
-    manifest = read_manifest(folder)
-    assert manifest is not None, f"{folder} is no finished output"
-    return Parsed(
-        file=manifest["facts"]["file"],
-        movie_column=manifest["facts"]["movie_column"],
-        rows=pl.read_parquet(folder / "rows.parquet", schema=PARSED),
-        rejects=pl.read_parquet(folder / "rejects.parquet", schema=REJECTS),
-    )
 
 
 def _read_ratings(folder: Path, layout: Layout, movie_ids: pl.Series, settings: IngestConfig) -> Sifted:

@@ -1,0 +1,146 @@
+"""What each stage is made of, for its fingerprint: source, libraries, settings, parents and inputs."""
+
+from __future__ import annotations
+
+from datetime import date
+
+from tripletune.config import FinetuneConfig, RunConfig
+from tripletune.fingerprint import PACKAGE, StageSpec
+
+PARSED = StageSpec(
+    name="parsed",
+    source=("data.feed", "data.ratings", "data.rules", "data.tables", "schemas"),
+    libraries=("polars", "pyarrow"),
+    fields=("source.feed.columns", "ingest.rating_min", "ingest.rating_max", "ingest.earliest", "ingest.latest"),
+)
+"""One file of a feed, parsed: an artifact of its own, so that a later night need not parse it again."""
+
+_NOT_INGEST = ("split", "imdb", "download", "partial", "remote", "retries", "stores")
+"""Modules of the data room that shape no byte of what ingest writes."""
+
+
+def stage_specs(config: RunConfig) -> tuple[StageSpec, ...]:
+    """What each reusable stage is made of, in an order in which they can run. ``promote`` is never reused."""
+    return (*_data_specs(config), *_hint_specs(), *_model_specs())
+
+
+def _data_specs(config: RunConfig) -> tuple[StageSpec, ...]:
+    synthetic, feed = not config.source.movielens, bool(config.source.feed.ratings)
+    return (
+        StageSpec(
+            name="ingest",
+            source=(
+                *_modules("data", without=(*_NOT_INGEST, *(() if synthetic else ("synthetic", "world")))),
+                "stable_hash",
+                "schemas",
+            ),
+            libraries=("polars", *(("numpy",) if synthetic else ()), *(("pyarrow",) if feed else ())),
+            fields=(
+                "ingest",
+                *(("synthetic", "seed") if synthetic else ()),
+                *(("source.feed.columns",) if feed else ()),
+            ),
+            outside=("movielens", "feed"),
+        ),
+        StageSpec(
+            name="split",
+            parents=("ingest",),
+            source=("data.split", "data.split_history", "data.split_rules", "stable_hash", "schemas"),
+            libraries=("polars", "pyarrow", "numpy"),
+            fields=("split", "seed"),
+        ),
+        StageSpec(
+            name="knowledge",
+            parents=("ingest",),
+            source=("data.imdb", "data.imdb_dumps", "graph.knowledge", "graph.knowledge_facts", "schemas"),
+            libraries=("polars",),
+            # the cut of tags; the other protocols have none
+            fields=("knowledge", *(("split.protocol", "split.valid_from") if tags_before(config) else ())),
+            outside=("imdb", "extra_triples"),
+        ),
+    )
+
+
+def _hint_specs() -> tuple[StageSpec, ...]:
+    return (
+        StageSpec(
+            name="rgat",
+            parents=("knowledge", "split"),
+            source=(*_modules("graph", without=("lightgcn", "knowledge")), "pooling", "schemas"),
+            libraries=("torch", "dgl", "polars", "numpy"),
+            fields=("rgat", "seed"),
+        ),
+        StageSpec(
+            name="lightgcn",
+            parents=("split",),
+            source=(*_modules("graph", without=("rgat", "knowledge")), "pooling", "schemas"),
+            libraries=("torch", "dgl", "polars", "numpy"),
+            fields=("lightgcn", "seed"),
+        ),
+        StageSpec(
+            name="retrieve",
+            parents=("knowledge", "split", "rgat", "lightgcn"),
+            source=("retrieve", "pooling", "stable_hash", "schemas"),
+            libraries=("torch", "polars", "numpy", "scipy", "pyarrow"),
+            fields=("retrieve", "prompt.triples_for_liked", "split.dislike", "seed"),
+        ),
+        StageSpec(
+            name="generate",
+            parents=("ingest", "split", "retrieve", "rgat", "lightgcn"),
+            source=("prompts", "stable_hash", "schemas"),
+            libraries=("polars", "pyarrow", "numpy"),
+            fields=("prompt", "retrieve", "split.dislike", "seed"),
+        ),
+    )
+
+
+def _model_specs() -> tuple[StageSpec, ...]:
+    # the deadline of the subprocess shapes no bytes
+    finetune_fields = tuple(f"finetune.{name}" for name in FinetuneConfig.model_fields if name != "timeout_minutes")
+    return (
+        StageSpec(
+            name="finetune",
+            parents=("generate",),
+            source=("finetune", "contract", "stable_hash", "schemas"),
+            libraries=("torch", "transformers", "trl", "peft", "accelerate", "datasets", "tokenizers"),
+            fields=(*finetune_fields, "seed"),
+            outside=("accelerate_config", "model"),
+        ),
+        StageSpec(
+            name="rank",
+            parents=("generate", "finetune"),
+            source=(
+                "rank.answerer",
+                "rank.decoding",
+                "rank.predict",
+                "rank.shards",
+                "contract",
+                "stable_hash",
+                "schemas",
+            ),
+            libraries=("torch", "transformers", "peft", "polars"),
+            fields=("rank", "seed"),
+        ),
+        StageSpec(
+            name="evaluate",
+            parents=("rank", "generate", "retrieve", "rgat", "lightgcn", "finetune"),
+            source=(
+                *_modules("rank", without=("answerer", "decoding", "predict", "audit", "promotion")),
+                "rank.templates",
+                "schemas",
+            ),
+            libraries=("polars", "numpy", "matplotlib", "jinja2"),
+            fields=("evaluate", "seed"),
+        ),
+    )
+
+
+def _modules(room: str, *, without: tuple[str, ...]) -> tuple[str, ...]:
+    """A room's modules but those that begin like ``without``: what is new in a room counts until it is left out."""
+    names = sorted(path.stem for path in (PACKAGE / room).glob("*.py"))
+    return tuple(f"{room}.{name}" for name in names if not name.startswith(("__init__", *without)))
+
+
+def tags_before(config: RunConfig) -> date | None:
+    """Under global_time, tags from the day on that is no longer learned from would tell of the future."""
+    return config.split.valid_from if config.split.protocol == "global_time" else None
