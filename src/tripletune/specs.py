@@ -9,7 +9,10 @@ from tripletune.fingerprint import PACKAGE, StageSpec
 
 PARSED = StageSpec(
     name="parsed",
-    source=("data.feed", "data.ratings", "data.rules", "data.tables", "schemas"),
+    source=(
+        *(f"data.{name}" for name in ("feed", "ratings", "rating_rows", "ratings_text", "ratings_parquet")),
+        *("data.rules", "data.tables", "schemas"),
+    ),
     libraries=("polars", "pyarrow"),
     fields=("source.feed.columns", "ingest.rating_min", "ingest.rating_max", "ingest.earliest", "ingest.latest"),
 )

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import inspect
+import shutil
 import textwrap
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -17,12 +18,13 @@ from typing import TYPE_CHECKING, Any
 
 from tripletune.config import RunConfig
 from tripletune.errors import ConfigError, InputError, MissingArtifactError
-from tripletune.fingerprint import Ingredients, StageSpec, fingerprint, gather, input_checksums
-from tripletune.paths import SCRATCH, Facts, RunPaths
+from tripletune.fingerprint import Ingredients, StageSpec, fingerprint, gather, input_checksums, sha256_file
+from tripletune.paths import SCRATCH, Facts, RunPaths, damaged_files
 from tripletune.runs import read_run
 from tripletune.specs import PARSED, stage_specs, tags_before
 
 if TYPE_CHECKING:
+    from tripletune.data.feed import FeedPart
     from tripletune.data.remote import SourceFile
     from tripletune.tracking import StageRun
 
@@ -126,39 +128,59 @@ def run_ingest(paths: RunPaths, config: RunConfig) -> Path:
     from tripletune.data.synthetic import write_release
 
     def make(work: Path) -> Facts:
-        if config.source.feed.ratings:
-            feed, facts = _parse_feed(paths, config, work / SCRATCH)
-            return {**facts, **ingest_release(Path(config.source.movielens), work, config.ingest, feed)}
-        if config.source.movielens:
-            return ingest_release(Path(config.source.movielens), work, config.ingest)
-        facts = write_release(work / "release", config.synthetic, config.seed)
-        return {**facts, **ingest_release(work / "release", work, config.ingest)}
+        if not config.source.movielens:
+            facts = write_release(work / "release", config.synthetic, config.seed)
+            return {**facts, **ingest_release(work / "release", work, config.ingest)}
+        feed, facts = _parse_feed(paths, config, work / SCRATCH) if config.source.feed.ratings else (None, {})
+        facts |= ingest_release(Path(config.source.movielens), work, config.ingest, feed)
+        _refuse_changes(paths, config)
+        return facts
 
     return paths.build("ingest", make)
 
 
-def _parse_feed(paths: RunPaths, config: RunConfig, scratch: Path) -> tuple[list[Path], Facts]:
-    """Folders with the parsed rows of each file of the feed. A file is parsed once, in whatever night it arrives."""
-    from tripletune.data.feed import parse_feed_file
+def _refuse_changes(paths: RunPaths, config: RunConfig) -> None:
+    """Nothing is published under a fingerprint whose release was another one when it was read."""
+    from tripletune.data.layouts import files_read
+
+    now = input_checksums(
+        {"movielens": Path(config.source.movielens)}, read={"movielens": files_read(config.source.feed)}
+    )
+    for name, checksum in now.items():
+        if paths.ingredients["ingest"]["inputs"].get(name) != checksum:
+            raise InputError(f"{name} was changed while it was read; run again")
+
+
+def _parse_feed(paths: RunPaths, config: RunConfig, scratch: Path) -> tuple[list[FeedPart], Facts]:
+    """The parsed rows of each file of the feed. A file is parsed once, in whatever night it arrives."""
+    from tripletune.data.feed import FeedPart, parse_feed_file
     from tripletune.data.remote import fetch
 
-    folders, reused = [], 0
+    parts, reused = [], 0
     for file in _resolved_feed(paths, config):
-        parts = gather(PARSED, config, {}, {file.name: file.checksum})
+        made_of = gather(PARSED, config, {}, {"file": file.checksum})
         one = RunPaths(
             root=paths.root,
             dataset=paths.dataset,
-            fingerprints={PARSED.name: fingerprint(PARSED.name, parts)},
-            ingredients={PARSED.name: parts},
+            fingerprints={PARSED.name: fingerprint(PARSED.name, made_of)},
+            ingredients={PARSED.name: made_of},
         )
+        # it is read again for months: a damaged one must not get into every night
+        if one.is_done(PARSED.name) and damaged_files(one.folder(PARSED.name)):
+            shutil.rmtree(one.folder(PARSED.name))
         reused += one.is_done(PARSED.name)
 
         def make(work: Path, file: SourceFile = file) -> Facts:
             path = fetch(file, scratch)
-            return parse_feed_file(path, file.name, work, config.source.feed.columns, config.ingest)
+            facts = parse_feed_file(path, file.url, work, config.source.feed.columns, config.ingest)
+            if file.is_remote:
+                path.unlink()
+            elif sha256_file(path) != file.checksum:
+                raise InputError(f"{file.url} was changed while it was read; run again")
+            return facts
 
-        folders.append(one.build(PARSED.name, make))
-    return folders, {"feed_files": len(folders), "feed_files_parsed": len(folders) - reused}
+        parts.append(FeedPart(one.build(PARSED.name, make), file.name))
+    return parts, {"feed_files": len(parts), "feed_files_parsed": len(parts) - reused}
 
 
 def _resolved_feed(paths: RunPaths, config: RunConfig) -> list[SourceFile]:

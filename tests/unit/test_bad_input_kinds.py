@@ -15,11 +15,11 @@ FILES = {
     "ratings": b"userId,movieId,rating,timestamp\r\n"
     + b"".join(b"%d,%d,4.0,%d\r\n" % (1 + row // 10, row % 10, 1_000_000_000 + row) for row in range(40)),
     "movies": b"movieId,title,genres\r\n"
-    + b"".join(b'%d,"Film, The (19%d)",Drama|Comedy\r\n' % (film, 90 + film) for film in range(10)),
-    "tags": b"userId,movieId,tag,timestamp\r\n" + b"".join(b"%d,3,slow,1000000000\r\n" % user for user in range(5)),
-    "links": b"movieId,imdbId,tmdbId\r\n" + b"".join(b"%d,%07d,1\r\n" % (film, film + 1) for film in range(10)),
+    + b"".join(b'%d,"Film, The (%d)",Drama|Comedy\r\n' % (film, 1960 + film) for film in range(40)),
+    "tags": b"userId,movieId,tag,timestamp\r\n" + b"".join(b"%d,3,slow,1000000000\r\n" % user for user in range(40)),
+    "links": b"movieId,imdbId,tmdbId\r\n" + b"".join(b"%d,%07d,1\r\n" % (film, film + 1) for film in range(40)),
 }
-ROWS = {"ratings": 40, "movies": 10, "tags": 5, "links": 10}
+ROWS = {"ratings": 40, "movies": 40, "tags": 40, "links": 40}
 ID = "not a whole number from 0 to 2147483647"
 
 
@@ -73,7 +73,7 @@ KEPT = {
     ),
     "time before MovieLens": Kept("ratings", add(b"9,1,4.0,7\r\n"), [(42, "timestamp", "7", "not in the seconds")], 1),
     "newer rating of a film": Kept(
-        "ratings", add(b"1,0,2.0,1100000000\r\n"), [(2, "movieId", "0", "duplicate: a newer rating")], 1
+        "ratings", add(b"1,0,2.0,1100000000\r\n"), [(2, "movieId", "0", "duplicate: another rating")], 1
     ),
     "film nobody knows": Kept(
         "ratings", add(b"9,77,4.0,1000000000\r\n"), [(42, "movieId", "77", "movie is not in the movies file")], 1
@@ -84,17 +84,22 @@ KEPT = {
         "ratings", add(b"9,1,\xff,1000000000\r\n"), [(42, None, "9,1,\ufffd,1000000000", "not UTF-8")], 1
     ),
     "title not UTF-8": Kept(
-        "movies", add(b"77,Am\xe9lie,Drama\r\n"), [(12, None, "77,Am\ufffdlie,Drama", "not UTF-8")], 1
+        "movies", add(b"77,Am\xe9lie,Drama\r\n"), [(42, None, "77,Am\ufffdlie,Drama", "not UTF-8")], 1
     ),
-    "quote never closed": Kept("movies", add(b'77,"Open,Drama\r\n'), [(12, None, '77,"Open,Drama', "not 3 fields")], 1),
+    "quote never closed": Kept("movies", add(b'77,"Open,Drama\r\n'), [(42, None, '77,"Open,Drama', "not 3 fields")], 1),
     "text after a quote": Kept(
-        "tags", add(b'1,3,"a"b,1000000000\r\n'), [(7, None, '1,3,"a"b,1000000000', "not 4 fields")], 1
+        "tags", add(b'1,3,"a"b,1000000000\r\n'), [(42, None, '1,3,"a"b,1000000000', "not 4 fields")], 1
     ),
-    "no title": Kept("movies", add(b"77, ,Drama\r\n"), [(12, "title", " ", "no title")], 1),
+    "no title": Kept("movies", add(b"77, ,Drama\r\n"), [(42, "title", " ", "no title")], 1),
     "movie id twice": Kept(
-        "movies", add(b"3,Other,Drama\r\n"), [(12, "movieId", "3", "movie id stands in an earlier")], 1
+        "movies", add(b"3,Other,Drama\r\n"), [(42, "movieId", "3", "movie id stands in an earlier")], 1
     ),
-    "tag of a film nobody knows": Kept("tags", add(b"1,77,slow,1\r\n"), [(7, "movieId", "77", "movie is not in")], 1),
+    "tag of a film nobody knows": Kept(
+        "tags", add(b"1,77,slow,1000000000\r\n"), [(42, "movieId", "77", "movie is not in")], 1
+    ),
+    "tag in milliseconds": Kept(
+        "tags", add(b"1,3,slow,1000000000000\r\n"), [(42, "timestamp", "1000000000000", "not in the seconds")], 1
+    ),
     "no IMDb id": Kept("links", swap(b"\r\n9,0000010,1", b"\r\n9,,1"), [(11, "imdbId", "", "not an IMDb id")]),
 }
 REFUSED = {
@@ -104,9 +109,13 @@ REFUSED = {
     "empty tags": Refused("tags", lambda text: b"", "tags.csv is empty; expected the header 'userId,movieId,tag"),
     "header only": Refused("ratings", lambda text: text[:33], "ratings.csv has no ratings; expected rows below"),
     "movies header only": Refused("movies", lambda text: text[:22], "movies.csv has no usable row (0 refused)"),
-    "column missing": Refused("ratings", swap(b",timestamp", b""), "line 1 reads 'userId,movieId,rating'; expected"),
+    "column missing": Refused(
+        "ratings", swap(b",timestamp", b""), "reads 'userId,movieId,rating' and has no column 'timestamp'; expected"
+    ),
     "column twice": Refused("ratings", swap(b"movieId", b"userId"), "line 1 reads 'userId,userId,rating,timestamp'"),
-    "no header": Refused("ratings", lambda text: text[33:], "line 1 reads '1,0,4.0,1000000000'; expected the header"),
+    "no header": Refused(
+        "ratings", lambda text: text[33:], "line 1 reads '1,0,4.0,1000000000' and has no column 'userId'"
+    ),
     "swapped columns": Refused(
         "ratings", swap(b"rating,timestamp", b"timestamp,rating"), "40 of 40 ratings were refused, more than the share"
     ),
@@ -114,6 +123,11 @@ REFUSED = {
         "ratings", lambda text: text.replace(b",", b";"), "ratings.csv line 1 reads 'userId;movieId"
     ),
     "UTF-16": Refused("ratings", lambda text: text.decode().encode("utf-16"), "ratings.csv line 1 reads"),
+    "too many tags without a date": Refused(
+        "tags",
+        lambda text: text.replace(b"1000000000", b"2001-09-09"),
+        "40 of 40 tags were refused, more than the share",
+    ),
     "too many bad rows": Refused(
         "ratings", add(b"1,1,9.9,1000000000\r\n" * 3), "such as '9.9' in ratings.csv line 42, rating"
     ),
@@ -149,4 +163,4 @@ def test_damage_to_a_whole_file_ends_in_one_line_and_exit_code_2(case, tmp_path,
     assert error.startswith("tripletune: ")
     assert len(error.splitlines()) == 1
     assert case.said in error
-    assert not list((tmp_path / "artifacts").rglob("*.parquet"))
+    assert not list((tmp_path / "artifacts").rglob("manifest.json"))

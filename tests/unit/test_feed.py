@@ -15,6 +15,7 @@ import pytest
 
 from tripletune import cli, stages
 from tripletune.config import RunConfig, parse_config
+from tripletune.data import feed as feed_module
 from tripletune.errors import InputError
 from tripletune.paths import RunPaths
 
@@ -131,7 +132,10 @@ def test_a_file_that_changed_is_parsed_again_and_a_renamed_column_parses_all_aga
     ingest(config, tmp_path / "a")
     write(feed / "b.csv", rows[200:-1])
     assert ingest(config, tmp_path / "a").manifest("ingest")["facts"]["feed_files_parsed"] == 1
-    (feed / "b.csv").write_text((feed / "b.csv").read_text().replace("stars", "rating"))
+    (feed / "b.csv").rename(feed / "c.csv")
+    assert ingest(config, tmp_path / "a").manifest("ingest")["facts"]["feed_files_parsed"] == 0
+    (feed / "b.csv").write_text((feed / "c.csv").read_text().replace("stars", "rating"))
+    (feed / "c.csv").unlink()
     (feed / "a.csv").write_text((feed / "a.csv").read_text().replace("stars", "rating"))
     changed = settings(catalogue, feed, columns={**RENAMED, "rating": "rating"})
     assert ingest(changed, tmp_path / "a").manifest("ingest")["facts"]["feed_files_parsed"] == 2
@@ -158,6 +162,42 @@ def test_a_file_that_arrives_during_a_run_is_for_the_next_and_one_that_changes_s
     write(feed / "b.csv", rows[600:])
     with pytest.raises(InputError, match=r"b.csv in the feed was changed since this run began; run again"):
         stages.run_ingest(paths, config)
+
+
+def test_a_parsed_file_whose_bytes_were_damaged_is_parsed_again(rows, catalogue, tmp_path):
+    feed = tmp_path / "feed"
+    write(feed / "a.csv", rows[:500])
+    config = settings(catalogue, feed)
+    ingest(config, tmp_path / "a")
+    (parsed,) = (tmp_path / "a" / "feed" / "parsed").glob("*/rows.parquet")
+    damaged = bytearray(parsed.read_bytes())
+    damaged[100] ^= 4
+    parsed.write_bytes(damaged)
+    write(feed / "b.csv", rows[500:])
+    after = ingest(config, tmp_path / "a")
+    whole = settings(catalogue, write(tmp_path / "whole.csv", rows))
+    assert after.manifest("ingest")["facts"]["feed_files_parsed"] == 2
+    assert hashes(after, config) == hashes(ingest(whole, tmp_path / "b"), whole)
+
+
+def test_what_changes_while_it_is_read_is_not_published(rows, catalogue, tmp_path, monkeypatch):
+    feed = write(tmp_path / "feed.csv", rows)
+    config = settings(catalogue, feed)
+    parse = feed_module.parse_ratings
+
+    def parse_too_late(path, form):
+        path.write_text(path.read_text().replace("4.5", "0.5"))
+        return parse(path, form)
+
+    monkeypatch.setattr(feed_module, "parse_ratings", parse_too_late)
+    with pytest.raises(InputError, match=r"feed.csv was changed while it was read; run again"):
+        ingest(config, tmp_path / "a")
+    monkeypatch.setattr(feed_module, "parse_ratings", parse)
+    paths = stages.resolve(config, tmp_path / "a")
+    (catalogue / "movies.csv").write_text((catalogue / "movies.csv").read_text().replace("Film 7 ", "Film VII "))
+    with pytest.raises(InputError, match=r"movies.csv was changed while it was read; run again"):
+        stages.run_ingest(paths, config)
+    assert not list((tmp_path / "a" / "feed" / "ingest").glob("*/manifest.json"))
 
 
 def test_bad_rows_are_named_by_file_and_line_and_everything_adds_up(rows, catalogue, tmp_path):

@@ -13,15 +13,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tripletune.config import FeedColumns, IngestConfig
-from tripletune.data import ratings as ratings_module
-from tripletune.data.ratings import Parsed, RatingsFormat, parse_ratings
+from tripletune.data import ratings_text
+from tripletune.data.rating_rows import RatingsFormat
+from tripletune.data.ratings import Parsed, parse_ratings
 from tripletune.data.tables import TextTable
 from tripletune.errors import InputError
 
 SETTINGS = IngestConfig(earliest=date(1970, 1, 1))
 TOLD = FeedColumns().model_dump()
-CSV = RatingsFormat(TextTable(file="r.csv", columns=tuple(TOLD.values()), quoted=True), TOLD, SETTINGS)
-DAT = RatingsFormat(TextTable(file="r.dat", columns=tuple(TOLD.values()), separator="::", header=False), TOLD, SETTINGS)
+NAMES = tuple(TOLD.values())
+CSV = RatingsFormat(TextTable(file="r.csv", columns=NAMES, quoted=True), TOLD, SETTINGS, "r.csv")
+DAT = RatingsFormat(TextTable(file="r.dat", columns=NAMES, separator="::", header=False), TOLD, SETTINGS, "r.dat")
 HEADER = b"userId,movieId,rating,timestamp\r\n"
 WHOLE_NUMBER = re.compile(r"[+-]?[0-9]+")
 DECIMAL = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
@@ -48,6 +50,23 @@ def damaged_files(draw: st.DrawFn) -> bytes:
     return b"".join(lines)[: draw(st.integers(1, 2000))]
 
 
+note = st.sampled_from(
+    ["", "a", '"a, b"', '"a\n666,666,5.0,1000000000,b\nc"', '"a ""b"""', '"a"b', 'a"', '"', '"a" ', "é"]
+)
+
+
+@st.composite
+def files_with_notes(draw: st.DrawFn) -> bytes:
+    """As ``damaged_files`` with a column of text at the end, in quotes, over several lines, or with stray quotes."""
+    lines = [b"userId,movieId,rating,timestamp,note"]
+    for line in draw(st.lists(good_line, max_size=20)):
+        text = draw(note).encode()
+        if draw(st.integers(0, 6)) == 0:
+            text = draw(junk)
+        lines.append(line.replace(b",4.5,", b",9.5,") + b"," + text)
+    return b"\n".join(lines) + b"\n"
+
+
 def expected(line: bytes) -> tuple[int, int, float, int] | None:
     """What a line without quotes says, by the standard library alone; None when it is to be refused."""
     try:
@@ -72,8 +91,8 @@ def parse(folder: Path, body: bytes, form: RatingsFormat = CSV) -> Parsed:
 @pytest.fixture
 def small_blocks(monkeypatch):
     """Blocks of a few lines, so that short files are cut and halved as gigabytes are."""
-    monkeypatch.setattr(ratings_module, "_BLOCK", 300)
-    monkeypatch.setattr(ratings_module, "_SMALL", 60)
+    monkeypatch.setattr(ratings_text, "_BLOCK", 300)
+    monkeypatch.setattr(ratings_text, "_SMALL", 60)
 
 
 anything_goes = settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -99,21 +118,76 @@ def test_reading_fast_gives_the_rows_of_reading_line_by_line(body, form, tmp_pat
     body = body.replace(b",", form.table.separator.encode())
     fast = parse(tmp_path, body or b"\n", form)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ratings_module._Block, "_read_clean", lambda *_: None)
+        patch.setattr(ratings_text._Block, "_read_clean", lambda *_: None)
         exact = parse(tmp_path, body or b"\n", form)
     assert fast.rows.equals(exact.rows)
     assert fast.rejects.sort("line").equals(exact.rejects.sort("line"))
 
 
+@anything_goes
+@given(text=files_with_notes())
+def test_notes_in_quotes_are_read_alike_wherever_the_blocks_are_cut(text, tmp_path):
+    path = tmp_path / "r.csv"
+    path.write_bytes(text)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ratings_text._Block, "_read_clean", lambda *_: None)
+        whole = parse_ratings(path, CSV)
+    for block in (40, 61, 150, 1 << 24):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(ratings_text, "_BLOCK", block)
+            patch.setattr(ratings_text, "_SMALL", 60)
+            cut = parse_ratings(path, CSV)
+        assert cut.rows.rows() == whole.rows.rows()
+        assert cut.rejects.rows() == whole.rejects.rows()
+
+
+def test_a_note_over_several_lines_makes_no_rating_of_its_own(tmp_path, small_blocks):
+    row = '7,%d,4.0,1000000000,"a\n666,666,5.0,1000000000,b\nc"\n'
+    path = tmp_path / "r.csv"
+    path.write_text("userId,movieId,rating,timestamp,note\n" + "".join(row % film for film in range(200)))
+    parsed = parse_ratings(path, CSV)
+    assert parsed.rejects.is_empty()
+    assert parsed.rows["movie_id"].to_list() == list(range(200))
+    assert parsed.rows["line"].to_list() == list(range(2, 602, 3))
+
+
+@pytest.mark.parametrize("form", [CSV, DAT], ids=["with a header", "without"])
+def test_a_byte_order_mark_is_no_part_of_the_first_field(tmp_path, form):
+    line = form.table.separator.join(["1", "2", "4.0", "10"]) + "\n"
+    bad = form.table.separator.join(["1", "3", "9.0", "10"]) + "\n"
+    header = "userId,movieId,rating,timestamp\n" if form.table.header else ""
+    path = tmp_path / form.table.file
+    path.write_text(header + line + bad, encoding="utf-8-sig")
+    assert parse_ratings(path, form).rows.rows() == [(1, 2, 4.0, 10, 1 + form.table.header)]
+
+
+def test_a_replacement_character_that_was_typed_is_no_damage(tmp_path):
+    path = tmp_path / "r.csv"
+    path.write_bytes("userId,movieId,rating,timestamp,note\n1,2,4.0,10,\ufffd\n".encode() + b"1,3,4.0,10,\xff\n")
+    parsed = parse_ratings(path, CSV)
+    assert parsed.rows["movie_id"].to_list() == [2]
+    assert parsed.rejects.select("line", "reason").rows() == [(3, "not UTF-8")]
+
+
+@pytest.mark.parametrize(
+    "text", [b"0" * (3 << 20), HEADER + b"1" * (20 << 20), HEADER.replace(b"\n", b"\r") * (1 << 17)]
+)
+def test_a_line_beyond_all_measure_ends_the_file_with_its_number(tmp_path, text):
+    path = tmp_path / "r.csv"
+    path.write_bytes(text)
+    with pytest.raises(InputError, match=r"r.csv line [12] is longer than 1 MiB"):
+        parse_ratings(path, CSV)
+
+
 def test_one_bad_line_in_a_large_file_costs_itself_and_keeps_the_line_numbers(tmp_path, monkeypatch):
-    read_exactly = ratings_module._Block._read_exactly
+    read_exactly = ratings_text._Block._read_exactly
     sizes: list[int] = []
 
-    def counting(self, data, line):
+    def counting(self, data, line, more):
         sizes.append(len(data))
-        return read_exactly(self, data, line)
+        return read_exactly(self, data, line, more)
 
-    monkeypatch.setattr(ratings_module._Block, "_read_exactly", counting)
+    monkeypatch.setattr(ratings_text._Block, "_read_exactly", counting)
     lines = [b"%d,%d,4.0,978300760\n" % (row, row) for row in range(400_000)]
     lines[300_000] = b"300000,300000,5.5,978300760\n"
     parsed = parse(tmp_path, b"".join(lines))
@@ -130,7 +204,7 @@ def test_a_packed_file_is_read_like_a_plain_one_and_a_truncated_one_is_named(tmp
     packed.write_bytes(gzip.compress(HEADER + body))
     assert parse_ratings(packed, CSV).rows.equals(plain.rows)
     packed.write_bytes(packed.read_bytes()[:-2000])
-    with pytest.raises(InputError, match=r"r.csv.gz cannot be unpacked .*fetch it again"):
+    with pytest.raises(InputError, match=r"r.csv cannot be unpacked .*fetch it again"):
         parse_ratings(packed, CSV)
 
 
@@ -142,29 +216,46 @@ def test_quoted_fields_and_further_columns_do_not_matter(tmp_path):
     assert parsed.rejects.is_empty()
 
 
-@pytest.mark.parametrize("types", ["as ours", "wide", "text", "datetime"])
+@pytest.mark.parametrize("types", ["as ours", "wide", "text", "category", "moment", "day"])
 def test_parquet_of_any_reasonable_types_gives_the_same_rows(tmp_path, types):
-    frame = pl.DataFrame(
-        {"userId": [1, 2], "movieId": [3, 4], "rating": [4.5, 1.0], "timestamp": [978300760, 978300761]}
-    )
-    casts = {
-        "as ours": {"userId": pl.Int32, "movieId": pl.Int32, "rating": pl.Float32},
-        "wide": {"userId": pl.UInt64, "movieId": pl.Float64, "rating": pl.Decimal(4, 2)},
-        "text": dict.fromkeys(frame.columns, pl.String),
+    time = 978_307_200
+    frame = pl.DataFrame({"userId": [1, 2], "movieId": [3, 4], "rating": [4.5, 1.0], "timestamp": [time, time + 86400]})
+    moments = pl.from_epoch("timestamp", time_unit="s")
+    changed = {
+        "as ours": frame.cast({"userId": pl.Int32, "movieId": pl.Int32, "rating": pl.Float32}),
+        "wide": frame.cast({"userId": pl.UInt64, "movieId": pl.Float64, "rating": pl.Decimal(4, 2)}),
+        "text": frame.cast(dict.fromkeys(frame.columns, pl.String)),
+        "category": frame.with_columns(pl.col("userId").cast(pl.String).cast(pl.Categorical)),
+        "moment": frame.with_columns(moments.dt.replace_time_zone("UTC")),
+        "day": frame.with_columns(moments.cast(pl.Date)),
     }
-    if types == "datetime":
-        frame = frame.with_columns(pl.from_epoch("timestamp", time_unit="s").dt.replace_time_zone("UTC"))
-    else:
-        frame = frame.cast(casts[types])
-    frame.write_parquet(tmp_path / "r.parquet")
+    changed[types].write_parquet(tmp_path / "r.parquet")
     parsed = parse_ratings(tmp_path / "r.parquet", CSV)
-    assert parsed.rows.rows() == [(1, 3, 4.5, 978300760, 1), (2, 4, 1.0, 978300761, 2)]
+    assert parsed.rows.rows() == [(1, 3, 4.5, time, 1), (2, 4, 1.0, time + 86400, 2)]
     assert parsed.rejects.is_empty()
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "said"),
+    [
+        ("rating", [[1.0]], r"'rating' holds .*list.*; expected numbers"),
+        ("rating", [True], r"'rating' holds bool; expected numbers"),
+        ("userId", [b"1"], r"'userId' holds .*binary.*; expected numbers"),
+        ("movieId", [date(2001, 1, 1)], r"'movieId' holds date.*; expected numbers"),
+        ("timestamp", [{"a": 1}], r"'timestamp' holds struct.*; expected numbers, or days or moments"),
+    ],
+)
+def test_parquet_types_that_say_no_number_are_named(tmp_path, column, values, said):
+    frame = pl.DataFrame({"userId": [1], "movieId": [3], "rating": [4.5], "timestamp": [978_307_200]})
+    frame.with_columns(pl.Series(column, values)).write_parquet(tmp_path / "r.parquet")
+    with pytest.raises(InputError, match=said):
+        parse_ratings(tmp_path / "r.parquet", CSV)
 
 
 def test_bad_rows_of_parquet_are_refused_by_row_number(tmp_path):
     pl.DataFrame(
-        {"userId": [1, None, 2], "movieId": [3.0, 4.0, 4.5], "rating": [9.0, 4.0, 4.0], "timestamp": [1, 2, 3]}
+        {"userId": [1, None, 2], "movieId": [3.0, 4.0, 4.5], "rating": [9.0, 4.0, 4.0], "timestamp": [1, 2, 3]},
+        schema_overrides={"movieId": pl.Decimal(4, 1)},
     ).write_parquet(tmp_path / "r.parquet")
     parsed = parse_ratings(tmp_path / "r.parquet", CSV)
     assert parsed.rows.is_empty()
@@ -176,8 +267,8 @@ def test_bad_rows_of_parquet_are_refused_by_row_number(tmp_path):
 def test_a_parquet_file_without_a_column_or_without_an_end_is_named(tmp_path):
     path = tmp_path / "r.parquet"
     pl.DataFrame({"userId": [1], "movieId": [3], "stars": [4.0], "timestamp": [1]}).write_parquet(path)
-    with pytest.raises(InputError, match=r"r.parquet has the columns userId, movieId, stars.*expected 'rating'"):
+    with pytest.raises(InputError, match=r"r.csv has the columns userId, movieId, stars.*has no column 'rating'"):
         parse_ratings(path, CSV)
     path.write_bytes(path.read_bytes()[:-10])
-    with pytest.raises(InputError, match=r"r.parquet cannot be read as Parquet"):
+    with pytest.raises(InputError, match=r"r.csv cannot be read as Parquet"):
         parse_ratings(path, CSV)

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import polars as pl
 
+from tripletune.config import IngestConfig
 from tripletune.data.layouts import GENRES_100K, Layout
-from tripletune.data.rules import Rule, link_rules, movie_rules, number, tag_rules, user_rules
+from tripletune.data.rules import Rule, imdb_digits, link_rules, movie_rules, number, tag_rules, user_rules
 from tripletune.data.tables import Sifted, TextTable, read_table
 from tripletune.errors import InputError
 from tripletune.schemas import LINKS, MOVIES, REJECTS, TAGS, USERS, conform
@@ -49,9 +50,9 @@ def _genres(table: TextTable) -> pl.Expr:
     return listed.list.eval(element.filter(real))
 
 
-def read_tags(folder: Path, layout: Layout, movie_ids: pl.Series) -> Sifted:
+def read_tags(folder: Path, layout: Layout, movie_ids: pl.Series, settings: IngestConfig) -> Sifted:
     """Tags, schema TAGS, sorted by user, time, movie and tag; empty where the release has none."""
-    sifted = _read_if_there(folder, layout, "tags", tag_rules(movie_ids))
+    sifted = _read_if_there(folder, layout, "tags", tag_rules(movie_ids, settings))
     if sifted is None:
         return _nothing(TAGS)
     kept = sifted.kept.select(
@@ -68,8 +69,7 @@ def read_links(folder: Path, layout: Layout, movie_ids: pl.Series) -> Sifted:
     sifted = _read_if_there(folder, layout, "links", link_rules(movie_ids))
     if sifted is None:
         return _nothing(LINKS)
-    digits = pl.col("imdbId").str.strip_chars().str.strip_prefix("tt")
-    kept = sifted.kept.select(movie_id=number("movieId", pl.Int32), imdb_id=pl.lit("tt") + digits.str.zfill(7))
+    kept = sifted.kept.select(movie_id=number("movieId", pl.Int32), imdb_id=pl.lit("tt") + imdb_digits().str.zfill(7))
     return Sifted(conform(kept, LINKS).sort("movie_id"), sifted.rejects)
 
 

@@ -49,7 +49,7 @@ LAYOUTS = (
     Layout(
         name="csv",
         tables={
-            "ratings": TextTable(file="ratings.csv", columns=RATING_FIELDS),
+            "ratings": TextTable(file="ratings.csv", columns=RATING_FIELDS, quoted=True),
             "movies": TextTable(file="movies.csv", columns=("movieId", "title", "genres"), quoted=True),
             "tags": TextTable(file="tags.csv", columns=("userId", "movieId", "tag", "timestamp"), quoted=True),
             "links": TextTable(file="links.csv", columns=("movieId", "imdbId", "tmdbId"), quoted=True),

@@ -6,12 +6,13 @@ from collections.abc import Sequence
 
 import polars as pl
 
-from tripletune.data.ratings import PARSED, Parsed
+from tripletune.data.rating_rows import PARSED
+from tripletune.data.ratings import Parsed
 from tripletune.data.rules import DUPLICATE, UNKNOWN_MOVIE, Rule
 from tripletune.data.tables import Sifted, field_rejects
 from tripletune.schemas import RATINGS, REJECTS
 
-_MERGED = pl.Schema([*PARSED.items(), ("file", pl.UInt16())])
+_MERGED = pl.Schema([*PARSED.items(), ("file", pl.UInt32())])
 _PIECE = 1 << 21
 _PAIR = pl.col("user_id").cast(pl.Int64) * (1 << 32) + pl.col("movie_id")
 
@@ -27,7 +28,7 @@ def merge_ratings(files: Sequence[Parsed], movie_ids: pl.Series) -> Sifted:
         movie_ids: the films of the release.
     """
     rows = [pl.DataFrame(schema=_MERGED)]
-    rows += [parsed.rows.with_columns(file=pl.lit(number, pl.UInt16)) for number, parsed in enumerate(files)]
+    rows += [parsed.rows.with_columns(file=pl.lit(number, pl.UInt32)) for number, parsed in enumerate(files)]
     merged = pl.concat(rows, rechunk=False)
     orphans = older = merged.clear()
     known = merged["movie_id"].is_in(movie_ids.implode())

@@ -11,7 +11,7 @@ import polars as pl
 from tripletune.config import IngestConfig
 
 UNKNOWN_MOVIE = "movie is not in the movies file"
-DUPLICATE = "duplicate: a newer rating of the same film by the same user counts"
+DUPLICATE = "duplicate: another rating of the same film by the same user counts, the newest, or the highest of these"
 NOT_UTF8 = "not UTF-8"
 _NOT_AN_ID = "not a whole number from 0 to 2147483647"
 _REPEATED_MOVIE = "movie id stands in an earlier row"
@@ -34,19 +34,13 @@ def first_fault(rules: Sequence[Rule]) -> pl.Expr:
 def rating_rules(settings: IngestConfig) -> list[Rule]:
     """Of one rating by itself; the columns are typed (schema RATINGS), null where the text is no such number."""
     low, high = settings.rating_min, settings.rating_max
-    earliest, latest = _seconds(settings.earliest), _seconds(settings.latest)
     user, movie, rating, timestamp = (pl.col(name) for name in ("user_id", "movie_id", "rating", "timestamp"))
     return [
         Rule("user_id", user.is_null() | (user < 0), _NOT_AN_ID),
         Rule("movie_id", movie.is_null() | (movie < 0), _NOT_AN_ID),
         Rule("rating", rating.is_null() | rating.is_nan(), "not a number"),
         Rule("rating", ~rating.is_between(low, high), f"outside {low:g} to {high:g}"),
-        Rule("timestamp", timestamp.is_null(), "not a whole number"),
-        Rule(
-            "timestamp",
-            ~timestamp.is_between(earliest, latest, closed="left"),
-            f"not in the seconds from {settings.earliest} to {settings.latest}",
-        ),
+        *_time_rules(timestamp, settings),
     ]
 
 
@@ -59,25 +53,24 @@ def movie_rules() -> list[Rule]:
     ]
 
 
-def tag_rules(movie_ids: pl.Series) -> list[Rule]:
+def tag_rules(movie_ids: pl.Series, settings: IngestConfig) -> list[Rule]:
     """Of the tags of a release, all columns strings."""
     return [
         _id("userId"),
         _id("movieId"),
         _unknown_movie(movie_ids),
         Rule("tag", pl.col("tag").str.strip_chars() == "", "no text"),
-        Rule("timestamp", number("timestamp", pl.Int64).is_null(), "not a whole number"),
+        *_time_rules(number("timestamp", pl.Int64), settings),
     ]
 
 
 def link_rules(movie_ids: pl.Series) -> list[Rule]:
     """Of the links of a release, all columns strings, in the order of the file."""
-    digits = pl.col("imdbId").str.strip_chars().str.strip_prefix("tt")
     return [
         _id("movieId"),
         _unknown_movie(movie_ids),
         Rule("movieId", _repeated("movieId"), _REPEATED_MOVIE),
-        Rule("imdbId", ~digits.str.contains(r"^[0-9]{1,10}$"), "not an IMDb id"),
+        Rule("imdbId", ~imdb_digits().str.contains(r"^[0-9]{1,10}$"), "not an IMDb id"),
     ]
 
 
@@ -95,6 +88,11 @@ def number(column: str, dtype: pl.DataType | type[pl.DataType]) -> pl.Expr:
     return pl.col(column).str.strip_chars().cast(dtype, strict=False)
 
 
+def imdb_digits() -> pl.Expr:
+    """The column imdbId without the letters that some files write before the number."""
+    return pl.col("imdbId").str.strip_chars().str.strip_prefix("tt")
+
+
 def _id(column: str) -> Rule:
     value = number(column, pl.Int32)
     return Rule(column, value.is_null() | (value < 0), _NOT_AN_ID)
@@ -106,6 +104,14 @@ def _repeated(column: str) -> pl.Expr:
 
 def _unknown_movie(movie_ids: pl.Series) -> Rule:
     return Rule("movieId", ~number("movieId", pl.Int32).is_in(movie_ids.implode()), UNKNOWN_MOVIE)
+
+
+def _time_rules(timestamp: pl.Expr, settings: IngestConfig) -> list[Rule]:
+    in_range = timestamp.is_between(_seconds(settings.earliest), _seconds(settings.latest), closed="left")
+    return [
+        Rule("timestamp", timestamp.is_null(), "not a whole number"),
+        Rule("timestamp", ~in_range, f"not in the seconds from {settings.earliest} to {settings.latest}"),
+    ]
 
 
 def _seconds(day: date) -> int:

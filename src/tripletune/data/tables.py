@@ -6,6 +6,7 @@ through the standard library's strict CSV parser, and a line that is no record c
 
 from __future__ import annotations
 
+import codecs
 import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -21,7 +22,8 @@ MAX_RECORD_LINES = 100
 """A quoted field that runs over more lines than this is an unclosed quote, not text."""
 CLIP = 200
 """Characters of a refused value that are kept."""
-_REPLACEMENT = "\ufffd"
+_OPEN = "unexpected end of data"
+"""What the CSV parser says of a quote that is open at the end."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +37,7 @@ class TextTable:
         header: whether the first line holds the names; columns are then found by name, in any order.
         quoted: whether fields may stand in double quotes, and hold separators and line breaks then.
         encoding: what the file is in when it is not UTF-8. Empty: lines that are not UTF-8 are rejected.
+        hint: what else to do when the header is another one, for the error message.
     """
 
     file: str
@@ -43,6 +46,7 @@ class TextTable:
     header: bool = True
     quoted: bool = False
     encoding: str = ""
+    hint: str = ""
 
     def describe(self) -> str:
         """The expected line, for error messages."""
@@ -52,10 +56,14 @@ class TextTable:
 
 @dataclass(frozen=True, slots=True)
 class Records:
-    """``rows``: ``line`` and the fields as strings; ``rejects``: schema REJECTS, for the lines that are no records."""
+    """``rows``: ``line`` and the fields as strings; ``rejects``: schema REJECTS, for the lines that are no records.
+
+    ``open_line``: where a quoted record begins that may end in the lines to come; the other two stop before it.
+    """
 
     rows: pl.DataFrame
     rejects: pl.DataFrame
+    open_line: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,22 +80,22 @@ def read_table(path: Path, table: TextTable, rules: Sequence[Rule]) -> Sifted:
     Raises:
         InputError: the file is empty or its header is not the expected one.
     """
-    data = path.read_bytes()
+    data = path.read_bytes().removeprefix(codecs.BOM_UTF8)
     if not data.strip():
         raise InputError(f"{path} is empty; expected {table.describe()}")
     start = 0
     if table.header:
         start = data.find(b"\n") + 1 or len(data)
-        table = find_columns(path, data[:start], table, {name: name for name in table.columns})
+        table = find_columns(str(path), data[:start], table, {name: name for name in table.columns})
     records = parse_records(data[start:], table, first_line=2 if table.header else 1)
     return sift(records, table, rules)
 
 
-def find_columns(path: Path, header: bytes, table: TextTable, told: Mapping[str, str]) -> TextTable:
+def find_columns(shown: str, header: bytes, table: TextTable, told: Mapping[str, str]) -> TextTable:
     """The table with its columns in the order of a file's header line.
 
     Args:
-        path: the file, for messages.
+        shown: what to call the file in messages.
         header: its first line.
         table: what is expected.
         told: for each column its name in the header. Further columns of the file are called ``_<place>``.
@@ -95,24 +103,31 @@ def find_columns(path: Path, header: bytes, table: TextTable, told: Mapping[str,
     Raises:
         InputError: a column is not in the header, or is there twice.
     """
-    text = header.decode("utf-8", "replace").removeprefix("\ufeff").rstrip("\r\n")
+    text = header.decode("utf-8", "replace").rstrip("\r\n")
     names = [name.strip().strip('"') for name in text.split(table.separator)]
-    if any(names.count(name) != 1 for name in told.values()):
-        raise InputError(f"{path} line 1 reads {text[:CLIP]!r}; expected {table.describe()}")
+    wrong = [name for name in told.values() if names.count(name) != 1]
+    if wrong:
+        fault = f"has {wrong[0]!r} twice" if wrong[0] in names else f"has no column {wrong[0]!r}"
+        hint = f"; {table.hint}" if table.hint else ""
+        raise InputError(f"{shown} line 1 reads {text[:CLIP]!r} and {fault}; expected {table.describe()}{hint}")
     ours = {name: column for column, name in told.items()}
     return replace(table, columns=tuple(ours.get(name, f"_{place}") for place, name in enumerate(names)))
 
 
-def parse_records(data: bytes, table: TextTable, first_line: int) -> Records:
+def parse_records(data: bytes, table: TextTable, first_line: int, *, more: bool = False) -> Records:
     """Split lines into fields. Blank lines are no rows.
 
     Args:
         data: whole lines, below the header.
         table: how they are written.
         first_line: number of the first of them in the file.
+        more: whether lines follow in which a record may end that begins here.
     """
     lines, undecodable = _lines(data, table, first_line)
-    quoted = _quoted_records(lines, table) if table.quoted else _Quoted([], [], [])
+    quoted = _quoted_records(lines, table, more) if table.quoted else _Quoted([], [], [])
+    if quoted.open_line:
+        before = pl.col("line") < quoted.open_line
+        lines, undecodable = lines.filter(before), undecodable.filter(before)
     plain = _split_fields(lines.filter(~_among(quoted.lines)), table)
     strings = dict.fromkeys(table.columns, pl.String)
     parsed = pl.DataFrame(quoted.records, schema={"line": pl.UInt32, **strings}, orient="row")
@@ -121,7 +136,7 @@ def parse_records(data: bytes, table: TextTable, first_line: int) -> Records:
     bad = lines.filter(_among(quoted.bad))
     not_a_record = f"not {len(table.columns)} fields separated by {table.separator!r}"
     rejects = [_whole_lines(undecodable, table, NOT_UTF8), _whole_lines(pl.concat([short, bad]), table, not_a_record)]
-    return Records(rows, pl.concat(rejects).sort("line"))
+    return Records(rows, pl.concat(rejects).sort("line"), quoted.open_line)
 
 
 def sift(records: Records, table: TextTable, rules: Sequence[Rule]) -> Sifted:
@@ -158,15 +173,23 @@ def _rejects(rows: pl.DataFrame, file: str, column: pl.Expr, value: pl.Expr, rea
 
 def _lines(data: bytes, table: TextTable, first_line: int) -> tuple[pl.DataFrame, pl.DataFrame]:
     """``line`` and ``text`` of the lines that can be decoded, and of the others."""
-    damaged = False
+    undecodable: list[int] = []
     try:
         data.decode("utf-8")
     except UnicodeDecodeError:
-        damaged = not table.encoding
-        data = data.decode("utf-8" if damaged else table.encoding, "replace").encode()
+        if not table.encoding:
+            undecodable = [number for number, line in enumerate(data.split(b"\n"), first_line) if not _is_utf8(line)]
+        data = data.decode(table.encoding or "utf-8", "replace").encode()
     lines = pl.read_lines(data, name="text", row_index_name="line", row_index_offset=first_line)
-    wrong = pl.col("text").str.contains(_REPLACEMENT, literal=True) if damaged else pl.lit(False)
-    return lines.filter(~wrong), lines.filter(wrong)
+    return lines.filter(~_among(undecodable)), lines.filter(_among(undecodable))
+
+
+def _is_utf8(line: bytes) -> bool:
+    try:
+        line.decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _split_fields(lines: pl.DataFrame, table: TextTable) -> pl.DataFrame:
@@ -181,20 +204,21 @@ def _split_fields(lines: pl.DataFrame, table: TextTable) -> pl.DataFrame:
     )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Quoted:
-    """``records`` in quotes, all ``lines`` they cover together with the ``bad`` ones."""
+    """``records`` in quotes, all ``lines`` they cover together with the ``bad`` ones; see ``Records.open_line``."""
 
     records: list[tuple[int | str, ...]]
     lines: list[int]
     bad: list[int]
+    open_line: int | None = None
 
 
 def _among(numbers: list[int]) -> pl.Expr:
     return pl.col("line").is_in(pl.Series(numbers, dtype=pl.UInt32).implode())
 
 
-def _quoted_records(lines: pl.DataFrame, table: TextTable) -> _Quoted:
+def _quoted_records(lines: pl.DataFrame, table: TextTable, more: bool) -> _Quoted:
     """Parse the records that begin on a line with a quote; a loop over those lines alone."""
     found = _Quoted([], [], [])
     starts = lines["text"].str.contains('"', literal=True).arg_true().to_list()
@@ -212,8 +236,11 @@ def _quoted_records(lines: pl.DataFrame, table: TextTable) -> _Quoted:
         reader = csv.reader(window, delimiter=table.separator, strict=True)
         try:
             fields = next(reader)
-        except csv.Error:
+        except csv.Error as error:
             fields = []
+            if more and start + MAX_RECORD_LINES > end == len(texts) and str(error) == _OPEN:
+                found.open_line = numbers[start]
+                break
         if len(fields) == len(table.columns):
             after = start + reader.line_num
             found.records.append((numbers[start], *fields))
