@@ -48,6 +48,8 @@ class BadServer:
     md5_text: str | None = ""
     """Body of the .md5; empty: the right one; None: it is not there."""
     md5_behaviour: Behaviour = field(default_factory=Behaviour)
+    redirect_query: str = ""
+    """Send who asks for the zip to the same path with this query."""
     validators: tuple[str, ...] = ("ETag", "Last-Modified")
     url: str = ""
     asked: list[tuple[str | None, str | None]] = field(default_factory=list)
@@ -99,6 +101,9 @@ class _Handler(BaseHTTPRequestHandler):
             name = self.path.rsplit("/", 1)[-1].removesuffix(".md5")
             text = state.md5_text or f"MD5 ({name}) = {hashlib.md5(state.body).hexdigest()}\n"
             self._answer(200, text.encode(), {}, state.md5_behaviour)
+            return
+        if state.redirect_query and "?" not in self.path:
+            self._answer(302, b"", {"Location": f"{self.path}?{state.redirect_query}"})
             return
         state.asked.append((self.headers.get("Range"), self.headers.get("If-Range")))
         self._send_file(state.behave(len(state.asked)))

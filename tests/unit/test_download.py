@@ -180,6 +180,17 @@ def test_a_resume_that_goes_wrong_once_still_ends_with_the_right_file(tmp_path, 
     assert names(tmp_path) == {"ml-1m.zip"}
 
 
+def test_a_signed_url_that_the_server_redirects_to_is_in_no_message(tmp_path, caplog):
+    behave = {1: Behaviour(drop_after=150_000), 2: Behaviour(shift_range=1)}
+    server = BadServer(BODY, lambda number: behave.get(number, Behaviour()), redirect_query="X-Amz-Signature=hidden")
+    with serving(server), caplog.at_level(logging.INFO, logger="tripletune"):
+        assert fetch(server, tmp_path).path.read_bytes() == BODY
+    assert "/movielens/ml-1m.zip?X-Amz-Signature=hidden" in server.paths
+    told = [record.getMessage() for record in caplog.records if record.name.startswith("tripletune")]
+    assert any("the server has no bytes of ml-1m.zip from 150000 on" in message for message in told)
+    assert not any("hidden" in message for message in told)
+
+
 def test_a_stalled_connection_is_left_and_resumed(tmp_path):
     with serving(BadServer(BODY, once(Behaviour(stall_after=150_000)))) as server:
         patience = Patience(tries=2, pause=0.0, timeout=0.2)
@@ -352,9 +363,13 @@ def test_a_host_that_does_not_exist_is_named(tmp_path):
         ("example.org/m", "expected https://"),
         ("https:///m", "expected https://"),
         ("http://example.org:99999x/m", "is no URL"),
+        ("https://example.org:hidden/m", "is no URL"),
         ("https://example.org/m?token=hidden", "query"),
         ("ftp://example.org/m?token=hidden", "query"),
-        ("https://somebody:hidden@example.org/m", "user name or password"),
+        ("https://example.org/m#hidden", "query"),
+        ("https://somebody:hidden@example.org/m", "a user name, a password"),
+        ("https://some/body:hidden@example.org/m", "a user name, a password"),
+        ("https://somebody:hidden#2@example.org/m", "a user name, a password"),
     ],
 )
 def test_a_base_url_that_cannot_be_used_is_refused_and_no_secret_is_repeated(tmp_path, base_url, expected):

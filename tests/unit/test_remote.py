@@ -70,6 +70,34 @@ def test_a_folder_stands_for_its_csv_and_parquet_files_alone(tmp_path):
     assert names(f"{tmp_path}/") == names(f"file://{tmp_path}") == ["a.csv.gz", "b.csv", "c.parquet"]
 
 
+def test_a_suffix_may_be_in_capitals(tmp_path):
+    files_in(tmp_path, "8.csv", "9.CSV", "a.Csv.GZ", "b.PARQUET", ".C.CSV")
+    assert names(tmp_path) == ["8.csv", "9.CSV", "a.Csv.GZ", "b.PARQUET"]
+
+
+@pytest.mark.parametrize("pattern", ["night*", "*", "*.parquet", "**/*[t1]", ""])
+def test_a_folder_that_is_a_table_in_parts_is_named_and_not_left_out(tmp_path, pattern):
+    files_in(tmp_path, "night0.parquet", "night1.parquet/part-0")
+    message = refusal(f"{tmp_path}/{pattern}")
+    assert f"{tmp_path}/night1.parquet, which is a folder; give {tmp_path}/night1.parquet/*.parquet" in message
+
+
+def test_a_folder_that_is_a_table_in_parts_is_read_when_its_files_are_matched(tmp_path):
+    files_in(tmp_path, "night0.parquet", "night1.parquet/part-0.parquet", "night2.parquet/hour=1/part-0.parquet")
+    (tmp_path / ".night3.parquet").mkdir()
+    (tmp_path / "other").mkdir()
+    assert names(tmp_path / "night1.parquet") == names(tmp_path / "night1.parquet/*.parquet") == ["part-0.parquet"]
+    assert names(tmp_path / "**/*.parquet") == [
+        "night0.parquet",
+        "night1.parquet/part-0.parquet",
+        "night2.parquet/hour=1/part-0.parquet",
+    ]
+
+
+def test_an_unknown_users_folder_is_one_line():
+    assert "~nosuchuser/x.csv: no such user" in refusal("~nosuchuser/x.csv")
+
+
 @pytest.mark.parametrize(
     ("pattern", "expected"),
     [
@@ -138,16 +166,31 @@ def test_a_local_file_that_changed_or_went_since_it_was_listed_is_refused(tmp_pa
 
 def test_a_protocol_that_is_not_read_and_a_package_that_is_missing_say_what_to_do(monkeypatch):
     assert "s3://, gs:// and abfs://" in refusal("ftp://example.org/a.csv")
-    assert "s3://, gs:// and abfs://" in refusal(f"https://example.org/a.csv?signature={SECRET}")
+    assert "s3://, gs:// and abfs://" in refusal("https://example.org/a.csv")
     s3fs.S3FileSystem.clear_instance_cache()
     monkeypatch.setitem(sys.modules, "s3fs", None)
     monkeypatch.delitem(sys.modules["fsspec.registry"]._registry, "s3", raising=False)
     assert refusal("s3://bucket/a.csv").endswith("is not installed; install tripletune[s3]")
 
 
-@pytest.mark.parametrize("url", [f"s3://AKIA:{SECRET}@bucket/a.csv", f"s3://{SECRET}@bucket/*.csv"])
-def test_credentials_in_a_url_are_refused_and_not_repeated(url):
-    assert "'bucket' holds a user name or password" in refusal(url)
+@pytest.mark.parametrize(
+    "url",
+    [
+        f"s3://AKIA:{SECRET}@bucket/a.csv",
+        f"s3://{SECRET}@bucket/*.csv",
+        f"s3://AKIA:abc/{SECRET}@bucket/r-*.csv",
+        f"s3://bucket/r.csv?X-Amz-Signature={SECRET}",
+        f"s3://bucket/r.csv?X-Amz-Credential=AKIA/2026/{SECRET}",
+        f"https://example.org?signature={SECRET}",
+        f"ftp://AKIA:abc/{SECRET}@example.org/a.csv",
+        f"AKIA:{SECRET}@s3://bucket/a.csv",
+    ],
+)
+def test_a_url_that_may_hold_a_secret_is_refused_by_its_place_and_not_repeated(tmp_path, url):
+    files_in(tmp_path, "a.csv")
+    message = refusal(tmp_path / "a.csv", url)
+    assert "source.feed.ratings: entry 2 is a URL with an @, or a ? and later a =" in message
+    assert "AKIA" not in message
 
 
 @pytest.mark.parametrize("url", ["s3://", "s3://*/a.csv", "s3:///a.csv"])
@@ -216,6 +259,43 @@ def test_a_folder_of_a_bucket_stands_for_its_csv_and_parquet_files(bucket):
     assert names(bucket.url("")) == ["0.csv.gz"]
 
 
+@pytest.mark.parametrize("pattern", ["in/night*", "in/*.parquet", "in", "*/*"])
+def test_a_folder_of_a_bucket_that_is_a_table_in_parts_is_named_and_not_left_out(bucket, pattern):
+    bucket.put(**{"in/night0.parquet": b"x", "in/night1.parquet/part-0": b"x"})
+    folder = bucket.url("in/night1.parquet")
+    assert f"{folder}, which is a folder; give {folder}/*.parquet" in refusal(bucket.url(pattern))
+
+
+def test_a_folder_of_a_bucket_that_is_a_table_in_parts_is_read_when_its_files_are_matched(bucket):
+    bucket.put(**{"in/night1.parquet/": b"", "in/night1.parquet/part-0.parquet": b"x", "in/.hidden.parquet/x": b"x"})
+    parts = ["night1.parquet/part-0.parquet"]
+    assert names(bucket.url("in/**/*.parquet")) == names(bucket.url("in/*/*.parquet")) == parts
+    assert names(bucket.url("in/night1.parquet")) == ["part-0.parquet"]
+
+
+def test_a_fetched_copy_may_be_deleted_and_fetched_again_and_a_local_file_is_no_copy(bucket, tmp_path):
+    bucket.put(**{"x/A.CSV": b"12", "y/A.CSV": b"12"})
+    local = files_in(tmp_path / "data", "A.CSV") / "A.CSV"
+    files = list_files([str(local), bucket.url("x"), bucket.url("y")])
+    fetched = {file.url: fetch(file, tmp_path / "scratch", patience=HASTY) for file in files}
+    assert {file.url for file in files if not file.is_remote} == {str(local)}
+    assert fetched[str(local)] == local
+    copies = {fetched[file.url] for file in files if file.is_remote}
+    assert set((tmp_path / "scratch").iterdir()) == copies
+    assert len(copies) == 2
+    assert all(copy.suffix == ".CSV" for copy in copies)
+    fetched[bucket.url("x/A.CSV")].unlink()
+    assert fetched[bucket.url("y/A.CSV")].read_bytes() == b"12"
+    again = next(file for file in files if file.url == bucket.url("x/A.CSV"))
+    assert fetch(again, tmp_path / "scratch", patience=HASTY).read_bytes() == b"12"
+
+
+def test_a_key_with_characters_of_credentials_is_fetched_when_a_pattern_matches_it(bucket, tmp_path):
+    bucket.put(**{"in/a@b?c=d.csv": BODY})
+    (file,) = list_files([bucket.url("in/*.csv")])
+    assert fetch(file, tmp_path, patience=HASTY).read_bytes() == BODY
+
+
 def test_a_fetched_object_has_its_bytes_and_its_suffix_and_nothing_else_stays(bucket, tmp_path):
     packed = gzip.compress(BODY)
     bucket.put(**{"in/a.csv.gz": packed})
@@ -273,7 +353,7 @@ def flaky(monkeypatch, fails) -> list[int]:
     def fetch_range(self, start, end):
         begun.append(start)
         if fails(len(begun)):
-            raise OSError(f"connection reset by //key:{SECRET}@host")
+            raise OSError(f"connection reset by //key:abc/{SECRET}@host")
         return read(self, start, end)
 
     monkeypatch.setattr(s3fs.core.S3File, "_fetch_range", fetch_range)

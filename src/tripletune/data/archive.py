@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import stat
+import struct
 import zipfile
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 from tripletune.errors import InputError
@@ -15,6 +18,17 @@ MAX_RATIO = 200
 """Unpacked over packed size; MovieLens text packs about 4 : 1, a zip bomb beyond 1000 : 1."""
 _SMALL = 1 << 24  # bytes below which the ratio says nothing
 _CHUNK = 1 << 22
+# what zipfile raises on a damaged zip; an OSError where the directory points outside of the file
+_DAMAGE = (
+    zipfile.BadZipFile,
+    EOFError,
+    zlib.error,
+    NotImplementedError,
+    RuntimeError,
+    OSError,
+    ValueError,
+    struct.error,
+)
 
 
 def unpack(archive: Path, wanted: frozenset[str], target: Path) -> Path:
@@ -29,21 +43,47 @@ def unpack(archive: Path, wanted: frozenset[str], target: Path) -> Path:
         ``target``.
 
     Raises:
-        InputError: no zip, truncated, encrypted or damaged, too large when unpacked, or with a member that is a link
-            or would be written outside of the target.
+        InputError: no zip, truncated, encrypted or damaged, too large when unpacked, with a wanted file twice, or with
+            a member that is a link or would be written outside of the target; or the target cannot be written.
     """
-    target.mkdir(parents=True, exist_ok=True)
-    try:
-        with zipfile.ZipFile(archive) as file:
-            members = file.infolist()
-            _check(archive, members)
-            for member in members:
-                path = PurePosixPath(member.filename)
-                if path.name in wanted and len(path.parts) <= 2 and not member.is_dir():
-                    _extract(file, member, target.joinpath(*path.parts))
-    except (zipfile.BadZipFile, EOFError, zlib.error, NotImplementedError, RuntimeError) as error:
-        raise InputError(f"{archive} cannot be unpacked ({error}); fetch it again or unpack it yourself") from None
+    with _damage_in_one_line(archive):
+        file = zipfile.ZipFile(archive)
+    with file:
+        members = file.infolist()
+        _check(archive, members)
+        chosen = _chosen(archive, members, wanted)
+        try:
+            target.mkdir(parents=True, exist_ok=True)
+            for path, member in chosen.items():
+                _extract(file, member, target / path)
+        except OSError as error:  # of writing; those of reading are told in _chunks
+            raise InputError(
+                f"cannot write {error.filename or target} ({error.strerror or error}); make room and run it again"
+            ) from None
     return target
+
+
+@contextmanager
+def _damage_in_one_line(archive: str | Path | None) -> Iterator[None]:
+    try:
+        yield
+    except _DAMAGE as error:
+        reason = str(error) or type(error).__name__
+        raise InputError(f"{archive} cannot be unpacked ({reason}); fetch it again or unpack it yourself") from None
+
+
+def _chosen(
+    archive: Path, members: list[zipfile.ZipInfo], wanted: frozenset[str]
+) -> dict[PurePosixPath, zipfile.ZipInfo]:
+    """What is to be extracted, by its path below the target."""
+    chosen: dict[PurePosixPath, zipfile.ZipInfo] = {}
+    for member in members:
+        path = PurePosixPath(member.filename)
+        if path.name in wanted and len(path.parts) <= 2 and not member.is_dir():
+            if path in chosen:
+                raise InputError(f"{archive} has {str(path)!r} twice; take one out, or unpack it yourself")
+            chosen[path] = member
+    return chosen
 
 
 def _check(archive: Path, members: list[zipfile.ZipInfo]) -> None:
@@ -72,8 +112,13 @@ def _check(archive: Path, members: list[zipfile.ZipInfo]) -> None:
 
 def _extract(archive: zipfile.ZipFile, member: zipfile.ZipInfo, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("wb") as file:
+        file.writelines(_chunks(archive, member))
+
+
+def _chunks(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Iterator[bytes]:
     # zipfile reads no more than the size in the directory, which _check has added up, and checks the CRC at the end;
     # so a directory that states less than there is ends in an error, not in a larger file
-    with archive.open(member) as source, path.open("wb") as file:
+    with _damage_in_one_line(archive.filename), archive.open(member) as source:
         while chunk := source.read(_CHUNK):
-            file.write(chunk)
+            yield chunk

@@ -113,15 +113,18 @@ def _verify_and_publish(part: PartialFile, url: str, expected: str, origin: str)
 
 
 def _checked_base(base_url: str) -> str:
+    # looked for anywhere, and no part of it repeated: a password may hold a slash, and end up in host or path
+    if re.search(r"[@?#]", base_url):
+        raise InputError(
+            "--base-url holds an @, ? or #, as a user name, a password or a query brings; give the URL without "
+            "them, or fetch the release yourself and give it with --movielens"
+        )
     try:
         url = httpx.URL(base_url)
-    except httpx.InvalidURL as error:
-        raise InputError(f"--base-url is no URL ({error}); it begins with https:// or http://") from None
-    if url.userinfo:
-        # not repeated: it would put a password into logs
-        raise InputError(f"--base-url for {url.host} holds a user name or password; leave it out, or use ~/.netrc")
-    if url.query or url.fragment:
-        raise InputError(f"--base-url for {url.host} has a query or fragment; give the folder that holds the zip")
+    except httpx.InvalidURL:
+        raise InputError(
+            "--base-url is no URL; write it as in https://host/folder or http://host:8080/folder"
+        ) from None
     if url.scheme not in ("http", "https") or not url.host:
         raise InputError(f"--base-url {base_url!r}: expected https://... or http://... with a host")
     return str(url).rstrip("/")

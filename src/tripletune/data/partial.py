@@ -98,7 +98,8 @@ class PartialFile:
             return
         size = self.size
         self.drop()
-        raise Interrupted(f"{response.url} has no bytes from {size} on; starting anew")
+        # without the URL that answered: after a redirect it may be signed
+        raise Interrupted(f"the server has no bytes of {self.target.name} from {size} on; starting anew")
 
     def open(self) -> IO[bytes]:
         """For appending."""

@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from tripletune.data.retries import Interrupted, Patience, keep_trying
-from tripletune.data.stores import WILD, Entry, Store
+from tripletune.data.stores import WILD, Entry, Store, holds_secret
 from tripletune.errors import InputError
 from tripletune.fingerprint import sha256_file
 from tripletune.paths import write_atomically
 
 SUFFIXES = (".csv", ".csv.gz", ".parquet")
-"""What counts in a folder that is named as a whole."""
+"""What counts in a folder that is named as a whole, in capitals as well."""
 
 _LOCAL = re.compile(r"(?:file|local)://")
 
@@ -34,7 +34,15 @@ class SourceFile:
     size: int
     """Bytes."""
     checksum: str
-    """Equal for equal bytes: SHA-256 of a local file; ETag and size of a remote one, so that nothing is read."""
+    """Equal only for equal bytes: SHA-256 of a local file; ETag and size of a remote one, so that nothing is read.
+
+    Equal bytes may have two ETags: one that was uploaded in parts has another than one that was uploaded whole.
+    """
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether ``fetch`` makes a copy, which may be deleted after use; a local file is the user's own."""
+        return "://" in self.url  # a local path is normalised, without a double slash
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,12 +70,19 @@ def list_files(patterns: Sequence[str]) -> list[SourceFile]:
             stands for the files in it that end in one of ``SUFFIXES``. No wildcard matches a dot at a name's start.
 
     Raises:
-        InputError: a pattern matches nothing, the package for its protocol is missing, it holds credentials, or the
-            store or a file cannot be read.
+        InputError: a pattern matches nothing, or a folder with one of ``SUFFIXES`` (as Spark writes) and nothing in
+            it, the package for its protocol is missing, it may hold credentials, or the store or a file cannot be
+            read.
     """
     found: dict[str, _Match] = {}
-    for pattern in patterns:
+    for place, pattern in enumerate(patterns, start=1):
         is_remote = "://" in pattern and not _LOCAL.match(pattern)
+        if is_remote and holds_secret(pattern):
+            raise InputError(
+                f"source.feed.ratings: entry {place} is a URL with an @, or a ? and later a =, as a password or a "
+                "signature brings; set credentials in the environment or in a profile, and write * where a name has "
+                "such a character"
+            )
         for match in _match_remote(pattern) if is_remote else _match_local(_LOCAL.sub("", pattern)):
             identity = match.url if match.entry else str(Path(match.url).resolve())
             if identity not in found or match.depth < found[identity].depth:
@@ -76,15 +91,20 @@ def list_files(patterns: Sequence[str]) -> list[SourceFile]:
 
 
 def _match_local(pattern: str) -> list[_Match]:
-    path = Path(pattern).expanduser().absolute()
+    try:
+        path = Path(pattern).expanduser().absolute()
+    except RuntimeError:
+        raise InputError(f"source.feed.ratings: {pattern}: no such user's folder is known; write it out") from None
     if path.is_dir():
-        folder, files = path, [file for file in path.iterdir() if file.is_file() and _counts(file.name)]
+        folder, found = path, [child for child in path.iterdir() if _counts(child.name)]
     elif path.is_file():
-        folder, files = path.parent, [path]
+        folder, found = path.parent, [path]
     else:
         folder = Path(_fixed_folder(str(path)))
-        names = glob.glob(str(path), recursive=True)  # noqa: PTH207, pathlib's takes hidden files and refuses **.csv
-        files = [Path(name) for name in names if Path(name).is_file()]
+        # pathlib's glob takes hidden files and refuses **.csv
+        found = [Path(name) for name in glob.glob(str(path), recursive=True)]  # noqa: PTH207
+    files = [file for file in found if file.is_file()]
+    _refuse_folders(pattern, [str(each) for each in found if each.is_dir()], [str(file) for file in files])
     if not files:
         raise _nothing(pattern, "")
     return [_Match(str(file), len(file.parts) - len(folder.parts)) for file in files]
@@ -100,10 +120,24 @@ def _match_remote(pattern: str) -> list[_Match]:
         entries, is_folder = store.named()
         if is_folder:
             folder, entries = store.path, [entry for entry in entries if _counts(_last(entry.url))]
-    if not entries:
+    files = [entry for entry in entries if not entry.is_folder]
+    _refuse_folders(pattern, [entry.url for entry in entries if entry.is_folder], [file.url for file in files])
+    if not files:
         raise _nothing(pattern, store.why_nothing(folder))
     above = f"{store.protocol}://{folder}".count("/")
-    return [_Match(entry.url, entry.url.count("/") - above, entry) for entry in entries]
+    return [_Match(file.url, file.url.count("/") - above, file) for file in files]
+
+
+def _refuse_folders(pattern: str, folders: list[str], files: list[str]) -> None:
+    """Leave out no folder that is a table in parts; one with files that the pattern matches too (``**``) is not."""
+    tables = [folder for folder in folders if _counts(_last(folder))]
+    reached = {file[:place] for file in files if tables for place, letter in enumerate(file) if letter == "/"}
+    for folder in sorted(tables):
+        if folder not in reached:
+            raise InputError(
+                f"source.feed.ratings: {pattern} matches {folder}, which is a folder; give "
+                f"{folder}/*{PurePosixPath(folder).suffix} for the files in it, or a pattern that does not match it"
+            )
 
 
 def _fixed_folder(pattern: str) -> str:
@@ -112,7 +146,7 @@ def _fixed_folder(pattern: str) -> str:
 
 
 def _counts(name: str) -> bool:
-    return name.endswith(SUFFIXES) and not name.startswith(".")
+    return name.lower().endswith(SUFFIXES) and not name.startswith(".")
 
 
 def _last(url: str) -> str:
@@ -155,6 +189,9 @@ def _version(entry: Entry) -> str:
 def fetch(file: SourceFile, scratch: Path, *, patience: Patience | None = None) -> Path:
     """A local path with the file's bytes.
 
+    That of a remote file is a copy in ``scratch`` that no other file shares: delete it when it is read, and a later
+    call fetches it again. That of a local file is the file itself.
+
     Args:
         file: from ``list_files``.
         scratch: folder for downloads, made when missing. The name of one carries its checksum: a finished one is used
@@ -164,7 +201,7 @@ def fetch(file: SourceFile, scratch: Path, *, patience: Patience | None = None) 
     Raises:
         InputError: it is gone or has changed since it was listed, the store cannot be read, or scratch not written.
     """
-    if "://" not in file.url:
+    if not file.is_remote:
         path = Path(file.url)
         if not path.is_file() or path.stat().st_size != file.size:
             raise _changed(file)

@@ -1,7 +1,7 @@
 """Object stores through fsspec: which ones, what they say of a file, and their errors in one line.
 
 Credentials and endpoint come from where s3fs looks for them: the environment (``AWS_*``) or a profile. None is taken
-from a URL, and none stands in a message.
+from a URL (``holds_secret`` tells one that may have any), and none stands in a message.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from tripletune.errors import InputError
 
 WILD = re.compile(r"[*?\[]")
 
+_SECRET = re.compile(r"@|\?.*=", re.DOTALL)
 _PACKAGES = {"s3": "tripletune[s3]", "gs": "gcsfs", "abfs": "adlfs"}
 _CHUNK = 8 << 20
 _NO_CREDENTIALS = ("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound", "CredentialRetrievalError")
@@ -26,33 +27,37 @@ _NO_CREDENTIALS = ("NoCredentialsError", "PartialCredentialsError", "ProfileNotF
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A file of a store."""
+    """A file or a folder of a store."""
 
     url: str
     size: int
     etag: str
+    """Empty for a folder."""
+    is_folder: bool = False
+
+
+def holds_secret(url: str) -> bool:
+    """Whether a URL that a user wrote may hold credentials or a signature, so that no message may repeat it.
+
+    Wherever they stand: a password may hold a slash, which ends the host for every parser.
+    """
+    return bool(_SECRET.search(url))
 
 
 class Store:
     """The store that a URL names.
 
     Args:
-        url: ``s3://bucket/key``, ``gs://...`` or ``abfs://...``, with a bucket and without user or password.
+        url: ``s3://bucket/key``, ``gs://...`` or ``abfs://...``, with a bucket. Messages repeat it.
 
     Raises:
-        InputError: another protocol, no bucket, credentials in the URL, or a package that is not installed.
+        InputError: another protocol, no bucket, or a package that is not installed.
     """
 
     def __init__(self, url: str) -> None:
         self.protocol, _, self.path = url.partition("://")
         self.path = self.path.rstrip("/")
         bucket = self.path.split("/")[0]
-        if "@" in bucket:
-            # not repeated: it would put a secret into logs
-            raise InputError(
-                f"a {self.protocol}:// URL for {bucket.rpartition('@')[2]!r} holds a user name or password; leave it "
-                "out, and set the credentials in the environment or in a profile"
-            )
         if self.protocol not in _PACKAGES:
             raise InputError(
                 f"{self.protocol}://{bucket}/...: files are read from local paths, s3://, gs:// and abfs://; "
@@ -70,12 +75,12 @@ class Store:
             ) from None
 
     def match(self) -> list[Entry]:
-        """The files that the URL's wildcards stand for."""
+        """The files and folders that the URL's wildcards stand for."""
         with _explained(self.url):
             return self._entries(self._files.glob(self.path, detail=True).values())
 
     def named(self) -> tuple[list[Entry], bool]:
-        """The file of this URL, or the files directly below it, and whether it is a folder."""
+        """The file of this URL, or the files and folders directly below it, and whether it is a folder."""
         with _explained(self.url):
             try:
                 info = self._files.info(self.path)
@@ -114,10 +119,13 @@ class Store:
                 yield chunk
 
     def _entries(self, infos: Any) -> list[Entry]:
-        return [self._entry(info) for info in infos if info["type"] == "file"]
+        # a file whose key ends in a slash is what the web console puts down for a folder
+        return [self._entry(info) for info in infos if info["type"] == "directory" or not info["name"].endswith("/")]
 
     def _entry(self, info: dict[str, Any]) -> Entry:
         url = f"{self.protocol}://{info['name']}"
+        if info["type"] == "directory":
+            return Entry(url.rstrip("/"), 0, "", is_folder=True)
         etag = str(info.get("ETag") or info.get("etag") or "").strip('"')
         if not etag:
             raise InputError(f"{url}: the store gives no ETag, so a change would not be noticed; copy it to local disk")
@@ -167,4 +175,4 @@ def _diagnosis(error: Exception) -> str:
 
 def _reason(error: Exception) -> str:
     text = " ".join(str(error).split()) or type(error).__name__
-    return re.sub(r"//[^/@\s]*@", "//", text)[:300]  # an endpoint may hold a password
+    return re.sub(r"//\S*@", "//", text)[:300]  # an endpoint may hold a password, and that a slash
