@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,7 +25,7 @@ from tripletune import __version__, stages
 from tripletune.config import RunConfig, load_config
 from tripletune.errors import UserError
 from tripletune.guardian import guard_this_process
-from tripletune.paths import RunPaths
+from tripletune.paths import RunPaths, make_folder
 from tripletune.runs import RunRecord, read_run, update_run
 
 CHECKOUT = Path(__file__).parents[2]
@@ -35,19 +36,24 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Two graph specialists write hints about a viewer; a language model learns to use them.\n\n"
-    "A whole run on the synthetic release: [bold]tripletune run[/]. On real data: [bold]tripletune run --config "
-    "configs/ml-latest-small.toml --movielens ml-latest-small.zip --imdb imdb/[/]. Then [bold]tripletune show[/], "
-    "[bold]prompt --user 1[/], [bold]recommend --user 1[/]. What would a rerun do? [bold]tripletune plan[/].",
+    "A whole run on the synthetic release: [bold]tripletune run[/]. On real data: [bold]tripletune download "
+    "ml-latest-small[/], [bold]tripletune run --config configs/ml-latest-small.toml --imdb imdb/[/]. Then "
+    "[bold]tripletune show[/], [bold]prompt --user 1[/], [bold]recommend --user 1[/]. What would a rerun do? "
+    "[bold]tripletune plan[/].",
     rich_markup_mode="rich",
 )
 
 ConfigOption = Annotated[str, typer.Option("--config", help="A preset in TOML; the shipped ones are in configs/.")]
-MovielensOption = Annotated[str, typer.Option("--movielens", help="MovieLens zip or folder; empty: synthetic.")]
+MovielensOption = Annotated[
+    str, typer.Option("--movielens", help="MovieLens zip or folder, in place of the preset's; neither: synthetic.")
+]
 ImdbOption = Annotated[str, typer.Option("--imdb", help="Folder with IMDb's title.* and name.basics .tsv.gz.")]
 ArtifactsOption = Annotated[Path, typer.Option("--artifacts", help="Where outputs are kept and found again.")]
 RunOption = Annotated[str, typer.Option("--run", help="Name of a run; empty: the latest that has what is needed.")]
 
 CONFIG = "configs/smoke.toml"
+SYNTHETIC = "configs/synthetic.toml"
+"""Preset of a dataset of its own, so that made-up and real outputs and champions do not meet."""
 ARTIFACTS = Path("artifacts")
 STAGES = ("ingest", "split", "knowledge", "rgat", "lightgcn", "retrieve", "generate", "finetune", "rank", "evaluate")
 
@@ -95,19 +101,25 @@ def synth(
     out: Annotated[Path, typer.Option("--out", help="A new folder; appears when everything in it is written.")],
     seed: Annotated[int, typer.Option("--seed", min=0, max=2**31 - 1, help="Same size and seed, same bytes.")] = 0,
     principals: Annotated[
-        int, typer.Option("--principals", min=-1, help="Credits in IMDb's dumps, other titles' included; -1: by size.")
+        int,
+        typer.Option(
+            "--principals",
+            min=-1,
+            help="Credits in IMDb's dumps, at least: other titles' fill them up, the films' own are always written; "
+            "-1: by size.",
+        ),
     ] = -1,
 ) -> None:
     """Write a made-up release of a real one's size, with IMDb's dumps beside it.
 
-    It has the real release's totals, files and layouts: ratings.csv movies.csv tags.csv links.csv, and imdb/ with
-    title.basics title.crew title.principals name.basics. Each viewer prefers a director, a cinematographer, a writer,
-    an actor, a genre, a decade or nothing: truth.parquet says which, so that you can ask whether a later stage found
-    it. The other truth_* files hold the generator itself; tripletune.data.synthetic_oracle reads from them how likely
-    each preference is, given any history.
+    It has the real release's totals, always in the csv layout (ml-1m too): ratings.csv movies.csv tags.csv links.csv,
+    and imdb/ with title.basics title.crew title.principals name.basics. Each viewer prefers a director, a
+    cinematographer, a writer, an actor, a genre, a decade or nothing: truth.parquet says which, so that you can ask
+    whether a later stage found it. The other truth_* files hold the generator itself;
+    tripletune.data.synthetic_oracle reads from them how likely each preference is, given any history.
 
-    For example: [bold]tripletune synth --size ml-1m --out made[/], then [bold]tripletune run --movielens made --imdb
-    made/imdb[/]. ml-32m takes about a minute and 1.3 GB of disk.
+    For example: [bold]tripletune synth --size small --out made[/], then [bold]tripletune run --config
+    configs/synthetic.toml --movielens made --imdb made/imdb[/]. ml-32m takes about a minute and 1.3 GB of disk.
     """
     from tripletune.data.synthetic import synthesise
     from tripletune.data.synthetic_sizes import SIZES
@@ -131,7 +143,8 @@ def synth(
     counts = ", ".join(f"{facts[f'synthetic_{name}']:,} {name}" for name in ("ratings", "viewers", "movies", "tags"))
     counts += f", {facts['synthetic_dumps']['title.principals']:,} credits"
     _console().print(f"{out}: {counts}, seed {seed}; to use it:", markup=False, highlight=False, soft_wrap=True)
-    _console().print(f"tripletune run --movielens {out} --imdb {out / 'imdb'}", markup=False, soft_wrap=True)
+    command = ["tripletune", "run", "--config", SYNTHETIC, "--movielens", str(out), "--imdb", str(out / "imdb")]
+    _console().print(shlex.join(command), markup=False, highlight=False, soft_wrap=True)
 
 
 @app.command(rich_help_panel="Run")
@@ -146,6 +159,7 @@ def run(
     stages.require_one_answer(settings)
     if not (CHECKOUT / "flows").is_dir():
         raise UserError(f"no flows/ in {CHECKOUT}; `tripletune run` needs the checkout, single stages do not")
+    make_folder(artifacts, "--artifacts")
     sys.path.insert(0, str(CHECKOUT))
     nightly = importlib.import_module("flows.nightly").nightly
     _log_mistakes_in_one_line()
@@ -221,9 +235,12 @@ def _add_stage(name: str) -> None:
         imdb: ImdbOption = "",
         artifacts: ArtifactsOption = ARTIFACTS,
     ) -> None:
+        from tripletune.views import headline
+
         settings, paths = _resolve(config, movielens, imdb, artifacts)
         folder = function(paths, settings)
-        _console().print(str(folder), soft_wrap=True)
+        _console().print(headline(name, paths.manifest(name)["facts"]), markup=False, highlight=False, soft_wrap=True)
+        _console().print(str(folder), markup=False, highlight=False, soft_wrap=True)
 
     app.command(name, help=function.__doc__, rich_help_panel="One stage, without Prefect")(command)
 

@@ -6,13 +6,16 @@ the whole as a form. Frozen: a config that was logged cannot change afterwards. 
 
 from __future__ import annotations
 
+import json
 import tomllib
-from datetime import date
+from collections.abc import Sequence
+from datetime import date, time
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic.fields import FieldInfo
 
 from tripletune.errors import ConfigError
 
@@ -94,7 +97,15 @@ class IngestConfig(Section):
     latest: date = date(2100, 1, 1)
     """A rating on or after this day is refused: a clock in milliseconds, most often."""
     max_reject_share: Share = 0.05
-    """The stage stops when a larger share of the ratings is rejected; 0 stops at the first."""
+    """The stage stops when a larger share of a table's rows is rejected; 0 stops at the first."""
+
+    @model_validator(mode="after")
+    def _ranges(self) -> IngestConfig:
+        if not self.rating_min < self.rating_max:
+            raise ValueError(f"rating_min = {self.rating_min} must be below rating_max = {self.rating_max}")
+        if not self.earliest < self.latest:
+            raise ValueError(f"earliest = {self.earliest} must be before latest = {self.latest}")
+        return self
 
 
 class SplitConfig(Section):
@@ -403,6 +414,9 @@ class RunConfig(Section):
 def load_config(path: Path, **source: str) -> RunConfig:
     """Read a TOML preset.
 
+    A relative ``finetune.accelerate_config`` that the working directory has not is taken from beside the preset: the
+    checkout's ``configs/`` is then found from anywhere.
+
     Args:
         path: the preset.
         source: values for ``[source]`` from the command line; empty ones are ignored.
@@ -413,15 +427,33 @@ def load_config(path: Path, **source: str) -> RunConfig:
     try:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        presets = sorted(str(p) for p in path.parent.glob("*.toml")) if path.parent.is_dir() else []
-        hint = f"; presets there: {', '.join(presets)}" if presets else "; the shipped presets are in configs/"
-        raise ConfigError(f"no config file {path}{hint}") from None
+        raise ConfigError(f"no config file {path}; {_shipped_presets()}") from None
+    except IsADirectoryError:
+        raise ConfigError(f"{path} is a folder; give a .toml file; {_shipped_presets()}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
         raise ConfigError(f"{path} cannot be read as TOML: {error}") from None
     data.setdefault("source", {})
     if isinstance(data["source"], dict):
         data["source"] |= {key: value for key, value in source.items() if value}
-    return parse_config(data, where=str(path))
+    return _found_from_anywhere(parse_config(data, where=str(path)), path)
+
+
+def _shipped_presets() -> str:
+    folder = Path(__file__).parents[2] / "configs"
+    here = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
+    presets = sorted(path.name for path in folder.glob("*.toml"))
+    return f"presets in {here}: {', '.join(presets)}" if presets else "the presets are in configs/ of the checkout"
+
+
+def _found_from_anywhere(config: RunConfig, preset: Path) -> RunConfig:
+    named, folder = Path(config.finetune.accelerate_config), preset.resolve().parent
+    if named.exists():
+        return config
+    for beside in (folder.parent / named, folder / named):
+        if beside.is_file():
+            finetune = config.finetune.model_copy(update={"accelerate_config": str(beside)})
+            return config.model_copy(update={"finetune": finetune})
+    return config
 
 
 def parse_config(data: dict[str, Any], where: str) -> RunConfig:
@@ -442,13 +474,34 @@ def parse_config(data: dict[str, Any], where: str) -> RunConfig:
 def _explain(loc: tuple[int | str, ...], kind: str, message: str, value: Any) -> str:
     parts = [str(part) for part in loc]
     if kind == "extra_forbidden":
-        section: Any = RunConfig
-        for part in parts[:-1]:
-            section = section.model_fields[part].annotation
+        section = _section(parts[:-1])
         place = f"in [{'.'.join(parts[:-1])}]" if parts[:-1] else "at the top"
         return f"unknown key '{parts[-1]}' {place}; the keys there are: {', '.join(sorted(section.model_fields))}"
     if kind == "missing":
         return f"'{'.'.join(parts)}' is missing; add it"
     if kind == "value_error":
         return f"[{'.'.join(parts)}] {message.removeprefix('Value error, ')}"
-    return f"{'.'.join(parts)} = {value!r}: {message[0].lower()}{message[1:]}"
+    if kind == "tuple_type":
+        wanted = f"should be a list such as {_example(_section(parts[:-1]).model_fields[parts[-1]])}"
+    elif kind == "model_type":
+        name, field = next(iter(_section(parts).model_fields.items()))
+        wanted = f"should be a table such as {{ {name} = {_example(field)} }}"
+    elif kind.startswith("date_"):
+        wanted = "should be a day such as 2017-01-01"
+    else:
+        wanted = f"{message[0].lower()}{message[1:]}"
+    # a day or a time as it stands in the file, anything else in quotes where it has them
+    shown = value.isoformat() if isinstance(value, date | time) else repr(value)
+    return f"{'.'.join(parts)} = {shown}: {wanted}"
+
+
+def _section(parts: Sequence[str]) -> Any:
+    section: Any = RunConfig
+    for part in parts:
+        section = section.model_fields[part].annotation
+    return section
+
+
+def _example(field: FieldInfo) -> str:
+    """The field's default as TOML; three dots where it is empty."""
+    return json.dumps(field.default or (["..."] if isinstance(field.default, tuple) else "..."))

@@ -12,7 +12,8 @@ import json
 import os
 import shutil
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -21,7 +22,7 @@ from typing import Any
 import pyarrow.parquet as pq
 from filelock import FileLock
 
-from tripletune.errors import MissingArtifactError
+from tripletune.errors import InputError, MissingArtifactError
 from tripletune.fingerprint import Ingredients, sha256_file
 from tripletune.meter import Meter
 
@@ -45,6 +46,30 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     _sync(part)
     part.replace(path)
     _sync(path.parent)
+
+
+def make_folder(folder: Path, option: str) -> None:
+    """Make a folder for output, and those above it.
+
+    Args:
+        folder: may be there already.
+        option: of the command line, with which the user names another.
+
+    Raises:
+        InputError: nothing can be written there.
+    """
+    with writing_to(folder, option):
+        folder.mkdir(parents=True, exist_ok=True)
+
+
+@contextmanager
+def writing_to(folder: Path, option: str) -> Iterator[None]:
+    """Tell the user, in one line, that output cannot be written to this folder; for its making, not for its filling."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise InputError(f"cannot write {folder} ({reason}); name another folder with {option}") from None
 
 
 def _sync(path: Path) -> None:
@@ -135,18 +160,23 @@ class RunPaths:
 
         Returns:
             The finished folder. When ``make`` raises, the work folder stays as it is.
+
+        Raises:
+            InputError: the store's folders cannot be made.
         """
         folder = self.folder(stage)
         if read_manifest(folder) is not None:
             return folder
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder.with_name(f"{folder.name}.lock")):
+        make_folder(folder.parent, "--artifacts")
+        with writing_to(folder.parent, "--artifacts"):
+            held = FileLock(folder.with_name(f"{folder.name}.lock")).acquire()
+        with held:
             if read_manifest(folder) is not None:
                 return folder
             if folder.exists():  # damaged: what it says it holds is not there
                 shutil.rmtree(folder)
             work = folder.with_name(f"{folder.name}.work")
-            work.mkdir(exist_ok=True)
+            make_folder(work, "--artifacts")
             for leftover in work.rglob(".*.part"):
                 leftover.unlink()
             with Meter() as meter:

@@ -148,10 +148,11 @@ def explain_prompt(paths: RunPaths, config: RunConfig, user: int, purpose: str) 
     shards = sorted((paths.require("generate") / purpose).glob("shard-*.parquet"))
     found = pl.scan_parquet(shards).filter(pl.col("user_id") == user).collect()
     if found.is_empty():
-        raise InputError(
-            f"--user {user}: no {purpose} example; viewers with too few likes have none, unseen ones and those whose "
-            "answers retrieval missed have no train example. Try --purpose test or another id"
-        )
+        why = "viewers with too few likes have none"
+        if purpose == "train":
+            why += ", nor have unseen ones and those whose answers retrieval missed"
+        other = "another id" if purpose == "test" else "--purpose test or another id"
+        raise InputError(f"--user {user}: no {purpose} example; {why}; try {other}")
     example = found.row(0, named=True)
     system = [(line, "template, system message") for line in example["prompt"][0]["content"].split("\n")]
     lines = explain_lines(

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from tripletune.config import RunConfig, TrackingConfig
 from tripletune.errors import MissingArtifactError
-from tripletune.paths import RunPaths, write_json
+from tripletune.paths import RunPaths, make_folder, write_json
 
 
 class RunRecord(BaseModel):
@@ -56,7 +56,7 @@ def utc_now() -> str:
 
 def new_run_name(root: Path, dataset: str) -> str:
     """Reserve ``<dataset>-<UTC time>``, with a number behind it when two runs start in one second."""
-    (root / "runs").mkdir(parents=True, exist_ok=True)
+    make_folder(root / "runs", "--artifacts")
     base = f"{dataset}-{datetime.now(UTC).strftime('%Y%m%d-%H%M%S')}"
     for name in (base, *(f"{base}-{number}" for number in range(2, 1000))):
         try:
@@ -69,7 +69,7 @@ def new_run_name(root: Path, dataset: str) -> str:
 
 def write_run(root: Path, record: RunRecord) -> None:
     """Write or replace a run's file."""
-    (root / "runs").mkdir(parents=True, exist_ok=True)
+    make_folder(root / "runs", "--artifacts")
     write_json(root / "runs" / f"{record.name}.json", record.model_dump(mode="json"))
 
 
@@ -107,6 +107,9 @@ def read_run(root: Path, name: str = "", *, needs: str = "") -> RunRecord:
     for record in reversed(records):
         if record.name == name or (not name and (not needs or record.paths(root).is_done(needs))):
             return record
-    known = f"runs there: {', '.join(r.name for r in records[-5:])}" if records else "there is no run yet"
-    wanted = f"run {name!r}" if name else f"run with a finished '{needs or 'stage'}'"
-    raise MissingArtifactError(f"no {wanted} in {root}; {known}. Make one with: tripletune run --artifacts {root}")
+    advice = f"make one with: tripletune run --artifacts {root}"
+    if not records:
+        raise MissingArtifactError(f"no run in {root} yet (outputs of single stages are not a run); {advice}")
+    known = ", ".join(record.name for record in records[-5:])
+    wanted = f"run {name!r}" if name else f"run with a finished '{needs}'"
+    raise MissingArtifactError(f"no {wanted} in {root}; runs there: {known}; or {advice}")

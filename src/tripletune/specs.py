@@ -98,8 +98,9 @@ def _hint_specs() -> tuple[StageSpec, ...]:
 
 
 def _model_specs() -> tuple[StageSpec, ...]:
-    # the deadline of the subprocess shapes no bytes
-    finetune_fields = tuple(f"finetune.{name}" for name in FinetuneConfig.model_fields if name != "timeout_minutes")
+    # the deadline shapes no bytes, and of the accelerate config its content counts, not where it lies
+    no_field = ("timeout_minutes", "accelerate_config")
+    finetune_fields = tuple(f"finetune.{name}" for name in FinetuneConfig.model_fields if name not in no_field)
     return (
         StageSpec(
             name="finetune",

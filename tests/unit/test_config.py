@@ -29,6 +29,18 @@ def write(tmp_path: Path, text: str) -> Path:
         ('dataset = "../x"\n', "dataset = '../x'"),
         ('dataset = "x"\n[finetune]\nmodel = "a/b"\n', "revision must pin a commit of a/b"),
         ("dataset =\n", "cannot be read as TOML"),
+        ('dataset = "x"\n[source.feed]\nratings = "x"\n', r"ratings = 'x': should be a list such as \[\"...\"\]"),
+        ('dataset = "x"\n[evaluate]\nrerank_cutoffs = 3\n', r"rerank_cutoffs = 3: should be a list such as \[3, 5\]"),
+        ('dataset = "x"\n[source]\nfeed = ["x"]\n', r"feed = \['x'\]: should be a table such as { ratings = \[\"..."),
+        (
+            'dataset = "x"\n[source.feed]\ncolumns = ["a"]\n',
+            r"source.feed.columns = \['a'\]: should be a table such as { user_id = \"userId\" }",
+        ),
+        (
+            'dataset = "x"\n[split]\nvalid_from = 2017-01-01T10:00:00\n',
+            "split.valid_from = 2017-01-01T10:00:00: should be a day such as 2017-01-01",
+        ),
+        ('dataset = "x"\n[ingest]\nearliest = "long ago"\n', "earliest = 'long ago': should be a day such as"),
     ],
 )
 def test_a_wrong_value_is_named_in_one_line(tmp_path, text, message):
@@ -37,10 +49,32 @@ def test_a_wrong_value_is_named_in_one_line(tmp_path, text, message):
     assert "\n" not in str(caught.value)
 
 
-def test_a_missing_file_names_the_presets_beside_it(tmp_path):
-    write(tmp_path, 'dataset = "x"\n')
-    with pytest.raises(ConfigError, match=r"no config file .*other.toml; presets there: .*config.toml"):
+def test_a_missing_file_and_a_folder_name_the_shipped_presets_and_no_other_toml(tmp_path):
+    write(tmp_path, "[project]\n")
+    with pytest.raises(ConfigError, match=r"no config file .*other.toml; presets in .*configs: ml-1m.toml, ") as caught:
         load_config(tmp_path / "other.toml")
+    assert "config.toml" not in str(caught.value)
+    with pytest.raises(ConfigError, match=r"is a folder; give a .toml file; presets in .*configs: .*smoke.toml"):
+        load_config(tmp_path)
+
+
+def test_an_accelerate_config_beside_the_preset_is_found_from_another_working_directory(tmp_path, monkeypatch):
+    checkout, elsewhere = tmp_path / "checkout", tmp_path / "elsewhere"
+    wanted = checkout / RunConfig(dataset="x").finetune.accelerate_config
+    wanted.parent.mkdir(parents=True)
+    wanted.write_text("num_processes: 1\n")
+    preset = write(checkout / "configs", 'dataset = "x"\n')
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    assert Path(load_config(preset).finetune.accelerate_config) == wanted
+    assert Path(load_config(Path("../checkout/configs/config.toml")).finetune.accelerate_config) == wanted
+
+
+def test_an_accelerate_config_of_the_working_directory_keeps_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.yaml").write_text("num_processes: 1\n")
+    preset = write(tmp_path, 'dataset = "x"\n[finetune]\naccelerate_config = "mine.yaml"\n')
+    assert load_config(preset).finetune.accelerate_config == "mine.yaml"
 
 
 def test_a_config_cannot_change_after_it_was_read():

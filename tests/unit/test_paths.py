@@ -14,7 +14,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from tripletune.errors import MissingArtifactError
+from tripletune.errors import InputError, MissingArtifactError
 from tripletune.paths import RunPaths, damaged_files, read_manifest, write_atomically, write_json
 
 
@@ -56,6 +56,18 @@ def test_the_manifest_says_what_is_in_the_folder_and_where_it_comes_from(tmp_pat
     assert manifest["facts"] == {"rows_kept": 3}
     assert manifest["seconds"] >= 0
     assert manifest["peak_bytes"] > 1_000_000
+
+
+def test_a_store_that_cannot_be_made_is_the_users_to_repair_and_a_stages_own_trouble_is_not(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=r"cannot write .*file/toy/split \(Not a directory\); name another folder"):
+        paths_for(tmp_path / "file").build("split", write_rows)
+
+    def lose_a_file(work: Path) -> dict[str, int]:
+        raise FileNotFoundError(2, "No such file or directory", "rows.csv")
+
+    with pytest.raises(FileNotFoundError, match=r"rows\.csv"):
+        paths_for(tmp_path).build("split", lose_a_file)
 
 
 def test_another_fingerprint_is_another_folder(tmp_path):

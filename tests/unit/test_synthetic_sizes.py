@@ -208,7 +208,7 @@ def test_the_command_says_what_it_wrote_and_how_to_use_it(tmp_path, capsys):
     assert main(["synth", "--size", "small", "--out", str(out), "--principals", "0"]) == 0
     printed = capsys.readouterr()
     assert "100,836 ratings, 610 viewers, 9,742 movies, 3,683 tags" in printed.out
-    assert f"tripletune run --movielens {out} --imdb {out / 'imdb'}" in printed.out
+    assert f"tripletune run --config configs/synthetic.toml --movielens {out} --imdb {out / 'imdb'}" in printed.out
     assert printed.err == ""  # no progress bar where no one looks
 
 

@@ -28,7 +28,7 @@ from tripletune.data.world import EPOCHS_PER_YEAR, GENRES, Catalogue, draw_catal
 from tripletune.data.world_channels import build_channels
 from tripletune.data.world_viewers import Ratings, draw_ratings, draw_viewers
 from tripletune.errors import InputError
-from tripletune.paths import Facts, write_atomically
+from tripletune.paths import Facts, write_atomically, writing_to
 
 _NO_CREDITS, _NO_GENRES = 9, 12
 _YEARLESS, _GENRELESS, _UNCREDITED = 0.007, 0.08, 0.1
@@ -52,12 +52,14 @@ def synthesise(folder: Path, size: str, seed: int, *, principals: int, advance: 
         As ``write_release``.
 
     Raises:
-        InputError: the folder has other files, or is a file.
+        InputError: the folder has other files, is a file or cannot be made.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(f"{folder} is a file or not empty; name a new folder, or remove what is there")
     work = folder.absolute().with_name(f".{folder.absolute().name}.part")
-    shutil.rmtree(work, ignore_errors=True)  # what a killed run left
+    with writing_to(folder, "--out"):
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise InputError(f"{folder} is a file or not empty; name a new folder, or remove what is there")
+        shutil.rmtree(work, ignore_errors=True)  # what a killed run left
+        work.mkdir(parents=True)
     try:
         facts = write_world(work, replace(SIZES[size], principals=principals), seed, advance)
         work.replace(folder)
