@@ -51,7 +51,7 @@ def damaged_files(draw: st.DrawFn) -> bytes:
 
 
 note = st.sampled_from(
-    ["", "a", '"a, b"', '"a\n666,666,5.0,1000000000,b\nc"', '"a ""b"""', '"a"b', 'a"', '"', '"a" ', "é"]
+    ["", "a", ",", "a,b", '"a, b"', '"a\n666,666,5.0,1000000000,b\nc"', '"a ""b"""', '"a"b', 'a"', '"', '"a" ', "é"]
 )
 
 
@@ -63,7 +63,8 @@ def files_with_notes(draw: st.DrawFn) -> bytes:
         text = draw(note).encode()
         if draw(st.integers(0, 6)) == 0:
             text = draw(junk)
-        lines.append(line.replace(b",4.5,", b",9.5,") + b"," + text)
+        comma = b"" if draw(st.integers(0, 9)) == 0 else b","
+        lines.append(line.replace(b",4.5,", b",9.5,") + comma + text)
     return b"\n".join(lines) + b"\n"
 
 

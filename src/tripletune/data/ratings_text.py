@@ -122,14 +122,15 @@ class _Block:
             if b"\t" in data:
                 return None
             separator, data = "\t", data.replace(b"::", b"\t")
+        fields = len(self.table.columns)
         try:
-            if quotes and not _simply_quoted(data, separator):
+            # the reader fills short lines; it stops at long ones, but not when it is to read some columns alone
+            if not (_simply_quoted(data, separator, fields) if quotes else _full(data, separator, fields, lines)):
                 return None
             typed = pl.read_csv(
                 data,
                 has_header=False,
                 schema={name: RATINGS.get(name, pl.String()) for name in self.table.columns},
-                columns=[place for place, name in enumerate(self.table.columns) if name in RATINGS],
                 separator=separator,
                 quote_char='"' if quotes else None,
             )
@@ -148,10 +149,16 @@ class _Block:
         return Sifted(sifted.kept, rejects), records.open_line
 
 
-def _simply_quoted(data: bytes, separator: str) -> bool:
-    """Whether a quote stands only at the very beginning and end of fields of one line: no reader can doubt those."""
-    field, between = r'(?:[^"SEP]*|"[^"]*")', re.escape(separator)
-    pattern = f"^{field}(?:{between}{field})*$".replace("SEP", between)
+def _full(data: bytes, separator: str, fields: int, lines: int) -> bool:
+    """Whether lines without quotes have as many separators as they should, all together."""
+    return data.count(separator.encode()) == lines * (fields - 1)
+
+
+def _simply_quoted(data: bytes, separator: str, fields: int) -> bool:
+    """Whether each line has its fields, and quotes only at their very beginning and end: no reader can doubt those."""
+    between = re.escape(separator)
+    field = f'(?:[^"{between}]*|"[^"]*")'
+    pattern = f"^{field}(?:{between}{field}){{{fields - 1}}}$"
     return bool(pl.read_lines(data, name="text")["text"].str.contains(pattern).all())
 
 
