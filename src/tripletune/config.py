@@ -233,13 +233,21 @@ class LightGCNConfig(Section):
 class RetrieveConfig(Section):
     """Candidates and hints."""
 
-    retriever: Literal["lightgcn"] = "lightgcn"
+    retriever: Literal["lightgcn", "ease"] = "lightgcn"
+    """Where the candidates come from; hint 1 puts them in LightGCN's order in any case."""
+    ease_lambda: PositiveFloat = 500.0
+    """Ridge of EASE: how many likes a weight is worth before it is believed."""
+    ease_history_age: Annotated[float, Field(ge=0.0)] = 5.0
+    """A like of age t (in likes, the newest 0) counts exp(-t / this) in the history EASE reads; 0 counts all alike."""
+    ease_max_films: Annotated[int, Field(ge=20)] = 10_000
+    """EASE knows so many films, the most liked ones; its memory grows with the square. Where more films are liked, it
+    is left out of the comparison, unless it is the retriever."""
     candidates: Literal["retrieved", "kerag"] = "retrieved"
     """retrieved: the retriever's top films; kerag: the published recipe of 3 + 2 rated and 5 unrated films."""
     num_candidates: Annotated[int, Field(ge=5, le=100)] = 20
     """Films shown in ``retrieved`` prompts; ``kerag`` always shows ten."""
     hint_films: Positive = 10
-    """Length of LightGCN's ranking in hint 1."""
+    """Length of hint 1: the first of the candidates in LightGCN's order."""
     similar_viewers: Positive = 20
     similar_films: Annotated[int, Field(ge=0)] = 5
     """Films in hint 1 that the similar viewers liked."""

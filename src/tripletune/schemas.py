@@ -84,7 +84,8 @@ COVERAGE = _columns(
 )
 
 TRAINED_ON = _columns({"user_id": pl.Int32, "movie_id": pl.Int32, "fit": pl.String})
-"""rgat|lightgcn/trained_on.parquet: the likes each fit (``a`` or ``b``) was really trained on; the audit reads it."""
+"""rgat|lightgcn/trained_on.parquet: the likes each fit (``a`` or ``b``) was really trained on; the audit reads it.
+retrieve/trained_on.parquet says the same of EASE, where that was fitted."""
 
 CURVE = _columns({"fit": pl.String, "step": pl.Int32, "loss": pl.Float64, "valid_ndcg_at_10": pl.Float64})
 """rgat|lightgcn/curve.parquet: one row per evaluation; ``valid_ndcg_at_10`` is null for fit a, which must not look."""
@@ -112,7 +113,8 @@ RETRIEVED = _columns(
 )
 """retrieve/retrieved/shard=NNN.parquet, sorted by user and purpose. Everything is computed from the viewer's rows with
 ``position < cutoff``, the position of the first answer. ``candidates`` in the retriever's order (shown shuffled),
-``ranking`` is hint 1 (LightGCN's order, a prefix of its list), ``similar`` what similar viewers liked."""
+``ranking`` is hint 1 (the first of the candidates in LightGCN's order, whoever retrieved them), ``similar`` what
+similar viewers liked."""
 
 CHOICES = _columns(
     {
@@ -138,7 +140,12 @@ RANKINGS = _columns(
         "top": pl.List(pl.Int32),
     }
 )
-"""retrieve/rankings.parquet: full-catalogue top films of popularity, lightgcn, rgat for valid and test, same mask."""
+"""retrieve/rankings.parquet: full-catalogue top films of each of ``RETRIEVERS`` for valid and test, same mask."""
+RETRIEVERS = ("popularity", "lightgcn", "rgat")
+"""Retrievers that every run ranks by."""
+FURTHER_RETRIEVERS = ("ease-plain", "ease")
+"""Retrievers that a run may rank by besides. ``ease`` weighs a viewer's history by recency, ``ease-plain`` does not;
+both are there when the catalogue fits ``retrieve.ease_max_films`` or when EASE is the retriever."""
 
 MESSAGE = pl.Struct({"role": pl.String, "content": pl.String})
 TRIPLE = pl.Struct({"movie_id": pl.Int32, "relation": pl.String, "entity": pl.String, "entity_name": pl.String})

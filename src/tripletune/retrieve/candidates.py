@@ -40,6 +40,8 @@ def retrieve_all(
 ) -> Facts:
     """The retrieve stage: ``retrieved/shard-NNN.parquet``, ``choices/shard-NNN.parquet``, ``rankings.parquet``.
 
+    Where EASE was fitted, also ``trained_on.parquet``: the likes that it was fitted to, for the audit.
+
     Args:
         split, knowledge, lightgcn, rgat: folders of the finished stages.
         out: work folder; one shard per bucket of the split, under the same number.
@@ -53,7 +55,7 @@ def retrieve_all(
         InputError: an input is missing, damaged or does not fit the others.
     """
     retriever = Retriever.load(
-        split, knowledge, lightgcn, rgat, settings, num_liked_triples=num_liked_triples, seed=seed
+        split, knowledge, lightgcn, rgat, settings, num_liked_triples=num_liked_triples, seed=seed, rankings=True
     )
     for name in ("retrieved", "choices"):
         (out / name).mkdir(exist_ok=True)
@@ -69,7 +71,10 @@ def retrieve_all(
         counts.append(_count(retrieved, choices, asked[1], asked[3], num_liked_triples))
     by_question = pl.concat(rankings).sort(*QUESTION, "retriever")
     write_atomically(out / "rankings.parquet", _writer(by_question))
-    return _facts(pl.concat(counts), num_films=len(next(iter(retriever.lightgcn.values())).catalogue))
+    if retriever.ease:
+        write_atomically(out / "trained_on.parquet", _writer(retriever.trained_on()))
+    facts = _facts(pl.concat(counts), num_films=len(next(iter(retriever.lightgcn.values())).catalogue))
+    return facts | {"ease_films": {fit: len(ease.columns_F) for fit, ease in retriever.ease.items()}}
 
 
 def _writer(frame: pl.DataFrame) -> Callable[[Path], None]:

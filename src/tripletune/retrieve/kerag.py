@@ -57,7 +57,4 @@ def put_in(answers_UA: Ints, top_UK: Ints, users_UD: Tensor, fit: LightGCNFit) -
     taken_US &= np.cumsum(taken_US, axis=1) <= NUM_FILMS
     first_US = np.argsort(~taken_US, axis=1, kind="stable")[:, :NUM_FILMS]
     chosen_US = np.take_along_axis(np.where(taken_US, all_US, -1), first_US, axis=1)
-    films_USD = fit.movie_vectors_MD[np.maximum(chosen_US, 0)]
-    scores_US = ((films_USD * users_UD[:, None, :]).sum(dim=2) + fit.bias_M[np.maximum(chosen_US, 0)]).numpy()
-    order_US = np.lexsort((chosen_US, np.where(chosen_US >= 0, -scores_US, np.inf)), axis=1)
-    return np.take_along_axis(chosen_US, order_US, axis=1)
+    return fit.in_order(chosen_US, users_UD)

@@ -1,8 +1,9 @@
 # Shape letters in this file:
 #   U viewers, B viewers of one block, M films, N entities, D vector width, K places
-"""First-stage rankings of the whole catalogue, for evaluation: popularity, LightGCN, and the R-GAT's own film score.
+"""First-stage rankings of the whole catalogue, for evaluation: popularity, and the R-GAT's own film score.
 
-All three share one mask, what the viewer rated before the cutoff. They are measured, never shown.
+They share one mask with LightGCN's and EASE's lists, what the viewer rated before the cutoff. All are measured, never
+shown.
 """
 
 from __future__ import annotations

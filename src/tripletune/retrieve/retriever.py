@@ -19,6 +19,7 @@ import pyarrow as pa
 from torch import Tensor
 
 from tripletune.config import RetrieveConfig
+from tripletune.retrieve.ease import EaseFit, liked_films, require_memory
 from tripletune.retrieve.kerag import best_answers, put_in
 from tripletune.retrieve.rankings import LENGTH, as_rows, rank_by_popularity, rank_by_rgat
 from tripletune.retrieve.similar import Neighbours, fit_likes
@@ -26,12 +27,12 @@ from tripletune.retrieve.specialists import FIT_OF, Catalogue, LightGCNFit, Like
 from tripletune.retrieve.topk import Ints, Ragged, product_blocks, top_columns
 from tripletune.retrieve.triples import TripleTable, choose_triples, read_triples
 from tripletune.retrieve.viewers import read_rows, shard_files
-from tripletune.schemas import CHOICES, QUESTION, RANKINGS, RETRIEVED, conform
+from tripletune.schemas import CHOICES, QUESTION, RANKINGS, RETRIEVED, TRAINED_ON, conform
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Batch:
-    """The questions of one fit, numbered from 0, and LightGCN's answer to them."""
+    """The questions of one fit, numbered from 0, and what LightGCN and the configured retriever answer."""
 
     fit: str
     questions: pl.DataFrame
@@ -43,6 +44,8 @@ class _Batch:
     users_UD: Tensor
     top_UK: Ints
     """LightGCN's best films, in columns; long enough for candidates and rankings."""
+    retrieved_UK: Ints
+    """The configured retriever's, as long and in columns of the same catalogue."""
 
     @property
     def users_U(self) -> Ints:
@@ -63,6 +66,8 @@ class Retriever:
     rgat: dict[str, RgatFit]
     tables: dict[str, TripleTable]
     neighbours: dict[str, Neighbours]
+    ease: dict[str, EaseFit]
+    """Empty when EASE neither retrieves nor is ranked by."""
 
     @classmethod
     def load(
@@ -76,8 +81,9 @@ class Retriever:
         num_liked_triples: int,
         seed: int,
         fits: tuple[str, ...] = ("a", "b"),
+        rankings: bool = False,
     ) -> Retriever:
-        """Read stage outputs.
+        """Read stage outputs, and fit EASE where it is asked for.
 
         Args:
             split, knowledge, lightgcn, rgat: folders of the finished stages.
@@ -85,12 +91,15 @@ class Retriever:
             num_liked_triples: newest liked films that get triples beside the candidates.
             seed: the run's.
             fits: which fits to hold; ``("b",)`` is enough for viewers of today.
+            rankings: whether ``retrieve_and_rank`` will be asked, so that EASE is fitted also as a baseline.
 
         Raises:
-            InputError: a specialist's file is missing, damaged or does not fit its neighbours.
+            InputError: a specialist's file is missing, damaged or does not fit its neighbours; or EASE has not enough
+                memory.
         """
         films, facts = load_lightgcn(lightgcn, seed, fits), load_rgat(rgat, seed, fits)
         rows, triples = read_rows(list(shard_files(split).values())), read_triples(knowledge)
+        neighbours = {fit: Neighbours.build(films[fit], fit_likes(rows, fit), seed) for fit in fits}
         return cls(
             settings=settings,
             num_liked_triples=num_liked_triples,
@@ -98,8 +107,20 @@ class Retriever:
             lightgcn=films,
             rgat=facts,
             tables={fit: TripleTable.build(facts[fit], triples, seed) for fit in fits},
-            neighbours={fit: Neighbours.build(films[fit], fit_likes(rows, fit), seed) for fit in fits},
+            neighbours=neighbours,
+            ease=_fit_ease(films, neighbours, settings, rankings=rankings),
         )
+
+    def trained_on(self) -> pl.DataFrame:
+        """The likes that EASE was fitted to (``schemas.TRAINED_ON``), sorted by fit, user and film."""
+        parts = [TRAINED_ON.to_frame()]
+        for name, ease in self.ease.items():
+            neighbours = self.neighbours[name]
+            likes = neighbours.likes_VM[:, ease.columns_F].tocoo()
+            users_E, films_E = neighbours.users_V[likes.row], ease.catalogue.movie_ids(ease.columns_F[likes.col])
+            part = pl.DataFrame({"user_id": users_E, "movie_id": films_E, "fit": name}, TRAINED_ON)
+            parts.append(part.sort("user_id", "movie_id"))
+        return pl.concat(parts)
 
     def retrieve_viewers(
         self, questions: pl.DataFrame, history: pl.DataFrame, seen: pl.DataFrame, answers: pl.DataFrame
@@ -154,6 +175,12 @@ class Retriever:
             users_UD = fit.pool(likes, len(asked))
             mask = _rated_columns(rated, fit.catalogue, len(asked))
             blocks = product_blocks(users_UD, fit.movie_vectors_MD, fit.bias_M)
+            length = max(LENGTH, self.settings.num_candidates)
+            top_UK = top_columns(blocks, len(asked), mask, length)[0]
+            retrieved_UK = top_UK
+            if self.settings.retriever == "ease":
+                age = self.settings.ease_history_age
+                retrieved_UK = self.ease[name].top(likes, mask, len(asked), length, age)
             yield _Batch(
                 fit=name,
                 questions=asked,
@@ -161,24 +188,26 @@ class Retriever:
                 rated=rated,
                 seen=mask,
                 users_UD=users_UD,
-                top_UK=top_columns(blocks, len(asked), mask, max(LENGTH, self.settings.num_candidates))[0],
+                top_UK=top_UK,
+                retrieved_UK=retrieved_UK,
             )
 
     def _find_films(self, batch: _Batch, answers: pl.DataFrame) -> pl.DataFrame:
-        settings, fit, films_UK = self.settings, self.lightgcn[batch.fit], batch.top_UK
+        settings, fit, films_UK = self.settings, self.lightgcn[batch.fit], batch.retrieved_UK
         if settings.candidates == "kerag":
             films_UK = put_in(best_answers(answers, batch.questions, fit), films_UK, batch.users_UD, fit)
         else:
             films_UK = films_UK[:, : settings.num_candidates]
+        is_in_order = settings.retriever == "lightgcn" or settings.candidates == "kerag"
+        ordered_UK = films_UK if is_in_order else fit.in_order(films_UK, batch.users_UD)
         similar_UF = np.empty((len(batch.questions), 0), dtype=np.int64)
         if settings.similar_films:
             similar_UF = self.neighbours[batch.fit].films(
                 batch.users_UD, batch.users_U, batch.seen, settings.similar_viewers, settings.similar_films
             )
-        candidates = as_lists(fit.catalogue.movie_ids(films_UK)).alias("candidates")
         return batch.questions.with_columns(
-            candidates,
-            candidates.list.head(settings.hint_films).alias("ranking"),
+            as_lists(fit.catalogue.movie_ids(films_UK)).alias("candidates"),
+            as_lists(fit.catalogue.movie_ids(ordered_UK[:, : settings.hint_films])).alias("ranking"),
             as_lists(fit.catalogue.movie_ids(similar_UF)).alias("similar"),
         )
 
@@ -190,8 +219,16 @@ class Retriever:
             "popularity": fit.catalogue.movie_ids(popular_UK),
             "lightgcn": fit.catalogue.movie_ids(batch.top_UK[:, :LENGTH]),
             "rgat": rgat.catalogue.movie_ids(told_UK),
+            **{name: fit.catalogue.movie_ids(top_UK) for name, top_UK in self._rank_by_ease(batch).items()},
         }
         return pl.concat(as_rows(batch.questions, answers, name, as_lists(top)) for name, top in tops.items())
+
+    def _rank_by_ease(self, batch: _Batch) -> dict[str, Ints]:
+        if batch.fit not in self.ease:
+            return {}
+        ages = {"ease-plain": 0.0, "ease": self.settings.ease_history_age}
+        ease, num = self.ease[batch.fit], len(batch.questions)
+        return {name: ease.top(batch.likes, batch.seen, num, LENGTH, age) for name, age in ages.items()}
 
     def _choose(self, batch: _Batch, pairs: pl.DataFrame) -> pl.DataFrame:
         numbered = batch.questions.select(*QUESTION).with_row_index("viewer")
@@ -209,6 +246,21 @@ class Retriever:
         )
         of_pair = pairs[chosen["pair"].to_numpy()].select(*QUESTION, "movie_id")
         return pl.concat([of_pair, chosen.drop("pair")], how="horizontal")
+
+
+def _fit_ease(
+    films: dict[str, LightGCNFit], neighbours: dict[str, Neighbours], settings: RetrieveConfig, *, rankings: bool
+) -> dict[str, EaseFit]:
+    """EASE on the rows of the fits that need it: all where it retrieves, the one that is measured as a baseline."""
+    wanted = list(films) if settings.retriever == "ease" else []
+    measured = FIT_OF["test"]
+    if not wanted and rankings and measured in films:
+        wanted = [measured] if liked_films(neighbours[measured].likes_VM) <= settings.ease_max_films else []
+    if not wanted:
+        return {}
+    num_films = max(liked_films(neighbours[fit].likes_VM) for fit in wanted)
+    require_memory(min(num_films, settings.ease_max_films), len(wanted))
+    return {fit: EaseFit.fit(neighbours[fit].likes_VM, films[fit].catalogue, settings) for fit in wanted}
 
 
 def _rated_columns(rated: pl.DataFrame, catalogue: Catalogue, num_viewers: int) -> Ragged:

@@ -94,6 +94,13 @@ class LightGCNFit(Fit):
 
     movie_vectors_MD: Tensor
 
+    def in_order(self, films_US: Ints, users_UD: Tensor) -> Ints:
+        """Columns (U, S) put in this model's order, best first, ties by the lower column; -1 stays at the end."""
+        vectors_USD = self.movie_vectors_MD[np.maximum(films_US, 0)]
+        scores_US = ((vectors_USD * users_UD[:, None, :]).sum(dim=2) + self.bias_M[np.maximum(films_US, 0)]).numpy()
+        order_US = np.lexsort((films_US, np.where(films_US >= 0, -scores_US, np.inf)), axis=1)
+        return np.take_along_axis(films_US, order_US, axis=1)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RgatFit(Fit):
