@@ -218,9 +218,7 @@ def audit(run: RunOption = "", artifacts: ArtifactsOption = ARTIFACTS) -> None:
 
     record = read_run(artifacts, run, needs="generate")
     paths = record.paths(artifacts)
-    leaks = audit_shards(
-        paths.require("generate"), paths.require("split"), paths.require("rgat"), paths.require("lightgcn")
-    )
+    leaks = audit_shards(*(paths.require(stage) for stage in ("generate", "split", "rgat", "lightgcn", "retrieve")))
     _console().print(f"{record.name}: {format_leaks(leaks)}", markup=False, soft_wrap=True)
     if leaks:
         raise typer.Exit(1)

@@ -291,7 +291,7 @@ def run_generate(paths: RunPaths, config: RunConfig) -> Path:
             specialists={stage: paths.fingerprints[stage] for stage in ("lightgcn", "rgat")},
             seed=config.seed,
         )
-        refuse_leaks(audit_shards(work, split, rgat, lightgcn))
+        refuse_leaks(audit_shards(work, split, rgat, lightgcn, retrieve))
         return facts
 
     return paths.build("generate", make)

@@ -17,8 +17,8 @@ from tripletune.config import EvaluateConfig, RunConfig
 from tripletune.fingerprint import differences
 from tripletune.paths import MANIFEST, RunPaths, read_manifest
 from tripletune.runs import RunRecord, tracking_uri
+from tripletune.schemas import FURTHER_RETRIEVERS, RETRIEVERS
 
-RETRIEVAL_ROWS = ("popularity", "lightgcn", "rgat")
 RERANK_ROWS = ("random", "retriever", "untuned", "tuned")
 FEW_VIEWERS = 100
 """Fewer test viewers are pointed out: of a hit rate of .1 the 95 % interval is then wider than +-.06."""
@@ -148,7 +148,8 @@ def metrics_tables(evaluate: Path, settings: EvaluateConfig) -> Group:
     flat = json.loads((evaluate / "metrics.json").read_text(encoding="utf-8"))
     everyone = frame.filter(pl.col("group") == "all")
     sure = f"{settings.confidence:.0%} interval"
-    retrieval = _metric_table(everyone, f"first stage, all films, {sure}", RETRIEVAL_ROWS, settings.retrieval_cutoffs)
+    rows = (*RETRIEVERS, *(name for name in FURTHER_RETRIEVERS if name in everyone["row"]))
+    retrieval = _metric_table(everyone, f"first stage, all films, {sure}", rows, settings.retrieval_cutoffs)
     reranking = _metric_table(everyone, f"same candidates, re-ranked, {sure}", RERANK_ROWS, settings.rerank_cutoffs)
     shares = Table("figure", "value", title="bounds and form", title_justify="left")
     shares.add_row("retrieval ceiling (held-out film among the candidates)", _percent(flat.get("retrieval_ceiling")))

@@ -32,7 +32,7 @@ def run(clean: Run, tmp_path: Path) -> Run:
 
 
 def audit(run: Run) -> list[Leak]:
-    return audit_shards(run.generate, run.split, run.rgat, run.lightgcn)
+    return audit_shards(run.generate, run.split, run.rgat, run.lightgcn, run.retrieve)
 
 
 def found(run: Run) -> set[tuple[int, str]]:
@@ -94,6 +94,16 @@ def test_a_fit_that_saw_more_than_its_likes_is_found(
     assert [(leak.rule, leak.kind) for leak in leaks] == [(1, kind)]
     assert specialist in leaks[0].subject
     assert str(film) in leaks[0].detail
+
+
+def test_ease_on_more_than_its_likes_is_found(run: Run) -> None:
+    shutil.copy(run.lightgcn / "trained_on.parquet", run.retrieve / "trained_on.parquet")
+    assert audit(run) == []
+    row = {"user_id": 3, "movie_id": run.order[3][13], "fit": "b"}
+    rewrite(run.retrieve / "trained_on.parquet", lambda rows: [*rows, row])
+    (leak,) = audit(run)
+    assert (leak.rule, leak.kind) == (1, "fit b trained on more than graph and target likes")
+    assert leak.subject.startswith("ease fit b, viewer 3")
 
 
 @pytest.mark.parametrize(
@@ -273,12 +283,12 @@ def publish(run: Run, stage: str) -> Path:
 
 def test_a_changed_byte_in_a_published_shard_is_found(run: Run) -> None:
     shards = publish(run, "generate")
-    assert audit_shards(shards, run.split, run.rgat, run.lightgcn) == []
+    assert audit_shards(shards, run.split, run.rgat, run.lightgcn, run.retrieve) == []
     path = shards / "train" / "shard-001.parquet"
     content = bytearray(path.read_bytes())
     content[100] ^= 1
     path.write_bytes(content)
-    (leak,) = audit_shards(shards, run.split, run.rgat, run.lightgcn)
+    (leak,) = audit_shards(shards, run.split, run.rgat, run.lightgcn, run.retrieve)
     assert (leak.rule, leak.kind) == (0, "damaged")
     assert "train/shard-001.parquet" in leak.subject
 
@@ -286,14 +296,14 @@ def test_a_changed_byte_in_a_published_shard_is_found(run: Run) -> None:
 def test_nothing_is_proven_against_a_damaged_split(run: Run) -> None:
     split = publish(run, "split")
     (split / "shard=000" / "part.parquet").unlink()
-    leaks = audit_shards(run.generate, split, run.rgat, run.lightgcn)
+    leaks = audit_shards(run.generate, split, run.rgat, run.lightgcn, run.retrieve)
     assert [leak.kind for leak in leaks] == ["damaged"]
 
 
 def test_files_that_the_manifest_does_not_name_are_not_data(run: Run) -> None:
     split = publish(run, "split")
     shutil.copy(split / "shard=000" / "part.parquet", split / "stray.parquet")
-    assert audit_shards(run.generate, split, run.rgat, run.lightgcn) == []
+    assert audit_shards(run.generate, split, run.rgat, run.lightgcn, run.retrieve) == []
 
 
 def test_viewers_whose_rows_lie_in_several_files_are_audited_alike(run: Run) -> None:

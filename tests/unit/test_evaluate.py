@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import shutil
@@ -10,12 +11,14 @@ from typing import Any
 
 import polars as pl
 import pytest
+from rich.console import Console
 from written_run import UNSEEN, Run, rewrite, write_run
 
 from tripletune.config import EvaluateConfig
 from tripletune.errors import InputError
 from tripletune.rank.evaluate import evaluate_run
 from tripletune.rank.promotion import promotion_scores
+from tripletune.views import metrics_tables
 
 SETTINGS = EvaluateConfig(bootstrap_resamples=200)
 
@@ -144,6 +147,22 @@ def test_the_same_inputs_give_the_same_bytes(run: Run, out: Path, tmp_path: Path
     assert names == ["comparisons.parquet", "metrics.json", "metrics.parquet", "per_viewer.parquet", "report.html"]
     for name in names:
         assert (out / name).read_bytes() == (tmp_path / "again" / name).read_bytes(), name
+
+
+def test_retrievers_that_a_run_may_have_are_measured_where_they_are(damaged: Run, tmp_path: Path) -> None:
+    rewrite(
+        damaged.retrieve / "rankings.parquet",
+        lambda rows: [*rows, *({**row, "retriever": "ease"} for row in rows if row["retriever"] == "lightgcn")],
+    )
+    facts = evaluate(damaged, tmp_path / "out")
+    assert facts["ease_ndcg_at_10"] == facts["lightgcn_ndcg_at_10"]
+    assert not [name for name in facts if name.startswith("ease-plain")]
+    frame = pl.read_parquet(tmp_path / "out" / "comparisons.parquet")
+    assert {"popularity", "lightgcn", "rgat"} == set(frame.filter(pl.col("row_a") == "ease")["row_b"])
+    assert "<td>ease</td>" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    table = Console(width=200, record=True, file=io.StringIO())
+    table.print(metrics_tables(tmp_path / "out", SETTINGS))
+    assert "ease " in table.export_text()
 
 
 def test_only_viewers_that_every_system_ranked_are_re_ranked(damaged: Run, tmp_path: Path) -> None:

@@ -1,8 +1,8 @@
 """Proof on the written files that nothing leaks from the answers into the prompts, or from test into training.
 
-The four rules are those of the design. The audit reads shards, split and the specialists' ``trained_on`` lists alone
-and shares no code with what wrote them. It runs on a work folder before it is published, and on finished folders,
-where it also compares every file with its manifest.
+The four rules are those of the design. The audit reads shards, split and the ``trained_on`` lists of all that was
+fitted, and shares no code with what wrote them. It runs on a work folder before it is published, and on finished
+folders, where it also compares every file with its manifest.
 """
 
 from __future__ import annotations
@@ -42,13 +42,14 @@ class Leak:
     detail: str
 
 
-def audit_shards(shards: Path, split: Path, rgat: Path, lightgcn: Path) -> list[Leak]:
-    """Check the four rules on every example of every shard and on both specialists.
+def audit_shards(shards: Path, split: Path, rgat: Path, lightgcn: Path, retrieve: Path) -> list[Leak]:
+    """Check the four rules on every example of every shard and on everything that was fitted to likes.
 
     Args:
         shards: generate's folder, or its work folder, with ``train``, ``valid``, ``test``.
         split: the split's folder.
         rgat, lightgcn: the specialists' folders.
+        retrieve: the folder that says what EASE was fitted to, where it was.
 
     Returns:
         Every leak, rule by rule within a file; at most ``MAX_PER_KIND`` of one kind per file. Empty: proven.
@@ -58,14 +59,17 @@ def audit_shards(shards: Path, split: Path, rgat: Path, lightgcn: Path) -> list[
     """
     leaks: list[Leak] = []
     damaged: set[Path] = set()
-    for folder in (shards, split, rgat, lightgcn):
+    for folder in (shards, split, rgat, lightgcn, retrieve):
         for name in damaged_files(folder) if (folder / MANIFEST).is_file() else ():
             damaged.add(folder / name)
             leaks.append(Leak(0, "damaged", f"{folder.name}/{name}", "its bytes differ from the manifest"))
-    if any(path.is_relative_to(folder) for path in damaged for folder in (split, rgat, lightgcn)):
+    if any(path.is_relative_to(folder) for path in damaged for folder in (split, rgat, lightgcn, retrieve)):
         return leaks  # nothing can be proven against files that are not what their stage wrote
     rows = _SplitRows(split)
-    for name, folder in (("rgat", rgat), ("lightgcn", lightgcn)):
+    fitted = {"rgat": rgat, "lightgcn": lightgcn}
+    if (retrieve / "trained_on.parquet").is_file():
+        fitted["ease"] = retrieve
+    for name, folder in fitted.items():
         leaks += _audit_fits(name, folder, rows)
     films = liked_films(rows.all())
     seen: list[pl.DataFrame] = []
@@ -111,7 +115,8 @@ def _audit_fits(name: str, folder: Path, rows: _SplitRows) -> list[Leak]:
     trained = scan(folder / "trained_on.parquet")
     missing = set(TRAINED_ON) - set(trained.collect_schema())
     if missing:
-        raise InputError(f"{folder / 'trained_on.parquet'}: no column {', '.join(sorted(missing))}; run {name} again")
+        stage = "retrieve" if name == "ease" else name
+        raise InputError(f"{folder / 'trained_on.parquet'}: no column {', '.join(sorted(missing))}; run {stage} again")
     leaks: list[Leak] = []
     for viewers in rows.viewers_by_file():
         part = trained.join(viewers.lazy(), on="user_id", how="semi").collect()

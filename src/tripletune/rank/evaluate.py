@@ -25,9 +25,16 @@ from tripletune.rank.metrics import score_lists
 from tripletune.rank.report import write_report
 from tripletune.rank.shards import parquet_files, scan
 from tripletune.rank.significance import Interval, bootstrap_means, mean_interval, summarise
-from tripletune.schemas import PREDICTIONS, PURPOSES, RANKINGS, SYSTEMS, conform
+from tripletune.schemas import (
+    FURTHER_RETRIEVERS,
+    PREDICTIONS,
+    PURPOSES,
+    RANKINGS,
+    RETRIEVERS,
+    SYSTEMS,
+    conform,
+)
 
-RETRIEVERS = ("popularity", "lightgcn", "rgat")
 GROUPS = ("all", "warm", "unseen")
 """``warm`` viewers may be in the fits and in training examples; ``unseen`` ones are in neither."""
 PROMOTION_CUTOFF = 5
@@ -104,7 +111,8 @@ def evaluate_run(
     on_test = reranked.filter(pl.col("purpose") == "test")
 
     measured = Measured([], [])
-    _measure_family(measured, retrieval, RETRIEVERS, settings, seed)
+    ranked_by = _ranked_by(retrieval["row"])
+    _measure_family(measured, retrieval, ranked_by, settings, seed)
     _measure_family(measured, on_test, SYSTEMS, settings, seed)
     _measure_shares(measured, answered, reranked, settings, seed)
     metrics = pl.DataFrame(measured.metrics, METRICS, orient="row")
@@ -173,8 +181,14 @@ def _rerank_scores(answered: pl.DataFrame, cutoffs: list[int]) -> pl.DataFrame:
 
 def _retrieval_scores(rankings: Path, cutoffs: list[int]) -> pl.DataFrame:
     frame = conform(scan(rankings).filter(pl.col("purpose") == "test").collect(), RANKINGS)
-    same = _in_every_row(frame.rename({"retriever": "row"}), RETRIEVERS, "retrievers of retrieve/rankings.parquet")
+    rows = _ranked_by(frame["retriever"])
+    same = _in_every_row(frame.rename({"retriever": "row"}), rows, "retrievers of retrieve/rankings.parquet")
     return _scored(same, "top", cutoffs)
+
+
+def _ranked_by(names: pl.Series) -> tuple[str, ...]:
+    """The retrievers that every run has, and those of the others that are there."""
+    return (*RETRIEVERS, *(name for name in FURTHER_RETRIEVERS if name in names))
 
 
 def _in_every_row(frame: pl.DataFrame, rows: tuple[str, ...], what: str) -> pl.DataFrame:

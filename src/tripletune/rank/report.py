@@ -15,7 +15,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from tripletune.paths import read_manifest, write_atomically
 from tripletune.rank.pictures import Dot, draw_bars, draw_curves, draw_dots
 from tripletune.rank.shards import parquet_files, scan
-from tripletune.schemas import SYSTEMS
+from tripletune.schemas import FURTHER_RETRIEVERS, RETRIEVERS, SYSTEMS
 
 MAX_EXAMPLES = 3
 MAX_RELATIONS = 16
@@ -23,7 +23,7 @@ FAMILIES: tuple[dict[str, Any], ...] = (
     {
         "title": "Retrieval",
         "about": "Test likes ranked among the whole catalogue, films rated before the cutoff left out.",
-        "rows": ("popularity", "lightgcn", "rgat"),
+        "rows": (*RETRIEVERS, *FURTHER_RETRIEVERS),
         "groups": ("all", "warm", "unseen"),
         "below": False,
     },
@@ -99,12 +99,13 @@ def _headlines(metrics: pl.DataFrame) -> list[dict[str, Any]]:
 def _family(family: Mapping[str, Any], metrics: pl.DataFrame, comparisons: pl.DataFrame) -> dict[str, Any]:
     measured = metrics.filter(pl.col("row").is_in(family["rows"]), pl.col("metric").str.contains("^(hr|ndcg)_at_"))
     names = measured["metric"].unique(maintain_order=True).to_list()
+    present = measured["row"].unique().to_list()
     groups = []
     for group in family["groups"]:
         part = measured.filter(pl.col("group") == group)
         if part.height:
             cells = {(line["row"], line["metric"]): line for line in part.to_dicts()}
-            rows = [(row, [cells[row, name] for name in names]) for row in family["rows"]]
+            rows = [(row, [cells[row, name] for name in names]) for row in family["rows"] if row in present]
             groups.append({"name": group, "num_viewers": part["num_viewers"][0], "rows": rows})
     lines = comparisons.filter(pl.col("row_a").is_in(family["rows"])).to_dicts()
     compared = [line | {"words": _words(line)} for line in lines]
