@@ -140,7 +140,8 @@ def _solve(likes_VF: sparse.csr_array, ridge: float) -> Floats:
     gram_FF = torch.from_numpy(_gram(likes_VF))
     gram_FF.diagonal().add_(ridge)
     inverse_FF = _inverse(gram_FF)
-    weights_FF = inverse_FF.div_(-inverse_FF.diagonal().clone()).float()
+    # LAPACK's matrices lie column by column; the sparse product would turn that round for every block
+    weights_FF = inverse_FF.div_(-inverse_FF.diagonal().clone()).float().contiguous()
     weights_FF.fill_diagonal_(0.0)
     return weights_FF.numpy()
 
