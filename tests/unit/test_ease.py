@@ -140,6 +140,18 @@ def test_rankings_hold_ease_and_plain_ease_under_the_same_mask(out, rows):
             assert row["answer"] not in seen
 
 
+def test_the_published_recipe_is_filled_up_from_ease(world, out, rows, tmp_path):
+    facts = retrieve(world, tmp_path / "kerag", DEFAULT.model_copy(update={"candidates": "kerag"}))
+    assert facts["ceiling"] == {"valid": 1.0, "test": 1.0}
+    answers = dict(rows.filter(pl.col("label") == "test").select("user_id", "movie_id").iter_rows())
+    tops = {row["user_id"]: row["candidates"] for row in read(out).filter(purpose="test").iter_rows(named=True)}
+    for question in read(tmp_path / "kerag").filter(purpose="test").iter_rows(named=True):
+        answer = answers[question["user_id"]]
+        fill = [film for film in tops[question["user_id"]] if film != answer][:9]
+        assert set(question["candidates"]) == {answer, *fill}
+        assert question["ranking"] == question["candidates"][:6]
+
+
 def test_what_ease_was_fitted_to_is_written_for_the_audit(out, rows):
     warm = rows.filter(~pl.col("unseen"))
     for fit, labels in (("a", ["graph"]), ("b", ["graph", "target"])):
