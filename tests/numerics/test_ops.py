@@ -8,6 +8,7 @@ import sys
 import pytest
 import torch
 
+from tripletune.errors import ConfigError
 from tripletune.graph.ops import MessageGraph, inverse_sqrt_degree, message_graph
 
 # name: (sources, destinations, number of sources, number of destinations)
@@ -20,6 +21,12 @@ GRAPHS = {
     "edges in no order": ([4, 0, 2, 4, 1, 3], [1, 2, 0, 0, 2, 1], 5, 3),
 }
 HEADS, WIDTH = 2, 3
+
+
+@pytest.fixture(params=["dgl", "torch"], autouse=True)
+def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv("TRIPLETUNE_MESSAGE_PASSING", request.param)
+    return request.param
 
 
 @pytest.fixture(params=GRAPHS)
@@ -82,6 +89,27 @@ def test_gradients_are_those_of_finite_differences(case):
         assert torch.autograd.gradcheck(graph.weighted_sum, (source_SHW, edge_EH))
 
 
+def test_float32_agrees_with_dense_float64_in_values_and_gradients(case):
+    graph = build(case)
+    leaves = [randn(case[2], HEADS, WIDTH), randn(len(case[0]), HEADS), randn(case[3], HEADS, WIDTH)]
+
+    def compute(dtype: torch.dtype, by_matrix: bool) -> list[torch.Tensor]:
+        source, score, target = (leaf.to(dtype) for leaf in leaves)
+        source.requires_grad_(), score.requires_grad_()
+        if by_matrix:
+            member_ED = torch.nn.functional.one_hot(case[1], case[3]).to(dtype)
+            share = score.exp() / (member_ED @ (member_ED.T @ score.exp()))
+            out = torch.einsum("ed,eh,ehw->dhw", member_ED, share + 1, source[case[0]])
+        else:
+            out = graph.weighted_sum(source, graph.softmax_incoming(score)) + graph.sum_neighbours(source)
+        loss = (out * target).sum() + 0 * (source.sum() + score.sum())  # without edges nothing else has a gradient
+        loss.backward()
+        return [out, source.grad, score.grad]
+
+    for got, want in zip(compute(torch.float32, False), compute(torch.float64, True), strict=True):
+        torch.testing.assert_close(got.double(), want, rtol=1e-5, atol=1e-5)
+
+
 def test_degree_scale_is_zero_without_edges():
     got = inverse_sqrt_degree(torch.tensor([0, 0, 0, 0, 2]), 3)
     torch.testing.assert_close(got, torch.tensor([0.5, 0.0, 1.0]))
@@ -114,12 +142,22 @@ def test_numbers_do_not_depend_on_the_number_of_threads():
         alone = compute()
     finally:
         torch.set_num_threads(threads)
-    for one, many in zip(alone, compute(), strict=True):
+    for one, many, again in zip(alone, compute(), compute(), strict=True):
         assert torch.equal(one, many)
+        assert torch.equal(many, again)
+
+
+def test_an_unknown_back_end_is_refused(monkeypatch):
+    monkeypatch.setenv("TRIPLETUNE_MESSAGE_PASSING", "numpy")
+    with pytest.raises(ConfigError, match="expected dgl or torch, got 'numpy'"):
+        message_graph(torch.tensor([0]), torch.tensor([0]), 1, 1)
 
 
 def test_import_is_silent():
     done = subprocess.run(
-        [sys.executable, "-c", "import tripletune.graph.ops"], capture_output=True, text=True, check=True
+        [sys.executable, "-c", "import tripletune.graph.ops_dgl, tripletune.graph.ops_torch"],
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert (done.stdout, done.stderr) == ("", "")

@@ -1,7 +1,7 @@
 """Message passing: the three operations that both specialists are made of, behind one interface.
 
 A ``MessageGraph`` is a fixed directed graph from S source nodes to D destination nodes (the two sets may be the same).
-Models know only the interface; ``message_graph`` picks the back end. DGL's kernels are the back end today.
+Models know only the interface; ``message_graph`` picks the back end: DGL on the CPU, torch everywhere else.
 """
 
 # Shape letters in this file: S source nodes, D destination nodes, E edges, H heads, W feature width
@@ -13,12 +13,10 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
-os.environ.setdefault("DGLBACKEND", "pytorch")  # without it the first import prints advice and writes into the home
+from tripletune.errors import ConfigError
 
-import dgl
-
-# libxsmm's blocks depend on the number of threads, and with them the order of a sum and its last bits
-dgl.use_libxsmm(False)
+BACKEND_VARIABLE = "TRIPLETUNE_MESSAGE_PASSING"
+"""Environment variable that overrides the choice by device: ``dgl`` or ``torch``."""
 
 
 class MessageGraph(ABC):
@@ -45,50 +43,17 @@ class MessageGraph(ABC):
         """Sum over each destination's incoming edges of weight times source: (S, H, W), (E, H) to (D, H, W)."""
 
 
-class DglGraph(MessageGraph):
-    """DGL 1.1's kernels: ``copy_u``/sum, ``edge_softmax``, ``u_mul_e``/sum."""
-
-    def __init__(self, src_E: Tensor, dst_E: Tensor, num_src: int, num_dst: int) -> None:
-        self.num_src, self.num_dst, self.num_edges = num_src, num_dst, src_E.numel()
-        graph = dgl.heterograph(
-            {("source", "to", "destination"): (src_E.int(), dst_E.int())},
-            num_nodes_dict={"source": num_src, "destination": num_dst},
-        )
-        graph.create_formats_()
-        self._graph = graph
-
-    def sum_neighbours(self, source_SW: Tensor) -> Tensor:
-        _require_rows("sources", source_SW, self.num_src)
-        if self.num_edges == 0:
-            return source_SW.new_zeros(self.num_dst, *source_SW.shape[1:])
-        summed_DW: Tensor = dgl.ops.copy_u_sum(self._graph, source_SW)
-        return summed_DW
-
-    def softmax_incoming(self, score_EH: Tensor) -> Tensor:
-        _require_rows("edges", score_EH, self.num_edges)
-        if self.num_edges == 0:
-            return score_EH
-        share_EH: Tensor = dgl.ops.edge_softmax(self._graph, score_EH)
-        return share_EH
-
-    def weighted_sum(self, source_SHW: Tensor, weight_EH: Tensor) -> Tensor:
-        _require_rows("sources", source_SHW, self.num_src)
-        _require_rows("edges", weight_EH, self.num_edges)
-        if self.num_edges == 0:
-            return source_SHW.new_zeros(self.num_dst, *source_SHW.shape[1:])
-        summed_DHW: Tensor = dgl.ops.u_mul_e_sum(self._graph, source_SHW, weight_EH.unsqueeze(-1))
-        return summed_DHW
-
-
-def message_graph(src_E: Tensor, dst_E: Tensor, num_src: int, num_dst: int) -> MessageGraph:
+def message_graph(src_E: Tensor, dst_E: Tensor, num_src: int, num_dst: int, backend: str | None = None) -> MessageGraph:
     """Build the graph with the back end for the tensors' device.
 
     Args:
         src_E, dst_E: end points of each edge, integer, ``0 <= src < num_src`` and ``0 <= dst < num_dst``.
         num_src, num_dst: sizes of the two node sets; equal ones may mean the same nodes.
+        backend: ``dgl`` or ``torch``; by default what ``TRIPLETUNE_MESSAGE_PASSING`` says, else by device.
 
     Raises:
         ValueError: the tensors differ in length or an end point is out of range.
+        ConfigError: there is no back end of that name.
     """
     if src_E.shape != dst_E.shape or src_E.dim() != 1:
         raise ValueError(
@@ -97,7 +62,16 @@ def message_graph(src_E: Tensor, dst_E: Tensor, num_src: int, num_dst: int) -> M
     for name, end_E, size in (("src", src_E, num_src), ("dst", dst_E, num_dst)):
         if end_E.numel() and not 0 <= int(end_E.min()) <= int(end_E.max()) < size:
             raise ValueError(f"{name} must be within 0..{size - 1}, got {int(end_E.min())}..{int(end_E.max())}")
-    return DglGraph(src_E, dst_E, num_src, num_dst)
+    name = backend or os.environ.get(BACKEND_VARIABLE) or ("dgl" if src_E.device.type == "cpu" else "torch")
+    if name == "torch":
+        from tripletune.graph.ops_torch import TorchGraph  # here: the back ends import the interface
+
+        return TorchGraph(src_E, dst_E, num_src, num_dst)
+    if name == "dgl":
+        from tripletune.graph.ops_dgl import DglGraph  # here: a GPU machine need not load DGL
+
+        return DglGraph(src_E, dst_E, num_src, num_dst)
+    raise ConfigError(f"{BACKEND_VARIABLE}: expected dgl or torch, got {name!r}; unset it to choose by device")
 
 
 def take_rows(features: Tensor, row_E: Tensor) -> Tensor:
@@ -115,6 +89,7 @@ def inverse_sqrt_degree(node_E: Tensor, num_nodes: int) -> Tensor:
     return torch.where(degree_N > 0, degree_N.rsqrt(), 0.0)
 
 
-def _require_rows(what: str, features: Tensor, expected: int) -> None:
+def require_rows(what: str, features: Tensor, expected: int) -> None:
+    """Refuse features that do not fit the graph; ValueError."""
     if features.shape[0] != expected:
         raise ValueError(f"expected one row for each of the graph's {expected} {what}, got {features.shape[0]}")
