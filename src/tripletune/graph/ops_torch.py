@@ -76,7 +76,7 @@ class _Sum(torch.autograd.Function):
         return graph.incoming.product(source_SF.new_ones(graph.num_edges), source_SF)
 
     @staticmethod
-    def backward(ctx: Any, grad_DF: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad_DF: Tensor) -> tuple[Tensor, None]:
         return ctx.graph.outgoing.product(grad_DF.new_ones(ctx.graph.num_edges), grad_DF.contiguous()), None
 
 
@@ -91,7 +91,7 @@ class _Softmax(torch.autograd.Function):
         return share_EH.to(score_EH.dtype)
 
     @staticmethod
-    def backward(ctx: Any, grad_EH: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad_EH: Tensor) -> tuple[Tensor, None]:
         (share_EH,) = ctx.saved_tensors
         product_EH = share_EH * grad_EH
         return (product_EH - share_EH * _segments(product_EH, "sum", ctx.graph)).to(grad_EH.dtype), None
@@ -112,7 +112,7 @@ class _WeightedSum(torch.autograd.Function):
         return _by_heads(graph.incoming, weight_EH, source_SHW)
 
     @staticmethod
-    def backward(ctx: Any, grad_DHW: Tensor) -> tuple[Tensor | None, Tensor | None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad_DHW: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         source_SHW, weight_EH = ctx.saved_tensors
         graph = ctx.graph
         of_source = _by_heads(graph.outgoing, weight_EH, grad_DHW) if ctx.needs_input_grad[0] else None
@@ -131,5 +131,5 @@ def _by_heads(rows: _Rows, weight_EH: Tensor, features: Tensor) -> Tensor:
 def _edge_gradient(source_SHW: Tensor, grad_DHW: Tensor, graph: TorchGraph) -> Tensor:
     """Source times gradient of the destination, summed over the width: (E, H)."""
     chunk = max(1, CHUNK_VALUES // max(1, source_SHW[0].numel()))
-    pairs = zip(graph.src_E.split(chunk), graph.dst_E.split(chunk), strict=True)
+    pairs = zip(torch.split(graph.src_E, chunk), torch.split(graph.dst_E, chunk), strict=True)
     return torch.cat([(source_SHW[src] * grad_DHW[dst]).sum(dim=-1) for src, dst in pairs])
