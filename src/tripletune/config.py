@@ -183,6 +183,8 @@ class RgatConfig(Section):
     dim: Positive = 32
     heads: Positive = 4
     layers: Positive = 1
+    message_passing: Literal["auto", "dgl", "torch"] = "auto"
+    """Back end: auto takes DGL on a CPU and torch on a GPU. They differ in the last bits."""
     bases: Annotated[int, Field(ge=0)] = 0
     """Basis matrices shared by the relations; 0 gives each relation a matrix of its own."""
     learning_rate: PositiveFloat = 0.01
@@ -215,6 +217,8 @@ class LightGCNConfig(Section):
 
     dim: Positive = 64
     layers: Annotated[int, Field(ge=1, le=4)] = 2
+    message_passing: Literal["auto", "dgl", "torch"] = "auto"
+    """Back end: auto takes DGL on a CPU and torch on a GPU. They differ in the last bits."""
     loss: Literal["softmax", "bpr"] = "softmax"
     """softmax: one softmax over films for all of a viewer's likes after a random moment; bpr: as published."""
     learning_rate: PositiveFloat = 0.02

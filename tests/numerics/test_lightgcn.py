@@ -211,6 +211,16 @@ def test_same_seed_same_bytes_and_another_seed_other_bytes(trained, tmp_path):
         assert first != (tmp_path / "other" / f"{fit}.safetensors").read_bytes()
 
 
+def test_the_torch_back_end_learns_what_the_dgl_one_learns(trained, tmp_path):
+    for backend in ("dgl", "torch"):
+        (tmp_path / backend).mkdir()
+        train_lightgcn(trained[0], tmp_path / backend, settings(max_steps=3, message_passing=backend), seed=3)
+    one, two = (load_file(tmp_path / backend / "fit_b.safetensors") for backend in ("dgl", "torch"))
+    for name in one:
+        torch.testing.assert_close(one[name], two[name], rtol=1e-3, atol=1e-4)
+    assert not all(torch.equal(one[name], two[name]) for name in one)  # two programs, not one under two names
+
+
 def test_hidden_rows_do_not_change_what_is_trained(trained, tmp_path):
     # the test like, the valid like of fit a, and unseen viewers are no training data: replace their films
     plant_split(tmp_path / "split", hidden_shift=1)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from tripletune.graph.ops import MessageGraph, inverse_sqrt_degree, message_graph
+from tripletune.graph.ops import Backend, MessageGraph, inverse_sqrt_degree, message_graph
 
 POOL_POWER = 0.5
 """The viewer's side of the symmetric normalisation, 1 / sqrt(number of likes), as ``pool_viewers`` applies it."""
@@ -34,11 +34,13 @@ class LikeGraph:
     movie_scale_M1: Tensor
 
     @classmethod
-    def build(cls, viewer_E: Tensor, movie_E: Tensor, num_viewers: int, num_movies: int) -> LikeGraph:
-        """From the likes; errors as in ``message_graph``."""
+    def build(
+        cls, viewer_E: Tensor, movie_E: Tensor, num_viewers: int, num_movies: int, backend: Backend = "auto"
+    ) -> LikeGraph:
+        """From the likes; back end and errors as in ``message_graph``."""
         return cls(
-            message_graph(movie_E, viewer_E, num_movies, num_viewers),
-            message_graph(viewer_E, movie_E, num_viewers, num_movies),
+            message_graph(movie_E, viewer_E, num_movies, num_viewers, backend),
+            message_graph(viewer_E, movie_E, num_viewers, num_movies, backend),
             inverse_sqrt_degree(viewer_E, num_viewers).unsqueeze(1),
             inverse_sqrt_degree(movie_E, num_movies).unsqueeze(1),
         )

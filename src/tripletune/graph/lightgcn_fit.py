@@ -28,7 +28,9 @@ class LightGCNTrainer:
     def __init__(self, likes: Likes, num_movies: int, settings: LightGCNConfig, seed: int) -> None:
         self._settings = settings
         self._generator = torch.Generator().manual_seed(seed)
-        self._graph = LikeGraph.build(likes.viewer_E, likes.movie_E, likes.num_viewers, num_movies)
+        self._graph = LikeGraph.build(
+            likes.viewer_E, likes.movie_E, likes.num_viewers, num_movies, settings.message_passing
+        )
         self._batches = batches(likes, settings.batch_viewers, self._generator)
         self._model = LightGCN(num_movies, settings.dim, settings.layers, self._generator)
         groups = [{"params": [self._model.embedding_MD], "weight_decay": settings.weight_decay}]

@@ -7,16 +7,13 @@ Models know only the interface; ``message_graph`` picks the back end: DGL on the
 # Shape letters in this file: S source nodes, D destination nodes, E edges, H heads, W feature width
 from __future__ import annotations
 
-import os
 from abc import ABC, abstractmethod
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from tripletune.errors import ConfigError
-
-BACKEND_VARIABLE = "TRIPLETUNE_MESSAGE_PASSING"
-"""Environment variable that overrides the choice by device: ``dgl`` or ``torch``."""
+Backend = Literal["auto", "dgl", "torch"]
 
 
 class MessageGraph(ABC):
@@ -43,17 +40,16 @@ class MessageGraph(ABC):
         """Sum over each destination's incoming edges of weight times source: (S, H, W), (E, H) to (D, H, W)."""
 
 
-def message_graph(src_E: Tensor, dst_E: Tensor, num_src: int, num_dst: int, backend: str | None = None) -> MessageGraph:
+def message_graph(src_E: Tensor, dst_E: Tensor, num_src: int, num_dst: int, backend: Backend = "auto") -> MessageGraph:
     """Build the graph with the back end for the tensors' device.
 
     Args:
         src_E, dst_E: end points of each edge, integer, ``0 <= src < num_src`` and ``0 <= dst < num_dst``.
         num_src, num_dst: sizes of the two node sets; equal ones may mean the same nodes.
-        backend: ``dgl`` or ``torch``; by default what ``TRIPLETUNE_MESSAGE_PASSING`` says, else by device.
+        backend: ``auto`` takes DGL on a CPU and torch elsewhere. The two differ in the last bits.
 
     Raises:
         ValueError: the tensors differ in length or an end point is out of range.
-        ConfigError: there is no back end of that name.
     """
     if src_E.shape != dst_E.shape or src_E.dim() != 1:
         raise ValueError(
@@ -62,16 +58,13 @@ def message_graph(src_E: Tensor, dst_E: Tensor, num_src: int, num_dst: int, back
     for name, end_E, size in (("src", src_E, num_src), ("dst", dst_E, num_dst)):
         if end_E.numel() and not 0 <= int(end_E.min()) <= int(end_E.max()) < size:
             raise ValueError(f"{name} must be within 0..{size - 1}, got {int(end_E.min())}..{int(end_E.max())}")
-    name = backend or os.environ.get(BACKEND_VARIABLE) or ("dgl" if src_E.device.type == "cpu" else "torch")
-    if name == "torch":
+    if backend == "torch" or (backend == "auto" and src_E.device.type != "cpu"):
         from tripletune.graph.ops_torch import TorchGraph  # here: the back ends import the interface
 
         return TorchGraph(src_E, dst_E, num_src, num_dst)
-    if name == "dgl":
-        from tripletune.graph.ops_dgl import DglGraph  # here: a GPU machine need not load DGL
+    from tripletune.graph.ops_dgl import DglGraph  # here: a GPU machine need not load DGL
 
-        return DglGraph(src_E, dst_E, num_src, num_dst)
-    raise ConfigError(f"{BACKEND_VARIABLE}: expected dgl or torch, got {name!r}; unset it to choose by device")
+    return DglGraph(src_E, dst_E, num_src, num_dst)
 
 
 def take_rows(features: Tensor, row_E: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tripletune.graph.ops import MessageGraph, message_graph, take_rows
+from tripletune.graph.ops import Backend, MessageGraph, message_graph, take_rows
 
 NEGATIVE_SLOPE = 0.2
 EMBEDDING_STD = 0.5
@@ -49,7 +49,13 @@ class RelationalGraph:
 
     @classmethod
     def build(
-        cls, head_T: Tensor, relation_T: Tensor, tail_T: Tensor, num_nodes: int, num_relations: int
+        cls,
+        head_T: Tensor,
+        relation_T: Tensor,
+        tail_T: Tensor,
+        num_nodes: int,
+        num_relations: int,
+        backend: Backend = "auto",
     ) -> RelationalGraph:
         """Add inverse relations and self loops to triples.
 
@@ -73,7 +79,7 @@ class RelationalGraph:
 
         return cls(
             num_relations=num_all,
-            edges=message_graph(source_of_E, destination_E, source_pairs.numel(), num_nodes),
+            edges=message_graph(source_of_E, destination_E, source_pairs.numel(), num_nodes, backend),
             edge_blocks=torch.bincount(relation_E, minlength=num_all).tolist(),
             source_E=source_of_E - (source_count_C.cumsum(0) - source_count_C)[relation_E],
             destination_E=destination_of_E - (destination_count_C.cumsum(0) - destination_count_C)[relation_E],

@@ -175,6 +175,7 @@ def train_rgat(knowledge: Path, split: Path, out: Path, settings: RgatConfig, se
         facts.entity_T,
         facts.num_entities,
         len(facts.relation_names),
+        settings.message_passing,
     )
     trainers: dict[str, RgatTrainer] = {}
 
