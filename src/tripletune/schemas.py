@@ -7,8 +7,14 @@ Movie ids, user ids and times are MovieLens's own; ``position`` counts a viewer'
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import UTC, date, datetime, time
 
 import polars as pl
+
+
+def midnight(day: date) -> int:
+    """How the beginning of a day (UTC) stands in a column ``timestamp``: whole seconds since 1970."""
+    return int(datetime.combine(day, time.min, UTC).timestamp())
 
 
 def _columns(columns: Mapping[str, pl.DataType | type[pl.DataType]]) -> pl.Schema:

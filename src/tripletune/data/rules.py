@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, date, datetime
 
 import polars as pl
 
 from tripletune.config import IngestConfig
+from tripletune.schemas import midnight
 
 UNKNOWN_MOVIE = "movie is not in the movies file"
 DUPLICATE = "duplicate: another rating of the same film by the same user counts, the newest, or the highest of these"
@@ -107,12 +107,8 @@ def _unknown_movie(movie_ids: pl.Series) -> Rule:
 
 
 def _time_rules(timestamp: pl.Expr, settings: IngestConfig) -> list[Rule]:
-    in_range = timestamp.is_between(_seconds(settings.earliest), _seconds(settings.latest), closed="left")
+    in_range = timestamp.is_between(midnight(settings.earliest), midnight(settings.latest), closed="left")
     return [
         Rule("timestamp", timestamp.is_null(), "not a whole number"),
         Rule("timestamp", ~in_range, f"not in the seconds from {settings.earliest} to {settings.latest}"),
     ]
-
-
-def _seconds(day: date) -> int:
-    return int(datetime(day.year, day.month, day.day, tzinfo=UTC).timestamp())

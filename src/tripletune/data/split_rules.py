@@ -8,14 +8,13 @@ long each run of each viewer is. Ratings that are no likes are ``other`` under e
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import UTC, date, datetime, time
 
 import numpy as np
 import numpy.typing as npt
 
 from tripletune.config import SplitConfig
 from tripletune.data.split_history import Ratings
-from tripletune.schemas import SPLIT_LABELS
+from tripletune.schemas import SPLIT_LABELS, midnight
 from tripletune.stable_hash import pair_hash
 
 Ints = npt.NDArray[np.int64]
@@ -125,8 +124,3 @@ def _runs(*runs: tuple[str, npt.NDArray[np.generic]]) -> Labels:
     length_VC = np.column_stack([length_V for _, length_V in runs])
     number_C = np.array([NUMBER[name] for name, _ in runs])
     return np.repeat(np.tile(number_C, len(length_VC)), length_VC.ravel())
-
-
-def midnight(day: date) -> int:
-    """Seconds from 1970 to the beginning of a day in UTC."""
-    return int(datetime.combine(day, time.min, UTC).timestamp())

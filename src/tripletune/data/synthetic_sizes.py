@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import UTC, date, datetime
+from datetime import date
 
 from tripletune.config import SyntheticConfig
+from tripletune.schemas import midnight
 
 MIN_RATINGS = 20
 """Nobody in a MovieLens release has fewer."""
@@ -38,16 +39,12 @@ class Size:
     @property
     def start(self) -> int:
         """Seconds since 1970 at the start of ``first_day``."""
-        return _seconds(self.first_day)
+        return midnight(self.first_day)
 
     @property
     def end(self) -> int:
         """Seconds since 1970 at the start of ``last_day``."""
-        return _seconds(self.last_day)
-
-
-def _seconds(day: date) -> int:
-    return int(datetime(day.year, day.month, day.day, tzinfo=UTC).timestamp())
+        return midnight(self.last_day)
 
 
 SIZES = {

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Sequence
-from datetime import UTC, date, datetime, time
+from datetime import date
 from pathlib import Path
 
 import polars as pl
 
 from tripletune.errors import InputError
 from tripletune.paths import Facts
-from tripletune.schemas import conform
+from tripletune.schemas import conform, midnight
 
 FILM_FACTS = pl.Schema(
     {"movie_id": pl.Int32, "relation": pl.String, "key": pl.String, "kind": pl.String, "name": pl.String}
@@ -45,7 +45,7 @@ def tag_facts(tags: pl.DataFrame, min_viewers: int, before: date | None) -> tupl
     Returns:
         Schema FILM_FACTS, and how many tags came too late.
     """
-    in_time = tags if before is None else tags.filter(pl.col("timestamp") < _midnight(before))
+    in_time = tags if before is None else tags.filter(pl.col("timestamp") < midnight(before))
     spellings = in_time["tag"].unique()
     # casefold is not in polars; there are far fewer spellings than tags
     normal = pl.Series([normalise_tag(tag) for tag in spellings], dtype=pl.String)
@@ -61,10 +61,6 @@ def normalise_tag(tag: str) -> str:
     folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", tag).casefold())
     visible = "".join(" " if unicodedata.category(letter)[0] == "C" else letter for letter in folded)
     return " ".join(visible.split())
-
-
-def _midnight(day: date) -> int:
-    return int(datetime.combine(day, time.min, UTC).timestamp())
 
 
 def _told_by_name(relation: str, kind: str, named: pl.DataFrame) -> pl.DataFrame:

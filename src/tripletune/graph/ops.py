@@ -27,17 +27,35 @@ class MessageGraph(ABC):
     num_dst: int
     num_edges: int
 
-    @abstractmethod
     def sum_neighbours(self, source_SW: Tensor) -> Tensor:
         """Sum over each destination's incoming edges of the source's features: (S, ...) to (D, ...)."""
+        _require_rows("sources", source_SW, self.num_src)
+        return self._sum(source_SW) if self.num_edges else self._nothing(source_SW)
 
-    @abstractmethod
     def softmax_incoming(self, score_EH: Tensor) -> Tensor:
         """Softmax over the incoming edges of each destination, head by head: (E, H) to (E, H)."""
+        _require_rows("edges", score_EH, self.num_edges)
+        return self._softmax(score_EH) if self.num_edges else score_EH
 
-    @abstractmethod
     def weighted_sum(self, source_SHW: Tensor, weight_EH: Tensor) -> Tensor:
         """Sum over each destination's incoming edges of weight times source: (S, H, W), (E, H) to (D, H, W)."""
+        _require_rows("sources", source_SHW, self.num_src)
+        _require_rows("edges", weight_EH, self.num_edges)
+        return self._weighted_sum(source_SHW, weight_EH) if self.num_edges else self._nothing(source_SHW)
+
+    def _nothing(self, source: Tensor) -> Tensor:
+        return source.new_zeros(self.num_dst, *source.shape[1:])
+
+    # what a back end does: the operations on at least one edge, with rows that fit
+
+    @abstractmethod
+    def _sum(self, source_SW: Tensor) -> Tensor: ...
+
+    @abstractmethod
+    def _softmax(self, score_EH: Tensor) -> Tensor: ...
+
+    @abstractmethod
+    def _weighted_sum(self, source_SHW: Tensor, weight_EH: Tensor) -> Tensor: ...
 
 
 def message_graph(src_E: Tensor, dst_E: Tensor, num_src: int, num_dst: int, backend: Backend = "auto") -> MessageGraph:
@@ -82,7 +100,7 @@ def inverse_sqrt_degree(node_E: Tensor, num_nodes: int) -> Tensor:
     return torch.where(degree_N > 0, degree_N.rsqrt(), 0.0)
 
 
-def require_rows(what: str, features: Tensor, expected: int) -> None:
+def _require_rows(what: str, features: Tensor, expected: int) -> None:
     """Refuse features that do not fit the graph; ValueError."""
     if features.shape[0] != expected:
         raise ValueError(f"expected one row for each of the graph's {expected} {what}, got {features.shape[0]}")

@@ -7,7 +7,7 @@ import os
 
 from torch import Tensor
 
-from tripletune.graph.ops import MessageGraph, require_rows
+from tripletune.graph.ops import MessageGraph
 
 os.environ.setdefault("DGLBACKEND", "pytorch")  # without it the first import prints advice and writes into the home
 
@@ -29,24 +29,14 @@ class DglGraph(MessageGraph):
         graph.create_formats_()
         self._graph = graph
 
-    def sum_neighbours(self, source_SW: Tensor) -> Tensor:
-        require_rows("sources", source_SW, self.num_src)
-        if self.num_edges == 0:
-            return source_SW.new_zeros(self.num_dst, *source_SW.shape[1:])
+    def _sum(self, source_SW: Tensor) -> Tensor:
         summed_DW: Tensor = dgl.ops.copy_u_sum(self._graph, source_SW)
         return summed_DW
 
-    def softmax_incoming(self, score_EH: Tensor) -> Tensor:
-        require_rows("edges", score_EH, self.num_edges)
-        if self.num_edges == 0:
-            return score_EH
+    def _softmax(self, score_EH: Tensor) -> Tensor:
         share_EH: Tensor = dgl.ops.edge_softmax(self._graph, score_EH)
         return share_EH
 
-    def weighted_sum(self, source_SHW: Tensor, weight_EH: Tensor) -> Tensor:
-        require_rows("sources", source_SHW, self.num_src)
-        require_rows("edges", weight_EH, self.num_edges)
-        if self.num_edges == 0:
-            return source_SHW.new_zeros(self.num_dst, *source_SHW.shape[1:])
+    def _weighted_sum(self, source_SHW: Tensor, weight_EH: Tensor) -> Tensor:
         summed_DHW: Tensor = dgl.ops.u_mul_e_sum(self._graph, source_SHW, weight_EH.unsqueeze(-1))
         return summed_DHW

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tripletune.graph.ops import MessageGraph, require_rows
+from tripletune.graph.ops import MessageGraph
 
 # said once a process by whichever graph is first; the products here are tested against dense ones
 warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta state")
@@ -45,26 +45,16 @@ class TorchGraph(MessageGraph):
         self.incoming = _Rows(self.dst_E, self.src_E, num_dst, num_src)
         self.outgoing = _Rows(self.src_E, self.dst_E, num_src, num_dst)
 
-    def sum_neighbours(self, source_SW: Tensor) -> Tensor:
-        require_rows("sources", source_SW, self.num_src)
-        if self.num_edges == 0:
-            return source_SW.new_zeros(self.num_dst, *source_SW.shape[1:])
+    def _sum(self, source_SW: Tensor) -> Tensor:
         flat_SF = source_SW.reshape(self.num_src, -1)
         summed_DF: Tensor = _Sum.apply(flat_SF, self)  # type: ignore[no-untyped-call]
         return summed_DF.reshape(self.num_dst, *source_SW.shape[1:])
 
-    def softmax_incoming(self, score_EH: Tensor) -> Tensor:
-        require_rows("edges", score_EH, self.num_edges)
-        if self.num_edges == 0:
-            return score_EH
+    def _softmax(self, score_EH: Tensor) -> Tensor:
         share_EH: Tensor = _Softmax.apply(score_EH, self)  # type: ignore[no-untyped-call]
         return share_EH
 
-    def weighted_sum(self, source_SHW: Tensor, weight_EH: Tensor) -> Tensor:
-        require_rows("sources", source_SHW, self.num_src)
-        require_rows("edges", weight_EH, self.num_edges)
-        if self.num_edges == 0:
-            return source_SHW.new_zeros(self.num_dst, *source_SHW.shape[1:])
+    def _weighted_sum(self, source_SHW: Tensor, weight_EH: Tensor) -> Tensor:
         summed_DHW: Tensor = _WeightedSum.apply(source_SHW, weight_EH, self)  # type: ignore[no-untyped-call]
         return summed_DHW
 
