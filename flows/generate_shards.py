@@ -11,17 +11,20 @@ from tasks.knowledge import knowledge_task
 from tasks.lightgcn import lightgcn_task
 from tasks.retrieve import retrieve_task
 from tasks.rgat import rgat_task
+from tasks.sasrec import sasrec_task
 from tasks.session import Session, open_session
 from tasks.split import split_task
 
+TRAIN = {"rgat": rgat_task, "lightgcn": lightgcn_task, "sasrec": sasrec_task}
+
 
 def make_shards(session: Session) -> None:
-    """The stages up to generate; both specialists train at once."""
+    """The stages up to generate; what learns from likes trains at once, as far as there are workers."""
     ingest_task(session)
     split_task(session)
     knowledge_task(session)
-    for specialist in [rgat_task.submit(session), lightgcn_task.submit(session)]:
-        specialist.result()
+    for training in [TRAIN[stage].submit(session) for stage in session.config.trained_stages]:
+        training.result()
     retrieve_task(session)
     generate_task(session)
 

@@ -15,9 +15,10 @@ from prefect.cache_policies import NO_CACHE
 from prefect.runtime import deployment, flow_run
 
 import tripletune
-from tripletune.config import RunConfig, load_config
+from tripletune.config import RunConfig
 from tripletune.errors import TrainingCrash, UserError
 from tripletune.paths import RunPaths, whoami
+from tripletune.presets import load_config
 from tripletune.runs import update_run
 from tripletune.stages import require_one_answer, resolve
 from tripletune.tracking import StageRun, Tracker, recorded_run, stage_run

@@ -22,10 +22,11 @@ from rich.table import Table
 from rich.text import Text
 
 from tripletune import __version__, stages
-from tripletune.config import RunConfig, load_config
+from tripletune.config import RunConfig
 from tripletune.errors import UserError
 from tripletune.guardian import guard_this_process
 from tripletune.paths import RunPaths, make_folder
+from tripletune.presets import load_config
 from tripletune.runs import RunRecord, read_run, update_run
 
 CHECKOUT = Path(__file__).parents[2]
@@ -55,7 +56,10 @@ CONFIG = "configs/smoke.toml"
 SYNTHETIC = "configs/synthetic.toml"
 """Preset of a dataset of its own, so that made-up and real outputs and champions do not meet."""
 ARTIFACTS = Path("artifacts")
-STAGES = ("ingest", "split", "knowledge", "rgat", "lightgcn", "retrieve", "generate", "finetune", "rank", "evaluate")
+STAGES = (
+    *("ingest", "split", "knowledge", "rgat", "lightgcn", "sasrec"),
+    *("retrieve", "generate", "finetune", "rank", "evaluate"),
+)
 
 
 def _console() -> Console:
@@ -197,7 +201,7 @@ def plan(
     from tripletune.views import plan_table
 
     _, paths = _resolve(config, movielens, imdb, artifacts)
-    _console().print(plan_table(paths, STAGES))
+    _console().print(plan_table(paths))
 
 
 @app.command(rich_help_panel="Look")
@@ -218,7 +222,9 @@ def audit(run: RunOption = "", artifacts: ArtifactsOption = ARTIFACTS) -> None:
 
     record = read_run(artifacts, run, needs="generate")
     paths = record.paths(artifacts)
-    leaks = audit_shards(*(paths.require(stage) for stage in ("generate", "split", "rgat", "lightgcn", "retrieve")))
+    shards, split, retrieve = (paths.require(stage) for stage in ("generate", "split", "retrieve"))
+    trained = {stage: paths.require(stage) for stage in record.settings().trained_stages}
+    leaks = audit_shards(shards, split, retrieve, trained)
     _console().print(f"{record.name}: {format_leaks(leaks)}", markup=False, soft_wrap=True)
     if leaks:
         raise typer.Exit(1)

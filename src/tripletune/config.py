@@ -1,4 +1,4 @@
-"""Every setting, in frozen pydantic models, read from a TOML preset.
+"""Every setting, in frozen pydantic models.
 
 One section per stage, so that a stage's fingerprint can name the fields it reads, and so that Prefect can show
 the whole as a form. Frozen: a config that was logged cannot change afterwards. Checks sit where a value is defined.
@@ -6,23 +6,21 @@ the whole as a form. Frozen: a config that was logged cannot change afterwards. 
 
 from __future__ import annotations
 
-import json
-import tomllib
-from collections.abc import Sequence
-from datetime import date, time
+from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from pydantic.fields import FieldInfo
-
-from tripletune.errors import ConfigError
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[int, Field(ge=1)]
 PositiveFloat = Annotated[float, Field(gt=0.0)]
+Weight = Annotated[float, Field(ge=0.0)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64)]
+RetrieverName = Literal["lightgcn", "ease", "sasrec"]
+LISTED_FILMS = 20
+"""Films of a first-stage list that are kept and measured."""
 Credit = Literal["director", "writer", "actor", "cinematographer", "composer", "producer", "editor"]
 
 
@@ -234,11 +232,46 @@ class LightGCNConfig(Section):
     """Age, in likes, at which a like counts half in targets and in a viewer's vector; 0 counts all alike."""
 
 
+class SasrecConfig(Section):
+    """Next-like prediction with a causal transformer."""
+
+    dim: Positive = 64
+    layers: Positive = 2
+    heads: Positive = 2
+    max_length: Annotated[int, Field(ge=2)] = 50
+    """Newest likes that a viewer's vector is made of."""
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.2
+    learning_rate: PositiveFloat = 0.003
+    warmup_steps: Positive = 20
+    """Steps over which the learning rate rises to its value."""
+    weight_decay: Annotated[float, Field(ge=0.0)] = 0.0
+    max_steps: Positive = 1000
+    eval_every: Positive = 20
+    patience: Positive = 5
+    """Evaluations of fit B without a better valid ndcg_at_10 before it stops."""
+    batch_viewers: Positive = 128
+    targets: Positive = 1
+    """Next likes asked for at each place of a history."""
+    target_half_life: Annotated[float, Field(ge=0.0)] = 3.0
+    """How many likes ahead a target counts half; 0 counts all alike."""
+    sampled_films: Annotated[int, Field(ge=0)] = 0
+    """Films drawn per step beside the batch's own targets for the softmax, with logQ correction; 0 takes all films."""
+
+
 class RetrieveConfig(Section):
     """Candidates and hints."""
 
-    retriever: Literal["lightgcn", "ease"] = "lightgcn"
-    """Where the candidates come from; hint 1 puts them in LightGCN's order in any case."""
+    retriever: RetrieverName | Literal["fused"] = "lightgcn"
+    """Where the candidates come from; hint 1 puts them in LightGCN's order in any case. sasrec adds a stage that trains
+    it; fused joins the lists below by reciprocal rank."""
+    fused_lightgcn: Weight = 1.0
+    fused_ease: Weight = 1.0
+    fused_sasrec: Weight = 1.0
+    """What a list counts in the fused one; 0 leaves it out."""
+    fused_k: PositiveFloat = 60.0
+    """A film at place r (from 1) of a list of weight w counts w / (this + r)."""
+    fused_films: Annotated[int, Field(ge=20)] = 100
+    """Films taken of each list."""
     ease_lambda: PositiveFloat = 500.0
     """Ridge of EASE: how many likes a weight is worth before it is believed."""
     ease_history_age: Annotated[float, Field(ge=0.0)] = 5.0
@@ -257,6 +290,32 @@ class RetrieveConfig(Section):
     """Films in hint 1 that the similar viewers liked."""
     triple_choice: Literal["personal", "published", "most-shared", "random", "none"] = "personal"
     triples_per_film: Annotated[int, Field(ge=0, le=5)] = 1
+
+    @property
+    def fused_weights(self) -> dict[RetrieverName, float]:
+        """Weight of each list that has a part in the fused one."""
+        weights: dict[RetrieverName, float] = {
+            "lightgcn": self.fused_lightgcn,
+            "ease": self.fused_ease,
+            "sasrec": self.fused_sasrec,
+        }
+        return {name: weight for name, weight in weights.items() if weight}
+
+    @property
+    def lists(self) -> tuple[RetrieverName, ...]:
+        """The retrievers whose lists make the candidates."""
+        return tuple(self.fused_weights) if self.retriever == "fused" else (self.retriever,)
+
+    @property
+    def depth(self) -> int:
+        """Films ranked for each viewer by each retriever."""
+        return max(LISTED_FILMS, self.num_candidates, self.fused_films if self.retriever == "fused" else 0)
+
+    @model_validator(mode="after")
+    def _fuses_something(self) -> RetrieveConfig:
+        if self.retriever == "fused" and len(self.fused_weights) < 2:
+            raise ValueError("retriever = 'fused' needs two lists at least; give two of fused_* a weight above 0")
+        return self
 
 
 class PromptConfig(Section):
@@ -341,7 +400,7 @@ class RankConfig(Section):
 class EvaluateConfig(Section):
     """Metrics and their intervals."""
 
-    retrieval_cutoffs: tuple[Annotated[int, Field(ge=1, le=20)], ...] = (3, 5, 10)
+    retrieval_cutoffs: tuple[Annotated[int, Field(ge=1, le=LISTED_FILMS)], ...] = (3, 5, 10)
     """At most 20, the length of the first stage's lists."""
     rerank_cutoffs: tuple[Annotated[int, Field(ge=1, le=5)], ...] = (3, 5)
     """At most 5, the films of an answer."""
@@ -393,6 +452,7 @@ class RunConfig(Section):
     knowledge: KnowledgeConfig = KnowledgeConfig()
     rgat: RgatConfig = RgatConfig()
     lightgcn: LightGCNConfig = LightGCNConfig()
+    sasrec: SasrecConfig = SasrecConfig()
     retrieve: RetrieveConfig = RetrieveConfig()
     prompt: PromptConfig = PromptConfig()
     finetune: FinetuneConfig = FinetuneConfig()
@@ -401,6 +461,11 @@ class RunConfig(Section):
     promote: PromoteConfig = PromoteConfig()
     tracking: TrackingConfig = TrackingConfig()
     specialists: SpecialistsConfig = SpecialistsConfig()
+
+    @property
+    def trained_stages(self) -> tuple[str, ...]:
+        """The stages that learn from likes: both specialists, and SASRec where the candidates need it."""
+        return ("rgat", "lightgcn", *(("sasrec",) if "sasrec" in self.retrieve.lists else ()))
 
     def field(self, dotted: str) -> Any:
         """The value under a dotted name such as ``split.like``, as plain JSON data."""
@@ -421,99 +486,3 @@ class RunConfig(Section):
             return rows
 
         return walk("", self.model_dump(mode="json"))
-
-
-def load_config(path: Path, **source: str) -> RunConfig:
-    """Read a TOML preset.
-
-    A relative ``finetune.accelerate_config`` that the working directory has not is taken from beside the preset: the
-    checkout's ``configs/`` is then found from anywhere.
-
-    Args:
-        path: the preset.
-        source: values for ``[source]`` from the command line; empty ones are ignored.
-
-    Raises:
-        ConfigError: the file is missing or not TOML, a key is unknown, or a value is out of range.
-    """
-    try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"no config file {path}; {_shipped_presets()}") from None
-    except IsADirectoryError:
-        raise ConfigError(f"{path} is a folder; give a .toml file; {_shipped_presets()}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
-        raise ConfigError(f"{path} cannot be read as TOML: {error}") from None
-    data.setdefault("source", {})
-    if isinstance(data["source"], dict):
-        data["source"] |= {key: value for key, value in source.items() if value}
-    return _found_from_anywhere(parse_config(data, where=str(path)), path)
-
-
-def _shipped_presets() -> str:
-    folder = Path(__file__).parents[2] / "configs"
-    here = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
-    presets = sorted(path.name for path in folder.glob("*.toml"))
-    return f"presets in {here}: {', '.join(presets)}" if presets else "the presets are in configs/ of the checkout"
-
-
-def _found_from_anywhere(config: RunConfig, preset: Path) -> RunConfig:
-    named, folder = Path(config.finetune.accelerate_config), preset.resolve().parent
-    if named.exists():
-        return config
-    for beside in (folder.parent / named, folder / named):
-        if beside.is_file():
-            finetune = config.finetune.model_copy(update={"accelerate_config": str(beside)})
-            return config.model_copy(update={"finetune": finetune})
-    return config
-
-
-def parse_config(data: dict[str, Any], where: str) -> RunConfig:
-    """Validate plain data; ``where`` names its origin in error messages.
-
-    Raises:
-        ConfigError: the first thing that is wrong, with the key, what is allowed and where.
-    """
-    try:
-        return RunConfig.model_validate(data)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        raise ConfigError(
-            f"{where}: {_explain(first['loc'], first['type'], first['msg'], first.get('input'))}"
-        ) from None
-
-
-def _explain(loc: tuple[int | str, ...], kind: str, message: str, value: Any) -> str:
-    parts = [str(part) for part in loc]
-    if kind == "extra_forbidden":
-        section = _section(parts[:-1])
-        place = f"in [{'.'.join(parts[:-1])}]" if parts[:-1] else "at the top"
-        return f"unknown key '{parts[-1]}' {place}; the keys there are: {', '.join(sorted(section.model_fields))}"
-    if kind == "missing":
-        return f"'{'.'.join(parts)}' is missing; add it"
-    if kind == "value_error":
-        return f"[{'.'.join(parts)}] {message.removeprefix('Value error, ')}"
-    if kind == "tuple_type":
-        wanted = f"should be a list such as {_example(_section(parts[:-1]).model_fields[parts[-1]])}"
-    elif kind == "model_type":
-        name, field = next(iter(_section(parts).model_fields.items()))
-        wanted = f"should be a table such as {{ {name} = {_example(field)} }}"
-    elif kind.startswith("date_"):
-        wanted = "should be a day such as 2017-01-01"
-    else:
-        wanted = f"{message[0].lower()}{message[1:]}"
-    # a day or a time as it stands in the file, anything else in quotes where it has them
-    shown = value.isoformat() if isinstance(value, date | time) else repr(value)
-    return f"{'.'.join(parts)} = {shown}: {wanted}"
-
-
-def _section(parts: Sequence[str]) -> Any:
-    section: Any = RunConfig
-    for part in parts:
-        section = section.model_fields[part].annotation
-    return section
-
-
-def _example(field: FieldInfo) -> str:
-    """The field's default as TOML; three dots where it is empty."""
-    return json.dumps(field.default or (["..."] if isinstance(field.default, tuple) else "..."))

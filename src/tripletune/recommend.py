@@ -108,6 +108,7 @@ def _recommend(paths: RunPaths, config: RunConfig, rows: pl.DataFrame) -> list[R
         config.retrieve,
         num_liked_triples=config.prompt.triples_for_liked,
         seed=config.seed,
+        sasrec=paths.require("sasrec") if "sasrec" in config.trained_stages else None,
         fits=("b",),
     )
     nothing = pl.DataFrame(

@@ -90,11 +90,12 @@ COVERAGE = _columns(
 )
 
 TRAINED_ON = _columns({"user_id": pl.Int32, "movie_id": pl.Int32, "fit": pl.String})
-"""rgat|lightgcn/trained_on.parquet: the likes each fit (``a`` or ``b``) was really trained on; the audit reads it.
-retrieve/trained_on.parquet says the same of EASE, where that was fitted."""
+"""rgat|lightgcn|sasrec/trained_on.parquet: the likes each fit (``a`` or ``b``) was really trained on; the audit reads
+it. retrieve/trained_on.parquet says the same of EASE, where that was fitted."""
 
 CURVE = _columns({"fit": pl.String, "step": pl.Int32, "loss": pl.Float64, "valid_ndcg_at_10": pl.Float64})
-"""rgat|lightgcn/curve.parquet: one row per evaluation; ``valid_ndcg_at_10`` is null for fit a, which must not look."""
+"""rgat|lightgcn|sasrec/curve.parquet: one row per evaluation; ``valid_ndcg_at_10`` is null for fit a, which must not
+look."""
 
 ATTENTION = _columns(
     {"fit": pl.String, "movie_id": pl.Int32, "relation": pl.String, "entity": pl.String, "alpha": pl.Float32}
@@ -149,9 +150,10 @@ RANKINGS = _columns(
 """retrieve/rankings.parquet: full-catalogue top films of each of ``RETRIEVERS`` for valid and test, same mask."""
 RETRIEVERS = ("popularity", "lightgcn", "rgat")
 """Retrievers that every run ranks by."""
-FURTHER_RETRIEVERS = ("ease-plain", "ease")
+FURTHER_RETRIEVERS = ("ease-plain", "ease", "sasrec", "fused")
 """Retrievers that a run may rank by besides. ``ease`` weighs a viewer's history by recency, ``ease-plain`` does not;
-both are there when the catalogue fits ``retrieve.ease_max_films`` or when EASE is the retriever."""
+both are there when the catalogue fits ``retrieve.ease_max_films`` or when candidates come of EASE. ``sasrec`` is there
+where it was trained, ``fused`` where it is the retriever."""
 
 MESSAGE = pl.Struct({"role": pl.String, "content": pl.String})
 TRIPLE = pl.Struct({"movie_id": pl.Int32, "relation": pl.String, "entity": pl.String, "entity_name": pl.String})

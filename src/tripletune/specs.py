@@ -24,7 +24,7 @@ _NOT_INGEST = ("split", "imdb", "download", "partial", "remote", "retries", "sto
 
 def stage_specs(config: RunConfig) -> tuple[StageSpec, ...]:
     """What each reusable stage is made of, in an order in which they can run. ``promote`` is never reused."""
-    return (*_data_specs(config), *_hint_specs(), *_model_specs())
+    return (*_data_specs(config), *_hint_specs(config), *_model_specs(config))
 
 
 def _data_specs(config: RunConfig) -> tuple[StageSpec, ...]:
@@ -64,32 +64,45 @@ def _data_specs(config: RunConfig) -> tuple[StageSpec, ...]:
     )
 
 
-def _hint_specs() -> tuple[StageSpec, ...]:
+def _hint_specs(config: RunConfig) -> tuple[StageSpec, ...]:
     return (
         StageSpec(
             name="rgat",
             parents=("knowledge", "split"),
-            source=(*_modules("graph", without=("lightgcn", "knowledge")), "pooling", "schemas"),
+            source=(*_modules("graph", without=("lightgcn", "sasrec", "knowledge")), "pooling", "schemas"),
             libraries=("torch", "dgl", "polars", "numpy"),
             fields=("rgat", "seed"),
         ),
         StageSpec(
             name="lightgcn",
             parents=("split",),
-            source=(*_modules("graph", without=("rgat", "knowledge")), "pooling", "schemas"),
+            source=(*_modules("graph", without=("rgat", "sasrec", "knowledge")), "pooling", "schemas"),
             libraries=("torch", "dgl", "polars", "numpy"),
             fields=("lightgcn", "seed"),
         ),
+        *(
+            (
+                StageSpec(
+                    name="sasrec",
+                    parents=("split",),
+                    source=(*_modules("graph", without=("rgat", "lightgcn_fit", "knowledge")), "sequence", "schemas"),
+                    libraries=("torch", "polars", "numpy"),
+                    fields=("sasrec", "seed"),
+                ),
+            )
+            if "sasrec" in config.trained_stages
+            else ()
+        ),
         StageSpec(
             name="retrieve",
-            parents=("knowledge", "split", "rgat", "lightgcn"),
-            source=("retrieve", "pooling", "stable_hash", "schemas"),
+            parents=("knowledge", "split", *config.trained_stages),
+            source=("retrieve", "pooling", "sequence", "stable_hash", "schemas"),
             libraries=("torch", "polars", "numpy", "scipy", "pyarrow"),
             fields=("retrieve", "prompt.triples_for_liked", "split.dislike", "seed"),
         ),
         StageSpec(
             name="generate",
-            parents=("ingest", "split", "retrieve", "rgat", "lightgcn"),
+            parents=("ingest", "split", "retrieve", *config.trained_stages),
             source=("prompts", "stable_hash", "schemas"),
             libraries=("polars", "pyarrow", "numpy"),
             fields=("prompt", "retrieve", "split.dislike", "seed"),
@@ -97,7 +110,7 @@ def _hint_specs() -> tuple[StageSpec, ...]:
     )
 
 
-def _model_specs() -> tuple[StageSpec, ...]:
+def _model_specs(config: RunConfig) -> tuple[StageSpec, ...]:
     # the deadline shapes no bytes, and of the accelerate config its content counts, not where it lies
     no_field = ("timeout_minutes", "accelerate_config")
     finetune_fields = tuple(f"finetune.{name}" for name in FinetuneConfig.model_fields if name not in no_field)
@@ -127,7 +140,7 @@ def _model_specs() -> tuple[StageSpec, ...]:
         ),
         StageSpec(
             name="evaluate",
-            parents=("rank", "generate", "retrieve", "rgat", "lightgcn", "finetune"),
+            parents=("rank", "generate", "retrieve", *config.trained_stages, "finetune"),
             source=(
                 *_modules("rank", without=("answerer", "decoding", "predict", "audit", "promotion")),
                 "rank.templates",

@@ -98,7 +98,13 @@ def _pinned_specialists(config: RunConfig, artifacts: Path) -> dict[str, str]:
             f"specialists.pin = {run.name!r} is a run of dataset {run.dataset!r}, not of {config.dataset!r}; "
             "name a run of the same dataset"
         )
-    pinned = {stage: run.fingerprints[stage] for stage in ("rgat", "lightgcn")}
+    untrained = [stage for stage in config.trained_stages if stage not in run.fingerprints]
+    if untrained:
+        raise ConfigError(
+            f"specialists.pin = {run.name!r}, but that run has no {untrained[0]}; pin a run with the same "
+            f"retrieve.retriever, {config.retrieve.retriever!r}, or remove the pin"
+        )
+    pinned = {stage: run.fingerprints[stage] for stage in config.trained_stages}
     kept = RunPaths(root=artifacts, dataset=run.dataset, fingerprints=pinned)
     for stage in pinned:
         if not kept.is_done(stage):
@@ -248,24 +254,40 @@ def run_lightgcn(paths: RunPaths, config: RunConfig) -> Path:
     return paths.build("lightgcn", lambda work: train_lightgcn(split, work, config.lightgcn, config.seed))
 
 
+def run_sasrec(paths: RunPaths, config: RunConfig) -> Path:
+    """Train SASRec, fits a and b; for retrieve.retriever = "sasrec", or "fused" with a weight for it."""
+    from tripletune.graph.sasrec_fit import train_sasrec
+
+    if "sasrec" not in config.trained_stages:
+        raise ConfigError(
+            f"retrieve.retriever = {config.retrieve.retriever!r} needs no SASRec; set it to 'sasrec', or to 'fused' "
+            "with retrieve.fused_sasrec above 0"
+        )
+    if paths.is_done("sasrec"):
+        return paths.folder("sasrec")
+    split = paths.require("split")
+    return paths.build("sasrec", lambda work: train_sasrec(split, work, config.sasrec, config.seed))
+
+
 def run_retrieve(paths: RunPaths, config: RunConfig) -> Path:
     """Candidates, hint lists, similar viewers' films and chosen triples of every viewer and purpose."""
     from tripletune.retrieve.candidates import retrieve_all
 
     require_one_answer(config)
     knowledge, split = paths.require("knowledge"), paths.require("split")
-    lightgcn, rgat = paths.require("lightgcn"), paths.require("rgat")
+    trained = {stage: paths.require(stage) for stage in config.trained_stages}
     return paths.build(
         "retrieve",
         lambda work: retrieve_all(
             split,
             knowledge,
-            lightgcn,
-            rgat,
+            trained["lightgcn"],
+            trained["rgat"],
             work,
             config.retrieve,
             num_liked_triples=config.prompt.triples_for_liked,
             seed=config.seed,
+            sasrec=trained.get("sasrec"),
         ),
     )
 
@@ -277,7 +299,7 @@ def run_generate(paths: RunPaths, config: RunConfig) -> Path:
 
     require_one_answer(config)
     ingest, split, retrieve = paths.require("ingest"), paths.require("split"), paths.require("retrieve")
-    rgat, lightgcn = paths.require("rgat"), paths.require("lightgcn")
+    trained = {stage: paths.require(stage) for stage in config.trained_stages}
 
     def make(work: Path) -> Facts:
         facts = generate_shards(
@@ -291,7 +313,7 @@ def run_generate(paths: RunPaths, config: RunConfig) -> Path:
             specialists={stage: paths.fingerprints[stage] for stage in ("lightgcn", "rgat")},
             seed=config.seed,
         )
-        refuse_leaks(audit_shards(work, split, rgat, lightgcn, retrieve))
+        refuse_leaks(audit_shards(work, split, retrieve, trained))
         return facts
 
     return paths.build("generate", make)
@@ -331,11 +353,11 @@ def run_evaluate(paths: RunPaths, config: RunConfig) -> Path:
     """Metrics with intervals, comparisons between all rows, and the HTML report."""
     from tripletune.rank.evaluate import evaluate_run
 
-    folders = {stage: paths.require(stage) for stage in ("rgat", "lightgcn", "finetune")}
+    trained = {stage: paths.require(stage) for stage in (*config.trained_stages, "finetune")}
     rank, generate, retrieve = (paths.require(stage) for stage in ("rank", "generate", "retrieve"))
     return paths.build(
         "evaluate",
-        lambda work: evaluate_run(rank, generate, retrieve, work, config.evaluate, config.seed, **folders),
+        lambda work: evaluate_run(rank, generate, retrieve, work, config.evaluate, config.seed, trained),
     )
 
 

@@ -26,6 +26,7 @@ _ROW_COUNTS = {"rows_kept", "rows_rejected"}
 _HEADLINES = {
     "rgat": ("steps", "best_valid_ndcg_at_10", "movies", "triples"),
     "lightgcn": ("steps", "best_valid_ndcg_at_10", "movies"),
+    "sasrec": ("steps", "best_valid_ndcg_at_10", "movies"),
     "retrieve": ("films", "viewers", "ceiling"),
     "generate": ("examples", "train_without_answer"),
     "finetune": ("examples", "steps", "eval_loss_before", "eval_loss"),
@@ -35,10 +36,10 @@ _HEADLINES = {
 """Facts that stand for a stage where nothing else is said of it."""
 
 
-def plan_table(paths: RunPaths, stages: Sequence[str]) -> Table:
+def plan_table(paths: RunPaths) -> Table:
     """Which stages a run would reuse or make, and which ingredient changed since the latest output of each."""
     table = Table("stage", "what", "fingerprint", "because", title=f"plan for {paths.dataset}", title_justify="left")
-    for stage in stages:
+    for stage in paths.fingerprints:
         if paths.is_done(stage):
             table.add_row(stage, "[green]reuse[/]", paths.fingerprints[stage][:10], "")
             continue

@@ -16,7 +16,7 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from tripletune.config import load_config
+from tripletune.presets import load_config
 
 ROOT = Path(__file__).parents[2]
 PRESETS = sorted((ROOT / "configs").glob("*.toml"))
@@ -110,15 +110,16 @@ def test_only_tracking_imports_mlflow_and_only_flows_and_tasks_import_prefect():
 def test_every_stage_has_a_function_a_task_and_a_source_that_exists():
     from tripletune import stages
     from tripletune.cli import STAGES
-    from tripletune.config import RunConfig
+    from tripletune.config import RetrieveConfig, RunConfig
     from tripletune.specs import stage_specs
 
-    found = stage_specs(RunConfig(dataset="x"))
+    with_all = RunConfig(dataset="x", retrieve=RetrieveConfig(retriever="sasrec"))
+    found = stage_specs(with_all)
     assert tuple(spec.name for spec in found) == STAGES
     for spec in found:
         assert callable(getattr(stages, f"run_{spec.name}"))
         assert (ROOT / "tasks" / f"{spec.name}.py").is_file()
         for field in spec.fields:
-            RunConfig(dataset="x").field(field)
+            with_all.field(field)
     # hashing every source also proves that each exists
-    stages.resolve(RunConfig(dataset="x"), ROOT / "artifacts")
+    stages.resolve(with_all, ROOT / "artifacts")

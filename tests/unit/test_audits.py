@@ -32,7 +32,7 @@ def run(clean: Run, tmp_path: Path) -> Run:
 
 
 def audit(run: Run) -> list[Leak]:
-    return audit_shards(run.generate, run.split, run.rgat, run.lightgcn, run.retrieve)
+    return audit_shards(run.generate, run.split, run.retrieve, run.specialists)
 
 
 def found(run: Run) -> set[tuple[int, str]]:
@@ -283,12 +283,12 @@ def publish(run: Run, stage: str) -> Path:
 
 def test_a_changed_byte_in_a_published_shard_is_found(run: Run) -> None:
     shards = publish(run, "generate")
-    assert audit_shards(shards, run.split, run.rgat, run.lightgcn, run.retrieve) == []
+    assert audit_shards(shards, run.split, run.retrieve, run.specialists) == []
     path = shards / "train" / "shard-001.parquet"
     content = bytearray(path.read_bytes())
     content[100] ^= 1
     path.write_bytes(content)
-    (leak,) = audit_shards(shards, run.split, run.rgat, run.lightgcn, run.retrieve)
+    (leak,) = audit_shards(shards, run.split, run.retrieve, run.specialists)
     assert (leak.rule, leak.kind) == (0, "damaged")
     assert "train/shard-001.parquet" in leak.subject
 
@@ -296,14 +296,14 @@ def test_a_changed_byte_in_a_published_shard_is_found(run: Run) -> None:
 def test_nothing_is_proven_against_a_damaged_split(run: Run) -> None:
     split = publish(run, "split")
     (split / "shard=000" / "part.parquet").unlink()
-    leaks = audit_shards(run.generate, split, run.rgat, run.lightgcn, run.retrieve)
+    leaks = audit_shards(run.generate, split, run.retrieve, run.specialists)
     assert [leak.kind for leak in leaks] == ["damaged"]
 
 
 def test_files_that_the_manifest_does_not_name_are_not_data(run: Run) -> None:
     split = publish(run, "split")
     shutil.copy(split / "shard=000" / "part.parquet", split / "stray.parquet")
-    assert audit_shards(run.generate, split, run.rgat, run.lightgcn, run.retrieve) == []
+    assert audit_shards(run.generate, split, run.retrieve, run.specialists) == []
 
 
 def test_viewers_whose_rows_lie_in_several_files_are_audited_alike(run: Run) -> None:

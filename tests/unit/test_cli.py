@@ -11,9 +11,10 @@ from rich.console import Console
 from tests.unit.written_run import write_run
 from tripletune import runs
 from tripletune.cli import CHECKOUT, SYNTHETIC, main
-from tripletune.config import RunConfig, load_config
+from tripletune.config import RunConfig
 from tripletune.errors import InputError
 from tripletune.paths import RunPaths
+from tripletune.presets import load_config
 from tripletune.recommend import explain_prompt
 from tripletune.runs import RunRecord
 from tripletune.views import headline, show_run

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from tripletune.config import RunConfig, load_config
+from tripletune.config import RunConfig
 from tripletune.errors import ConfigError
+from tripletune.presets import load_config
 
 
 def write(tmp_path: Path, text: str) -> Path:

@@ -129,7 +129,7 @@ def test_rankings_hold_ease_and_plain_ease_under_the_same_mask(out, rows):
     weights_MM = ridge_by_column(likes_of_fit(rows, FIT["test"][1]), 3.0)
     rankings = pl.read_parquet(out / "rankings.parquet")
     cutoffs = {(row["user_id"], row["purpose"]): row["cutoff"] for row in read(out).iter_rows(named=True)}
-    names = {*schemas.RETRIEVERS, *schemas.FURTHER_RETRIEVERS}
+    names = {*schemas.RETRIEVERS, "ease", "ease-plain"}
     assert rankings.group_by("user_id", "purpose").agg(pl.col("retriever").sort())["retriever"].to_list() == [
         sorted(names)
     ] * (2 * 39)

@@ -25,8 +25,8 @@ SETTINGS = EvaluateConfig(bootstrap_resamples=200)
 
 def evaluate(run: Run, out: Path, settings: EvaluateConfig = SETTINGS) -> dict[str, Any]:
     out.mkdir(exist_ok=True)
-    folders = {"rgat": run.rgat, "lightgcn": run.lightgcn, "finetune": run.finetune}
-    return evaluate_run(run.rank, run.generate, run.retrieve, out, settings, 3, **folders)
+    trained = {**run.specialists, "finetune": run.finetune}
+    return evaluate_run(run.rank, run.generate, run.retrieve, out, settings, 3, trained)
 
 
 @pytest.fixture(scope="module")

@@ -14,10 +14,11 @@ import polars as pl
 import pytest
 
 from tripletune import cli, stages
-from tripletune.config import RunConfig, parse_config
+from tripletune.config import RunConfig
 from tripletune.data import feed as feed_module
 from tripletune.errors import InputError
 from tripletune.paths import RunPaths
+from tripletune.presets import parse_config
 
 NUM_FILMS = 60
 COLUMNS = ["uid", "item", "stars", "ts"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tripletune import fingerprint as fp
-from tripletune.config import parse_config
+from tripletune.presets import parse_config
 
 SPEC = fp.StageSpec(
     name="split",

@@ -11,10 +11,11 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from tripletune.config import KnowledgeConfig, parse_config
+from tripletune.config import KnowledgeConfig
 from tripletune.errors import InputError
 from tripletune.graph.knowledge import write_knowledge
 from tripletune.graph.knowledge_facts import normalise_tag
+from tripletune.presets import parse_config
 from tripletune.schemas import COVERAGE, ENTITIES, MOVIES, RATINGS, RELATION_NAMES, RELATIONS, TAGS, TRIPLES
 from tripletune.stages import resolve, run_ingest, run_knowledge
 

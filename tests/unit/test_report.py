@@ -26,9 +26,7 @@ def build(run: Run, out: Path) -> str:
         out,
         EvaluateConfig(bootstrap_resamples=100),
         3,
-        rgat=run.rgat,
-        lightgcn=run.lightgcn,
-        finetune=run.finetune,
+        {**run.specialists, "finetune": run.finetune},
     )
     return (out / "report.html").read_text(encoding="utf-8")
 

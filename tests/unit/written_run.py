@@ -26,6 +26,10 @@ class Run:
     order: dict[int, list[int]]
     """By viewer all films: the rated ones in order of time, then the rest."""
 
+    @property
+    def specialists(self) -> dict[str, Path]:
+        return {"rgat": self.root / "rgat", "lightgcn": self.root / "lightgcn"}
+
     def __getattr__(self, stage: str) -> Path:
         return self.root / stage
 

@@ -257,6 +257,7 @@ def prompt_contract(prompt: PromptConfig, retrieve: RetrieveConfig) -> dict[str,
         "candidates": retrieve.candidates,
         "num_candidates": _KERAG_FILMS if kerag else retrieve.num_candidates,
         "retriever": retrieve.retriever,
+        "retriever_settings": _retriever_settings(retrieve),
         "hint_films": retrieve.hint_films,
         "similar_films": retrieve.similar_films,
         "similar_viewers": retrieve.similar_viewers,
@@ -266,3 +267,9 @@ def prompt_contract(prompt: PromptConfig, retrieve: RetrieveConfig) -> dict[str,
         "max_liked": prompt.max_liked,
         "max_disliked": prompt.max_disliked,
     }
+
+
+def _retriever_settings(retrieve: RetrieveConfig) -> dict[str, Any]:
+    """Settings of the lists that make the candidates: their names begin with the list's."""
+    lists = {retrieve.retriever, *retrieve.lists}
+    return {name: value for name, value in retrieve.model_dump(mode="json").items() if name.split("_")[0] in lists}

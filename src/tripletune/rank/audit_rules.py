@@ -40,7 +40,7 @@ def fit_findings(specialist: str, trained: pl.DataFrame, rows: pl.DataFrame) -> 
     """Rule 1: fit a is trained on graph likes, fit b on graph and target likes, and neither on an unseen viewer.
 
     Args:
-        specialist: ``rgat``, ``lightgcn`` or ``ease``.
+        specialist: ``rgat``, ``lightgcn``, ``sasrec`` or ``ease``.
         trained: TRAINED_ON of some viewers.
         rows: SPLIT of the same viewers.
     """

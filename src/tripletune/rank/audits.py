@@ -8,7 +8,7 @@ folders, where it also compares every file with its manifest.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,14 +42,14 @@ class Leak:
     detail: str
 
 
-def audit_shards(shards: Path, split: Path, rgat: Path, lightgcn: Path, retrieve: Path) -> list[Leak]:
+def audit_shards(shards: Path, split: Path, retrieve: Path, trained: Mapping[str, Path]) -> list[Leak]:
     """Check the four rules on every example of every shard and on everything that was fitted to likes.
 
     Args:
         shards: generate's folder, or its work folder, with ``train``, ``valid``, ``test``.
         split: the split's folder.
-        rgat, lightgcn: the specialists' folders.
         retrieve: the folder that says what EASE was fitted to, where it was.
+        trained: folders of the stages that learn from likes, by stage.
 
     Returns:
         Every leak, rule by rule within a file; at most ``MAX_PER_KIND`` of one kind per file. Empty: proven.
@@ -59,14 +59,15 @@ def audit_shards(shards: Path, split: Path, rgat: Path, lightgcn: Path, retrieve
     """
     leaks: list[Leak] = []
     damaged: set[Path] = set()
-    for folder in (shards, split, rgat, lightgcn, retrieve):
+    sources = (split, retrieve, *trained.values())
+    for folder in (shards, *sources):
         for name in damaged_files(folder) if (folder / MANIFEST).is_file() else ():
             damaged.add(folder / name)
             leaks.append(Leak(0, "damaged", f"{folder.name}/{name}", "its bytes differ from the manifest"))
-    if any(path.is_relative_to(folder) for path in damaged for folder in (split, rgat, lightgcn, retrieve)):
+    if any(path.is_relative_to(folder) for path in damaged for folder in sources):
         return leaks  # nothing can be proven against files that are not what their stage wrote
     rows = _SplitRows(split)
-    fitted = {"rgat": rgat, "lightgcn": lightgcn}
+    fitted = dict(trained)
     if (retrieve / "trained_on.parquet").is_file():
         fitted["ease"] = retrieve
     for name, folder in fitted.items():

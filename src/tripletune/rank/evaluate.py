@@ -10,6 +10,7 @@ pair of rows of a family is compared on the same viewers.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -81,10 +82,7 @@ def evaluate_run(
     out: Path,
     settings: EvaluateConfig,
     seed: int,
-    *,
-    rgat: Path,
-    lightgcn: Path,
-    finetune: Path,
+    trained: Mapping[str, Path],
 ) -> Facts:
     """Measure a run and write the report.
 
@@ -95,7 +93,8 @@ def evaluate_run(
         out: receives per_viewer, metrics and comparisons.parquet, metrics.json, report.html.
         settings: cut-offs, resamples and confidence.
         seed: of the bootstrap.
-        rgat, lightgcn, finetune: their curves and attention go into the report.
+        trained: folders of ``rgat``, ``lightgcn``, ``finetune`` and, where there is one, ``sasrec``: their curves and
+            attention go into the report.
 
     Returns:
         The means under flat names: ``<row>_<metric>`` for all viewers, ``..._warm`` and ``..._unseen`` for the groups.
@@ -126,8 +125,7 @@ def evaluate_run(
         "rerank_viewers": on_test["user_id"].n_unique(),
     }
     write_json(out / "metrics.json", facts)
-    folders = {"rank": predictions, "generate": shards, "retrieve": retrieve}
-    folders |= {"rgat": rgat, "lightgcn": lightgcn, "finetune": finetune}
+    folders = {"rank": predictions, "generate": shards, "retrieve": retrieve, **trained}
     write_report(out / "report.html", metrics, comparisons, folders, confidence=settings.confidence, seed=seed)
     return facts
 

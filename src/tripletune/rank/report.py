@@ -60,7 +60,7 @@ def write_report(
     Args:
         path: the HTML file.
         metrics, comparisons: what evaluate measured.
-        folders: of ``rank, generate, retrieve, rgat, lightgcn, finetune``, by stage.
+        folders: of ``rank, generate, retrieve, rgat, lightgcn, finetune``, by stage; ``sasrec`` may be among them.
         confidence: of the intervals.
         seed: of the run.
     """
@@ -154,7 +154,9 @@ def _curves(folders: Mapping[str, Path]) -> list[dict[str, str]]:
     if lines:
         picture = draw_curves(lines, title="Loss of the language model by step", ylabel="loss")
         pictures.append({"caption": "Language model: training and evaluation loss", "picture": picture})
-    for stage, name in (("lightgcn", "LightGCN"), ("rgat", "R-GAT")):
+    for stage, name in (("lightgcn", "LightGCN"), ("rgat", "R-GAT"), ("sasrec", "SASRec")):
+        if stage not in folders:
+            continue
         curve = pl.read_parquet(folders[stage] / "curve.parquet").with_columns(name=pl.format("fit {}", "fit"))
         for column, label in (("loss", "training loss"), ("valid_ndcg_at_10", "valid ndcg_at_10")):
             lines = _lines(curve, column)

@@ -37,6 +37,7 @@ def retrieve_all(
     *,
     num_liked_triples: int,
     seed: int,
+    sasrec: Path | None = None,
 ) -> Facts:
     """The retrieve stage: ``retrieved/shard-NNN.parquet``, ``choices/shard-NNN.parquet``, ``rankings.parquet``.
 
@@ -46,6 +47,7 @@ def retrieve_all(
         split, knowledge, lightgcn, rgat: folders of the finished stages.
         out: work folder; one shard per bucket of the split, under the same number.
         num_liked_triples: newest liked films that get triples beside the candidates.
+        sasrec: folder of that stage, where it is one of the run's.
 
     Returns:
         Counts, and ``ceiling``: the share of valid and of test answers that are among the candidates, which no
@@ -55,7 +57,15 @@ def retrieve_all(
         InputError: an input is missing, damaged or does not fit the others.
     """
     retriever = Retriever.load(
-        split, knowledge, lightgcn, rgat, settings, num_liked_triples=num_liked_triples, seed=seed, rankings=True
+        split,
+        knowledge,
+        lightgcn,
+        rgat,
+        settings,
+        num_liked_triples=num_liked_triples,
+        seed=seed,
+        sasrec=sasrec,
+        rankings=True,
     )
     for name in ("retrieved", "choices"):
         (out / name).mkdir(exist_ok=True)
@@ -71,10 +81,11 @@ def retrieve_all(
         counts.append(_count(retrieved, choices, asked[1], asked[3], num_liked_triples))
     by_question = pl.concat(rankings).sort(*QUESTION, "retriever")
     write_atomically(out / "rankings.parquet", _writer(by_question))
-    if retriever.ease:
+    ease = retriever.ease_fits()
+    if ease:
         write_atomically(out / "trained_on.parquet", _writer(retriever.trained_on()))
     facts = _facts(pl.concat(counts), num_films=len(next(iter(retriever.lightgcn.values())).catalogue))
-    return facts | {"ease_films": {fit: len(ease.columns_F) for fit, ease in retriever.ease.items()}}
+    return facts | {"ease_films": {fit: len(one.columns_F) for fit, one in ease.items()}}
 
 
 def _writer(frame: pl.DataFrame) -> Callable[[Path], None]:

@@ -2,8 +2,8 @@
 #   U viewers, B viewers of one block, M films, N entities, D vector width, K places
 """First-stage rankings of the whole catalogue, for evaluation: popularity, and the R-GAT's own film score.
 
-They share one mask with LightGCN's and EASE's lists, what the viewer rated before the cutoff. All are measured, never
-shown.
+They share one mask with the retrievers' lists (``first_stage.py``): what the viewer rated before the cutoff. Both are
+measured, never shown.
 """
 
 from __future__ import annotations
@@ -16,11 +16,9 @@ import torch
 from scipy import sparse
 from torch import Tensor
 
+from tripletune.config import LISTED_FILMS
 from tripletune.retrieve.specialists import Likes, RgatFit
 from tripletune.retrieve.topk import Ints, Ragged, top_columns
-
-LENGTH = 20
-"""Films kept per ranking."""
 
 
 def rank_by_popularity(like_counts_M: Ints, seen: Ragged, num_viewers: int) -> Ints:
@@ -30,7 +28,7 @@ def rank_by_popularity(like_counts_M: Ints, seen: Ragged, num_viewers: int) -> I
     # ranks instead of counts: all distinct, so that no block has ties to settle
     score_M[torch.from_numpy(order_M)] = -torch.arange(len(order_M), dtype=torch.float32)
     blocks: Callable[[int, int], Tensor] = lambda start, stop: score_M.repeat(stop - start, 1)  # noqa: E731
-    return top_columns(blocks, num_viewers, seen, LENGTH)[0]
+    return top_columns(blocks, num_viewers, seen, LISTED_FILMS)[0]
 
 
 def rank_by_rgat(rgat: RgatFit, likes: Likes, seen: Ragged, num_viewers: int) -> Ints:
@@ -39,7 +37,7 @@ def rank_by_rgat(rgat: RgatFit, likes: Likes, seen: Ragged, num_viewers: int) ->
     Args:
         seen: columns of the R-GAT's catalogue rated before the cutoff.
     """
-    return top_columns(film_scores(rgat, rgat.pool(likes, num_viewers)), num_viewers, seen, LENGTH)[0]
+    return top_columns(film_scores(rgat, rgat.pool(likes, num_viewers)), num_viewers, seen, LISTED_FILMS)[0]
 
 
 def film_scores(rgat: RgatFit, users_UD: Tensor) -> Callable[[int, int], Tensor]:

@@ -18,13 +18,15 @@ import polars as pl
 import pyarrow as pa
 from torch import Tensor
 
-from tripletune.config import RetrieveConfig
-from tripletune.retrieve.ease import EaseFit, liked_films, require_memory
+from tripletune.config import LISTED_FILMS, RetrieveConfig
+from tripletune.retrieve.ease import EaseFit
+from tripletune.retrieve.first_stage import FirstStage, Lists, first_stages
 from tripletune.retrieve.kerag import best_answers, put_in
-from tripletune.retrieve.rankings import LENGTH, as_rows, rank_by_popularity, rank_by_rgat
+from tripletune.retrieve.rankings import as_rows, rank_by_popularity, rank_by_rgat
+from tripletune.retrieve.sasrec import load_sasrec
 from tripletune.retrieve.similar import Neighbours, fit_likes
 from tripletune.retrieve.specialists import FIT_OF, Catalogue, LightGCNFit, Likes, RgatFit, load_lightgcn, load_rgat
-from tripletune.retrieve.topk import Ints, Ragged, product_blocks, top_columns
+from tripletune.retrieve.topk import Ints, Ragged
 from tripletune.retrieve.triples import TripleTable, choose_triples, read_triples
 from tripletune.retrieve.viewers import read_rows, shard_files
 from tripletune.schemas import CHOICES, QUESTION, RANKINGS, RETRIEVED, TRAINED_ON, conform
@@ -32,7 +34,7 @@ from tripletune.schemas import CHOICES, QUESTION, RANKINGS, RETRIEVED, TRAINED_O
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Batch:
-    """The questions of one fit, numbered from 0, and what LightGCN and the configured retriever answer."""
+    """The questions of one fit, numbered from 0, and what the retrievers answer."""
 
     fit: str
     questions: pl.DataFrame
@@ -42,10 +44,7 @@ class _Batch:
     seen: Ragged
     """The mask in columns of LightGCN's catalogue."""
     users_UD: Tensor
-    top_UK: Ints
-    """LightGCN's best films, in columns; long enough for candidates and rankings."""
-    retrieved_UK: Ints
-    """The configured retriever's, as long and in columns of the same catalogue."""
+    lists: Lists
 
     @property
     def users_U(self) -> Ints:
@@ -66,8 +65,7 @@ class Retriever:
     rgat: dict[str, RgatFit]
     tables: dict[str, TripleTable]
     neighbours: dict[str, Neighbours]
-    ease: dict[str, EaseFit]
-    """Empty when EASE neither retrieves nor is ranked by."""
+    first_stages: dict[str, FirstStage]
 
     @classmethod
     def load(
@@ -80,6 +78,7 @@ class Retriever:
         *,
         num_liked_triples: int,
         seed: int,
+        sasrec: Path | None = None,
         fits: tuple[str, ...] = ("a", "b"),
         rankings: bool = False,
     ) -> Retriever:
@@ -90,6 +89,7 @@ class Retriever:
             settings: which candidates, hints and triples.
             num_liked_triples: newest liked films that get triples beside the candidates.
             seed: the run's.
+            sasrec: folder of that stage, where it is one of the run's.
             fits: which fits to hold; ``("b",)`` is enough for viewers of today.
             rankings: whether ``retrieve_and_rank`` will be asked, so that EASE is fitted also as a baseline.
 
@@ -100,6 +100,7 @@ class Retriever:
         films, facts = load_lightgcn(lightgcn, seed, fits), load_rgat(rgat, seed, fits)
         rows, triples = read_rows(list(shard_files(split).values())), read_triples(knowledge)
         neighbours = {fit: Neighbours.build(films[fit], fit_likes(rows, fit), seed) for fit in fits}
+        sequences = load_sasrec(sasrec, seed, fits) if sasrec else {}
         return cls(
             settings=settings,
             num_liked_triples=num_liked_triples,
@@ -108,13 +109,17 @@ class Retriever:
             rgat=facts,
             tables={fit: TripleTable.build(facts[fit], triples, seed) for fit in fits},
             neighbours=neighbours,
-            ease=_fit_ease(films, neighbours, settings, rankings=rankings),
+            first_stages=first_stages(films, sequences, neighbours, settings, rankings=rankings),
         )
+
+    def ease_fits(self) -> dict[str, EaseFit]:
+        """Empty when EASE neither retrieves nor is ranked by."""
+        return {fit: stage.ease for fit, stage in self.first_stages.items() if stage.ease}
 
     def trained_on(self) -> pl.DataFrame:
         """The likes that EASE was fitted to (``schemas.TRAINED_ON``), sorted by fit, user and film."""
         parts = [TRAINED_ON.to_frame()]
-        for name, ease in self.ease.items():
+        for name, ease in self.ease_fits().items():
             neighbours = self.neighbours[name]
             likes = neighbours.likes_VM[:, ease.columns_F].tocoo()
             users_E, films_E = neighbours.users_V[likes.row], ease.catalogue.movie_ids(ease.columns_F[likes.col])
@@ -174,13 +179,6 @@ class Retriever:
             likes = Likes(*(liked[column].to_numpy().astype(np.int64) for column in ("viewer", "movie_id", "age")))
             users_UD = fit.pool(likes, len(asked))
             mask = _rated_columns(rated, fit.catalogue, len(asked))
-            blocks = product_blocks(users_UD, fit.movie_vectors_MD, fit.bias_M)
-            length = max(LENGTH, self.settings.num_candidates)
-            top_UK = top_columns(blocks, len(asked), mask, length)[0]
-            retrieved_UK = top_UK
-            if self.settings.retriever == "ease":
-                age = self.settings.ease_history_age
-                retrieved_UK = self.ease[name].top(likes, mask, len(asked), length, age)
             yield _Batch(
                 fit=name,
                 questions=asked,
@@ -188,12 +186,12 @@ class Retriever:
                 rated=rated,
                 seen=mask,
                 users_UD=users_UD,
-                top_UK=top_UK,
-                retrieved_UK=retrieved_UK,
+                lists=self.first_stages[name].ask(likes, mask, users_UD),
             )
 
     def _find_films(self, batch: _Batch, answers: pl.DataFrame) -> pl.DataFrame:
-        settings, fit, films_UK = self.settings, self.lightgcn[batch.fit], batch.retrieved_UK
+        settings, fit = self.settings, self.lightgcn[batch.fit]
+        films_UK = batch.lists.top(settings.retriever, settings.depth)
         if settings.candidates == "kerag":
             films_UK = put_in(best_answers(answers, batch.questions, fit), films_UK, batch.users_UD, fit)
         else:
@@ -217,18 +215,13 @@ class Retriever:
         told_UK = rank_by_rgat(rgat, batch.likes, _rated_columns(batch.rated, rgat.catalogue, num), num)
         tops = {
             "popularity": fit.catalogue.movie_ids(popular_UK),
-            "lightgcn": fit.catalogue.movie_ids(batch.top_UK[:, :LENGTH]),
             "rgat": rgat.catalogue.movie_ids(told_UK),
-            **{name: fit.catalogue.movie_ids(top_UK) for name, top_UK in self._rank_by_ease(batch).items()},
+            **{
+                name: fit.catalogue.movie_ids(batch.lists.top(name, LISTED_FILMS))
+                for name in self.first_stages[batch.fit].names
+            },
         }
         return pl.concat(as_rows(batch.questions, answers, name, as_lists(top)) for name, top in tops.items())
-
-    def _rank_by_ease(self, batch: _Batch) -> dict[str, Ints]:
-        if batch.fit not in self.ease:
-            return {}
-        ages = {"ease-plain": 0.0, "ease": self.settings.ease_history_age}
-        ease, num = self.ease[batch.fit], len(batch.questions)
-        return {name: ease.top(batch.likes, batch.seen, num, LENGTH, age) for name, age in ages.items()}
 
     def _choose(self, batch: _Batch, pairs: pl.DataFrame) -> pl.DataFrame:
         numbered = batch.questions.select(*QUESTION).with_row_index("viewer")
@@ -246,21 +239,6 @@ class Retriever:
         )
         of_pair = pairs[chosen["pair"].to_numpy()].select(*QUESTION, "movie_id")
         return pl.concat([of_pair, chosen.drop("pair")], how="horizontal")
-
-
-def _fit_ease(
-    films: dict[str, LightGCNFit], neighbours: dict[str, Neighbours], settings: RetrieveConfig, *, rankings: bool
-) -> dict[str, EaseFit]:
-    """EASE on the rows of the fits that need it: all where it retrieves, the one that is measured as a baseline."""
-    wanted = list(films) if settings.retriever == "ease" else []
-    measured = FIT_OF["test"]
-    if not wanted and rankings and measured in films:
-        wanted = [measured] if liked_films(neighbours[measured].likes_VM) <= settings.ease_max_films else []
-    if not wanted:
-        return {}
-    num_films = max(liked_films(neighbours[fit].likes_VM) for fit in wanted)
-    require_memory(min(num_films, settings.ease_max_films), len(wanted))
-    return {fit: EaseFit.fit(neighbours[fit].likes_VM, films[fit].catalogue, settings) for fit in wanted}
 
 
 def _rated_columns(rated: pl.DataFrame, catalogue: Catalogue, num_viewers: int) -> Ragged:

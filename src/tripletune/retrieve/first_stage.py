@@ -1,0 +1,137 @@
+# Shape letters in this file:
+#   U viewers asked about, K places, V viewers of the fit
+"""The retrievers by name: from histories and a mask to each viewer's best films.
+
+``lightgcn`` is always there, ``ease`` and ``sasrec`` where they were fitted, ``fused`` is the reciprocal rank fusion of
+those with a weight. All lists are columns of LightGCN's catalogue under one mask, with ties in one order.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from tripletune.config import RetrieveConfig
+from tripletune.errors import InputError
+from tripletune.retrieve.ease import EaseFit, liked_films, require_memory
+from tripletune.retrieve.fuse import fuse
+from tripletune.retrieve.sasrec import SasrecFit
+from tripletune.retrieve.similar import Neighbours
+from tripletune.retrieve.specialists import FIT_OF, LightGCNFit, Likes
+from tripletune.retrieve.topk import Ints, Ragged, product_blocks, top_columns
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FirstStage:
+    """What ranks the whole catalogue in one fit."""
+
+    settings: RetrieveConfig
+    lightgcn: LightGCNFit
+    ease: EaseFit | None
+    sasrec: SasrecFit | None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Retrievers that can be asked."""
+        return (
+            "lightgcn",
+            *(("ease-plain", "ease") if self.ease else ()),
+            *(("sasrec",) if self.sasrec else ()),
+            *(("fused",) if self.settings.retriever == "fused" else ()),
+        )
+
+    def ask(self, likes: Likes, seen: Ragged, users_UD: Tensor) -> Lists:
+        """The lists of some viewers.
+
+        Args:
+            likes: their likes before the cutoffs.
+            seen: columns of LightGCN's catalogue rated before the cutoff.
+            users_UD: their LightGCN vectors.
+        """
+        return Lists(self, likes, seen, users_UD)
+
+
+@dataclass(slots=True)
+class Lists:
+    """Ranked lists of some viewers, made when they are first asked for."""
+
+    stage: FirstStage
+    likes: Likes
+    seen: Ragged
+    users_UD: Tensor
+    _made: dict[str, Ints] = field(default_factory=dict)
+
+    def top(self, name: str, length: int) -> Ints:
+        """The best films by one retriever, columns (U, length), -1 at the end of shorter rows.
+
+        Args:
+            name: one of the stage's ``names``.
+            length: at most ``RetrieveConfig.depth``.
+        """
+        if name not in self._made:
+            self._made[name] = self._rank(name, self.stage.settings.depth)
+        return self._made[name][:, :length]
+
+    def _rank(self, name: str, depth: int) -> Ints:
+        settings, num_viewers = self.stage.settings, self.users_UD.shape[0]
+        match name, self.stage.ease, self.stage.sasrec:
+            case "lightgcn", _, _:
+                fit = self.stage.lightgcn
+                blocks = product_blocks(self.users_UD, fit.movie_vectors_MD, fit.bias_M)
+                return top_columns(blocks, num_viewers, self.seen, depth)[0]
+            case "ease" | "ease-plain", EaseFit() as ease, _:
+                age = settings.ease_history_age if name == "ease" else 0.0
+                return ease.top(self.likes, self.seen, num_viewers, depth, age)
+            case "sasrec", _, SasrecFit() as sasrec:
+                users_UD = sasrec.users(self.likes, num_viewers)
+                blocks = product_blocks(users_UD, sasrec.movie_vectors_MD, sasrec.bias_M)
+                return top_columns(blocks, num_viewers, self.seen, depth)[0]
+            case "fused", _, _:
+                parts = [self.top(part, depth) for part in settings.fused_weights]
+                return fuse(parts, list(settings.fused_weights.values()), settings.fused_k, depth)
+        raise ValueError(f"{name} was not fitted; there are {', '.join(self.stage.names)}")
+
+
+def first_stages(
+    lightgcn: dict[str, LightGCNFit],
+    sasrec: dict[str, SasrecFit],
+    neighbours: dict[str, Neighbours],
+    settings: RetrieveConfig,
+    *,
+    rankings: bool,
+) -> dict[str, FirstStage]:
+    """Put the retrievers of each fit together, and fit EASE to the rows of the fits that need it.
+
+    Args:
+        lightgcn, sasrec: what was read, by fit; SASRec's may be empty.
+        neighbours: hold the likes of each fit.
+        settings: section ``[retrieve]``.
+        rankings: whether the lists will be measured, so that EASE is fitted also as a baseline.
+
+    Raises:
+        InputError: EASE has not enough memory, or SASRec knows other films than LightGCN.
+    """
+    ease = _fit_ease(lightgcn, neighbours, settings, rankings=rankings)
+    for fit, one in sasrec.items():
+        if one.catalogue.ids_M.tolist() != lightgcn[fit].catalogue.ids_M.tolist():
+            raise InputError("sasrec and lightgcn were trained on different films; pin both to one run, or neither")
+    return {
+        fit: FirstStage(settings=settings, lightgcn=one, ease=ease.get(fit), sasrec=sasrec.get(fit))
+        for fit, one in lightgcn.items()
+    }
+
+
+def _fit_ease(
+    films: dict[str, LightGCNFit], neighbours: dict[str, Neighbours], settings: RetrieveConfig, *, rankings: bool
+) -> dict[str, EaseFit]:
+    """All fits where EASE retrieves; else the one that is measured, where the catalogue fits the limit."""
+    wanted = list(films) if "ease" in settings.lists else []
+    measured = FIT_OF["test"]
+    if not wanted and rankings and measured in films:
+        wanted = [measured] if liked_films(neighbours[measured].likes_VM) <= settings.ease_max_films else []
+    if not wanted:
+        return {}
+    num_films = max(liked_films(neighbours[fit].likes_VM) for fit in wanted)
+    require_memory(min(num_films, settings.ease_max_films), len(wanted))
+    return {fit: EaseFit.fit(neighbours[fit].likes_VM, films[fit].catalogue, settings) for fit in wanted}

@@ -1,0 +1,141 @@
+# Shape letters in this file:
+#   M films, D width, H heads, L places of a window, U viewers, B viewers of a block, E rows (one like of one viewer)
+"""SASRec: a viewer's vector is what a causal transformer makes of the newest likes, read from the oldest on.
+
+Kang & McAuley, "Self-Attentive Sequential Recommendation", ICDM 2018, https://arxiv.org/abs/1808.09781: the film
+embedding is input and output at once, and a film's score is its product with the output at the last place. Two things
+differ from the paper: attention knows how many likes lie between two places, not the places' own numbers, so that a
+window may begin anywhere in a history; and normalisation comes before each sublayer. Training and the retrieval that
+reads the weights build viewers here and nowhere else.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+ENCODE_ROWS = 64
+"""Viewers encoded at a time. Every block has so many rows and its full length, whoever is asked about: a product of
+another shape may round differently, and a viewer's vector must not depend on who else is in the block."""
+LENGTH_STEP = 16
+"""A viewer's window is padded to a multiple of this, so that short histories cost little."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What is needed to build the model again; stands in ``model.json``."""
+
+    num_movies: int
+    dim: int
+    layers: int
+    heads: int
+    max_length: int
+
+
+def pack_newest(viewer_E: Tensor, row_E: Tensor, num_viewers: int, max_length: int) -> tuple[Tensor, Tensor]:
+    """The newest ``max_length`` likes of each viewer as rows of one block, oldest first, filled up with 0 at the end.
+
+    Args:
+        viewer_E: viewer of each like, int64, ascending.
+        row_E: row of the liked film, int64; oldest first within a viewer.
+
+    Returns:
+        ``row_UL`` int64, and ``length_U``, how many places of each row are likes; L is the longest of them, at least 1.
+
+    Raises:
+        ValueError: the viewers do not ascend.
+    """
+    if bool((viewer_E.diff() < 0).any()):
+        raise ValueError("likes must be sorted by viewer, and from the oldest to the newest within one")
+    count_U = torch.bincount(viewer_E, minlength=num_viewers)
+    length_U = count_U.clamp(max=max_length)
+    place_E = torch.arange(viewer_E.numel()) - (count_U.cumsum(0) - length_U)[viewer_E]
+    kept_E = place_E >= 0
+    row_UL = row_E.new_zeros(num_viewers, max(1, int(length_U.max()) if num_viewers else 1))
+    row_UL[viewer_E[kept_E], place_E[kept_E]] = row_E[kept_E]
+    return row_UL, length_U
+
+
+class SASRec(nn.Module):
+    """Film embedding, causal attention blocks, a last normalisation; and a bias per film for its popularity."""
+
+    def __init__(self, shape: Shape, generator: torch.Generator) -> None:
+        super().__init__()
+        self.shape = shape
+        self.embedding_MD = nn.Parameter(torch.empty(shape.num_movies, shape.dim))
+        self.bias_M = nn.Parameter(torch.zeros(shape.num_movies))
+        self.blocks = nn.ModuleList(_Block(shape, generator) for _ in range(shape.layers))
+        self.norm = nn.LayerNorm(shape.dim)
+        nn.init.normal_(self.embedding_MD, std=0.02, generator=generator)
+
+    def forward(self, row_BL: Tensor, dropout: float = 0.0, generator: torch.Generator | None = None) -> Tensor:
+        """The output at every place, (B, L, D); a place knows itself and what lies before it, so padding comes last.
+
+        Args:
+            row_BL: rows of films, int64, L <= ``max_length``.
+            dropout: share of values set to zero, drawn from ``generator``; 0 wherever viewers are read.
+        """
+        state_BLD = _drop(functional.embedding(row_BL, self.embedding_MD), dropout, generator)
+        for block in self.blocks:
+            state_BLD = block(state_BLD, dropout, generator)
+        output_BLD: Tensor = self.norm(state_BLD)
+        return output_BLD
+
+    @torch.no_grad()
+    def encode(self, viewer_E: Tensor, row_E: Tensor, num_viewers: int) -> Tensor:
+        """Viewer vectors (U, D) from likes as in ``pack_newest``; zeros, which score by bias alone, without any."""
+        row_UL, length_U = pack_newest(viewer_E, row_E, num_viewers, self.shape.max_length)
+        vectors_UD = self.embedding_MD.new_zeros(num_viewers, self.shape.dim)
+        padded_U = (length_U + LENGTH_STEP - 1).div(LENGTH_STEP, rounding_mode="floor") * LENGTH_STEP
+        padded_U = padded_U.clamp(max=self.shape.max_length)
+        for length in padded_U[length_U > 0].unique().tolist():
+            for viewer_B in torch.split(torch.nonzero((padded_U == length) & (length_U > 0)).squeeze(1), ENCODE_ROWS):
+                row_BL = row_UL.new_zeros(ENCODE_ROWS, length)
+                have = min(length, row_UL.shape[1])
+                row_BL[: viewer_B.numel(), :have] = row_UL[viewer_B, :have]
+                output_BLD = self(row_BL)
+                vectors_UD[viewer_B] = output_BLD[torch.arange(viewer_B.numel()), length_U[viewer_B] - 1]
+        return vectors_UD
+
+
+class _Block(nn.Module):
+    """Attention over what came before, then a position-wise network; both added to what they read."""
+
+    def __init__(self, shape: Shape, generator: torch.Generator) -> None:
+        super().__init__()
+        dim = shape.dim
+        self.heads, self.max_length = shape.heads, shape.max_length
+        self.norms = nn.ModuleList(nn.LayerNorm(dim) for _ in range(2))
+        self.read, self.write = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
+        self.widen, self.narrow = nn.Linear(dim, 2 * dim), nn.Linear(2 * dim, dim)
+        for layer in (self.read, self.write, self.widen, self.narrow):
+            nn.init.normal_(layer.weight, std=layer.in_features**-0.5, generator=generator)
+            nn.init.zeros_(layer.bias)
+        # heads begin with memories of different length (Press et al., ICLR 2022), and learn what each distance weighs
+        memory_H = 2.0 ** torch.arange(1, 2 * shape.heads + 1, 2)
+        self.distance_HL = nn.Parameter(-torch.arange(shape.max_length) / memory_H.unsqueeze(1))
+
+    def forward(self, state_BLD: Tensor, dropout: float, generator: torch.Generator | None) -> Tensor:
+        num, length, dim = state_BLD.shape
+        heads = self.read(self.norms[0](state_BLD)).view(num, length, 3, self.heads, dim // self.heads)
+        query, key, value = heads.permute(2, 0, 3, 1, 4)
+        read = functional.scaled_dot_product_attention(query, key, value, attn_mask=self._bias(length))
+        state_BLD = state_BLD + _drop(self.write(read.transpose(1, 2).reshape(num, length, dim)), dropout, generator)
+        wide = functional.gelu(self.widen(self.norms[1](state_BLD)))
+        return state_BLD + _drop(self.narrow(wide), dropout, generator)
+
+    def _bias(self, length: int) -> Tensor:
+        """(H, L, L): what attention adds for the distance from a place to an earlier one; -inf for a later one."""
+        place_L = torch.arange(length)
+        distance_LL = place_L.unsqueeze(1) - place_L
+        return self.distance_HL[:, distance_LL.clamp(min=0)].masked_fill(distance_LL < 0, -torch.inf)
+
+
+def _drop(values: Tensor, share: float, generator: torch.Generator | None) -> Tensor:
+    if not share or generator is None:
+        return values
+    kept = torch.empty_like(values).bernoulli_(1 - share, generator=generator)
+    return values * kept / (1 - share)
