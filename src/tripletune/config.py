@@ -215,10 +215,18 @@ class LightGCNConfig(Section):
 
     dim: Positive = 64
     layers: Annotated[int, Field(ge=1, le=4)] = 2
-    message_passing: Literal["auto", "dgl", "torch"] = "auto"
-    """Back end: auto takes DGL on a CPU and torch on a GPU. They differ in the last bits."""
+    message_passing: Literal["auto", "bag", "dgl", "torch"] = "auto"
+    """How sums over the graph are made: auto takes torch's embedding_bag (bag) on a CPU, the quickest whose bytes know
+    no number of threads, and torch on a GPU. They differ in the last bits."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where it trains: auto takes a GPU where torch sees one. Draws are made on the CPU, the same everywhere."""
     loss: Literal["softmax", "bpr"] = "softmax"
     """softmax: one softmax over films for all of a viewer's likes after a random moment; bpr: as published."""
+    sampled_films: Annotated[int, Field(ge=0)] = 0
+    """softmax: films drawn in a step beside the batch's targets, to stand for the rest; a smaller catalogue is taken
+    whole. 0 takes it whole always."""
+    edge_half_life: Annotated[float, Field(ge=0.0)] = 0.0
+    """Age, in likes of the viewer, at which an edge of the graph counts half; 0 counts all alike."""
     learning_rate: PositiveFloat = 0.02
     weight_decay: Annotated[float, Field(ge=0.0)] = 1e-4
     max_steps: Positive = 150
@@ -230,6 +238,8 @@ class LightGCNConfig(Section):
     """Scores are divided by it; the published model has none (1.0)."""
     recency_half_life: Annotated[float, Field(ge=0.0)] = 3.0
     """Age, in likes, at which a like counts half in targets and in a viewer's vector; 0 counts all alike."""
+    checkpoint_minutes: Annotated[float, Field(ge=0.0)] = 2.0
+    """Least time between two checkpoints, from which a killed training goes on; 0 writes one after every step."""
 
 
 class SasrecConfig(Section):
@@ -256,6 +266,8 @@ class SasrecConfig(Section):
     """How many likes ahead a target counts half; 0 counts all alike."""
     sampled_films: Annotated[int, Field(ge=0)] = 0
     """Films drawn per step beside the batch's own targets for the softmax, with logQ correction; 0 takes all films."""
+    checkpoint_minutes: Annotated[float, Field(ge=0.0)] = 2.0
+    """Least time between two checkpoints, from which a killed training goes on; 0 writes one after every step."""
 
 
 class RetrieveConfig(Section):

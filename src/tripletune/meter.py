@@ -1,12 +1,38 @@
-"""Seconds and peak memory of a piece of work, its child processes included."""
+"""Seconds and peak memory of a piece of work, its child processes included; and whether it can fit at all."""
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from types import TracebackType
 
 import psutil
+
+from tripletune.errors import InputError
+
+log = logging.getLogger(__name__)
+
+
+def claim_memory(what: str, needed: int, advice: str, free: int | None = None) -> None:
+    """State what a piece of work takes, before it starts, and refuse what this machine has not got.
+
+    Args:
+        what: the work, and its size.
+        needed: bytes at its peak.
+        advice: which setting to lower.
+        free: bytes there are; None: of main memory, as it is now.
+
+    Raises:
+        InputError: less is free.
+    """
+    if free is None:
+        free = psutil.virtual_memory().available
+    log.info("%s: %.2f GiB of memory, %.2f GiB are free", what, needed / 2**30, free / 2**30)
+    if needed > free:
+        raise InputError(
+            f"{what} needs {needed / 2**30:.1f} GiB of memory and {free / 2**30:.1f} GiB are free; {advice}"
+        )
 
 
 class Meter:

@@ -91,7 +91,7 @@ class SASRec(nn.Module):
         vectors_UD = self.embedding_MD.new_zeros(num_viewers, self.shape.dim)
         padded_U = (length_U + LENGTH_STEP - 1).div(LENGTH_STEP, rounding_mode="floor") * LENGTH_STEP
         padded_U = padded_U.clamp(max=self.shape.max_length)
-        for length in padded_U[length_U > 0].unique().tolist():
+        for length in torch.unique(padded_U[length_U > 0]).tolist():
             for viewer_B in torch.split(torch.nonzero((padded_U == length) & (length_U > 0)).squeeze(1), ENCODE_ROWS):
                 row_BL = row_UL.new_zeros(ENCODE_ROWS, length)
                 have = min(length, row_UL.shape[1])

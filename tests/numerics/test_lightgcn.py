@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +14,11 @@ from safetensors.torch import load_file
 
 from tests.graph_cases import plant_split
 from tripletune.config import LightGCNConfig
-from tripletune.errors import InputError, UserError
+from tripletune.errors import ConfigError, InputError, UserError
 from tripletune.graph.interactions import Batch, Likes, batches, newest_first_age, read_interactions
 from tripletune.graph.lightgcn import POOL_POWER, LightGCN, LikeGraph
 from tripletune.graph.lightgcn_fit import LightGCNTrainer, cut_histories, train_lightgcn
-from tripletune.graph.lightgcn_loss import Targets, bpr_loss, draw_unliked, softmax_loss
+from tripletune.graph.lightgcn_loss import FilmSample, Targets, bpr_loss, draw_negatives, draw_unliked, softmax_loss
 from tripletune.pooling import pool_viewers
 
 NUM_VIEWERS, NUM_MOVIES, DIM = 7, 5, 4
@@ -34,7 +35,7 @@ def likes(isolated: bool) -> torch.Tensor:
 
 
 def dense_lightgcn(base_ND: torch.Tensor, liked_UM: torch.Tensor, layers: int) -> torch.Tensor:
-    """Mean over k = 0..K of (D^-1/2 A D^-1/2)^k E0 over viewers and films together, in float64."""
+    """Mean over k = 0..K of (D^-1/2 A D^-1/2)^k E0 over viewers and films together, in float64; likes or weights."""
     num_nodes = sum(liked_UM.shape)
     a = torch.zeros(num_nodes, num_nodes, dtype=torch.float64)
     a[: len(liked_UM), len(liked_UM) :] = liked_UM.double()
@@ -46,11 +47,12 @@ def dense_lightgcn(base_ND: torch.Tensor, liked_UM: torch.Tensor, layers: int) -
 
 @pytest.mark.parametrize("layers", [1, 2, 3, 4])
 @pytest.mark.parametrize("isolated", [False, True])
-def test_films_and_viewers_are_those_of_the_dense_model_with_zero_users(layers, isolated):
+@pytest.mark.parametrize("backend", ["bag", "dgl", "torch"])
+def test_films_and_viewers_are_those_of_the_dense_model_with_zero_users(layers, isolated, backend):
     liked_UM = likes(isolated)
     viewer_E, movie_E = liked_UM.nonzero(as_tuple=True)
     model = LightGCN(NUM_MOVIES, DIM, layers, torch.Generator().manual_seed(1))
-    movies_MD, pool_MD = model(LikeGraph.build(viewer_E, movie_E, NUM_VIEWERS, NUM_MOVIES))
+    movies_MD, pool_MD = model(LikeGraph.build(viewer_E, movie_E, NUM_VIEWERS, NUM_MOVIES, backend))
     viewers_UD = pool_viewers(
         pool_MD, viewer_E, movie_E, newest_first_age(viewer_E, NUM_VIEWERS), NUM_VIEWERS, 0.0, POOL_POWER
     )
@@ -61,9 +63,25 @@ def test_films_and_viewers_are_those_of_the_dense_model_with_zero_users(layers, 
     torch.testing.assert_close(got_ND, want_ND, rtol=1e-5, atol=1e-6)
 
 
-def test_gradient_of_the_propagation_is_that_of_finite_differences():
+@pytest.mark.parametrize("backend", ["bag", "dgl", "torch"])
+def test_weighted_likes_are_those_of_the_dense_weighted_model(backend):
+    liked_UM = likes(True)
+    viewer_E, movie_E = liked_UM.nonzero(as_tuple=True)
+    weight_E = torch.rand(len(viewer_E), generator=torch.Generator().manual_seed(3)) + 0.1
+    weight_UM = liked_UM.double()
+    weight_UM[viewer_E, movie_E] = weight_E.double()
+    model = LightGCN(NUM_MOVIES, DIM, 4, torch.Generator().manual_seed(1))
+    graph = LikeGraph.build(viewer_E, movie_E, NUM_VIEWERS, NUM_MOVIES, backend, weight_E)
+    base_ND = torch.cat([torch.zeros(NUM_VIEWERS, DIM), model.embedding_MD.detach()]).double()
+    want_MD = dense_lightgcn(base_ND, weight_UM, 4)[NUM_VIEWERS:]
+    torch.testing.assert_close(model(graph)[0].double(), want_MD, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_gradient_of_the_propagation_is_that_of_finite_differences(weighted):
     viewer_E, movie_E = likes(True).nonzero(as_tuple=True)
-    graph = LikeGraph.build(viewer_E, movie_E, NUM_VIEWERS, NUM_MOVIES)
+    weight_E = torch.rand(len(viewer_E), generator=torch.Generator().manual_seed(3)) if weighted else None
+    graph = LikeGraph.build(viewer_E, movie_E, NUM_VIEWERS, NUM_MOVIES, weight_E=weight_E)
     model = LightGCN(NUM_MOVIES, DIM, 3, torch.Generator().manual_seed(1)).double()
 
     def propagate(embedding_MD: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -101,6 +119,48 @@ def test_softmax_loss_and_gradients_are_those_of_plain_log_softmax(num_viewers):
         torch.testing.assert_close(mine, theirs)
 
 
+@pytest.mark.parametrize("size", [2, 100])  # some of the other films, and more than there are
+def test_sampled_softmax_is_plain_log_softmax_over_the_sample_with_log_q(size):
+    inputs, targets = softmax_case(300)  # the targets are films 0 and 2, film 4 is a known like of half the viewers
+    sample = FilmSample.draw(targets.movie_R, 6, size, torch.Generator().manual_seed(4))
+    loss = softmax_loss(*inputs, sample.columns(targets, 6), sample)
+    got = torch.autograd.grad(loss, inputs)
+    viewers_BD, movies_MD, bias_M = inputs
+    drawn = sorted(set(sample.movie_C.tolist()) - {0, 2})
+    assert len(drawn) == min(size, 4)
+    correction_M = torch.full((6,), -torch.inf, dtype=torch.float64)
+    correction_M[[0, 2]] = 0.0
+    correction_M[drawn] = np.log(4 / len(drawn))
+    scores_BM = viewers_BD @ movies_MD.T + bias_M + correction_M
+    scores_BM[targets.known_viewer_K, targets.known_movie_K] = -torch.inf
+    want_loss = -(targets.weight_R * scores_BM.log_softmax(dim=1)[targets.viewer_R, targets.movie_R]).sum()
+    torch.testing.assert_close(loss, want_loss)
+    for mine, theirs in zip(got, torch.autograd.grad(want_loss, inputs), strict=True):
+        torch.testing.assert_close(mine, theirs)
+
+
+def test_the_sum_over_a_sample_is_on_average_the_sum_over_all_films():
+    mass_M = torch.tensor([5.0, 1.0, 0.5, 3.0, 7.0, 0.1])
+    generator = torch.Generator().manual_seed(0)
+    samples = [FilmSample.draw(torch.tensor([0, 2, 2]), 6, 2, generator) for _ in range(600)]
+    times = Counter(tuple(sample.movie_C.tolist()) for sample in samples)
+    assert len(times) == 6  # every pair of the four films that are no target
+    assert min(times.values()) > 100 - 5 * 10  # 600 draws over six pairs: five standard deviations
+    by_films = {tuple(sample.movie_C.tolist()): sample for sample in samples}
+    sums = [float((mass_M[one.movie_C] * one.correction_C.exp()).sum()) for one in by_films.values()]
+    assert np.mean(sums) == pytest.approx(float(mass_M.sum()))
+
+
+@pytest.mark.parametrize("sampled", [False, True])
+def test_what_a_viewer_is_known_to_like_is_no_negative_in_the_softmax(sampled):
+    inputs, targets = softmax_case(1)  # one viewer, who likes films 0, 2 and 4
+    sample = FilmSample.draw(targets.movie_R, 6, 4, torch.Generator()) if sampled else None
+    columns = sample.columns(targets, 6) if sample else targets
+    push_MD = torch.autograd.grad(softmax_loss(*inputs, columns, sample), inputs[1])[0]
+    assert push_MD[4].eq(0).all()
+    assert push_MD[[1, 3, 5]].ne(0).any(dim=1).all()
+
+
 def test_bpr_negatives_are_uniform_over_the_films_nobody_knows_as_likes():
     liked_UM = likes(False)
     liked = liked_UM.flatten().nonzero().squeeze(1)
@@ -123,7 +183,8 @@ def test_bpr_loss_is_the_published_formula():
         torch.tensor([0]), torch.tensor([1]), torch.tensor([1.0]), torch.tensor([0]), torch.tensor([0])
     )  # film 2 is the only possible negative
     margin = float(viewers_BD[0] @ (movies_MD[1] - movies_MD[2]))
-    assert float(bpr_loss(viewers_BD, movies_MD, targets, generator)) == pytest.approx(np.log1p(np.exp(-margin)))
+    negative_R = draw_negatives(targets, 3, generator)
+    assert float(bpr_loss(viewers_BD, movies_MD, targets, negative_R)) == pytest.approx(np.log1p(np.exp(-margin)))
 
 
 def test_a_cut_history_never_has_its_targets_among_what_makes_the_viewer():
@@ -211,14 +272,74 @@ def test_same_seed_same_bytes_and_another_seed_other_bytes(trained, tmp_path):
         assert first != (tmp_path / "other" / f"{fit}.safetensors").read_bytes()
 
 
-def test_the_torch_back_end_learns_what_the_dgl_one_learns(trained, tmp_path):
-    for backend in ("dgl", "torch"):
+KINDS = ({}, {"sampled_films": 15}, {"edge_half_life": 4.0}, {"loss": "bpr"})
+
+
+@pytest.mark.parametrize("changes", KINDS, ids=str)
+def test_one_thread_and_two_write_the_same_bytes(trained, tmp_path, changes):
+    before = torch.get_num_threads()
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        try:
+            (tmp_path / str(threads)).mkdir()
+            train_lightgcn(trained[0], tmp_path / str(threads), settings(max_steps=6, **changes), seed=3)
+        finally:
+            torch.set_num_threads(before)
+    for fit in ("fit_a", "fit_b"):
+        one, two = ((tmp_path / str(threads) / f"{fit}.safetensors").read_bytes() for threads in (1, 2))
+        assert one == two
+
+
+class Killed(BaseException):
+    """What no except clause catches."""
+
+
+@pytest.mark.parametrize("changes", KINDS, ids=str)
+def test_a_killed_training_goes_on_to_the_bytes_of_one_that_was_not(trained, tmp_path, monkeypatch, changes):
+    wanted = settings(max_steps=8, eval_every=3, checkpoint_minutes=0, **changes)
+    (tmp_path / "whole").mkdir()
+    facts = train_lightgcn(trained[0], tmp_path / "whole", wanted, seed=3)
+    last = 8 + facts["steps"]
+    taken, plain_step = 0, LightGCNTrainer.step
+
+    def step(self: LightGCNTrainer) -> float:
+        nonlocal taken
+        taken += 1
+        if taken in kills:
+            raise Killed
+        return plain_step(self)
+
+    monkeypatch.setattr(LightGCNTrainer, "step", step)
+    # in the first step, between evaluations, in the first step of fit a, in its last; and several times on the way
+    for kills in ({1}, {5}, {9}, {last}, {2, 4, 9, 11}):
+        out, taken = tmp_path / f"killed {kills}", 0
+        out.mkdir()
+        for _ in kills:
+            with pytest.raises(Killed):
+                train_lightgcn(trained[0], out, wanted, seed=3)
+        train_lightgcn(trained[0], out, wanted, seed=3)
+        assert taken == last + len(kills)  # only the steps it was killed in were begun twice
+        for path in (tmp_path / "whole").iterdir():
+            assert path.read_bytes() == (out / path.name).read_bytes(), path.name
+        assert len(list(out.iterdir())) == len(list((tmp_path / "whole").iterdir()))  # no checkpoint is left
+
+
+def test_a_gpu_that_is_not_there_is_one_line(trained, tmp_path):
+    if torch.cuda.is_available():
+        pytest.skip("there is one")
+    with pytest.raises(ConfigError, match="torch sees no GPU here"):
+        train_lightgcn(trained[0], tmp_path, settings(device="cuda"), seed=3)
+
+
+def test_the_back_ends_learn_the_same(trained, tmp_path):
+    for backend in ("bag", "dgl", "torch"):
         (tmp_path / backend).mkdir()
         train_lightgcn(trained[0], tmp_path / backend, settings(max_steps=3, message_passing=backend), seed=3)
-    one, two = (load_file(tmp_path / backend / "fit_b.safetensors") for backend in ("dgl", "torch"))
-    for name in one:
-        torch.testing.assert_close(one[name], two[name], rtol=1e-3, atol=1e-4)
-    assert not all(torch.equal(one[name], two[name]) for name in one)  # two programs, not one under two names
+    bag, dgl, other = (load_file(tmp_path / backend / "fit_b.safetensors") for backend in ("bag", "dgl", "torch"))
+    for name in bag:
+        torch.testing.assert_close(bag[name], dgl[name], rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(bag[name], other[name], rtol=1e-3, atol=1e-4)
+    assert not all(torch.equal(dgl[name], other[name]) for name in dgl)  # two programs, not one under two names
 
 
 def test_hidden_rows_do_not_change_what_is_trained(trained, tmp_path):

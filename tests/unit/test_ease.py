@@ -219,7 +219,7 @@ def test_memory_is_stated_and_refused_in_one_line(caplog, monkeypatch):
     assert "1,000 films, 2 fit(s): 0.03 GiB of memory" in caplog.text
     monkeypatch.setattr(psutil, "virtual_memory", lambda: type("Memory", (), {"available": 2**30})())
     with pytest.raises(
-        InputError, match=r"20000 films needs 10\.4 GiB.*1\.0 GiB are free; lower retrieve\.ease_max_fi"
+        InputError, match=r"20,000 films, 1 fit\(s\) needs 10\.4 GiB.*1\.0 GiB are free; lower retrieve\.ease_max_fi"
     ):
         require_memory(20_000, 1)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +14,10 @@ import torch
 from tests.graph_cases import FIRST_MOVIE, LIKES, NUM_MOVIES, plant_split
 from tripletune.config import LightGCNConfig
 from tripletune.errors import InputError, UserError
+from tripletune.graph.checkpoints import Checkpoints
 from tripletune.graph.interactions import Likes, ValidQuestions, batches, newest_first_age, read_interactions
-from tripletune.graph.training import Scorer, judge, train_both
+from tripletune.graph.progress import Progress
+from tripletune.graph.training import Run, Scorer, judge, train_both
 
 LIMITS = LightGCNConfig(max_steps=70, eval_every=10, patience=2)
 
@@ -38,6 +40,12 @@ class Scripted:
 
     def export(self) -> dict[str, torch.Tensor]:
         return {"steps": torch.tensor(self.steps)}
+
+    def state(self) -> dict[str, torch.Tensor]:
+        return {"steps": torch.tensor(self.steps)}
+
+    def load_state(self, state: Mapping[str, torch.Tensor]) -> None:
+        self.steps = int(state["steps"])
 
 
 def ask(answer: int = 19, seen: list[int] | None = None) -> ValidQuestions:
@@ -88,6 +96,70 @@ def test_without_a_question_both_fits_run_all_steps():
     nothing = ValidQuestions(Likes(np.zeros(0, dtype=np.int32), none, none), none, none, none)
     runs = train_both(lambda fit: Scripted(iter([])), nothing, LIMITS)
     assert (runs["a"].best_step, runs["b"].best_step) == (70, 70)
+
+
+class Killed(BaseException):
+    """What no except clause catches."""
+
+
+@pytest.mark.parametrize("killed_at", [1, 11, 30, 41, 55, 60])
+def test_a_killed_training_repeats_no_step_but_the_one_it_was_killed_in(tmp_path, killed_at):
+    # 40 steps of fit b, then 20 of fit a
+    taken = 0
+
+    class Mortal(Scripted):
+        def step(self) -> float:
+            nonlocal taken
+            taken += 1
+            if taken == killed_at:
+                raise Killed
+            return super().step()
+
+        def scorer(self, likes: Likes, age_E: torch.Tensor) -> Scorer:
+            self.places = iter([[3, 1, 2, 5][self.steps // 10 - 1]])
+            return super().scorer(likes, age_E)
+
+    def train() -> dict[str, Run]:
+        return train_both(lambda fit: Mortal(iter([])), ask(), LIMITS, Checkpoints(tmp_path, minutes=0))
+
+    with pytest.raises(Killed):
+        train()
+    runs = train()
+    assert taken == 60 + 1
+    assert [row["step"] for row in runs["b"].curve] == [10, 20, 30, 40]
+    assert [row["step"] for row in runs["a"].curve] == [10, 20]
+    assert int(runs["b"].tensors["steps"]) == int(runs["a"].tensors["steps"]) == 20
+
+
+def test_checkpoints_are_as_far_apart_as_they_are_told(tmp_path, monkeypatch):
+    now = 1000.0
+    monkeypatch.setattr("time.monotonic", lambda: now)
+    checkpoints = Checkpoints(tmp_path, minutes=2)
+    now += 119
+    assert not checkpoints.is_due()
+    now += 1
+    assert checkpoints.is_due()
+    checkpoints.save("b", {"x": torch.ones(2)}, {"step": 3})
+    assert not checkpoints.is_due()
+    tensors, facts = checkpoints.load("b") or ({}, {})
+    assert tensors["x"].equal(torch.ones(2))
+    assert facts == {"step": 3}
+    assert checkpoints.load("a") is None
+
+
+def test_a_long_training_says_now_and_then_where_it_is(caplog, monkeypatch):
+    now = 0.0
+    monkeypatch.setattr("time.monotonic", lambda: now)
+    progress = Progress("LightGCN, fit b", 100, 500)  # another process took 100 steps
+    with caplog.at_level("INFO"):
+        for step in range(101, 121):
+            now += 2.0
+            progress(step, 1.5, 0.25 if step > 110 else -1.0)
+    assert caplog.messages == [
+        "LightGCN, fit b: step 108 of at most 500, loss 1.5000, 0.50 steps/s, 13:04 left at most",
+        "LightGCN, fit b: step 116 of at most 500, loss 1.5000, best valid ndcg@10 0.2500, 0.50 steps/s, "
+        "12:48 left at most",
+    ]
 
 
 @pytest.mark.parametrize("loss", [math.nan, math.inf])
@@ -141,6 +213,32 @@ def test_a_pass_of_batches_takes_every_viewer_once_with_all_likes(tmp_path: Path
             rows = batch.viewer_R == number
             assert batch.movie_R[rows].equal(likes.movie_E[likes.viewer_E == viewer])
             assert batch.place_R[rows].equal(torch.arange(LIKES - 2))
+
+
+def test_batches_go_on_where_they_were(tmp_path: Path):
+    plant_split(tmp_path)
+    likes = read_interactions(tmp_path).fits["b"]
+    source = batches(likes, 20, torch.Generator().manual_seed(0))
+    next(source)
+    generator = torch.Generator()
+    resumed = batches(likes, 20, generator)
+    resumed.load_state(source.state())
+    want = [next(source).viewers_B for _ in range(2)]  # the rest of the pass; the next one draws a new order
+    assert [next(resumed).viewers_B.tolist() for _ in range(2)] == [viewers_B.tolist() for viewers_B in want]
+
+
+def test_the_order_of_rows_and_shards_does_not_matter(tmp_path: Path):
+    plant_split(tmp_path / "one")
+    rows = pl.read_parquet(tmp_path / "one" / "*/part.parquet", hive_partitioning=False)
+    (tmp_path / "other" / "shard=000").mkdir(parents=True)
+    rows.sample(fraction=1.0, shuffle=True, seed=1).write_parquet(tmp_path / "other" / "shard=000" / "part.parquet")
+    one, other = (read_interactions(tmp_path / name) for name in ("one", "other"))
+    for mine, theirs in ((one.fits["a"], other.fits["a"]), (one.valid.likes, other.valid.likes)):
+        assert mine.user_ids_U.tolist() == theirs.user_ids_U.tolist()
+        assert mine.viewer_E.equal(theirs.viewer_E)
+        assert mine.movie_E.equal(theirs.movie_E)
+    assert one.valid.answer_U.equal(other.valid.answer_U)
+    assert one.valid.seen_movie_S.equal(other.valid.seen_movie_S)
 
 
 def test_age_is_zero_for_each_viewers_newest_row():

@@ -97,39 +97,47 @@ def read_interactions(split: Path, movie_ids: npt.NDArray[np.int32] | None = Non
     files = sorted(split.glob("shard=*/part.parquet"))
     if not files:
         raise InputError(f"no shard=NNN/part.parquet in {split}; run the split stage")
+    scan = pl.scan_parquet(files, hive_partitioning=False).select(COLUMNS)
     try:
-        rows = pl.scan_parquet(files, hive_partitioning=False).select(COLUMNS).collect()
+        if movie_ids is None:
+            movie_ids = (
+                scan.select(pl.col("movie_id").unique().sort()).collect(engine="streaming")["movie_id"].to_numpy()
+            )
+        films = pl.LazyFrame({"movie_id": movie_ids, "movie": np.arange(len(movie_ids), dtype=np.int32)})
+        warm = scan.filter(~pl.col("unseen")).join(films, on="movie_id", how="inner").drop("movie_id", "unseen")
+        likes = warm.filter(pl.col("label").is_in(HISTORY_LABELS)).collect(engine="streaming")
+        likes = likes.sort("user_id", "position").drop("position")
+        fits = {fit: _number(likes.filter(pl.col("label").is_in(labels))) for fit, labels in FIT_LABELS.items()}
+        del likes
+        valid = _ask_valid(warm)
     except pl.exceptions.PolarsError as error:
         raise InputError(f"{split} does not hold the columns {', '.join(COLUMNS)} ({error}); run split again") from None
-    if movie_ids is None:
-        movie_ids = rows["movie_id"].unique().sort().to_numpy()
-    films = pl.DataFrame({"movie_id": movie_ids, "movie": np.arange(len(movie_ids))})
-    warm = rows.filter(~pl.col("unseen")).join(films, on="movie_id", how="inner").sort("user_id", "position")
-    fits = {fit: _number(warm.filter(pl.col("label").is_in(labels))) for fit, labels in FIT_LABELS.items()}
     if not fits["a"].num_viewers:
         raise InputError(f"{split} has no 'graph' like of a viewer who is not unseen; lower split.like or min_graph")
-    return Interactions(movie_ids, fits, _ask_valid(warm))
+    return Interactions(movie_ids, fits, valid)
 
 
 def _number(likes: pl.DataFrame) -> Likes:
-    user_ids_U, viewer_E = np.unique(likes["user_id"].to_numpy(), return_inverse=True)
-    movie_E = torch.from_numpy(likes["movie"].to_numpy().astype(np.int64))
-    return Likes(user_ids_U, torch.from_numpy(viewer_E.astype(np.int64)), movie_E)
+    user_E = likes["user_id"].to_numpy()
+    is_first_E = np.ones(len(user_E), dtype=bool)
+    is_first_E[1:] = user_E[1:] != user_E[:-1]
+    return Likes(user_E[is_first_E], torch.from_numpy(is_first_E.cumsum() - 1), _ints(likes["movie"]))
 
 
-def _ask_valid(warm: pl.DataFrame) -> ValidQuestions:
-    asked = warm.filter(pl.col("label") == "valid").select("user_id", "position", answer="movie")
+def _ask_valid(warm: pl.LazyFrame) -> ValidQuestions:
+    asked = warm.filter(pl.col("label") == "valid").select("user_id", "position", answer="movie").collect()
     # one question per viewer: the one with the longest history before it
-    asked = asked.unique("user_id", keep="last", maintain_order=True)
+    asked = asked.sort("user_id", "position").unique("user_id", keep="last", maintain_order=True)
     every = -(-len(asked) // MAX_VALID_VIEWERS) or 1
     asked = asked.gather_every(every)
-    before = warm.join(asked.rename({"position": "cutoff"}), on="user_id", how="inner", maintain_order="left")
+    before = warm.join(asked.lazy().rename({"position": "cutoff"}), on="user_id", how="inner")
     # under ratio a test like may be the older one; not even the mask may know it
     before = before.filter(pl.col("position") < pl.col("cutoff"), pl.col("label") != "test")
-    likes = _number(before.filter(pl.col("label").is_in(HISTORY_LABELS)))
+    rated = before.collect(engine="streaming").sort("user_id", "position")
+    likes = _number(rated.filter(pl.col("label").is_in(HISTORY_LABELS)))
     # the films of a viewer's earlier likes may all be outside the catalogue: no history, no question
     numbers = pl.DataFrame({"user_id": likes.user_ids_U, "viewer": np.arange(likes.num_viewers)})
-    seen = before.join(numbers, on="user_id", how="inner", maintain_order="left")
+    seen = rated.join(numbers, on="user_id", how="inner", maintain_order="left")
     answer_U = asked.join(numbers, on="user_id", how="inner").sort("viewer")["answer"]
     return ValidQuestions(likes, _ints(answer_U), _ints(seen["viewer"]), _ints(seen["movie"]))
 
@@ -144,13 +152,37 @@ def newest_first_age(viewer_R: Tensor, num_viewers: int) -> Tensor:
     return end_B[viewer_R] - 1 - torch.arange(viewer_R.numel())
 
 
-def batches(likes: Likes, size: int, generator: torch.Generator) -> Iterator[Batch]:
+class Batches:
     """Batches for ever: each pass takes every viewer once, in a new order; the last batch of a pass may be smaller."""
-    count_U = likes.counts()
-    start_U = count_U.cumsum(0) - count_U
-    while True:
-        for viewers_B in torch.split(torch.randperm(likes.num_viewers, generator=generator), size):
-            count_B = count_U[viewers_B]
-            viewer_R = torch.repeat_interleave(count_B)
-            place_R = torch.arange(viewer_R.numel()) - (count_B.cumsum(0) - count_B)[viewer_R]
-            yield Batch(viewers_B, viewer_R, likes.movie_E[start_U[viewers_B][viewer_R] + place_R], place_R, count_B)
+
+    def __init__(self, likes: Likes, size: int, generator: torch.Generator) -> None:
+        self._likes, self._size, self._generator = likes, size, generator
+        self._count_U = likes.counts()
+        self._start_U = self._count_U.cumsum(0) - self._count_U
+        self._left = torch.zeros(0, dtype=torch.int64)  # viewers of this pass whose turn is still to come, in order
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        if not self._left.numel():
+            self._left = torch.randperm(self._likes.num_viewers, generator=self._generator)
+        viewers_B, self._left = self._left[: self._size], self._left[self._size :]
+        count_B = self._count_U[viewers_B]
+        viewer_R = torch.repeat_interleave(count_B)
+        place_R = torch.arange(viewer_R.numel()) - (count_B.cumsum(0) - count_B)[viewer_R]
+        movie_R = self._likes.movie_E[self._start_U[viewers_B][viewer_R] + place_R]
+        return Batch(viewers_B, viewer_R, movie_R, place_R, count_B)
+
+    def state(self) -> Tensor:
+        """The place in the pass; the generator's state is not part of it."""
+        return self._left.clone()
+
+    def load_state(self, left: Tensor) -> None:
+        """Go on from that place."""
+        self._left = left.clone()
+
+
+def batches(likes: Likes, size: int, generator: torch.Generator) -> Batches:
+    """Batches of ``size`` viewers; each pass draws its order from the generator when its first batch is asked for."""
+    return Batches(likes, size, generator)

@@ -8,51 +8,51 @@ vector, so that it cannot learn to answer with what it was given.
 # Shape letters in this file: M films, U viewers, E likes, D width, B viewers of a batch, R rows of a batch, V block
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from tripletune.config import LightGCNConfig
+from tripletune.errors import ConfigError
+from tripletune.graph.checkpoints import Checkpoints, load_training_state, training_state
 from tripletune.graph.interactions import Batch, Likes, batches, newest_first_age, read_interactions
 from tripletune.graph.lightgcn import POOL_POWER, LightGCN, LikeGraph
-from tripletune.graph.lightgcn_loss import Targets, bpr_loss, softmax_loss
+from tripletune.graph.lightgcn_loss import FilmSample, Targets, bpr_loss, draw_negatives, softmax_loss
+from tripletune.graph.lightgcn_memory import state_memory
 from tripletune.graph.training import Scorer, train_both, write_fits
 from tripletune.paths import Facts
 from tripletune.pooling import pool_viewers, recency_weights
 
 
 class LightGCNTrainer:
-    """One fit: model, optimiser, batches. Implements ``training.Model``."""
+    """One fit: model, optimiser, batches. Implements ``training.Model``.
+
+    Parameters and graph lie on ``device``; batches are made, and all draws, on the CPU.
+    """
 
     def __init__(self, likes: Likes, num_movies: int, settings: LightGCNConfig, seed: int) -> None:
-        self._settings = settings
+        self._settings, self._num_movies = settings, num_movies
+        self._device = choose_device(settings)
         self._generator = torch.Generator().manual_seed(seed)
-        self._graph = LikeGraph.build(
-            likes.viewer_E, likes.movie_E, likes.num_viewers, num_movies, settings.message_passing
-        )
+        self._graph = _like_graph(likes, num_movies, settings, self._device)
         self._batches = batches(likes, settings.batch_viewers, self._generator)
-        self._model = LightGCN(num_movies, settings.dim, settings.layers, self._generator)
+        self._model = LightGCN(num_movies, settings.dim, settings.layers, self._generator).to(self._device)
         groups = [{"params": [self._model.embedding_MD], "weight_decay": settings.weight_decay}]
-        self._bias_M = torch.zeros(num_movies)
+        self._parameters = {"embedding": self._model.embedding_MD}
+        self._bias_M = torch.zeros(num_movies, device=self._device)
         if settings.loss == "softmax":
             # popularity from the start, so that the vectors need only learn what departs from it
             count_M = torch.bincount(likes.movie_E, minlength=num_movies).float()
-            self._bias_M = nn.Parameter(count_M.log1p())
+            self._bias_M = self._parameters["bias"] = nn.Parameter(count_M.log1p().to(self._device))
             groups.append({"params": [self._bias_M], "weight_decay": 0.0})
         self._optimizer = torch.optim.Adam(groups, lr=settings.learning_rate)
 
     def step(self) -> float:
         """One step over one batch of viewers, with one propagation over the whole graph."""
         batch = next(self._batches)
-        movies_MD, pool_MD = self._vectors()
-        if self._settings.loss == "softmax":
-            targets = cut_histories(batch, self._settings.recency_half_life, self._generator)
-            viewers_BD = self._pool(pool_MD, targets.known_viewer_K, targets.known_movie_K, batch.num_viewers)
-            loss = softmax_loss(viewers_BD, movies_MD, self._bias_M, targets)
-        else:
-            viewers_BD = self._pool(pool_MD, batch.viewer_R, batch.movie_R, batch.num_viewers)
-            loss = bpr_loss(viewers_BD, movies_MD, whole_histories(batch), self._generator)
+        loss = self._softmax_loss(batch) if self._settings.loss == "softmax" else self._bpr_loss(batch)
         self._optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         self._optimizer.step()
@@ -61,26 +61,77 @@ class LightGCNTrainer:
     def scorer(self, likes: Likes, age_E: Tensor) -> Scorer:
         """Score all films for viewers with these likes."""
         movies_MD, pool_MD = self._vectors()
-        half_life = self._settings.recency_half_life
-        viewers_UD = pool_viewers(
-            pool_MD, likes.viewer_E, likes.movie_E, age_E, likes.num_viewers, half_life, POOL_POWER
-        )
-        return lambda viewer_V: torch.addmm(self._bias_M, viewers_UD[viewer_V], movies_MD.T)
+        viewers_UD = self._pool(pool_MD, likes.viewer_E, likes.movie_E, age_E, likes.num_viewers)
+        return lambda viewer_V: torch.addmm(self._bias_M, viewers_UD[viewer_V.to(self._device)], movies_MD.T)
 
     @torch.no_grad()
     def export(self) -> dict[str, Tensor]:
         """Film, pool and bias tensors; the temperature is folded into the films."""
         movies_MD, pool_MD = self._vectors()
-        return {"movie_vectors": movies_MD, "pool_vectors": pool_MD, "movie_bias": self._bias_M.detach().clone()}
+        tensors = {"movie_vectors": movies_MD, "pool_vectors": pool_MD, "movie_bias": self._bias_M.detach().clone()}
+        return {name: tensor.cpu() for name, tensor in tensors.items()}
+
+    def state(self) -> dict[str, Tensor]:
+        """All that the next step depends on."""
+        return training_state(self._parameters, self._optimizer, self._generator, self._batches)
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from there."""
+        load_training_state(state, self._parameters, self._optimizer, self._generator, self._batches)
+
+    def _softmax_loss(self, batch: Batch) -> Tensor:
+        targets, sample = cut_histories(batch, self._settings.recency_half_life, self._generator), None
+        known_age_K = newest_first_age(targets.known_viewer_K, batch.num_viewers)
+        movies_MD, pool_MD = self._vectors()
+        viewers_BD = self._pool(pool_MD, targets.known_viewer_K, targets.known_movie_K, known_age_K, batch.num_viewers)
+        if self._settings.sampled_films:
+            sample = FilmSample.draw(targets.movie_R, self._num_movies, self._settings.sampled_films, self._generator)
+            targets, sample = sample.columns(targets, self._num_movies), sample.to(self._device)
+        return softmax_loss(viewers_BD, movies_MD, self._bias_M, targets.to(self._device), sample)
+
+    def _bpr_loss(self, batch: Batch) -> Tensor:
+        targets = whole_histories(batch)
+        negative_R = draw_negatives(targets, self._num_movies, self._generator)
+        age_R = newest_first_age(batch.viewer_R, batch.num_viewers)
+        movies_MD, pool_MD = self._vectors()
+        viewers_BD = self._pool(pool_MD, batch.viewer_R, batch.movie_R, age_R, batch.num_viewers)
+        return bpr_loss(viewers_BD, movies_MD, targets.to(self._device), negative_R.to(self._device))
 
     def _vectors(self) -> tuple[Tensor, Tensor]:
         movies_MD, pool_MD = self._model(self._graph)
         return movies_MD / self._settings.temperature, pool_MD
 
-    def _pool(self, pool_MD: Tensor, viewer_R: Tensor, movie_R: Tensor, num_viewers: int) -> Tensor:
-        age_R = newest_first_age(viewer_R, num_viewers)
+    def _pool(self, pool_MD: Tensor, viewer_R: Tensor, movie_R: Tensor, age_R: Tensor, num_viewers: int) -> Tensor:
+        viewer_R, movie_R, age_R = (rows.to(self._device) for rows in (viewer_R, movie_R, age_R))
         half_life = self._settings.recency_half_life
         return pool_viewers(pool_MD, viewer_R, movie_R, age_R, num_viewers, half_life, POOL_POWER)
+
+
+def choose_device(settings: LightGCNConfig) -> torch.device:
+    """The device of the setting.
+
+    Raises:
+        ConfigError: it names a GPU and torch sees none.
+    """
+    has_gpu = torch.cuda.is_available()
+    if settings.device == "cuda" and not has_gpu:
+        raise ConfigError("lightgcn.device = 'cuda', but torch sees no GPU here; set 'auto' or 'cpu'")
+    return torch.device("cuda" if has_gpu and settings.device != "cpu" else "cpu")
+
+
+def _like_graph(likes: Likes, num_movies: int, settings: LightGCNConfig, device: torch.device) -> LikeGraph:
+    weight_E = None
+    if settings.edge_half_life:
+        age_E = newest_first_age(likes.viewer_E, likes.num_viewers)
+        weight_E = recency_weights(age_E, settings.edge_half_life).to(device)
+    return LikeGraph.build(
+        likes.viewer_E.to(device),
+        likes.movie_E.to(device),
+        likes.num_viewers,
+        num_movies,
+        settings.message_passing,
+        weight_E,
+    )
 
 
 def cut_histories(batch: Batch, half_life: float, generator: torch.Generator) -> Targets:
@@ -114,21 +165,25 @@ def train_lightgcn(split: Path, out: Path, settings: LightGCNConfig, seed: int) 
 
     Args:
         split: output of the split stage.
-        out: work folder; gets ``fit_a.safetensors`` and ``fit_b.safetensors`` (``movie_vectors`` (M, D),
-            ``pool_vectors`` (M, D), ``movie_bias`` (M,)), ``movies.parquet``, ``pooling.json``,
-            ``trained_on.parquet``, ``curve.parquet``.
+        out: work folder; a call that was killed in it is taken up. Gets ``fit_a.safetensors`` and ``fit_b.safetensors``
+            (``movie_vectors`` (M, D), ``pool_vectors`` (M, D), ``movie_bias`` (M,)), ``movies.parquet``,
+            ``pooling.json``, ``trained_on.parquet``, ``curve.parquet``.
         settings: section ``[lightgcn]``.
         seed: of the run; each fit draws from a generator of its own.
 
     Raises:
-        InputError: the split holds nothing to train on. UserError: the loss ran away.
+        InputError: the split holds nothing to train on, or memory does not suffice. ConfigError: there is no such
+            device. UserError: the loss ran away.
     """
     interactions = read_interactions(split)
 
     def make(fit: str) -> LightGCNTrainer:
         return LightGCNTrainer(interactions.fits[fit], interactions.num_movies, settings, 2 * seed + (fit == "b"))
 
-    runs = train_both(make, interactions.valid, settings)
+    state_memory(interactions.fits["b"], interactions.num_movies, settings, choose_device(settings))
+    checkpoints = Checkpoints(out, settings.checkpoint_minutes)
+    runs = train_both(make, interactions.valid, settings, checkpoints, "LightGCN")
     facts = write_fits(out, runs, interactions, settings.recency_half_life, POOL_POWER)
+    checkpoints.remove()
     parameters = interactions.num_movies * (settings.dim + (settings.loss == "softmax"))
     return facts | {"edges": 2 * interactions.fits["b"].viewer_E.numel(), "parameters": parameters}

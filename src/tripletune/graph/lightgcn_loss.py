@@ -1,12 +1,15 @@
-"""What LightGCN is trained with: one softmax over all films, or the published pairwise loss.
+"""What LightGCN is trained with: one softmax over all films or over a sample, or the published pairwise loss.
 
-Both are summed over (viewer, film) rows with a weight each.
+All are summed over (viewer, film) rows with a weight each.
 """
 
-# Shape letters in this file: B viewers, M films, D width, R target rows, K rows of known likes, V viewers of a block
+# Shape letters in this file: B viewers, M films, D width, R target rows, K rows of known likes, V viewers of a block,
+#   C films of a sample
 from __future__ import annotations
 
-from dataclasses import dataclass
+import itertools
+import math
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -32,6 +35,54 @@ class Targets:
     known_viewer_K: Tensor
     known_movie_K: Tensor
 
+    def to(self, device: torch.device) -> Targets:
+        """The rows on another device."""
+        return Targets(*(getattr(self, column.name).to(device) for column in fields(self)))
+
+
+@dataclass(frozen=True, slots=True)
+class FilmSample:
+    """The films that stand for all in one step's softmax, ascending, and what is added to the score of each.
+
+    The batch's targets are all there and stand for themselves. Of the other films some are drawn, all equally likely;
+    each stands for ``1 / its chance`` of them, and the log of that is added (importance sampling, Bengio & Senecal,
+    IEEE TNN 2008; as the log-q correction of Yi et al., RecSys 2019). So the sum in the softmax is right on average,
+    for every viewer.
+    """
+
+    movie_C: Tensor
+    correction_C: Tensor
+
+    @classmethod
+    def draw(cls, target_movie_R: Tensor, num_movies: int, size: int, generator: torch.Generator) -> FilmSample:
+        """Draw ``size`` films beside the targets; all others when there are no more than that."""
+        is_in_M = torch.zeros(num_movies, dtype=torch.bool)
+        is_in_M[target_movie_R] = True
+        others = (~is_in_M).nonzero().squeeze(1)
+        drawn = others[torch.randperm(others.numel(), generator=generator)[:size]]
+        correction_M = torch.zeros(num_movies)
+        correction_M[drawn] = math.log(others.numel() / max(drawn.numel(), 1)) if others.numel() else 0.0
+        is_in_M[drawn] = True
+        movie_C = is_in_M.nonzero().squeeze(1)
+        return cls(movie_C, correction_M[movie_C])
+
+    def columns(self, targets: Targets, num_movies: int) -> Targets:
+        """The rows with places in the sample for films; known likes outside the sample are left out."""
+        place_M = torch.full((num_movies,), -1)
+        place_M[self.movie_C] = torch.arange(self.movie_C.numel())
+        known_K = place_M[targets.known_movie_K]
+        kept_K = known_K >= 0
+        return replace(
+            targets,
+            movie_R=place_M[targets.movie_R],
+            known_viewer_K=targets.known_viewer_K[kept_K],
+            known_movie_K=known_K[kept_K],
+        )
+
+    def to(self, device: torch.device) -> FilmSample:
+        """The sample on another device."""
+        return FilmSample(self.movie_C.to(device), self.correction_C.to(device))
+
 
 class _SoftmaxOverFilms(torch.autograd.Function):
     """Computes its gradients in the forward pass, block by block, so that the B x M scores are never held.
@@ -45,9 +96,10 @@ class _SoftmaxOverFilms(torch.autograd.Function):
         grad_viewers_BD, grad_movies_MD = torch.empty_like(viewers_BD), torch.zeros_like(movies_MD)
         grad_bias_M = torch.zeros_like(bias_M)
         loss = viewers_BD.new_zeros(())
-        for start in range(0, num_viewers, BLOCK_VIEWERS):
+        starts = range(0, num_viewers, BLOCK_VIEWERS)
+        blocks = zip(starts, _blocks(targets.viewer_R, starts), _blocks(targets.known_viewer_K, starts), strict=True)
+        for start, rows, known in blocks:
             stop = min(start + BLOCK_VIEWERS, num_viewers)
-            rows, known = _between(targets.viewer_R, start, stop), _between(targets.known_viewer_K, start, stop)
             viewer_R, movie_R = targets.viewer_R[rows] - start, targets.movie_R[rows]
             weight_R = targets.weight_R[rows].to(viewers_BD.dtype)
             scores_VM = torch.addmm(bias_M, viewers_BD[start:stop], movies_MD.T)
@@ -70,33 +122,43 @@ class _SoftmaxOverFilms(torch.autograd.Function):
         return grad * grad_viewers_BD, grad * grad_movies_MD, grad * grad_bias_M, None
 
 
-def softmax_loss(viewers_BD: Tensor, movies_MD: Tensor, bias_M: Tensor, targets: Targets) -> Tensor:
+def softmax_loss(
+    viewers_BD: Tensor, movies_MD: Tensor, bias_M: Tensor, targets: Targets, sample: FilmSample | None = None
+) -> Tensor:
     """``- sum over rows of weight * log softmax(<viewer, film> + bias)``, known likes left out of the softmax.
 
+    Args:
+        targets: no row may be a known like of its viewer. With a sample: its ``columns``.
+        sample: the films of the softmax; None: all.
+
     Returns:
-        A scalar, differentiable in the first three arguments. No target row may be a known like of its viewer.
+        A scalar, differentiable in the first three arguments.
     """
+    if sample is not None:
+        movies_MD = take_rows(movies_MD, sample.movie_C)
+        bias_M = take_rows(bias_M, sample.movie_C) + sample.correction_C.to(bias_M.dtype)
     loss: Tensor = _SoftmaxOverFilms.apply(viewers_BD, movies_MD, bias_M, targets)  # type: ignore[no-untyped-call]
     return loss
 
 
-def bpr_loss(viewers_BD: Tensor, movies_MD: Tensor, targets: Targets, generator: torch.Generator) -> Tensor:
-    """Bayesian personalised ranking (Rendle et al., UAI 2009; LightGCN equation 15): one negative for each target row.
-
-    The negative is uniform over the films that are neither a target nor a known like of the row's viewer.
+def bpr_loss(viewers_BD: Tensor, movies_MD: Tensor, targets: Targets, negative_R: Tensor) -> Tensor:
+    """Bayesian personalised ranking (Rendle et al., UAI 2009; LightGCN equation 15): a negative for each target row.
 
     Returns:
         ``- sum over rows of weight * log sigmoid(score of the target - score of the negative)``, a scalar.
     """
-    num_movies = movies_MD.shape[0]
-    target_R = targets.viewer_R * num_movies + targets.movie_R
-    known_K = targets.known_viewer_K * num_movies + targets.known_movie_K
-    liked = torch.unique_consecutive(torch.cat([target_R, known_K]).sort().values)
-    negative_R = draw_unliked(targets.viewer_R, liked, num_movies, generator)
     viewers_RD = take_rows(viewers_BD, targets.viewer_R)
     difference_RD = take_rows(movies_MD, targets.movie_R) - take_rows(movies_MD, negative_R)
     margin_R = (viewers_RD * difference_RD).sum(dim=1)
     return -(targets.weight_R.to(margin_R.dtype) * functional.logsigmoid(margin_R)).sum()
+
+
+def draw_negatives(targets: Targets, num_movies: int, generator: torch.Generator) -> Tensor:
+    """A film for each target row, uniform over those that are neither a target nor a known like of its viewer."""
+    target_R = targets.viewer_R * num_movies + targets.movie_R
+    known_K = targets.known_viewer_K * num_movies + targets.known_movie_K
+    liked = torch.unique_consecutive(torch.cat([target_R, known_K]).sort().values)
+    return draw_unliked(targets.viewer_R, liked, num_movies, generator)
 
 
 def draw_unliked(viewer_R: Tensor, liked: Tensor, num_movies: int, generator: torch.Generator) -> Tensor:
@@ -123,6 +185,9 @@ def draw_unliked(viewer_R: Tensor, liked: Tensor, num_movies: int, generator: to
     return wish_R + behind_R - first_R
 
 
-def _between(sorted_viewer: Tensor, start: int, stop: int) -> slice:
-    bounds = torch.searchsorted(sorted_viewer, torch.tensor([start, stop]))
-    return slice(int(bounds[0]), int(bounds[1]))
+def _blocks(sorted_viewer: Tensor, starts: range) -> list[slice]:
+    """The rows of the viewers from each start to the next."""
+    bounds = torch.tensor([*starts, starts.stop], device=sorted_viewer.device)
+    return [
+        slice(first, last) for first, last in itertools.pairwise(torch.searchsorted(sorted_viewer, bounds).tolist())
+    ]

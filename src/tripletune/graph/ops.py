@@ -17,10 +17,11 @@ Backend = Literal["auto", "dgl", "torch"]
 
 
 class MessageGraph(ABC):
-    """Three differentiable operations over the edges of one graph, in any floating dtype of at least 32 bits.
+    """Three differentiable operations over the edges of one graph, in any floating dtype.
 
     Edges keep the order they were given in; repeated edges count as often as they are given. A destination without
-    incoming edges receives zeros.
+    incoming edges receives zeros. Values of 16 bits are widened, summed in 32 bits and rounded once, gradients too,
+    whatever the back end: DGL's own softmax sums bfloat16 in bfloat16, 4 % off at a node with 200 neighbours.
     """
 
     num_src: int
@@ -30,23 +31,29 @@ class MessageGraph(ABC):
     def sum_neighbours(self, source_SW: Tensor) -> Tensor:
         """Sum over each destination's incoming edges of the source's features: (S, ...) to (D, ...)."""
         _require_rows("sources", source_SW, self.num_src)
-        return self._sum(source_SW) if self.num_edges else self._nothing(source_SW)
+        if not self.num_edges:
+            return self._nothing(source_SW)
+        return self._sum(_widen(source_SW)).to(source_SW.dtype)
 
     def softmax_incoming(self, score_EH: Tensor) -> Tensor:
         """Softmax over the incoming edges of each destination, head by head: (E, H) to (E, H)."""
         _require_rows("edges", score_EH, self.num_edges)
-        return self._softmax(score_EH) if self.num_edges else score_EH
+        if not self.num_edges:
+            return score_EH
+        return self._softmax(_widen(score_EH)).to(score_EH.dtype)
 
     def weighted_sum(self, source_SHW: Tensor, weight_EH: Tensor) -> Tensor:
         """Sum over each destination's incoming edges of weight times source: (S, H, W), (E, H) to (D, H, W)."""
         _require_rows("sources", source_SHW, self.num_src)
         _require_rows("edges", weight_EH, self.num_edges)
-        return self._weighted_sum(source_SHW, weight_EH) if self.num_edges else self._nothing(source_SHW)
+        if not self.num_edges:
+            return self._nothing(source_SHW)
+        return self._weighted_sum(_widen(source_SHW), _widen(weight_EH)).to(source_SHW.dtype)
 
     def _nothing(self, source: Tensor) -> Tensor:
         return source.new_zeros(self.num_dst, *source.shape[1:])
 
-    # what a back end does: the operations on at least one edge, with rows that fit
+    # what a back end does: the operations on at least one edge, with rows that fit, in 32 or 64 bits
 
     @abstractmethod
     def _sum(self, source_SW: Tensor) -> Tensor: ...
@@ -98,6 +105,10 @@ def inverse_sqrt_degree(node_E: Tensor, num_nodes: int) -> Tensor:
     """``degree ** -0.5`` of each node, 0 for a node without edges; shape (N,), float32."""
     degree_N = torch.bincount(node_E.long(), minlength=num_nodes).float()
     return torch.where(degree_N > 0, degree_N.rsqrt(), 0.0)
+
+
+def _widen(features: Tensor) -> Tensor:
+    return features.to(torch.promote_types(features.dtype, torch.float32))
 
 
 def _require_rows(what: str, features: Tensor, expected: int) -> None:

@@ -1,9 +1,13 @@
-"""Message passing by torch alone: sparse products over sorted edges, and their cached transpose for the gradients."""
+"""Message passing by torch alone: sparse products over sorted edges, and their cached transpose for the gradients.
 
-# Shape letters in this file: as in ops.py; F features of a node, all of them in one row
+Nothing here waits for the device or leaves it: sizes are known from the start, and every order is computed once.
+"""
+
+# Shape letters in this file: as in ops.py; F features of a node, all of them in one row; R rows, C columns
 from __future__ import annotations
 
 import warnings
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -14,26 +18,70 @@ from tripletune.graph.ops import MessageGraph
 # said once a process by whichever graph is first; the products here are tested against dense ones
 warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta state")
 
-CHUNK_VALUES = 1 << 22
-"""Gathered values held at once for the gradient of edge weights, instead of all (E, H, W)."""
+INT32_MAX = 2**31 - 1
 
 
 class _Rows:
-    """Edges sorted by the node that receives them, in compressed rows; equal nodes keep the given order."""
+    """Edges sorted by row, then by column, in compressed rows; an edge that is repeated keeps the given order.
 
-    def __init__(self, to_E: Tensor, of_E: Tensor, num_to: int, num_of: int) -> None:
-        self.order_E = to_E.argsort(stable=True)
-        self.start = torch.nn.functional.pad(torch.bincount(to_E, minlength=num_to).cumsum(0), (1, 0))
-        self.of_E = of_E[self.order_E]
-        self.shape = (num_to, num_of)
+    A tensor of edges is named by its order: ``X_E`` as the caller gave them, ``X_Z`` as sorted here.
+    """
 
-    def product(self, value_E: Tensor, features: Tensor) -> Tensor:
-        """Sum of value times feature over each row: (E,) sorted, (nodes, F) to (rows, F); 16 bits sum in 32."""
-        dtype = torch.promote_types(features.dtype, torch.float32)
-        matrix = torch.sparse_csr_tensor(
-            self.start, self.of_E, value_E.to(dtype), size=self.shape, check_invariants=False
-        )
-        return (matrix @ features.to(dtype)).to(features.dtype)
+    def __init__(self, row_E: Tensor, column_E: Tensor, num_rows: int, num_columns: int) -> None:
+        self.shape = (num_rows, num_columns)
+        # products over 64-bit indices convert them each time, and a gather reads twice the bytes
+        index = torch.int32 if max(row_E.numel(), *self.shape) <= INT32_MAX else torch.int64
+        order_E = (row_E.long() * num_columns + column_E.long()).argsort(stable=True)
+        start = torch.nn.functional.pad(torch.bincount(row_E, minlength=num_rows).cumsum(0), (1, 0))
+        self.order_E, self.start = order_E.to(index), start.to(index)
+        self.column_Z = column_E.to(index).index_select(0, self.order_E)
+
+    @cached_property
+    def place_E(self) -> Tensor:
+        """Where each given edge stands among the sorted ones."""
+        place_E = torch.empty_like(self.order_E)
+        place_E[self.order_E.long()] = torch.arange(place_E.numel(), dtype=place_E.dtype, device=place_E.device)
+        return place_E
+
+    @cached_property
+    def row_Z(self) -> Tensor:
+        rows = torch.arange(self.shape[0], dtype=self.start.dtype, device=self.start.device)
+        return rows.repeat_interleave(self.start.diff(), output_size=self.order_E.numel())
+
+    def sort(self, value_EH: Tensor) -> Tensor:
+        """Values of the edges from the given order to the sorted one."""
+        return value_EH.index_select(0, self.order_E)
+
+    def unsort(self, value_ZH: Tensor) -> Tensor:
+        """Values of the edges from the sorted order to the given one."""
+        return value_ZH.index_select(0, self.place_E)
+
+    def matrix(self, value_Z: Tensor) -> Tensor:
+        """The (R, C) matrix with these values, which stay where they are."""
+        return torch.sparse_csr_tensor(self.start, self.column_Z, value_Z, size=self.shape, check_invariants=False)
+
+    def spread(self, value_RH: Tensor) -> Tensor:
+        """What each edge's row has: (R, H) to (Z, H)."""
+        return value_RH.index_select(0, self.row_Z)
+
+    def reduce(self, value_ZH: Tensor, how: str) -> Tensor:
+        """Reduce each row's edges: (Z, H) to (R, H)."""
+        return torch.segment_reduce(value_ZH, how, offsets=self.start, axis=0, unsafe=True)
+
+    def products(self, value_ZH: Tensor, features_CHW: Tensor) -> Tensor:
+        """For each head the matrix with its values times its features: (Z, H), (C, H, W) to (R, H, W)."""
+        values, features = value_ZH.T.contiguous(), features_CHW.transpose(0, 1).contiguous()
+        return torch.stack([self.matrix(v_Z) @ f_CW for v_Z, f_CW in zip(values, features, strict=True)], dim=1)
+
+    def sampled_products(self, left_RHW: Tensor, right_CHW: Tensor) -> Tensor:
+        """For each edge and head its row's features times its column's, without gathering either: (Z, H)."""
+        left_HRW, right_HCW = left_RHW.transpose(0, 1).contiguous(), right_CHW.transpose(0, 1).contiguous()
+        pattern = self.matrix(left_HRW.new_zeros(self.order_E.numel()))
+        products = [
+            torch.sparse.sampled_addmm(pattern, l_RW, r_CW.T, beta=0.0).values()
+            for l_RW, r_CW in zip(left_HRW, right_HCW, strict=True)
+        ]
+        return torch.stack(products, dim=1)
 
 
 class TorchGraph(MessageGraph):
@@ -41,9 +89,8 @@ class TorchGraph(MessageGraph):
 
     def __init__(self, src_E: Tensor, dst_E: Tensor, num_src: int, num_dst: int) -> None:
         self.num_src, self.num_dst, self.num_edges = num_src, num_dst, src_E.numel()
-        self.src_E, self.dst_E = src_E.long(), dst_E.long()
-        self.incoming = _Rows(self.dst_E, self.src_E, num_dst, num_src)
-        self.outgoing = _Rows(self.src_E, self.dst_E, num_src, num_dst)
+        self.incoming = _Rows(dst_E, src_E, num_dst, num_src)
+        self.outgoing = _Rows(src_E, dst_E, num_src, num_dst)
 
     def _sum(self, source_SW: Tensor) -> Tensor:
         flat_SF = source_SW.reshape(self.num_src, -1)
@@ -51,7 +98,7 @@ class TorchGraph(MessageGraph):
         return summed_DF.reshape(self.num_dst, *source_SW.shape[1:])
 
     def _softmax(self, score_EH: Tensor) -> Tensor:
-        share_EH: Tensor = _Softmax.apply(score_EH, self)  # type: ignore[no-untyped-call]
+        share_EH: Tensor = _Softmax.apply(score_EH, self.incoming)  # type: ignore[no-untyped-call]
         return share_EH
 
     def _weighted_sum(self, source_SHW: Tensor, weight_EH: Tensor) -> Tensor:
@@ -63,35 +110,30 @@ class _Sum(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, source_SF: Tensor, graph: TorchGraph) -> Tensor:
         ctx.graph = graph
-        return graph.incoming.product(source_SF.new_ones(graph.num_edges), source_SF)
+        return graph.incoming.matrix(source_SF.new_ones(graph.num_edges)) @ source_SF
 
     @staticmethod
     def backward(ctx: Any, grad_DF: Tensor) -> tuple[Tensor, None]:
-        return ctx.graph.outgoing.product(grad_DF.new_ones(ctx.graph.num_edges), grad_DF.contiguous()), None
+        return ctx.graph.outgoing.matrix(grad_DF.new_ones(ctx.graph.num_edges)) @ grad_DF.contiguous(), None
 
 
 class _Softmax(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, score_EH: Tensor, graph: TorchGraph) -> Tensor:
-        wide_EH = score_EH.to(torch.promote_types(score_EH.dtype, torch.float32))
-        share_EH = (wide_EH - _segments(wide_EH, "max", graph)).exp()
-        share_EH = share_EH / _segments(share_EH, "sum", graph)
-        ctx.graph = graph
-        ctx.save_for_backward(share_EH)
-        return share_EH.to(score_EH.dtype)
+    def forward(ctx: Any, score_EH: Tensor, rows: _Rows) -> Tensor:
+        score_ZH = rows.sort(score_EH)
+        share_ZH = score_ZH.sub_(rows.spread(rows.reduce(score_ZH, "max"))).exp_()
+        share_ZH /= rows.spread(rows.reduce(share_ZH, "sum"))
+        ctx.rows = rows
+        ctx.save_for_backward(share_ZH)
+        return rows.unsort(share_ZH)
 
     @staticmethod
     def backward(ctx: Any, grad_EH: Tensor) -> tuple[Tensor, None]:
-        (share_EH,) = ctx.saved_tensors
-        product_EH = share_EH * grad_EH
-        return (product_EH - share_EH * _segments(product_EH, "sum", ctx.graph)).to(grad_EH.dtype), None
-
-
-def _segments(value_EH: Tensor, reduce: str, graph: TorchGraph) -> Tensor:
-    """Reduce over the incoming edges of each destination, and tell each edge: (E, H) to (E, H)."""
-    rows = graph.incoming
-    reduced_DH = torch.segment_reduce(value_EH[rows.order_E], reduce, offsets=rows.start, axis=0, unsafe=True)
-    return reduced_DH[graph.dst_E]
+        (share_ZH,) = ctx.saved_tensors
+        rows = ctx.rows
+        product_ZH = rows.sort(grad_EH).mul_(share_ZH)
+        total_ZH = rows.spread(rows.reduce(product_ZH, "sum"))
+        return rows.unsort(product_ZH.addcmul_(share_ZH, total_ZH, value=-1)), None
 
 
 class _WeightedSum(torch.autograd.Function):
@@ -99,27 +141,14 @@ class _WeightedSum(torch.autograd.Function):
     def forward(ctx: Any, source_SHW: Tensor, weight_EH: Tensor, graph: TorchGraph) -> Tensor:
         ctx.graph = graph
         ctx.save_for_backward(source_SHW, weight_EH)
-        return _by_heads(graph.incoming, weight_EH, source_SHW)
+        return graph.incoming.products(graph.incoming.sort(weight_EH), source_SHW)
 
     @staticmethod
     def backward(ctx: Any, grad_DHW: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         source_SHW, weight_EH = ctx.saved_tensors
-        graph = ctx.graph
-        of_source = _by_heads(graph.outgoing, weight_EH, grad_DHW) if ctx.needs_input_grad[0] else None
-        of_weight = _edge_gradient(source_SHW, grad_DHW, graph) if ctx.needs_input_grad[1] else None
-        return of_source, None if of_weight is None else of_weight.to(weight_EH.dtype), None
-
-
-def _by_heads(rows: _Rows, weight_EH: Tensor, features: Tensor) -> Tensor:
-    weights = weight_EH[rows.order_E].unbind(1)
-    heads = features.unbind(1)
-    return torch.stack(
-        [rows.product(w.contiguous(), f.contiguous()) for w, f in zip(weights, heads, strict=True)], dim=1
-    )
-
-
-def _edge_gradient(source_SHW: Tensor, grad_DHW: Tensor, graph: TorchGraph) -> Tensor:
-    """Source times gradient of the destination, summed over the width: (E, H)."""
-    chunk = max(1, CHUNK_VALUES // max(1, source_SHW[0].numel()))
-    pairs = zip(torch.split(graph.src_E, chunk), torch.split(graph.dst_E, chunk), strict=True)
-    return torch.cat([(source_SHW[src] * grad_DHW[dst]).sum(dim=-1) for src, dst in pairs])
+        incoming, outgoing = ctx.graph.incoming, ctx.graph.outgoing
+        of_source = outgoing.products(outgoing.sort(weight_EH), grad_DHW) if ctx.needs_input_grad[0] else None
+        of_weight = (
+            incoming.unsort(incoming.sampled_products(grad_DHW, source_SHW)) if ctx.needs_input_grad[1] else None
+        )
+        return of_source, of_weight, None

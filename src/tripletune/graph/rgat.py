@@ -15,11 +15,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from tripletune.graph.fixed_order import matmul
 from tripletune.graph.ops import Backend, MessageGraph, message_graph, take_rows
 
 NEGATIVE_SLOPE = 0.2
@@ -60,19 +60,20 @@ class RelationalGraph:
         """Add inverse relations and self loops to triples.
 
         The head hears its tail by relation r, the tail its head by relation R + r, and everyone themselves by 2 R.
+        The graph lies on the triples' device.
         """
-        everyone_N = torch.arange(num_nodes)
-        self_N = torch.full((num_nodes,), 2 * num_relations)
+        everyone_N = torch.arange(num_nodes, device=head_T.device)
+        self_N = torch.full_like(everyone_N, 2 * num_relations)
         relation_E = torch.cat([relation_T.long(), relation_T.long() + num_relations, self_N])
         source_E = torch.cat([tail_T.long(), head_T.long(), everyone_N])
         destination_E = torch.cat([head_T.long(), tail_T.long(), everyone_N])
         order_E = relation_E.argsort(stable=True)
         place_E = torch.empty_like(order_E)
-        place_E[order_E] = torch.arange(order_E.numel())
+        place_E[order_E] = torch.arange(order_E.numel(), device=order_E.device)
         relation_E, source_E, destination_E = relation_E[order_E], source_E[order_E], destination_E[order_E]
         num_all = 2 * num_relations + 1
-        source_pairs, source_of_E = _number(relation_E * num_nodes + source_E)
-        destination_pairs, destination_of_E = _number(relation_E * num_nodes + destination_E)
+        source_pairs, source_of_E = torch.unique(relation_E * num_nodes + source_E, return_inverse=True)
+        destination_pairs, destination_of_E = torch.unique(relation_E * num_nodes + destination_E, return_inverse=True)
 
         source_count_C = torch.bincount(source_pairs // num_nodes, minlength=num_all)
         destination_count_C = torch.bincount(destination_pairs // num_nodes, minlength=num_all)
@@ -89,11 +90,6 @@ class RelationalGraph:
             destination_blocks=destination_count_C.tolist(),
             edge_of_triple_T=place_E[: head_T.numel()],
         )
-
-
-def _number(pairs_E: Tensor) -> tuple[Tensor, Tensor]:
-    distinct, number_E = np.unique(pairs_E.numpy(), return_inverse=True)
-    return torch.from_numpy(distinct), torch.from_numpy(number_E)
 
 
 class RelationMatrices(nn.Module):
@@ -152,7 +148,7 @@ class RgatLayer(nn.Module):
         """A relation's matrix times its nodes, (pairs of the relation, H, W) for each relation."""
         parts = torch.split(take_rows(nodes_ND, node), blocks)
         return [
-            (part @ matrix_DD).unflatten(1, (self.heads, -1))  # a view cannot infer -1 for a relation without triples
+            matmul(part, matrix_DD).unflatten(1, (self.heads, -1))  # a view cannot infer -1 for a relation without triples
             for part, matrix_DD in zip(parts, matrices_CDD, strict=True)
         ]
 

@@ -8,6 +8,8 @@ catalogue, and the files that both specialists write in the same layout.
 from __future__ import annotations
 
 import functools
+import logging
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -20,9 +22,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from tripletune.errors import UserError
+from tripletune.graph.checkpoints import Checkpoints
 from tripletune.graph.interactions import Interactions, Likes, ValidQuestions, newest_first_age
+from tripletune.graph.progress import Progress
 from tripletune.paths import write_atomically, write_json
 from tripletune.schemas import CURVE, TRAINED_ON, conform
+
+log = logging.getLogger(__name__)
 
 VALID_TOP = 10
 BLOCK_VIEWERS = 64
@@ -30,7 +36,7 @@ BLOCK_VIEWERS = 64
 ROW_GROUP = 1 << 20
 
 Scorer = Callable[[Tensor], Tensor]
-"""Scores of all films (V, M) for the viewers with the given numbers (V,)."""
+"""Scores of all films (V, M), on any device, for the viewers with the given numbers (V,), on the CPU."""
 
 
 class Model(Protocol):
@@ -43,7 +49,13 @@ class Model(Protocol):
         """Score viewers with these likes by the weights as they are now."""
 
     def export(self) -> dict[str, Tensor]:
-        """The tensors of ``fit_<name>.safetensors`` by the weights as they are now."""
+        """The tensors of ``fit_<name>.safetensors`` by the weights as they are now, on the CPU."""
+
+    def state(self) -> dict[str, Tensor]:
+        """All that the next step depends on; ``checkpoints.training_state`` gathers it."""
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Take up what ``state`` gave, in a model newly built."""
 
 
 class Limits(Protocol):
@@ -59,12 +71,15 @@ class Limits(Protocol):
 
 @dataclass(slots=True)
 class Run:
-    """A finished fit: its tensors at the best step, and the curve on the way."""
+    """One fit on its way, or finished: its tensors at the best step, and the curve."""
 
     fit: str
     tensors: dict[str, Tensor] = field(default_factory=dict)
+    step: int = 0
     best_step: int = 0
     best_ndcg: float = -1.0
+    worse: int = 0
+    """Evaluations since the best one."""
     curve: list[dict[str, Any]] = field(default_factory=list)
     seconds: float = 0.0
 
@@ -73,43 +88,93 @@ class Run:
         self.curve.append({"fit": self.fit, "step": step, "loss": loss, "valid_ndcg_at_10": ndcg})
 
 
-def train_both(make: Callable[[str], Model], valid: ValidQuestions, limits: Limits) -> dict[str, Run]:
+def train_both(
+    make: Callable[[str], Model],
+    valid: ValidQuestions,
+    limits: Limits,
+    checkpoints: Checkpoints | None = None,
+    name: str = "training",
+) -> dict[str, Run]:
     """Train fit B with early stopping, then fit A for as many steps as B's best one.
 
     Args:
         make: builds the model of fit ``"a"`` or ``"b"``.
         valid: decides when B stops. Without a question (nobody has a ``valid`` like) B runs ``max_steps``.
         limits: steps at most, steps between evaluations, evaluations without a better one before B stops.
+        checkpoints: where a training that was killed goes on. None: it starts anew.
+        name: of what is trained, for the log.
 
     Raises:
         UserError: a loss is not a finite number.
     """
-    run_b = _train(make("b"), Run("b"), limits.max_steps, limits, valid)
-    run_a = _train(make("a"), Run("a"), run_b.best_step, limits, None)
-    return {"a": run_a, "b": run_b}
+
+    def train(fit: str, num_steps: int, asked: ValidQuestions | None) -> Run:
+        model, run = make(fit), Run(fit)
+        if checkpoints is not None:
+            _resume(model, run, checkpoints, name)
+        return _train(model, run, num_steps, limits, asked, checkpoints, name)
+
+    run_b = train("b", limits.max_steps, valid)
+    return {"a": train("a", run_b.best_step, None), "b": run_b}
 
 
-def _train(model: Model, run: Run, num_steps: int, limits: Limits, valid: ValidQuestions | None) -> Run:
-    asks = valid is not None and valid.answer_U.numel() > 0
-    worse = 0
-    for step in range(1, num_steps + 1):
+def _train(
+    model: Model,
+    run: Run,
+    num_steps: int,
+    limits: Limits,
+    valid: ValidQuestions | None,
+    checkpoints: Checkpoints | None,
+    name: str,
+) -> Run:
+    report = Progress(f"{name}, fit {run.fit}", run.step, num_steps)
+    while run.step < num_steps and run.worse < limits.patience:
         start = time.perf_counter()
         loss = model.step()
         run.seconds += time.perf_counter() - start
-        if loss != loss or abs(loss) == float("inf"):
-            raise UserError(f"fit {run.fit}: the loss is {loss} at step {step}; lower learning_rate")
-        if step % limits.eval_every and step < num_steps:
-            continue
-        ndcg = judge(model, valid) if asks and valid is not None else None
-        run.note(step, loss, ndcg)
-        if ndcg is None or ndcg > run.best_ndcg:
-            run.best_step, run.best_ndcg, worse = step, ndcg if ndcg is not None else -1.0, 0
-            run.tensors = model.export()
-        else:
-            worse += 1
-        if worse == limits.patience:
-            break
+        run.step += 1
+        if not math.isfinite(loss):
+            raise UserError(f"fit {run.fit}: the loss is {loss} at step {run.step}; lower learning_rate")
+        if run.step % limits.eval_every == 0 or run.step == num_steps:
+            _evaluate(model, run, loss, valid)
+        report(run.step, loss, run.best_ndcg)
+        if checkpoints is not None and checkpoints.is_due():
+            _save(model, run, checkpoints)
+    if checkpoints is not None:
+        _save(model, run, checkpoints)
     return run
+
+
+def _evaluate(model: Model, run: Run, loss: float, valid: ValidQuestions | None) -> None:
+    ndcg = judge(model, valid) if valid is not None and valid.answer_U.numel() else None
+    run.note(run.step, loss, ndcg)
+    if ndcg is None or ndcg > run.best_ndcg:
+        run.best_step, run.best_ndcg, run.worse = run.step, ndcg if ndcg is not None else -1.0, 0
+        run.tensors = model.export()
+    else:
+        run.worse += 1
+
+
+def _save(model: Model, run: Run, checkpoints: Checkpoints) -> None:
+    tensors = {f"state/{name}": tensor for name, tensor in model.state().items()}
+    tensors |= {f"best/{name}": tensor for name, tensor in run.tensors.items()}
+    checkpoints.save(run.fit, tensors, {name: getattr(run, name) for name in _RESUMED})
+
+
+def _resume(model: Model, run: Run, checkpoints: Checkpoints, name: str) -> None:
+    found = checkpoints.load(run.fit)
+    if found is None:
+        return
+    tensors, facts = found
+    model.load_state({key.removeprefix("state/"): value for key, value in tensors.items() if key.startswith("state/")})
+    run.tensors = {key.removeprefix("best/"): value for key, value in tensors.items() if key.startswith("best/")}
+    for key in _RESUMED:
+        setattr(run, key, facts[key])
+    log.info("%s, fit %s: goes on after step %d", name, run.fit, run.step)
+
+
+_RESUMED = ("step", "best_step", "best_ndcg", "worse", "curve", "seconds")
+"""What a checkpoint says of a run, beside its tensors."""
 
 
 @torch.no_grad()
@@ -125,12 +190,14 @@ def judge(model: Model, valid: ValidQuestions) -> float:
     for viewer_V in torch.split(torch.arange(likes.num_viewers), BLOCK_VIEWERS):
         first, last = int(viewer_V[0]), int(viewer_V[-1])
         scores_VM = score(viewer_V)
-        wanted_V1 = scores_VM.gather(1, valid.answer_U[viewer_V].unsqueeze(1))
+        device = scores_VM.device
+        wanted_V1 = scores_VM.gather(1, valid.answer_U[viewer_V].unsqueeze(1).to(device))
         rows = slice(
             int(torch.searchsorted(valid.seen_viewer_S, first)),
             int(torch.searchsorted(valid.seen_viewer_S, last, right=True)),
         )
-        scores_VM[valid.seen_viewer_S[rows] - first, valid.seen_movie_S[rows]] = -torch.inf
+        seen = ((valid.seen_viewer_S[rows] - first).to(device), valid.seen_movie_S[rows].to(device))
+        scores_VM.index_put_(seen, scores_VM.new_tensor(-torch.inf))
         rank_V = (scores_VM >= wanted_V1).sum(dim=1)  # counts the wanted film itself, so the best rank is 1
         gain += float(torch.where(rank_V <= VALID_TOP, 1 / torch.log2(rank_V + 1.0), 0.0).double().sum())
     return gain / likes.num_viewers

@@ -12,6 +12,7 @@ import polars as pl
 
 from tripletune.config import RetrieveConfig
 from tripletune.paths import Facts, write_atomically
+from tripletune.retrieve.profiles import find_profiles
 from tripletune.retrieve.retriever import Retriever, told_films
 from tripletune.retrieve.specialists import FIT_OF
 from tripletune.retrieve.viewers import (
@@ -39,7 +40,8 @@ def retrieve_all(
     seed: int,
     sasrec: Path | None = None,
 ) -> Facts:
-    """The retrieve stage: ``retrieved/shard-NNN.parquet``, ``choices/shard-NNN.parquet``, ``rankings.parquet``.
+    """The retrieve stage: ``retrieved/shard-NNN.parquet``, ``choices/shard-NNN.parquet``,
+    ``profiles/shard-NNN.parquet``, ``rankings.parquet``.
 
     Where EASE was fitted, also ``trained_on.parquet``: the likes that it was fitted to, for the audit.
 
@@ -67,7 +69,7 @@ def retrieve_all(
         sasrec=sasrec,
         rankings=True,
     )
-    for name in ("retrieved", "choices"):
+    for name in ("retrieved", "choices", "profiles"):
         (out / name).mkdir(exist_ok=True)
     rankings, counts = [RANKINGS.to_frame()], []
     for number, path in shard_files(split).items():
@@ -77,6 +79,8 @@ def retrieve_all(
         retrieved, choices, ranked = retriever.retrieve_and_rank(*asked)
         write_atomically(out / "retrieved" / f"shard-{number}.parquet", _writer(retrieved))
         write_atomically(out / "choices" / f"shard-{number}.parquet", _writer(choices))
+        profiles = find_profiles(retriever.rgat, retriever.tables, questions, asked[1])
+        write_atomically(out / "profiles" / f"shard-{number}.parquet", _writer(profiles))
         rankings.append(ranked)
         counts.append(_count(retrieved, choices, asked[1], asked[3], num_liked_triples))
     by_question = pl.concat(rankings).sort(*QUESTION, "retriever")

@@ -10,23 +10,19 @@ is weighted by recency, when it is ranked, so that the newest likes count withou
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-import psutil
 import torch
 from scipy import sparse
 from torch import Tensor
 
 from tripletune.config import RetrieveConfig
-from tripletune.errors import InputError
+from tripletune.meter import claim_memory
 from tripletune.retrieve.specialists import Catalogue, Likes
 from tripletune.retrieve.topk import Floats, Ints, Ragged, top_columns
-
-log = logging.getLogger(__name__)
 
 BYTES_PER_WEIGHT = 24
 """At the peak of a fit: the matrix, its factor and its inverse in float64; the weights that stay have 4."""
@@ -45,17 +41,11 @@ def require_memory(num_films: int, num_fits: int) -> None:
     Raises:
         InputError: the memory that is free now is less.
     """
-    needed = num_films**2 * (BYTES_PER_WEIGHT + 4 * num_fits)
-    free = psutil.virtual_memory().available
-    log.info(
-        "EASE on %s films, %d fit(s): %.2f GiB of memory, %.2f GiB are free",
-        *(f"{num_films:,}", num_fits, needed / 2**30, free / 2**30),
+    claim_memory(
+        f"EASE on {num_films:,} films, {num_fits} fit(s)",
+        num_films**2 * (BYTES_PER_WEIGHT + 4 * num_fits),
+        "lower retrieve.ease_max_films",
     )
-    if needed > free:
-        raise InputError(
-            f"EASE on {num_films} films needs {needed / 2**30:.1f} GiB of memory and {free / 2**30:.1f} GiB are free; "
-            "lower retrieve.ease_max_films"
-        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

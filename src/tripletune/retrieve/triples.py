@@ -139,10 +139,7 @@ def choose_triples(
             pair_hash_P = pair_hash(users_U[viewer_P], movie_P, seed + RANDOM).astype(np.int64)
             score_T = (pair_hash(pair_hash_P[pair_T], table.hash_X[triple_T], seed) >> np.uint64(11)) / 2.0**53
         case _:
-            users_UD = rgat.pool(likes, len(users_U))
-            scale = rgat.beta / np.sqrt(users_UD.shape[1])
-            weight_T = np.log(np.maximum(table.alpha_X[triple_T], np.finfo(np.float32).tiny))
-            score_T = weight_T + scale * _dots(users_UD, viewer_T, rgat, table, triple_T)
+            score_T = score_personally(table, rgat, rgat.pool(likes, len(users_U)), viewer_T, triple_T)[1]
     row_T, rank_T = _best_of_each(pair_T, score_T, num)
     return table.text[triple_T[row_T]].select(
         pl.Series("pair", pair_T[row_T], dtype=pl.Int64),
@@ -152,6 +149,15 @@ def choose_triples(
         "entity_name",
         pl.Series("score", score_T[row_T], dtype=pl.Float32),
     )
+
+
+def score_personally(
+    table: TripleTable, rgat: RgatFit, users_UD: torch.Tensor, viewer_T: Ints, triple_T: Ints
+) -> tuple[Doubles, Doubles]:
+    """``log alpha`` of each row of viewer and triple, and with the viewer's part its score ``s``; both (T,)."""
+    log_alpha_T = np.log(np.maximum(table.alpha_X[triple_T], np.finfo(np.float32).tiny))
+    scale = rgat.beta / np.sqrt(users_UD.shape[1])
+    return log_alpha_T, log_alpha_T + scale * _dots(users_UD, viewer_T, rgat, table, triple_T)
 
 
 def _dots(left: torch.Tensor, left_T: Ints, rgat: RgatFit, table: TripleTable, triple_T: Ints) -> Doubles:

@@ -1,0 +1,123 @@
+"""The split as RecBole reads it, and our questions beside it: same rows for training, same answers, same mask.
+
+``write_job`` fills a folder for ``recbole_side.py``:
+
+- ``likes/likes.{train,valid,test}.inter``: the rows of fit B, and one like per asked viewer,
+- ``sequences/sequences.{train,valid,test}.inter``: the same for RecBole's sequence models, with every prefix of a
+  viewer's likes as a training row, as RecBole makes them itself when it does the splitting,
+- ``questions.npz``: who is asked, what is masked (all that was rated before the cutoff) and the order of ties.
+
+Unseen viewers are left out everywhere: a model with a table of users cannot answer for them.
+"""
+
+# Shape letters in this file: E likes, U questions, M films
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from tripletune.graph.interactions import Interactions, read_interactions
+from tripletune.retrieve.specialists import Catalogue
+from tripletune.retrieve.viewers import find_answers, find_history, find_questions, find_seen, read_rows, shard_files
+
+Ints = npt.NDArray[np.int64]
+MAX_SEQUENCE = 50
+"""RecBole's own default of MAX_ITEM_LIST_LENGTH; older likes are cut off."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """The questions of one purpose, warm viewers only, sorted by user; every frame has ``user_id`` and ``movie_id``."""
+
+    users: pl.DataFrame
+    """Columns ``user_id, row``."""
+    answers: pl.DataFrame
+    """One row per user, in the same order."""
+    seen: pl.DataFrame
+    """With ``row``, ascending: what the mask takes out."""
+    history: pl.DataFrame
+    """With ``row`` and ``age``: likes before the cutoff, oldest first."""
+
+
+def read_asked(split: Path, purpose: str) -> Asked:
+    """Who is asked for ``purpose`` ("valid" or "test"), from retrieve's own reading of the split."""
+    rows = read_rows(list(shard_files(split).values())).collect()
+    questions = find_questions(rows).filter(pl.col("purpose") == purpose, ~pl.col("unseen"))
+    users = questions.select("user_id").sort("user_id").with_row_index("row")
+    first = find_answers(rows, questions).unique("user_id", keep="first", maintain_order=True)
+    answers = users.join(first, on="user_id", maintain_order="left").select("user_id", "movie_id")
+    seen = find_seen(rows, questions).join(users, on="user_id").select("user_id", "movie_id", "row")
+    history = find_history(rows, questions).join(users, on="user_id").select("user_id", "movie_id", "row", "age")
+    return Asked(users, answers, seen.sort("row", "movie_id"), history.sort(["row", "age"], descending=[False, True]))
+
+
+def write_job(split: Path, job: Path, seed: int, *, sequences: bool) -> None:
+    """Write the folder that ``recbole_side.py`` reads.
+
+    Args:
+        split: output of the split stage.
+        job: created if need be.
+        seed: of the run, for the order of ties.
+        sequences: also the (large) files for sequence models.
+    """
+    interactions = read_interactions(split)
+    asked = {purpose: read_asked(split, purpose) for purpose in ("valid", "test")}
+    likes = training_likes(interactions)
+    parts = {"train": likes} | {purpose: asked[purpose].answers for purpose in asked}
+    for part, frame in parts.items():
+        _write(job / "likes" / f"likes.{part}.inter", frame.select("user_id", "movie_id"), ())
+    if sequences:
+        _write(job / "sequences" / "sequences.train.inter", prefixes(likes), ("item_id_list",))
+        for purpose, part in asked.items():
+            before = part.history.group_by("user_id", maintain_order=True).agg(
+                item_id_list=pl.col("movie_id").tail(MAX_SEQUENCE)
+            )
+            last = part.answers.join(before, on="user_id", maintain_order="left")
+            _write(job / "sequences" / f"sequences.{purpose}.inter", last, ("item_id_list",))
+    arrays: dict[str, Ints] = {"film_ids": Catalogue(interactions.movie_ids_M, seed).ids_M}
+    for purpose, part in asked.items():
+        arrays |= {
+            f"{purpose}_user": part.users["user_id"].to_numpy(),
+            f"{purpose}_answer": part.answers["movie_id"].to_numpy(),
+            f"{purpose}_seen_row": part.seen["row"].to_numpy(),
+            f"{purpose}_seen_movie": part.seen["movie_id"].to_numpy(),
+            f"{purpose}_history_row": part.history["row"].to_numpy(),
+            f"{purpose}_history_movie": part.history["movie_id"].to_numpy(),
+        }
+    np.savez(job / "questions.npz", **{name: array.astype(np.int64) for name, array in arrays.items()})
+
+
+def training_likes(interactions: Interactions) -> pl.DataFrame:
+    """Fit B's rows: ``user_id, movie_id``, each viewer's oldest first."""
+    likes = interactions.fits["b"]
+    return pl.DataFrame(
+        {
+            "user_id": likes.user_ids_U[likes.viewer_E.numpy()],
+            "movie_id": interactions.movie_ids_M[likes.movie_E.numpy()],
+        }
+    )
+
+
+def prefixes(likes: pl.DataFrame) -> pl.DataFrame:
+    """Every like but a viewer's first, with the up to 50 likes before it: ``user_id, movie_id, item_id_list``."""
+    numbered = likes.with_columns(place=pl.int_range(pl.len()).over("user_id")).with_row_index("at")
+    later = numbered.filter(pl.col("place") > 0)
+    length = later["place"].clip(upper_bound=MAX_SEQUENCE).to_numpy()
+    start = later["at"].to_numpy().astype(np.int64) - length
+    row = np.repeat(np.arange(len(later)), length)
+    within = np.arange(len(row)) - np.repeat(np.cumsum(length) - length, length)
+    films = likes["movie_id"].gather(start[row] + within)
+    lists = pl.DataFrame({"row": row, "film": films}).group_by("row", maintain_order=True).agg("film")
+    return later.select("user_id", "movie_id", item_id_list=lists["film"])
+
+
+def _write(path: Path, frame: pl.DataFrame, lists: tuple[str, ...]) -> None:
+    """RecBole's atomic file: a header that names types, tabs between fields, blanks within a list."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    names = {"user_id": "user_id:token", "movie_id": "item_id:token"} | {name: f"{name}:token_seq" for name in lists}
+    joined = [pl.col(name).cast(pl.List(pl.String)).list.join(" ") for name in lists]
+    frame.with_columns(joined).select(list(names)).rename(names).write_csv(path, separator="\t")

@@ -1,0 +1,239 @@
+"""The first stage against its baselines: RecBole's models where it has them, ours beside them, on one split.
+
+    python benchmarks/retrieval_baselines.py --recbole-python ENV/bin/python \\
+        --name ml-latest-small --release FOLDER --preset configs/ml-latest-small.toml --imdb FOLDER --grid
+
+Same rows for training (fit B: ``graph`` and ``target`` likes of warm viewers), same valid and test likes, one mask (all
+that the viewer rated before the cutoff), one order of ties, one metric code; whole catalogue; warm viewers only, as
+RecBole's tables of users cannot answer for others. RecBole's models are trained in an environment of their own
+(``recbole-requirements.txt``), its points of a grid are chosen by valid ndcg_at_10, test is looked at once.
+
+Ours come from the stages as a user runs them (``retrieve``'s rankings.parquet), the two further LightGCN rows from
+``lightgcn_vs_recbole.py``. Ours read the viewer's newest likes, the valid one included, when they rank for test; of
+RecBole's models SASRec does, the others know the training rows alone.
+
+Every invocation adds a release to the work folder and writes benchmarks/retrieval_baselines.md for all that are in it.
+"""
+
+# Shape letters in this file: U viewers
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import polars as pl
+import typer
+from lightgcn_vs_recbole import GRID as LIGHTGCN_GRID
+from lightgcn_vs_recbole import RECOMMENDED, train_ours
+from recbole_export import Asked, read_asked, write_job
+from retrieval_runs import (
+    METRICS,
+    Ints,
+    Trained,
+    console,
+    difference,
+    machine,
+    point_name,
+    run_recbole,
+    run_stages,
+    score,
+    told,
+)
+
+from tripletune.presets import load_config
+
+REPORT = Path(__file__).with_suffix(".md")
+STAGES = ("ingest", "split", "knowledge", "rgat", "lightgcn", "sasrec", "retrieve")
+BASELINES: dict[str, list[dict[str, Any]]] = {
+    "Pop": [{}],
+    "ItemKNN": [{"k": k, "shrink": shrink} for k, shrink in product((100, 20, 50, 200), (0.0, 10.0))],
+    "BPR": [{"learning_rate": rate, "train_batch_size": 4096} for rate in (1e-3, 5e-4, 5e-3)],
+    "LightGCN": [RECOMMENDED, *(point for point in LIGHTGCN_GRID if point != RECOMMENDED)],
+    "EASE": [{"reg_weight": weight} for weight in (250.0, 100.0, 500.0, 1000.0)],
+    "SASRec": [
+        {"loss_type": "CE", "hidden_dropout_prob": dropout, "attn_dropout_prob": dropout} for dropout in (0.2, 0.5)
+    ],
+}
+"""Points of a grid, RecBole's default or recommendation first; without ``--grid`` the first alone is trained."""
+FURTHER = ("BPR", "softmax")
+"""Ours of ``lightgcn_vs_recbole`` that no stage's default makes."""
+OURS = {
+    "popularity": "popularity",
+    "rgat": "R-GAT",
+    "lightgcn": "LightGCN",
+    "ease-plain": "EASE, all likes alike",
+    "ease": "EASE, recency-weighted history",
+    "sasrec": "SASRec",
+    "fused": "fused",
+}
+NAMES = {"BPR": "LightGCN, BPR", "softmax": "LightGCN, without recency"} | OURS
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One line of the table: lists for valid and test in the order of the asked viewers."""
+
+    name: str
+    valid_UK: Ints
+    test_UK: Ints
+    seconds: float | None = None
+    note: str = ""
+
+
+def rows_of_recbole(folder: Path) -> list[Row]:
+    """Of each model the point with the best valid ndcg_at_10."""
+    rows = []
+    asked = read_asked(_split(folder), "valid")
+    for model in BASELINES:
+        runs = [path for path in sorted(folder.glob(f"recbole/{model}-*")) if not path.name.endswith("-timing")]
+        candidates = [_recbole_row(model, Trained(path)) for path in runs]
+        rows.append(max(candidates, key=lambda row: float(score(row.valid_UK, asked)["ndcg_at_10"].mean() or 0)))  # type: ignore[arg-type]
+    return rows
+
+
+def _recbole_row(model: str, run: Trained) -> Row:
+    done, last = run.done(), run.curve().row(-1, named=True)
+    settings = ", ".join(f"{key} {value}" for key, value in done.get("settings", {}).items())
+    ended = f"{last['epoch']} epochs, " + done["ended"] if done["ended"][:3] in ("cap", "cut") else ""
+    seconds = done.get("setup_seconds", 0.0) + last["train_cpu_seconds"]
+    note = "; ".join(part for part in (settings, ended) if part)
+    return Row(f"RecBole {model}", run.lists("top_valid"), run.lists("top_test"), seconds, note)
+
+
+def rows_of_ours(folder: Path) -> list[Row]:
+    """What the retrieve stage ranked, and the further LightGCN fits."""
+    asked = {purpose: read_asked(_split(folder), purpose) for purpose in ("valid", "test")}
+    rankings = pl.read_parquet(Path(_facts(folder)["retrieve"]) / "rankings.parquet")
+    rows = []
+    for name, label in OURS.items():
+        lists = {
+            purpose: _lists(rankings.filter(pl.col("retriever") == name, pl.col("purpose") == purpose), part)
+            for purpose, part in asked.items()
+        }
+        rows.append(Row(label, lists["valid"], lists["test"]))
+    for variant in FURTHER:
+        run = Trained(folder / "ours" / variant)
+        seconds = run.curve()["train_cpu_seconds"][-1]
+        rows.append(Row(NAMES[variant], run.lists("top_valid"), run.lists("top_test"), seconds))
+    return rows
+
+
+def _lists(rankings: pl.DataFrame, asked: Asked) -> Ints:
+    """Film ids (U, K) in the order of the asked viewers, padded with -1."""
+    lists = asked.users.join(rankings.select("user_id", "top"), on="user_id", how="left", maintain_order="left")
+    length = int(lists["top"].list.len().max() or 1)  # type: ignore[call-overload]
+    padded = lists.select(
+        pl.col("top").list.to_array(length) if lists["top"].list.len().min() == length else _padded(length)
+    )
+    return padded["top"].to_numpy().astype(np.int64)
+
+
+def _padded(length: int) -> pl.Expr:
+    fill = pl.lit(-1, dtype=pl.Int32).repeat_by(length)
+    return pl.col("top").list.concat(fill).list.head(length).list.to_array(length)
+
+
+def report(work: Path, command: str) -> str:
+    """The tables of every release in the work folder, in Markdown."""
+    lines = [
+        "# The first stage and its baselines",
+        "",
+        "What is compared and how: the head of `retrieval_baselines.py`. Intervals: 95 %, bootstrap over viewers.",
+        "",
+        machine(),
+        f"`{command}`",
+        "",
+    ]
+    for folder in sorted(path.parent for path in work.glob("*/baselines.json")):
+        lines += _release(folder)
+    return "\n".join(lines)
+
+
+def _release(folder: Path) -> list[str]:
+    facts = _facts(folder)
+    asked = {purpose: read_asked(_split(folder), purpose) for purpose in ("valid", "test")}
+    rows = [*rows_of_recbole(folder), *rows_of_ours(folder)]
+    chosen = next(row for row in rows if row.name == NAMES[facts["default"]])
+    scores = {row.name: score(row.test_UK, asked["test"]) for row in rows}
+    lines = [f"## {folder.name}", "", f"{len(asked['test'].users):,} viewers. CPU s: of the training that is shown,"]
+    lines += ["closed forms included, evaluation left out.", ""]
+    lines += ["| | valid ndcg_at_10 | " + " | ".join(METRICS) + " | CPU s | |", "|---|" + "--:|" * 6 + "---|"]
+    for row in rows:
+        valid = score(row.valid_UK, asked["valid"])["ndcg_at_10"].mean()
+        values = " | ".join(f"{scores[row.name][metric].mean():.4f}" for metric in METRICS)
+        seconds = "" if row.seconds is None else f"{row.seconds:.0f}"
+        lines.append(f"| {row.name} | {valid:.4f} | {values} | {seconds} | {row.note} |")
+    lines += ["", f"The default retriever, {chosen.name}, minus each, on test:", ""]
+    lines += ["| | hr_at_10 | ndcg_at_10 |", "|---|---|---|"]
+    for row in rows:
+        if row is not chosen:
+            pair = scores[chosen.name], scores[row.name]
+            both = (told(difference(*pair, metric, facts["seed"])) for metric in ("hr_at_10", "ndcg_at_10"))
+            lines.append(f"| {row.name} | " + " | ".join(both) + " |")
+    return [*lines, ""]
+
+
+def _facts(folder: Path) -> dict[str, Any]:
+    return dict(json.loads((folder / "baselines.json").read_text(encoding="utf-8")))
+
+
+def _split(folder: Path) -> Path:
+    return Path(_facts(folder)["split"])
+
+
+def with_every_list(preset: Path, out: Path) -> Path:
+    """The preset with ``retrieve.retriever = "fused"``, so that retrieve ranks by all that it can."""
+    kept = [line for line in preset.read_text(encoding="utf-8").splitlines() if not line.startswith("retriever =")]
+    if "[retrieve]" not in kept:
+        kept.append("[retrieve]")
+    kept.insert(kept.index("[retrieve]") + 1, 'retriever = "fused"')
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text("\n".join(kept) + "\n", encoding="utf-8")
+    return out
+
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+
+
+@app.command()
+def compare(
+    recbole_python: Annotated[Path, typer.Option(help="Python of the environment that has RecBole.")] = Path("python"),
+    name: Annotated[str, typer.Option(help="What the report calls the release.")] = "ml-latest-small",
+    release: Annotated[Path, typer.Option(help="MovieLens folder or zip.")] = Path("downloads/ml-latest-small.zip"),
+    preset: Annotated[Path, typer.Option(help="Settings of our side, seed and split.")] = Path(
+        "configs/ml-latest-small.toml"
+    ),
+    imdb: Annotated[str, typer.Option(help="Folder with IMDb's dumps, for the R-GAT row; empty: none.")] = "",
+    work: Annotated[Path, typer.Option(help="Runs are kept and found again here.")] = Path("artifacts/vs_recbole"),
+    cap_minutes: Annotated[float, typer.Option(help="For each of RecBole's trainings.")] = 15.0,
+    grid: Annotated[bool, typer.Option(help="Train RecBole on every point, not only on its defaults.")] = False,
+    out: Annotated[Path, typer.Option(help="The report.")] = REPORT,
+) -> None:
+    """Train what is missing in the work folder and write the report."""
+    folder, config = work / name, load_config(preset)
+    every = with_every_list(preset, folder / "preset.toml")
+    retrieve = run_stages(STAGES, every, release, folder / "artifacts", imdb)
+    split = run_stages(("split",), every, release, folder / "artifacts", imdb)
+    facts = {"split": str(split), "retrieve": str(retrieve), "seed": config.seed, "default": config.retrieve.retriever}
+    (folder / "baselines.json").write_text(json.dumps(facts) + "\n", encoding="utf-8")
+    if not (folder / "job" / "sequences").exists():
+        write_job(split, folder / "job", config.seed, sequences=True)
+    for model, points in BASELINES.items():
+        for settings in points if grid else points[:1]:
+            run = folder / "recbole" / point_name(model, settings)
+            run_recbole(recbole_python, folder / "job", run, model, settings, cap_minutes, config.seed)
+    for variant in FURTHER:
+        if not (folder / "ours" / variant / "done.json").exists():
+            train_ours(split, folder / "ours" / variant, variant, config.seed)
+    told_release = f"--name {name} --release FOLDER --preset {preset} --cap-minutes {cap_minutes:g}"
+    command = f"python benchmarks/retrieval_baselines.py --recbole-python PYTHON {told_release}" + " --grid" * grid
+    out.write_text(report(work, command), encoding="utf-8")
+    console.print(out.read_text(encoding="utf-8"), markup=False)
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,139 @@
+"""What the two retrieval benchmarks share: running either side once, scoring its lists, and writing the table.
+
+Everything a side makes is kept in the work folder and found again, so that a table can be made anew without training.
+"""
+
+# Shape letters in this file: U viewers, K places of a list
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+import psutil
+from recbole_export import Asked
+from rich.console import Console
+
+from tripletune.rank.metrics import score_lists
+from tripletune.rank.significance import Interval, paired_difference
+
+Ints = npt.NDArray[np.int64]
+SIDE = Path(__file__).with_name("recbole_side.py")
+CUTOFFS = (5, 10)
+METRICS = ("hr_at_5", "hr_at_10", "ndcg_at_5", "ndcg_at_10")
+RESAMPLES, CONFIDENCE = 2000, 0.95
+console = Console(stderr=True)
+
+
+def run_stages(stages: tuple[str, ...], preset: Path, release: Path, artifacts: Path, imdb: str = "") -> Path:
+    """Run (or find) stages by the command line, as a user would; the folder of the last one."""
+    folder = ""
+    for stage in stages:
+        asked = [stage, "--config", str(preset), "--movielens", str(release), "--artifacts", str(artifacts)]
+        imdb_too = ["--imdb", imdb] if imdb else []
+        done = subprocess.run(
+            [sys.executable, "-m", "tripletune.cli", *asked, *imdb_too], check=True, stdout=subprocess.PIPE, text=True
+        )
+        folder = done.stdout.strip().splitlines()[-1]
+        console.print(f"{stage}: {folder}", markup=False, highlight=False)
+    return Path(folder)
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """One training run of either side, as its folder holds it."""
+
+    folder: Path
+
+    def curve(self) -> pl.DataFrame:
+        """A row per evaluation: ``epoch`` or ``step``, ``train_seconds``, ``train_cpu_seconds``, valid ndcg_at_10."""
+        return pl.read_ndjson(self.folder / "curve.jsonl")
+
+    def best(self) -> dict[str, Any]:
+        """The row of the curve with the best valid ndcg_at_10, the earliest of equals."""
+        curve = self.curve()
+        return curve.row(int(curve["valid_ndcg_at_10"].arg_max() or 0), named=True)
+
+    def first_at(self, ndcg: float) -> dict[str, Any] | None:
+        """The first row of the curve that is no worse than ``ndcg``; None where there is none."""
+        reached = self.curve().filter(pl.col("valid_ndcg_at_10") >= ndcg)
+        return reached.row(0, named=True) if len(reached) else None
+
+    def lists(self, name: str = "top_test") -> Ints:
+        """Film ids (U, K), -1 at the end of short rows."""
+        lists_UK: Ints = np.load(self.folder / f"{name}.npy")
+        return lists_UK
+
+    def done(self) -> dict[str, Any]:
+        """What the run says about itself; a run that was cut off says nothing."""
+        path = self.folder / "done.json"
+        return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {"ended": "cut off"}
+
+
+def point_name(model: str, settings: dict[str, Any]) -> str:
+    """A folder's name for a model at one point of its grid."""
+    return "-".join([model, *(str(value) for value in settings.values())])
+
+
+def run_recbole(
+    python: Path, job: Path, out: Path, model: str, settings: dict[str, Any], cap_minutes: float, seed: int
+) -> Trained:
+    """Train one of RecBole's models in its own environment, unless ``out`` holds a run (a cut one counts as well)."""
+    if not (out / "top_test.npy").exists():
+        out.mkdir(parents=True, exist_ok=True)
+        console.print(f"RecBole {model} {json.dumps(settings)}", markup=False, highlight=False)
+        told = ["--model", model, "--settings", json.dumps(settings), "--seed", str(seed)]
+        told += ["--cap-seconds", str(60 * cap_minutes)]
+        with (out / "run.log").open("w", encoding="utf-8") as log:
+            # RecBole writes its own logs into the working directory
+            subprocess.run(
+                [python, SIDE, job.resolve(), out.resolve(), *told], check=True, cwd=out, stdout=log, stderr=log
+            )
+    return Trained(out)
+
+
+def score(lists_UK: Ints, asked: Asked) -> pl.DataFrame:
+    """Metrics of each viewer, in the order of ``asked.users``."""
+    if len(lists_UK) != len(asked.users):
+        raise SystemExit(
+            f"{len(lists_UK)} lists for {len(asked.users)} viewers: remove the stale run from the work folder"
+        )
+    lists = pl.Series(lists_UK).arr.to_list().list.eval(pl.element().filter(pl.element() >= 0))
+    return score_lists(lists, asked.answers["movie_id"], CUTOFFS).select(METRICS)
+
+
+def difference(first: pl.DataFrame, second: pl.DataFrame, metric: str, seed: int) -> Interval:
+    """First minus second over the same viewers."""
+    return paired_difference(
+        first[metric].to_numpy(), second[metric].to_numpy(), confidence=CONFIDENCE, resamples=RESAMPLES, seed=seed
+    )
+
+
+def told(interval: Interval) -> str:
+    """``+.0123 [+.0010, +.0240]``."""
+    low, high = interval.low or 0.0, interval.high or 0.0
+    return f"{interval.value:+.4f} [{low:+.4f}, {high:+.4f}]"
+
+
+def metric_table(rows: dict[str, pl.DataFrame]) -> list[str]:
+    """Lines of a Markdown table: a row per name, a column per metric."""
+    lines = ["| | " + " | ".join(METRICS) + " |", "|---" * (len(METRICS) + 1) + "|"]
+    for name, scores in rows.items():
+        lines.append(f"| {name} | " + " | ".join(f"{scores[metric].mean():.4f}" for metric in METRICS) + " |")
+    return lines
+
+
+def machine() -> str:
+    """Processor, memory and the versions on our side, in one line."""
+    libraries = ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "dgl", "numpy", "polars", "scipy"))
+    memory = f"{psutil.virtual_memory().total / 2**30:.0f} GiB"
+    return f"{platform.machine()}, {os.cpu_count()} cores, {memory}; Python {platform.python_version()}, {libraries}"

@@ -1,0 +1,93 @@
+# Shape letters in this file: U questions (a viewer and a purpose), E likes, B likes of a block, T rows of like and triple,
+#   C relations
+"""A viewer's preference profile: by which relation do the facts of liked films speak to this viewer.
+
+Per liked film the R-GAT's posterior over its triples, ``softmax`` of the scores that choose hint 2, summed by relation;
+the mean over the films is the profile's ``mass``. ``attention`` is the same mean without the viewer (alpha alone): what
+these films would say to anybody. A relation with more mass than attention is one by which this viewer differs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import polars as pl
+
+from tripletune.retrieve.specialists import FIT_OF, Likes, RgatFit
+from tripletune.retrieve.topk import Ints
+from tripletune.retrieve.triples import Doubles, TripleTable, score_personally
+from tripletune.schemas import PROFILES, QUESTION, conform
+
+LIKES_AT_ONCE = 1 << 16
+"""Likes whose triples are scored at a time; with some 15 triples a film that is a million rows, tens of MiB."""
+
+
+def find_profiles(
+    fits: Mapping[str, RgatFit], tables: Mapping[str, TripleTable], questions: pl.DataFrame, history: pl.DataFrame
+) -> pl.DataFrame:
+    """The profile of each question's viewer, from the likes before the cutoff and the fit that answers the purpose.
+
+    Args:
+        fits, tables: R-GAT's vectors and triples by name of the fit.
+        questions: ``user_id, purpose``, unique.
+        history: likes before the cutoff, ``user_id, purpose, movie_id, age``.
+
+    Returns:
+        Frame of ``schemas.PROFILES``, sorted by user, purpose and relation. A viewer none of whose likes has a triple
+        has no row; of the others each relation of their films has one, and ``mass`` sums to one, ``attention`` too.
+    """
+    parts = [PROFILES.to_frame()]
+    for name, fit in fits.items():
+        purposes = [purpose for purpose, of_fit in FIT_OF.items() if of_fit == name]
+        asked = questions.filter(pl.col("purpose").is_in(purposes)).select(QUESTION).with_row_index("viewer")
+        liked = history.join(asked, on=QUESTION).sort("viewer", "age")
+        likes = Likes(*(liked[column].to_numpy().astype(np.int64) for column in ("viewer", "movie_id", "age")))
+        profiles = build_profiles(tables[name], fit, likes, len(asked))
+        parts.append(conform(profiles.join(asked, on="viewer", maintain_order="left"), PROFILES))
+    return pl.concat(parts).sort(*QUESTION, "relation")
+
+
+def build_profiles(table: TripleTable, rgat: RgatFit, likes: Likes, num_viewers: int) -> pl.DataFrame:
+    """Profiles of viewers numbered from 0: ``viewer, relation, films, mass, attention``, sorted by viewer.
+
+    Args:
+        table: the fit's triples; only those whose entity has a name count, as in hint 2.
+        rgat: the same fit's vectors.
+        likes: sorted by viewer.
+        num_viewers: U.
+    """
+    names, relation_X = np.unique(table.text["relation"].to_numpy(), return_inverse=True)
+    users_UD = rgat.pool(likes, num_viewers)
+    shape = (num_viewers, len(names))
+    mass_UC, attention_UC, films_U = np.zeros(shape), np.zeros(shape), np.zeros(num_viewers, dtype=np.int64)
+    for start in range(0, len(likes.movie_E), LIKES_AT_ONCE):
+        viewer_B = likes.viewer_E[start : start + LIKES_AT_ONCE]
+        like_T, triple_T = table.expand(likes.movie_E[start : start + LIKES_AT_ONCE])
+        viewer_T = viewer_B[like_T]
+        cell_T = viewer_T * len(names) + relation_X[triple_T]
+        log_alpha_T, score_T = score_personally(table, rgat, users_UD, viewer_T, triple_T)
+        for total_UC, log_T in ((mass_UC, score_T), (attention_UC, log_alpha_T)):
+            total_UC += np.bincount(cell_T, _shares(like_T, log_T), total_UC.size).reshape(shape)
+        films_U += np.bincount(viewer_B[np.unique(like_T)], minlength=num_viewers)
+    viewer, relation = np.nonzero(attention_UC)
+    columns = {"mass": mass_UC, "attention": attention_UC}
+    return pl.DataFrame(
+        {
+            "viewer": pl.Series(viewer, dtype=pl.UInt32),
+            "relation": pl.Series(names[relation], dtype=pl.String),
+            "films": films_U[viewer],
+            **{name: total_UC[viewer, relation] / films_U[viewer] for name, total_UC in columns.items()},
+        }
+    )
+
+
+def _shares(like_T: Ints, log_T: Doubles) -> Doubles:
+    """Softmax over the rows of each like; ``like_T`` is sorted."""
+    starts = np.flatnonzero(np.diff(like_T, prepend=-1))
+    counts = np.diff(np.append(starts, len(like_T)))
+    if not len(starts):
+        return np.zeros(0)
+    power_T = np.exp(log_T - np.repeat(np.maximum.reduceat(log_T, starts), counts))
+    shares: Doubles = power_T / np.repeat(np.add.reduceat(power_T, starts), counts)
+    return shares

@@ -1,0 +1,169 @@
+"""SASRec and the fused list as retrievers of the stage, against what their own files and lists say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import polars as pl
+import pytest
+import small_world
+import torch
+from safetensors.torch import load_file, save_file
+
+from tripletune.config import RetrieveConfig, RunConfig, SasrecConfig
+from tripletune.errors import ConfigError, InputError
+from tripletune.graph.sasrec_fit import train_sasrec
+from tripletune.prompts.engine import prompt_contract
+from tripletune.retrieve.candidates import retrieve_all
+from tripletune.sequence import SASRec, Shape
+from tripletune.specs import stage_specs
+from tripletune.stages import run_sasrec
+
+SEED = 7
+WEIGHTS = {"lightgcn": 1.0, "ease": 2.0, "sasrec": 0.5}
+FUSED = RetrieveConfig(
+    retriever="fused",
+    **{f"fused_{name}": weight for name, weight in WEIGHTS.items()},
+    fused_k=3.0,
+    fused_films=20,
+    ease_lambda=3.0,
+    num_candidates=12,
+    hint_films=6,
+    similar_films=0,
+)
+SMALL = SasrecConfig(dim=8, max_length=6, max_steps=40, eval_every=20, batch_viewers=16)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> small_world.World:
+    world = small_world.make_world(tmp_path_factory.mktemp("world"))
+    world.sasrec.mkdir()
+    train_sasrec(world.split, world.sasrec, SMALL, SEED)
+    return world
+
+
+def retrieve(world, out: Path, settings: RetrieveConfig, sasrec: Path | None = None) -> Path:
+    out.mkdir(parents=True)
+    retrieve_all(
+        world.split,
+        world.knowledge,
+        world.lightgcn,
+        world.rgat,
+        out,
+        settings,
+        num_liked_triples=4,
+        seed=SEED,
+        sasrec=sasrec or world.sasrec,
+    )
+    return out
+
+
+@pytest.fixture(scope="module")
+def fused(world, tmp_path_factory) -> Path:
+    return retrieve(world, tmp_path_factory.mktemp("out") / "fused", FUSED)
+
+
+def candidates(out: Path) -> dict[tuple[int, str], list[int]]:
+    rows = pl.concat(pl.read_parquet(path) for path in sorted((out / "retrieved").glob("shard-*.parquet")))
+    return {(row["user_id"], row["purpose"]): row["candidates"] for row in rows.iter_rows(named=True)}
+
+
+def lists(out: Path) -> dict[tuple[int, str], dict[str, list[int]]]:
+    found: dict[tuple[int, str], dict[str, list[int]]] = {}
+    for row in pl.read_parquet(out / "rankings.parquet").iter_rows(named=True):
+        found.setdefault((row["user_id"], row["purpose"]), {})[row["retriever"]] = row["top"]
+    return found
+
+
+def test_the_fused_candidates_are_those_of_reciprocal_ranks_added_by_hand(fused):
+    shown = candidates(fused)
+    for question, by_retriever in lists(fused).items():
+        score: dict[int, float] = {}
+        for name, weight in WEIGHTS.items():
+            for place, film in enumerate(by_retriever[name], start=1):
+                score[film] = score.get(film, 0.0) + weight / (3.0 + place)
+        worth = [round(score[film], 9) for film in by_retriever["fused"]]
+        assert worth == sorted(worth, reverse=True)
+        assert min(worth) >= max(value for film, value in score.items() if film not in by_retriever["fused"]) - 1e-9
+        assert shown[question] == by_retriever["fused"][:12]
+
+
+def test_every_retriever_is_measured_beside_the_fused_one(fused):
+    names = {"popularity", "rgat", "lightgcn", "ease-plain", "ease", "sasrec", "fused"}
+    assert all(set(by_retriever) == names for by_retriever in lists(fused).values())
+
+
+def test_sasrec_ranks_what_was_not_rated_by_its_own_files(world, fused, tmp_path):
+    alone = retrieve(world, tmp_path / "sasrec", RetrieveConfig(retriever="sasrec", num_candidates=12))
+    rows = small_world.read_split(world)
+    tensors = {name: value.double() for name, value in load_file(world.sasrec / "fit_b.safetensors").items()}
+    vectors_MD, bias_M = tensors.pop("movie_vectors"), tensors.pop("movie_bias")
+    model = SASRec(Shape(len(bias_M), 8, 2, 2, 6), torch.Generator()).double()
+    model.load_state_dict({"embedding_MD": vectors_MD, "bias_M": bias_M, **tensors})
+    shown = candidates(alone)
+    assert shown.keys() == candidates(fused).keys()
+    for (user, purpose), films in shown.items():
+        if purpose == "train":
+            continue
+        mine = rows.filter(user_id=user).sort("position")
+        asked = mine.filter(label=purpose)["position"].min()
+        seen = mine.filter(pl.col("position") < asked)
+        liked = seen.filter(pl.col("rating") >= 4)["movie_id"].to_torch().long() - 1
+        scores_M = vectors_MD @ model(liked[-6:].unsqueeze(0))[0, -1] + bias_M
+        scores_M[seen["movie_id"].to_torch().long() - 1] = -float("inf")
+        assert films == (scores_M.argsort(descending=True)[:12] + 1).tolist()
+        assert films == lists(alone)[user, purpose]["sasrec"][:12]
+
+
+def test_other_films_than_lightgcns_are_refused(world, tmp_path):
+    other = tmp_path / "sasrec"
+    other.mkdir()
+    for path in world.sasrec.iterdir():
+        (other / path.name).write_bytes(path.read_bytes())
+    movies = pl.read_parquet(other / "movies.parquet")
+    movies.with_columns(pl.col("movie_id") + 1).write_parquet(other / "movies.parquet")
+    with pytest.raises(InputError, match="trained on different films; pin both to one run"):
+        retrieve(world, tmp_path / "out", FUSED, other)
+    for fit in "ab":
+        tensors = load_file(other / f"fit_{fit}.safetensors")
+        save_file({**tensors, "movie_bias": tensors["movie_bias"][:-1].clone()}, other / f"fit_{fit}.safetensors")
+    with pytest.raises(InputError, match="'movie_bias' has"):
+        retrieve(world, tmp_path / "again", FUSED, other)
+
+
+def config(**retrieve: object) -> RunConfig:
+    return RunConfig.model_validate({"dataset": "x", "retrieve": retrieve})
+
+
+def test_sasrec_is_a_stage_only_where_the_candidates_need_it():
+    def stages(**retrieve: object) -> list[str]:
+        return [spec.name for spec in stage_specs(config(**retrieve))]
+
+    assert "sasrec" in stages(retriever="sasrec")
+    assert "sasrec" in stages(retriever="fused", fused_sasrec=0.1)
+    assert "sasrec" not in stages(retriever="fused", fused_sasrec=0.0, fused_ease=1.0)
+    assert "sasrec" not in stages(retriever="ease")
+    with pytest.raises(ConfigError, match="'ease' needs no SASRec; set it to 'sasrec', or to 'fused' with"):
+        run_sasrec(None, config(retriever="ease"))  # type: ignore[arg-type]
+
+
+def test_a_fused_list_of_one_list_is_refused():
+    with pytest.raises(ValueError, match="'fused' needs two lists at least"):
+        config(retriever="fused", fused_lightgcn=0.0, fused_sasrec=0.0)
+
+
+def test_the_contract_names_the_settings_of_the_lists_that_are_shown():
+    def settings(**retrieve: object) -> dict[str, object]:
+        of_run = config(**retrieve)
+        return prompt_contract(of_run.prompt, of_run.retrieve)["retriever_settings"]
+
+    assert settings(retriever="lightgcn") == {}
+    assert settings(retriever="ease", ease_lambda=9) == {
+        "ease_lambda": 9.0,
+        "ease_history_age": 5.0,
+        "ease_max_films": 10_000,
+    }
+    assert settings(retriever="fused", fused_sasrec=0.0).keys() == {
+        *("fused_lightgcn", "fused_ease", "fused_sasrec", "fused_k", "fused_films"),
+        *("ease_lambda", "ease_history_age", "ease_max_films"),
+    }
