@@ -55,7 +55,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 def measure(split: Path, changes: dict[str, Any], max_steps: int) -> dict[str, Any]:
     """Train for an epoch, or ``max_steps`` if that is less, in this process; what the report needs."""
     settings = LightGCNConfig.model_validate({"device": "cpu"} | changes)
-    read = _Clock()
+    load, read = os.getloadavg()[0], _Clock()
     interactions = read_interactions(split)
     read.stop()
     likes = interactions.fits["b"]
@@ -72,6 +72,8 @@ def measure(split: Path, changes: dict[str, Any], max_steps: int) -> dict[str, A
     training.stop()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     return {
+        "threads": torch.get_num_threads(),
+        "load": load,
         "viewers": likes.num_viewers,
         "movies": interactions.num_movies,
         "likes": likes.viewer_E.numel(),
@@ -101,30 +103,30 @@ class _Clock:
 
 
 def parts_of_a_step(trainer: LightGCNTrainer) -> dict[str, float]:
-    """Median wall seconds of a propagation forth and back, and of an update; the rest of a step is the loss."""
+    """Median CPU seconds of a propagation forth and back, and of an update; the rest of a step is the loss."""
 
     def propagate() -> None:
         movies_MD, pool_MD = trainer._vectors()
         (movies_MD.sum() + pool_MD.sum()).backward()  # type: ignore[no-untyped-call]
 
-    return {"propagation": _median(propagate), "optimiser": _median(trainer._optimizer.step)}
+    return {"propagation": _median(propagate).cpu, "optimiser": _median(trainer._optimizer.step).cpu}
 
 
-def _median(work: Callable[[], object], times: int = 5) -> float:
+def _median(work: Callable[[], object], times: int = 5) -> _Clock:
     work()
-    taken = []
+    clocks = []
     for _ in range(times):
-        start = time.perf_counter()
+        clocks.append(_Clock())
         work()
-        taken.append(time.perf_counter() - start)
-    return statistics.median(taken)
+        clocks[-1].stop()
+    return sorted(clocks, key=lambda clock: clock.wall)[times // 2]
 
 
 def copy_bandwidth() -> float:
     """GiB/s of a copy of an array far larger than any cache, read and written bytes counted."""
     source = torch.ones(COPY_BYTES // 4)
     target = torch.empty_like(source)
-    return 2 * COPY_BYTES / GIB / _median(lambda: target.copy_(source))
+    return 2 * COPY_BYTES / GIB / _median(lambda: target.copy_(source)).wall
 
 
 def traffic(num_likes: int, num_viewers: int, num_movies: int, settings: LightGCNConfig) -> dict[str, float]:
@@ -146,7 +148,8 @@ def report(results: dict[str, dict[str, Any]], told: str) -> str:
         "",
         "What is measured and how: the head of `lightgcn_32m.py`.",
         "",
-        f"{machine}; Python {platform.python_version()}, {libraries}, {torch.get_num_threads()} threads",
+        f"{machine}; Python {platform.python_version()}, {libraries}, {one['threads']} thread(s), load before the run "
+        f"{one['load']:.1f} (above 1, wall seconds are those of a shared machine)",
         f"`python benchmarks/lightgcn_32m.py`; release: {told}",
         f"Fit B: {one['viewers']:,} viewers, {one['movies']:,} films, {one['likes']:,} likes; defaults of `[lightgcn]` "
         f"(width {defaults.dim}, {defaults.layers} layers, batches of {defaults.batch_viewers:,} viewers): "
@@ -164,7 +167,8 @@ def report(results: dict[str, dict[str, Any]], told: str) -> str:
         )
     lines += [
         "",
-        "Where a step's wall seconds go, and how soon its sums over the graph could be done:",
+        "Where a step's CPU seconds go (all threads together), and in what wall time its sums over the graph could be",
+        "done, by the copy:",
         "",
         "| | propagation, forth and back | loss, pooling, batch | optimiser | must move GiB, at least / without caches "
         "| copy GiB/s | limit s, at least / without caches |",
@@ -172,7 +176,7 @@ def report(results: dict[str, dict[str, Any]], told: str) -> str:
     ]
     for name, result in results.items():
         parts, moved, copy = result["parts"], result["traffic"], result["copy_gib_s"]
-        rest = result["median_step"] - parts["propagation"] - parts["optimiser"]
+        rest = result["cpu"] / result["steps"] - parts["propagation"] - parts["optimiser"]
         lines.append(
             f"| {name} | {parts['propagation']:.2f} | {rest:.2f} | {parts['optimiser']:.3f} "
             f"| {moved['lower']:.2f} / {moved['upper']:.1f} | {copy:.1f} "
@@ -216,6 +220,7 @@ def main(
         folder, told = Path(split), "given by --split"
         if not split:
             folder, told = make_split(Path(work)), "`tripletune synth --size ml-32m`, `split.unseen_share` 0.01"
+        told += "".join(f"; --{name} {value!r}" for name, value in (("steps", steps), ("only", only)) if value)
         results = {}
         for name in only.split(";") if only else SETTINGS:
             asked = ("--split", str(folder), "--steps", str(steps), "--child", json.dumps(SETTINGS[name]))

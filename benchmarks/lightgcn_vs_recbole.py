@@ -18,24 +18,20 @@ alone on the machine, times the number of epochs; the long run may then share it
 work folder and writes benchmarks/lightgcn_vs_recbole.md for all that are in it.
 """
 
-# Shape letters in this file: U viewers, M films
 from __future__ import annotations
 
 import json
 import subprocess
 import sys
-import time
-from itertools import product
 from pathlib import Path
 from typing import Annotated
 
 import numpy as np
 import polars as pl
-import torch
 import typer
-from recbole_export import Asked, read_asked, training_likes, write_job
+from lightgcn_runs import GRID, OURS, RECOMMENDED, train_ours
+from recbole_export import Asked, read_asked, write_job
 from retrieval_runs import (
-    Ints,
     Trained,
     console,
     difference,
@@ -48,95 +44,24 @@ from retrieval_runs import (
     told,
 )
 
-from tripletune.config import LightGCNConfig
 from tripletune.graph.interactions import read_interactions
-from tripletune.graph.lightgcn import POOL_POWER
-from tripletune.graph.lightgcn_fit import LightGCNTrainer
-from tripletune.graph.training import judge
 from tripletune.presets import load_config
-from tripletune.retrieve.specialists import Catalogue, LightGCNFit, Likes
-from tripletune.retrieve.topk import Ragged, product_blocks, top_columns
 
 REPORT = Path(__file__).with_suffix(".md")
-LENGTH = 20
 TIMED_EPOCHS, TIMING = 3, "-timing"
-RECOMMENDED = {"learning_rate": 0.002, "n_layers": 3, "reg_weight": 1e-4, "train_batch_size": 4096}
-"""RecBole's own result of tuning LightGCN on ML-1M (results/general/ml-1m.md of RecBole-GNN)."""
-GRID = [
-    RECOMMENDED | {"n_layers": layers, "learning_rate": rate} for layers, rate in product((3, 2), (0.002, 0.005, 0.001))
-]
-"""The layers and learning rates that it was tuned over."""
-OURS = {
-    "BPR": LightGCNConfig(
-        loss="bpr", recency_half_life=0, temperature=1.0, learning_rate=0.1, weight_decay=0, max_steps=400
-    ),
-    "softmax": LightGCNConfig(recency_half_life=0),
-    "softmax, recency": LightGCNConfig(),
-}
-"""The published loss has no temperature; its learning rate and decay were chosen on valid, see the report."""
+EARLY = "early stopping"
+"""How a run says that RecBole ended it itself."""
 
 
-def train_ours(split: Path, out: Path, variant: str, seed: int) -> None:
-    """Train fit B by the trainer's own steps and rules; evaluate after every step, so that the curve is fine.
-
-    The best step is still chosen among the trainer's own evaluations, one in ``eval_every``.
-    """
-    settings = OURS[variant]
-    interactions = read_interactions(split)
-    started = time.perf_counter()
-    trainer = LightGCNTrainer(interactions.fits["b"], interactions.num_movies, settings, 2 * seed + 1)
-    setup, wall, cpu, best, worse, curve = time.perf_counter() - started, 0.0, 0.0, -1.0, 0, []
-    for step in range(1, settings.max_steps + 1):
-        started, started_cpu = time.perf_counter(), time.process_time()
-        trainer.step()
-        wall, cpu = wall + time.perf_counter() - started, cpu + time.process_time() - started_cpu
-        ndcg = judge(trainer, interactions.valid)
-        curve.append({"step": step, "train_seconds": wall, "train_cpu_seconds": cpu, "valid_ndcg_at_10": ndcg})
-        if step % settings.eval_every:
-            continue
-        if ndcg > best:
-            best, worse, tensors = ndcg, 0, trainer.export()
-        else:
-            worse += 1
-        if worse == settings.patience:
-            break
-    catalogue = Catalogue(interactions.movie_ids_M, seed)
-    in_order = {name: tensor[torch.from_numpy(catalogue.order_M)] for name, tensor in tensors.items()}
-    fit = LightGCNFit(
-        catalogue=catalogue,
-        pool_vectors_MD=in_order["pool_vectors"],
-        bias_M=in_order["movie_bias"],
-        movie_vectors_MD=in_order["movie_vectors"],
-        half_life=settings.recency_half_life,
-        power=POOL_POWER,
-    )
-    asked, valid = read_asked(split, "test"), read_asked(split, "valid")
-    trained = training_likes(interactions).with_columns(age=pl.int_range(pl.len(), 0, -1).over("user_id") - 1)
-    trained = trained.join(asked.users, on="user_id")
-    out.mkdir(parents=True, exist_ok=True)
-    np.save(out / "top_valid.npy", rank(fit, valid, valid.history))
-    np.save(out / "top_test.npy", rank(fit, asked, asked.history))
-    np.save(out / "top_test_trained_rows.npy", rank(fit, asked, trained))
-    pl.DataFrame(curve).write_ndjson(out / "curve.jsonl")
-    done = {"settings": settings.model_dump(mode="json"), "seed": seed, "setup_seconds": setup}
-    (out / "done.json").write_text(json.dumps(done | {"threads": torch.get_num_threads()}) + "\n", encoding="utf-8")
-
-
-def rank(fit: LightGCNFit, asked: Asked, history: pl.DataFrame) -> Ints:
-    """Film ids (U, 20) for viewers with these likes (``row, movie_id, age``), under the one mask."""
-    num_viewers = len(asked.users)
-    history = history.sort("row", "age")
-    likes = Likes(*(history[column].to_numpy().astype(np.int64) for column in ("row", "movie_id", "age")))
-    columns = fit.catalogue.columns(asked.seen["movie_id"].to_numpy())
-    masked = Ragged.from_pairs(asked.seen["row"].to_numpy().astype(np.int64), columns, num_viewers)
-    blocks = product_blocks(fit.pool(likes, num_viewers), fit.movie_vectors_MD, fit.bias_M)
-    return fit.catalogue.movie_ids(top_columns(blocks, num_viewers, masked, LENGTH)[0])
+def recbole_runs(folder: Path) -> list[Trained]:
+    """RecBole's LightGCN at every point that was trained."""
+    saved = sorted(path.parent for path in folder.glob("recbole/LightGCN-*/top_test.npy"))
+    return [Trained(path) for path in saved if not path.name.endswith(TIMING)]
 
 
 def best_recbole(folder: Path) -> Trained:
-    """RecBole's run with the best valid ndcg_at_10 under our mask."""
-    runs = [Trained(path) for path in sorted(folder.glob("recbole/LightGCN-*")) if not path.name.endswith(TIMING)]
-    return max(runs, key=lambda run: float(run.best()["valid_ndcg_at_10"]))
+    """The one with the best valid ndcg_at_10 under our mask."""
+    return max(recbole_runs(folder), key=lambda run: float(run.best()["valid_ndcg_at_10"]))
 
 
 def timing_run(run: Trained) -> Trained:
@@ -150,6 +75,7 @@ def report(work: Path, command: str) -> str:
         "# LightGCN against RecBole's LightGCN",
         "",
         "What is compared and how: the head of `lightgcn_vs_recbole.py`. Intervals: 95 %, bootstrap over viewers.",
+        "Seconds are of training alone; on a machine shared with other work, CPU seconds are the steadier ones.",
         "",
         machine(),
     ]
@@ -164,55 +90,89 @@ def report(work: Path, command: str) -> str:
 
 def _release(folder: Path) -> list[str]:
     facts = json.loads((folder / "asked.json").read_text(encoding="utf-8"))
-    asked, seed = read_asked(Path(facts["split"]), "test"), facts["seed"]
-    theirs = best_recbole(folder)
-    ours = {variant: Trained(folder / "ours" / variant) for variant in OURS}
-    best, done = theirs.best(), theirs.done()
-    goal = float(best["valid_ndcg_at_10"])
-    epoch = (
-        timing_run(theirs)
-        .curve()
-        .select(pl.col("train_seconds", "train_cpu_seconds").last() / pl.len())
-        .row(0, named=True)
-    )
-    seconds, cpu = epoch["train_seconds"] * best["epoch"], epoch["train_cpu_seconds"] * best["epoch"]
-    lines = [
+    theirs, ours = best_recbole(folder), {variant: Trained(folder / "ours" / variant) for variant in OURS}
+    timed = timing_run(theirs).curve().row(-1, named=True)
+    epoch = {kind: timed[kind] / timed["epoch"] for kind in ("train_seconds", "train_cpu_seconds")}
+    return [
         f"## {folder.name}",
         "",
-        f"{facts['likes']:,} training likes of {facts['viewers']:,} viewers, {facts['films']:,} films; "
-        f"{len(asked.users):,} viewers asked. RecBole: {json.dumps(done.get('settings', {}))}, {facts['grid']}; "
-        f"it ran {len(theirs.curve())} epochs ({done['ended']}), the best was number {best['epoch']}; "
-        f"{epoch['train_seconds']:.2f} s and {epoch['train_cpu_seconds']:.2f} CPU s per epoch in the timing run "
-        f"(in the long run {best['train_seconds'] / best['epoch']:.2f} and "
-        f"{best['train_cpu_seconds'] / best['epoch']:.2f}).",
+        f"{facts['likes']:,} training likes of {facts['viewers']:,} viewers, {facts['films']:,} films.",
         "",
-        f"Training until valid ndcg_at_10 = {goal:.4f}, RecBole's best:",
+        *_speed(theirs, ours, epoch, facts["grid"]),
         "",
-        "| | best valid ndcg_at_10 | steps | seconds | CPU s | times as fast | seconds to its own best | setup s |",
-        "|---|--:|--:|--:|--:|--:|--:|--:|",
-        f"| RecBole, BPR | {goal:.4f} | {best['epoch']} epochs | {seconds:.1f} | {cpu:.1f} | 1 | {seconds:.1f} "
-        f"| {done.get('setup_seconds', 0):.1f} |",
+        *_quality(theirs, ours, read_asked(Path(facts["split"]), "test"), facts["seed"]),
+        "",
     ]
+
+
+def _speed(theirs: Trained, ours: dict[str, Trained], epoch: dict[str, float], grid: str) -> list[str]:
+    best, done, num_epochs = theirs.best(), theirs.done(), len(theirs.curve())
+    goal = float(best["valid_ndcg_at_10"])
+    seconds, cpu = (epoch[kind] * best["epoch"] for kind in ("train_seconds", "train_cpu_seconds"))
+    own, timed, timed_cpu = (
+        best["train_cpu_seconds"] / best["epoch"],
+        epoch["train_seconds"],
+        epoch["train_cpu_seconds"],
+    )
+    threads = {run.done()["threads"] for run in (timing_run(theirs), *ours.values())}
+    lines = [
+        f"RecBole: {json.dumps(done['settings'])}, {grid}. {num_epochs} epochs ({done['ended']}), the best was number "
+        f"{best['epoch']}. An epoch takes {timed:.2f} s ({timed_cpu:.2f} CPU s) in the timing run, {own:.2f} CPU s in "
+        f"the long one. Threads of the timed runs: {', '.join(str(number) for number in sorted(threads))}.",
+        "",
+        "| until valid ndcg_at_10 of | | best valid | steps | s | CPU s | times as fast | in CPU s | s to own best |",
+        "|---|---|" + "--:|" * 7,
+        f"| {goal:.4f}, RecBole's best | RecBole, BPR | {goal:.4f} | {best['epoch']} epochs | {seconds:.1f} "
+        f"| {cpu:.1f} | 1 | 1 | {seconds:.1f} |",
+        *_reach(ours, goal, seconds, cpu),
+    ]
+    if not done["ended"].startswith(EARLY):
+        hour = int(3600 / timed)
+        hour_cpu = timed_cpu * hour
+        further = extrapolate(theirs.curve(), hour)
+        lines += [
+            f"| {further:.4f}, extrapolated | RecBole, BPR | {further:.4f} | {hour} epochs | 3600 "
+            f"| {hour_cpu:.0f} | 1 | 1 | |",
+            *_reach(ours, further, timed * hour, hour_cpu),
+            "",
+            "RecBole had not stopped when it was cut. The last rows ask what it would reach in an hour alone on this "
+            f"machine: the line through the last third of its epochs, drawn on to number {hour}. Curves bend down, so "
+            "it is more than RecBole would get.",
+        ]
+    return lines
+
+
+def extrapolate(curve: pl.DataFrame, epoch: int) -> float:
+    """Valid ndcg_at_10 at ``epoch`` on the line through the last third of the curve, no less than its best."""
+    last = curve.tail(max(2, len(curve) // 3))
+    slope, start = np.polyfit(last["epoch"].to_numpy(), last["valid_ndcg_at_10"].to_numpy(), 1)
+    return max(float(start + slope * epoch), float(curve["valid_ndcg_at_10"].to_numpy().max()))
+
+
+def _reach(ours: dict[str, Trained], goal: float, seconds: float, cpu: float) -> list[str]:
+    lines = []
     for name, run in ours.items():
-        own, reached, setup = run.best(), run.first_at(goal), run.done()["setup_seconds"]
-        there = "not reached | | | "
+        own, reached = run.best(), run.first_at(goal)
+        there = "never | | | | "
         if reached:
-            there = f"{reached['step']} | {reached['train_seconds']:.2f} | {reached['train_cpu_seconds']:.2f} "
-            there += f"| {seconds / reached['train_seconds']:.0f}"
-        lines.append(f"| {name} | {own['valid_ndcg_at_10']:.4f} | {there} | {own['train_seconds']:.2f} | {setup:.2f} |")
-    base = score(theirs.lists(), asked)
-    rows = {"RecBole": base}
-    rows |= {
-        f"{name}; training rows alone": score(run.lists("top_test_trained_rows"), asked) for name, run in ours.items()
-    }
-    rows |= {f"{name}; as it is used": score(run.lists(), asked) for name, run in ours.items()}
-    lines += ["", "Test:", "", *metric_table(rows), "", "Ours minus RecBole's:", ""]
+            own_seconds, own_cpu = reached["train_seconds"], reached["train_cpu_seconds"]
+            there = f"{reached['step']} | {own_seconds:.2f} | {own_cpu:.2f} | {seconds / own_seconds:.0f} "
+            there += f"| {cpu / own_cpu:.0f} "
+        lines.append(f"| | {name} | {own['valid_ndcg_at_10']:.4f} | {there}| {own['train_seconds']:.2f} |")
+    return lines
+
+
+def _quality(theirs: Trained, ours: dict[str, Trained], asked: Asked, seed: int) -> list[str]:
+    rows = {"RecBole, BPR": score(theirs.lists(), asked)}
+    for told_rows, lists in (("training rows alone", "top_test_trained_rows"), ("as it is used", "top_test")):
+        rows |= {f"{name}; {told_rows}": score(run.lists(lists), asked) for name, run in ours.items()}
+    (_, base), *others = rows.items()
+    lines = [f"Test, {len(asked.users):,} viewers:", "", *metric_table(rows), "", "Ours minus RecBole's:", ""]
     lines += ["| | hr_at_10 | ndcg_at_10 |", "|---|---|---|"]
-    for name, scores in rows.items():
-        if name != "RecBole":
-            both = (told(difference(scores, base, metric, seed)) for metric in ("hr_at_10", "ndcg_at_10"))
-            lines.append(f"| {name} | " + " | ".join(both) + " |")
-    return [*lines, ""]
+    for name, scores in others:
+        both = (told(difference(scores, base, metric, seed)) for metric in ("hr_at_10", "ndcg_at_10"))
+        lines.append(f"| {name} | " + " | ".join(both) + " |")
+    return lines
 
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=__doc__)
@@ -256,7 +216,7 @@ def compare(
     likes = read_interactions(split)
     facts = {"split": str(split), "seed": seed, "films": likes.num_movies, "viewers": likes.fits["b"].num_viewers}
     facts["likes"] = likes.fits["b"].viewer_E.numel()
-    facts["grid"] = f"the best of {len(GRID)} by valid" if grid else "as RecBole recommends for ML-1M"
+    facts["grid"] = f"the best of {len(recbole_runs(folder))} tried, by valid"
     (folder / "asked.json").write_text(json.dumps(facts) + "\n", encoding="utf-8")
     told_release = f"--name {name} --release FOLDER --preset {preset}" + (" --grid" if grid else "")
     told_release += f" --patience {patience}"

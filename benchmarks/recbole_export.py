@@ -67,28 +67,28 @@ def write_job(split: Path, job: Path, seed: int, *, sequences: bool) -> None:
     interactions = read_interactions(split)
     asked = {purpose: read_asked(split, purpose) for purpose in ("valid", "test")}
     likes = training_likes(interactions)
-    parts = {"train": likes} | {purpose: asked[purpose].answers for purpose in asked}
-    for part, frame in parts.items():
-        _write(job / "likes" / f"likes.{part}.inter", frame.select("user_id", "movie_id"), ())
+    parts = {"train": likes} | {purpose: questions.answers for purpose, questions in asked.items()}
+    for name, frame in parts.items():
+        _write(job / "likes" / f"likes.{name}.inter", frame.select("user_id", "movie_id"), ())
     if sequences:
         _write(job / "sequences" / "sequences.train.inter", prefixes(likes), ("item_id_list",))
-        for purpose, part in asked.items():
-            before = part.history.group_by("user_id", maintain_order=True).agg(
+        for purpose, questions in asked.items():
+            before = questions.history.group_by("user_id", maintain_order=True).agg(
                 item_id_list=pl.col("movie_id").tail(MAX_SEQUENCE)
             )
-            last = part.answers.join(before, on="user_id", maintain_order="left")
+            last = questions.answers.join(before, on="user_id", maintain_order="left")
             _write(job / "sequences" / f"sequences.{purpose}.inter", last, ("item_id_list",))
     arrays: dict[str, Ints] = {"film_ids": Catalogue(interactions.movie_ids_M, seed).ids_M}
-    for purpose, part in asked.items():
+    for purpose, questions in asked.items():
         arrays |= {
-            f"{purpose}_user": part.users["user_id"].to_numpy(),
-            f"{purpose}_answer": part.answers["movie_id"].to_numpy(),
-            f"{purpose}_seen_row": part.seen["row"].to_numpy(),
-            f"{purpose}_seen_movie": part.seen["movie_id"].to_numpy(),
-            f"{purpose}_history_row": part.history["row"].to_numpy(),
-            f"{purpose}_history_movie": part.history["movie_id"].to_numpy(),
+            f"{purpose}_user": questions.users["user_id"].to_numpy(),
+            f"{purpose}_answer": questions.answers["movie_id"].to_numpy(),
+            f"{purpose}_seen_row": questions.seen["row"].to_numpy(),
+            f"{purpose}_seen_movie": questions.seen["movie_id"].to_numpy(),
+            f"{purpose}_history_row": questions.history["row"].to_numpy(),
+            f"{purpose}_history_movie": questions.history["movie_id"].to_numpy(),
         }
-    np.savez(job / "questions.npz", **{name: array.astype(np.int64) for name, array in arrays.items()})
+    np.savez(job / "questions.npz", allow_pickle=False, **{name: ids.astype(np.int64) for name, ids in arrays.items()})
 
 
 def training_likes(interactions: Interactions) -> pl.DataFrame:

@@ -8,7 +8,7 @@ by its own rules. After each of its epochs its scores are masked and ranked as o
 - ``curve.jsonl``: a line per epoch with the wall and CPU seconds of training so far (evaluation left out) and the
   valid ndcg_at_10 under our mask; a run that is cut off keeps what it had,
 - ``top_valid.npy`` and ``top_test.npy``: film ids (U, 20) at the best epoch by that, -1 at the end of a short row,
-- ``done.json``: why it stopped, and the versions.
+- ``done.json``: what was asked, why it stopped, and the versions.
 
 It imports nothing of tripletune, which is not installed there; ``recbole-requirements.txt`` says what is.
 """
@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import scipy.sparse
+import scipy
 import torch
 from recbole.config import Config
 from recbole.data import create_dataset, data_preparation
@@ -37,14 +37,6 @@ LENGTH = 20
 TOP = 10
 BLOCK = 256
 SEQUENTIAL = ("SASRec",)
-
-
-def make_it_run() -> None:
-    """Two things that RecBole 1.2.1 asks of libraries that have since dropped them; neither touches its arithmetic."""
-    # scipy 1.8 made dok_matrix._update raise; RecBole fills its adjacency matrix by it
-    scipy.sparse.dok_matrix._update = lambda self, entries: (
-        self._dict.update(entries) if hasattr(self, "_dict") else (dict.update(self, entries))
-    )
 
 
 @dataclass(frozen=True)
@@ -230,7 +222,6 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=7)
     asked = parser.parse_args()
     asked.out.mkdir(parents=True, exist_ok=True)
-    make_it_run()
 
     folder = "sequences" if asked.model in SEQUENTIAL else "likes"
     settings = settings_for(asked.job, asked.out, asked.model, asked.seed, json.loads(asked.settings))
@@ -246,15 +237,17 @@ def main() -> None:
     setup_seconds = time.perf_counter() - started
     trainer = get_trainer(config["MODEL_TYPE"], config["model"])(config, model)
     recorder = Recorder(trainer, Judge(asked.job, dataset, config), asked.out, asked.cap_seconds)
-    ended = "RecBole's early stopping, or its last epoch"
+    told = {"model": asked.model, "settings": json.loads(asked.settings), "seed": asked.seed, "ended": "cut off"}
+    told |= {"setup_seconds": round(setup_seconds, 3), "threads": torch.get_num_threads()}
+    told["versions"] = {"torch": torch.__version__, "numpy": np.__version__, "scipy": scipy.__version__}
+    done = asked.out / "done.json"
+    done.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
     try:
         trainer.fit(train_data, valid_data, saved=False, verbose=True, callback_fn=recorder.after_epoch)
+        told["ended"] = "early stopping" if len(trainer.train_loss_dict) < trainer.epochs else "last epoch"
     except CapReached:
-        ended = f"capped at {asked.cap_seconds:.0f} s"
-    done = {"model": asked.model, "settings": json.loads(asked.settings), "seed": asked.seed, "ended": ended}
-    done |= {"setup_seconds": round(setup_seconds, 3), "threads": torch.get_num_threads()}
-    done["versions"] = {"torch": torch.__version__, "numpy": np.__version__, "scipy": scipy.__version__}
-    (asked.out / "done.json").write_text(json.dumps(done, indent=1) + "\n", encoding="utf-8")
+        told["ended"] = f"capped at {asked.cap_seconds:.0f} s"
+    done.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ RecBole's tables of users cannot answer for others. RecBole's models are trained
 (``recbole-requirements.txt``), its points of a grid are chosen by valid ndcg_at_10, test is looked at once.
 
 Ours come from the stages as a user runs them (``retrieve``'s rankings.parquet), the two further LightGCN rows from
-``lightgcn_vs_recbole.py``. Ours read the viewer's newest likes, the valid one included, when they rank for test; of
+``lightgcn_runs.py``. Ours read the viewer's newest likes, the valid one included, when they rank for test; of
 RecBole's models SASRec does, the others know the training rows alone.
 
 Every invocation adds a release to the work folder and writes benchmarks/retrieval_baselines.md for all that are in it.
@@ -20,23 +20,24 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from itertools import product
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import polars as pl
 import typer
-from lightgcn_vs_recbole import GRID as LIGHTGCN_GRID
-from lightgcn_vs_recbole import RECOMMENDED, train_ours
+from lightgcn_runs import GRID as LIGHTGCN_GRID
+from lightgcn_runs import RECOMMENDED, train_ours
 from recbole_export import Asked, read_asked, write_job
 from retrieval_runs import (
+    LENGTH,
     METRICS,
     Ints,
     Trained,
     console,
     difference,
     machine,
+    mean,
     point_name,
     run_recbole,
     run_stages,
@@ -50,7 +51,7 @@ REPORT = Path(__file__).with_suffix(".md")
 STAGES = ("ingest", "split", "knowledge", "rgat", "lightgcn", "sasrec", "retrieve")
 BASELINES: dict[str, list[dict[str, Any]]] = {
     "Pop": [{}],
-    "ItemKNN": [{"k": k, "shrink": shrink} for k, shrink in product((100, 20, 50, 200), (0.0, 10.0))],
+    "ItemKNN": [{"k": k} for k in (100, 20, 50, 200)],
     "BPR": [{"learning_rate": rate, "train_batch_size": 4096} for rate in (1e-3, 5e-4, 5e-3)],
     "LightGCN": [RECOMMENDED, *(point for point in LIGHTGCN_GRID if point != RECOMMENDED)],
     "EASE": [{"reg_weight": weight} for weight in (250.0, 100.0, 500.0, 1000.0)],
@@ -60,7 +61,7 @@ BASELINES: dict[str, list[dict[str, Any]]] = {
 }
 """Points of a grid, RecBole's default or recommendation first; without ``--grid`` the first alone is trained."""
 FURTHER = ("BPR", "softmax")
-"""Ours of ``lightgcn_vs_recbole`` that no stage's default makes."""
+"""Ours of ``lightgcn_runs`` that no stage's default makes."""
 OURS = {
     "popularity": "popularity",
     "rgat": "R-GAT",
@@ -91,7 +92,7 @@ def rows_of_recbole(folder: Path) -> list[Row]:
     for model in BASELINES:
         runs = [path for path in sorted(folder.glob(f"recbole/{model}-*")) if not path.name.endswith("-timing")]
         candidates = [_recbole_row(model, Trained(path)) for path in runs]
-        rows.append(max(candidates, key=lambda row: float(score(row.valid_UK, asked)["ndcg_at_10"].mean() or 0)))  # type: ignore[arg-type]
+        rows.append(max(candidates, key=lambda row: mean(score(row.valid_UK, asked), "ndcg_at_10")))
     return rows
 
 
@@ -124,17 +125,11 @@ def rows_of_ours(folder: Path) -> list[Row]:
 
 def _lists(rankings: pl.DataFrame, asked: Asked) -> Ints:
     """Film ids (U, K) in the order of the asked viewers, padded with -1."""
-    lists = asked.users.join(rankings.select("user_id", "top"), on="user_id", how="left", maintain_order="left")
-    length = int(lists["top"].list.len().max() or 1)  # type: ignore[call-overload]
-    padded = lists.select(
-        pl.col("top").list.to_array(length) if lists["top"].list.len().min() == length else _padded(length)
-    )
-    return padded["top"].to_numpy().astype(np.int64)
-
-
-def _padded(length: int) -> pl.Expr:
-    fill = pl.lit(-1, dtype=pl.Int32).repeat_by(length)
-    return pl.col("top").list.concat(fill).list.head(length).list.to_array(length)
+    lists = asked.users.join(rankings.select("user_id", "top"), on="user_id", how="left", maintain_order="left")["top"]
+    lists_UK = np.full((len(lists), LENGTH), -1, dtype=np.int64)
+    length_U = lists.list.len().to_numpy()
+    lists_UK[np.arange(LENGTH) < length_U[:, None]] = lists.explode().to_numpy()
+    return lists_UK
 
 
 def report(work: Path, command: str) -> str:
@@ -163,8 +158,8 @@ def _release(folder: Path) -> list[str]:
     lines += ["closed forms included, evaluation left out.", ""]
     lines += ["| | valid ndcg_at_10 | " + " | ".join(METRICS) + " | CPU s | |", "|---|" + "--:|" * 6 + "---|"]
     for row in rows:
-        valid = score(row.valid_UK, asked["valid"])["ndcg_at_10"].mean()
-        values = " | ".join(f"{scores[row.name][metric].mean():.4f}" for metric in METRICS)
+        valid = mean(score(row.valid_UK, asked["valid"]), "ndcg_at_10")
+        values = " | ".join(f"{mean(scores[row.name], metric):.4f}" for metric in METRICS)
         seconds = "" if row.seconds is None else f"{row.seconds:.0f}"
         lines.append(f"| {row.name} | {valid:.4f} | {values} | {seconds} | {row.note} |")
     lines += ["", f"The default retriever, {chosen.name}, minus each, on test:", ""]

@@ -28,6 +28,8 @@ from tripletune.rank.significance import Interval, paired_difference
 
 Ints = npt.NDArray[np.int64]
 SIDE = Path(__file__).with_name("recbole_side.py")
+LENGTH = 20
+"""Films of a list."""
 CUTOFFS = (5, 10)
 METRICS = ("hr_at_5", "hr_at_10", "ndcg_at_5", "ndcg_at_10")
 RESAMPLES, CONFIDENCE = 2000, 0.95
@@ -74,9 +76,8 @@ class Trained:
         return lists_UK
 
     def done(self) -> dict[str, Any]:
-        """What the run says about itself; a run that was cut off says nothing."""
-        path = self.folder / "done.json"
-        return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {"ended": "cut off"}
+        """What was asked, why it ended, and with what."""
+        return dict(json.loads((self.folder / "done.json").read_text(encoding="utf-8")))
 
 
 def point_name(model: str, settings: dict[str, Any]) -> str:
@@ -111,6 +112,11 @@ def score(lists_UK: Ints, asked: Asked) -> pl.DataFrame:
     return score_lists(lists, asked.answers["movie_id"], CUTOFFS).select(METRICS)
 
 
+def mean(scores: pl.DataFrame, metric: str) -> float:
+    """Over all viewers."""
+    return float(scores[metric].to_numpy().mean())
+
+
 def difference(first: pl.DataFrame, second: pl.DataFrame, metric: str, seed: int) -> Interval:
     """First minus second over the same viewers."""
     return paired_difference(
@@ -128,7 +134,7 @@ def metric_table(rows: dict[str, pl.DataFrame]) -> list[str]:
     """Lines of a Markdown table: a row per name, a column per metric."""
     lines = ["| | " + " | ".join(METRICS) + " |", "|---" * (len(METRICS) + 1) + "|"]
     for name, scores in rows.items():
-        lines.append(f"| {name} | " + " | ".join(f"{scores[metric].mean():.4f}" for metric in METRICS) + " |")
+        lines.append(f"| {name} | " + " | ".join(f"{mean(scores, metric):.4f}" for metric in METRICS) + " |")
     return lines
 
 

@@ -178,16 +178,18 @@ class KnowledgeConfig(Section):
 class RgatConfig(Section):
     """Relational graph attention."""
 
-    dim: Positive = 32
+    dim: Positive = 64
     heads: Positive = 4
     layers: Positive = 1
     message_passing: Literal["auto", "dgl", "torch"] = "auto"
     """Back end: auto takes DGL on a CPU and torch on a GPU. They differ in the last bits."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where it trains: auto takes a GPU where torch sees one. Draws are made on the CPU, the same everywhere."""
     bases: Annotated[int, Field(ge=0)] = 0
     """Basis matrices shared by the relations; 0 gives each relation a matrix of its own."""
-    learning_rate: PositiveFloat = 0.01
+    learning_rate: PositiveFloat = 0.005
     weight_decay: Annotated[float, Field(ge=0.0)] = 1e-5
-    max_steps: Positive = 100
+    max_steps: Positive = 150
     eval_every: Positive = 10
     patience: Positive = 4
     """Evaluations of fit B without a better valid ndcg_at_10 before it stops."""
@@ -206,8 +208,9 @@ class RgatConfig(Section):
             raise ValueError(f"dim = {self.dim} must be a multiple of heads = {self.heads}")
         return self
 
-    recency_half_life: Annotated[float, Field(ge=0.0)] = 10.0
-    """Age, in likes, at which a like counts half in a viewer's vector; 0 counts all alike."""
+    recency_half_life: Annotated[float, Field(ge=0.0)] = 0.0
+    """Age, in likes, at which a like counts half in a viewer's vector; 0 counts all alike, as a lasting preference does.
+    What a viewer is after today is LightGCN's to say."""
 
 
 class LightGCNConfig(Section):
@@ -234,7 +237,7 @@ class LightGCNConfig(Section):
     patience: Positive = 5
     """Evaluations of fit B without a better valid ndcg_at_10 before it stops."""
     batch_viewers: Positive = 1024
-    temperature: PositiveFloat = 0.05
+    temperature: PositiveFloat = 0.015
     """Scores are divided by it; the published model has none (1.0)."""
     recency_half_life: Annotated[float, Field(ge=0.0)] = 3.0
     """Age, in likes, at which a like counts half in targets and in a viewer's vector; 0 counts all alike."""
@@ -260,12 +263,9 @@ class SasrecConfig(Section):
     patience: Positive = 5
     """Evaluations of fit B without a better valid ndcg_at_10 before it stops."""
     batch_viewers: Positive = 128
-    targets: Positive = 1
-    """Next likes asked for at each place of a history."""
-    target_half_life: Annotated[float, Field(ge=0.0)] = 3.0
-    """How many likes ahead a target counts half; 0 counts all alike."""
-    sampled_films: Annotated[int, Field(ge=0)] = 0
-    """Films drawn per step beside the batch's own targets for the softmax, with logQ correction; 0 takes all films."""
+    sampled_films: Annotated[int, Field(ge=0)] = 512
+    """Films drawn in a step beside the batch's targets, to stand for the rest in the softmax; a smaller catalogue is
+    taken whole. 0 takes it whole always."""
     checkpoint_minutes: Annotated[float, Field(ge=0.0)] = 2.0
     """Least time between two checkpoints, from which a killed training goes on; 0 writes one after every step."""
 

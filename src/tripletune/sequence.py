@@ -65,11 +65,11 @@ class SASRec(nn.Module):
     def __init__(self, shape: Shape, generator: torch.Generator) -> None:
         super().__init__()
         self.shape = shape
-        self.embedding_MD = nn.Parameter(torch.empty(shape.num_movies, shape.dim))
+        # zero until whoever trains or reads the model gives them
+        self.embedding_MD = nn.Parameter(torch.zeros(shape.num_movies, shape.dim))
         self.bias_M = nn.Parameter(torch.zeros(shape.num_movies))
         self.blocks = nn.ModuleList(_Block(shape, generator) for _ in range(shape.layers))
         self.norm = nn.LayerNorm(shape.dim)
-        nn.init.normal_(self.embedding_MD, std=0.02, generator=generator)
 
     def forward(self, row_BL: Tensor, dropout: float = 0.0, generator: torch.Generator | None = None) -> Tensor:
         """The output at every place, (B, L, D); a place knows itself and what lies before it, so padding comes last.
@@ -114,6 +114,10 @@ class _Block(nn.Module):
         for layer in (self.read, self.write, self.widen, self.narrow):
             nn.init.normal_(layer.weight, std=layer.in_features**-0.5, generator=generator)
             nn.init.zeros_(layer.bias)
+        with torch.no_grad():  # a quiet start: attention knows distances alone, and the sublayers add little
+            self.read.weight[: 2 * dim] *= 0.1
+            self.write.weight *= 0.3
+            self.narrow.weight *= 0.3
         # heads begin with memories of different length (Press et al., ICLR 2022), and learn what each distance weighs
         memory_H = 2.0 ** torch.arange(1, 2 * shape.heads + 1, 2)
         self.distance_HL = nn.Parameter(-torch.arange(shape.max_length) / memory_H.unsqueeze(1))

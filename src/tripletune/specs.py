@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import date
 
-from tripletune.config import FinetuneConfig, RunConfig
+from tripletune.config import FinetuneConfig, LightGCNConfig, RunConfig, SasrecConfig, Section
 from tripletune.fingerprint import PACKAGE, StageSpec
 
 PARSED = StageSpec(
@@ -78,7 +78,7 @@ def _hint_specs(config: RunConfig) -> tuple[StageSpec, ...]:
             parents=("split",),
             source=(*_modules("graph", without=("rgat", "sasrec", "knowledge")), "pooling", "schemas"),
             libraries=("torch", "dgl", "polars", "numpy"),
-            fields=("lightgcn", "seed"),
+            fields=(*_shaping("lightgcn", LightGCNConfig), "seed"),
         ),
         *(
             (
@@ -87,7 +87,7 @@ def _hint_specs(config: RunConfig) -> tuple[StageSpec, ...]:
                     parents=("split",),
                     source=(*_modules("graph", without=("rgat", "lightgcn_fit", "knowledge")), "sequence", "schemas"),
                     libraries=("torch", "polars", "numpy"),
-                    fields=("sasrec", "seed"),
+                    fields=(*_shaping("sasrec", SasrecConfig), "seed"),
                 ),
             )
             if "sasrec" in config.trained_stages
@@ -111,16 +111,13 @@ def _hint_specs(config: RunConfig) -> tuple[StageSpec, ...]:
 
 
 def _model_specs(config: RunConfig) -> tuple[StageSpec, ...]:
-    # the deadline shapes no bytes, and of the accelerate config its content counts, not where it lies
-    no_field = ("timeout_minutes", "accelerate_config")
-    finetune_fields = tuple(f"finetune.{name}" for name in FinetuneConfig.model_fields if name not in no_field)
     return (
         StageSpec(
             name="finetune",
             parents=("generate",),
             source=("finetune", "contract", "stable_hash", "schemas"),
             libraries=("torch", "transformers", "trl", "peft", "accelerate", "datasets", "tokenizers"),
-            fields=(*finetune_fields, "seed"),
+            fields=(*_shaping("finetune", FinetuneConfig), "seed"),
             outside=("accelerate_config", "model"),
         ),
         StageSpec(
@@ -150,6 +147,15 @@ def _model_specs(config: RunConfig) -> tuple[StageSpec, ...]:
             fields=("evaluate", "seed"),
         ),
     )
+
+
+_SHAPES_NO_BYTES = ("timeout_minutes", "checkpoint_minutes", "accelerate_config")
+"""Settings that a fingerprint leaves out; of the accelerate config its content counts, not where it lies."""
+
+
+def _shaping(section: str, settings: type[Section]) -> tuple[str, ...]:
+    """A section's fields but those that shape no byte of what its stage writes."""
+    return tuple(f"{section}.{name}" for name in settings.model_fields if name not in _SHAPES_NO_BYTES)
 
 
 def _modules(room: str, *, without: tuple[str, ...]) -> tuple[str, ...]:

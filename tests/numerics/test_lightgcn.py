@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -290,6 +291,27 @@ def test_one_thread_and_two_write_the_same_bytes(trained, tmp_path, changes):
         assert one == two
 
 
+def test_the_softmax_over_a_long_catalogue_has_the_same_bytes_with_any_number_of_threads():
+    # sums so long that the library would share them out among threads
+    generator = torch.Generator().manual_seed(0)
+    inputs = [torch.randn(*shape, generator=generator).requires_grad_() for shape in ((150, 16), (3000, 16), (3000,))]
+    viewer_R, movie_R = torch.arange(150).repeat_interleave(10), torch.randint(2000, (1500,), generator=generator)
+    none = viewer_R[:0]
+    targets = Targets(viewer_R, movie_R, torch.rand(1500, generator=generator), none, none)
+
+    def gradients(threads: int) -> list[torch.Tensor]:
+        torch.set_num_threads(threads)
+        return [*torch.autograd.grad(softmax_loss(*inputs, targets), inputs)]
+
+    before = torch.get_num_threads()
+    try:
+        one, *others = [gradients(threads) for threads in (1, 2, 4)]
+    finally:
+        torch.set_num_threads(before)
+    for other in others:
+        assert all(mine.equal(theirs) for mine, theirs in zip(one, other, strict=True))
+
+
 class Killed(BaseException):
     """What no except clause catches."""
 
@@ -322,6 +344,16 @@ def test_a_killed_training_goes_on_to_the_bytes_of_one_that_was_not(trained, tmp
         for path in (tmp_path / "whole").iterdir():
             assert path.read_bytes() == (out / path.name).read_bytes(), path.name
         assert len(list(out.iterdir())) == len(list((tmp_path / "whole").iterdir()))  # no checkpoint is left
+
+
+def test_memory_is_stated_before_the_first_step_and_refused_in_one_line(trained, tmp_path, monkeypatch, caplog):
+    with caplog.at_level("INFO"):
+        train_lightgcn(trained[0], tmp_path, settings(max_steps=1), seed=3)
+    assert "LightGCN on 54 viewers, 60 films and 540 likes (GiB: graph 0.00, " in caplog.messages[0]
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: type("Memory", (), {"available": 2**20})())
+    monkeypatch.setattr(LightGCNTrainer, "step", lambda self: pytest.fail("it started"))
+    with pytest.raises(InputError, match=r"needs 7\.\d GiB of memory and 0\.0 GiB are free; lower lightgcn\.dim"):
+        train_lightgcn(trained[0], tmp_path, settings(dim=2_000_000), seed=3)
 
 
 def test_a_gpu_that_is_not_there_is_one_line(trained, tmp_path):

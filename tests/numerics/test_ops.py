@@ -119,6 +119,50 @@ def test_float32_agrees_with_dense_float64_in_values_and_gradients(case):
         torch.testing.assert_close(got.double(), want, rtol=1e-5, atol=1e-5)
 
 
+def test_sixteen_bits_sum_in_thirty_two_and_round_once():
+    # 200 edges arrive at each of 20 nodes: a sum in bfloat16 would be off by percents
+    generator = torch.Generator().manual_seed(0)
+    src_E, dst_E = torch.randint(20, (4000,), generator=generator), torch.arange(4000) % 20
+    graph = message_graph(src_E, dst_E, 20, 20)
+    leaves = [
+        torch.randn(*shape, generator=generator).bfloat16()
+        for shape in ((20, HEADS, WIDTH), (4000, HEADS), (20, HEADS, WIDTH), (4000, HEADS))
+    ]
+
+    def compute(dtype: torch.dtype) -> dict[str, torch.Tensor]:
+        source, edge, target, share = (leaf.to(dtype) for leaf in leaves)
+        source.requires_grad_(), edge.requires_grad_()
+        got = {
+            "sum": graph.sum_neighbours(source),
+            "softmax": graph.softmax_incoming(edge),
+            "weighted sum": graph.weighted_sum(source, edge),
+        }
+        for name, inputs in (("sum", [source]), ("softmax", [edge]), ("weighted sum", [source, edge])):
+            grads = torch.autograd.grad(got[name], inputs, share if name == "softmax" else target)
+            got |= {f"gradient {place} of {name}": grad for place, grad in enumerate(grads)}
+        return got
+
+    want = compute(torch.float64)  # float64 is held against dense matrices above
+    for name, tensor in compute(torch.bfloat16).items():
+        assert tensor.dtype == torch.bfloat16, name
+        # half a unit in the last of 8 bits, and sums of float32 that cancel
+        torch.testing.assert_close(
+            tensor.double(), want[name], rtol=2**-8, atol=1e-4, msg=lambda m, n=name: f"{n}: {m}"
+        )
+
+
+def test_a_graph_stays_on_the_device_of_its_edges(backend):
+    if backend == "dgl":
+        pytest.skip("DGL is for the CPU")
+    with torch.device("meta"):  # whatever is made without a device lands there, and cannot meet the CPU's tensors
+        graph = message_graph(*(torch.tensor(end, device="cpu") for end in ([0, 2, 2], [1, 0, 1])), 3, 2)
+        source = torch.ones(3, HEADS, WIDTH, device="cpu", requires_grad=True)
+        edge = torch.ones(3, HEADS, device="cpu", requires_grad=True)
+        out = graph.weighted_sum(source, graph.softmax_incoming(edge)) + graph.sum_neighbours(source)
+        grads = torch.autograd.grad(out, (source, edge), torch.ones_like(out))
+    assert {tensor.device.type for tensor in (out, *grads)} == {"cpu"}
+
+
 def test_degree_scale_is_zero_without_edges():
     got = inverse_sqrt_degree(torch.tensor([0, 0, 0, 0, 2]), 3)
     torch.testing.assert_close(got, torch.tensor([0.5, 0.0, 1.0]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from pathlib import Path
 
@@ -15,9 +16,9 @@ from safetensors.torch import load_file
 from tests.graph_cases import FIRST_MOVIE, NUM_MOVIES, director_of, plant_knowledge, plant_split
 from tripletune.config import RgatConfig
 from tripletune.errors import InputError
-from tripletune.graph.interactions import newest_first_age, read_interactions
+from tripletune.graph.interactions import Likes, newest_first_age, read_interactions
 from tripletune.graph.rgat import NEGATIVE_SLOPE, RelationalGraph, Rgat
-from tripletune.graph.rgat_fit import NO_TRIPLES_BIAS, train_rgat
+from tripletune.graph.rgat_fit import NO_TRIPLES_BIAS, RgatTrainer, train_rgat
 from tripletune.graph.rgat_knowledge import Knowledge, read_knowledge
 from tripletune.graph.rgat_scores import FilmScores, renormalise, segment_logsumexp
 from tripletune.pooling import pool_viewers
@@ -59,6 +60,7 @@ def by_loops(model: Rgat) -> tuple[np.ndarray, np.ndarray]:
     h = model.embedding_ND.detach().numpy()
     alphas = np.zeros(len(TRIPLES))
     for depth, layer in enumerate(model.layers):
+        before = h
         if depth:
             h = np.where(h > 0, h, np.exp(h) - 1)
         w_all, v_all = matrices(layer.destination), matrices(layer.source)
@@ -78,7 +80,7 @@ def by_loops(model: Rgat) -> tuple[np.ndarray, np.ndarray]:
                 out[node, part] = shares @ np.stack(messages)
                 for share, (_, _, number) in zip(shares, incoming(node), strict=True):
                     alphas[number] += share / heads if number >= 0 else 0.0
-        h = out
+        h = before + out
     return h, alphas
 
 
@@ -93,6 +95,20 @@ def test_forward_is_the_formula_node_by_node(layers, heads, bases):
     torch.testing.assert_close(got_T, torch.from_numpy(want_T), rtol=1e-9, atol=1e-11)
 
 
+@pytest.mark.parametrize("bases", [0, 2])
+def test_a_film_and_a_fact_of_it_are_alike_from_the_start(bases):
+    generator = torch.Generator().manual_seed(1)
+    model = Rgat(NUM_NODES, 2 * NUM_RELATIONS + 1, dim=600, heads=2, layers=1, bases=bases, generator=generator)
+    nodes_ND = torch.nn.functional.normalize(model(build_graph())[0].detach())
+    alike_NN = nodes_ND @ nodes_ND.T
+    of_film = {(head, tail) for head, _, tail in TRIPLES}
+    for film, fact in itertools.product(range(3), range(3, 6)):
+        if (film, fact) in of_film:
+            assert float(alike_NN[film, fact]) > 0.3
+        else:
+            assert float(alike_NN[film, fact]) < 0.15
+
+
 def test_float32_agrees_with_float64():
     model = build_model(layers=2)
     want_ND, want_T = model(build_graph())
@@ -101,11 +117,32 @@ def test_float32_agrees_with_float64():
     torch.testing.assert_close(got_T.double(), want_T, rtol=1e-5, atol=1e-5)
 
 
+def receivers(graph: RelationalGraph) -> torch.Tensor:
+    """Node at which each edge arrives, by the pairs that the scores read."""
+    pairs = graph.destination_node_Q.split(graph.destination_blocks)
+    return torch.cat([pair[q] for pair, q in zip(pairs, graph.destination_E.split(graph.edge_blocks), strict=True)])
+
+
 def test_attention_of_every_node_sums_to_one_in_every_head():
     graph, model = build_graph(), build_model()
     _, alpha_EH = model.layers[0](model.embedding_ND, graph)
-    total_NH = graph.edges.weighted_sum(torch.ones(len(graph.source_node_P), 2, 1).double(), alpha_EH).squeeze(2)
-    torch.testing.assert_close(total_NH, torch.ones(NUM_NODES, 2).double())
+    receiver_E = receivers(graph)
+    for node in range(NUM_NODES):
+        mine_EH = alpha_EH[receiver_E == node]
+        assert len(mine_EH) == len(incoming(node))
+        torch.testing.assert_close(mine_EH.sum(dim=0), torch.ones(2).double())
+
+
+def test_the_graph_and_the_model_stay_on_the_device_of_the_triples():
+    head_T, relation_T, tail_T = torch.tensor(TRIPLES).T
+    model = build_model(layers=2, bases=2)
+    with torch.device("meta"):  # whatever is made without a device lands there, and cannot meet the CPU's tensors
+        graph = RelationalGraph.build(head_T, relation_T, tail_T, NUM_NODES, NUM_RELATIONS, "torch")
+        nodes_ND, alpha_T = model(graph)
+        (nodes_ND.sum() + alpha_T.sum()).backward()
+    want_ND, want_T = by_loops(model)
+    torch.testing.assert_close(nodes_ND, torch.from_numpy(want_ND), rtol=1e-9, atol=1e-11)
+    torch.testing.assert_close(alpha_T, torch.from_numpy(want_T), rtol=1e-9, atol=1e-11)
 
 
 def test_gradients_are_those_of_finite_differences():
@@ -141,7 +178,7 @@ def test_a_relation_without_triples_changes_nothing_for_the_others():
 def test_heads_that_do_not_divide_the_width_are_refused():
     with pytest.raises(ValueError, match="divisible by heads"):
         build_model(heads=4)
-    with pytest.raises(ValidationError, match="dim = 32 must be a multiple of heads = 3"):
+    with pytest.raises(ValidationError, match="dim = 64 must be a multiple of heads = 3"):
         RgatConfig(heads=3)
 
 
@@ -295,3 +332,45 @@ def test_triples_that_do_not_start_at_a_movie_are_refused(knowledge, tmp_path):
         read_knowledge(tmp_path)
     with pytest.raises(InputError, match="run knowledge"):
         read_knowledge(tmp_path / "nowhere")
+
+
+def many_triples(generator: torch.Generator) -> Knowledge:
+    """As many facts as ml-latest-small has, where sums are long enough for threads to share them."""
+    num_movies, num_entities, num_triples = 3000, 9000, 40_000
+    movie_T = torch.randint(num_movies, (num_triples,), generator=generator).sort().values
+    count_M = torch.bincount(movie_T, minlength=num_movies)
+    return Knowledge(
+        entities=pl.DataFrame({"row": range(num_entities)}),
+        relation_names=["director", "genre"],
+        movie_ids_M=np.arange(num_movies, dtype=np.int32),
+        movie_entity_M=torch.arange(num_movies),
+        movie_T=movie_T,
+        relation_T=(torch.rand(num_triples, generator=generator) < 0.3).long(),
+        entity_T=torch.randint(num_movies, num_entities, (num_triples,), generator=generator),
+        offset_M=count_M.cumsum(0) - count_M,
+        count_M=count_M,
+    )
+
+
+@pytest.mark.parametrize("backend", ["dgl", "torch"])
+def test_bytes_do_not_depend_on_the_number_of_threads(backend):
+    generator = torch.Generator().manual_seed(0)
+    facts = many_triples(generator)
+    graph = RelationalGraph.build(
+        facts.movie_T, facts.relation_T, facts.entity_T, facts.num_entities, len(facts.relation_names), backend
+    )
+    viewer_E = torch.arange(1200).repeat_interleave(15)
+    movie_E = torch.randint(len(facts.movie_ids_M), viewer_E.shape, generator=generator)
+    likes = Likes(np.arange(1200, dtype=np.int32), viewer_E, movie_E)
+    before, exported = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            trainer = RgatTrainer(facts, graph, likes, RgatConfig(batch_viewers=1200), 5)
+            trainer.step(), trainer.step()  # Adam's first step is the gradient's sign alone
+            exported.append(trainer.export())
+    finally:
+        torch.set_num_threads(before)
+    alone, *others = exported
+    for many in others:
+        assert all(torch.equal(alone[name], many[name]) for name in alone)

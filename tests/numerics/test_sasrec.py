@@ -16,6 +16,7 @@ from tripletune.config import SasrecConfig
 from tripletune.errors import InputError
 from tripletune.graph.interactions import Batch, Likes, read_interactions
 from tripletune.graph.sasrec_fit import SasrecTrainer, ask_next, cut_windows, train_sasrec
+from tripletune.graph.sasrec_init import film_factors
 from tripletune.graph.training import judge
 from tripletune.retrieve import specialists
 from tripletune.retrieve.sasrec import load_sasrec
@@ -137,15 +138,30 @@ def test_windows_are_runs_of_the_history_and_end_anywhere():
 
 def test_every_place_asks_for_what_follows_it_and_knows_only_what_came_before():
     window_BW = torch.tensor([[4, 5, 6, 7], [8, 9, 0, 0], [3, 0, 0, 0]])
-    targets, asked_BL = ask_next(window_BW, torch.tensor([4, 2, 1]), 1.0, 2)
+    targets, asked_BL = ask_next(window_BW, torch.tensor([4, 2, 1]))
     assert asked_BL.tolist() == [[True, True, True], [True, False, False], [False, False, False]]
-    rows = list(zip(targets.viewer_R.tolist(), targets.movie_R.tolist(), targets.weight_R.tolist(), strict=True))
-    # the second next like weighs half; the weights of a place sum to a quarter, four places being asked
-    want = [(0, 5, 1 / 6), (0, 6, 1 / 12), (1, 6, 1 / 6), (1, 7, 1 / 12), (2, 7, 1 / 4), (3, 9, 1 / 4)]
-    assert [row[:2] for row in rows] == [row[:2] for row in want]
-    assert [row[2] for row in rows] == pytest.approx([row[2] for row in want])
+    assert targets.viewer_R.tolist() == [0, 1, 2, 3]
+    assert targets.movie_R.tolist() == [5, 6, 7, 9]
+    assert targets.weight_R.tolist() == [0.25] * 4
     known = list(zip(targets.known_viewer_K.tolist(), targets.known_movie_K.tolist(), strict=True))
     assert known == [(0, 4), (1, 4), (1, 5), (2, 4), (2, 5), (2, 6), (3, 8)]
+
+
+def test_film_vectors_begin_as_singular_vectors_of_the_likes():
+    generator = torch.Generator().manual_seed(4)
+    # three groups of films with tastes of different strength, so that the first directions stand apart
+    group_M, group_U = torch.arange(40) % 3, torch.arange(90) % 3
+    chance_UM = torch.where(group_U.unsqueeze(1) == group_M, torch.tensor([0.9, 0.6, 0.4])[group_M], 0.05)
+    liked_UM = torch.rand(90, 40, generator=generator) < chance_UM
+    viewer_E, movie_E = liked_UM.nonzero(as_tuple=True)
+    got_MD = film_factors(Likes(np.arange(90, dtype=np.int32), viewer_E, movie_E), 40, 3, generator).double()
+    weighted_UM = liked_UM.double() / (liked_UM.sum(1, keepdim=True) * liked_UM.sum(0)).sqrt()
+    _, size_D, right_DM = torch.linalg.svd(weighted_UM)
+    want_MD = right_DM[:3].T * size_D[:3].sqrt()
+    # what the films have in common with each other is theirs, but for noise of .3 of their own spread
+    like_MM = [vectors @ vectors.T / (vectors @ vectors.T).norm() for vectors in (got_MD, want_MD)]
+    assert float((like_MM[0] * like_MM[1]).sum()) > 0.9
+    assert float(got_MD.pow(2).mean().sqrt()) == pytest.approx(0.1, rel=0.2)
 
 
 def settings(**changes: object) -> SasrecConfig:
@@ -208,6 +224,23 @@ def test_rows_that_must_not_train_change_no_byte_of_fit_a(tmp_path):
         train_sasrec(split, out, settings(max_steps=4, eval_every=4), 7)
         tensors.append((out / "fit_a.safetensors").read_bytes())
     assert tensors[0] == tensors[1]
+
+
+def test_the_number_of_threads_changes_no_bit():
+    generator = torch.Generator().manual_seed(6)
+    viewer_E = torch.arange(128).repeat_interleave(50)  # 6,272 places: products over so many are shared by threads
+    movie_E = torch.rand(128, 800, generator=generator).argsort(dim=1)[:, :50].flatten()
+    likes, threads, found = Likes(np.arange(128, dtype=np.int32), viewer_E, movie_E), torch.get_num_threads(), []
+    for num_threads in (1, 2):
+        torch.set_num_threads(num_threads)
+        trainer = SasrecTrainer(likes, 800, settings(dim=64, batch_viewers=128, sampled_films=100), 3)
+        losses = [trainer.step() for _ in range(2)]
+        scores_VM = trainer.scorer(likes, torch.zeros(0))(torch.arange(9))
+        found.append((losses, scores_VM, trainer.export()))
+    torch.set_num_threads(threads)
+    assert found[0][0] == found[1][0]
+    assert torch.equal(found[0][1], found[1][1])
+    assert all(torch.equal(tensor, found[1][2][name]) for name, tensor in found[0][2].items())
 
 
 @pytest.mark.parametrize("sampled", [0, 20])

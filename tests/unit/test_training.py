@@ -12,12 +12,13 @@ import pytest
 import torch
 
 from tests.graph_cases import FIRST_MOVIE, LIKES, NUM_MOVIES, plant_split
-from tripletune.config import LightGCNConfig
+from tripletune.config import LightGCNConfig, RunConfig
 from tripletune.errors import InputError, UserError
 from tripletune.graph.checkpoints import Checkpoints
 from tripletune.graph.interactions import Likes, ValidQuestions, batches, newest_first_age, read_interactions
 from tripletune.graph.progress import Progress
 from tripletune.graph.training import Run, Scorer, judge, train_both
+from tripletune.specs import stage_specs
 
 LIMITS = LightGCNConfig(max_steps=70, eval_every=10, patience=2)
 
@@ -145,6 +146,12 @@ def test_checkpoints_are_as_far_apart_as_they_are_told(tmp_path, monkeypatch):
     assert tensors["x"].equal(torch.ones(2))
     assert facts == {"step": 3}
     assert checkpoints.load("a") is None
+
+
+def test_how_often_checkpoints_are_written_does_not_change_what_an_output_is_known_by():
+    (spec,) = (spec for spec in stage_specs(RunConfig(dataset="x")) if spec.name == "lightgcn")
+    assert "lightgcn.dim" in spec.fields
+    assert not {"lightgcn", "lightgcn.checkpoint_minutes"} & set(spec.fields)
 
 
 def test_a_long_training_says_now_and_then_where_it_is(caplog, monkeypatch):

@@ -1,7 +1,8 @@
 """Sums whose order, and so whose last bits, do not depend on the number of threads.
 
 On a CPU, MKL shares the inner dimension of a product among the threads once it is long (seen from 1,024 on, and with a
-small result from 256), and torch shares the sum of a whole tensor. Everything else in the specialists adds in one order.
+small result from 256), and torch shares the sum of a whole tensor. The specialists add everything
+else in one order.
 """
 
 # Shape letters in this file: N rows of the result, M its columns, K inner dimension, B blocks
@@ -28,7 +29,7 @@ def matmul(left_NK: Tensor, right_KM: Tensor) -> Tensor:
 def total(values: Tensor) -> Tensor:
     """Sum of all values, added in one order; a scalar."""
     flat = values.flatten()
-    return functional.pad(flat, (0, -flat.numel() % COLUMNS)).unflatten(0, (-1, COLUMNS)).sum(dim=0).sum()
+    return functional.pad(flat, (0, -flat.numel() % COLUMNS)).reshape(-1, COLUMNS).sum(dim=0).sum()
 
 
 class _Matmul(torch.autograd.Function):
@@ -50,7 +51,8 @@ def _product(left_NK: Tensor, right_KM: Tensor) -> Tensor:
     inner = left_NK.shape[1]
     if inner <= INNER or left_NK.device.type != "cpu":
         return left_NK @ right_KM
-    whole = inner // INNER * INNER
-    left_BNK = left_NK[:, :whole].unflatten(1, (-1, INNER)).transpose(0, 1)
-    summed_NM = torch.bmm(left_BNK, right_KM[:whole].unflatten(0, (-1, INNER))).sum(dim=0)
+    blocks = inner // INNER
+    whole = blocks * INNER
+    left_BNK = left_NK[:, :whole].reshape(-1, blocks, INNER).transpose(0, 1)
+    summed_NM = torch.bmm(left_BNK, right_KM[:whole].reshape(blocks, INNER, -1)).sum(dim=0)
     return summed_NM if whole == inner else summed_NM + left_NK[:, whole:] @ right_KM[whole:]

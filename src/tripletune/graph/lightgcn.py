@@ -38,6 +38,9 @@ class LikeGraph:
     to_movies: NeighbourSums
     viewer_scale_U1: Tensor
     movie_scale_M1: Tensor
+    pool_scale_M1: Tensor
+    """Of the films a viewer is made of. All likes count alike here: the likes of a film that nobody liked lately have a
+    sum near 0, and what divides by its root would drown the rest of a history."""
 
     @classmethod
     def build(
@@ -55,7 +58,11 @@ class LikeGraph:
             backend: ``bag`` sums by ``neighbour_sums``, on a CPU alone; ``dgl`` and ``torch`` by ``ops``. ``auto``
                 takes bag on a CPU and torch elsewhere. They differ in the last bits.
         """
-        scales = _scale(viewer_E, num_viewers, weight_E), _scale(movie_E, num_movies, weight_E)
+        scales = (
+            _scale(viewer_E, num_viewers, weight_E),
+            _scale(movie_E, num_movies, weight_E),
+            _scale(movie_E, num_movies, None),
+        )
         if backend == "bag" or (backend == "auto" and viewer_E.device.type == "cpu"):
             sums = BagSums.build(movie_E, viewer_E, num_movies, num_viewers, weight_E)
             return cls(sums, sums.reversed(), *scales)
@@ -115,4 +122,4 @@ class LightGCN(nn.Module):
             if layer < self.layers:  # viewers' layer k + 1 comes from the films' layer k
                 sources_MD = sources_MD + layer_MD
         mean = 1 / (self.layers + 1)
-        return movies_MD * mean, movie_scale_M1 * sources_MD * mean
+        return movies_MD * mean, graph.pool_scale_M1.to(movie_scale_M1.dtype) * sources_MD * mean

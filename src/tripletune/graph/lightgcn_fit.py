@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from tripletune.config import LightGCNConfig
-from tripletune.errors import ConfigError
 from tripletune.graph.checkpoints import Checkpoints, load_training_state, training_state
+from tripletune.graph.device import choose_device
 from tripletune.graph.interactions import Batch, Likes, batches, newest_first_age, read_interactions
 from tripletune.graph.lightgcn import POOL_POWER, LightGCN, LikeGraph
 from tripletune.graph.lightgcn_loss import FilmSample, Targets, bpr_loss, draw_negatives, softmax_loss
@@ -34,7 +34,7 @@ class LightGCNTrainer:
 
     def __init__(self, likes: Likes, num_movies: int, settings: LightGCNConfig, seed: int) -> None:
         self._settings, self._num_movies = settings, num_movies
-        self._device = choose_device(settings)
+        self._device = choose_device(settings.device, "lightgcn.device")
         self._generator = torch.Generator().manual_seed(seed)
         self._graph = _like_graph(likes, num_movies, settings, self._device)
         self._batches = batches(likes, settings.batch_viewers, self._generator)
@@ -107,18 +107,6 @@ class LightGCNTrainer:
         return pool_viewers(pool_MD, viewer_R, movie_R, age_R, num_viewers, half_life, POOL_POWER)
 
 
-def choose_device(settings: LightGCNConfig) -> torch.device:
-    """The device of the setting.
-
-    Raises:
-        ConfigError: it names a GPU and torch sees none.
-    """
-    has_gpu = torch.cuda.is_available()
-    if settings.device == "cuda" and not has_gpu:
-        raise ConfigError("lightgcn.device = 'cuda', but torch sees no GPU here; set 'auto' or 'cpu'")
-    return torch.device("cuda" if has_gpu and settings.device != "cpu" else "cpu")
-
-
 def _like_graph(likes: Likes, num_movies: int, settings: LightGCNConfig, device: torch.device) -> LikeGraph:
     weight_E = None
     if settings.edge_half_life:
@@ -180,7 +168,9 @@ def train_lightgcn(split: Path, out: Path, settings: LightGCNConfig, seed: int) 
     def make(fit: str) -> LightGCNTrainer:
         return LightGCNTrainer(interactions.fits[fit], interactions.num_movies, settings, 2 * seed + (fit == "b"))
 
-    state_memory(interactions.fits["b"], interactions.num_movies, settings, choose_device(settings))
+    state_memory(
+        interactions.fits["b"], interactions.num_movies, settings, choose_device(settings.device, "lightgcn.device")
+    )
     checkpoints = Checkpoints(out, settings.checkpoint_minutes)
     runs = train_both(make, interactions.valid, settings, checkpoints, "LightGCN")
     facts = write_fits(out, runs, interactions, settings.recency_half_life, POOL_POWER)

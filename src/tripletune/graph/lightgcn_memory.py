@@ -10,24 +10,26 @@ from tripletune.graph.lightgcn_loss import BLOCK_VIEWERS
 from tripletune.meter import claim_memory
 
 FLOAT = 4
-GRAPH_BYTES_PER_LIKE = 96
-"""Both directions at the peak of their making, with either back end; about half of it stays."""
+GRAPH_BYTES_PER_LIKE = {"bag": 48, "dgl": 96, "torch": 96}
+"""Both directions at the peak of their making, when the edges are sorted; 8 of the bags' stay."""
 
 
-def memory_parts(likes: Likes, num_movies: int, settings: LightGCNConfig) -> dict[str, int]:
+def memory_parts(likes: Likes, num_movies: int, settings: LightGCNConfig, device: torch.device) -> dict[str, int]:
     """Bytes of each part of a fit at its peak."""
     num_edges, film_table = likes.viewer_E.numel(), num_movies * settings.dim * FLOAT
+    backend = settings.message_passing
+    if backend == "auto":
+        backend = "bag" if device.type == "cpu" else "torch"
     viewer_table = likes.num_viewers * settings.dim * FLOAT
-    columns = num_movies
     weights = 3 * FLOAT * num_edges if settings.edge_half_life else 0
     return {
-        "graph": GRAPH_BYTES_PER_LIKE * num_edges + weights,
+        "graph": GRAPH_BYTES_PER_LIKE[backend] * num_edges + weights,
         # the embedding, its gradient, Adam's two averages, the two exported tables of the best step, twice when saved
         "parameters": 8 * (film_table + num_movies * FLOAT),
         # for each pair of layers the sums of both sides, scaled and unscaled, and their gradients
         "activations": max(1, settings.layers // 2) * (3 * viewer_table + 6 * film_table)
         # the block of scores and its gradient
-        + 3 * BLOCK_VIEWERS * columns * FLOAT,
+        + 3 * BLOCK_VIEWERS * num_movies * FLOAT,
     }
 
 
@@ -37,7 +39,7 @@ def state_memory(likes: Likes, num_movies: int, settings: LightGCNConfig, device
     Raises:
         InputError: less is free.
     """
-    parts = memory_parts(likes, num_movies, settings)
+    parts = memory_parts(likes, num_movies, settings, device)
     told = ", ".join(f"{name} {size / 2**30:.2f}" for name, size in parts.items())
     advice = (
         "learn from fewer ratings (a higher split.like)"

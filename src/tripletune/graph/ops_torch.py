@@ -19,6 +19,8 @@ from tripletune.graph.ops import MessageGraph
 warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta state")
 
 INT32_MAX = 2**31 - 1
+CHUNK_VALUES = {"cpu": 1 << 18}
+"""Gathered values held at once for the gradient of edge weights: what a core's cache holds; a GPU takes more."""
 
 
 class _Rows:
@@ -58,7 +60,9 @@ class _Rows:
 
     def matrix(self, value_Z: Tensor) -> Tensor:
         """The (R, C) matrix with these values, which stay where they are."""
-        return torch.sparse_csr_tensor(self.start, self.column_Z, value_Z, size=self.shape, check_invariants=False)
+        return torch.sparse_csr_tensor(
+            self.start, self.column_Z, value_Z, size=self.shape, device=value_Z.device, check_invariants=False
+        )
 
     def spread(self, value_RH: Tensor) -> Tensor:
         """What each edge's row has: (R, H) to (Z, H)."""
@@ -73,15 +77,18 @@ class _Rows:
         values, features = value_ZH.T.contiguous(), features_CHW.transpose(0, 1).contiguous()
         return torch.stack([self.matrix(v_Z) @ f_CW for v_Z, f_CW in zip(values, features, strict=True)], dim=1)
 
-    def sampled_products(self, left_RHW: Tensor, right_CHW: Tensor) -> Tensor:
-        """For each edge and head its row's features times its column's, without gathering either: (Z, H)."""
-        left_HRW, right_HCW = left_RHW.transpose(0, 1).contiguous(), right_CHW.transpose(0, 1).contiguous()
-        pattern = self.matrix(left_HRW.new_zeros(self.order_E.numel()))
+    def pair_products(self, left_RHW: Tensor, right_CHW: Tensor) -> Tensor:
+        """For each edge and head its row's features times its column's: (Z, H), without holding (Z, H, W)."""
+        heads, width = left_RHW.shape[1:]
+        left_RF, right_CF = left_RHW.reshape(-1, heads * width), right_CHW.reshape(-1, heads * width)
+        chunk = max(1, CHUNK_VALUES.get(left_RF.device.type, 1 << 25) // (heads * width))
+        parts = zip(torch.split(self.row_Z, chunk), torch.split(self.column_Z, chunk), strict=True)
+        gathered = ((left_RF.index_select(0, row), right_CF.index_select(0, column)) for row, column in parts)
+        # torch.sparse.sampled_addmm takes half the time, but corrupts memory where repeated edges outnumber all pairs
         products = [
-            torch.sparse.sampled_addmm(pattern, l_RW, r_CW.T, beta=0.0).values()
-            for l_RW, r_CW in zip(left_HRW, right_HCW, strict=True)
+            torch.bmm(left.view(-1, 1, width), right.view(-1, width, 1)).view(-1, heads) for left, right in gathered
         ]
-        return torch.stack(products, dim=1)
+        return torch.cat(products)
 
 
 class TorchGraph(MessageGraph):
@@ -148,7 +155,5 @@ class _WeightedSum(torch.autograd.Function):
         source_SHW, weight_EH = ctx.saved_tensors
         incoming, outgoing = ctx.graph.incoming, ctx.graph.outgoing
         of_source = outgoing.products(outgoing.sort(weight_EH), grad_DHW) if ctx.needs_input_grad[0] else None
-        of_weight = (
-            incoming.unsort(incoming.sampled_products(grad_DHW, source_SHW)) if ctx.needs_input_grad[1] else None
-        )
+        of_weight = incoming.unsort(incoming.pair_products(grad_DHW, source_SHW)) if ctx.needs_input_grad[1] else None
         return of_source, of_weight, None

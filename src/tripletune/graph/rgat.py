@@ -3,7 +3,11 @@
 For a node i, over all its incoming edges (r, j), inverse relations and the self loop included:
 
     e_ij^r = a_r . LeakyReLU(W_r h_i + V_r h_j + g_r)        alpha = softmax over all (r, j) of i
-    h_i' = sum over (r, j) of alpha V_r h_j                  per head; the heads are joined
+    h_i' = h_i + sum over (r, j) of alpha V_r h_j            per head; the heads are joined
+
+V_r starts near the identity: with the addend h_i, a film's vector then holds those of its entities from the first step
+on, <film, entity> counts what they share, and training goes on from there. Random V_r must discover it entity by
+entity; see docs/decisions.md.
 
 The within-node softmax across relations is ARGAT of Busbridge et al. (https://arxiv.org/abs/1904.05811), the scores are
 dynamic as in GATv2 (Brody et al., ICLR 2022), the basis decomposition is that of R-GCN (Schlichtkrull et al., 2018).
@@ -25,6 +29,8 @@ from tripletune.graph.ops import Backend, MessageGraph, message_graph, take_rows
 NEGATIVE_SLOPE = 0.2
 EMBEDDING_STD = 0.5
 """Smaller ones (0.1) leave the dot products so near zero that the first dozens of steps learn nothing."""
+NOISE = 0.1
+"""Share of the random start in a matrix that starts near the identity."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,9 +99,14 @@ class RelationalGraph:
 
 
 class RelationMatrices(nn.Module):
-    """One D x D matrix per relation, or a mixture of shared bases when ``bases`` > 0."""
+    """One D x D matrix per relation, or a mixture of shared bases when ``bases`` > 0.
 
-    def __init__(self, num_relations: int, dim: int, bases: int, generator: torch.Generator) -> None:
+    ``near_identity``: each relation's matrix starts as the identity and a little noise, else at random.
+    """
+
+    def __init__(
+        self, num_relations: int, dim: int, bases: int, generator: torch.Generator, *, near_identity: bool = False
+    ) -> None:
         super().__init__()
         bound = (3 / dim) ** 0.5  # keeps the variance of what it multiplies
         self.matrices_BDD = nn.Parameter(torch.empty(bases or num_relations, dim, dim))
@@ -103,6 +114,18 @@ class RelationMatrices(nn.Module):
         self.mixture_CB = nn.Parameter(torch.empty(num_relations, bases)) if bases else None
         if self.mixture_CB is not None:
             nn.init.normal_(self.mixture_CB, std=bases**-0.5, generator=generator)
+        if near_identity:
+            self._start_near_identity()
+
+    @torch.no_grad()
+    def _start_near_identity(self) -> None:
+        self.matrices_BDD.mul_(NOISE)
+        identity_DD = torch.eye(self.matrices_BDD.shape[1])
+        if self.mixture_CB is None:
+            self.matrices_BDD.add_(identity_DD)
+        else:
+            self.matrices_BDD[0].add_(identity_DD)
+            self.mixture_CB[:, 0] = 1.0
 
     def forward(self) -> Tensor:
         """Shape (C, D, D)."""
@@ -118,13 +141,16 @@ class RgatLayer(nn.Module):
         super().__init__()
         self.heads = heads
         self.destination = RelationMatrices(num_relations, dim, bases, generator)
-        self.source = RelationMatrices(num_relations, dim, bases, generator)
+        self.source = RelationMatrices(num_relations, dim, bases, generator, near_identity=True)
         self.relation_CHW = nn.Parameter(torch.zeros(num_relations, heads, dim // heads))
         self.attention_CHW = nn.Parameter(torch.empty(num_relations, heads, dim // heads))
         nn.init.normal_(self.attention_CHW, std=(heads / dim) ** 0.5, generator=generator)
 
     def forward(self, nodes_ND: Tensor, graph: RelationalGraph) -> tuple[Tensor, Tensor]:
-        """``h_i'`` (N, D), and alpha (E, H) in the graph's order of edges; each node's sums to one per head."""
+        """What ``h_i'`` adds to ``h_i`` (N, D), and alpha (E, H); each node's sums to one per head.
+
+        Alpha is in the graph's order of edges.
+        """
         source = self._project(nodes_ND, self.source(), graph.source_node_P, graph.source_blocks)
         destination = self._project(nodes_ND, self.destination(), graph.destination_node_Q, graph.destination_blocks)
         blocks = zip(
@@ -147,10 +173,8 @@ class RgatLayer(nn.Module):
     def _project(self, nodes_ND: Tensor, matrices_CDD: Tensor, node: Tensor, blocks: list[int]) -> list[Tensor]:
         """A relation's matrix times its nodes, (pairs of the relation, H, W) for each relation."""
         parts = torch.split(take_rows(nodes_ND, node), blocks)
-        return [
-            matmul(part, matrix_DD).unflatten(1, (self.heads, -1))  # a view cannot infer -1 for a relation without triples
-            for part, matrix_DD in zip(parts, matrices_CDD, strict=True)
-        ]
+        shape = (self.heads, nodes_ND.shape[1] // self.heads)  # a relation without triples has nothing to infer it from
+        return [matmul(part, m_DD).view(len(part), *shape) for part, m_DD in zip(parts, matrices_CDD, strict=True)]
 
 
 class Rgat(nn.Module):
@@ -188,5 +212,6 @@ class Rgat(nn.Module):
         nodes_ND = self.embedding_ND
         alpha_EH = nodes_ND.new_zeros(0)
         for index, layer in enumerate(self.layers):
-            nodes_ND, alpha_EH = layer(functional.elu(nodes_ND) if index else nodes_ND, graph)
+            heard_ND, alpha_EH = layer(functional.elu(nodes_ND) if index else nodes_ND, graph)
+            nodes_ND = nodes_ND + heard_ND
         return nodes_ND, take_rows(alpha_EH, graph.edge_of_triple_T).mean(dim=1)

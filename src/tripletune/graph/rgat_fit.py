@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tripletune.config import RgatConfig
+from tripletune.graph.device import choose_device
+from tripletune.graph.fixed_order import total
 from tripletune.graph.interactions import Likes, batches, newest_first_age, read_interactions
 from tripletune.graph.ops import take_rows
 from tripletune.graph.rgat import RelationalGraph, Rgat
@@ -35,12 +37,16 @@ POOL_POWER = 0.5
 
 
 class RgatTrainer:
-    """One fit: model, optimiser, batches. Implements ``training.Model``."""
+    """One fit: model, optimiser, batches. Implements ``training.Model``.
+
+    Parameters and knowledge lie on the graph's device; batches are made, and all draws, on the CPU.
+    """
 
     def __init__(
         self, knowledge: Knowledge, graph: RelationalGraph, likes: Likes, settings: RgatConfig, seed: int
     ) -> None:
-        self._knowledge, self._graph, self._settings = knowledge, graph, settings
+        self._device = graph.source_E.device
+        self._knowledge, self._graph, self._settings = knowledge.to(self._device), graph, settings
         self._generator = torch.Generator().manual_seed(seed)
         self._batches = batches(likes, settings.batch_viewers, self._generator)
         self._num_movies = len(knowledge.movie_ids_M)
@@ -53,9 +59,9 @@ class RgatTrainer:
             layers=settings.layers,
             bases=settings.bases,
             generator=self._generator,
-        )
-        self._log_beta = nn.Parameter(torch.ones(()))  # positive beta: a liking can't turn round
-        self._link_RD = nn.Parameter(torch.ones(len(knowledge.relation_names), settings.dim))
+        ).to(self._device)
+        self._log_beta = nn.Parameter(torch.ones((), device=self._device))  # positive beta: a liking can't turn round
+        self._link_RD = nn.Parameter(torch.ones(len(knowledge.relation_names), settings.dim, device=self._device))
         self._optimizer = torch.optim.Adam(
             [*self._model.parameters(), self._log_beta, self._link_RD],
             lr=settings.learning_rate,
@@ -82,20 +88,21 @@ class RgatTrainer:
         """Score all films for viewers with these likes."""
         scores, pool_MD = self._forward()
         viewers_UD = self._pool(pool_MD, likes.viewer_E, likes.movie_E, age_E, likes.num_viewers)
-        bias_M, all_M = self._bias(), torch.arange(self._num_movies)
-        return lambda viewer_V: (scores.block(viewers_UD[viewer_V], all_M) + bias_M.unsqueeze(1)).T.contiguous()
+        bias_M1, all_M = self._bias().unsqueeze(1), torch.arange(self._num_movies, device=self._device)
+        return lambda viewer_V: (scores.block(viewers_UD[viewer_V.to(self._device)], all_M) + bias_M1).T.contiguous()
 
     @torch.no_grad()
     def export(self) -> dict[str, Tensor]:
         """What ``fit_<name>.safetensors`` holds, and ``alpha`` (T,) for attention.parquet."""
         scores, pool_MD = self._forward()
-        return {
+        tensors = {
             "entity_vectors": scores.entities_ND,
             "pool_vectors": pool_MD,
             "movie_bias": self._bias(),
             "beta": scores.beta.reshape(1),
             "alpha": scores.log_alpha_T.exp(),
         }
+        return {name: tensor.cpu() for name, tensor in tensors.items()}
 
     def _forward(self) -> tuple[FilmScores, Tensor]:
         entities_ND, attention_T = self._model(self._graph)
@@ -104,10 +111,11 @@ class RgatTrainer:
         return scores, take_rows(entities_ND, self._knowledge.movie_entity_M)
 
     def _bias(self) -> Tensor:
-        bias_M = self._count_M.log1p().float()
+        bias_M = self._count_M.log1p().float().to(self._device)
         return torch.where(self._knowledge.count_M > 0, bias_M, bias_M + NO_TRIPLES_BIAS)
 
     def _pool(self, pool_MD: Tensor, viewer: Tensor, movie: Tensor, age: Tensor, num_viewers: int) -> Tensor:
+        viewer, movie, age = (rows.to(self._device) for rows in (viewer, movie, age))
         half_life = self._settings.recency_half_life
         return pool_viewers(pool_MD, viewer, movie, age, num_viewers, half_life, POOL_POWER)
 
@@ -119,14 +127,15 @@ class RgatTrainer:
         viewer, movie = batch.viewer_R[kept_R], batch.movie_R[kept_R]
         age = newest_first_age(viewer, batch.num_viewers)
         viewers_BD = self._pool(pool_MD, viewer, movie, age, batch.num_viewers)
-        asked_R = hidden_R & (self._knowledge.count_M[batch.movie_R] > 0)
-        viewer_R, movie_R = batch.viewer_R[asked_R], batch.movie_R[asked_R]
+        liked_viewer_R, liked_movie_R = batch.viewer_R.to(self._device), batch.movie_R.to(self._device)
+        asked_R = hidden_R.to(self._device) & (self._knowledge.count_M[liked_movie_R] > 0)
+        viewer_R, movie_R = liked_viewer_R[asked_R], liked_movie_R[asked_R]
 
         drawn = torch.multinomial(self._count_M, self._settings.negatives, replacement=True, generator=self._generator)
-        times_M = torch.bincount(drawn, minlength=self._num_movies)
+        times_M = torch.bincount(drawn, minlength=self._num_movies).to(self._device)
         drawn_K = times_M.nonzero().squeeze(1)  # a film drawn twice is scored once and counts twice
-        is_like_BM = torch.zeros(batch.num_viewers, self._num_movies, dtype=torch.bool)
-        is_like_BM[batch.viewer_R, batch.movie_R] = True
+        is_like_BM = torch.zeros(batch.num_viewers, self._num_movies, dtype=torch.bool, device=self._device)
+        is_like_BM[liked_viewer_R, liked_movie_R] = True
         negative_KB = scores.block(viewers_BD, drawn_K) + times_M[drawn_K].log().unsqueeze(1)
         negative_KB = negative_KB.masked_fill(is_like_BM[:, drawn_K].T, -torch.inf)
         against_B = negative_KB.logsumexp(dim=0)
@@ -134,18 +143,20 @@ class RgatTrainer:
         loss_R = functional.softplus(take_rows(against_B, viewer_R) - positive_R)
         asked_B = torch.bincount(viewer_R, minlength=batch.num_viewers).float()
         weight_R = asked_B.rsqrt()[viewer_R]  # long histories say more, but not in proportion
-        return (weight_R * loss_R).sum() / asked_B.sqrt().sum().clamp(min=1.0)
+        return total(weight_R * loss_R) / asked_B.sqrt().sum().clamp(min=1.0)
 
     def _link_loss(self, entities_ND: Tensor) -> Tensor:
         """``max(0, margin - pos + neg)``; DistMult scores (Yang et al., ICLR 2015)."""
         knowledge = self._knowledge
         chosen_L = torch.randint(knowledge.movie_T.numel(), (LINK_BATCH,), generator=self._generator)
+        place_L = torch.rand(LINK_BATCH, generator=self._generator).to(self._device)
+        chosen_L = chosen_L.to(self._device)
         chosen_L = chosen_L[knowledge.relation_T[chosen_L].argsort(stable=True)]
         relation_L = knowledge.relation_T[chosen_L]
         # a wrong tail of the same relation: the tail of another triple of the batch's block of that relation
         count_R = torch.bincount(relation_L, minlength=len(knowledge.relation_names))
         start_L = (count_R.cumsum(0) - count_R)[relation_L]
-        shift_L = (torch.rand(LINK_BATCH, generator=self._generator) * count_R[relation_L]).long()
+        shift_L = (place_L * count_R[relation_L]).long()
         head_L = knowledge.movie_entity_M[knowledge.movie_T[chosen_L]]
         heads_LD = take_rows(entities_ND, head_L) * take_rows(self._link_RD, relation_L)
         right_LD = take_rows(entities_ND, knowledge.entity_T[chosen_L])
@@ -165,14 +176,16 @@ def train_rgat(knowledge: Path, split: Path, out: Path, settings: RgatConfig, se
         seed: of the run; each fit draws from a generator of its own.
 
     Raises:
-        InputError: knowledge or split hold nothing to train on. UserError: the loss ran away.
+        InputError: knowledge or split hold nothing to train on. ConfigError: a GPU is asked for and torch sees none.
+            UserError: the loss ran away.
     """
     facts = read_knowledge(knowledge)
     interactions = read_interactions(split, facts.movie_ids_M)
+    on_device = facts.to(choose_device(settings.device, "rgat.device"))
     graph = RelationalGraph.build(
-        facts.movie_entity_M[facts.movie_T],
-        facts.relation_T,
-        facts.entity_T,
+        on_device.movie_entity_M[on_device.movie_T],
+        on_device.relation_T,
+        on_device.entity_T,
         facts.num_entities,
         len(facts.relation_names),
         settings.message_passing,

@@ -3,8 +3,9 @@
 # Shape letters in this file: M films, N entities, T triples, P asked films, X rows of asked film and triple
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -37,11 +38,19 @@ class Knowledge:
     def num_entities(self) -> int:
         return len(self.entities)
 
+    def to(self, device: torch.device) -> Knowledge:
+        """The tensors on another device."""
+        moved = {name: value.to(device) for name, value in self._fields() if isinstance(value, Tensor)}
+        return Knowledge(**dict(self._fields()) | moved)
+
+    def _fields(self) -> list[tuple[str, Any]]:
+        return [(column.name, getattr(self, column.name)) for column in fields(self)]
+
     def expand(self, movie_P: Tensor) -> tuple[Tensor, Tensor]:
         """For each triple of each asked film: index into ``movie_P`` (ascending) and index of the triple, both (X,)."""
         count_P = self.count_M[movie_P]
         asked_X = torch.repeat_interleave(count_P)
-        within_X = torch.arange(asked_X.numel()) - (count_P.cumsum(0) - count_P)[asked_X]
+        within_X = torch.arange(asked_X.numel(), device=asked_X.device) - (count_P.cumsum(0) - count_P)[asked_X]
         return asked_X, self.offset_M[movie_P][asked_X] + within_X
 
 

@@ -11,10 +11,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from tripletune.graph.fixed_order import matmul
 from tripletune.graph.ops import take_rows
 from tripletune.graph.rgat_knowledge import Knowledge
 
@@ -69,16 +69,16 @@ class FilmScores:
         """Scores without bias of (viewer, film) pairs, shape (P,)."""
         asked_X, triple_X = self.knowledge.expand(movie_P)
         entities_XD = take_rows(self.entities_ND, self.knowledge.entity_T[triple_X])
-        dots_X = self._scale() * (take_rows(viewers_UD, viewer_P[asked_X]) * entities_XD).sum(dim=1)
+        dots_X = (take_rows(self._scaled(viewers_UD), viewer_P[asked_X]) * entities_XD).sum(dim=1)
         return segment_logsumexp(take_rows(self.log_alpha_T, triple_X) + dots_X, asked_X, movie_P.numel())
 
     def _dots(self, entity_X: Tensor, viewers_UD: Tensor) -> Tensor:
         """``beta <u, e> / sqrt(D)``, computed once per distinct entity, shape (X, U)."""
-        distinct, place_X = np.unique(entity_X.numpy(), return_inverse=True)
-        scaled_UD = self._scale() * viewers_UD
-        dots_NU = take_rows(self.entities_ND, torch.from_numpy(distinct)) @ scaled_UD.T
-        return take_rows(dots_NU, torch.from_numpy(place_X))
+        distinct, place_X = torch.unique(entity_X, return_inverse=True)
+        return take_rows(matmul(take_rows(self.entities_ND, distinct), self._scaled(viewers_UD).T), place_X)
 
-    def _scale(self) -> Tensor:
-        scale: Tensor = self.beta / self.entities_ND.shape[1] ** 0.5
-        return scale
+    def _scaled(self, viewers_UD: Tensor) -> Tensor:
+        dim = viewers_UD.shape[1]
+        # a factor per column: the gradient of a scalar is a sum over everything, in an order that threads decide
+        scaled_UD: Tensor = viewers_UD * (self.beta / dim**0.5).expand(dim)
+        return scaled_UD

@@ -4,8 +4,8 @@ Each step reads a window of every viewer of the batch and asks, at every place o
 window holds up to that place is known and stands outside the softmax.
 """
 
-# Shape letters in this file: M films, D width, B viewers of a batch, L places of a window, T targets of a place,
-# P places asked at, R target rows, K rows of known likes
+# Shape letters in this file: M films, D width, B viewers of a batch, W likes of a window, L = W - 1 places asked at, P
+#   places asked at in the whole batch, K rows of known likes
 from __future__ import annotations
 
 from collections.abc import Mapping
@@ -18,9 +18,9 @@ from tripletune.config import SasrecConfig
 from tripletune.graph.checkpoints import Checkpoints, load_training_state, training_state
 from tripletune.graph.interactions import Batch, Likes, batches, read_interactions
 from tripletune.graph.lightgcn_loss import FilmSample, Targets, softmax_loss
+from tripletune.graph.sasrec_init import film_factors, one_thread
 from tripletune.graph.training import Scorer, train_both, write_fits
 from tripletune.paths import Facts, write_json
-from tripletune.pooling import recency_weights
 from tripletune.sequence import SASRec, Shape
 
 
@@ -34,7 +34,9 @@ class SasrecTrainer:
         shape = Shape(num_movies, settings.dim, settings.layers, settings.heads, settings.max_length)
         self._model = SASRec(shape, self._generator)
         count_M = torch.bincount(likes.movie_E, minlength=num_movies).float()
-        with torch.no_grad():  # popularity from the start, so that the vectors need only learn what departs from it
+        with torch.no_grad():
+            self._model.embedding_MD.copy_(film_factors(likes, num_movies, settings.dim, self._generator))
+            # popularity from the start, so that the vectors need only learn what departs from it
             self._model.bias_M.copy_(count_M.log1p())
         self._parameters = dict(self._model.named_parameters())
         named = dict(self._parameters)
@@ -46,12 +48,12 @@ class SasrecTrainer:
         self._steps = 0
 
     def step(self) -> float:
-        """One step over one batch of viewers."""
+        """One step over one batch of viewers; the softmax, about half of the work, runs on all threads."""
         settings, model = self._settings, self._model
         window_BW, length_B = cut_windows(next(self._batches), settings.max_length + 1, self._generator)
-        targets, asked_BL = ask_next(window_BW, length_B, settings.target_half_life, settings.targets)
-        output_BLD = model(window_BW[:, :-1], settings.dropout, self._generator)
-        viewers_PD = output_BLD[asked_BL]
+        targets, asked_BL = ask_next(window_BW, length_B)
+        with one_thread():
+            viewers_PD = model(window_BW[:, :-1], settings.dropout, self._generator)[asked_BL]
         sample, num_movies = None, model.shape.num_movies
         if 0 < settings.sampled_films < num_movies:
             sample = FilmSample.draw(targets.movie_R, num_movies, settings.sampled_films, self._generator)
@@ -61,7 +63,8 @@ class SasrecTrainer:
         for group in self._optimizer.param_groups:
             group["lr"] = settings.learning_rate * min(1.0, self._steps / settings.warmup_steps)
         self._optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        with one_thread():
+            loss.backward()  # type: ignore[no-untyped-call]
         self._optimizer.step()
         return float(loss.detach())
 
@@ -105,29 +108,21 @@ def cut_windows(batch: Batch, width: int, generator: torch.Generator) -> tuple[T
     return row_BW, length_B
 
 
-def ask_next(window_BW: Tensor, length_B: Tensor, half_life: float, num_targets: int) -> tuple[Targets, Tensor]:
-    """At every place of the windows but each one's last: which films come next, the very next heaviest.
+def ask_next(window_BW: Tensor, length_B: Tensor) -> tuple[Targets, Tensor]:
+    """At every place of the windows but each one's last: which film comes next. All weigh alike, one in sum.
 
     Returns:
         The targets, in which a "viewer" is a place asked at; and which places are asked, (B, L) with L = W - 1.
     """
-    width = window_BW.shape[1]
-    place_W = torch.arange(width)
-    ahead_T = torch.arange(1, min(num_targets, width - 1) + 1)
-    asked_BL = place_W[:-1] < (length_B - 1).unsqueeze(1)
+    place_L = torch.arange(window_BW.shape[1] - 1)
+    asked_BL = place_L < (length_B - 1).unsqueeze(1)
     viewer_P, place_P = asked_BL.nonzero(as_tuple=True)
-    number_P1 = torch.arange(viewer_P.numel()).unsqueeze(1)
-    target_PT = place_P.unsqueeze(1) + ahead_T
-    is_target_PT = target_PT < length_B[viewer_P].unsqueeze(1)
-    weight_PT = recency_weights(ahead_T - 1, half_life) * is_target_PT
-    weight_PT = weight_PT / weight_PT.sum(dim=1, keepdim=True) / max(1, viewer_P.numel())
-    is_known_PL = place_W[:-1] <= place_P.unsqueeze(1)
-    known_P, known_L = is_known_PL.nonzero(as_tuple=True)
-    movie_PT = window_BW[viewer_P.unsqueeze(1), target_PT.clamp(max=width - 1)]
+    known_P, known_L = (place_L <= place_P.unsqueeze(1)).nonzero(as_tuple=True)
+    num_asked = viewer_P.numel()
     targets = Targets(
-        number_P1.expand_as(target_PT)[is_target_PT],
-        movie_PT[is_target_PT],
-        weight_PT[is_target_PT],
+        torch.arange(num_asked),
+        window_BW[viewer_P, place_P + 1],
+        torch.full((num_asked,), 1 / max(1, num_asked)),
         known_P,
         window_BW[viewer_P[known_P], known_L],
     )

@@ -7,6 +7,9 @@ teach it: on ml-latest-small the singular vectors raise valid ndcg_at_10 from .0
 # Shape letters in this file: M films, U viewers, Q vectors of the subspace, D width
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 from scipy import sparse
@@ -24,8 +27,9 @@ ROUNDS = 6
 
 
 def film_factors(likes: Likes, num_movies: int, dim: int, generator: torch.Generator) -> Tensor:
-    """Right singular vectors of the likes, each over the root of its viewer's and its film's number of likes, times the root of their singular values.
+    """Right singular vectors of the likes, times the root of their singular values; a little noise is added.
 
+    A like counts ``1 / sqrt(likes of the viewer * likes of the film)``, so that popularity is not the first direction.
     By randomised subspace iteration (Halko, Martinsson & Tropp, SIAM Review 2011), in float64.
 
     Args:
@@ -40,9 +44,7 @@ def film_factors(likes: Likes, num_movies: int, dim: int, generator: torch.Gener
     size = min(dim + OVERSAMPLING, *matrix.shape)
     noise_MD = torch.randn(num_movies, dim, generator=generator)
     start_MQ = torch.randn(num_movies, size, generator=generator, dtype=torch.float64)
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with one_thread():
         basis_MQ = _orthonormal(start_MQ)
         for _ in range(ROUNDS):
             basis_MQ = _orthonormal(torch.from_numpy(matrix.T @ (matrix @ basis_MQ.numpy())))
@@ -50,13 +52,23 @@ def film_factors(likes: Likes, num_movies: int, dim: int, generator: torch.Gener
         squared_Q, turn_QQ = torch.linalg.eigh(seen_UQ.T @ seen_UQ)
         order_D = squared_Q.argsort(descending=True)[:dim]
         found_MD = (basis_MQ @ turn_QQ[:, order_D]) * squared_Q[order_D].clamp(min=0).pow(0.25)
-    finally:
-        torch.set_num_threads(num_threads)
     factors_MD = torch.zeros(num_movies, dim)
     factors_MD[:, : found_MD.shape[1]] = found_MD.float()
     norm_M = factors_MD.norm(dim=1)
     mean = norm_M[norm_M > 0].mean() / dim**0.5
-    return SPREAD * (factors_MD / mean + NOISE * noise_MD)
+    begin_MD: Tensor = SPREAD * (factors_MD / mean + NOISE * noise_MD)
+    return begin_MD
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """One thread for what torch does inside; on more, the last bits of long sums come out differently."""
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(num_threads)
 
 
 def _normalised(likes: Likes, num_movies: int) -> sparse.csr_array:
@@ -67,5 +79,5 @@ def _normalised(likes: Likes, num_movies: int) -> sparse.csr_array:
 
 
 def _orthonormal(columns_MQ: Tensor) -> Tensor:
-    basis_MQ: Tensor = torch.linalg.qr(columns_MQ).Q
+    basis_MQ: Tensor = torch.linalg.qr(columns_MQ)[0]
     return basis_MQ

@@ -1,5 +1,5 @@
-# Shape letters in this file: U questions (a viewer and a purpose), E likes, B likes of a block, T rows of like and triple,
-#   C relations
+# Shape letters in this file:
+#   U questions (a viewer and a purpose), E likes, B likes of a block, T rows of like and triple, C relations
 """A viewer's preference profile: by which relation do the facts of liked films speak to this viewer.
 
 Per liked film the R-GAT's posterior over its triples, ``softmax`` of the scores that choose hint 2, summed by relation;
@@ -58,6 +58,7 @@ def build_profiles(table: TripleTable, rgat: RgatFit, likes: Likes, num_viewers:
         num_viewers: U.
     """
     names, relation_X = np.unique(table.text["relation"].to_numpy(), return_inverse=True)
+    share_X = table.alpha_X / np.repeat(np.add.reduceat(table.alpha_X, table.offsets[:-1]), np.diff(table.offsets))
     users_UD = rgat.pool(likes, num_viewers)
     shape = (num_viewers, len(names))
     mass_UC, attention_UC, films_U = np.zeros(shape), np.zeros(shape), np.zeros(num_viewers, dtype=np.int64)
@@ -66,9 +67,9 @@ def build_profiles(table: TripleTable, rgat: RgatFit, likes: Likes, num_viewers:
         like_T, triple_T = table.expand(likes.movie_E[start : start + LIKES_AT_ONCE])
         viewer_T = viewer_B[like_T]
         cell_T = viewer_T * len(names) + relation_X[triple_T]
-        log_alpha_T, score_T = score_personally(table, rgat, users_UD, viewer_T, triple_T)
-        for total_UC, log_T in ((mass_UC, score_T), (attention_UC, log_alpha_T)):
-            total_UC += np.bincount(cell_T, _shares(like_T, log_T), total_UC.size).reshape(shape)
+        posterior_T = _softmax(like_T, score_personally(table, rgat, users_UD, viewer_T, triple_T))
+        for total_UC, share_T in ((mass_UC, posterior_T), (attention_UC, share_X[triple_T])):
+            total_UC += np.bincount(cell_T, share_T, total_UC.size).reshape(shape)
         films_U += np.bincount(viewer_B[np.unique(like_T)], minlength=num_viewers)
     viewer, relation = np.nonzero(attention_UC)
     columns = {"mass": mass_UC, "attention": attention_UC}
@@ -82,8 +83,8 @@ def build_profiles(table: TripleTable, rgat: RgatFit, likes: Likes, num_viewers:
     )
 
 
-def _shares(like_T: Ints, log_T: Doubles) -> Doubles:
-    """Softmax over the rows of each like; ``like_T`` is sorted."""
+def _softmax(like_T: Ints, log_T: Doubles) -> Doubles:
+    """Over the rows of each like; ``like_T`` is sorted."""
     starts = np.flatnonzero(np.diff(like_T, prepend=-1))
     counts = np.diff(np.append(starts, len(like_T)))
     if not len(starts):

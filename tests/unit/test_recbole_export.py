@@ -1,0 +1,208 @@
+"""The comparison with RecBole: both sides learn from the same rows and answer the same questions under the same mask.
+
+RecBole itself is not installed here; its models are played by tables of scores.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import types
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+import small_world
+import torch
+
+from tripletune.graph.interactions import read_interactions
+from tripletune.graph.training import judge
+from tripletune.retrieve.specialists import Catalogue
+from tripletune.retrieve.topk import Ragged, top_columns
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+SEED = 7
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    return small_world.make_world(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture(scope="module")
+def rows(world):
+    return small_world.read_split(world)
+
+
+@pytest.fixture(scope="module")
+def export():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(BENCHMARKS))
+        yield importlib.import_module("recbole_export")
+
+
+@pytest.fixture(scope="module")
+def job(world, export, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("job")
+    export.write_job(world.split, folder, SEED, sequences=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def side(export):
+    """recbole_side with RecBole's names in place, so that it can be imported."""
+    with pytest.MonkeyPatch.context() as patch:
+        names = {
+            "recbole.config": ("Config",),
+            "recbole.data": ("create_dataset", "data_preparation"),
+            "recbole.data.interaction": ("Interaction",),
+            "recbole.utils": ("get_model", "get_trainer", "init_logger", "init_seed"),
+        }
+        for module, wanted in {"recbole": (), **names}.items():
+            fake = types.ModuleType(module)
+            fake.__dict__.update(dict.fromkeys(wanted, dict))
+            patch.setitem(sys.modules, module, fake)
+        yield importlib.import_module("recbole_side")
+        sys.modules.pop("recbole_side")
+
+
+class Dataset:
+    """RecBole's numbering: 0 is padding; it knows only the films that stand in its files."""
+
+    uid_field, iid_field = "user_id", "item_id"
+
+    def __init__(self, job):
+        parts = [read(job / "likes" / f"likes.{part}.inter") for part in ("train", "valid", "test")]
+        films = pl.concat(parts)["movie_id"].unique().sort(descending=True)
+        self.films = films.to_list()
+        self.field2token_id = {"item_id": {str(film): place for place, film in enumerate(self.films, start=1)}}
+
+    def token2id(self, field, token):
+        return int(token) if field == "user_id" else self.field2token_id[field][token]
+
+
+class Table:
+    """A model that is a score per user and film id."""
+
+    def __init__(self, scores, dataset):
+        self._scores, self._films, self.batches = scores, dataset.films, []
+
+    def eval(self):
+        pass
+
+    def full_sort_predict(self, batch):
+        self.batches.append(batch)
+        scores = self._scores[batch["user_id"].numpy()][:, self._films]
+        return torch.from_numpy(np.pad(scores, ((0, 0), (1, 0)), constant_values=99.0)).reshape(-1)
+
+
+def coarse_scores():
+    """Whole numbers from 0 to 3, so that ties are everywhere."""
+    size = (small_world.NUM_VIEWERS + 1, small_world.NUM_FILMS + 1)
+    return np.random.default_rng(3).integers(0, 4, size).astype(np.float32)
+
+
+def read(path):
+    names = {"user_id:token": "user_id", "item_id:token": "movie_id", "item_id_list:token_seq": "before"}
+    frame = pl.read_csv(path, separator="\t", schema_overrides={"item_id_list:token_seq": pl.String})
+    return frame.rename({name: short for name, short in names.items() if name in frame.columns})
+
+
+def pairs(frame):
+    return set(frame.select("user_id", "movie_id").iter_rows())
+
+
+def test_recbole_trains_on_the_likes_of_fit_b_and_on_no_other_row(job, rows):
+    warm = rows.filter(~pl.col("unseen"))
+    train = read(job / "likes" / "likes.train.inter")
+    assert pairs(train) == pairs(warm.filter(pl.col("label").is_in(["graph", "target"])))
+    assert len(train) == len(pairs(train))
+    for purpose in ("valid", "test"):
+        held_out = read(job / "likes" / f"likes.{purpose}.inter")
+        assert pairs(held_out) == pairs(warm.filter(pl.col("label") == purpose))
+
+
+def test_sequences_are_prefixes_of_a_viewers_likes_oldest_first_and_end_before_the_answer(job, rows):
+    likes = rows.filter(~pl.col("unseen"), pl.col("label") != "other")
+    for part, labels in (("train", ["graph", "target"]), ("valid", ["valid"]), ("test", ["test"])):
+        told = {
+            (user, film): [int(one) for one in before.split()]
+            for user, film, before in read(job / "sequences" / f"sequences.{part}.inter").iter_rows()
+        }
+        expected = {}
+        for (user,), own in likes.group_by("user_id"):
+            films = own.sort("position")["movie_id"].to_list()
+            for place, label in enumerate(own.sort("position")["label"]):
+                if place and label in labels:
+                    expected[user, films[place]] = films[:place]
+        assert told == expected
+
+
+def test_sequences_keep_the_newest_fifty_likes_and_never_reach_into_another_viewer(export):
+    users = [1] * 53 + [2] * 2
+    likes = pl.DataFrame({"user_id": users, "movie_id": range(100, 155)})
+    told = export.prefixes(likes)
+    assert told["movie_id"].to_list() == [*range(101, 153), 154]
+    assert told["item_id_list"].to_list()[-2:] == [list(range(102, 152)), [153]]
+
+
+def test_the_mask_is_everything_rated_before_the_answer_liked_or_not(export, world, rows):
+    for purpose in ("valid", "test"):
+        asked = export.read_asked(world.split, purpose)
+        cutoffs = rows.filter(~pl.col("unseen"), pl.col("label") == purpose).select("user_id", cutoff="position")
+        before = rows.join(cutoffs, on="user_id").filter(pl.col("position") < pl.col("cutoff"))
+        assert pairs(asked.seen) == pairs(before)
+        assert pairs(asked.history) == pairs(before.filter(pl.col("label") != "other"))
+        assert not pairs(asked.seen) & pairs(asked.answers)
+
+
+def test_both_sides_ask_the_same_valid_questions(export, world):
+    interactions = read_interactions(world.split)
+    asked, ours = export.read_asked(world.split, "valid"), interactions.valid
+    assert asked.users["user_id"].to_list() == ours.likes.user_ids_U.tolist()
+    assert asked.answers["movie_id"].to_list() == interactions.movie_ids_M[ours.answer_U.numpy()].tolist()
+
+
+def test_equal_scores_get_the_same_valid_ndcg_on_both_sides(side, job, world):
+    interactions, dataset, scores = read_interactions(world.split), Dataset(job), coarse_scores()
+    unknown = set(range(1, small_world.NUM_FILMS + 1)) - set(dataset.films)
+    scores[:, sorted(unknown)] = -np.inf  # RecBole has no score for them, so ours may have none
+    users, films = interactions.valid.likes.user_ids_U, interactions.movie_ids_M
+
+    class Ours:
+        def scorer(self, likes, age_E):
+            return lambda viewer_V: torch.from_numpy(scores[users[viewer_V.numpy()]][:, films])
+
+    told = side.Judge(job, dataset, {"model": "LightGCN"}).ndcg(Table(scores, dataset))
+    assert told == pytest.approx(judge(Ours(), interactions.valid), abs=1e-7)
+    assert told > 0
+
+
+def test_equal_scores_get_the_same_lists_on_both_sides_ties_included(side, export, job, world):
+    dataset, scores = Dataset(job), coarse_scores()
+    asked = export.read_asked(world.split, "test")
+    catalogue = Catalogue(read_interactions(world.split).movie_ids_M, SEED)
+    known = np.where(np.isin(catalogue.ids_M, dataset.films), 0.0, -np.inf).astype(np.float32)
+    ours = torch.from_numpy(scores[asked.users["user_id"].to_numpy()][:, catalogue.ids_M] + known)
+    masked = Ragged.from_pairs(
+        asked.seen["row"].to_numpy().astype(np.int64),
+        catalogue.columns(asked.seen["movie_id"].to_numpy()),
+        len(asked.users),
+    )
+    top = catalogue.movie_ids(top_columns(lambda start, stop: ours[start:stop].clone(), len(ours), masked, 20)[0])
+    told = side.Judge(job, dataset, {"model": "LightGCN"}).top(Table(scores, dataset), "test")
+    assert told.tolist() == top.tolist()
+
+
+def test_a_sequence_model_reads_the_newest_likes_the_valid_one_included(side, export, job, world):
+    dataset = Dataset(job)
+    model = Table(coarse_scores(), dataset)
+    names = {"MAX_ITEM_LIST_LENGTH": 3, "ITEM_ID_FIELD": "item_id", "LIST_SUFFIX": "_list"}
+    config = {"model": "SASRec", "ITEM_LIST_LENGTH_FIELD": "item_length"} | names
+    side.Judge(job, dataset, config).top(model, "test")
+    (batch,) = model.batches
+    history = export.read_asked(world.split, "test").history
+    newest = history.filter(pl.col("row") == 5)["movie_id"].to_list()[-3:]
+    assert [dataset.films[item - 1] for item in batch["item_id_list"][5].tolist()] == newest
+    assert batch["item_length"][5] == 3
