@@ -37,7 +37,6 @@ import typer
 from rich.console import Console
 from torch import Tensor
 
-from tripletune.graph.neighbour_sums import BagSums
 from tripletune.graph.ops import message_graph
 
 REPORT = Path(__file__).with_name("message_passing.md")
@@ -94,9 +93,6 @@ def operation(shape: Shape, backend: str, name: str) -> tuple[Callable[..., Tens
     """The operation on a graph that is built, and its inputs."""
     src_E, dst_E = draw(shape)
     source, edge = torch.randn(shape.num_src, shape.heads, shape.width), torch.randn(shape.num_edges, shape.heads)
-    if backend == "bag":
-        bags = BagSums.build(src_E, dst_E, shape.num_src, shape.num_dst)
-        return bags.sum_neighbours, [source.flatten(1)]
     graph = message_graph(src_E, dst_E, shape.num_src, shape.num_dst, "dgl" if backend == "dgl" else "torch")
     if name == "sum":
         return graph.sum_neighbours, [source.flatten(1)]
@@ -171,8 +167,8 @@ def report(bounds: dict[str, dict[str, float]], rows: list[dict[str, Any]], comm
     lines = [
         "# Message passing: edges per second, and what memory allows",
         "",
-        "What is counted and how: the head of `message_passing.py`. float32; `bag` is LightGCN's own on a CPU and has",
-        "sums alone. With its gradients: forward and backward together.",
+        "What is counted and how: the head of `message_passing.py`. float32. With its gradients: forward and backward",
+        "together.",
         "",
         f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads; {platform.python_version()}"
         f" Python, {libraries}; `{command}`",
@@ -218,7 +214,7 @@ def compare(
     for key in shapes.split(","):
         bounds[key] = _child("limits", key, "", str(repeats))
         for name in OPERATIONS[key]:
-            for backend in ("dgl", "torch", *(["bag"] if name == "sum" else [])):
+            for backend in ("dgl", "torch"):
                 rows += _child(backend, key, name, str(repeats))
     out.write_text(report(bounds, rows, "python benchmarks/message_passing.py compare"), encoding="utf-8")
     Console(width=200).print(out.read_text(encoding="utf-8"), markup=False)

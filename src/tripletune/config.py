@@ -209,8 +209,10 @@ class RgatConfig(Section):
         return self
 
     recency_half_life: Annotated[float, Field(ge=0.0)] = 0.0
-    """Age, in likes, at which a like counts half in a viewer's vector; 0 counts all alike, as a lasting preference does.
-    What a viewer is after today is LightGCN's to say."""
+    """Age, in likes, at which a like counts half in a viewer's vector; 0 counts all alike, as a lasting preference
+    does. What a viewer is after today is LightGCN's to say."""
+    checkpoint_minutes: Annotated[float, Field(ge=0.0)] = 2.0
+    """Least time between two checkpoints, from which a killed training goes on; 0 writes one after every step."""
 
 
 class LightGCNConfig(Section):
@@ -218,9 +220,9 @@ class LightGCNConfig(Section):
 
     dim: Positive = 64
     layers: Annotated[int, Field(ge=1, le=4)] = 2
-    message_passing: Literal["auto", "bag", "dgl", "torch"] = "auto"
-    """How sums over the graph are made: auto takes torch's embedding_bag (bag) on a CPU, the quickest whose bytes know
-    no number of threads, and torch on a GPU. They differ in the last bits."""
+    message_passing: Literal["auto", "dgl", "torch"] = "auto"
+    """Back end of the sums over the graph: auto is torch, on a CPU too, where DGL's plain sums are many times slower.
+    They differ in the last bits."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where it trains: auto takes a GPU where torch sees one. Draws are made on the CPU, the same everywhere."""
     loss: Literal["softmax", "bpr"] = "softmax"
@@ -251,16 +253,16 @@ class SasrecConfig(Section):
     dim: Positive = 64
     layers: Positive = 2
     heads: Positive = 2
+    """Attention heads; they begin with memories of two likes, eight, thirty-two, and so on."""
     max_length: Annotated[int, Field(ge=2)] = 50
     """Newest likes that a viewer's vector is made of."""
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.2
     learning_rate: PositiveFloat = 0.003
     warmup_steps: Positive = 20
     """Steps over which the learning rate rises to its value."""
-    weight_decay: Annotated[float, Field(ge=0.0)] = 0.0
-    max_steps: Positive = 1000
-    eval_every: Positive = 20
-    patience: Positive = 5
+    max_steps: Positive = 600
+    eval_every: Positive = 40
+    patience: Positive = 4
     """Evaluations of fit B without a better valid ndcg_at_10 before it stops."""
     batch_viewers: Positive = 128
     sampled_films: Annotated[int, Field(ge=0)] = 512
@@ -268,6 +270,12 @@ class SasrecConfig(Section):
     taken whole. 0 takes it whole always."""
     checkpoint_minutes: Annotated[float, Field(ge=0.0)] = 2.0
     """Least time between two checkpoints, from which a killed training goes on; 0 writes one after every step."""
+
+    @model_validator(mode="after")
+    def _heads_divide_width(self) -> SasrecConfig:
+        if self.dim % self.heads:
+            raise ValueError(f"dim = {self.dim} must be a multiple of heads = {self.heads}")
+        return self
 
 
 class RetrieveConfig(Section):

@@ -116,7 +116,7 @@ def headline(stage: str, facts: Mapping[str, Any]) -> str:
         return _split_headline(facts)
     if stage == "knowledge":
         films = facts["entities"]["movie"]
-        return f"{films:,} films, {facts['films_with_credits']:,} with credits, {facts['triples']:,} triples"
+        return f"{films:,} films, {facts.get('films_with_credits', 0):,} with credits, {facts['triples']:,} triples"
     kept = {name.replace("_", " "): facts[name] for name in _HEADLINES[stage] if name in facts}
     return ", ".join(
         f"{name} ({_fact(value)})" if isinstance(value, dict) else f"{name} {_fact(value)}"

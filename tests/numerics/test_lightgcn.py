@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.graph_cases import plant_split
+from tests.resuming import check_resumes
 from tripletune.config import LightGCNConfig
 from tripletune.errors import ConfigError, InputError, UserError
 from tripletune.graph.interactions import Batch, Likes, batches, newest_first_age, read_interactions
@@ -48,7 +49,7 @@ def dense_lightgcn(base_ND: torch.Tensor, liked_UM: torch.Tensor, layers: int) -
 
 @pytest.mark.parametrize("layers", [1, 2, 3, 4])
 @pytest.mark.parametrize("isolated", [False, True])
-@pytest.mark.parametrize("backend", ["bag", "dgl", "torch"])
+@pytest.mark.parametrize("backend", ["dgl", "torch"])
 def test_films_and_viewers_are_those_of_the_dense_model_with_zero_users(layers, isolated, backend):
     liked_UM = likes(isolated)
     viewer_E, movie_E = liked_UM.nonzero(as_tuple=True)
@@ -64,7 +65,7 @@ def test_films_and_viewers_are_those_of_the_dense_model_with_zero_users(layers, 
     torch.testing.assert_close(got_ND, want_ND, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("backend", ["bag", "dgl", "torch"])
+@pytest.mark.parametrize("backend", ["dgl", "torch"])
 def test_weighted_likes_are_those_of_the_dense_weighted_model(backend):
     liked_UM = likes(True)
     viewer_E, movie_E = liked_UM.nonzero(as_tuple=True)
@@ -312,38 +313,12 @@ def test_the_softmax_over_a_long_catalogue_has_the_same_bytes_with_any_number_of
         assert all(mine.equal(theirs) for mine, theirs in zip(one, other, strict=True))
 
 
-class Killed(BaseException):
-    """What no except clause catches."""
-
-
 @pytest.mark.parametrize("changes", KINDS, ids=str)
 def test_a_killed_training_goes_on_to_the_bytes_of_one_that_was_not(trained, tmp_path, monkeypatch, changes):
     wanted = settings(max_steps=8, eval_every=3, checkpoint_minutes=0, **changes)
-    (tmp_path / "whole").mkdir()
-    facts = train_lightgcn(trained[0], tmp_path / "whole", wanted, seed=3)
-    last = 8 + facts["steps"]
-    taken, plain_step = 0, LightGCNTrainer.step
-
-    def step(self: LightGCNTrainer) -> float:
-        nonlocal taken
-        taken += 1
-        if taken in kills:
-            raise Killed
-        return plain_step(self)
-
-    monkeypatch.setattr(LightGCNTrainer, "step", step)
-    # in the first step, between evaluations, in the first step of fit a, in its last; and several times on the way
-    for kills in ({1}, {5}, {9}, {last}, {2, 4, 9, 11}):
-        out, taken = tmp_path / f"killed {kills}", 0
-        out.mkdir()
-        for _ in kills:
-            with pytest.raises(Killed):
-                train_lightgcn(trained[0], out, wanted, seed=3)
-        train_lightgcn(trained[0], out, wanted, seed=3)
-        assert taken == last + len(kills)  # only the steps it was killed in were begun twice
-        for path in (tmp_path / "whole").iterdir():
-            assert path.read_bytes() == (out / path.name).read_bytes(), path.name
-        assert len(list(out.iterdir())) == len(list((tmp_path / "whole").iterdir()))  # no checkpoint is left
+    check_resumes(
+        lambda out: train_lightgcn(trained[0], out, wanted, seed=3), LightGCNTrainer, 8, tmp_path, monkeypatch
+    )
 
 
 def test_memory_is_stated_before_the_first_step_and_refused_in_one_line(trained, tmp_path, monkeypatch, caplog):
@@ -364,13 +339,12 @@ def test_a_gpu_that_is_not_there_is_one_line(trained, tmp_path):
 
 
 def test_the_back_ends_learn_the_same(trained, tmp_path):
-    for backend in ("bag", "dgl", "torch"):
+    for backend in ("dgl", "torch"):
         (tmp_path / backend).mkdir()
         train_lightgcn(trained[0], tmp_path / backend, settings(max_steps=3, message_passing=backend), seed=3)
-    bag, dgl, other = (load_file(tmp_path / backend / "fit_b.safetensors") for backend in ("bag", "dgl", "torch"))
-    for name in bag:
-        torch.testing.assert_close(bag[name], dgl[name], rtol=1e-3, atol=1e-4)
-        torch.testing.assert_close(bag[name], other[name], rtol=1e-3, atol=1e-4)
+    dgl, other = (load_file(tmp_path / backend / "fit_b.safetensors") for backend in ("dgl", "torch"))
+    for name in dgl:
+        torch.testing.assert_close(dgl[name], other[name], rtol=1e-3, atol=1e-4)
     assert not all(torch.equal(dgl[name], other[name]) for name in dgl)  # two programs, not one under two names
 
 

@@ -66,6 +66,15 @@ def test_sum_over_neighbours_is_a_product_with_the_adjacency_matrix(case):
     torch.testing.assert_close(build(case).sum_neighbours(source_SW), dense(case) @ source_SW)
 
 
+def test_the_reversed_graph_sums_and_weighs_along_the_same_edges_turned_round(case):
+    backward = build(case).reversed()
+    source_DHW, weight_EH = randn(case[3], HEADS, WIDTH), randn(len(case[0]), HEADS)
+    torch.testing.assert_close(backward.sum_neighbours(source_DHW[:, 0]), dense(case).T @ source_DHW[:, 0])
+    got_SHW = backward.weighted_sum(source_DHW, weight_EH)
+    for head in range(HEADS):
+        torch.testing.assert_close(got_SHW[:, head], dense(case, weight_EH[:, head]).T @ source_DHW[:, head])
+
+
 def test_softmax_is_over_the_incoming_edges_of_each_destination_and_head(case):
     dst_E = case[1]
     score_EH = randn(len(dst_E), HEADS) * 5

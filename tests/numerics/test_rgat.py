@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from safetensors.torch import load_file
 
 from tests.graph_cases import FIRST_MOVIE, NUM_MOVIES, director_of, plant_knowledge, plant_split
+from tests.resuming import check_resumes
 from tripletune.config import RgatConfig
 from tripletune.errors import InputError
 from tripletune.graph.interactions import Likes, newest_first_age, read_interactions
@@ -240,6 +241,13 @@ def trained(knowledge, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, 
     plant_split(root / "split")
     (root / "out").mkdir()
     return root / "split", root / "out", train_rgat(knowledge[0], root / "split", root / "out", settings(), seed=3)
+
+
+def test_a_killed_training_goes_on_to_the_bytes_of_one_that_was_not(knowledge, trained, tmp_path, monkeypatch):
+    wanted = settings(max_steps=8, eval_every=3, checkpoint_minutes=0)
+    check_resumes(
+        lambda out: train_rgat(knowledge[0], trained[0], out, wanted, seed=3), RgatTrainer, 8, tmp_path, monkeypatch
+    )
 
 
 def posterior(trained: tuple[Path, Path, dict[str, object]], fit: str = "b") -> pl.DataFrame:

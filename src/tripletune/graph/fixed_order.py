@@ -36,18 +36,21 @@ class _Matmul(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, left_NK: Tensor, right_KM: Tensor) -> Tensor:
         ctx.save_for_backward(left_NK, right_KM)
-        return _product(left_NK, right_KM)
+        return product(left_NK, right_KM)
 
     @staticmethod
     def backward(ctx: Any, grad_NM: Tensor) -> tuple[Tensor | None, Tensor | None]:
         left_NK, right_KM = ctx.saved_tensors
-        of_left = _product(grad_NM, right_KM.T) if ctx.needs_input_grad[0] else None
-        of_right = _product(left_NK.T, grad_NM) if ctx.needs_input_grad[1] else None
+        of_left = product(grad_NM, right_KM.T) if ctx.needs_input_grad[0] else None
+        of_right = product(left_NK.T, grad_NM) if ctx.needs_input_grad[1] else None
         return of_left, of_right
 
 
-def _product(left_NK: Tensor, right_KM: Tensor) -> Tensor:
-    """In blocks of the inner dimension; a GPU has no threads that share it, so one product."""
+def product(left_NK: Tensor, right_KM: Tensor) -> Tensor:
+    """As ``matmul``, without gradients.
+
+    In blocks of the inner dimension; a GPU has no threads that share it, so one product.
+    """
     inner = left_NK.shape[1]
     if inner <= INNER or left_NK.device.type != "cpu":
         return left_NK @ right_KM

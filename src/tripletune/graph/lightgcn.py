@@ -10,19 +10,14 @@ the layers 0..K. With a zero base, odd layers are zero for films and even ones f
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from tripletune.graph.neighbour_sums import BagSums, NeighbourSums
-from tripletune.graph.ops import MessageGraph, inverse_sqrt_degree, message_graph
+from tripletune.graph.ops import Backend, MessageGraph, inverse_sqrt_degree, message_graph
 
 POOL_POWER = 0.5
 """The viewer's side of the symmetric normalisation, 1 / sqrt(number of likes), as ``pool_viewers`` applies it."""
-
-
-Backend = Literal["auto", "bag", "dgl", "torch"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +29,10 @@ class LikeGraph:
     of a node's weights, and the sums are weighted.
     """
 
-    to_viewers: NeighbourSums
-    to_movies: NeighbourSums
+    to_viewers: MessageGraph
+    to_movies: MessageGraph
+    weight_E: Tensor | None
+    """What each like weighs in the sums; None: all alike."""
     viewer_scale_U1: Tensor
     movie_scale_M1: Tensor
     pool_scale_M1: Tensor
@@ -55,35 +52,32 @@ class LikeGraph:
         """From the likes, on their device.
 
         Args:
-            backend: ``bag`` sums by ``neighbour_sums``, on a CPU alone; ``dgl`` and ``torch`` by ``ops``. ``auto``
-                takes bag on a CPU and torch elsewhere. They differ in the last bits.
+            backend: as in ``message_graph``, but ``auto`` is torch on a CPU too: its plain sums are many times faster
+                than DGL's, whose libxsmm must stay off.
+            weight_E: of each like; None: all alike.
         """
         scales = (
             _scale(viewer_E, num_viewers, weight_E),
             _scale(movie_E, num_movies, weight_E),
             _scale(movie_E, num_movies, None),
         )
-        if backend == "bag" or (backend == "auto" and viewer_E.device.type == "cpu"):
-            sums = BagSums.build(movie_E, viewer_E, num_movies, num_viewers, weight_E)
-            return cls(sums, sums.reversed(), *scales)
-        to_viewers = message_graph(movie_E, viewer_E, num_movies, num_viewers, backend)
-        to_movies = message_graph(viewer_E, movie_E, num_viewers, num_movies, backend)
-        if weight_E is None:
-            return cls(to_viewers, to_movies, *scales)
-        return cls(_Weighted(to_viewers, weight_E), _Weighted(to_movies, weight_E), *scales)
+        chosen: Backend = "torch" if backend == "auto" else backend
+        to_viewers = message_graph(movie_E, viewer_E, num_movies, num_viewers, chosen)
+        return cls(to_viewers, to_viewers.reversed(), weight_E, *scales)
 
+    def sum_to_viewers(self, movies_MD: Tensor) -> Tensor:
+        """Sum over each viewer's likes: (M, D) to (U, D)."""
+        return self._sum(self.to_viewers, movies_MD)
 
-@dataclass(frozen=True, slots=True)
-class _Weighted:
-    """Sums of ``ops`` with a weight for each edge."""
+    def sum_to_movies(self, viewers_UD: Tensor) -> Tensor:
+        """Sum over each film's likes: (U, D) to (M, D)."""
+        return self._sum(self.to_movies, viewers_UD)
 
-    graph: MessageGraph
-    weight_E: Tensor
-
-    def sum_neighbours(self, source_SW: Tensor) -> Tensor:
-        return self.graph.weighted_sum(source_SW.unsqueeze(1), self.weight_E.to(source_SW.dtype).unsqueeze(1)).squeeze(
-            1
-        )
+    def _sum(self, graph: MessageGraph, source_SD: Tensor) -> Tensor:
+        if self.weight_E is None:
+            return graph.sum_neighbours(source_SD)
+        weight_E1 = self.weight_E.to(source_SD.dtype).unsqueeze(1)
+        return graph.weighted_sum(source_SD.unsqueeze(1), weight_E1).squeeze(1)
 
 
 def _scale(node_E: Tensor, num_nodes: int, weight_E: Tensor | None) -> Tensor:
@@ -116,8 +110,8 @@ class LightGCN(nn.Module):
         layer_MD: Tensor = self.embedding_MD
         movies_MD = sources_MD = layer_MD
         for layer in range(2, self.layers + 1, 2):  # two steps at once: films -> viewers -> films
-            viewers_UD = viewer_scale_U1 * graph.to_viewers.sum_neighbours(movie_scale_M1 * layer_MD)
-            layer_MD = movie_scale_M1 * graph.to_movies.sum_neighbours(viewer_scale_U1 * viewers_UD)
+            viewers_UD = viewer_scale_U1 * graph.sum_to_viewers(movie_scale_M1 * layer_MD)
+            layer_MD = movie_scale_M1 * graph.sum_to_movies(viewer_scale_U1 * viewers_UD)
             movies_MD = movies_MD + layer_MD
             if layer < self.layers:  # viewers' layer k + 1 comes from the films' layer k
                 sources_MD = sources_MD + layer_MD

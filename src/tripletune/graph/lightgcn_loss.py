@@ -16,13 +16,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from tripletune.graph.fixed_order import product
 from tripletune.graph.ops import take_rows
 
 BLOCK_VIEWERS = 128
 """Scores of so many viewers and all films are held at once: 128 x 87,585 floats are 45 MB."""
-
-SUM_BLOCK = 256
-"""Terms of a sum that MKL takes on one thread: seen with up to 8 threads, and not seen with 1,024 terms."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,19 +85,6 @@ class FilmSample:
         return FilmSample(self.movie_C.to(device), self.correction_C.to(device))
 
 
-def product_in_order(left_VM: Tensor, right_MD: Tensor) -> Tensor:
-    """``left @ right``, the long sum over M in blocks of a fixed size, then over the blocks: (V, D).
-
-    A library's product cuts a long sum into as many pieces as there are threads, and the last bits of the result change
-    with their number; one of ``SUM_BLOCK`` terms it leaves whole.
-    """
-    num_blocks = left_VM.shape[1] // SUM_BLOCK
-    whole = num_blocks * SUM_BLOCK
-    blocks_NVS = left_VM[:, :whole].view(left_VM.shape[0], num_blocks, SUM_BLOCK).transpose(0, 1)
-    blocks_NSD = right_MD[:whole].view(num_blocks, SUM_BLOCK, right_MD.shape[1])
-    return torch.bmm(blocks_NVS, blocks_NSD).sum(dim=0) + left_VM[:, whole:] @ right_MD[whole:]
-
-
 class _SoftmaxOverFilms(torch.autograd.Function):
     """Computes its gradients in the forward pass, block by block, so that the B x M scores are never held.
 
@@ -127,7 +112,7 @@ class _SoftmaxOverFilms(torch.autograd.Function):
             total_V = weight_R.new_zeros(stop - start).index_add_(0, viewer_R, weight_R)
             grad_VM = mass_VM.mul_((total_V / sum_V).unsqueeze(1))
             grad_VM.view(-1).index_add_(0, viewer_R * movies_MD.shape[0] + movie_R, -weight_R)
-            grad_viewers_BD[start:stop] = product_in_order(grad_VM, movies_MD)
+            grad_viewers_BD[start:stop] = product(grad_VM, movies_MD)
             grad_movies_MD.addmm_(grad_VM.T, viewers_BD[start:stop])
             grad_bias_M += grad_VM.sum(dim=0)
         ctx.save_for_backward(grad_viewers_BD, grad_movies_MD, grad_bias_M)

@@ -10,16 +10,14 @@ from tripletune.graph.lightgcn_loss import BLOCK_VIEWERS
 from tripletune.meter import claim_memory
 
 FLOAT = 4
-GRAPH_BYTES_PER_LIKE = {"bag": 48, "dgl": 96, "torch": 96}
-"""Both directions at the peak of their making, when the edges are sorted; 8 of the bags' stay."""
+GRAPH_BYTES_PER_LIKE = {"dgl": 96, "torch": 64}
+"""Both directions at the peak of their making, when the edges are sorted; 16 of torch's stay."""
 
 
-def memory_parts(likes: Likes, num_movies: int, settings: LightGCNConfig, device: torch.device) -> dict[str, int]:
+def memory_parts(likes: Likes, num_movies: int, settings: LightGCNConfig) -> dict[str, int]:
     """Bytes of each part of a fit at its peak."""
     num_edges, film_table = likes.viewer_E.numel(), num_movies * settings.dim * FLOAT
-    backend = settings.message_passing
-    if backend == "auto":
-        backend = "bag" if device.type == "cpu" else "torch"
+    backend = "dgl" if settings.message_passing == "dgl" else "torch"
     viewer_table = likes.num_viewers * settings.dim * FLOAT
     weights = 3 * FLOAT * num_edges if settings.edge_half_life else 0
     return {
@@ -39,7 +37,7 @@ def state_memory(likes: Likes, num_movies: int, settings: LightGCNConfig, device
     Raises:
         InputError: less is free.
     """
-    parts = memory_parts(likes, num_movies, settings, device)
+    parts = memory_parts(likes, num_movies, settings)
     told = ", ".join(f"{name} {size / 2**30:.2f}" for name, size in parts.items())
     advice = (
         "learn from fewer ratings (a higher split.like)"

@@ -50,6 +50,10 @@ class MessageGraph(ABC):
             return self._nothing(source_SHW)
         return self._weighted_sum(_widen(source_SHW), _widen(weight_EH)).to(source_SHW.dtype)
 
+    @abstractmethod
+    def reversed(self) -> MessageGraph:
+        """The same edges in the same order, each turned round."""
+
     def _nothing(self, source: Tensor) -> Tensor:
         return source.new_zeros(self.num_dst, *source.shape[1:])
 
@@ -86,7 +90,7 @@ def message_graph(src_E: Tensor, dst_E: Tensor, num_src: int, num_dst: int, back
     if backend == "torch" or (backend == "auto" and src_E.device.type != "cpu"):
         from tripletune.graph.ops_torch import TorchGraph  # here: the back ends import the interface
 
-        return TorchGraph(src_E, dst_E, num_src, num_dst)
+        return TorchGraph.build(src_E, dst_E, num_src, num_dst)
     from tripletune.graph.ops_dgl import DglGraph  # here: a GPU machine need not load DGL
 
     return DglGraph(src_E, dst_E, num_src, num_dst)

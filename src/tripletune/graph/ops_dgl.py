@@ -29,6 +29,10 @@ class DglGraph(MessageGraph):
         graph.create_formats_()
         self._graph = graph
 
+    def reversed(self) -> DglGraph:
+        src_E, dst_E = self._graph.edges(order="eid")
+        return DglGraph(dst_E, src_E, self.num_dst, self.num_src)
+
     def _sum(self, source_SW: Tensor) -> Tensor:
         summed_DW: Tensor = dgl.ops.copy_u_sum(self._graph, source_SW)
         return summed_DW

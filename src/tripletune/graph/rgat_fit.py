@@ -10,6 +10,7 @@ added as a fixed bias when films are ranked. Link prediction on the triples is a
 #   R likes of a batch, K negatives, L triples of the link batch, V viewers of a block
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import polars as pl
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tripletune.config import RgatConfig
+from tripletune.graph.checkpoints import Checkpoints, load_training_state, training_state
 from tripletune.graph.device import choose_device
 from tripletune.graph.fixed_order import total
 from tripletune.graph.interactions import Likes, batches, newest_first_age, read_interactions
@@ -62,10 +64,9 @@ class RgatTrainer:
         ).to(self._device)
         self._log_beta = nn.Parameter(torch.ones((), device=self._device))  # positive beta: a liking can't turn round
         self._link_RD = nn.Parameter(torch.ones(len(knowledge.relation_names), settings.dim, device=self._device))
+        self._parameters = {**dict(self._model.named_parameters()), "log_beta": self._log_beta, "link": self._link_RD}
         self._optimizer = torch.optim.Adam(
-            [*self._model.parameters(), self._log_beta, self._link_RD],
-            lr=settings.learning_rate,
-            weight_decay=settings.weight_decay,
+            self._parameters.values(), lr=settings.learning_rate, weight_decay=settings.weight_decay
         )
 
     @property
@@ -103,6 +104,14 @@ class RgatTrainer:
             "alpha": scores.log_alpha_T.exp(),
         }
         return {name: tensor.cpu() for name, tensor in tensors.items()}
+
+    def state(self) -> dict[str, Tensor]:
+        """All that the next step depends on."""
+        return training_state(self._parameters, self._optimizer, self._generator, self._batches)
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Take up what ``state`` gave."""
+        load_training_state(state, self._parameters, self._optimizer, self._generator, self._batches)
 
     def _forward(self) -> tuple[FilmScores, Tensor]:
         entities_ND, attention_T = self._model(self._graph)
@@ -196,10 +205,12 @@ def train_rgat(knowledge: Path, split: Path, out: Path, settings: RgatConfig, se
         trainers[fit] = RgatTrainer(facts, graph, interactions.fits[fit], settings, 2 * seed + (fit == "b"))
         return trainers[fit]
 
-    runs = train_both(make, interactions.valid, settings)
+    checkpoints = Checkpoints(out, settings.checkpoint_minutes)
+    runs = train_both(make, interactions.valid, settings, checkpoints, "R-GAT")
     write_attention(out, facts, runs)
     write_table(facts.entities, out / "entities.parquet")
     written = write_fits(out, runs, interactions, settings.recency_half_life, POOL_POWER)
+    checkpoints.remove()
     return written | {
         "entities": facts.num_entities,
         "triples": facts.movie_T.numel(),

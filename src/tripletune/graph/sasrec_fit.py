@@ -39,12 +39,7 @@ class SasrecTrainer:
             # popularity from the start, so that the vectors need only learn what departs from it
             self._model.bias_M.copy_(count_M.log1p())
         self._parameters = dict(self._model.named_parameters())
-        named = dict(self._parameters)
-        groups = [
-            {"params": [named.pop("embedding_MD")], "weight_decay": settings.weight_decay},
-            {"params": list(named.values()), "weight_decay": 0.0},
-        ]
-        self._optimizer = torch.optim.Adam(groups, lr=settings.learning_rate)
+        self._optimizer = torch.optim.Adam(self._parameters.values(), lr=settings.learning_rate)
         self._steps = 0
 
     def step(self) -> float:
