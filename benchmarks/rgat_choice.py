@@ -94,8 +94,8 @@ def render(parts: dict[str, Any]) -> str:
 def _cost(cost: dict[str, Any]) -> str:
     times = f"{cost['cpu_seconds']} s of CPU" if cost["cpu_seconds"] else "made in an earlier run"
     return (
-        f"R-GAT, both fits: {times}, peak {cost['peak_gib']} GiB; {cost['likes_b']:,} likes, {cost['triples']:,} triples, {cost['steps']} steps a "
-        f"fit, valid ndcg_at_10 {cost['best_valid_ndcg_at_10']:.4f}."
+        f"R-GAT, both fits: {times}, peak {cost['peak_gib']} GiB; {cost['likes_b']:,} likes, {cost['triples']:,} triples, "
+        f"{cost['steps']} steps a fit, valid ndcg_at_10 {cost['best_valid_ndcg_at_10']:.4f}."
     )
 
 

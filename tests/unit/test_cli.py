@@ -50,6 +50,12 @@ def test_a_stage_says_what_it_kept_and_rejected_and_then_where_it_is(release, tm
     assert (Path(folder) / "rejects.parquet").is_file()
 
 
+def test_knowledge_without_credits_says_so(release, tmp_path, capsys):
+    for stage in ("ingest", "knowledge"):
+        assert in_store(tmp_path / "a", stage, "--movielens", str(release)) == 0
+    assert "2 films, 0 with credits, " in capsys.readouterr().out
+
+
 def test_nothing_rejected_is_not_mentioned():
     facts = {"rows_kept": 100_829, "rows_rejected": 0, "tables": {}, "viewers": 610, "movies": 9742}
     assert headline("ingest", facts) == "100,829 ratings kept, 610 viewers, 9,742 films"
