@@ -69,7 +69,7 @@ def timing_run(run: Trained) -> Trained:
     return Trained(run.folder.with_name(run.folder.name + TIMING))
 
 
-def report(work: Path, command: str) -> str:
+def report(work: Path) -> str:
     """The tables of every release in the work folder, in Markdown."""
     lines = [
         "# LightGCN against RecBole's LightGCN",
@@ -82,7 +82,7 @@ def report(work: Path, command: str) -> str:
     folders = sorted(path.parent for path in work.glob("*/asked.json"))
     versions = Trained(next(iter(sorted(folders[0].glob("recbole/*"))))).done().get("versions", {})
     lines += ["RecBole 1.2.1 with " + ", ".join(f"{name} {version}" for name, version in versions.items())]
-    lines += [f"`{command}`", ""]
+    lines.append("")
     for folder in folders:
         lines += _release(folder)
     return "\n".join(lines)
@@ -97,6 +97,7 @@ def _release(folder: Path) -> list[str]:
         f"## {folder.name}",
         "",
         f"{facts['likes']:,} training likes of {facts['viewers']:,} viewers, {facts['films']:,} films.",
+        f"`{facts['command']}`",
         "",
         *_speed(theirs, ours, epoch, facts["grid"]),
         "",
@@ -138,14 +139,15 @@ def _extrapolated(curve: pl.DataFrame, ours: dict[str, Trained], epoch: dict[str
     row, further = f"| {goal:.4f}, our best | RecBole, BPR | | not foreseeable | | | | | |", []
     if epochs:
         seconds, cpu = (epoch[kind] * epochs for kind in ("train_seconds", "train_cpu_seconds"))
-        row = f"| {goal:.4f}, our best | RecBole, BPR | | {epochs} epochs, extrapolated | {seconds:.0f} | {cpu:.0f} | 1 | 1 | |"
+        steps = f"{epochs} epochs, extrapolated"
+        row = f"| {goal:.4f}, our best | RecBole, BPR | | {steps} | {seconds:.0f} | {cpu:.0f} | 1 | 1 | |"
         further = _reach(ours, goal, seconds, cpu)
     return [
         row,
         *further,
         "",
-        "RecBole had not stopped when it was cut, so its best is not its last word. The extrapolated epochs lie on the line "
-        "through the last third of its curve; curves bend down, so it would need more.",
+        "RecBole had not stopped when it was cut, so its best is not its last word. The extrapolated epochs lie on the "
+        "line through the last third of its curve; curves bend down, so it would need more.",
     ]
 
 
@@ -155,7 +157,8 @@ def epochs_until(curve: pl.DataFrame, goal: float) -> int | None:
     if len(last) < 2:
         return None
     slope, start = np.polyfit(last["epoch"].to_numpy(), last["valid_ndcg_at_10"].to_numpy(), 1)
-    return max(int(np.ceil((goal - start) / slope)), len(curve)) if slope > 0 else None
+    is_rising = slope > 1e-9  # a flat curve's slope is rounding
+    return max(int(np.ceil((goal - start) / slope)), len(curve)) if is_rising else None
 
 
 def _reach(ours: dict[str, Trained], goal: float, seconds: float, cpu: float) -> list[str]:
@@ -226,11 +229,11 @@ def compare(
     facts = {"split": str(split), "seed": seed, "films": likes.num_movies, "viewers": likes.fits["b"].num_viewers}
     facts["likes"] = likes.fits["b"].viewer_E.numel()
     facts["grid"] = f"the best of {len(recbole_runs(folder))} tried, by valid"
+    told_release = f"--name {name} --release FOLDER --preset {preset}" + " --grid" * grid
+    told_release += f" --cap-minutes {cap_minutes:g} --patience {patience}"
+    facts["command"] = f"python benchmarks/lightgcn_vs_recbole.py --recbole-python PYTHON {told_release}"
     (folder / "asked.json").write_text(json.dumps(facts) + "\n", encoding="utf-8")
-    told_release = f"--name {name} --release FOLDER --preset {preset}" + (" --grid" if grid else "")
-    told_release += f" --patience {patience}"
-    command = f"python benchmarks/lightgcn_vs_recbole.py --recbole-python PYTHON {told_release}"
-    out.write_text(report(work, command), encoding="utf-8")
+    out.write_text(report(work), encoding="utf-8")
     console.print(out.read_text(encoding="utf-8"), markup=False)
 
 

@@ -38,6 +38,11 @@ import typer
 from rgat_measures import SEED, measure_planted, measure_real
 
 REPORT = Path(__file__).with_name("rgat_choice.md")
+MEANING = (
+    "`place`: 0 is a choice at random, 1 that of the best possible detector, which knows how the data were made; the",
+    "aim was .8 for warm and .7 for unseen viewers. `lift`: 1 means that the chosen fact says nothing of what the",
+    "viewer likes next; an interval of `personal minus it` above 0 means that the personal choice says more.",
+)
 STAGES = ("ingest", "split", "knowledge", "rgat")
 
 
@@ -82,7 +87,7 @@ def render(parts: dict[str, Any]) -> str:
     memory = psutil.virtual_memory().total / 2**30
     machine = f"{platform.machine()}, {os.cpu_count()} cores, {memory:.0f} GiB; Python {platform.python_version()}"
     lines = ["# Which fact R-GAT tells a viewer", "", "What is measured and how: the head of `rgat_choice.py`.", ""]
-    lines += [f"{machine}, {libraries}", ""]
+    lines += [f"{machine}, {libraries}", "", *MEANING, ""]
     for found in parts.values():
         lines += [f"## {found['title']}", "", f"`{found['command']}`", "", _cost(found["cost"]), ""]
         lines += _planted(found["planted"]) if "planted" in found else []
@@ -94,8 +99,8 @@ def render(parts: dict[str, Any]) -> str:
 def _cost(cost: dict[str, Any]) -> str:
     times = f"{cost['cpu_seconds']} s of CPU" if cost["cpu_seconds"] else "made in an earlier run"
     return (
-        f"R-GAT, both fits: {times}, peak {cost['peak_gib']} GiB; {cost['likes_b']:,} likes, {cost['triples']:,} triples, "
-        f"{cost['steps']} steps a fit, valid ndcg_at_10 {cost['best_valid_ndcg_at_10']:.4f}."
+        f"R-GAT, both fits: {times}, peak {cost['peak_gib']} GiB; {cost['likes_b']:,} likes, {cost['triples']:,} "
+        f"triples, {cost['steps']} steps a fit, valid ndcg_at_10 {cost['best_valid_ndcg_at_10']:.4f}."
     )
 
 

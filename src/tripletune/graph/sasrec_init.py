@@ -1,7 +1,7 @@
 """Where SASRec's film vectors begin: the singular vectors of the likes it will be trained on.
 
 From random vectors the transformer must first find out which films go together, which some hundred viewers cannot
-teach it: on ml-latest-small the singular vectors raise valid ndcg_at_10 from .05 to .07 and halve the steps.
+teach it: on ml-latest-small valid ndcg_at_10 comes to .055 at most that way, to .07 and more from here.
 """
 
 # Shape letters in this file: M films, U viewers, Q vectors of the subspace, D width
