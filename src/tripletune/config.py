@@ -281,14 +281,14 @@ class SasrecConfig(Section):
 class RetrieveConfig(Section):
     """Candidates and hints."""
 
-    retriever: RetrieverName | Literal["fused"] = "lightgcn"
+    retriever: RetrieverName | Literal["fused"] = "fused"
     """Where the candidates come from; hint 1 puts them in LightGCN's order in any case. sasrec adds a stage that trains
     it; fused joins the lists below by reciprocal rank."""
-    fused_lightgcn: Weight = 1.0
+    fused_lightgcn: Weight = 0.0
     fused_ease: Weight = 1.0
     fused_sasrec: Weight = 1.0
     """What a list counts in the fused one; 0 leaves it out."""
-    fused_k: PositiveFloat = 60.0
+    fused_k: PositiveFloat = 20.0
     """A film at place r (from 1) of a list of weight w counts w / (this + r)."""
     fused_films: Annotated[int, Field(ge=20)] = 100
     """Films taken of each list."""

@@ -147,10 +147,11 @@ PROFILES = _columns(
         "attention": pl.Float32,
     }
 )
-"""retrieve/profiles/shard-NNN.parquet, sorted by user, purpose and relation: the viewer's preference profile. ``films``:
-liked films before the cutoff of which a fact is known, the same in each row of a question; ``mass``: the R-GAT's
-posterior over a film's triples for this viewer, summed by relation, mean over the films; ``attention``: the same
-without the viewer, alpha alone. Both sum to one over a question's rows; relations that no such film has are left out."""
+"""retrieve/profiles/shard-NNN.parquet, sorted by user, purpose and relation: the viewer's preference profile.
+``films``: liked films before the cutoff of which a fact is known, the same in each row of a question; ``mass``: the
+R-GAT's posterior over a film's triples for this viewer, summed by relation, mean over the films; ``attention``: the
+same without the viewer, alpha alone. Both sum to one over a question's rows; relations that no such film has are left
+out."""
 
 RANKINGS = _columns(
     {

@@ -86,7 +86,7 @@ def _hint_specs(config: RunConfig) -> tuple[StageSpec, ...]:
                     name="sasrec",
                     parents=("split",),
                     source=(*_modules("graph", without=("rgat", "lightgcn_fit", "knowledge")), "sequence", "schemas"),
-                    libraries=("torch", "polars", "numpy"),
+                    libraries=("torch", "polars", "numpy", "scipy"),
                     fields=(*_shaping("sasrec", SasrecConfig), "seed"),
                 ),
             )

@@ -23,7 +23,7 @@ from tripletune.retrieve.specialists import Catalogue, load_lightgcn, load_rgat
 
 SEED = 7
 FIT = {"train": "a", "valid": "b", "test": "b"}
-DEFAULT = RetrieveConfig(num_candidates=12, hint_films=6, similar_viewers=5, similar_films=3)
+DEFAULT = RetrieveConfig(retriever="lightgcn", num_candidates=12, hint_films=6, similar_viewers=5, similar_films=3)
 
 
 def retrieve(world, out, settings=DEFAULT):
@@ -198,9 +198,9 @@ def test_rows_after_the_test_like_change_no_byte(world, out, rows, tmp_path):
 
 
 def test_kerag_shows_ten_films_that_hold_the_answers(world, rows, tmp_path):
-    facts = retrieve(world, tmp_path / "kerag", RetrieveConfig(candidates="kerag", hint_films=6))
+    facts = retrieve(world, tmp_path / "kerag", RetrieveConfig(retriever="lightgcn", candidates="kerag", hint_films=6))
     assert facts["ceiling"] == {"valid": 1.0, "test": 1.0}
-    plain = RetrieveConfig(num_candidates=20)
+    plain = RetrieveConfig(retriever="lightgcn", num_candidates=20)
     retrieve(world, tmp_path / "plain", plain)
     tops = {
         (r["user_id"], r["purpose"]): r["candidates"]
@@ -267,7 +267,7 @@ def test_a_film_that_a_pinned_specialist_does_not_know_is_no_candidate(world, ro
     retrieve(pinned, tmp_path / "out")
     found = read(tmp_path / "out", "retrieved")
     assert found.select(pl.col("candidates", "similar").list.explode().max()).row(0) <= (40, 40)
-    retrieve(pinned, tmp_path / "kerag", RetrieveConfig(candidates="kerag"))
+    retrieve(pinned, tmp_path / "kerag", RetrieveConfig(retriever="lightgcn", candidates="kerag"))
     assert read(tmp_path / "kerag", "retrieved")["candidates"].list.explode().max() <= 40
 
 

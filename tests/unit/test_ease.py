@@ -161,7 +161,7 @@ def test_what_ease_was_fitted_to_is_written_for_the_audit(out, rows):
 
 
 def test_lightgcn_stays_the_retriever_beside_the_baseline(world, tmp_path):
-    facts = retrieve(world, tmp_path / "a", RetrieveConfig())
+    facts = retrieve(world, tmp_path / "a", RetrieveConfig(retriever="lightgcn"))
     assert facts["ease_films"] == {"b": NUM_FILMS}
     rankings = pl.read_parquet(tmp_path / "a" / "rankings.parquet").filter(retriever="lightgcn")
     first = rankings.join(read(tmp_path / "a"), on=["user_id", "purpose"])
@@ -169,7 +169,7 @@ def test_lightgcn_stays_the_retriever_beside_the_baseline(world, tmp_path):
 
 
 def test_a_catalogue_beyond_the_limit_has_no_baseline(world, tmp_path):
-    facts = retrieve(world, tmp_path / "a", RetrieveConfig(ease_max_films=NUM_FILMS - 1))
+    facts = retrieve(world, tmp_path / "a", RetrieveConfig(retriever="lightgcn", ease_max_films=NUM_FILMS - 1))
     assert facts["ease_films"] == {}
     assert not (tmp_path / "a" / "trained_on.parquet").exists()
     assert set(pl.read_parquet(tmp_path / "a" / "rankings.parquet")["retriever"]) == set(schemas.RETRIEVERS)

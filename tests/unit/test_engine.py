@@ -42,7 +42,7 @@ def generate(world, out, prompt=None, settings=None):
         world.retrieve,
         out,
         prompt or PromptConfig(),
-        settings or RetrieveConfig(),
+        settings or RetrieveConfig(retriever="lightgcn"),
         dislike=3.0,
         specialists=SPECIALISTS,
         seed=SEED,
@@ -61,7 +61,7 @@ def user_text(row):
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     world = small_world.make_world(tmp_path_factory.mktemp("world"))
-    retrieve(world, RetrieveConfig())
+    retrieve(world, RetrieveConfig(retriever="lightgcn"))
     return world
 
 
@@ -173,7 +173,7 @@ def copy_with_rows(world, folder, rows):
     for stage in ("split", "retrieve"):
         (folder / stage).mkdir()
     small_world.write_split(changed, rows)
-    retrieve(changed, RetrieveConfig())
+    retrieve(changed, RetrieveConfig(retriever="lightgcn"))
     return changed
 
 
@@ -266,7 +266,7 @@ def test_both_templates_name_themselves_in_every_row(world, out, tmp_path):
 
 
 def test_kerag_prompts_show_ten_films_with_every_answer(world, tmp_path):
-    settings = RetrieveConfig(candidates="kerag")
+    settings = RetrieveConfig(retriever="lightgcn", candidates="kerag")
     kerag = small_world.World(tmp_path / "w")
     shutil.copytree(world.root, kerag.root)
     retrieve(kerag, settings)
@@ -286,7 +286,7 @@ def test_an_ad_hoc_viewer_gets_a_prompt_by_the_same_way(world):
         world.knowledge,
         world.lightgcn,
         world.rgat,
-        RetrieveConfig(),
+        RetrieveConfig(retriever="lightgcn"),
         num_liked_triples=5,
         seed=SEED,
         fits=("b",),
@@ -323,17 +323,17 @@ def test_shards_of_another_split_are_refused(world, tmp_path):
 
 
 def test_the_contract_names_what_prompts_and_adapter_must_agree_in():
-    contract = prompt_contract(PromptConfig(), RetrieveConfig())
+    contract = prompt_contract(PromptConfig(), RetrieveConfig(retriever="lightgcn"))
     assert contract["template"] == "hints-first"
     assert contract["template_sha256"] == load_template("hints-first").sha256
     assert (contract["answer_style"], contract["num_answers"], contract["num_candidates"]) == ("titles", 5, 20)
     changes = [
-        prompt_contract(PromptConfig(triple_form="sentence"), RetrieveConfig()),
-        prompt_contract(PromptConfig(max_liked=3), RetrieveConfig()),
-        prompt_contract(PromptConfig(), RetrieveConfig(triple_choice="random")),
-        prompt_contract(PromptConfig(), RetrieveConfig(candidates="kerag")),
+        prompt_contract(PromptConfig(triple_form="sentence"), RetrieveConfig(retriever="lightgcn")),
+        prompt_contract(PromptConfig(max_liked=3), RetrieveConfig(retriever="lightgcn")),
+        prompt_contract(PromptConfig(), RetrieveConfig(retriever="lightgcn", triple_choice="random")),
+        prompt_contract(PromptConfig(), RetrieveConfig(retriever="lightgcn", candidates="kerag")),
     ]
     assert all(contract != other for other in changes)
     assert changes[-1]["num_candidates"] == 10
     with pytest.raises(ConfigError, match="shipped templates are"):
-        prompt_contract(PromptConfig(template="mine"), RetrieveConfig())
+        prompt_contract(PromptConfig(template="mine"), RetrieveConfig(retriever="lightgcn"))

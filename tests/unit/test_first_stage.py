@@ -141,7 +141,7 @@ def test_sasrec_is_a_stage_only_where_the_candidates_need_it():
 
     assert "sasrec" in stages(retriever="sasrec")
     assert "sasrec" in stages(retriever="fused", fused_sasrec=0.1)
-    assert "sasrec" not in stages(retriever="fused", fused_sasrec=0.0, fused_ease=1.0)
+    assert "sasrec" not in stages(retriever="fused", fused_sasrec=0.0, fused_lightgcn=1.0)
     assert "sasrec" not in stages(retriever="ease")
     with pytest.raises(ConfigError, match="'ease' needs no SASRec; set it to 'sasrec', or to 'fused' with"):
         run_sasrec(None, config(retriever="ease"))  # type: ignore[arg-type]
@@ -149,7 +149,7 @@ def test_sasrec_is_a_stage_only_where_the_candidates_need_it():
 
 def test_a_fused_list_of_one_list_is_refused():
     with pytest.raises(ValueError, match="'fused' needs two lists at least"):
-        config(retriever="fused", fused_lightgcn=0.0, fused_sasrec=0.0)
+        config(retriever="fused", fused_sasrec=0.0)
 
 
 def test_the_contract_names_the_settings_of_the_lists_that_are_shown():
@@ -163,7 +163,7 @@ def test_the_contract_names_the_settings_of_the_lists_that_are_shown():
         "ease_history_age": 5.0,
         "ease_max_films": 10_000,
     }
-    assert settings(retriever="fused", fused_sasrec=0.0).keys() == {
+    assert settings(retriever="fused").keys() == {
         *("fused_lightgcn", "fused_ease", "fused_sasrec", "fused_k", "fused_films"),
         *("ease_lambda", "ease_history_age", "ease_max_films"),
     }

@@ -173,7 +173,7 @@ def train_lightgcn(split: Path, out: Path, settings: LightGCNConfig, seed: int) 
     )
     checkpoints = Checkpoints(out, settings.checkpoint_minutes)
     runs = train_both(make, interactions.valid, settings, checkpoints, "LightGCN")
-    facts = write_fits(out, runs, interactions, settings.recency_half_life, POOL_POWER)
+    facts = write_fits(out, runs, interactions, {"half_life": settings.recency_half_life, "power": POOL_POWER})
     checkpoints.remove()
     parameters = interactions.num_movies * (settings.dim + (settings.loss == "softmax"))
     return facts | {"edges": 2 * interactions.fits["b"].viewer_E.numel(), "parameters": parameters}

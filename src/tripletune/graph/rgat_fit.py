@@ -209,7 +209,7 @@ def train_rgat(knowledge: Path, split: Path, out: Path, settings: RgatConfig, se
     runs = train_both(make, interactions.valid, settings, checkpoints, "R-GAT")
     write_attention(out, facts, runs)
     write_table(facts.entities, out / "entities.parquet")
-    written = write_fits(out, runs, interactions, settings.recency_half_life, POOL_POWER)
+    written = write_fits(out, runs, interactions, {"half_life": settings.recency_half_life, "power": POOL_POWER})
     checkpoints.remove()
     return written | {
         "entities": facts.num_entities,

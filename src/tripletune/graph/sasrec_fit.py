@@ -145,8 +145,7 @@ def train_sasrec(split: Path, out: Path, settings: SasrecConfig, seed: int) -> F
 
     checkpoints = Checkpoints(out, settings.checkpoint_minutes)
     runs = train_both(make, interactions.valid, settings, checkpoints, "SASRec")
-    facts = write_fits(out, runs, interactions, 0.0, 0.0)
-    (out / "pooling.json").unlink()
+    facts = write_fits(out, runs, interactions)
     names = ("dim", "layers", "heads", "max_length")
     write_json(out / "model.json", {name: getattr(settings, name) for name in names})
     checkpoints.remove()

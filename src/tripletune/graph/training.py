@@ -209,9 +209,12 @@ def write_table(frame: pl.DataFrame, path: Path) -> None:
 
 
 def write_fits(
-    out: Path, runs: Mapping[str, Run], interactions: Interactions, half_life: float, power: float
+    out: Path, runs: Mapping[str, Run], interactions: Interactions, pooling: Mapping[str, float] | None = None
 ) -> dict[str, Any]:
-    """Write what both specialists have in common: the fits, movies, pooling, trained_on and curve files.
+    """Write what is common to all that train: the fits, movies, trained_on and curve files.
+
+    Args:
+        pooling: of viewers from likes, ``half_life`` and ``power``, for ``pooling.json``; None: there is none.
 
     Returns:
         Facts: steps, best ndcg, seconds per step, likes of each fit.
@@ -221,7 +224,8 @@ def write_fits(
         write_atomically(out / f"fit_{fit}.safetensors", functools.partial(save_file, tensors))
     movies = pl.DataFrame({"movie_id": pl.Series(interactions.movie_ids_M, dtype=pl.Int32)})
     write_table(movies.select(pl.int_range(pl.len(), dtype=pl.Int32).alias("row"), "movie_id"), out / "movies.parquet")
-    write_json(out / "pooling.json", {"half_life": half_life, "power": power})
+    if pooling is not None:
+        write_json(out / "pooling.json", pooling)
     trained_on = [
         pl.DataFrame(
             {

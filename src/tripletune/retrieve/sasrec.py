@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from tripletune.errors import InputError
-from tripletune.retrieve.specialists import Catalogue, Likes, _in_order, _read, _vectors
+from tripletune.retrieve.specialists import Catalogue, Likes, in_catalogue_order, read_table, read_tensors
 from tripletune.sequence import SASRec, Shape
 
 
@@ -56,7 +56,7 @@ def load_sasrec(folder: Path, seed: int, fits: Iterable[str] = ("a", "b")) -> di
     Raises:
         InputError: a file is missing, damaged, not finite, or does not belong to the others.
     """
-    catalogue = Catalogue(_read(folder / "movies.parquet").sort("row")["movie_id"].to_numpy(), seed)
+    catalogue = Catalogue(read_table(folder / "movies.parquet").sort("row")["movie_id"].to_numpy(), seed)
     shape = _shape(folder / "model.json", len(catalogue))
     return {fit: _load(folder / f"fit_{fit}.safetensors", catalogue, shape) for fit in fits}
 
@@ -65,8 +65,8 @@ def _load(path: Path, catalogue: Catalogue, shape: Shape) -> SasrecFit:
     model = SASRec(shape, torch.Generator().manual_seed(0))
     names = {"embedding_MD": "movie_vectors", "bias_M": "movie_bias"}
     names = {name: names.get(name, name) for name in model.state_dict()}
-    tensors = _vectors(path, tuple(names.values()))
-    tensors |= _in_order(path, {name: tensors[name] for name in ("movie_vectors", "movie_bias")}, catalogue)
+    tensors = read_tensors(path, tuple(names.values()))
+    tensors |= in_catalogue_order(path, {name: tensors[name] for name in ("movie_vectors", "movie_bias")}, catalogue)
     for name, want in model.state_dict().items():
         have = tensors[names[name]]
         if have.shape != want.shape:

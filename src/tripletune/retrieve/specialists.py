@@ -120,11 +120,11 @@ def load_lightgcn(folder: Path, seed: int, fits: Iterable[str] = ("a", "b")) -> 
     Raises:
         InputError: a file is missing, damaged, not finite, or does not belong to the others.
     """
-    catalogue = Catalogue(_read(folder / "movies.parquet").sort("row")["movie_id"].to_numpy(), seed)
+    catalogue = Catalogue(read_table(folder / "movies.parquet").sort("row")["movie_id"].to_numpy(), seed)
     loaded = {}
     for fit in fits:
-        tensors = _vectors(folder / f"fit_{fit}.safetensors", ("movie_vectors", "pool_vectors", "movie_bias"))
-        films = _in_order(folder / f"fit_{fit}.safetensors", tensors, catalogue)
+        tensors = read_tensors(folder / f"fit_{fit}.safetensors", ("movie_vectors", "pool_vectors", "movie_bias"))
+        films = in_catalogue_order(folder / f"fit_{fit}.safetensors", tensors, catalogue)
         loaded[fit] = LightGCNFit(
             catalogue=catalogue,
             pool_vectors_MD=films["pool_vectors"],
@@ -137,16 +137,16 @@ def load_lightgcn(folder: Path, seed: int, fits: Iterable[str] = ("a", "b")) -> 
 
 def load_rgat(folder: Path, seed: int, fits: Iterable[str] = ("a", "b")) -> dict[str, RgatFit]:
     """Read the R-GAT's fits; errors as in ``load_lightgcn``."""
-    catalogue = Catalogue(_read(folder / "movies.parquet").sort("row")["movie_id"].to_numpy(), seed)
-    entities = _read(folder / "entities.parquet").select("row", entity="key")
-    attention = _read(folder / "attention.parquet")
+    catalogue = Catalogue(read_table(folder / "movies.parquet").sort("row")["movie_id"].to_numpy(), seed)
+    entities = read_table(folder / "entities.parquet").select("row", entity="key")
+    attention = read_table(folder / "attention.parquet")
     loaded = {}
     for fit in fits:
         path = folder / f"fit_{fit}.safetensors"
-        tensors = _vectors(path, ("entity_vectors", "pool_vectors", "movie_bias", "beta"))
+        tensors = read_tensors(path, ("entity_vectors", "pool_vectors", "movie_bias", "beta"))
         if tensors["entity_vectors"].shape[0] != len(entities):
             raise InputError(f"{path} has another number of entities than entities.parquet beside it; train rgat again")
-        films = _in_order(path, {name: tensors[name] for name in ("pool_vectors", "movie_bias")}, catalogue)
+        films = in_catalogue_order(path, {name: tensors[name] for name in ("pool_vectors", "movie_bias")}, catalogue)
         loaded[fit] = RgatFit(
             catalogue=catalogue,
             pool_vectors_MD=films["pool_vectors"],
@@ -160,14 +160,16 @@ def load_rgat(folder: Path, seed: int, fits: Iterable[str] = ("a", "b")) -> dict
     return loaded
 
 
-def _read(path: Path) -> pl.DataFrame:
+def read_table(path: Path) -> pl.DataFrame:
+    """Parquet of a stage that trains; InputError when it cannot be read."""
     try:
         return pl.read_parquet(path)
     except (OSError, pl.exceptions.PolarsError) as error:
         raise InputError(f"{path} cannot be read ({error}); train the specialist again") from None
 
 
-def _vectors(path: Path, names: tuple[str, ...]) -> dict[str, Tensor]:
+def read_tensors(path: Path, names: tuple[str, ...]) -> dict[str, Tensor]:
+    """Named tensors of a fit in float32; InputError when one is missing or not finite, or the file is damaged."""
     try:
         tensors = load_file(path)
     except (OSError, SafetensorError) as error:
@@ -180,7 +182,8 @@ def _vectors(path: Path, names: tuple[str, ...]) -> dict[str, Tensor]:
     return {name: tensors[name].float() for name in names}
 
 
-def _in_order(path: Path, tensors: dict[str, Tensor], catalogue: Catalogue) -> dict[str, Tensor]:
+def in_catalogue_order(path: Path, tensors: dict[str, Tensor], catalogue: Catalogue) -> dict[str, Tensor]:
+    """Tensors with a row per film (M, ...) in the order of the catalogue; InputError when their length is another."""
     for name, tensor in tensors.items():
         if tensor.shape[0] != len(catalogue):
             raise InputError(
