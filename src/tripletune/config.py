@@ -233,13 +233,13 @@ class LightGCNConfig(Section):
     edge_half_life: Annotated[float, Field(ge=0.0)] = 0.0
     """Age, in likes of the viewer, at which an edge of the graph counts half; 0 counts all alike."""
     learning_rate: PositiveFloat = 0.02
-    weight_decay: Annotated[float, Field(ge=0.0)] = 1e-4
+    weight_decay: Annotated[float, Field(ge=0.0)] = 0.0
     max_steps: Positive = 150
     eval_every: Positive = 10
     patience: Positive = 5
     """Evaluations of fit B without a better valid ndcg_at_10 before it stops."""
     batch_viewers: Positive = 1024
-    temperature: PositiveFloat = 0.015
+    temperature: PositiveFloat = 0.05
     """Scores are divided by it; the published model has none (1.0)."""
     recency_half_life: Annotated[float, Field(ge=0.0)] = 3.0
     """Age, in likes, at which a like counts half in targets and in a viewer's vector; 0 counts all alike."""

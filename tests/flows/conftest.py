@@ -39,6 +39,11 @@ max_steps = 20
 eval_every = 5
 dim = 16
 
+[sasrec]
+max_steps = 20
+eval_every = 10
+dim = 16
+
 [finetune]
 num_train_epochs = 1.0
 max_eval_examples = 8
