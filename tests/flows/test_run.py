@@ -184,7 +184,7 @@ def kill_when(process: subprocess.Popen[bytes], ready: object, patience: float =
     process.wait()
 
 
-UP_TO_RETRIEVE = ("ingest", "split", "knowledge", "rgat", "lightgcn", "retrieve")
+UP_TO_RETRIEVE = ("ingest", "split", "knowledge", "rgat", "lightgcn", "sasrec", "retrieve")
 
 
 @pytest.mark.parametrize("after_shards", [1, 4])
