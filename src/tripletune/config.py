@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[int, Field(ge=1)]
 PositiveFloat = Annotated[float, Field(gt=0.0)]
-Weight = Annotated[float, Field(ge=0.0)]
+Weight = Annotated[float, Field(ge=0.0, le=1000.0)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64)]
 RetrieverName = Literal["lightgcn", "ease", "sasrec"]
 LISTED_FILMS = 20
@@ -288,10 +288,10 @@ class RetrieveConfig(Section):
     fused_ease: Weight = 1.0
     fused_sasrec: Weight = 1.0
     """What a list counts in the fused one; 0 leaves it out."""
-    fused_k: PositiveFloat = 20.0
+    fused_k: Annotated[float, Field(gt=0.0, le=1e6)] = 20.0
     """A film at place r (from 1) of a list of weight w counts w / (this + r)."""
     fused_films: Annotated[int, Field(ge=20)] = 100
-    """Films taken of each list."""
+    """Films taken of each list, or as many as are shown where that is more."""
     ease_lambda: PositiveFloat = 500.0
     """Ridge of EASE: how many likes a weight is worth before it is believed."""
     ease_history_age: Annotated[float, Field(ge=0.0)] = 5.0

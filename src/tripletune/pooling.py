@@ -26,7 +26,9 @@ def recency_weights(age_E: Tensor, half_life: float) -> Tensor:
         raise ValueError(f"half_life must be 0 (all rows count alike) or more likes, got {half_life}")
     if half_life == 0:
         return torch.ones(age_E.shape, dtype=torch.float32, device=age_E.device)
-    return torch.exp2(-age_E.float() / half_life)
+    # by age, not by row: the last bits of a long column depend on how it is shared among threads
+    oldest = int(age_E.max()) if age_E.numel() else 0
+    return torch.exp2(-torch.arange(oldest + 1, device=age_E.device).float() / half_life)[age_E.long()]
 
 
 def pool_viewers(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import date
 
-from tripletune.config import FinetuneConfig, LightGCNConfig, RunConfig, SasrecConfig, Section
+from tripletune.config import FinetuneConfig, LightGCNConfig, RgatConfig, RunConfig, SasrecConfig, Section
 from tripletune.fingerprint import PACKAGE, StageSpec
 
 PARSED = StageSpec(
@@ -71,7 +71,7 @@ def _hint_specs(config: RunConfig) -> tuple[StageSpec, ...]:
             parents=("knowledge", "split"),
             source=(*_modules("graph", without=("lightgcn", "sasrec", "knowledge")), "pooling", "schemas"),
             libraries=("torch", "dgl", "polars", "numpy"),
-            fields=("rgat", "seed"),
+            fields=(*_shaping("rgat", RgatConfig), "seed"),
         ),
         StageSpec(
             name="lightgcn",

@@ -101,8 +101,8 @@ def _pinned_specialists(config: RunConfig, artifacts: Path) -> dict[str, str]:
     untrained = [stage for stage in config.trained_stages if stage not in run.fingerprints]
     if untrained:
         raise ConfigError(
-            f"specialists.pin = {run.name!r}, but that run has no {untrained[0]}; pin a run with the same "
-            f"retrieve.retriever, {config.retrieve.retriever!r}, or remove the pin"
+            f"specialists.pin = {run.name!r}, but that run has no {untrained[0]}, which tonight's retriever reads; "
+            "pin a run that has, set retrieve.retriever = 'ease' or 'lightgcn', or remove the pin"
         )
     pinned = {stage: run.fingerprints[stage] for stage in config.trained_stages}
     kept = RunPaths(root=artifacts, dataset=run.dataset, fingerprints=pinned)
@@ -123,8 +123,8 @@ def require_one_answer(config: RunConfig) -> None:
     """
     if config.split.protocol == "ratio":
         raise ConfigError(
-            "split.protocol = 'ratio' serves retrieval benchmarks and ends at lightgcn and rgat: it asks several likes "
-            "of a viewer, prompts are made for one; use leave_one_out or global_time"
+            "split.protocol = 'ratio' serves retrieval benchmarks and ends where likes are learned: it asks several "
+            "likes of a viewer, prompts are made for one; use leave_one_out or global_time"
         )
 
 
@@ -237,26 +237,31 @@ def run_knowledge(paths: RunPaths, config: RunConfig) -> Path:
 def run_rgat(paths: RunPaths, config: RunConfig) -> Path:
     """Train the relational graph attention network, fits a and b."""
     from tripletune.graph.rgat_fit import train_rgat
+    from tripletune.threads import take_all_threads
 
     if paths.is_done("rgat"):  # also a pinned one, whose parents may be gone
         return paths.folder("rgat")
     knowledge, split = paths.require("knowledge"), paths.require("split")
+    take_all_threads()
     return paths.build("rgat", lambda work: train_rgat(knowledge, split, work, config.rgat, config.seed))
 
 
 def run_lightgcn(paths: RunPaths, config: RunConfig) -> Path:
     """Train LightGCN, fits a and b."""
     from tripletune.graph.lightgcn_fit import train_lightgcn
+    from tripletune.threads import take_all_threads
 
     if paths.is_done("lightgcn"):
         return paths.folder("lightgcn")
     split = paths.require("split")
+    take_all_threads()
     return paths.build("lightgcn", lambda work: train_lightgcn(split, work, config.lightgcn, config.seed))
 
 
 def run_sasrec(paths: RunPaths, config: RunConfig) -> Path:
     """Train SASRec, fits a and b; for retrieve.retriever = "sasrec", or "fused" with a weight for it."""
     from tripletune.graph.sasrec_fit import train_sasrec
+    from tripletune.threads import take_all_threads
 
     if "sasrec" not in config.trained_stages:
         raise ConfigError(
@@ -266,6 +271,7 @@ def run_sasrec(paths: RunPaths, config: RunConfig) -> Path:
     if paths.is_done("sasrec"):
         return paths.folder("sasrec")
     split = paths.require("split")
+    take_all_threads()
     return paths.build("sasrec", lambda work: train_sasrec(split, work, config.sasrec, config.seed))
 
 

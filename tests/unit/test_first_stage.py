@@ -15,9 +15,10 @@ from tripletune.errors import ConfigError, InputError
 from tripletune.graph.sasrec_fit import train_sasrec
 from tripletune.prompts.engine import prompt_contract
 from tripletune.retrieve.candidates import retrieve_all
+from tripletune.runs import RunRecord, write_run
 from tripletune.sequence import SASRec, Shape
 from tripletune.specs import stage_specs
-from tripletune.stages import run_sasrec
+from tripletune.stages import resolve, run_sasrec
 
 SEED = 7
 WEIGHTS = {"lightgcn": 1.0, "ease": 2.0, "sasrec": 0.5}
@@ -145,6 +146,20 @@ def test_sasrec_is_a_stage_only_where_the_candidates_need_it():
     assert "sasrec" not in stages(retriever="ease")
     with pytest.raises(ConfigError, match="'ease' needs no SASRec; set it to 'sasrec', or to 'fused' with"):
         run_sasrec(None, config(retriever="ease"))  # type: ignore[arg-type]
+
+
+def test_a_pinned_run_that_has_no_sasrec_is_refused_by_name(tmp_path):
+    pinned = {"name": "x-1", "dataset": "x", "status": "completed", "started": "2026-01-01T00:00:00Z", "config": {}}
+    write_run(tmp_path, RunRecord.model_validate({**pinned, "fingerprints": {"rgat": "r", "lightgcn": "l"}}))
+    night = RunConfig.model_validate({"dataset": "x", "specialists": {"pin": "x-1"}})
+    with pytest.raises(ConfigError, match=r"that run has no sasrec, which tonight's retriever reads"):
+        resolve(night, tmp_path)
+
+
+@pytest.mark.parametrize("weight", [1e9, float("inf"), -1.0])
+def test_a_weight_that_would_overflow_is_refused(weight):
+    with pytest.raises(ValueError, match="fused_ease"):
+        config(fused_ease=weight)
 
 
 def test_a_fused_list_of_one_list_is_refused():

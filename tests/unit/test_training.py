@@ -148,10 +148,11 @@ def test_checkpoints_are_as_far_apart_as_they_are_told(tmp_path, monkeypatch):
     assert checkpoints.load("a") is None
 
 
-def test_how_often_checkpoints_are_written_does_not_change_what_an_output_is_known_by():
-    (spec,) = (spec for spec in stage_specs(RunConfig(dataset="x")) if spec.name == "lightgcn")
-    assert "lightgcn.dim" in spec.fields
-    assert not {"lightgcn", "lightgcn.checkpoint_minutes"} & set(spec.fields)
+@pytest.mark.parametrize("stage", ["rgat", "lightgcn", "sasrec"])
+def test_how_often_checkpoints_are_written_does_not_change_what_an_output_is_known_by(stage):
+    (spec,) = (spec for spec in stage_specs(RunConfig(dataset="x")) if spec.name == stage)
+    assert f"{stage}.dim" in spec.fields
+    assert not {stage, f"{stage}.checkpoint_minutes"} & set(spec.fields)
 
 
 def test_a_long_training_says_now_and_then_where_it_is(caplog, monkeypatch):

@@ -9,13 +9,19 @@ import torch
 from tripletune.errors import ConfigError
 
 
-def choose_device(setting: Literal["auto", "cpu", "cuda"], name: str) -> torch.device:
-    """The device of a setting; ``name`` is what the setting is called in an error.
+def choose_device(
+    setting: Literal["auto", "cpu", "cuda"], backend: Literal["auto", "dgl", "torch"], section: str
+) -> torch.device:
+    """The device of a section's setting; DGL is for the CPU, so ``auto`` with it is one.
 
     Raises:
-        ConfigError: it names a GPU and torch sees none.
+        ConfigError: it names a GPU, and torch sees none or the back end is DGL.
     """
-    has_gpu = torch.cuda.is_available()
+    name, has_gpu = f"{section}.device", torch.cuda.is_available() and backend != "dgl"
+    if setting == "cuda" and backend == "dgl":
+        raise ConfigError(
+            f"{name} = 'cuda' needs {section}.message_passing = 'torch' or 'auto'; DGL here is for the CPU"
+        )
     if setting == "cuda" and not has_gpu:
         raise ConfigError(f"{name} = 'cuda', but torch sees no GPU here; set 'auto' or 'cpu'")
     return torch.device("cuda" if has_gpu and setting != "cpu" else "cpu")

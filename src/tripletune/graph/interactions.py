@@ -92,7 +92,7 @@ def read_interactions(split: Path, movie_ids: npt.NDArray[np.int32] | None = Non
         movie_ids: the catalogue, ascending; rows of other films are left out. None: every film somebody rated.
 
     Raises:
-        InputError: there are no shards, a column is missing, or there is no like to train on.
+        InputError: there are no shards, a column is missing, there is no like to train on, or but one film.
     """
     files = sorted(split.glob("shard=*/part.parquet"))
     if not files:
@@ -114,6 +114,8 @@ def read_interactions(split: Path, movie_ids: npt.NDArray[np.int32] | None = Non
         raise InputError(f"{split} does not hold the columns {', '.join(COLUMNS)} ({error}); run split again") from None
     if not fits["a"].num_viewers:
         raise InputError(f"{split} has no 'graph' like of a viewer who is not unseen; lower split.like or min_graph")
+    if len(movie_ids) < 2:
+        raise InputError(f"{split} has ratings of one film; nothing can be ranked: give ratings of two films at least")
     return Interactions(movie_ids, fits, valid)
 
 

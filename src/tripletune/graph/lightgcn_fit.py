@@ -34,7 +34,7 @@ class LightGCNTrainer:
 
     def __init__(self, likes: Likes, num_movies: int, settings: LightGCNConfig, seed: int) -> None:
         self._settings, self._num_movies = settings, num_movies
-        self._device = choose_device(settings.device, "lightgcn.device")
+        self._device = choose_device(settings.device, settings.message_passing, "lightgcn")
         self._generator = torch.Generator().manual_seed(seed)
         self._graph = _like_graph(likes, num_movies, settings, self._device)
         self._batches = batches(likes, settings.batch_viewers, self._generator)
@@ -168,9 +168,8 @@ def train_lightgcn(split: Path, out: Path, settings: LightGCNConfig, seed: int) 
     def make(fit: str) -> LightGCNTrainer:
         return LightGCNTrainer(interactions.fits[fit], interactions.num_movies, settings, 2 * seed + (fit == "b"))
 
-    state_memory(
-        interactions.fits["b"], interactions.num_movies, settings, choose_device(settings.device, "lightgcn.device")
-    )
+    device = choose_device(settings.device, settings.message_passing, "lightgcn")
+    state_memory(interactions.fits["b"], interactions.num_movies, settings, device)
     checkpoints = Checkpoints(out, settings.checkpoint_minutes)
     runs = train_both(make, interactions.valid, settings, checkpoints, "LightGCN")
     facts = write_fits(out, runs, interactions, {"half_life": settings.recency_half_life, "power": POOL_POWER})

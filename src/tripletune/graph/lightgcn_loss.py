@@ -97,10 +97,14 @@ class _SoftmaxOverFilms(torch.autograd.Function):
         grad_viewers_BD, grad_movies_MD = torch.empty_like(viewers_BD), torch.zeros_like(movies_MD)
         grad_bias_M = torch.zeros_like(bias_M)
         loss = viewers_BD.new_zeros(())
-        starts = range(0, num_viewers, BLOCK_VIEWERS)
-        blocks = zip(starts, _blocks(targets.viewer_R, starts), _blocks(targets.known_viewer_K, starts), strict=True)
-        for start, rows, known in blocks:
-            stop = min(start + BLOCK_VIEWERS, num_viewers)
+        bounds = _bounds(num_viewers)
+        blocks = zip(
+            itertools.pairwise(bounds),
+            _rows(targets.viewer_R, bounds),
+            _rows(targets.known_viewer_K, bounds),
+            strict=True,
+        )
+        for (start, stop), rows, known in blocks:
             viewer_R, movie_R = targets.viewer_R[rows] - start, targets.movie_R[rows]
             weight_R = targets.weight_R[rows].to(viewers_BD.dtype)
             scores_VM = torch.addmm(bias_M, viewers_BD[start:stop], movies_MD.T)
@@ -140,6 +144,8 @@ def softmax_loss(
     if sample is not None:
         movies_MD = take_rows(movies_MD, sample.movie_C)
         bias_M = take_rows(bias_M, sample.movie_C) + sample.correction_C.to(bias_M.dtype)
+    if viewers_BD.shape[0] == 1:  # see _bounds; a viewer without a target costs nothing
+        viewers_BD = functional.pad(viewers_BD, (0, 0, 0, 1))
     loss: Tensor = _SoftmaxOverFilms.apply(viewers_BD, movies_MD, bias_M, targets)  # type: ignore[no-untyped-call]
     return loss
 
@@ -188,9 +194,17 @@ def draw_unliked(viewer_R: Tensor, liked: Tensor, num_movies: int, generator: to
     return wish_R + behind_R - first_R
 
 
-def _blocks(sorted_viewer: Tensor, starts: range) -> list[slice]:
-    """The rows of the viewers from each start to the next."""
-    bounds = torch.tensor([*starts, starts.stop], device=sorted_viewer.device)
+def _bounds(num_viewers: int) -> list[int]:
+    """Where blocks of viewers begin and end; none is of one, as the bits of its sums know the number of threads."""
+    starts = list(range(0, num_viewers, BLOCK_VIEWERS))
+    if len(starts) > 1 and num_viewers - starts[-1] == 1:
+        starts.pop()
+    return [*starts, num_viewers]
+
+
+def _rows(sorted_viewer: Tensor, bounds: list[int]) -> list[slice]:
+    """The rows of the viewers from each bound to the next."""
+    wanted = torch.tensor(bounds, device=sorted_viewer.device)
     return [
-        slice(first, last) for first, last in itertools.pairwise(torch.searchsorted(sorted_viewer, bounds).tolist())
+        slice(first, last) for first, last in itertools.pairwise(torch.searchsorted(sorted_viewer, wanted).tolist())
     ]

@@ -190,7 +190,7 @@ def train_rgat(knowledge: Path, split: Path, out: Path, settings: RgatConfig, se
     """
     facts = read_knowledge(knowledge)
     interactions = read_interactions(split, facts.movie_ids_M)
-    on_device = facts.to(choose_device(settings.device, "rgat.device"))
+    on_device = facts.to(choose_device(settings.device, settings.message_passing, "rgat"))
     graph = RelationalGraph.build(
         on_device.movie_entity_M[on_device.movie_T],
         on_device.relation_T,

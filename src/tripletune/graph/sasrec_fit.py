@@ -18,10 +18,11 @@ from tripletune.config import SasrecConfig
 from tripletune.graph.checkpoints import Checkpoints, load_training_state, training_state
 from tripletune.graph.interactions import Batch, Likes, batches, read_interactions
 from tripletune.graph.lightgcn_loss import FilmSample, Targets, softmax_loss
-from tripletune.graph.sasrec_init import film_factors, one_thread
+from tripletune.graph.sasrec_init import film_factors
 from tripletune.graph.training import Scorer, train_both, write_fits
 from tripletune.paths import Facts, write_json
 from tripletune.sequence import SASRec, Shape
+from tripletune.threads import one_thread
 
 
 class SasrecTrainer:

@@ -7,15 +7,13 @@ teach it: on ml-latest-small valid ndcg_at_10 comes to .055 at most that way, to
 # Shape letters in this file: M films, U viewers, Q vectors of the subspace, D width
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
-
 import numpy as np
 import torch
 from scipy import sparse
 from torch import Tensor
 
 from tripletune.graph.interactions import Likes
+from tripletune.threads import one_thread
 
 SPREAD = 0.1
 """Root mean square of the vectors' entries; LightGCN's too."""
@@ -52,23 +50,12 @@ def film_factors(likes: Likes, num_movies: int, dim: int, generator: torch.Gener
         squared_Q, turn_QQ = torch.linalg.eigh(seen_UQ.T @ seen_UQ)
         order_D = squared_Q.argsort(descending=True)[:dim]
         found_MD = (basis_MQ @ turn_QQ[:, order_D]) * squared_Q[order_D].clamp(min=0).pow(0.25)
-    factors_MD = torch.zeros(num_movies, dim)
-    factors_MD[:, : found_MD.shape[1]] = found_MD.float()
-    norm_M = factors_MD.norm(dim=1)
-    mean = norm_M[norm_M > 0].mean() / dim**0.5
+        factors_MD = torch.zeros(num_movies, dim)
+        factors_MD[:, : found_MD.shape[1]] = found_MD.float()
+        norm_M = factors_MD.norm(dim=1)
+        mean = norm_M[norm_M > 0].mean() / dim**0.5
     begin_MD: Tensor = SPREAD * (factors_MD / mean + NOISE * noise_MD)
     return begin_MD
-
-
-@contextlib.contextmanager
-def one_thread() -> Iterator[None]:
-    """One thread for what torch does inside; on more, the last bits of long sums come out differently."""
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(num_threads)
 
 
 def _normalised(likes: Likes, num_movies: int) -> sparse.csr_array:

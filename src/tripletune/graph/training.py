@@ -1,7 +1,7 @@
-"""How both specialists are trained: fit B stops early on ``valid``, fit A runs as many steps without looking.
+"""How all that learns from likes is trained: fit B stops early on ``valid``, fit A runs as many steps without looking.
 
-A specialist brings a ``Model``; here are the two runs, the judge that ranks each held-out like against the whole
-catalogue, and the files that both specialists write in the same layout.
+R-GAT, LightGCN and SASRec bring a ``Model`` each; here are the two runs, the judge that ranks each held-out like
+against the whole catalogue, and the files that all of them write in the same layout.
 """
 
 # Shape letters in this file: M films, U viewers, E likes, S rated rows, V viewers of a block

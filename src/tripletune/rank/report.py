@@ -40,6 +40,7 @@ FAMILIES: tuple[dict[str, Any], ...] = (
 HEADLINES = (
     ("tuned", "ndcg_at_5", "tuned model, ndcg_at_5"),
     ("retriever", "ndcg_at_5", "retriever's order, ndcg_at_5"),
+    ("fused", "ndcg_at_10", "fused retriever, ndcg_at_10"),
     ("lightgcn", "ndcg_at_10", "LightGCN, ndcg_at_10"),
     ("retrieval", "ceiling", "held-out film is a candidate"),
     ("tuned", "valid_answers_unconstrained", "valid answers without constraint"),

@@ -23,6 +23,7 @@ from tripletune.config import RetrieveConfig
 from tripletune.meter import claim_memory
 from tripletune.retrieve.specialists import Catalogue, Likes
 from tripletune.retrieve.topk import Floats, Ints, Ragged, top_columns
+from tripletune.threads import one_thread
 
 BYTES_PER_WEIGHT = 24
 """At the peak of a fit: the matrix, its factor and its inverse in float64; the weights that stay have 4."""
@@ -148,9 +149,5 @@ def _gram(likes_VF: sparse.csr_array) -> npt.NDArray[np.float64]:
 
 def _inverse(matrix_FF: Tensor) -> Tensor:
     """Inverse of a symmetric positive definite matrix, on one thread: on two, the last bits come out differently."""
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with one_thread():
         return torch.cholesky_inverse(torch.linalg.cholesky(matrix_FF))
-    finally:
-        torch.set_num_threads(num_threads)
