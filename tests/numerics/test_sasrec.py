@@ -226,14 +226,15 @@ def test_rows_that_must_not_train_change_no_byte_of_fit_a(tmp_path):
     assert tensors[0] == tensors[1]
 
 
-def test_the_number_of_threads_changes_no_bit():
+@pytest.mark.parametrize("viewers", [128, 129])
+def test_the_number_of_threads_changes_no_bit(viewers):
     generator = torch.Generator().manual_seed(6)
-    viewer_E = torch.arange(128).repeat_interleave(50)  # 6,272 places: products over so many are shared by threads
-    movie_E = torch.rand(128, 800, generator=generator).argsort(dim=1)[:, :50].flatten()
-    likes, threads, found = Likes(np.arange(128, dtype=np.int32), viewer_E, movie_E), torch.get_num_threads(), []
+    viewer_E = torch.arange(viewers).repeat_interleave(50)  # 6,272 places: products over so many are shared by threads
+    movie_E = torch.rand(viewers, 800, generator=generator).argsort(dim=1)[:, :50].flatten()
+    likes, threads, found = Likes(np.arange(viewers, dtype=np.int32), viewer_E, movie_E), torch.get_num_threads(), []
     for num_threads in (1, 2):
         torch.set_num_threads(num_threads)
-        trainer = SasrecTrainer(likes, 800, settings(dim=64, batch_viewers=128, sampled_films=100), 3)
+        trainer = SasrecTrainer(likes, 800, settings(dim=64, batch_viewers=viewers, sampled_films=100), 3)
         losses = [trainer.step() for _ in range(2)]
         scores_VM = trainer.scorer(likes, torch.zeros(0))(torch.arange(9))
         found.append((losses, scores_VM, trainer.export()))
