@@ -169,6 +169,7 @@ EXAMPLES = _columns(
         "answers": pl.List(pl.Int32),
         "candidates": pl.List(pl.Int32),
         "candidate_titles": pl.List(pl.String),
+        "candidate_letters": pl.List(pl.String),
         "retrieved": pl.List(pl.Int32),
         "liked": pl.List(pl.Int32),
         "disliked": pl.List(pl.Int32),
@@ -185,8 +186,10 @@ EXAMPLES = _columns(
 ``completion`` are chat messages as TRL reads them. ``answers``: train: the target likes among the candidates, best
 rated first, then the retriever's order, at most five, as in the completion; valid and test: the one held-out like,
 also when it is not a candidate. ``candidates`` in the order shown, ``candidate_titles`` their titles exactly as they
-stand in the prompt (distinct within it), ``retrieved`` the same films in the retriever's order.
-``liked`` and ``disliked`` newest first. ``lightgcn`` and ``rgat`` are the specialists' fingerprints."""
+stand in the prompt (distinct within it), ``candidate_letters`` the labels before them that an answer names them by
+(empty where the template's answers are titles), ``retrieved`` the same films in the retriever's order.
+``liked`` and ``disliked`` newest first. ``liked, disliked, ranking, similar, triples`` are what the prompt shows: empty
+where the template has no such section. ``lightgcn`` and ``rgat`` are the specialists' fingerprints."""
 
 SYSTEMS = ("random", "retriever", "untuned", "tuned")
 PREDICTIONS = _columns(

@@ -7,7 +7,8 @@ import pytest
 
 from tripletune import schemas
 from tripletune.prompts.explain import explain_lines
-from tripletune.prompts.render import relation_words, render_prompts
+from tripletune.prompts.render import render_prompts
+from tripletune.prompts.wording import words_of_relations
 from tripletune.prompts.template import load_template
 
 TITLES = pl.DataFrame(
@@ -107,22 +108,27 @@ def test_no_example_gives_no_prompt():
 
 def test_every_relation_has_words_in_both_forms():
     names = [*schemas.RELATION_NAMES, "shot_in", "<|eot_id|>", "\n"]
-    assert relation_words(names, "sentence") == {
-        "genre": " is of the genre ",
-        "decade": " is from the ",
-        "tag": " was tagged as ",
-        "director": " was directed by ",
-        "writer": " was written by ",
-        "actor": " stars ",
-        "cinematographer": " was filmed by ",
-        "composer": " has music by ",
-        "producer": " was produced by ",
-        "editor": " was edited by ",
-        "shot_in": ", shot in: ",
-        "<|eot_id|>": ", ‹|eot id|›: ",
-        "\n": ", fact: ",
+    assert words(names, "sentence") == {
+        "genre": (" is of the genre ", "."),
+        "decade": (" is from the ", "."),
+        "tag": (" was tagged as ", "."),
+        "director": (" was directed by ", "."),
+        "writer": (" was written by ", "."),
+        "actor": (" stars ", "."),
+        "cinematographer": (" was filmed by ", "."),
+        "composer": (" has music by ", "."),
+        "producer": (" was produced by ", "."),
+        "editor": (" was edited by ", "."),
+        "shot_in": (", shot in: ", "."),
+        "<|eot_id|>": (", ‹|eot id|›: ", "."),
+        "\n": (", fact: ", "."),
     }
-    assert relation_words(["actor", "shot_in"], "arrow") == {"actor": " - starring - ", "shot_in": " - shot in - "}
+    assert words(["actor", "shot_in"], "arrow") == {"actor": (" - starring - ", ""), "shot_in": (" - shot in - ", "")}
+
+
+def words(relations, form, template="hints-first"):
+    frame = words_of_relations(relations, form, load_template(template).wording)
+    return {relation: (between, end) for relation, between, end in frame.iter_rows()}
 
 
 @pytest.mark.parametrize("template", ["hints-first", "published"])

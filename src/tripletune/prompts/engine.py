@@ -19,8 +19,8 @@ from tripletune.errors import InputError
 from tripletune.paths import Facts, write_atomically
 from tripletune.prompts.evidence import collect_answers, collect_evidence
 from tripletune.prompts.render import NUM_ANSWERS, render_prompts
-from tripletune.prompts.sanitise import clean_text, display_titles
-from tripletune.prompts.template import Template, load_template
+from tripletune.prompts.sanitise import clean_names, display_titles
+from tripletune.prompts.template import SLOTS, Template, load_template
 from tripletune.schemas import EXAMPLES, PURPOSES, QUESTION, conform
 from tripletune.stable_hash import pair_hash_expr
 
@@ -82,7 +82,10 @@ def build_examples(
     asked = asked.with_columns(pl.col("liked", "disliked").fill_null(_NO_FILMS))
     asked = _with_answers(asked.rename({"candidates": "retrieved"}), answers)
     asked = _with_shown(asked, frame.seed)
-    asked = _with_triples(asked, choices, frame.settings.triples_for_liked)
+    untold = [slot for slot in SLOTS if slot not in frame.template.slots]
+    asked = asked.with_columns(pl.lit([], dtype=EXAMPLES[slot]).alias(slot) for slot in untold)
+    if "triples" not in untold:
+        asked = _with_triples(asked, choices, frame.settings.triples_for_liked)
     rendered = render_prompts(
         asked.rename({"picks": "completion"}), frame.template, frame.settings.triple_form, frame.titles
     )
@@ -143,8 +146,9 @@ def _with_triples(asked: pl.DataFrame, choices: pl.DataFrame, num_liked: int) ->
     films = pl.concat_list(pl.col("liked").list.head(num_liked), "candidates")
     told = asked.select(*QUESTION, movie_id=films)
     told = told.with_columns(place=pl.int_ranges(pl.col("movie_id").list.len())).explode("movie_id", "place")
-    names = choices.select("entity_name").unique().with_columns(clean=clean_text(pl.col("entity_name")))
-    named = choices.join(names.drop_nulls(), on="entity_name").drop("entity_name").rename({"clean": "entity_name"})
+    names = clean_names(choices["entity_name"])
+    named = choices.join(names, left_on="entity_name", right_on="name").drop("entity_name")
+    named = named.rename({"clean": "entity_name"})
     lists = (
         told.join(named, on=[*QUESTION, "movie_id"])
         .sort(*QUESTION, "place", "rank")
@@ -251,7 +255,7 @@ def prompt_contract(prompt: PromptConfig, retrieve: RetrieveConfig) -> dict[str,
     return {
         "template": template.id,
         "template_sha256": template.sha256,
-        "answer_style": "titles",
+        "answer_style": template.answer_style,
         "num_answers": NUM_ANSWERS,
         "triple_form": prompt.triple_form,
         "candidates": retrieve.candidates,
