@@ -8,8 +8,8 @@ import pytest
 from tripletune import schemas
 from tripletune.prompts.explain import explain_lines
 from tripletune.prompts.render import render_prompts
-from tripletune.prompts.wording import words_of_relations
 from tripletune.prompts.template import load_template
+from tripletune.prompts.wording import words_of_relations
 
 TITLES = pl.DataFrame(
     {

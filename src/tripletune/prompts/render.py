@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import product
 from string import ascii_uppercase
+
 import numpy as np
 import numpy.typing as npt
 import polars as pl
@@ -87,7 +88,6 @@ def join_prompts(
     examples: pl.DataFrame, lines: Mapping[str, Lines], template: Template, titles: pl.DataFrame
 ) -> pl.DataFrame:
     """What ``render_prompts`` returns, from lines that are drawn already."""
-    nothing = template.wording.nothing
     texts = pl.DataFrame({name: section.folded(template.wording.nothing) for name, section in lines.items()})
     parts: list[pl.Expr] = [pl.lit(template.texts[0])]
     for slot, text in zip(template.slots, template.texts[1:], strict=True):

@@ -92,4 +92,4 @@ def words_of_relations(relations: Iterable[str], form: TripleForm, wording: Word
         for name, clean in zip(names, shown, strict=True)
     ]
     rows = [(name, *parts) for name, parts in zip(names, around, strict=True)]
-    return pl.DataFrame(rows, schema={name: pl.String for name in ("relation", "between", "end")}, orient="row")
+    return pl.DataFrame(rows, schema=dict.fromkeys(("relation", "between", "end"), pl.String), orient="row")
