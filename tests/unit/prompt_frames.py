@@ -1,4 +1,4 @@
-"""What ``build_examples`` takes, made up: viewers with likes, dislikes, hints and facts of every number there may be."""
+"""What ``build_examples`` takes, made up: viewers with any number of likes, dislikes, hints and facts."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _WORDS = (
     "千と千尋",
     "Don't",
     "II",
-    "(a.k.a.",
+    "(aka",
     "X)",
     "-",
 )

@@ -89,7 +89,7 @@ def test_any_tokenizer_that_cuts_at_line_breaks_will_do():
     ids=["no cut", "cut before the break", "GPT-2"],
 )
 def test_a_tokenizer_that_joins_lines_is_refused(pre_tokenizer):
-    with pytest.raises(ConfigError, match="the model joins .* across the line break"):
+    with pytest.raises(ConfigError, match=r"the model joins .* across the line break"):
         TokenCounter(other_tokenizer(pre_tokenizer), load_template("hints-first"), "the model")
 
 
