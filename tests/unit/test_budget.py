@@ -90,11 +90,24 @@ def least_budget(template: str, form: str) -> int:
     return int(str(error.value).split("set it to ")[1].split(" ")[0])
 
 
-def test_the_budget_that_a_refusal_names_is_the_least_that_does():
-    least = least_budget("hints-first", "arrow")
-    assert build(tokenizer=llama_like_tokenizer(), max_tokens=least)["num_tokens"].max() == least
+@pytest.mark.parametrize("template", ["hints-first", "hint-2-only"])
+def test_the_budget_that_a_refusal_names_is_the_least_that_does(template):
+    tokenizer, least = llama_like_tokenizer(), least_budget(template, "arrow")
+    bare = [nothing_left(row) for row in build(template).iter_rows(named=True)]
+    lengths = [tokens_of(row, template, "arrow") for row in bare]
+    assert least == max(lengths)
+    got = build(template, tokenizer=tokenizer, max_tokens=least).row(lengths.index(least), named=True)
+    assert {name: got[name] for name in LISTS} == {name: bare[lengths.index(least)][name] for name in LISTS}
     with pytest.raises(InputError, match=f"has {least}"):
-        build(tokenizer=llama_like_tokenizer(), max_tokens=least - 1)
+        build(template, tokenizer=tokenizer, max_tokens=least - 1)
+
+
+def nothing_left(row: dict[str, Any]) -> dict[str, Any]:
+    """What no budget takes away: the newest like, the ranking, the candidates and facts about these."""
+    liked = row["liked"][:1]
+    stays = {*liked, *row["candidates"]}
+    triples = [triple for triple in row["triples"] if triple["movie_id"] in stays]
+    return {**row, "liked": liked, "disliked": [], "similar": [], "triples": triples}
 
 
 def test_a_budget_with_room_for_all_changes_nothing():
