@@ -114,9 +114,8 @@ def read_frame(content: str) -> tuple[list[str], list[list[str]]]:
 @pytest.mark.parametrize("form", ["arrow", "sentence"])
 @pytest.mark.parametrize("template", shipped())
 def test_no_attack_becomes_a_control_token_or_leaves_its_line(template, form):
-    plain = build(
-        template, form=form, titles=[f"Film {place} (1999)" for place in range(NUM_FILMS)], names=["Somebody"]
-    )
+    films = [f"Film {place} (1999)" for place in range(NUM_FILMS)]
+    plain = build(template, form=form, titles=films, names=["Somebody"])
     loaded = load_template(template)
     for part in chunks(attacks(), NUM_FILMS):
         titles = [*part, *films[len(part) :]]

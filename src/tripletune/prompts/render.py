@@ -24,7 +24,7 @@ from tripletune.prompts.wording import TripleForm, Wording, words_of_relations
 NUM_ANSWERS = 5
 """Films that a completion names; the templates ask for this many in words."""
 
-BULLET = "- "
+BULLET = "-"
 COMPLETION = "completion"
 """Name of the answer's lines beside those of the template's slots."""
 
@@ -38,6 +38,9 @@ class Lines:
     texts: pl.Series
     starts: npt.NDArray[np.int64]
     """Shape (E + 1,)."""
+    pieces: tuple[pl.Series, ...]
+    """What ``texts`` is when joined by single spaces; a piece may be one value for all lines. Lines that differ have
+    most pieces in common."""
 
     def folded(self, nothing: str) -> pl.Series:
         """Shape (E,): each example's lines joined by newlines; ``nothing`` where there are none."""
@@ -166,13 +169,18 @@ def _film_lines(films: pl.Series, mark: str, titles: pl.DataFrame) -> Lines:
     starts, flat = _starts(films), films.explode(empty_as_null=False)
     display = _displayed(flat, titles)
     if mark == "bullet":
-        return Lines(BULLET + display, starts)
+        return Lines(f"{BULLET} " + display, starts, (_bullet(), display))
     place = np.arange(len(flat)) - np.repeat(starts[:-1], np.diff(starts))
     if mark == "number":
-        marks = [f"{number}. " for number in range(1, int(place.max(initial=0)) + 2)]
-        return Lines(pl.Series(marks).gather(place) + display, starts)
-    letters = _letters(films.list.len()).explode(empty_as_null=False)
-    return Lines(letters + ". " + display, starts)
+        numbers = [f"{number}." for number in range(1, int(place.max(initial=0)) + 2)]
+        marks = pl.Series(numbers).gather(place)
+    else:
+        marks = _letters(films.list.len()).explode(empty_as_null=False) + "."
+    return Lines(marks + " " + display, starts, (marks, display))
+
+
+def _bullet() -> pl.Series:
+    return pl.Series([BULLET])
 
 
 def _letter_lines(examples: pl.DataFrame) -> Lines:
@@ -185,14 +193,19 @@ def _letter_lines(examples: pl.DataFrame) -> Lines:
     )
     asked = examples.select(pl.row_index("row"), movie_id=picks).explode("movie_id", empty_as_null=False)
     named = asked.join(shown, on=["row", "movie_id"], how="left", maintain_order="left")
-    return Lines(named["letter"], _starts(picks))
+    return Lines(named["letter"], _starts(picks), (named["letter"],))
 
 
 def _triple_lines(triples: pl.Series, form: TripleForm, wording: Wording, titles: pl.DataFrame) -> Lines:
     flat = triples.explode(empty_as_null=False).struct.unnest()
     words = words_of_relations(flat["relation"].unique().sort(), form, wording)
     around = flat.select("relation", "entity_name").join(words, on="relation", how="left", maintain_order="left")
-    lines = around.with_columns(display=_displayed(flat["movie_id"], titles)).select(
-        pl.concat_str(pl.lit(BULLET), "display", "between", "entity_name", "end")
+    lines = around.select(
+        display=_displayed(flat["movie_id"], titles),
+        between="between",
+        told=pl.concat_str("entity_name", "end") if form == "sentence" else "entity_name",
     )
-    return Lines(lines.to_series(), _starts(triples))
+    texts = lines.select(pl.concat_str(pl.lit(f"{BULLET} "), "display", "between", "told")).to_series()
+    is_apart = words["between"].str.starts_with(" ").all() and words["between"].str.ends_with(" ").all()
+    pieces = (_bullet(), lines["display"], lines["between"].str.strip_chars(), lines["told"]) if is_apart else (texts,)
+    return Lines(texts, _starts(triples), pieces)

@@ -1,9 +1,10 @@
-"""Exact token counts of whole conversations, from counts of their lines.
+"""Exact token counts of whole conversations, from counts of their pieces.
 
-A tokenizer that cuts text after every run of line breaks gives a line the same tokens wherever it stands, and prompts
-share most of their lines: each distinct line is tokenised once, and an example costs a sum. That the tokenizer cuts
-there is tried out when it is loaded, and on some examples of every shard the sum is compared with the tokens of the
-whole. Training with TRL and ranking apply the same chat template to the same messages.
+A tokenizer that cuts text after every run of line breaks gives a line the same tokens wherever it stands; one that also
+cuts before every single space, as Llama 3's, does so for a title within a line. Prompts share most of their pieces:
+each distinct one is tokenised once, and an example costs a sum. That the tokenizer cuts there is tried out when it is
+loaded, and on some examples of every shard the sum is compared with the tokens of the whole. Training with TRL and
+ranking apply the same chat template to the same messages.
 """
 # Shape letters in this file: E examples, L lines of one section in all examples
 
@@ -16,7 +17,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import polars as pl
-import pyarrow as pa
 
 from tripletune.errors import ConfigError, InputError
 from tripletune.prompts.render import COMPLETION, Lines
@@ -58,7 +58,33 @@ _LINE_ENDS = (
     *("|", "|›", "–", "_", "\\", "/", "-", "- ", ":", "々", "ー", "ん", "漢字", "한", "ا", "א", "ก", "कि", "e\u0301"),
     *("🎬", "👍🏽", "©", "°", "€", "+", "=", "~", "^", "`", "#", "*", "&", "%", "$", "@", ";", ","),
 )
-"""Of every class of characters that a pre-tokeniser tells apart."""
+_WORD_STARTS = (
+    *(
+        "x",
+        "X",
+        "é",
+        "9",
+        "(x",
+        "[x",
+        '"x',
+        "'s",
+        "'x",
+        "…",
+        "‹",
+        "|",
+        "–",
+        "- x",
+        "-x",
+        "_x",
+        "¿",
+        "々",
+        "漢字",
+        "の",
+        "한",
+    ),
+    *("א", "ก", "\u0301", "🎬", "©", "€", "+", "#", "*", "&", "$", "@", ".", ",", "!"),
+)
+"""Both of every class of characters that a pre-tokeniser tells apart."""
 _CHECKED = 4
 
 
@@ -81,6 +107,7 @@ class TokenCounter:
         self._refuse_open_tokens()
         fixed, self._gaps = self._skeleton()
         self._require_cuts(fixed)
+        self._cuts_at_spaces = self._cuts_before_spaces()
         self._fixed = sum(self._encode(fixed))
 
     def count(self, lines: Mapping[str, Lines], num_examples: int) -> Tokens:
@@ -98,16 +125,16 @@ class TokenCounter:
             filled = ends > section.starts[:-1]
             final = ends[filled] - 1
             total += np.where(filled, before_L1[ends] - before_L1[section.starts[:-1]], self.empty(slot))
-            total[filled] += self._last(section.texts.gather(final), slot) - inner_L[final]
+            total[filled] += self._tokens(section, self._gaps[slot], final) - inner_L[final]
         return total
 
     def inner(self, section: Lines) -> Tokens:
         """Tokens of each line with the line break after it, where another line of its section follows; shape (L,)."""
-        return self._tokens(section.texts, "\n")
+        return self._tokens(section, "\n")
 
     def last(self, section: Lines, slot: str) -> Tokens:
         """Tokens of each line and what follows it, were it the last of its section; shape (L,)."""
-        return self._last(section.texts, slot)
+        return self._tokens(section, self._gaps[slot])
 
     def empty(self, slot: str) -> int:
         """Tokens of a section without data."""
@@ -134,15 +161,21 @@ class TokenCounter:
                 f"{counted.gather(rows).to_list()}; report a bug with the name of the model"
             )
 
-    def _last(self, texts: pl.Series, slot: str) -> Tokens:
-        return self._tokens(texts, self._gaps[slot])
+    def _tokens(self, section: Lines, ending: str, wanted: Tokens | None = None) -> Tokens:
+        """Tokens of the wanted lines (all, when None), each followed by the ending."""
+        pieces = section.pieces if self._cuts_at_spaces else (section.texts,)
+        num_lines = len(section.texts) if wanted is None else len(wanted)
+        total = np.zeros(num_lines, dtype=np.int64)
+        for place, piece in enumerate(pieces):
+            several = piece if wanted is None or len(piece) == 1 else piece.gather(wanted)
+            before, after = " " if place else "", ending if place == len(pieces) - 1 else ""
+            total += self._tokens_of(several, before, after)
+        return total
 
-    def _tokens(self, texts: pl.Series, ending: str) -> Tokens:
-        """Tokens of each text and the ending; every distinct text is tokenised once in the counter's life."""
-        coded = (texts + ending).to_arrow(compat_level=pl.CompatLevel.oldest()).dictionary_encode()
-        if isinstance(coded, pa.ChunkedArray):
-            coded = coded.combine_chunks()
-        distinct = coded.dictionary.to_pylist()
+    def _tokens_of(self, texts: pl.Series, before: str, after: str) -> Tokens:
+        """Tokens of each text with what stands around it; a distinct one is tokenised once in the counter's life."""
+        coded = texts.to_arrow(compat_level=pl.CompatLevel.oldest()).dictionary_encode()
+        distinct = [f"{before}{text}{after}" for text in coded.dictionary.to_pylist()]
         missing = [text for text in distinct if text not in self._known]
         self._known.update(zip(missing, self._encode(missing), strict=True))
         counts = np.fromiter((self._known[text] for text in distinct), dtype=np.int64, count=len(distinct))
@@ -201,6 +234,18 @@ class TokenCounter:
                     f"the tokenizer of {self._source} joins {end!r} and {start!r} across the line break; tokens are "
                     "counted, and answers decoded, by line: use a model whose tokenizer cuts there, as Llama 3's"
                 )
+
+    def _cuts_before_spaces(self) -> bool:
+        """Whether no token reaches over the border before a single space, whatever stands at both sides."""
+        cutter = self._tokenizer.backend_tokenizer.pre_tokenizer
+        if cutter is None or self._tokenizer.backend_tokenizer.normalizer is not None:
+            return False
+        for end in (text for text in (*_LINE_ENDS, "A.", "10.", "の監督は") if not text.endswith(" ")):
+            for start in _WORD_STARTS:
+                borders = {first for _, (first, _) in cutter.pre_tokenize_str(f"{end} {start}")}
+                if len(end) not in borders:
+                    return False
+        return True
 
     def _ids(self, texts: list[str]) -> list[list[int]]:
         encodings = self._tokenizer.backend_tokenizer.encode_batch_fast(texts, add_special_tokens=False)
