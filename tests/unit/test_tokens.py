@@ -11,10 +11,12 @@ from prompt_frames import build, ids_of_whole, llama_like_tokenizer
 from tokenizers import AddedToken, Regex, Tokenizer, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from tripletune.config import FinetuneConfig, RunConfig
 from tripletune.errors import ConfigError, InputError
 from tripletune.finetune.tiny import CHAT_TEMPLATE
 from tripletune.prompts.template import load_template, shipped
 from tripletune.prompts.tokens import TokenCounter, load_counter
+from tripletune.stages import resolve
 
 
 @pytest.mark.parametrize("form", ["arrow", "sentence"])
@@ -125,3 +127,31 @@ def test_a_tokenizer_is_read_from_a_models_folder(tmp_path):
     loaded.check(examples, examples["num_tokens"])
     with pytest.raises(InputError, match="its tokenizer cannot be read"):
         load_counter(str(tmp_path / "nothing"), "", template)
+
+
+def test_the_generate_stage_knows_the_tokenizer_by_its_content(tmp_path):
+    def generated(folder: str, content: str, weights: str) -> str:
+        path = tmp_path / folder
+        path.mkdir(exist_ok=True)
+        (path / "tokenizer.json").write_text(content)
+        (path / "model.safetensors").write_text(weights)
+        config = RunConfig(dataset="d", finetune=FinetuneConfig(model=str(path)))
+        return resolve(config, tmp_path / "artifacts").fingerprints["generate"]
+
+    known = generated("a", "{}", "1")
+    assert generated("b", "{}", "1") == known
+    assert generated("b", "{}", "2") == known
+    assert generated("b", "{ }", "2") != known
+    on_hub = [FinetuneConfig(model="org/model", revision=revision) for revision in ("abc", "abd")]
+    fingerprints = [
+        resolve(RunConfig(dataset="d", finetune=settings), tmp_path / "artifacts").fingerprints["generate"]
+        for settings in on_hub
+    ]
+    assert len({known, *fingerprints}) == 3
+
+
+def test_lines_are_counted_by_pieces_only_where_the_tokenizer_cuts_before_spaces():
+    template = load_template("hints-first")
+    tokenizer = llama_like_tokenizer()
+    assert TokenCounter(tokenizer, template, "the model").cuts_at_spaces
+    assert not TokenCounter(other_tokenizer(LINES), template, "the model").cuts_at_spaces

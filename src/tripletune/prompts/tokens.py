@@ -107,7 +107,7 @@ class TokenCounter:
         self._refuse_open_tokens()
         fixed, self._gaps = self._skeleton()
         self._require_cuts(fixed)
-        self._cuts_at_spaces = self._cuts_before_spaces()
+        self.cuts_at_spaces = self._cuts_before_spaces()
         self._fixed = sum(self._encode(fixed))
 
     def count(self, lines: Mapping[str, Lines], num_examples: int) -> Tokens:
@@ -163,7 +163,7 @@ class TokenCounter:
 
     def _tokens(self, section: Lines, ending: str, wanted: Tokens | None = None) -> Tokens:
         """Tokens of the wanted lines (all, when None), each followed by the ending."""
-        pieces = section.pieces if self._cuts_at_spaces else (section.texts,)
+        pieces = section.pieces if self.cuts_at_spaces else (section.texts,)
         num_lines = len(section.texts) if wanted is None else len(wanted)
         total = np.zeros(num_lines, dtype=np.int64)
         for place, piece in enumerate(pieces):
