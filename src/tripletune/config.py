@@ -347,6 +347,9 @@ class PromptConfig(Section):
     max_disliked: Annotated[int, Field(ge=0)] = 5
     triples_for_liked: Annotated[int, Field(ge=0)] = 5
     """Newest liked films whose chosen triples stand in hint 2, beside those of the candidates."""
+    max_tokens: Annotated[int, Field(ge=0)] = 0
+    """Tokens of prompt and completion, counted with the model's own tokenizer and chat template; 0 sets no limit. A
+    longer example loses its oldest likes, then dislikes, then similar viewers' films."""
 
 
 class TinyLlamaConfig(Section):
@@ -481,6 +484,23 @@ class RunConfig(Section):
     promote: PromoteConfig = PromoteConfig()
     tracking: TrackingConfig = TrackingConfig()
     specialists: SpecialistsConfig = SpecialistsConfig()
+
+    @model_validator(mode="after")
+    def _budget_can_be_kept(self) -> RunConfig:
+        budget, longest = self.prompt.max_tokens, self.finetune.max_length
+        if budget and self.counted_with is None:
+            raise ValueError(
+                f"prompt.max_tokens = {budget} needs a tokenizer before the prompts, and that of finetune.model = "
+                "'tiny' is trained on them; set it to 0, or finetune.model to a local folder or a Hugging Face id"
+            )
+        if budget > longest:
+            raise ValueError(f"prompt.max_tokens = {budget} must not exceed finetune.max_length = {longest}")
+        return self
+
+    @property
+    def counted_with(self) -> tuple[str, str] | None:
+        """Model and revision whose tokenizer counts the prompts' tokens; None for the tiny one, made of the prompts."""
+        return None if self.finetune.model == "tiny" else (self.finetune.model, self.finetune.revision)
 
     @property
     def trained_stages(self) -> tuple[str, ...]:

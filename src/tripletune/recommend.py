@@ -125,7 +125,7 @@ def _recommend(paths: RunPaths, config: RunConfig, rows: pl.DataFrame) -> list[R
         max_disliked=config.prompt.max_disliked,
     )
     specialists = {stage: paths.fingerprints[stage] for stage in ("lightgcn", "rgat")}
-    frame = Frame.load(paths.require("ingest"), config.prompt, specialists, config.seed)
+    frame = Frame.load(paths.require("ingest"), config.prompt, specialists, config.seed, config.counted_with)
     examples = build_examples(retrieved, choices, evidence, nothing, frame)
     answers = rank_examples(examples, adapter, tuned=True, constrained=True, batch_size=1)["answers"][0]
     return _explain(examples, answers.to_list())

@@ -172,6 +172,7 @@ both are there when the catalogue fits ``retrieve.ease_max_films`` or when candi
 where it was trained, ``fused`` where it is the retriever."""
 
 MESSAGE = pl.Struct({"role": pl.String, "content": pl.String})
+SHORTENED = pl.Struct({"liked": pl.Int16, "disliked": pl.Int16, "similar": pl.Int16, "triples": pl.Int16})
 TRIPLE = pl.Struct({"movie_id": pl.Int32, "relation": pl.String, "entity": pl.String, "entity_name": pl.String})
 EXAMPLES = _columns(
     {
@@ -185,12 +186,15 @@ EXAMPLES = _columns(
         "answers": pl.List(pl.Int32),
         "candidates": pl.List(pl.Int32),
         "candidate_titles": pl.List(pl.String),
+        "candidate_letters": pl.List(pl.String),
         "retrieved": pl.List(pl.Int32),
         "liked": pl.List(pl.Int32),
         "disliked": pl.List(pl.Int32),
         "ranking": pl.List(pl.Int32),
         "similar": pl.List(pl.Int32),
         "triples": pl.List(TRIPLE),
+        "num_tokens": pl.Int32,
+        "shortened": SHORTENED,
         "template_id": pl.String,
         "template_sha256": pl.String,
         "lightgcn": pl.String,
@@ -201,8 +205,12 @@ EXAMPLES = _columns(
 ``completion`` are chat messages as TRL reads them. ``answers``: train: the target likes among the candidates, best
 rated first, then the retriever's order, at most five, as in the completion; valid and test: the one held-out like,
 also when it is not a candidate. ``candidates`` in the order shown, ``candidate_titles`` their titles exactly as they
-stand in the prompt (distinct within it), ``retrieved`` the same films in the retriever's order.
-``liked`` and ``disliked`` newest first. ``lightgcn`` and ``rgat`` are the specialists' fingerprints."""
+stand in the prompt (distinct within it), ``candidate_letters`` the labels before them that an answer names them by
+(empty where the template's answers are titles), ``retrieved`` the same films in the retriever's order.
+``liked`` and ``disliked`` newest first. ``liked, disliked, ranking, similar, triples`` are what the prompt shows: empty
+where the template has no such section. ``num_tokens``: tokens of prompt and completion under the model's chat template,
+null for the tiny model, whose tokenizer is trained on the prompts; ``shortened``: films and facts that were left out of
+each list to keep within ``prompt.max_tokens``. ``lightgcn`` and ``rgat`` are the specialists' fingerprints."""
 
 SYSTEMS = ("random", "retriever", "untuned", "tuned")
 PREDICTIONS = _columns(

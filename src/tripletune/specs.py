@@ -100,13 +100,27 @@ def _hint_specs(config: RunConfig) -> tuple[StageSpec, ...]:
             libraries=("torch", "polars", "numpy", "scipy", "pyarrow"),
             fields=("retrieve", "prompt.triples_for_liked", "split.dislike", "seed"),
         ),
-        StageSpec(
-            name="generate",
-            parents=("ingest", "split", "retrieve", *config.trained_stages),
-            source=("prompts", "stable_hash", "schemas"),
-            libraries=("polars", "pyarrow", "numpy"),
-            fields=("prompt", "retrieve", "split.dislike", "seed"),
+        _generate_spec(config),
+    )
+
+
+def _generate_spec(config: RunConfig) -> StageSpec:
+    # a tokenizer on the hub is known by its commit, one in a folder by its content and not by where it lies
+    on_hub = config.counted_with is not None and not config.finetune.names_a_folder
+    in_folder = config.counted_with is not None and config.finetune.names_a_folder
+    return StageSpec(
+        name="generate",
+        parents=("ingest", "split", "retrieve", *config.trained_stages),
+        source=("prompts", "stable_hash", "schemas"),
+        libraries=("polars", "pyarrow", "numpy", *(("tokenizers", "transformers") if config.counted_with else ())),
+        fields=(
+            "prompt",
+            "retrieve",
+            "split.dislike",
+            "seed",
+            *(("finetune.model", "finetune.revision") if on_hub else ()),
         ),
+        outside=("tokenizer",) if in_folder else (),
     )
 
 

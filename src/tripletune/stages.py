@@ -30,6 +30,10 @@ if TYPE_CHECKING:
 
 DUMPS = frozenset(f"{table}.tsv.gz" for table in ("title.basics", "title.crew", "title.principals", "name.basics"))
 """What is read in the IMDb folder."""
+TOKENIZER = frozenset(
+    ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja")
+)
+"""What is read in a model's folder to count tokens."""
 
 LogCurve = Callable[[int, Mapping[str, float]], None]
 
@@ -70,14 +74,16 @@ def _outside_inputs(spec: StageSpec, config: RunConfig) -> dict[str, str]:
         **{f"extra_triples[{index}]": name for index, name in enumerate(source.extra_triples)},
         "accelerate_config": finetune.accelerate_config,
         "model": finetune.model if finetune.names_a_folder else "",
+        "tokenizer": finetune.model if finetune.names_a_folder else "",
     }
     wanted = {key: Path(text) for key, text in named.items() if text and key.split("[")[0] in spec.outside}
     for key, path in wanted.items():
         if not path.exists():
             raise InputError(f"{key} = {str(path)!r}: no such file or folder; give a path that exists")
-        if key in ("imdb", "model") and not path.is_dir():
+        if key in ("imdb", "model", "tokenizer") and not path.is_dir():
             raise InputError(f"{key} = {str(path)!r}: this is a file; give the folder that holds it")
-    checksums = input_checksums(wanted, read={"movielens": files_read(config.source.feed), "imdb": DUMPS})
+    read = {"movielens": files_read(config.source.feed), "imdb": DUMPS, "tokenizer": TOKENIZER}
+    checksums = input_checksums(wanted, read=read)
     if "feed" in spec.outside:
         checksums |= {f"feed/{file.name}": file.checksum for file in _feed_files(config)}
     return checksums
@@ -318,6 +324,7 @@ def run_generate(paths: RunPaths, config: RunConfig) -> Path:
             dislike=config.split.dislike,
             specialists={stage: paths.fingerprints[stage] for stage in ("lightgcn", "rgat")},
             seed=config.seed,
+            tokenizer=config.counted_with,
         )
         refuse_leaks(audit_shards(work, split, retrieve, trained))
         return facts

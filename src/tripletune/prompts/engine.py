@@ -17,11 +17,13 @@ import polars as pl
 from tripletune.config import PromptConfig, RetrieveConfig
 from tripletune.errors import InputError
 from tripletune.paths import Facts, write_atomically
+from tripletune.prompts.budget import count_left_out, shorten
 from tripletune.prompts.evidence import collect_answers, collect_evidence
-from tripletune.prompts.render import NUM_ANSWERS, render_prompts
-from tripletune.prompts.sanitise import clean_text, display_titles
-from tripletune.prompts.template import Template, load_template
-from tripletune.schemas import EXAMPLES, PURPOSES, QUESTION, conform
+from tripletune.prompts.render import NUM_ANSWERS, Lines, draw_lines, join_prompts
+from tripletune.prompts.sanitise import clean_names, display_titles
+from tripletune.prompts.template import SLOTS, Template, load_template
+from tripletune.prompts.tokens import TokenCounter, load_counter
+from tripletune.schemas import EXAMPLES, PURPOSES, QUESTION, SHORTENED, conform
 from tripletune.stable_hash import pair_hash_expr
 
 ROW_GROUP = 1024
@@ -45,21 +47,37 @@ class Frame:
     specialists: Mapping[str, str]
     """Fingerprints of ``lightgcn`` and ``rgat``."""
     seed: int
+    counter: TokenCounter | None = None
+    """None: tokens are not counted."""
 
     @classmethod
-    def load(cls, ingest: Path, settings: PromptConfig, specialists: Mapping[str, str], seed: int) -> Frame:
-        """Read the template and the catalogue's titles.
+    def load(
+        cls,
+        ingest: Path,
+        settings: PromptConfig,
+        specialists: Mapping[str, str],
+        seed: int,
+        tokenizer: tuple[str, str] | None = None,
+    ) -> Frame:
+        """Read the template, the catalogue's titles and the tokenizer.
+
+        Args:
+            ingest, settings, specialists, seed: of the run.
+            tokenizer: model and revision whose tokenizer counts; None: tokens are not counted.
 
         Raises:
-            ConfigError: the template is not there or not valid.
+            ConfigError: the template is not there or not valid, or the tokenizer does not suit.
+            InputError: there is no such tokenizer.
         """
         movies = pl.read_parquet(ingest / "movies.parquet", columns=["movie_id", "title"])
+        template = load_template(settings.template)
         return cls(
-            template=load_template(settings.template),
+            template=template,
             titles=display_titles(movies),
             settings=settings,
             specialists=specialists,
             seed=seed,
+            counter=load_counter(*tokenizer, template) if tokenizer else None,
         )
 
 
@@ -82,11 +100,15 @@ def build_examples(
     asked = asked.with_columns(pl.col("liked", "disliked").fill_null(_NO_FILMS))
     asked = _with_answers(asked.rename({"candidates": "retrieved"}), answers)
     asked = _with_shown(asked, frame.seed)
-    asked = _with_triples(asked, choices, frame.settings.triples_for_liked)
-    rendered = render_prompts(
-        asked.rename({"picks": "completion"}), frame.template, frame.settings.triple_form, frame.titles
-    )
-    examples = pl.concat([asked, rendered], how="horizontal").with_columns(
+    untold = [slot for slot in SLOTS if slot not in frame.template.slots]
+    asked = asked.with_columns(pl.lit([], dtype=EXAMPLES[slot]).alias(slot) for slot in untold)
+    if "triples" not in untold:
+        asked = _with_triples(asked, choices, frame.settings.triples_for_liked)
+    asked, lines, counts = _within_budget(asked.rename({"picks": "completion"}), frame)
+    rendered = join_prompts(asked, lines, frame.template, frame.titles)
+    if frame.counter:
+        frame.counter.check(rendered, counts["num_tokens"])
+    examples = pl.concat([asked.drop("completion"), rendered, counts], how="horizontal").with_columns(
         example_id=pl.format("{}:{}", "user_id", pl.col("purpose").cast(pl.String)),
         template_id=pl.lit(frame.template.id),
         template_sha256=pl.lit(frame.template.sha256),
@@ -94,6 +116,22 @@ def build_examples(
         rgat=pl.lit(frame.specialists["rgat"]),
     )
     return conform(examples, EXAMPLES)
+
+
+def _within_budget(asked: pl.DataFrame, frame: Frame) -> tuple[pl.DataFrame, dict[str, Lines], pl.DataFrame]:
+    """The examples, their lines, and ``num_tokens, shortened``, with left out what the budget has no room for."""
+    template, form, counter = frame.template, frame.settings.triple_form, frame.counter
+    lines = draw_lines(asked, template, form, frame.titles)
+    fitting, tokens = asked, None
+    if counter:
+        tokens = counter.count(lines, len(asked))
+        max_tokens = frame.settings.max_tokens
+        if max_tokens and (tokens > max_tokens).any():
+            fitting = shorten(asked, lines, counter, tokens, max_tokens)
+            lines = draw_lines(fitting, template, form, frame.titles)
+            tokens = counter.count(lines, len(asked))
+    num_tokens = pl.Series("num_tokens", [None] * len(asked) if tokens is None else tokens, dtype=pl.Int32)
+    return fitting, lines, pl.DataFrame([num_tokens, count_left_out(asked, fitting)])
 
 
 def _with_answers(asked: pl.DataFrame, answers: pl.DataFrame) -> pl.DataFrame:
@@ -143,8 +181,9 @@ def _with_triples(asked: pl.DataFrame, choices: pl.DataFrame, num_liked: int) ->
     films = pl.concat_list(pl.col("liked").list.head(num_liked), "candidates")
     told = asked.select(*QUESTION, movie_id=films)
     told = told.with_columns(place=pl.int_ranges(pl.col("movie_id").list.len())).explode("movie_id", "place")
-    names = choices.select("entity_name").unique().with_columns(clean=clean_text(pl.col("entity_name")))
-    named = choices.join(names.drop_nulls(), on="entity_name").drop("entity_name").rename({"clean": "entity_name"})
+    names = clean_names(choices["entity_name"])
+    named = choices.join(names, left_on="entity_name", right_on="name").drop("entity_name")
+    named = named.rename({"clean": "entity_name"})
     lists = (
         told.join(named, on=[*QUESTION, "movie_id"])
         .sort(*QUESTION, "place", "rank")
@@ -166,6 +205,7 @@ def generate_shards(
     dislike: float,
     specialists: Mapping[str, str],
     seed: int,
+    tokenizer: tuple[str, str] | None = None,
 ) -> Facts:
     """The generate stage: ``train|valid|test/shard-NNN.parquet``.
 
@@ -175,16 +215,18 @@ def generate_shards(
         settings, retrieve_settings: of the run.
         dislike: a rating below this is a dislike.
         specialists: fingerprints of ``lightgcn`` and ``rgat``, written into every row.
+        tokenizer: model and revision whose tokenizer counts; None: tokens are not counted.
 
     Returns:
         Examples by purpose, training viewers dropped because no answer was among their candidates, mean characters of
-        a prompt.
+        a prompt; where tokens are counted, their mean and highest number and what was left out for the budget.
 
     Raises:
-        ConfigError: the template is not there or not valid.
-        InputError: retrieve's shards are not those of the split.
+        ConfigError: the template is not there or not valid, or the tokenizer does not suit.
+        InputError: retrieve's shards are not those of the split, there is no tokenizer, or a prompt exceeds the budget
+            with all left out that may be.
     """
-    frame = Frame.load(ingest, settings, specialists, seed)
+    frame = Frame.load(ingest, settings, specialists, seed, tokenizer)
     numbers = sorted(path.stem.removeprefix("shard-") for path in (retrieve / "retrieved").glob("shard-*.parquet"))
     buckets = sorted(path.parent.name.removeprefix("shard=") for path in split.glob("shard=*/part.parquet"))
     if not numbers or numbers != buckets:
@@ -222,21 +264,38 @@ def _writer(frame: pl.DataFrame) -> Callable[[Path], None]:
 
 def _facts(out: Path, num_train: int) -> Facts:
     chars = pl.col("prompt").list.eval(pl.element().struct.field("content").str.len_chars()).list.sum()
+    left_out = {f"left_out_{name}": pl.col("shortened").struct.field(name) for name in SHORTENED.to_schema()}
     counts = (
         pl.scan_parquet(
             [path for purpose in PURPOSES.categories for path in sorted((out / purpose).glob("shard-*.parquet"))]
         )
-        .select("purpose", chars=chars)
+        .select("purpose", "num_tokens", chars=chars, **left_out)
         .group_by("purpose")
-        .agg(examples=pl.len(), chars=pl.col("chars").sum())
+        .agg(
+            pl.col("chars", *left_out).sum(),
+            examples=pl.len(),
+            shortened=(pl.sum_horizontal(*left_out) > 0).sum(),
+            tokens=pl.col("num_tokens").sum(),
+            longest=pl.col("num_tokens").max(),
+        )
         .collect(engine="streaming")
     )
     examples = {row["purpose"]: row["examples"] for row in counts.sort("purpose").iter_rows(named=True)}
     total = sum(examples.values())
+    longest = counts["longest"].max()
+    told: Facts = {}
+    if longest is not None:
+        told = {
+            "mean_tokens": round(counts["tokens"].sum() / total, 1),
+            "longest_tokens": longest,
+            "shortened": counts["shortened"].sum(),
+            **{name: counts[name].sum() for name in left_out},
+        }
     return {
         "examples": examples,
         "train_without_answer": num_train - examples.get("train", 0),
         "mean_prompt_chars": round(counts["chars"].sum() / total, 1) if total else 0.0,
+        **told,
     }
 
 
@@ -251,7 +310,7 @@ def prompt_contract(prompt: PromptConfig, retrieve: RetrieveConfig) -> dict[str,
     return {
         "template": template.id,
         "template_sha256": template.sha256,
-        "answer_style": "titles",
+        "answer_style": template.answer_style,
         "num_answers": NUM_ANSWERS,
         "triple_form": prompt.triple_form,
         "candidates": retrieve.candidates,
@@ -266,6 +325,7 @@ def prompt_contract(prompt: PromptConfig, retrieve: RetrieveConfig) -> dict[str,
         "triples_for_liked": prompt.triples_for_liked,
         "max_liked": prompt.max_liked,
         "max_disliked": prompt.max_disliked,
+        "max_tokens": prompt.max_tokens,
     }
 
 

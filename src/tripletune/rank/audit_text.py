@@ -1,7 +1,8 @@
 """The audit's look at the text itself: what the model reads and learns must say what the columns say.
 
 Columns without a leak prove nothing if the text was rendered from something else. Of the templates the audit knows one
-thing: a line ``- <title>`` or ``<number>. <title>`` names a film.
+thing: a line ``- <title>``, ``<number>. <title>`` or ``<label>. <title>`` names a film; and a completion names them by
+title or, where the prompt labels its candidates, by label.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import polars as pl
 
 from tripletune.rank.audit_rules import Finding
 
-MARK = r"^(?:- |\d+[.)] )"
+MARK = r"^(?:- |\d+[.)] |[A-Z]{1,2}\. )"
 """What a line of data starts with."""
 NUM_ANSWERS = 5
 """Films that a completion names."""
@@ -33,6 +34,8 @@ def text_findings(examples: pl.DataFrame, purpose: str) -> Iterator[Finding]:
         *NAMING,
         "retrieved",
         titles="candidate_titles",
+        lettered=_has_letters(),
+        names=pl.when(_has_letters()).then("candidate_letters").otherwise("candidate_titles"),
         prompt=_joined("prompt"),
         completion=_joined("completion"),
     )
@@ -43,14 +46,31 @@ def text_findings(examples: pl.DataFrame, purpose: str) -> Iterator[Finding]:
     whole = texts.filter(~ragged)
     shared = whole.filter(pl.col("titles").list.n_unique() < pl.col("titles").list.len())
     yield Finding(0, "two candidates share a title", shared.select("example_id", detail=pl.lit("candidate_titles")))
-    pairs = whole.select("example_id", movie_id="candidates", title="titles").explode(
-        "movie_id", "title", empty_as_null=False
+    labelled = whole.filter("lettered")
+    unlike = (pl.col("names").list.len() != pl.col("titles").list.len()) | (
+        pl.col("names").list.n_unique() < pl.col("names").list.len()
+    )
+    misnamed = labelled.filter(unlike).select("example_id", detail=pl.lit("candidate_letters"))
+    yield Finding(0, "labels are not one to a candidate", misnamed)
+    whole = whole.join(misnamed, on="example_id", how="anti", maintain_order="left")
+    yield _label_finding(labelled.join(misnamed, on="example_id", how="anti", maintain_order="left"))
+    pairs = whole.select("example_id", movie_id="candidates", title="titles", name="names").explode(
+        "movie_id", "title", "name", empty_as_null=False
     )
     lines = whole.select("example_id", title=_lines("prompt")).explode("title").group_by("example_id", "title").len()
     absent = pairs.join(lines, on=["example_id", "title"], how="anti", maintain_order="left")
     yield Finding(0, "candidate's title is no line of the prompt", _named(absent))
     yield from _prompt_findings(whole, pairs, lines)
     yield from _completion_findings(whole, pairs, purpose)
+
+
+def _label_finding(texts: pl.DataFrame) -> Finding:
+    """A label stands before the title that it names: another one would teach another film."""
+    wanted = texts.select("example_id", name="names", title="titles").explode("name", "title", empty_as_null=False)
+    wanted = wanted.with_columns(line=pl.format("{}. {}", "name", "title"))
+    lines = texts.select("example_id", line=pl.col("prompt").str.split("\n")).explode("line")
+    absent = wanted.join(lines, on=["example_id", "line"], how="anti", maintain_order="left")
+    return Finding(0, "label does not stand before its title", _named(absent))
 
 
 def _prompt_findings(texts: pl.DataFrame, pairs: pl.DataFrame, lines: pl.DataFrame) -> Iterator[Finding]:
@@ -86,7 +106,7 @@ def _completion_findings(texts: pl.DataFrame, pairs: pl.DataFrame, purpose: str)
         in_order.explode("movie_id", empty_as_null=False)
         .join(pairs, on=["example_id", "movie_id"], maintain_order="left")
         .group_by("example_id", maintain_order=True)
-        .agg(wanted=pl.col("title").head(NUM_ANSWERS))
+        .agg(wanted=pl.col("name").head(NUM_ANSWERS))
     )
     said = texts.select("example_id", "answers", "candidates", "completion", found=_lines("completion"))
     said = said.join(wanted, on="example_id", how="left", maintain_order="left")
@@ -100,6 +120,10 @@ def _completion_findings(texts: pl.DataFrame, pairs: pl.DataFrame, purpose: str)
         "completion is not the answers, then the retriever's order",
         said.filter(differs).select("example_id", detail=detail),
     )
+
+
+def _has_letters() -> pl.Expr:
+    return pl.col("candidate_letters").list.len().fill_null(0) > 0
 
 
 def _joined(messages: str) -> pl.Expr:

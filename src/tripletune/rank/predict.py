@@ -25,7 +25,7 @@ from tripletune.stable_hash import mix, pair_hash_expr
 if TYPE_CHECKING:
     from tripletune.rank.answerer import Answerer
 
-_COLUMNS = ("user_id", "purpose", "prompt", "candidates", "candidate_titles", "retrieved")
+_COLUMNS = ("user_id", "purpose", "prompt", "candidates", "candidate_titles", "candidate_letters", "retrieved")
 _PIECE = 512
 """Viewers to a piece: what a kill loses at most."""
 _RANDOM = 5 << 40
@@ -66,8 +66,8 @@ def rank_examples(
     """Answer prompts with a finetuned folder's model.
 
     Args:
-        examples: ``user_id``, ``purpose``, ``prompt``, ``candidates``, ``candidate_titles`` as in the shards. The
-            caller has compared their contract with the adapter's (``contract.require_same``).
+        examples: ``user_id``, ``purpose``, ``prompt``, ``candidates``, ``candidate_titles``, ``candidate_letters``
+            as in the shards. The caller has compared their contract with the adapter's (``contract.require_same``).
         finetuned: folder with ``adapter/``, ``contract.json``, and ``base/`` or the base model the contract names.
         tuned: with the adapter, or the base model alone.
         constrained: allow only five distinct candidates.
