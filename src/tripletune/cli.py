@@ -230,6 +230,36 @@ def audit(run: RunOption = "", artifacts: ArtifactsOption = ARTIFACTS) -> None:
         raise typer.Exit(1)
 
 
+@app.command(rich_help_panel="Run")
+def gc(
+    keep: Annotated[int, typer.Option("--keep", min=1, help="Newest runs of each dataset whose outputs stay.")] = 14,
+    keep_run: Annotated[list[str] | None, typer.Option("--keep-run", help="A further run to keep; repeat it.")] = None,
+    delete: Annotated[bool, typer.Option("--delete", help="Remove; without it nothing is touched.")] = False,
+    artifacts: ArtifactsOption = ARTIFACTS,
+) -> None:
+    """Say which outputs no kept run refers to, and with --delete remove them.
+
+    Kept are the newest runs of each dataset, runs named with --keep-run, runs that are going on, and runs whose
+    specialists a kept one pins. Run files, promotion decisions and MLflow's store are never touched.
+    """
+    from tripletune.garbage import find_garbage, kept_runs, remove
+    from tripletune.views import garbage_table
+
+    kept = kept_runs(artifacts, newest=keep, named=keep_run or [])
+    garbage = find_garbage(artifacts, kept)
+    console = _console()
+    console.print(garbage_table(garbage, kept))
+    if not garbage:
+        return
+    if not delete:
+        console.print("nothing was removed; add --delete")
+        return
+    removed, held = remove(garbage)
+    console.print(f"removed {len(removed)} outputs, {sum(one.num_bytes for one in removed) / 2**20:,.1f} MiB")
+    for one in held:
+        console.print(f"left {one.folder}: a run holds it", markup=False, soft_wrap=True)
+
+
 def _add_stage(name: str) -> None:
     function = getattr(stages, f"run_{name}")
 

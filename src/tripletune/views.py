@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from rich.text import Text
 
 from tripletune.config import EvaluateConfig, RunConfig
 from tripletune.fingerprint import differences
+from tripletune.garbage import Removable
 from tripletune.paths import MANIFEST, RunPaths, read_manifest
 from tripletune.runs import RunRecord, tracking_uri
 from tripletune.schemas import FURTHER_RETRIEVERS, RETRIEVERS
@@ -57,6 +59,16 @@ def _reasons(paths: RunPaths, stage: str) -> list[str]:
         return [*left, "there is no earlier output"]
     before = json.loads(manifests[-1].read_text(encoding="utf-8"))["ingredients"]
     return left + (differences(before, paths.ingredients[stage]) or ["its files are gone or were changed"])
+
+
+def garbage_table(garbage: Sequence[Removable], kept: Sequence[RunRecord]) -> Table:
+    """What ``gc`` would remove, by dataset and stage, under a title that says what it keeps."""
+    names = ", ".join(run.name for run in kept) or "none"
+    table = Table("dataset", "stage", "outputs", "MiB", title=f"kept runs: {names}", title_justify="left")
+    for (dataset, stage), found in groupby(garbage, key=lambda one: (one.dataset, one.stage)):
+        sizes = [one.num_bytes for one in found]
+        table.add_row(dataset, stage, str(len(sizes)), f"{sum(sizes) / 2**20:,.1f}")
+    return table
 
 
 def show_run(record: RunRecord, root: Path) -> Group:
