@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 import os
 import subprocess
 from collections.abc import Callable, Iterator
@@ -15,8 +16,8 @@ from prefect.cache_policies import NO_CACHE
 from prefect.runtime import deployment, flow_run
 
 import tripletune
-from tripletune.config import RunConfig
-from tripletune.errors import TrainingCrash, UserError
+from tripletune.config import RunConfig, WorkersConfig
+from tripletune.errors import ConfigError, TrainingCrash, UserError
 from tripletune.paths import RunPaths, whoami
 from tripletune.presets import load_config
 from tripletune.runs import update_run
@@ -74,6 +75,7 @@ def open_session(config: str, *, movielens: str, imdb: str, artifacts: str) -> I
     require_one_checkout()
     settings = load_config(Path(config), movielens=movielens, imdb=imdb)
     require_one_answer(settings)
+    require_workers(settings.workers)
     paths, tags = resolve(settings, Path(artifacts)), _tags()
     with recorded_run(settings, paths, tags) as (name, tracker):
         get_run_logger().info("run %s: outputs under %s", name, paths.root / settings.dataset)
@@ -107,6 +109,16 @@ def require_one_checkout() -> None:
         raise UserError(
             f"flows/ runs from {CHECKOUT} but tripletune is imported from {library.parent}; "
             f"start the worker with {CHECKOUT}/.venv, or run `make install` there"
+        )
+
+
+def require_workers(workers: WorkersConfig) -> None:
+    """Refuse workers whose libraries are not installed; before anything trains, as shards come late in a night."""
+    package = {"dask": "prefect_dask", "ray": "prefect_ray"}.get(workers.kind)
+    if package and importlib.util.find_spec(package) is None:
+        raise ConfigError(
+            f"workers.kind = {workers.kind!r} needs {package.replace('_', '-')}, which is not installed; "
+            f"pip install -e '.[{workers.kind}]' -c constraints.txt, or set it to 'threads' or 'processes'"
         )
 
 

@@ -136,6 +136,9 @@ class SplitConfig(Section):
     unseen_share: Annotated[float, Field(ge=0.0, le=0.5)] = 0.05
     """Share of viewers kept out of both fits and of all training examples."""
     shards: Annotated[int, Field(ge=1, le=999)] = 8
+    frozen: str = ""
+    """File that ``tripletune freeze`` wrote: its valid and test questions are asked, with the same cutoffs, and no
+    others, so that nightly metrics are of the same questions. Empty: everybody is asked, up to tonight."""
 
     @model_validator(mode="after")
     def _like_above_dislike(self) -> SplitConfig:
@@ -149,6 +152,8 @@ class SplitConfig(Section):
             self.valid_from and self.test_from and self.valid_from < self.test_from
         ):
             raise ValueError("protocol = 'global_time' needs valid_from and test_from, the first before the second")
+        if self.protocol == "ratio" and self.frozen:
+            raise ValueError("frozen needs protocol = 'leave_one_out' or 'global_time', not 'ratio'")
         if self.protocol != "global_time" and (self.valid_from or self.test_from):
             raise ValueError(f"valid_from and test_from need protocol = 'global_time', not {self.protocol!r}")
         return self
@@ -310,6 +315,11 @@ class RetrieveConfig(Section):
     """Films in hint 1 that the similar viewers liked."""
     triple_choice: Literal["personal", "published", "most-shared", "random", "none"] = "personal"
     triples_per_film: Annotated[int, Field(ge=0, le=5)] = 1
+    purposes: Annotated[tuple[Literal["train", "valid", "test"], ...], Field(min_length=1)] = ("train", "valid", "test")
+    """What examples are made for."""
+    ranked_viewers: Annotated[int, Field(ge=0)] = 10_000
+    """Viewers for whom every retriever ranks the whole catalogue, to compare them (the first by hash of user); the
+    standard error of ndcg is then .004 at most. 0 takes all."""
 
     @property
     def fused_weights(self) -> dict[RetrieverName, float]:
@@ -338,6 +348,30 @@ class RetrieveConfig(Section):
         return self
 
 
+class SampleConfig(Section):
+    """Which warm viewers training questions are asked of; valid and test are asked of everybody."""
+
+    method: Literal["all", "uniform", "importance", "clusters", "recranker"] = "all"
+    """importance: with weight ln(likes); clusters: the same number from each cluster of viewers' vectors; recranker:
+    half of the draws by importance, then half by clusters."""
+    viewers: Annotated[int, Field(ge=0)] = 0
+    """How often a viewer is drawn; 0 for ``all``."""
+    clusters: Annotated[int, Field(ge=2, le=1000)] = 10
+    """clusters, recranker: groups that k-means makes."""
+    penalty: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """A viewer drawn n times already is drawn again with its weight times this to the n; 0 draws nobody twice. A viewer
+    drawn n times is asked at the n newest of its cutoffs, or at as many as it has."""
+
+    @model_validator(mode="after")
+    def _says_how_many(self) -> SampleConfig:
+        if (self.method == "all") == (self.viewers > 0):
+            raise ValueError(
+                f"viewers = {self.viewers} does not go with method = {self.method!r}; give 0 with 'all', and how many "
+                "are drawn with any other"
+            )
+        return self
+
+
 class PromptConfig(Section):
     """How evidence becomes text."""
 
@@ -350,6 +384,18 @@ class PromptConfig(Section):
     max_tokens: Annotated[int, Field(ge=0)] = 0
     """Tokens of prompt and completion, counted with the model's own tokenizer and chat template; 0 sets no limit. A
     longer example loses its oldest likes, then dislikes, then similar viewers' films."""
+
+
+class QualityConfig(Section):
+    """How far tonight's shards may move from the last night's before the run stops."""
+
+    max_psi: Annotated[float, Field(ge=0.0)] = 0.0
+    """The run stops before finetune when the population stability index of a measure is above this; below .1 is called
+    no shift, .1 to .25 a moderate one, more a major one. 0 only reports."""
+    max_ks: Share = 0.0
+    """The same for the Kolmogorov-Smirnov distance, the largest gap between two cumulative shares. 0 only reports."""
+    min_examples: Positive = 200
+    """Where either night has fewer examples nothing stops: few examples move by chance."""
 
 
 class TinyLlamaConfig(Section):
@@ -462,6 +508,24 @@ class SpecialistsConfig(Section):
     """Name of an earlier run whose specialists tonight keeps (weekly training, nightly shards)."""
 
 
+class WorkersConfig(Section):
+    """Who writes the prompt shards in a flow; their bytes are the same whoever does. No fingerprint covers it."""
+
+    kind: Literal["threads", "processes", "dask", "ray"] = "threads"
+    """dask and ray need the extra of that name."""
+    count: Positive = 2
+    """Shards written at once."""
+    address: str = ""
+    """Scheduler of a Dask cluster, or head of a Ray cluster, that is there and sees the same disk under the same paths;
+    empty: workers of this machine, for as long as the shards take."""
+
+    @model_validator(mode="after")
+    def _address_of_a_cluster(self) -> WorkersConfig:
+        if self.address and self.kind not in ("dask", "ray"):
+            raise ValueError(f"address is for kind = 'dask' or 'ray'; kind is {self.kind!r}: remove it")
+        return self
+
+
 class RunConfig(Section):
     """All settings of a run."""
 
@@ -477,7 +541,9 @@ class RunConfig(Section):
     lightgcn: LightGCNConfig = LightGCNConfig()
     sasrec: SasrecConfig = SasrecConfig()
     retrieve: RetrieveConfig = RetrieveConfig()
+    sample: SampleConfig = SampleConfig()
     prompt: PromptConfig = PromptConfig()
+    quality: QualityConfig = QualityConfig()
     finetune: FinetuneConfig = FinetuneConfig()
     rank: RankConfig = RankConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
@@ -504,8 +570,8 @@ class RunConfig(Section):
 
     @property
     def trained_stages(self) -> tuple[str, ...]:
-        """The stages that learn from likes: both specialists, and SASRec where the candidates need it."""
-        return ("rgat", "lightgcn", *(("sasrec",) if "sasrec" in self.retrieve.lists else ()))
+        """The stages that learn from likes: both specialists, SASRec where the candidates need it, and EASE."""
+        return ("rgat", "lightgcn", *(("sasrec",) if "sasrec" in self.retrieve.lists else ()), "ease")
 
     def field(self, dotted: str) -> Any:
         """The value under a dotted name such as ``split.like``, as plain JSON data."""

@@ -22,7 +22,7 @@ from tripletune.specs import PARSED
 
 GOING_ON = timedelta(days=2)
 """A run that is said to be running counts as that for so long; one that was killed never says that it ended."""
-NO_STAGES = ("runs", "promote")
+NO_STAGES = ("runs", "quality", "promote")
 
 
 @dataclass(frozen=True, slots=True)

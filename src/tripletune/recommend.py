@@ -101,14 +101,14 @@ def _recommend(paths: RunPaths, config: RunConfig, rows: pl.DataFrame) -> list[R
         pl.lit(TODAY, dtype=PURPOSES).alias("purpose"), pl.col("unseen").first(), cutoff=pl.col("position").max() + 1
     )
     retriever = Retriever.load(
-        paths.require("split"),
         paths.require("knowledge"),
         paths.require("lightgcn"),
         paths.require("rgat"),
         config.retrieve,
         num_liked_triples=config.prompt.triples_for_liked,
         seed=config.seed,
-        sasrec=paths.require("sasrec") if "sasrec" in config.trained_stages else None,
+        sasrec=paths.require("sasrec") if "sasrec" in config.retrieve.lists else None,
+        ease=paths.require("ease") if "ease" in config.retrieve.lists else None,
         fits=("b",),
     )
     nothing = pl.DataFrame(

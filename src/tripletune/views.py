@@ -29,6 +29,7 @@ _HEADLINES = {
     "rgat": ("steps", "best_valid_ndcg_at_10", "movies", "triples"),
     "lightgcn": ("steps", "best_valid_ndcg_at_10", "movies"),
     "sasrec": ("steps", "best_valid_ndcg_at_10", "movies"),
+    "ease": ("films",),
     "retrieve": ("films", "viewers", "ceiling"),
     "generate": ("examples", "train_without_answer"),
     "finetune": ("examples", "steps", "eval_loss_before", "eval_loss"),
@@ -42,10 +43,11 @@ def plan_table(paths: RunPaths) -> Table:
     """Which stages a run would reuse or make, and which ingredient changed since the latest output of each."""
     table = Table("stage", "what", "fingerprint", "because", title=f"plan for {paths.dataset}", title_justify="left")
     for stage in paths.fingerprints:
-        if paths.is_done(stage):
-            table.add_row(stage, "[green]reuse[/]", paths.fingerprints[stage][:10], "")
-            continue
-        table.add_row(stage, "[yellow]make[/]", paths.fingerprints[stage][:10], "\n".join(_reasons(paths, stage)))
+        done = paths.is_done(stage)
+        what, reasons = ("[green]reuse[/]", "") if done else ("[yellow]make[/]", "\n".join(_reasons(paths, stage)))
+        table.add_row(stage, what, paths.fingerprints[stage][:10], reasons)
+        if stage == "generate":
+            table.add_row("quality", "[yellow]make[/]", "", "never reused: it compares with the last night")
     table.add_row("promote", "[yellow]make[/]", "", "never reused: the champion may have changed")
     return table
 
@@ -152,6 +154,8 @@ def _split_headline(facts: Mapping[str, Any]) -> str:
     test = f"{asked['test']:,} of {facts['viewers']:,} viewers are asked for test"
     if asked["test"] < FEW_VIEWERS:
         test = f"only {asked['test']:,} viewers are asked for test"
+    if frozen := facts.get("frozen"):
+        test += f", {frozen['missing']:,} of {frozen['viewers']:,} frozen ones could not be held"
     return f"{facts['protocol']}: {labels}; {test}"
 
 

@@ -184,7 +184,9 @@ def test_rows_from_the_cutoff_on_change_nothing_in_a_hint(world, out, rows, tmp_
     retrieve(world, tmp_path / "out")
     for name in ("retrieved", "choices"):
         before, after = (read(folder, name).filter(purpose="train") for folder in (out, tmp_path / "out"))
-        assert before.equals(after)
+        # an answer that moved to a film of fit a is not asked
+        assert after["user_id"].n_unique() > 20
+        assert before.join(after, on=["user_id", "purpose"], how="semi").equals(after)
         assert not read(out, name).equals(read(tmp_path / "out", name))
 
 
@@ -273,7 +275,7 @@ def test_a_film_that_a_pinned_specialist_does_not_know_is_no_candidate(world, ro
 
 def test_an_ad_hoc_viewer_gets_what_a_viewer_of_the_split_gets(world, out, rows):
     retriever = Retriever.load(
-        world.split, world.knowledge, world.lightgcn, world.rgat, DEFAULT, num_liked_triples=4, seed=SEED, fits=("b",)
+        world.knowledge, world.lightgcn, world.rgat, DEFAULT, num_liked_triples=4, seed=SEED, fits=("b",)
     )
     question = read(out, "retrieved").filter(unseen=True, purpose="test").row(0, named=True)
     seen, liked = history(rows, question)

@@ -12,7 +12,8 @@ from prompt_frames import llama_like_tokenizer
 from tripletune import schemas
 from tripletune.config import PromptConfig, RetrieveConfig
 from tripletune.errors import ConfigError, InputError
-from tripletune.prompts.engine import Frame, build_examples, generate_shards, prompt_contract
+from tripletune.prompts.engine import Frame, build_examples, prompt_contract
+from tripletune.prompts.shards import generate_shards
 from tripletune.prompts.template import load_template
 from tripletune.retrieve.candidates import retrieve_all
 from tripletune.retrieve.retriever import Retriever
@@ -284,7 +285,6 @@ def test_kerag_prompts_show_ten_films_with_every_answer(world, tmp_path):
 
 def test_an_ad_hoc_viewer_gets_a_prompt_by_the_same_way(world):
     retriever = Retriever.load(
-        world.split,
         world.knowledge,
         world.lightgcn,
         world.rgat,

@@ -1,13 +1,12 @@
 """The data generation engine: prompt / ground-truth shards from everything the earlier stages found out.
 
 ``build_examples`` makes examples from frames and is the only way to a prompt: training, ranking and an ad-hoc viewer go
-through it. ``generate_shards`` feeds it one bucket of viewers after the other; a shard that has its final name is
-finished, so a killed run goes on where it was, and every shard depends on its own bucket alone.
+through it. ``prompts.shards`` feeds it one bucket of viewers after the other.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,18 +14,13 @@ from typing import Any
 import polars as pl
 
 from tripletune.config import PromptConfig, RetrieveConfig
-from tripletune.errors import InputError
-from tripletune.paths import Facts, write_atomically
 from tripletune.prompts.budget import count_left_out, shorten
-from tripletune.prompts.evidence import collect_answers, collect_evidence
 from tripletune.prompts.render import NUM_ANSWERS, Lines, draw_lines, join_prompts
 from tripletune.prompts.sanitise import clean_names, display_titles
 from tripletune.prompts.template import SLOTS, Template, load_template
 from tripletune.prompts.tokens import TokenCounter, load_counter
-from tripletune.schemas import EXAMPLES, PURPOSES, QUESTION, SHORTENED, conform
+from tripletune.schemas import EXAMPLES, QUESTION, conform
 from tripletune.stable_hash import pair_hash_expr
-
-ROW_GROUP = 1024
 
 DISPLAY = 3 << 40
 """Added to the run's seed for the order in which candidates are shown. The split orders equal times by the plain seed,
@@ -192,111 +186,6 @@ def _with_triples(asked: pl.DataFrame, choices: pl.DataFrame, num_liked: int) ->
     )
     joined = asked.join(lists, on=QUESTION, how="left", maintain_order="left")
     return joined.with_columns(pl.col("triples").fill_null(pl.lit([], dtype=EXAMPLES["triples"])))
-
-
-def generate_shards(
-    ingest: Path,
-    split: Path,
-    retrieve: Path,
-    out: Path,
-    settings: PromptConfig,
-    retrieve_settings: RetrieveConfig,
-    *,
-    dislike: float,
-    specialists: Mapping[str, str],
-    seed: int,
-    tokenizer: tuple[str, str] | None = None,
-) -> Facts:
-    """The generate stage: ``train|valid|test/shard-NNN.parquet``.
-
-    Args:
-        ingest, split, retrieve: folders of the finished stages.
-        out: work folder; shards in it under their final names are kept.
-        settings, retrieve_settings: of the run.
-        dislike: a rating below this is a dislike.
-        specialists: fingerprints of ``lightgcn`` and ``rgat``, written into every row.
-        tokenizer: model and revision whose tokenizer counts; None: tokens are not counted.
-
-    Returns:
-        Examples by purpose, training viewers dropped because no answer was among their candidates, mean characters of
-        a prompt; where tokens are counted, their mean and highest number and what was left out for the budget.
-
-    Raises:
-        ConfigError: the template is not there or not valid, or the tokenizer does not suit.
-        InputError: retrieve's shards are not those of the split, there is no tokenizer, or a prompt exceeds the budget
-            with all left out that may be.
-    """
-    frame = Frame.load(ingest, settings, specialists, seed, tokenizer)
-    numbers = sorted(path.stem.removeprefix("shard-") for path in (retrieve / "retrieved").glob("shard-*.parquet"))
-    buckets = sorted(path.parent.name.removeprefix("shard=") for path in split.glob("shard=*/part.parquet"))
-    if not numbers or numbers != buckets:
-        raise InputError(f"{retrieve} has {len(numbers)} shards and {split} has {len(buckets)}; run retrieve again")
-    for purpose in PURPOSES.categories:
-        (out / purpose).mkdir(exist_ok=True)
-    num_train = 0
-    for number in numbers:
-        name = f"shard-{number}.parquet"
-        retrieved = pl.read_parquet(retrieve / "retrieved" / name)
-        num_train += retrieved.filter(pl.col("purpose") == "train").height
-        missing = [purpose for purpose in PURPOSES.categories if not (out / purpose / name).is_file()]
-        if not missing:
-            continue
-        retrieved = retrieved.filter(pl.col("purpose").is_in(missing))
-        rows = pl.read_parquet(split / f"shard={number}" / "part.parquet", hive_partitioning=False)
-        examples = build_examples(
-            retrieved,
-            pl.read_parquet(retrieve / "choices" / name).filter(pl.col("purpose").is_in(missing)),
-            collect_evidence(
-                rows, retrieved, dislike=dislike, max_liked=settings.max_liked, max_disliked=settings.max_disliked
-            ),
-            collect_answers(rows, retrieved),
-            frame,
-        )
-        for purpose in missing:
-            part = examples.filter(pl.col("purpose") == purpose).rechunk()
-            write_atomically(out / purpose / name, _writer(part))
-    return {**_facts(out, num_train), "candidates": retrieve_settings.candidates, "template": frame.template.id}
-
-
-def _writer(frame: pl.DataFrame) -> Callable[[Path], None]:
-    return lambda path: frame.write_parquet(path, compression="zstd", row_group_size=ROW_GROUP)
-
-
-def _facts(out: Path, num_train: int) -> Facts:
-    chars = pl.col("prompt").list.eval(pl.element().struct.field("content").str.len_chars()).list.sum()
-    left_out = {f"left_out_{name}": pl.col("shortened").struct.field(name) for name in SHORTENED.to_schema()}
-    counts = (
-        pl.scan_parquet(
-            [path for purpose in PURPOSES.categories for path in sorted((out / purpose).glob("shard-*.parquet"))]
-        )
-        .select("purpose", "num_tokens", chars=chars, **left_out)
-        .group_by("purpose")
-        .agg(
-            pl.col("chars", *left_out).sum(),
-            examples=pl.len(),
-            shortened=(pl.sum_horizontal(*left_out) > 0).sum(),
-            tokens=pl.col("num_tokens").sum(),
-            longest=pl.col("num_tokens").max(),
-        )
-        .collect(engine="streaming")
-    )
-    examples = {row["purpose"]: row["examples"] for row in counts.sort("purpose").iter_rows(named=True)}
-    total = sum(examples.values())
-    longest = counts["longest"].max()
-    told: Facts = {}
-    if longest is not None:
-        told = {
-            "mean_tokens": round(counts["tokens"].sum() / total, 1),
-            "longest_tokens": longest,
-            "shortened": counts["shortened"].sum(),
-            **{name: counts[name].sum() for name in left_out},
-        }
-    return {
-        "examples": examples,
-        "train_without_answer": num_train - examples.get("train", 0),
-        "mean_prompt_chars": round(counts["chars"].sum() / total, 1) if total else 0.0,
-        **told,
-    }
 
 
 def prompt_contract(prompt: PromptConfig, retrieve: RetrieveConfig) -> dict[str, Any]:

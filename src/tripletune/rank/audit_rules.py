@@ -26,14 +26,31 @@ class Finding(NamedTuple):
     rows: pl.DataFrame
 
 
-def liked_films(split: pl.LazyFrame) -> dict[str, pl.DataFrame]:
-    """By purpose, the films that a warm viewer liked in the rows of the fit that writes its hints: ``movie_id``."""
-    likes = split.filter(~pl.col("unseen")).select("movie_id", pl.col("label").cast(pl.String))
-    films = likes.unique().collect(engine="streaming")
-    return {
-        purpose: films.filter(pl.col("label").is_in(FIT_LABELS[fit])).select("movie_id").unique()
-        for purpose, fit in FIT_OF.items()
-    }
+def liked_films(trained: pl.LazyFrame) -> dict[str, pl.DataFrame]:
+    """By purpose, the films that somebody liked in the rows of the fit that writes its hints: ``movie_id``.
+
+    Args:
+        trained: TRAINED_ON of LightGCN, whose viewers are the similar ones; of an earlier night where it is pinned.
+    """
+    films = trained.select("fit", "movie_id").unique().collect(engine="streaming")
+    return {purpose: films.filter(pl.col("fit") == fit).select("movie_id").unique() for purpose, fit in FIT_OF.items()}
+
+
+def pinned_findings(specialist: str, trained: pl.LazyFrame, asked: pl.DataFrame) -> Iterator[Finding]:
+    """Rule 1 for a specialist of an earlier night: no fit knows an answer of tonight, or a viewer unseen tonight.
+
+    Args:
+        specialist: as in ``fit_findings``.
+        trained: TRAINED_ON, of all viewers.
+        asked: tonight's answers: ``example_id, user_id, unseen, fit`` (that writes the hints), ``movie_id``.
+    """
+    column = pl.lit(f"{specialist} was trained on").alias("column")
+    answers = asked.lazy().join(trained, on=["user_id", "movie_id", "fit"], how="semi")
+    found = answers.collect(engine="streaming").sort("example_id", "movie_id").with_columns(column)
+    yield Finding(1, "a pinned fit was trained on the answer", _details(found))
+    viewers = asked.lazy().filter("unseen").join(trained, on="user_id", how="semi")
+    found = viewers.collect(engine="streaming").sort("example_id", "movie_id").with_columns(column)
+    yield Finding(1, "a pinned fit was trained on a viewer said to be unseen", _details(found))
 
 
 def fit_findings(specialist: str, trained: pl.DataFrame, rows: pl.DataFrame) -> Iterator[Finding]:

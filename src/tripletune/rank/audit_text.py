@@ -12,6 +12,7 @@ from collections.abc import Iterator
 import polars as pl
 
 from tripletune.rank.audit_rules import Finding
+from tripletune.rank.audit_sections import section_finding
 
 MARK = r"^(?:- |\d+[.)] |[A-Z]{1,2}\. )"
 """What a line of data starts with."""
@@ -33,6 +34,7 @@ def text_findings(examples: pl.DataFrame, purpose: str) -> Iterator[Finding]:
         "answers",
         *NAMING,
         "retrieved",
+        "triples",
         titles="candidate_titles",
         lettered=_has_letters(),
         names=pl.when(_has_letters()).then("candidate_letters").otherwise("candidate_titles"),
@@ -95,6 +97,9 @@ def _prompt_findings(texts: pl.DataFrame, pairs: pl.DataFrame, lines: pl.DataFra
     is_answer = pl.col("is_answer").fill_null(False)
     yield Finding(3, "answer stands in the prompt beyond candidates and hints", _named(found.filter(is_answer)))
     yield Finding(2, "prompt names a film that its columns do not", _named(found.filter(~is_answer)))
+    # what is named already is not named again
+    rest = texts.join(found, on="example_id", how="anti", maintain_order="left")
+    yield section_finding(rest, known, MARK, NAMING)
 
 
 def _completion_findings(texts: pl.DataFrame, pairs: pl.DataFrame, purpose: str) -> Iterator[Finding]:

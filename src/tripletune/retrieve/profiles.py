@@ -9,7 +9,7 @@ these films would say to anybody. A relation with more mass than attention is on
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import polars as pl
@@ -19,8 +19,8 @@ from tripletune.retrieve.topk import Ints
 from tripletune.retrieve.triples import Doubles, TripleTable, score_personally
 from tripletune.schemas import PROFILES, QUESTION, conform
 
-LIKES_AT_ONCE = 1 << 16
-"""Likes whose triples are scored at a time; with some 15 triples a film that is a million rows, tens of MiB."""
+LIKES_AT_ONCE = 1 << 13
+"""Likes whose triples are scored at a time, at least; with some 15 triples a film that is 100,000 rows, some MiB."""
 
 
 def find_profiles(
@@ -62,15 +62,15 @@ def build_profiles(table: TripleTable, rgat: RgatFit, likes: Likes, num_viewers:
     users_UD = rgat.pool(likes, num_viewers)
     shape = (num_viewers, len(names))
     mass_UC, attention_UC, films_U = np.zeros(shape), np.zeros(shape), np.zeros(num_viewers, dtype=np.int64)
-    for start in range(0, len(likes.movie_E), LIKES_AT_ONCE):
-        viewer_B = likes.viewer_E[start : start + LIKES_AT_ONCE]
-        like_T, triple_T = table.expand(likes.movie_E[start : start + LIKES_AT_ONCE])
+    for first, last in _whole_viewers(likes.viewer_E, num_viewers):
+        viewer_B = likes.viewer_E[first:last]
+        like_T, triple_T = table.expand(likes.movie_E[first:last])
         viewer_T = viewer_B[like_T]
         cell_T = viewer_T * len(names) + relation_X[triple_T]
         posterior_T = _softmax(like_T, score_personally(table, rgat, users_UD, viewer_T, triple_T))
         for total_UC, share_T in ((mass_UC, posterior_T), (attention_UC, share_X[triple_T])):
             total_UC += np.bincount(cell_T, share_T, total_UC.size).reshape(shape)
-        films_U += np.bincount(viewer_B[np.unique(like_T)], minlength=num_viewers)
+        films_U += np.bincount(viewer_B[like_T[np.diff(like_T, prepend=-1) != 0]], minlength=num_viewers)
     viewer, relation = np.nonzero(attention_UC)
     columns = {"mass": mass_UC, "attention": attention_UC}
     return pl.DataFrame(
@@ -81,6 +81,17 @@ def build_profiles(table: TripleTable, rgat: RgatFit, likes: Likes, num_viewers:
             **{name: total_UC[viewer, relation] / films_U[viewer] for name, total_UC in columns.items()},
         }
     )
+
+
+def _whole_viewers(viewer_E: Ints, num_viewers: int) -> Iterator[tuple[int, int]]:
+    """Ranges of likes of about ``LIKES_AT_ONCE``, cut between viewers: a viewer's sums are made in one go, so that
+    their last bits do not hang on who else is asked about."""
+    ends_U = np.cumsum(np.bincount(viewer_E, minlength=num_viewers))
+    first = 0
+    while first < len(viewer_E):
+        last = int(ends_U[np.searchsorted(ends_U, min(first + LIKES_AT_ONCE, len(viewer_E)))])
+        yield first, last
+        first = last
 
 
 def _softmax(like_T: Ints, log_T: Doubles) -> Doubles:

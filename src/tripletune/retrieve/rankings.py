@@ -18,7 +18,23 @@ from torch import Tensor
 
 from tripletune.config import LISTED_FILMS
 from tripletune.retrieve.specialists import Likes, RgatFit
-from tripletune.retrieve.topk import Ints, Ragged, top_columns
+from tripletune.retrieve.topk import Ints, Ragged, product_blocks, top_columns
+from tripletune.stable_hash import VIEWERS, mix
+
+
+def ranked_viewers(rows: pl.LazyFrame, num: int, seed: int) -> pl.Series | None:
+    """Ids of the viewers whose valid and test questions are ranked; None: of all.
+
+    Args:
+        rows: of all buckets of the split (``viewers.read_rows``).
+        num: that many, the first in the order in which ``rank`` takes them; 0 for all.
+        seed: the run's.
+    """
+    asked = rows.filter(pl.col("label").is_in(["valid", "test"])).select(pl.col("user_id").unique())
+    users = asked.collect(engine="streaming")["user_id"].sort()
+    if not 0 < num < len(users):
+        return None
+    return users.gather(np.lexsort((users.to_numpy(), mix(users.to_numpy(), seed + VIEWERS)))[:num])
 
 
 def rank_by_popularity(like_counts_M: Ints, seen: Ragged, num_viewers: int) -> Ints:
@@ -52,9 +68,10 @@ def film_scores(rgat: RgatFit, users_UD: Tensor) -> Callable[[int, int], Tensor]
     weights_MN = weights_MN[:, used_N]
     entities_ND = rgat.entity_vectors_ND[torch.from_numpy(used_N.astype(np.int64))]
     scale = rgat.beta / entities_ND.shape[1] ** 0.5
+    products = product_blocks(users_UD, entities_ND)
 
     def score_block(start: int, stop: int) -> Tensor:
-        logits_BN = users_UD[start:stop] @ entities_ND.T * scale
+        logits_BN = products(start, stop) * scale
         highest_B1 = logits_BN.amax(dim=1, keepdim=True)
         powers_NB = (logits_BN - highest_B1).exp_().T.contiguous().numpy()
         sums_BM = torch.from_numpy(weights_MN @ powers_NB).T

@@ -6,12 +6,15 @@ everything that retrieve computes for it comes from rows with a lower position.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 
 from tripletune.errors import InputError
-from tripletune.schemas import ANSWER_LABEL, LIKE_LABELS, PURPOSES, QUESTION, SPLIT
+from tripletune.retrieve.specialists import FIT_OF
+from tripletune.schemas import ANSWER_LABEL, ASKED, LIKE_LABELS, PURPOSES, QUESTION, SPLIT, TRAINED_ON, conform
 
 
 def shard_files(split: Path) -> dict[str, Path]:
@@ -31,16 +34,84 @@ def read_rows(files: list[Path]) -> pl.LazyFrame:
     return pl.scan_parquet(files, hive_partitioning=False).select(name for name in SPLIT.names() if name != "timestamp")
 
 
-def find_questions(rows: pl.DataFrame) -> pl.DataFrame:
+def read_fit_likes(lightgcn: Path, fit: str) -> pl.DataFrame:
+    """The likes that a fit was really trained on, which a pinned one has not from tonight's split.
+
+    Args:
+        lightgcn: folder of that stage; the other fits of a run are made of the same rows.
+        fit: ``a`` or ``b``.
+
+    Returns:
+        ``user_id, movie_id, age`` with age in likes, the newest 0; sorted by user and age.
+
+    Raises:
+        InputError: the file is missing or damaged.
+    """
+    path = lightgcn / "trained_on.parquet"
+    try:
+        likes = conform(pl.scan_parquet(path).filter(pl.col("fit") == fit).collect(engine="streaming"), TRAINED_ON)
+    except (OSError, pl.exceptions.PolarsError) as error:
+        raise InputError(f"{path} cannot be read ({error}); train the specialist again") from None
+    user_E = likes["user_id"].to_numpy()
+    start_U = np.flatnonzero(np.diff(user_E, prepend=-1))
+    if (np.diff(user_E) < 0).any():
+        raise InputError(f"{path} is not sorted by user; train the specialist again")
+    count_U = np.diff(start_U, append=len(user_E))
+    age_E = np.arange(len(user_E)) - np.repeat(start_U, count_U)
+    oldest_first = np.repeat(start_U + count_U - 1, count_U) - age_E
+    return likes.select("user_id", pl.col("movie_id").gather(oldest_first), age=pl.Series(age_E, dtype=pl.Int32))
+
+
+def find_known(files: list[Path], lightgcn: Path) -> pl.DataFrame:
+    """Questions that may not be asked: whose fit was trained on an answer, or on a viewer who is unseen tonight.
+
+    Tonight's split may contradict the one that pinned specialists were trained on: a film that is rated again moves to
+    the end of its viewer's order, from ``graph`` to a later label.
+
+    Args:
+        files: buckets of the split.
+        lightgcn: folder of that stage; the other fits of a run are made of the same rows, or of some of them.
+
+    Returns:
+        ``schemas.QUESTION``, unique.
+    """
+    purposes = {label: purpose for purpose, label in ANSWER_LABEL.items()}
+    held_out = (
+        pl.scan_parquet(files, hive_partitioning=False)
+        .filter(pl.col("label").is_in(list(purposes)))
+        .select(
+            *("user_id", "movie_id", "unseen"),
+            purpose=pl.col("label").cast(pl.String).replace_strict(purposes, return_dtype=PURPOSES),
+            fit=pl.col("label").cast(pl.String).replace_strict({key: FIT_OF[name] for key, name in purposes.items()}),
+        )
+    )
+    trained = pl.scan_parquet(lightgcn / "trained_on.parquet")
+    of_viewer = held_out.filter("unseen").join(trained, on="user_id", how="semi")
+    of_film = held_out.join(trained, on=["user_id", "movie_id", "fit"], how="semi")
+    known = pl.concat([part.select(QUESTION) for part in (of_viewer, of_film)])
+    return known.unique().collect(engine="streaming").sort(QUESTION)
+
+
+def read_asked(split: Path) -> pl.Series | None:
+    """Whom valid and test questions are asked, where the split holds an evaluation set from an earlier night; None:
+    everybody."""
+    path = split / ASKED
+    return pl.Series(json.loads(path.read_text("utf-8"))["users"], dtype=pl.Int32) if path.is_file() else None
+
+
+def find_questions(rows: pl.DataFrame, asked_alone: pl.Series | None = None) -> pl.DataFrame:
     """One row per viewer and purpose: ``user_id, purpose, unseen, cutoff``, sorted by user and purpose.
 
-    Train: warm viewers with at least one ``target`` like; valid and test: everyone who has that like.
+    Train: warm viewers with at least one ``target`` like; valid and test: everyone who has that like, or of them just
+    those of ``read_asked``.
     """
     found = []
     for purpose, label in ANSWER_LABEL.items():
         asked = rows.filter(pl.col("label") == label)
         if purpose == "train":
             asked = asked.filter(~pl.col("unseen"))
+        elif asked_alone is not None:
+            asked = asked.filter(pl.col("user_id").is_in(asked_alone.implode()))
         found.append(
             asked.group_by("user_id")
             .agg(pl.col("unseen").first(), cutoff=pl.col("position").min())
