@@ -367,6 +367,7 @@ def promote(
 def prompt(
     user: Annotated[int, typer.Option("--user", help="A user id of the release.")],
     purpose: Annotated[str, typer.Option("--purpose", help="train, valid or test.")] = "test",
+    cutoff: Annotated[int | None, typer.Option("--cutoff", help="Of several, the example asked there.")] = None,
     run: RunOption = "",
     artifacts: ArtifactsOption = ARTIFACTS,
 ) -> None:
@@ -377,7 +378,7 @@ def prompt(
         raise UserError(f"--purpose {purpose!r}: there are train, valid and test")
     record = read_run(artifacts, run, needs="generate")
     table = Table("line", "comes from", box=None, pad_edge=False)
-    for line, origin in explain_prompt(record.paths(artifacts), record.settings(), user, purpose):
+    for line, origin in explain_prompt(record.paths(artifacts), record.settings(), user, purpose, cutoff):
         table.add_row(Text(line), Text(origin, style="dim"))
     _console().print(table)
 

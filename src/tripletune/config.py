@@ -304,6 +304,10 @@ class RetrieveConfig(Section):
     ease_max_films: Annotated[int, Field(ge=20)] = 10_000
     """EASE knows so many films, the most liked ones; its memory grows with the square. Where more films are liked, it
     is left out of the comparison, unless it is the retriever."""
+    train_cutoffs: Positive = 1
+    """Training examples of a viewer, each asked at another moment: the ``target`` likes are cut into so many windows of
+    like length (no more than there are likes), and each is the answer of what the viewer did before it began, with the
+    likes after it. More than one wants a longer split.max_target."""
     candidates: Literal["retrieved", "kerag"] = "retrieved"
     """retrieved: the retriever's top films; kerag: the published recipe of 3 + 2 rated and 5 unrated films."""
     num_candidates: Annotated[int, Field(ge=5, le=100)] = 20

@@ -126,8 +126,9 @@ ATTENTION = _columns(
 PURPOSES = pl.Enum(["train", "valid", "test"])
 ANSWER_LABEL = {"train": "target", "valid": "valid", "test": "test"}
 """Label of the likes that are the answers of each purpose."""
-QUESTION = ("user_id", "purpose")
-"""What identifies an example: a viewer and a purpose."""
+QUESTION = ("user_id", "purpose", "cutoff")
+"""What identifies an example: a viewer, a purpose and the position up to which the viewer's rows are known. Valid and
+test ask a viewer once, train as often as ``retrieve.train_cutoffs`` says."""
 RETRIEVED = _columns(
     {
         "user_id": pl.Int32,
@@ -139,7 +140,7 @@ RETRIEVED = _columns(
         "similar": pl.List(pl.Int32),
     }
 )
-"""retrieve/retrieved/shard=NNN.parquet, sorted by user and purpose. Everything is computed from the viewer's rows with
+"""retrieve/retrieved/shard=NNN.parquet, sorted by question. Everything is computed from the viewer's rows with
 ``position < cutoff``, the position of the first answer. ``candidates`` in the retriever's order (shown shuffled),
 ``ranking`` is hint 1 (the first of the candidates in LightGCN's order, whoever retrieved them), ``similar`` what
 similar viewers liked."""
@@ -153,6 +154,7 @@ CHOICES = _columns(
     {
         "user_id": pl.Int32,
         "purpose": PURPOSES,
+        "cutoff": pl.Int32,
         "movie_id": pl.Int32,
         "rank": pl.Int8,
         "relation": pl.String,
@@ -167,13 +169,14 @@ PROFILES = _columns(
     {
         "user_id": pl.Int32,
         "purpose": PURPOSES,
+        "cutoff": pl.Int32,
         "relation": pl.String,
         "films": pl.Int32,
         "mass": pl.Float32,
         "attention": pl.Float32,
     }
 )
-"""retrieve/profiles/shard-NNN.parquet, sorted by user, purpose and relation: the viewer's preference profile.
+"""retrieve/profiles/shard-NNN.parquet, sorted by question and relation: the viewer's preference profile.
 ``films``: liked films before the cutoff of which a fact is known, the same in each row of a question; ``mass``: the
 R-GAT's posterior over a film's triples for this viewer, summed by relation, mean over the films; ``attention``: the
 same without the viewer, alpha alone. Both sum to one over a question's rows; relations that no such film has are left
@@ -183,13 +186,14 @@ COUNTS = _columns(
     {
         "user_id": pl.Int32,
         "purpose": PURPOSES,
+        "cutoff": pl.Int32,
         "answers": pl.Int32,
         "hits": pl.Int32,
         "pairs": pl.Int32,
         "told": pl.Int32,
     }
 )
-"""retrieve/counts/shard-NNN.parquet, sorted by user and purpose, for the manifest: held-out likes, how many of them are
+"""retrieve/counts/shard-NNN.parquet, sorted by question, for the manifest: held-out likes, how many of them are
 candidates, films that hint 2 is chosen for, and how many of them have a triple."""
 
 VIEWERS = _columns({"user_id": pl.Int32, "ratings": pl.Int32, "films": pl.UInt64, "rows": pl.UInt64})
@@ -201,6 +205,7 @@ RANKINGS = _columns(
     {
         "user_id": pl.Int32,
         "purpose": PURPOSES,
+        "cutoff": pl.Int32,
         "unseen": pl.Boolean,
         "retriever": pl.String,
         "answer": pl.Int32,
@@ -217,6 +222,14 @@ where it was trained, ``fused`` where it is the retriever."""
 
 MESSAGE = pl.Struct({"role": pl.String, "content": pl.String})
 SHORTENED = pl.Struct({"liked": pl.Int16, "disliked": pl.Int16, "similar": pl.Int16, "triples": pl.Int16})
+EXAMPLE_ID = (
+    pl.when(pl.col("purpose") == "train")
+    .then(pl.format("{}:train:{}", "user_id", "cutoff"))
+    .otherwise(pl.format("{}:{}", "user_id", pl.col("purpose").cast(pl.String)))
+    .alias("example_id")
+)
+"""``<user>:valid`` and ``<user>:test``, of which a viewer has one each, and ``<user>:train:<cutoff>``: unique, and made
+of the question alone, so that an example keeps its id however many others its viewer has."""
 TRIPLE = pl.Struct({"movie_id": pl.Int32, "relation": pl.String, "entity": pl.String, "entity_name": pl.String})
 EXAMPLES = _columns(
     {
@@ -247,15 +260,16 @@ EXAMPLES = _columns(
 )
 """generate/<purpose>/shard-NNN.parquet, the product, sorted by user; column by column in ``EXAMPLE_COLUMNS``."""
 EXAMPLE_COLUMNS = {
-    "example_id": "`<user>:<purpose>`, unique",
+    "example_id": "`<user>:train:<cutoff>`, `<user>:valid` or `<user>:test`, unique",
     "user_id": "the viewer, as in the release",
     "purpose": "train, valid or test, as the folder",
     "unseen": "the viewer is in no fit and in no training example",
     "cutoff": "place of the first answer in the viewer's order of time, from 0; everything shown comes from rows before",
     "prompt": "chat messages: system and user",
     "completion": "chat message: the answer, five of the candidates",
-    "answers": "train: the target likes among the candidates, best rated first, then in the retriever's order, five at "
-    "most, as in the completion; valid and test: the one held-out like, also when it is not a candidate",
+    "answers": "train: the target likes (from the cutoff on) among the candidates, best rated first, then in the "
+    "retriever's order, five at most, as in the completion; valid and test: the one held-out like, also when it is not "
+    "a candidate",
     "candidates": "films to choose from, in the order shown",
     "candidate_titles": "their titles exactly as in the prompt, distinct within it",
     "candidate_letters": "the labels before them that an answer names them by; empty where answers are titles",

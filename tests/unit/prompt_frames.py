@@ -78,9 +78,9 @@ def frames(names: list[str], relations: list[str], num_candidates: int = 20) -> 
         )
         for film in [*liked[:5], *shown[: user % 13]] if user % 7 else []:
             for rank in range(int(rng.integers(0, 3))):
-                facts.append((user, "test", film, rank, *_fact(rng, names, relations), 0.0))
-    told = pl.DataFrame(rows, schema_overrides={"user_id": pl.Int32, "purpose": schemas.PURPOSES})
-    key = ["user_id", "purpose"]
+                facts.append((user, "test", 50, film, rank, *_fact(rng, names, relations), 0.0))
+    told = pl.DataFrame(rows, schema_overrides=schemas.EXAMPLES.to_frame().select(schemas.QUESTION).schema)
+    key = schemas.QUESTION
     lists = told.select(*key, pl.col("liked", "disliked").cast(pl.List(pl.Int32)))
     answers = told.select(*key, movie_id=pl.col("answer").cast(pl.Int32), rating=pl.lit(4.5, pl.Float32))
     return (

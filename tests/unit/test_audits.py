@@ -146,14 +146,16 @@ def test_a_shown_film_that_was_rated_before_is_found(run: Run, column: str) -> N
 
 
 @pytest.mark.parametrize("purpose", ["train", "valid", "test"])
-def test_a_cutoff_after_the_first_answer_is_found(run: Run, purpose: str) -> None:
+@pytest.mark.parametrize("step", [1, 2])
+def test_a_cutoff_after_the_first_answer_is_found(run: Run, purpose: str, step: int) -> None:
     def later(row: Row) -> None:
-        row["cutoff"] += 1
+        row["cutoff"] += step
 
     plant(run, purpose, later)
     kinds = found(run)
-    assert (2, "cutoff after the first answer") in kinds
     assert (2, "answer before the cutoff") in kinds
+    # one after the first target like there is another, of which a train question may be asked
+    assert ((2, "no held-out like at the cutoff") in kinds) == ((purpose, step) != ("train", 1))
 
 
 def test_a_ranking_outside_the_candidates_is_found(run: Run) -> None:

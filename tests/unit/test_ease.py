@@ -290,9 +290,9 @@ def test_an_ad_hoc_viewer_gets_what_a_viewer_of_the_split_gets(world, fitted, ou
     question = read(out).filter(unseen=True, purpose="test").row(0, named=True)
     mine = rows.filter(user_id=question["user_id"]).filter(pl.col("position") < question["cutoff"])
     liked = mine.filter(pl.col("rating") >= 4)["movie_id"].to_list()[::-1]
-    key = {"user_id": pl.Int32, "purpose": schemas.PURPOSES, "movie_id": pl.Int32}
+    key = {"user_id": pl.Int32, "purpose": schemas.PURPOSES, "cutoff": pl.Int32, "movie_id": pl.Int32}
     asked = pl.DataFrame({"user_id": [-1], "purpose": ["test"], "unseen": [True], "cutoff": [0]})
-    stranger = {"user_id": -1, "purpose": "test"}
+    stranger = {"user_id": -1, "purpose": "test", "cutoff": 0}
     given = pl.DataFrame([{**stranger, "movie_id": film, "age": age} for age, film in enumerate(liked)])
     mask = pl.DataFrame([{**stranger, "movie_id": film} for film in mine["movie_id"]])
     asked, given, mask = (

@@ -89,7 +89,9 @@ def test_examples_have_the_schema_and_one_row_per_question(world, out):
         asked = retrieved.filter(purpose=purpose)["user_id"].sort()
         assert examples(out, purpose)["user_id"].equals(asked)
     assert examples(out)["example_id"].is_unique().all()
-    assert examples(out).row(0, named=True)["example_id"] == "1:train"
+    first, second, third = examples(out).head(3).iter_rows(named=True)
+    assert first["example_id"] == f"1:train:{first['cutoff']}"
+    assert (second["example_id"], third["example_id"]) == ("1:valid", "1:test")
 
 
 def test_training_keeps_viewers_with_an_answer_among_the_candidates(world, out, rows):
@@ -293,16 +295,17 @@ def test_an_ad_hoc_viewer_gets_a_prompt_by_the_same_way(world):
         seed=SEED,
         fits=("b",),
     )
-    key = {"user_id": pl.Int32, "purpose": schemas.PURPOSES}
+    key = {"user_id": pl.Int32, "purpose": schemas.PURPOSES, "cutoff": pl.Int32}
     film = {"movie_id": pl.Int32}
     asked = pl.DataFrame({"user_id": [-1], "purpose": ["test"], "unseen": [True], "cutoff": [3]}, schema_overrides=key)
-    base = {"user_id": [-1, -1], "purpose": ["test"] * 2}
+    base = {"user_id": [-1, -1], "purpose": ["test"] * 2, "cutoff": [3] * 2}
     history = pl.DataFrame(base | {"movie_id": [5, 9], "age": [0, 1]}, schema_overrides=key | film)
     seen = pl.DataFrame(
-        {"user_id": [-1] * 3, "purpose": ["test"] * 3, "movie_id": [5, 9, 11]}, schema_overrides=key | film
+        {"user_id": [-1] * 3, "purpose": ["test"] * 3, "cutoff": [3] * 3, "movie_id": [5, 9, 11]},
+        schema_overrides=key | film,
     )
     evidence = pl.DataFrame(
-        {"user_id": [-1], "purpose": ["test"], "liked": [[5, 9]], "disliked": [[11]]},
+        {"user_id": [-1], "purpose": ["test"], "cutoff": [3], "liked": [[5, 9]], "disliked": [[11]]},
         schema_overrides=key | {"liked": pl.List(pl.Int32), "disliked": pl.List(pl.Int32)},
     )
     no_answers = pl.DataFrame(schema=key | film | {"rating": pl.Float32})

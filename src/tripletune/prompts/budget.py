@@ -18,7 +18,7 @@ import polars as pl
 from tripletune.errors import InputError
 from tripletune.prompts.render import Lines
 from tripletune.prompts.tokens import TokenCounter, Tokens
-from tripletune.schemas import EXAMPLES, QUESTION
+from tripletune.schemas import EXAMPLE_ID, EXAMPLES
 
 DROPPABLE = ("liked", "disliked", "similar")
 _NEWEST = 5
@@ -158,10 +158,10 @@ def _cut(examples: pl.DataFrame, kept: Kept, facts: pl.DataFrame) -> pl.DataFram
 
 def _refuse(examples: pl.DataFrame, tokens: Tokens, waiting: npt.NDArray[np.bool_], max_tokens: int) -> None:
     longest = int(np.where(waiting, tokens, 0).argmax())
-    user, purpose = examples.select(QUESTION).row(longest)
+    name = examples.select(EXAMPLE_ID).item(longest, 0)
     raise InputError(
         f"prompt.max_tokens = {max_tokens}: {int(waiting.sum())} examples are longer with all left out that may be, "
-        f"the longest, {user}:{purpose}, has {tokens[longest]}; set it to {tokens[longest]} or more, or show less "
+        f"the longest, {name}, has {tokens[longest]}; set it to {tokens[longest]} or more, or show less "
         "(retrieve.num_candidates, retrieve.triples_per_film, retrieve.hint_films)"
     )
 

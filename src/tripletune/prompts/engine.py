@@ -19,7 +19,7 @@ from tripletune.prompts.render import NUM_ANSWERS, Lines, draw_lines, join_promp
 from tripletune.prompts.sanitise import clean_names, display_titles
 from tripletune.prompts.template import SLOTS, Template, load_template
 from tripletune.prompts.tokens import TokenCounter, load_counter
-from tripletune.schemas import EXAMPLES, QUESTION, conform
+from tripletune.schemas import EXAMPLE_ID, EXAMPLES, QUESTION, conform
 from tripletune.stable_hash import pair_hash_expr
 
 DISPLAY = 3 << 40
@@ -82,13 +82,13 @@ def build_examples(
 
     Args:
         retrieved, choices: ``schemas.RETRIEVED`` and ``schemas.CHOICES``; from shards or from a ``Retriever``.
-        evidence: ``user_id, purpose, liked, disliked``, newest first and already cut to length.
-        answers: ``user_id, purpose, movie_id, rating``; empty for an ad-hoc viewer.
+        evidence: ``user_id, purpose, cutoff, liked, disliked``, newest first and already cut to length.
+        answers: ``user_id, purpose, cutoff, movie_id, rating``; empty for an ad-hoc viewer.
         frame: what all prompts share.
 
     Returns:
-        ``schemas.EXAMPLES``, sorted by user and purpose. Training examples whose candidates hold no answer, or fewer
-        films than an answer has lines, are left out.
+        ``schemas.EXAMPLES``, sorted by user, purpose and cutoff. Training examples whose candidates hold no answer, or
+        fewer films than an answer has lines, are left out.
     """
     asked = retrieved.sort(QUESTION).join(evidence, on=QUESTION, how="left", maintain_order="left")
     asked = asked.with_columns(pl.col("liked", "disliked").fill_null(_NO_FILMS))
@@ -103,7 +103,7 @@ def build_examples(
     if frame.counter:
         frame.counter.check(rendered, counts["num_tokens"])
     examples = pl.concat([asked.drop("completion"), rendered, counts], how="horizontal").with_columns(
-        example_id=pl.format("{}:{}", "user_id", pl.col("purpose").cast(pl.String)),
+        EXAMPLE_ID,
         template_id=pl.lit(frame.template.id),
         template_sha256=pl.lit(frame.template.sha256),
         lightgcn=pl.lit(frame.specialists["lightgcn"]),
@@ -136,7 +136,7 @@ def _with_answers(asked: pl.DataFrame, answers: pl.DataFrame) -> pl.DataFrame:
         .with_columns(place=pl.int_ranges(pl.col("movie_id").list.len()))
         .explode("movie_id", "place")
         .join(answers, on=[*QUESTION, "movie_id"], how="left")
-        .sort(*QUESTION, "rating", "place", descending=[False, False, True, False], nulls_last=True)
+        .sort(*QUESTION, "rating", "place", descending=[False] * len(QUESTION) + [True, False], nulls_last=True)
         .group_by(QUESTION, maintain_order=True)
         .agg(
             picks=pl.col("movie_id").head(NUM_ANSWERS),

@@ -97,7 +97,7 @@ def column_findings(
 def _example_findings(examples: pl.DataFrame, rows: pl.DataFrame, purpose: str) -> Iterator[Finding]:
     """What an example says about itself against its folder and the split."""
     viewers = rows.group_by("user_id").agg(pl.col("unseen").first().alias("is_unseen"))
-    known = examples.select("example_id", "user_id", "purpose", "unseen", "answers").join(
+    known = examples.select("example_id", "user_id", "purpose", "cutoff", "unseen", "answers").join(
         viewers, on="user_id", how="left", maintain_order="left"
     )
     detail = pl.format("viewer {}", "user_id")
@@ -106,6 +106,9 @@ def _example_findings(examples: pl.DataFrame, rows: pl.DataFrame, purpose: str) 
         return Finding(rule, kind, known.filter(condition).select("example_id", detail=detail))
 
     yield found(0, "viewer without rows in the split", pl.col("is_unseen").is_null())
+    question = ["user_id", pl.col("purpose").cast(pl.String), *(["cutoff"] if purpose == "train" else [])]
+    named = pl.concat_str(question, separator=":")
+    yield found(0, "example id of another question", pl.col("example_id") != named)
     yield found(0, "unseen mark differs from the split", pl.col("unseen") != pl.col("is_unseen"))
     yield found(0, "example without an answer", pl.col("answers").list.len().fill_null(0) == 0)
     yield found(4, "example of another purpose in the folder", pl.col("purpose").cast(pl.String) != purpose)
@@ -118,11 +121,12 @@ def _example_findings(examples: pl.DataFrame, rows: pl.DataFrame, purpose: str) 
 def _order_findings(
     examples: pl.DataFrame, listed: pl.DataFrame, facts: pl.DataFrame, purpose: str
 ) -> Iterator[Finding]:
-    """Rule 2: everything an example is made of precedes the first answer."""
-    first = facts.filter(pl.col("label") == LABEL_OF[purpose]).group_by("user_id").agg(first=pl.col("position").min())
-    late = examples.join(first, on="user_id").filter(pl.col("cutoff") > pl.col("first"))
-    detail = pl.format("cutoff {}, first held-out like at {}", "cutoff", "first")
-    yield Finding(2, "cutoff after the first answer", late.select("example_id", detail=detail))
+    """Rule 2: everything an example is made of precedes its first answer, whichever of the viewer's cutoffs it has."""
+    held_out = facts.filter(pl.col("label") == LABEL_OF[purpose]).select("user_id", cutoff="position")
+    stray = examples.join(held_out, on=["user_id", "cutoff"], how="anti", maintain_order="left")
+    yield Finding(
+        2, "no held-out like at the cutoff", stray.select("example_id", detail=pl.format("cutoff {}", "cutoff"))
+    )
     before = pl.col("position") < pl.col("cutoff")
     evidence, masked = pl.col("column").is_in(EVIDENCE), pl.col("column").is_in(MASKED)
     answer = pl.col("column") == "answers"

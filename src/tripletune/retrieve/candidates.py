@@ -1,4 +1,4 @@
-"""The retrieve stage: candidates, hint 1 and hint 2 of every viewer and purpose, bucket by bucket of the split.
+"""The retrieve stage: candidates, hint 1 and hint 2 of every question, bucket by bucket of the split.
 
 What is computed is in ``retriever.py``, what an earlier night has computed in ``earlier.py``; this file walks over the
 buckets, writes, and counts.
@@ -102,9 +102,11 @@ def retrieve_all(
 
     def write_bucket(bucket: tuple[str, Path]) -> _Bucket:
         name, rows = f"shard-{bucket[0]}.parquet", read_rows([bucket[1]]).collect()
-        found = find_questions(rows, asked_alone).filter(pl.col("purpose").is_in(settings.purposes))
+        found = find_questions(rows, asked_alone, train_cutoffs=settings.train_cutoffs).filter(
+            pl.col("purpose").is_in(settings.purposes)
+        )
         found = found if drawn is None else keep_drawn(found, drawn)
-        questions = found.join(known, on=QUESTION, how="anti", maintain_order="left")
+        questions = found.join(known, on=["user_id", "purpose"], how="anti", maintain_order="left")
         viewers = digest_viewers(rows)
         changes = night.compare(name, viewers) if night else None
         kept = questions.select(QUESTION).clear()
@@ -124,7 +126,7 @@ def retrieve_all(
         tables = {table: night.add(table, name, made, kept) if night else made for table, made in tables.items()}
         for table, whole in {**tables, "viewers": viewers}.items():
             write_atomically(out / table / name, _writer(whole))
-        left_out = found.join(known, on=QUESTION, how="semi").select(QUESTION)
+        left_out = found.join(known, on=["user_id", "purpose"], how="semi").select(QUESTION)
         return _Bucket(tables["counts"], rankings, kept, changes, left_out)
 
     done = map_in_threads(write_bucket, shard_files(split).items(), most=BUCKETS_AT_ONCE)
@@ -184,12 +186,17 @@ def _count(
 
 
 def _facts(counts: pl.DataFrame, num_films: int) -> Facts:
-    summed = counts.group_by("purpose").agg(pl.col("answers", "hits", "pairs", "told").sum(), viewers=pl.len())
+    summed = counts.group_by("purpose").agg(
+        pl.col("answers", "hits", "pairs", "told").sum(), viewers=pl.n_unique("user_id"), questions=pl.len()
+    )
     total = {row["purpose"]: row for row in summed.iter_rows(named=True)}
     num_pairs = sum(row["pairs"] for row in total.values())
     return {
         "films": num_films,
-        "viewers": {purpose: total[purpose]["viewers"] for purpose in FIT_OF if purpose in total},
+        **{
+            name: {purpose: total[purpose][name] for purpose in FIT_OF if purpose in total}
+            for name in ("viewers", "questions")
+        },
         "ceiling": {
             purpose: round(total[purpose]["hits"] / total[purpose]["answers"], 6)
             for purpose in ("valid", "test")

@@ -1,5 +1,5 @@
 # Shape letters in this file:
-#   U questions (a viewer and a purpose), E likes, B likes of a block, T rows of like and triple, C relations
+#   U questions (a viewer, a purpose and a cutoff), E likes, B likes of a block, T rows of like and triple, C relations
 """A viewer's preference profile: by which relation do the facts of liked films speak to this viewer.
 
 Per liked film the R-GAT's posterior over its triples, ``softmax`` of the scores that choose hint 2, summed by relation;
@@ -30,11 +30,11 @@ def find_profiles(
 
     Args:
         fits, tables: R-GAT's vectors and triples by name of the fit.
-        questions: ``user_id, purpose``, unique.
-        history: likes before the cutoff, ``user_id, purpose, movie_id, age``.
+        questions: ``user_id, purpose, cutoff``, unique.
+        history: likes before the cutoff, ``user_id, purpose, cutoff, movie_id, age``.
 
     Returns:
-        Frame of ``schemas.PROFILES``, sorted by user, purpose and relation. A viewer none of whose likes has a triple
+        Frame of ``schemas.PROFILES``, sorted by question and relation. A viewer none of whose likes has a triple
         has no row; of the others each relation of their films has one, and ``mass`` sums to one, ``attention`` too.
     """
     parts = [PROFILES.to_frame()]

@@ -19,6 +19,7 @@ from torch import Tensor
 from tripletune.config import LISTED_FILMS
 from tripletune.retrieve.specialists import Likes, RgatFit
 from tripletune.retrieve.topk import Ints, Ragged, product_blocks, top_columns
+from tripletune.schemas import QUESTION
 from tripletune.stable_hash import VIEWERS, mix
 
 
@@ -95,4 +96,4 @@ def attention_matrix(rgat: RgatFit) -> sparse.csr_array:
 def as_rows(questions: pl.DataFrame, answers: pl.DataFrame, retriever: str, top: pl.Series) -> pl.DataFrame:
     """Rows of ``schemas.RANKINGS`` for questions that have one answer."""
     named = questions.with_columns(top.alias("top"), retriever=pl.lit(retriever))
-    return named.join(answers.rename({"movie_id": "answer"}), on=["user_id", "purpose"], maintain_order="left")
+    return named.join(answers.rename({"movie_id": "answer"}), on=QUESTION, maintain_order="left")

@@ -1,5 +1,5 @@
 # Shape letters in this file:
-#   U questions (a viewer and a purpose), K places, F similar viewers' films, D vector width, E rated films
+#   U questions (a viewer, a purpose and a cutoff), K places, F similar viewers' films, D vector width, E rated films
 """Everything the prompts need about any viewer: candidates, hint 1 and hint 2, from a history and a mask.
 
 ``retrieved`` (the default) shows the retriever's top films and puts nothing in: an answer that retrieval missed would
@@ -132,14 +132,15 @@ class Retriever:
         """Candidates, hints and chosen triples.
 
         Args:
-            questions: ``user_id, purpose, unseen, cutoff``, unique by user and purpose. An ad-hoc viewer is a user id
-                that no fit holds (say -1) with purpose ``test``, and has no answers.
-            history: likes before the cutoff, ``user_id, purpose, movie_id, age`` (newest 0).
-            seen: everything rated before the cutoff, ``user_id, purpose, movie_id``.
-            answers: ``user_id, purpose, movie_id, rating``; read by ``kerag`` alone, may be empty.
+            questions: ``user_id, purpose, unseen, cutoff``, unique by ``QUESTION``, as whose columns the other frames
+                name theirs. An ad-hoc viewer is a user id that no fit holds (say -1) with purpose ``test``, and has
+                no answers.
+            history: likes before the cutoff, ``user_id, purpose, cutoff, movie_id, age`` (newest 0).
+            seen: everything rated before the cutoff, ``user_id, purpose, cutoff, movie_id``.
+            answers: ``user_id, purpose, cutoff, movie_id, rating``; read by ``kerag`` alone, may be empty.
 
         Returns:
-            Frames of ``schemas.RETRIEVED`` and ``schemas.CHOICES``, sorted by user and purpose (and film and rank).
+            Frames of ``schemas.RETRIEVED`` and ``schemas.CHOICES``, sorted by question (and film and rank).
         """
         retrieved, choices, _ = self._run(questions, history, seen, answers, rank=False)
         return retrieved, choices
