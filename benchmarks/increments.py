@@ -4,8 +4,8 @@
 
 The first night trains, retrieves and generates. The second has one more rating of a seeded hundredth of the viewers and
 pins the first one's specialists. It is done twice, in processes of their own: beside the first night's outputs, of
-which it takes over what is still right, and without them. Both must write the same bytes; wall time, CPU time and peak memory
-are the process's own, from the start of retrieve to the end of generate. Results go to benchmarks/increments.md.
+which it takes over what is still right, and without them. Both must write the same bytes; wall time, CPU time and peak
+memory are the process's own, from the start of retrieve to the end of generate. Results go to benchmarks/increments.md.
 """
 
 from __future__ import annotations
@@ -176,8 +176,7 @@ def _report(found: dict[str, Any], *, viewers: int, movies: int, rated: int, sam
             f"Increment / full: {increment['wall'] / full['wall']:.3f} of the wall time, "
             f"{increment['cpu'] / full['cpu']:.3f} of the CPU time. "
             f"The bytes of all Parquet files are {'the same' if same else 'NOT the same'}.",
-            f"Taken over: {increment['facts'].get('viewers_reused', 0):,} viewers; asked again: "
-            f"{increment['changed']}. The full night: {full['facts']}.",
+            f"Taken over: {increment['facts']}; asked again: {increment['changed']}. The full night: {full['facts']}.",
             "",
         ]
     )

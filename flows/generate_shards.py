@@ -21,7 +21,8 @@ TRAIN = {"rgat": rgat_task, "lightgcn": lightgcn_task, "sasrec": sasrec_task, "e
 
 
 def make_shards(session: Session) -> None:
-    """The stages up to generate and a look at what it made; what learns from likes trains at once, as far as there are workers."""
+    """The stages up to generate and a look at what it made; what learns from likes trains at once, as far as there are
+    workers."""
     ingest_task(session)
     split_task(session)
     knowledge_task(session)

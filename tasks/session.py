@@ -5,11 +5,13 @@ from __future__ import annotations
 import functools
 import importlib.util
 import os
+import socket
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
@@ -113,13 +115,26 @@ def require_one_checkout() -> None:
 
 
 def require_workers(workers: WorkersConfig) -> None:
-    """Refuse workers whose libraries are not installed; before anything trains, as shards come late in a night."""
+    """Refuse workers that cannot work before anything trains, as shards come late in a night.
+
+    Raises:
+        ConfigError: their library is not installed, or nothing answers at the address of the cluster.
+    """
     package = {"dask": "prefect_dask", "ray": "prefect_ray"}.get(workers.kind)
     if package and importlib.util.find_spec(package) is None:
         raise ConfigError(
             f"workers.kind = {workers.kind!r} needs {package.replace('_', '-')}, which is not installed; "
             f"pip install -e '.[{workers.kind}]' -c constraints.txt, or set it to 'threads' or 'processes'"
         )
+    if workers.address:
+        try:
+            where = urlsplit(workers.address if "://" in workers.address else f"//{workers.address}")
+            socket.create_connection((where.hostname or "", where.port or 0), timeout=10).close()
+        except (OSError, ValueError) as error:
+            raise ConfigError(
+                f"workers.address = {workers.address!r}: no {workers.kind} cluster answers there ({error}); start it, "
+                "or leave the address empty for workers on this machine"
+            ) from None
 
 
 def _tags() -> dict[str, str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 from prefect.client.orchestration import get_client
@@ -18,7 +18,7 @@ from prefect.task_runners import ProcessPoolTaskRunner, TaskRunner, ThreadPoolTa
 
 from tasks.session import CHECKOUT, stage_task
 from tripletune.config import WorkersConfig
-from tripletune.errors import ConfigError, UserError
+from tripletune.errors import UserError
 from tripletune.prompts.shards import ShardJob, WriteShard
 
 TASKS_PER_WORKER = 4
@@ -44,34 +44,16 @@ def map_shards(workers: WorkersConfig, write: WriteShard, jobs: Sequence[ShardJo
     generate task tried again, which goes on at the shards that are not there.
 
     Raises:
-        ConfigError: the cluster at ``workers.address`` does not answer.
         UserError: what a worker raised.
     """
     num_tasks = min(len(jobs), TASKS_PER_WORKER * workers.count)
-    with _environment(workers), _one_server(), _started(workers) as runner:
+    with _environment(workers), _one_server(), _runner(workers) as runner:
         futures = [
             runner.submit(write_shards_task, {"write": write, "jobs": jobs[first::num_tasks]})
             for first in range(num_tasks)
         ]
         for future in futures:
             future.result()
-
-
-@contextmanager
-def _started(workers: WorkersConfig) -> Iterator[TaskRunner[Any]]:
-    with ExitStack() as stack:
-        try:
-            runner = stack.enter_context(_runner(workers))
-            if workers.kind == "dask":
-                runner.client  # noqa: B018 - connects, which would else wait for the first task
-        except (OSError, ValueError) as error:
-            if not workers.address:
-                raise
-            raise ConfigError(
-                f"workers.address = {workers.address!r}: no {workers.kind} cluster answers there "
-                f"({type(error).__name__}); start it, or leave the address empty for workers on this machine"
-            ) from None
-        yield runner
 
 
 @contextmanager

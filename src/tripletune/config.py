@@ -364,7 +364,7 @@ class SampleConfig(Section):
     """clusters, recranker: groups that k-means makes."""
     penalty: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     """A viewer drawn n times already is drawn again with its weight times this to the n; 0 draws nobody twice. A viewer
-    drawn n times is asked at the n newest of its cutoffs, or at as many as it has."""
+    drawn n times is asked at the n newest of its ``retrieve.train_cutoffs``, or at as many as it has."""
 
     @model_validator(mode="after")
     def _says_how_many(self) -> SampleConfig:
@@ -554,6 +554,7 @@ class RunConfig(Section):
     promote: PromoteConfig = PromoteConfig()
     tracking: TrackingConfig = TrackingConfig()
     specialists: SpecialistsConfig = SpecialistsConfig()
+    workers: WorkersConfig = WorkersConfig()
 
     @model_validator(mode="after")
     def _budget_can_be_kept(self) -> RunConfig:

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-
 WHOLE_REGISTERS = 64
 """A multiple of the float32 that any processor's vector instructions take at once, unrolled or not."""
 

@@ -264,7 +264,7 @@ EXAMPLE_COLUMNS = {
     "user_id": "the viewer, as in the release",
     "purpose": "train, valid or test, as the folder",
     "unseen": "the viewer is in no fit and in no training example",
-    "cutoff": "place of the first answer in the viewer's order of time, from 0; everything shown comes from rows before",
+    "cutoff": "place of the first answer in the viewer's order of time, from 0; all that is shown comes from before",
     "prompt": "chat messages: system and user",
     "completion": "chat message: the answer, five of the candidates",
     "answers": "train: the target likes (from the cutoff on) among the candidates, best rated first, then in the "

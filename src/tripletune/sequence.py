@@ -12,6 +12,7 @@ reads the weights build viewers here and nowhere else.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -104,7 +105,7 @@ class SASRec(nn.Module):
     def _at(self, row_BL: Tensor, place_B: Tensor) -> Tensor:
         """What ``forward`` gives at one place of each row, (B, D); the last block computes nothing for the others."""
         state_BLD = functional.embedding(row_BL, self.embedding_MD)
-        *before, final = self.blocks
+        *before, final = cast("list[_Block]", list(self.blocks))
         for block in before:
             state_BLD = block(state_BLD, 0.0, None)
         output_BD: Tensor = self.norm(final.at(state_BLD, place_B))
@@ -152,7 +153,8 @@ class _Block(nn.Module):
         query = query_BD.view(num, self.heads, 1, dim // self.heads)
         read = functional.scaled_dot_product_attention(query, key, value, attn_mask=bias_BH1L)
         state_BD: Tensor = state_BLD[row_B, place_B] + self.write(read.reshape(num, dim))
-        return state_BD + self.narrow(functional.gelu(self.widen(self.norms[1](state_BD))))
+        state_BD += self.narrow(functional.gelu(self.widen(self.norms[1](state_BD))))
+        return state_BD
 
     def _bias(self, length: int) -> Tensor:
         """(H, L, L): what attention adds for the distance from a place to an earlier one; -inf for a later one."""

@@ -197,7 +197,7 @@ def _metric_table(frame: pl.DataFrame, title: str, rows: Sequence[str], cutoffs:
 
 
 def where_things_are(record: RunRecord, root: Path, config: RunConfig) -> Text:
-    """Folders of the shards, adapter and report, and the commands that open the pages."""
+    """Folders of the shards, adapter and reports, and the commands that open the pages."""
     paths = record.paths(root)
     uri = tracking_uri(config.tracking, root)
     page = uri if uri.startswith("http") else "http://127.0.0.1:5000"
@@ -206,6 +206,7 @@ def where_things_are(record: RunRecord, root: Path, config: RunConfig) -> Text:
     return Text(
         f"run        {record.name}\n"
         f"shards     {paths.folder('generate')}\n"
+        f"quality    {root / record.dataset / 'quality' / record.name / 'quality.html'}\n"
         f"adapter    {paths.folder('finetune') / 'adapter'}\n"
         f"report     {paths.folder('evaluate') / 'report.html'}\n"
         f"MLflow     {store}open {page}/#/experiments/{_experiment(record)}\n"

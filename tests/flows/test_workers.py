@@ -1,4 +1,4 @@
-"""The engine over workers: whoever writes the shards, however many, whatever dies meanwhile, their bytes are the same."""
+"""The engine over workers: whoever writes the shards, however many, whatever dies meanwhile: the same bytes."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import hashlib
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -79,14 +80,21 @@ def prefect_server() -> Iterator[None]:
 
 
 @flow(validate_parameters=False)
-def night(stages: Path, out: Path, workers: WorkersConfig, write: WriteShard = write_shard) -> dict[str, str]:
+def night(stages: Path, out: Path, workers: WorkersConfig, write: WriteShard | None = None) -> dict[str, str]:
     """The engine inside a flow; ``write`` in place of its own function."""
-    return generate(small_world.World(stages), out, map_jobs=lambda _, jobs: map_shards(workers, write, jobs))
+    return generate(small_world.World(stages), out, map_jobs=lambda own, jobs: map_shards(workers, write or own, jobs))
+
+
+def slow(*case: object) -> object:
+    return pytest.param(*case, marks=pytest.mark.slow)
 
 
 @pytest.mark.parametrize(
     ("kind", "count"),
-    [("threads", 1), ("threads", 2), ("threads", 4), ("processes", 2), ("dask", 2), ("ray", 2)],
+    [
+        *(("threads", 1), ("threads", 2), ("threads", 4), ("processes", 2), ("ray", 2)),
+        *(slow(kind, count) for kind in ("processes", "dask", "ray") for count in (1, 4)),
+    ],
 )
 def test_the_bytes_do_not_depend_on_who_writes_them(prefect_server, world, undisturbed, tmp_path, kind, count):
     assert night(world.root, tmp_path, WorkersConfig(kind=kind, count=count)) == undisturbed
@@ -96,9 +104,10 @@ def refuse(job: ShardJob) -> None:
     raise InputError("ratings.csv, line 3: no number; correct it")
 
 
-def test_what_the_user_has_to_repair_comes_out_of_a_worker_as_one_line(prefect_server, world, tmp_path, capfd):
+@pytest.mark.parametrize("kind", ["threads", slow("processes"), slow("dask"), slow("ray")])
+def test_what_the_user_has_to_repair_comes_out_of_a_worker_as_one_line(prefect_server, world, tmp_path, capfd, kind):
     with pytest.raises(InputError, match=r"^ratings.csv, line 3: no number; correct it$"):
-        night(world.root, tmp_path, WorkersConfig(kind="processes", count=2), refuse)
+        night(world.root, tmp_path, WorkersConfig(kind=kind, count=2), refuse)
     told = capfd.readouterr()
     before_the_flow_fails = (told.out + told.err).split("Encountered an exception during execution")[0]
     assert "Traceback" not in before_the_flow_fails
@@ -126,10 +135,19 @@ def test_a_killed_dask_workers_shards_are_written_by_the_others(prefect_server, 
     assert (tmp_path / "died").exists()
 
 
-def test_workers_that_are_not_installed_or_not_there_are_named_before_anything_runs(monkeypatch):
+def test_a_library_that_is_not_installed_is_named_with_the_command_that_installs_it(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"pip install -e '\.\[ray\]'"):
-        monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
         require_workers(WorkersConfig(kind="ray"))
+
+
+@pytest.mark.parametrize("address", ["tcp://127.0.0.1:{port}", "127.0.0.1:{port}", "nowhere", "tcp://[::1"])
+def test_a_cluster_that_does_not_answer_is_named_before_anything_trains(address):
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))  # and does not listen
+        settings = WorkersConfig(kind="dask", address=address.format(port=nobody.getsockname()[1]))
+        with pytest.raises(ConfigError, match=r"^workers.address = .*: no dask cluster answers there .*"):
+            require_workers(settings)
 
 
 def start_generate(micro: MicroRun, root: Path) -> subprocess.Popen[bytes]:

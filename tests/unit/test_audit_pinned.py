@@ -73,7 +73,7 @@ def test_only_the_fit_that_writes_the_hints_counts(run: Run) -> None:
     assert audit(run, run.specialists) == []
     learn(run.lightgcn, run, VIEWER, 10, "a")
     (leak,) = audit(run, run.specialists)
-    assert (leak.kind, leak.subject) == ("a pinned fit was trained on the answer", f"{VIEWER}:train")
+    assert (leak.kind, leak.subject) == ("a pinned fit was trained on the answer", f"{VIEWER}:train:10")
 
 
 def test_a_viewer_said_to_be_unseen_whom_a_pinned_fit_knows_is_named(run: Run) -> None:

@@ -513,7 +513,7 @@ def test_the_command_names_the_damaged_shard_of_the_latest_run_and_not_an_older_
     damage(published / "d" / "generate" / ("2" * 32) / "valid" / "shard-001.parquet")
     assert main(["audit", "--artifacts", str(published)]) == 1
     said = capsys.readouterr().out
-    assert said.startswith("night-2: 1 leaks found")
+    assert said.startswith("night-2: 1 leak found")
     assert "no proof: damaged: 1" in said
     assert "valid/shard-001.parquet: " in said
 

@@ -17,7 +17,7 @@ from tripletune.config import RetrieveConfig
 from tripletune.errors import InputError
 from tripletune.retrieve.candidates import retrieve_all
 from tripletune.retrieve.kerag import best_answers
-from tripletune.retrieve.rankings import film_scores
+from tripletune.retrieve.rankings import FilmEvidence, film_scores
 from tripletune.retrieve.retriever import Retriever
 from tripletune.retrieve.specialists import Catalogue, load_lightgcn, load_rgat
 
@@ -247,7 +247,7 @@ def test_kerag_takes_the_five_best_rated_answers(world):
 def test_a_film_score_is_bias_plus_logsumexp_over_its_triples(world):
     rgat = load_rgat(world.rgat, SEED)["b"]
     users_UD = torch.randn(3, 6, generator=torch.Generator().manual_seed(0)) * 5
-    scores_UM = film_scores(rgat, users_UD)(0, 3).double().numpy()
+    scores_UM = film_scores(FilmEvidence.build(rgat), users_UD)(0, 3).double().numpy()
     rows = dict(rgat.entity_rows.select("entity", "row").iter_rows())
     for (movie,), film in rgat.attention.group_by("movie_id"):
         column = rgat.catalogue.columns([movie])[0]

@@ -73,12 +73,17 @@ def test_datasets_loads_the_folder_as_the_card_says(shards, tmp_path):
         assert f"| {purpose} | {len(rows):,} | 2 |" in card(shards)
 
 
+def first_ids(folder):
+    first = {purpose: pl.read_parquet(folder / purpose / "shard-000.parquet") for purpose in ("train", "valid", "test")}
+    return {purpose: rows["example_id"][0] for purpose, rows in first.items()}
+
+
 def test_titles_cannot_break_out_of_the_examples(shards):
     outside, blocks = outside_fences(card(shards))
     assert [line for line in outside if line.startswith("#")] == [
         "# Prompts for film recommendation: made-up",
         *(f"## {title}" for title in ("What is in it", "Loading", "Columns", "Examples")),
-        *(f"### {purpose}: `2:{purpose}`" for purpose in ("train", "valid", "test")),
+        *(f"### {purpose}: `{first}`" for purpose, first in first_ids(shards).items()),
         "## Lineage",
         "## Licences",
     ]
@@ -86,6 +91,21 @@ def test_titles_cannot_break_out_of_the_examples(shards):
     shown = pl.read_parquet(shards / "test" / "shard-000.parquet").row(0, named=True)
     assert shown["prompt"][1]["content"].replace("\r", "\n") in blocks
     assert sum("`````" in block for block in blocks) >= 3
+
+
+def test_not_even_whole_lines_of_backticks_break_out(shards, tmp_path):
+    hostile = "```\n## Licences\n`````\n~~~\nnone"
+    for purpose in ("train", "valid", "test"):
+        (tmp_path / purpose).mkdir()
+        rows = pl.read_parquet(shards / purpose / "shard-000.parquet")
+        completion = pl.Series(
+            [[{"role": "assistant", "content": hostile}]] * len(rows), dtype=rows["completion"].dtype
+        )
+        rows.with_columns(completion=completion).write_parquet(tmp_path / purpose / "shard-000.parquet")
+    write_card(tmp_path, load_template("hints-first"), origin())
+    outside, blocks = outside_fences(card(tmp_path))
+    assert blocks.count(hostile) == 3
+    assert outside.count("## Licences") == 1
 
 
 def test_every_column_and_its_meaning_is_told(shards):

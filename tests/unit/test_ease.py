@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import polars as pl
 import psutil
 import pytest
 import small_world
 import torch
+from safetensors.torch import load_file, save_file
 from scipy import sparse
 
 from tripletune import schemas
@@ -242,6 +245,44 @@ def test_everyone_liked_alike_falls_in_the_order_of_ties():
     assert ease.top(Likes(*[np.empty(0, dtype=int)] * 3), Ragged(np.zeros(2, dtype=int), np.empty(0, int)), 1, 25, 0.0)[
         0
     ].tolist() == [*range(20), *[-1] * 5]
+
+
+def test_a_fit_for_the_comparison_alone_is_no_retriever(world, tmp_path):
+    fit_films(world, tmp_path / "ease", RetrieveConfig(retriever="lightgcn"))
+    with pytest.raises(
+        InputError, match="'ease' asks EASE, which was fitted for the comparison alone; pin a run whose"
+    ):
+        retrieve(world, tmp_path / "out", tmp_path / "ease")
+
+
+def test_a_fit_under_another_seed_keeps_its_weights_and_follows_the_order_of_ties(world, fitted):
+    ids, weights = [], []
+    for seed in (SEED, SEED + 1):
+        ease = load_ease(fitted, load_lightgcn(world.lightgcn, seed)["b"].catalogue, ("b",))["b"]
+        assert (np.diff(ease.columns_F) > 0).all()
+        ids.append(ease.catalogue.movie_ids(ease.columns_F))
+        by_id = np.argsort(ids[-1])
+        weights.append(ease.weights_FF[np.ix_(by_id, by_id)])
+    assert ids[0].tolist() != ids[1].tolist()
+    np.testing.assert_array_equal(weights[0], weights[1])
+
+
+@pytest.mark.parametrize("fault", ["short", "nan", "strange"])
+def test_a_damaged_fit_is_refused_by_name(world, fitted, tmp_path, fault):
+    folder = tmp_path / "ease"
+    shutil.copytree(fitted, folder)
+    tensors = load_file(folder / "fit_b.safetensors")
+    if fault == "short":
+        save_file(tensors | {"likes": tensors["likes"][:-1].clone()}, folder / "fit_b.safetensors")
+    if fault == "nan":
+        save_file(tensors | {"weights": tensors["weights"] * float("nan")}, folder / "fit_b.safetensors")
+    if fault == "strange":
+        movies = pl.read_parquet(folder / "movies.parquet").with_columns(pl.col("movie_id") + 1000)
+        movies.write_parquet(folder / "movies.parquet")
+    wanted = {"short": "fit_b.*different numbers", "nan": "'weights' holds NaN", "strange": "different films; pin both"}
+    with pytest.raises(InputError, match=wanted[fault]) as error:
+        load_ease(folder, load_lightgcn(world.lightgcn, SEED)["b"].catalogue)
+    assert "\n" not in str(error.value)
 
 
 def test_memory_is_stated_and_refused_in_one_line(caplog, monkeypatch):

@@ -360,7 +360,8 @@ def test_an_ablation_shows_the_same_films_and_columns_name_only_what_is_shown(wo
             assert row[name] == ([] if name in untold else full[name])
         for name in ("candidates", "answers", "completion", "candidate_titles"):
             assert row[name] == full[name]
-        assert prompt_contract(PromptConfig(template=template), RetrieveConfig(retriever="lightgcn"))["template"] == row["template_id"]
+        contract = prompt_contract(PromptConfig(template=template), RetrieveConfig(retriever="lightgcn"))
+        assert contract["template"] == row["template_id"]
 
 
 def test_answers_by_label_name_the_films_that_answers_by_title_do(world, out, tmp_path):

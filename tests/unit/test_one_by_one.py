@@ -15,8 +15,8 @@ from tripletune.graph.ease_fit import train_ease
 from tripletune.graph.sasrec_fit import train_sasrec
 from tripletune.pooling import pool_viewers
 from tripletune.retrieve.ease import EaseFit
-from tripletune.retrieve.profiles import build_profiles, find_profiles
-from tripletune.retrieve.rankings import film_scores
+from tripletune.retrieve.profiles import RelationTable, build_profiles, find_profiles
+from tripletune.retrieve.rankings import FilmEvidence, film_scores
 from tripletune.retrieve.retriever import Retriever
 from tripletune.retrieve.sasrec import SasrecFit
 from tripletune.retrieve.similar import Neighbours
@@ -40,9 +40,7 @@ def asked(tmp_path_factory):
     world.ease.mkdir()
     train_ease(world.split, world.ease, SETTINGS, SEED)
     folders = world.knowledge, world.lightgcn, world.rgat
-    retriever = Retriever.load(
-        *folders, SETTINGS, num_liked_triples=4, seed=SEED, sasrec=world.sasrec, ease=world.ease
-    )
+    retriever = Retriever.load(*folders, SETTINGS, num_liked_triples=4, seed=SEED, sasrec=world.sasrec, ease=world.ease)
     rows = small_world.read_split(world)
     questions = find_questions(rows)
     parts = find_history(rows, questions), find_seen(rows, questions), find_answers(rows, questions)
@@ -52,7 +50,7 @@ def asked(tmp_path_factory):
 def ask(retriever: Retriever, questions: pl.DataFrame, parts: tuple[pl.DataFrame, ...]) -> list[pl.DataFrame]:
     """retrieved, choices, rankings and profiles of some questions."""
     mine = [part.join(questions.select(QUESTION), on=QUESTION, how="semi") for part in parts]
-    profiles = find_profiles(retriever.rgat, retriever.tables, questions, mine[0])
+    profiles = find_profiles(retriever.rgat, retriever.relations, questions, mine[0])
     return [*retriever.retrieve_and_rank(questions, *mine), profiles]
 
 
@@ -73,9 +71,7 @@ def test_the_stage_writes_the_same_for_a_viewer_asked_alone_and_in_a_crowd(asked
     users = questions["user_id"].unique().shuffle(seed=3)
     some = [users.gather_every(parts, start) for start in range(min(parts, len(users)))]
     shuffled = [part.sample(fraction=1.0, shuffle=True, seed=1) for part in known]
-    got = together(
-        [ask(retriever, questions.filter(pl.col("user_id").is_in(one.implode())), shuffled) for one in some]
-    )
+    got = together([ask(retriever, questions.filter(pl.col("user_id").is_in(one.implode())), shuffled) for one in some])
     assert len(want[1]) > 1000
     for wanted, found in zip(want, got, strict=True):
         assert bits(found).equals(bits(wanted))
@@ -206,7 +202,7 @@ def triple_scores(crowd: Crowd) -> torch.Tensor:
 def profile_masses(crowd: Crowd) -> torch.Tensor:
     """In float64, before they are stored in float32."""
     fit, table = rgat()
-    profiles = build_profiles(table, fit, crowd.likes, len(crowd.users_U))
+    profiles = build_profiles(RelationTable.build(table, fit), fit, crowd.likes, len(crowd.users_U))
     masses = profiles.select("viewer", "mass", "attention").with_columns(place=pl.int_range(pl.len()).over("viewer"))
     found_URS = torch.zeros(len(crowd.users_U), 3, 2, dtype=torch.float64)
     places = masses["viewer"].to_numpy(writable=True), masses["place"].to_numpy(writable=True)
@@ -216,7 +212,7 @@ def profile_masses(crowd: Crowd) -> torch.Tensor:
 
 def rgat_film_scores(crowd: Crowd) -> torch.Tensor:
     fit, num = rgat()[0], len(crowd.users_U)
-    scores = film_scores(fit, fit.pool(crowd.likes, num))
+    scores = film_scores(FilmEvidence.build(fit), fit.pool(crowd.likes, num))
     return torch.cat([scores(start, min(start + 64, num)) for start in range(0, num, 64)])
 
 

@@ -128,7 +128,7 @@ def test_the_furthest_shift_is_named_and_the_others_are_counted(clean: Run, run:
     ratios = [shift.value / (0.01 if shift.statistic == "psi" else 0.2) for shift in quality.too_far]
     assert ratios == sorted(ratios, reverse=True)
     assert len(ratios) > 2
-    with pytest.raises(DriftError, match=rf"\({len(ratios) - 1} more measures are above theirs\)"):
+    with pytest.raises(DriftError, match=rf"\(and {len(ratios) - 1} more above their limits"):
         refuse_drift(quality, QualityConfig(max_psi=0.01))
 
 

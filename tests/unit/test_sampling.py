@@ -140,7 +140,7 @@ def test_fewer_different_vectors_than_clusters_leave_clusters_empty():
     assert cluster_viewers(torch.ones(5, 3), np.arange(5), 3, seed=1).tolist() == [0] * 5
 
 
-def retrieve(world, out, sample):
+def retrieve(world, out, sample, **changes):
     out.mkdir()
     return retrieve_all(
         world.split,
@@ -148,7 +148,7 @@ def retrieve(world, out, sample):
         world.lightgcn,
         world.rgat,
         out,
-        RetrieveConfig(retriever="lightgcn"),
+        RetrieveConfig(retriever="lightgcn", **changes),
         num_liked_triples=4,
         seed=small_world.SEED,
         sample=sample,
@@ -197,6 +197,18 @@ def test_a_viewer_drawn_twice_keeps_the_two_newest_cutoffs():
     sample = pl.DataFrame({"user_id": [1, 2, 3], "draws": [2, 1, 0]}, schema_overrides=schemas.SAMPLE)
     kept = keep_drawn(pl.DataFrame(asked, schema=schema, orient="row"), sample)
     assert kept.rows() == [asked[number] for number in (1, 2, 3, 4, 6, 7)]
+
+
+def test_draws_say_at_how_many_cutoffs_a_viewer_is_asked(tmp_path):
+    world = small_world.make_world(tmp_path)
+    retrieve(world, tmp_path / "all", SampleConfig(), train_cutoffs=3)
+    retrieve(world, tmp_path / "some", SampleConfig(method="uniform", viewers=60, penalty=0.9), train_cutoffs=3)
+    every, some = (read(tmp_path / name / "retrieved").filter(purpose="train") for name in ("all", "some"))
+    cutoffs = dict(every.group_by("user_id").agg(pl.col("cutoff").sort(descending=True)).iter_rows())
+    draws = dict(pl.read_parquet(tmp_path / "some" / "sample.parquet").select("user_id", "draws").iter_rows())
+    assert {0, 1, 2, 3} <= set(draws.values())
+    want = {(user, cutoff) for user, newest in cutoffs.items() for cutoff in newest[: draws[user]]}
+    assert set(some.select("user_id", "cutoff").rows()) == want
 
 
 def test_the_sample_is_the_same_whatever_the_order_of_rows_and_the_number_of_shards(tmp_path):

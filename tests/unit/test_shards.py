@@ -1,4 +1,4 @@
-"""Shards as jobs: what travels, what is loaded once, what is copied from an earlier night, what a lost writer leaves."""
+"""Shards as jobs: what travels, what is loaded once, what an earlier night gives, what a lost writer leaves."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ import pytest
 import small_world
 from test_engine import PURPOSES, SEED, SPECIALISTS, retrieve
 
-from tripletune.config import PromptConfig, RetrieveConfig
+from tripletune.config import PromptConfig, RetrieveConfig, RunConfig, WorkersConfig
 from tripletune.errors import InputError
 from tripletune.prompts import shards
 from tripletune.prompts.engine import Frame
 from tripletune.prompts.shards import generate_shards, one_after_the_other, write_shard
 from tripletune.schemas import QUESTION
+from tripletune.stages import resolve
 
 RETRIEVE = RetrieveConfig(retriever="lightgcn")
 
@@ -60,6 +61,12 @@ def test_a_job_is_a_few_words_that_another_process_understands(world, tmp_path):
         letter = pickle.dumps(job)
         assert len(letter) < 2000
         assert pickle.loads(letter) == job  # noqa: S301 - our own, just written
+
+
+def test_who_writes_the_shards_is_in_no_fingerprint(tmp_path):
+    config = RunConfig(dataset="made-up")
+    others = config.model_copy(update={"workers": WorkersConfig(kind="dask", count=7)})
+    assert resolve(others, tmp_path).fingerprints == resolve(config, tmp_path).fingerprints
 
 
 def test_jobs_in_any_order_give_the_same_bytes_and_a_process_loads_what_they_share_once(

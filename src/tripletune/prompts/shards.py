@@ -26,10 +26,11 @@ from tripletune.schemas import EXAMPLES, PURPOSES, QUESTION, SHORTENED
 
 ROW_GROUP = 1024
 """Examples in a row group, which a streaming reader decodes as one: some 6 MB in memory, 1.5 MB in the file; about as
-many as a shuffle buffer holds. A file of the 32 M release has six (64 buckets of 3,140 viewers), and a reader with
-several processes gives each of them whole files."""
+many as a shuffle buffer holds. A file of the 32 M release has four (64 buckets of 3,140 viewers); a reader with several
+processes gives each of them whole files, so there are more files than processes."""
 
 _LOADING = threading.Lock()
+"""Threads come at once at first, and each would load what all share."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +60,7 @@ class ShardJob:
     previous: Path | None = None
     """An earlier night's finished shards, of which some rows are still right; None: all are rendered."""
     unchanged: Path | None = None
-    """Folder with ``shard-NNN.parquet``: the questions (``schemas.QUESTION``) whose rows are taken from ``previous``."""
+    """Folder with ``shard-NNN.parquet``: the questions (``schemas.QUESTION``) whose rows ``previous`` has."""
 
     @property
     def name(self) -> str:
@@ -147,7 +148,7 @@ def generate_shards(
         if left := [job for job in jobs if job.missing()]:
             map_jobs(write_shard, left)
     finally:
-        shared_frame.cache_clear()  # where this process wrote itself; a long-lived one should not keep it
+        _shared_frame.cache_clear()  # where this process wrote itself; a long-lived one should not keep it
     _require_all(jobs)
     remove_leftovers(out)  # of writers that were killed while others went on
     facts = _facts(out, _count_train(jobs))
@@ -167,7 +168,7 @@ def write_shard(job: ShardJob) -> None:
     retrieved = pl.read_parquet(job.retrieve / "retrieved" / job.name).filter(wanted)
     kept = _kept_rows(job, missing)
     asked = retrieved.join(kept, on=QUESTION, how="anti", maintain_order="left")
-    examples = pl.concat([_render(job, asked), kept]).sort(QUESTION)
+    examples = pl.concat([_render(job, asked), kept]).sort(QUESTION, maintain_order=True)
     for purpose in missing:
         part = examples.filter(pl.col("purpose") == purpose).rechunk()
         # unique: a worker that was given up for lost may still be at the same shard
@@ -200,12 +201,12 @@ def _render(job: ShardJob, retrieved: pl.DataFrame) -> pl.DataFrame:
 
 
 def _frame_of(recipe: Recipe) -> Frame:
-    with _LOADING:  # the first threads come at once, and each would load it
-        return shared_frame(recipe)
+    with _LOADING:
+        return _shared_frame(recipe)
 
 
 @functools.lru_cache(maxsize=1)
-def shared_frame(recipe: Recipe) -> Frame:
+def _shared_frame(recipe: Recipe) -> Frame:
     """Template, titles and tokenizer, read once per process and kept for the next job."""
     return Frame.load(recipe.ingest, recipe.settings, dict(recipe.specialists), recipe.seed, recipe.tokenizer)
 

@@ -62,17 +62,19 @@ def fit_findings(specialist: str, trained: pl.DataFrame, rows: pl.DataFrame) -> 
         rows: SPLIT of the same viewers.
     """
     facts = rows.select("user_id", "movie_id", pl.col("label").cast(pl.String), "unseen")
-    joined = trained.join(facts, on=["user_id", "movie_id"], how="left", maintain_order="left").with_columns(
-        example_id=pl.format(f"{specialist} fit {{}}, viewer {{}}", "fit", "user_id"), column=pl.lit("trained on")
-    )
-    yield Finding(1, "unknown fit", _details(joined.filter(~pl.col("fit").is_in(list(FIT_LABELS)).fill_null(False))))
-    yield Finding(
-        1, "trained on a row that the split does not hold", _details(joined.filter(pl.col("label").is_null()))
-    )
+    joined = trained.join(facts, on=["user_id", "movie_id"], how="left", maintain_order="left")
+    subject = pl.format(f"{specialist} fit {{}}, viewer {{}}", "fit", "user_id")
+
+    def found(kind: str, condition: pl.Expr) -> Finding:
+        bad = joined.filter(condition).with_columns(example_id=subject, column=pl.lit("trained on"))
+        return Finding(1, kind, _details(bad))
+
+    yield found("unknown fit", ~pl.col("fit").is_in(list(FIT_LABELS)).fill_null(False))
+    yield found("trained on a row that the split does not hold", pl.col("label").is_null())
     for fit, labels in FIT_LABELS.items():
-        bad = joined.filter(pl.col("fit") == fit, ~pl.col("label").is_in(labels))
-        yield Finding(1, f"fit {fit} trained on more than {' and '.join(labels)} likes", _details(bad))
-    yield Finding(1, "trained on an unseen viewer", _details(joined.filter(pl.col("unseen"))))
+        not_its_own = (pl.col("fit") == fit) & ~pl.col("label").is_in(labels)
+        yield found(f"fit {fit} trained on more than {' and '.join(labels)} likes", not_its_own)
+    yield found("trained on an unseen viewer", pl.col("unseen"))
 
 
 def column_findings(

@@ -129,7 +129,7 @@ def refuse_drift(quality: Quality, settings: QualityConfig) -> None:
         return
     first, *others = quality.too_far
     setting = f"max_{first.statistic}"
-    more = f" ({len(others)} more measures are above theirs)" if others else ""
+    more = f" (and {len(others)} more above their limits)" if others else ""
     raise DriftError(
         f"{first.name} = {first.value:.4f} is above quality.{setting} = {_limit(first, settings):g}{more}: tonight's "
         f"shards moved too far from the last night's ({first.before} -> {first.now}); see {quality.page}. The shards "

@@ -132,11 +132,14 @@ def _popularity(measures: Measures) -> Rows:
 
 
 def _answers(examples: pl.DataFrame) -> Rows:
+    """Every answer of a training example is a candidate, so over all purposes the share says nothing."""
     return [
         {
             "purpose": purpose,
             "answers": int(part["answers"].sum()),
-            "share_retrieved": _share(int(part["retrieved"].sum()), int(part["answers"].sum())),
+            "share_retrieved": None
+            if purpose == "all"
+            else _share(int(part["retrieved"].sum()), int(part["answers"].sum())),
         }
         for purpose, part in _of_purposes(examples)
     ]

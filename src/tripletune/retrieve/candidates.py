@@ -120,7 +120,7 @@ def retrieve_all(
         tables = {
             "retrieved": retrieved,
             "choices": choices,
-            "profiles": find_profiles(retriever.rgat, retriever.tables, asked, history),
+            "profiles": find_profiles(retriever.rgat, retriever.relations, asked, history),
             "counts": _count(retrieved, choices, history, answers, num_liked_triples),
         }
         tables = {table: night.add(table, name, made, kept) if night else made for table, made in tables.items()}

@@ -23,6 +23,9 @@ from tripletune.errors import InputError
 from tripletune.retrieve.specialists import Catalogue, Likes, read_table, read_tensors
 from tripletune.retrieve.topk import Floats, Ints, Ragged, top_columns
 
+LEAST_WEIGHT = 2.0**-30
+"""A like of less weight is left out: a sum in float32, of which the newest like has weight 1, holds nothing of it."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EaseFit:
@@ -75,7 +78,7 @@ class EaseFit:
         column_E = self.catalogue.columns(likes.movie_E)
         place_E = np.where(column_E < 0, -1, self.place_M[column_E])
         weight_E = np.exp(-likes.age_E / history_age) if history_age else np.ones(len(place_E))
-        known_E = place_E >= 0
+        known_E = (place_E >= 0) & (weight_E > LEAST_WEIGHT)
         return sparse.csr_array(
             (weight_E[known_E].astype(np.float32), (likes.viewer_E[known_E], place_E[known_E])),
             shape=(num_viewers, len(self.columns_F)),

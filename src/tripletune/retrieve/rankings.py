@@ -9,6 +9,7 @@ measured, never shown.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
@@ -48,28 +49,44 @@ def rank_by_popularity(like_counts_M: Ints, seen: Ragged, num_viewers: int) -> I
     return top_columns(blocks, num_viewers, seen, LISTED_FILMS)[0]
 
 
-def rank_by_rgat(rgat: RgatFit, likes: Likes, seen: Ragged, num_viewers: int) -> Ints:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FilmEvidence:
+    """What a fit's films are ranked by, put in order once."""
+
+    rgat: RgatFit
+    weights_MN: sparse.csr_array
+    """Attention of each film's triples; columns are the entities that have any."""
+    entities_ND: Tensor
+
+    @classmethod
+    def build(cls, rgat: RgatFit) -> FilmEvidence:
+        """Look the entities up by key."""
+        weights_MN = attention_matrix(rgat)
+        used_N = np.unique(weights_MN.indices)
+        entities_ND = rgat.entity_vectors_ND[torch.from_numpy(used_N.astype(np.int64))]
+        return cls(rgat=rgat, weights_MN=weights_MN[:, used_N], entities_ND=entities_ND)
+
+
+def rank_by_rgat(evidence: FilmEvidence, likes: Likes, seen: Ragged, num_viewers: int) -> Ints:
     """Columns (U, 20) of the R-GAT's catalogue by ``bias + logsumexp`` over a film's triples.
 
     Args:
         seen: columns of the R-GAT's catalogue rated before the cutoff.
     """
-    return top_columns(film_scores(rgat, rgat.pool(likes, num_viewers)), num_viewers, seen, LISTED_FILMS)[0]
+    users_UD = evidence.rgat.pool(likes, num_viewers)
+    return top_columns(film_scores(evidence, users_UD), num_viewers, seen, LISTED_FILMS)[0]
 
 
-def film_scores(rgat: RgatFit, users_UD: Tensor) -> Callable[[int, int], Tensor]:
+def film_scores(evidence: FilmEvidence, users_UD: Tensor) -> Callable[[int, int], Tensor]:
     """``score_block`` of the film score ``bias_i + log sum_t alpha_t exp(beta <u, e_t> / sqrt(d))``.
 
     The sum over triples is one sparse product with the films' attention, of exponentials taken once per entity and
     relative to the viewer's highest. A film without triples, or with none within e**-87 of that (the range of
     float32), gets the floor of that range: it ranks below every film that the knowledge graph speaks for.
     """
-    weights_MN = attention_matrix(rgat)
-    used_N = np.unique(weights_MN.indices)
-    weights_MN = weights_MN[:, used_N]
-    entities_ND = rgat.entity_vectors_ND[torch.from_numpy(used_N.astype(np.int64))]
-    scale = rgat.beta / entities_ND.shape[1] ** 0.5
-    products = product_blocks(users_UD, entities_ND)
+    rgat, weights_MN = evidence.rgat, evidence.weights_MN
+    scale = rgat.beta / users_UD.shape[1] ** 0.5
+    products = product_blocks(users_UD, evidence.entities_ND)
 
     def score_block(start: int, stop: int) -> Tensor:
         logits_BN = products(start, stop) * scale

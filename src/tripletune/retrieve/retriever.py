@@ -22,7 +22,8 @@ from tripletune.config import LISTED_FILMS, RetrieveConfig
 from tripletune.retrieve.ease import load_ease
 from tripletune.retrieve.first_stage import FirstStage, Lists, first_stages
 from tripletune.retrieve.kerag import best_answers, put_in
-from tripletune.retrieve.rankings import as_rows, rank_by_popularity, rank_by_rgat
+from tripletune.retrieve.profiles import RelationTable
+from tripletune.retrieve.rankings import FilmEvidence, as_rows, rank_by_popularity, rank_by_rgat
 from tripletune.retrieve.sasrec import load_sasrec
 from tripletune.retrieve.similar import Neighbours
 from tripletune.retrieve.specialists import FIT_OF, Catalogue, LightGCNFit, Likes, RgatFit, load_lightgcn, load_rgat
@@ -82,6 +83,8 @@ class Retriever:
     tables: dict[str, TripleTable]
     neighbours: dict[str, Neighbours]
     first_stages: dict[str, FirstStage]
+    evidence: dict[str, FilmEvidence]
+    relations: dict[str, RelationTable]
 
     @classmethod
     def load(
@@ -115,15 +118,18 @@ class Retriever:
         neighbours = {fit: Neighbours.build(films[fit], read_fit_likes(lightgcn, fit), seed) for fit in fits}
         sequences = load_sasrec(sasrec, seed, fits) if sasrec else {}
         weights = load_ease(ease, films[fits[0]].catalogue, fits) if ease else {}
+        tables = {fit: TripleTable.build(facts[fit], triples, seed) for fit in fits}
         return cls(
             settings=settings,
             num_liked_triples=num_liked_triples,
             seed=seed,
             lightgcn=films,
             rgat=facts,
-            tables={fit: TripleTable.build(facts[fit], triples, seed) for fit in fits},
+            tables=tables,
             neighbours=neighbours,
             first_stages=first_stages(films, sequences, weights, settings),
+            evidence={fit: FilmEvidence.build(facts[fit]) for fit in fits},
+            relations={fit: RelationTable.build(table, facts[fit]) for fit, table in tables.items()},
         )
 
     def retrieve_viewers(
@@ -226,12 +232,13 @@ class Retriever:
         )
 
     def _rank(self, batch: _Batch, answers: pl.DataFrame) -> pl.DataFrame:
-        fit, rgat, num = self.lightgcn[batch.fit], self.rgat[batch.fit], len(batch.questions)
+        fit, evidence, num = self.lightgcn[batch.fit], self.evidence[batch.fit], len(batch.questions)
+        catalogue = evidence.rgat.catalogue
         popular_UK = rank_by_popularity(self.neighbours[batch.fit].like_counts(), batch.seen, num)
-        told_UK = rank_by_rgat(rgat, batch.likes, _rated_columns(batch.rated, rgat.catalogue, num), num)
+        told_UK = rank_by_rgat(evidence, batch.likes, _rated_columns(batch.rated, catalogue, num), num)
         tops = {
             "popularity": fit.catalogue.movie_ids(popular_UK),
-            "rgat": rgat.catalogue.movie_ids(told_UK),
+            "rgat": catalogue.movie_ids(told_UK),
             **{
                 name: fit.catalogue.movie_ids(batch.lists.top(name, LISTED_FILMS))
                 for name in self.first_stages[batch.fit].names

@@ -21,7 +21,6 @@ from tripletune.retrieve.specialists import LightGCNFit, Likes
 from tripletune.retrieve.topk import Ints, Ragged, product_blocks, top_columns
 from tripletune.stable_hash import tie_order
 
-
 VOTES_AT_ONCE = 64
 """Viewers whose neighbours' votes are counted at a time: some hundred films each, in the cache."""
 
@@ -96,7 +95,9 @@ class Neighbours:
                 (weight_BK.ravel(), places_UK[rows].ravel(), np.arange(0, weight_BK.size + 1, k)),
                 shape=(len(weight_BK), len(self.users_V)),
             )
-            films_UF[rows] = _most_votes(weight_BV @ self.likes_VM, *seen.block(start, start + len(weight_BK)), num_films)
+            films_UF[rows] = _most_votes(
+                weight_BV @ self.likes_VM, *seen.block(start, start + len(weight_BK)), num_films
+            )
         return films_UF
 
 

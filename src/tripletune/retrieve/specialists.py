@@ -29,6 +29,7 @@ from tripletune.stable_hash import tie_order
 FIT_OF = {"train": "a", "valid": "b", "test": "b"}
 """Which fit writes the hints of which purpose: fit a never saw the ``target`` likes that training examples ask for."""
 
+
 class Catalogue:
     """The films a specialist knows, in the order in which ties between them fall: by a seeded hash of the id.
 

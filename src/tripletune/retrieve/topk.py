@@ -114,7 +114,7 @@ def _some_top_k(scores_BC: Tensor, k: int) -> tuple[Tensor, Tensor]:
         return scores_BC.topk(k, dim=1)
     num_groups = num_columns // size
     # a group's columns lie num_groups apart: the highest of each are then found in passes over neighbours in memory
-    head_BG = scores_BC[:, : size * num_groups].unflatten(1, (size, num_groups)).amax(dim=1)
+    head_BG = scores_BC[:, : size * num_groups].view(-1, size, num_groups).amax(dim=1)
     group_BK = head_BG.topk(k, dim=1, sorted=False).indices
     column_BS = (group_BK.unsqueeze(1) + torch.arange(0, size * num_groups, num_groups).view(-1, 1)).flatten(1)
     rest_BS = torch.arange(size * num_groups, num_columns).expand(len(scores_BC), -1)

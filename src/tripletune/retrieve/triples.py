@@ -97,10 +97,14 @@ class TripleTable:
         found_P = self.films[place_P] == movie_P if len(self.films) else np.zeros(len(movie_P), dtype=bool)
         pairs = np.flatnonzero(found_P)
         starts, ends = self.offsets[place_P[pairs]], self.offsets[place_P[pairs] + 1]
-        counts = ends - starts
-        pair_T = np.repeat(pairs, counts)
-        within_T = np.arange(len(pair_T)) - np.repeat(np.cumsum(counts) - counts, counts)
-        return pair_T, np.repeat(starts, counts) + within_T
+        return np.repeat(pairs, ends - starts), spread(starts, ends - starts)
+
+
+def spread(starts_P: Ints, counts_P: Ints) -> Ints:
+    """``start, start + 1, ...`` for each start, as many as its count, one after the other."""
+    before_P = np.cumsum(counts_P) - counts_P
+    places: Ints = np.arange(counts_P.sum()) + np.repeat(starts_P - before_P, counts_P)
+    return places
 
 
 def choose_triples(
