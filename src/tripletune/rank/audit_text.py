@@ -1,8 +1,7 @@
 """The audit's look at the text itself: what the model reads and learns must say what the columns say.
 
-Columns without a leak prove nothing if the text was rendered from something else. Of the templates the audit knows one
-thing: a line ``- <title>``, ``<number>. <title>`` or ``<label>. <title>`` names a film; and a completion names them by
-title or, where the prompt labels its candidates, by label.
+Columns without a leak prove nothing if the text was rendered from something else. A line of data that consists of a
+title names a film; and a completion names them by title or, where the prompt labels its candidates, by label.
 """
 
 from __future__ import annotations
@@ -11,11 +10,10 @@ from collections.abc import Iterator
 
 import polars as pl
 
+from tripletune.rank.audit_lines import MARK, named_films, prompt_lines
 from tripletune.rank.audit_rules import Finding
 from tripletune.rank.audit_sections import section_finding
 
-MARK = r"^(?:- |\d+[.)] |[A-Z]{1,2}\. )"
-"""What a line of data starts with."""
 NUM_ANSWERS = 5
 """Films that a completion names."""
 NAMING = ("candidates", "ranking", "similar", "liked", "disliked")
@@ -29,7 +27,8 @@ def text_findings(examples: pl.DataFrame, purpose: str) -> Iterator[Finding]:
         examples: EXAMPLES.
         purpose: train, valid or test.
     """
-    texts = examples.select(
+    texts = examples.with_row_index("row").select(
+        "row",
         "example_id",
         "answers",
         *NAMING,
@@ -56,13 +55,15 @@ def text_findings(examples: pl.DataFrame, purpose: str) -> Iterator[Finding]:
     yield Finding(0, "labels are not one to a candidate", misnamed)
     whole = whole.join(misnamed, on="example_id", how="anti", maintain_order="left")
     yield _label_finding(labelled.join(misnamed, on="example_id", how="anti", maintain_order="left"))
-    pairs = whole.select("example_id", movie_id="candidates", title="titles", name="names").explode(
+    pairs = whole.select("row", "example_id", movie_id="candidates", title="titles", name="names").explode(
         "movie_id", "title", "name", empty_as_null=False
     )
-    lines = whole.select("example_id", title=_lines("prompt")).explode("title").group_by("example_id", "title").len()
-    absent = pairs.join(lines, on=["example_id", "title"], how="anti", maintain_order="left")
+    titles = named_films(pairs)
+    lines = prompt_lines(whole, titles)
+    numbered = pairs.join(titles, on="title", how="left", maintain_order="left")
+    absent = numbered.join(lines, on=["row", "number"], how="anti", maintain_order="left")
     yield Finding(0, "candidate's title is no line of the prompt", _named(absent))
-    yield from _prompt_findings(whole, pairs, lines)
+    yield from _prompt_findings(whole, lines, titles)
     yield from _completion_findings(whole, pairs, purpose)
 
 
@@ -75,31 +76,31 @@ def _label_finding(texts: pl.DataFrame) -> Finding:
     return Finding(0, "label does not stand before its title", _named(absent))
 
 
-def _prompt_findings(texts: pl.DataFrame, pairs: pl.DataFrame, lines: pl.DataFrame) -> Iterator[Finding]:
+def _prompt_findings(texts: pl.DataFrame, lines: pl.DataFrame, titles: pl.DataFrame) -> Iterator[Finding]:
     """Rules 2 and 3: no film stands in the prompt more often than its columns say, least of all an answer."""
-    known = pairs.select("movie_id", "title").unique()
-    known = known.filter(~pl.col("movie_id").is_duplicated(), ~pl.col("title").is_duplicated())
-    columns = [texts.select("example_id", movie_id=name).explode("movie_id", empty_as_null=False) for name in NAMING]
-    expected = pl.concat(columns).group_by("example_id", "movie_id").len("expected")
+    said = lines.filter(pl.col("said").is_not_null()).group_by("row", movie_id="said").len()
+    columns = [texts.select("row", movie_id=name).explode("movie_id", empty_as_null=False) for name in NAMING]
+    expected = pl.concat(columns).group_by("row", "movie_id").len("expected")
     answers = (
-        texts.select("example_id", movie_id="answers")
+        texts.select("row", movie_id="answers")
         .explode("movie_id", empty_as_null=False)
         .with_columns(is_answer=pl.lit(True))
         .unique()
     )
     found = (
-        lines.join(known, on="title")
-        .join(expected, on=["example_id", "movie_id"], how="left")
+        said.join(expected, on=["row", "movie_id"], how="left")
         .filter(pl.col("len") > pl.col("expected").fill_null(0))
-        .join(answers, on=["example_id", "movie_id"], how="left")
-        .sort("example_id", "movie_id")
+        .join(answers, on=["row", "movie_id"], how="left")
+        .join(titles.select("title", movie_id="said"), on="movie_id")
+        .join(texts.select("row", "example_id"), on="row")
+        .sort("row", "movie_id")
     )
     is_answer = pl.col("is_answer").fill_null(False)
     yield Finding(3, "answer stands in the prompt beyond candidates and hints", _named(found.filter(is_answer)))
     yield Finding(2, "prompt names a film that its columns do not", _named(found.filter(~is_answer)))
     # what is named already is not named again
-    rest = texts.join(found, on="example_id", how="anti", maintain_order="left")
-    yield section_finding(rest, known, MARK, NAMING)
+    rest = texts.join(found, on="row", how="anti", maintain_order="left")
+    yield section_finding(rest, lines, titles, NAMING)
 
 
 def _completion_findings(texts: pl.DataFrame, pairs: pl.DataFrame, purpose: str) -> Iterator[Finding]:
