@@ -10,12 +10,14 @@ import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from ipaddress import ip_address
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.runtime import deployment, flow_run
+from prefect.settings import PREFECT_API_URL
 
 import tripletune
 from tripletune.config import RunConfig, WorkersConfig
@@ -118,7 +120,8 @@ def require_workers(workers: WorkersConfig) -> None:
     """Refuse workers that cannot work before anything trains, as shards come late in a night.
 
     Raises:
-        ConfigError: their library is not installed, or nothing answers at the address of the cluster.
+        ConfigError: their library is not installed, nothing answers at the address of the cluster, or its workers
+            cannot reach the Prefect server.
     """
     package = {"dask": "prefect_dask", "ray": "prefect_ray"}.get(workers.kind)
     if package and importlib.util.find_spec(package) is None:
@@ -135,6 +138,21 @@ def require_workers(workers: WorkersConfig) -> None:
                 f"workers.address = {workers.address!r}: no {workers.kind} cluster answers there ({error}); start it, "
                 "or leave the address empty for workers on this machine"
             ) from None
+        if not _is_here(where.hostname) and _is_here(urlsplit(PREFECT_API_URL.value() or "").hostname):
+            raise ConfigError(
+                f"workers.address = {workers.address!r} is another machine, and its workers cannot reach the Prefect "
+                "server of this one; set PREFECT_API_URL to an address that they reach"
+            )
+
+
+def _is_here(host: str | None) -> bool:
+    """Whether a host is this machine's loopback; so is the temporary server's, which has no address yet."""
+    if host in (None, "localhost"):
+        return True
+    try:
+        return ip_address(str(host)).is_loopback
+    except ValueError:
+        return False
 
 
 def _tags() -> dict[str, str]:

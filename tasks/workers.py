@@ -25,7 +25,8 @@ TASKS_PER_WORKER = 4
 """A task costs Prefect up to 90 ms, and some more shards than the workers' number balance what they take."""
 
 
-@stage_task(name="write-shards", task_run_name="write-shards-{jobs[0].number}")
+# without the tag of the stages: generate waits for these, and a limit on the tag must not have it wait forever
+@stage_task(name="write-shards", tags=[], task_run_name="write-shards-{jobs[0].number}")
 def write_shards_task(write: WriteShard, jobs: Sequence[ShardJob]) -> State[Any] | None:
     """Write these shards; those that are there are left."""
     try:

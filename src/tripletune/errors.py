@@ -22,7 +22,7 @@ class MissingArtifactError(UserError):
 
 
 class DriftError(UserError):
-    """Tonight's shards moved further from the last night's than the limits allow; the message names measure and page."""
+    """Tonight's shards moved further from the last night's than the limits allow; the message names the page."""
 
 
 class ContractError(UserError):

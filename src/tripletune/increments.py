@@ -50,16 +50,26 @@ def find_earlier(paths: RunPaths, stage: str, same: SameContent) -> Earlier | st
     home = paths.folder(stage).parent
     manifests = [path for path in home.glob(f"*/{MANIFEST}") if path.parent.suffix != ".work"]
     why = "there is no earlier output"
-    for number, path in enumerate(sorted(manifests, key=lambda path: path.stat().st_mtime, reverse=True)):
+    for number, path in enumerate(sorted(manifests, key=_age)):
         manifest = read_manifest(path.parent)
-        reason = "its files are gone" if manifest is None else _difference(paths, stage, manifest, same)
-        if reason is None and (damaged := damaged_files(path.parent)):
-            reason = f"{damaged[0]} is damaged"
+        try:
+            reason = "its files are gone" if manifest is None else _difference(paths, stage, manifest, same)
+            if reason is None and (damaged := damaged_files(path.parent)):
+                reason = f"{damaged[0]} is damaged"
+        except OSError:  # gc may be at it
+            reason = "its files are gone"
         if reason is None and manifest is not None:
             return Earlier(path.parent, _parents(paths, manifest))
         if not number:
             why = f"of the last output ({path.parent.name[:10]}), {reason}"
     return why
+
+
+def _age(path: Path) -> float:
+    try:
+        return -path.stat().st_mtime
+    except OSError:
+        return 0.0
 
 
 def _difference(paths: RunPaths, stage: str, manifest: Mapping[str, Any], same: SameContent) -> str | None:
@@ -164,7 +174,7 @@ def write_unchanged(before: Path, now: Path, out: Path) -> dict[str, Any]:
 
 
 def _write(frame: pl.DataFrame, path: Path) -> None:
-    frame.write_parquet(path, compression="zstd")
+    frame.rechunk().write_parquet(path, compression="zstd")
 
 
 def count_changes(viewers: pl.DataFrame) -> dict[str, Any]:

@@ -137,7 +137,13 @@ class RunPaths:
     ingredients: Mapping[str, Ingredients] = field(default_factory=dict)
 
     def folder(self, stage: str) -> Path:
-        """Where the stage's finished output is, or will be."""
+        """Where the stage's finished output is, or will be.
+
+        Raises:
+            MissingArtifactError: the run knows no such stage.
+        """
+        if stage not in self.fingerprints:
+            raise MissingArtifactError(f"this run has no {stage!r}; an older version made it: run it again")
         return self.root / self.dataset / stage / self.fingerprints[stage]
 
     def is_done(self, stage: str) -> bool:
@@ -198,11 +204,12 @@ class RunPaths:
 
     def _publish(self, stage: str, work: Path, folder: Path, facts: Facts, meter: Meter) -> None:
         shutil.rmtree(work / SCRATCH, ignore_errors=True)
+        remove_leftovers(work)
         ingredients = self.ingredients.get(stage, {})
         files = {
             path.relative_to(work).as_posix(): _describe(path)
             for path in sorted(work.rglob("*"))
-            if path.is_file() and path.name != MANIFEST
+            if path.is_file() and path.name != MANIFEST and path.suffix != ".part"
         }
         for name in files:
             _sync(work / name)

@@ -102,6 +102,7 @@ def earlier_run(paths: RunPaths, stage: str, *, but: str = "") -> RunRecord | No
     """
     for record in reversed(list_runs(paths.root)):
         is_other = record.name != but and record.dataset == paths.dataset and record.status == "completed"
+        is_other &= stage in record.stages  # a look at finished shards is a run too, but no night
         made_another = record.fingerprints.get(stage, paths.fingerprints[stage]) != paths.fingerprints[stage]
         if is_other and made_another and record.paths(paths.root).is_done(stage):
             return record

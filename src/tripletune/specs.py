@@ -109,7 +109,7 @@ def _hint_specs(config: RunConfig) -> tuple[StageSpec, ...]:
         StageSpec(
             name="ease",
             parents=("split",),
-            source=("graph.ease_fit", "stable_hash", "schemas"),
+            source=("graph.ease_fit", "graph.interactions", "graph.training", "stable_hash", "schemas"),
             libraries=("torch", "polars", "numpy", "scipy"),
             fields=(
                 *("retrieve.ease_lambda", "retrieve.ease_max_films", "seed"),

@@ -19,7 +19,15 @@ from typing import TYPE_CHECKING, Any
 
 from tripletune.config import RunConfig
 from tripletune.errors import ConfigError, InputError, MissingArtifactError
-from tripletune.fingerprint import Ingredients, StageSpec, fingerprint, gather, input_checksums, sha256_file
+from tripletune.fingerprint import (
+    TOKENIZER_FILES,
+    Ingredients,
+    StageSpec,
+    fingerprint,
+    gather,
+    input_checksums,
+    sha256_file,
+)
 from tripletune.increments import (
     Earlier,
     SameContent,
@@ -41,11 +49,6 @@ log = logging.getLogger(__name__)
 
 DUMPS = frozenset(f"{table}.tsv.gz" for table in ("title.basics", "title.crew", "title.principals", "name.basics"))
 """What is read in the IMDb folder."""
-TOKENIZER = frozenset(
-    ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja")
-)
-"""What is read in a model's folder to count tokens."""
-
 LogCurve = Callable[[int, Mapping[str, float]], None]
 
 
@@ -94,7 +97,7 @@ def _outside_inputs(spec: StageSpec, config: RunConfig) -> dict[str, str]:
             raise InputError(f"{key} = {str(path)!r}: no such file or folder; give a path that exists")
         if key in ("imdb", "model", "tokenizer") and not path.is_dir():
             raise InputError(f"{key} = {str(path)!r}: this is a file; give the folder that holds it")
-    read = {"movielens": files_read(config.source.feed), "imdb": DUMPS, "tokenizer": TOKENIZER}
+    read = {"movielens": files_read(config.source.feed), "imdb": DUMPS, "tokenizer": TOKENIZER_FILES}
     checksums = input_checksums(wanted, read=read)
     if "feed" in spec.outside:
         checksums |= {f"feed/{file.name}": file.checksum for file in _feed_files(config)}
@@ -120,8 +123,8 @@ def _pinned_specialists(config: RunConfig, artifacts: Path) -> dict[str, str]:
     if untrained:
         other = "set retrieve.retriever = 'ease' or 'lightgcn', " if untrained[0] == "sasrec" else ""
         raise ConfigError(
-            f"specialists.pin = {run.name!r}, but that run has no {untrained[0]}, which tonight's retriever reads; "
-            f"pin a run that has, {other}or remove the pin"
+            f"specialists.pin = {run.name!r}, but that run has no {untrained[0]}, which tonight's run reads; "
+            f"pin a run that has, {other}or remove the pin for a night"
         )
     pinned = {stage: run.fingerprints[stage] for stage in config.trained_stages}
     kept = RunPaths(root=artifacts, dataset=run.dataset, fingerprints=pinned)

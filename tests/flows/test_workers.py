@@ -17,6 +17,7 @@ import numpy as np
 import polars as pl
 import pytest
 from prefect import flow
+from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.testing.utilities import prefect_test_harness
 
 from tasks.session import require_workers
@@ -148,6 +149,15 @@ def test_a_cluster_that_does_not_answer_is_named_before_anything_trains(address)
         settings = WorkersConfig(kind="dask", address=address.format(port=nobody.getsockname()[1]))
         with pytest.raises(ConfigError, match=r"^workers.address = .*: no dask cluster answers there .*"):
             require_workers(settings)
+
+
+def test_workers_elsewhere_need_a_prefect_server_that_they_reach(monkeypatch):
+    monkeypatch.setattr(socket, "create_connection", lambda *where, **options: socket.socket())
+    settings = WorkersConfig(kind="dask", address="tcp://10.0.0.7:8786")
+    with pytest.raises(ConfigError, match="its workers cannot reach the Prefect server of this one; set PREFECT_API"):
+        require_workers(settings)
+    with temporary_settings({PREFECT_API_URL: "http://10.0.0.1:4200/api"}):
+        require_workers(settings)
 
 
 def start_generate(micro: MicroRun, root: Path) -> subprocess.Popen[bytes]:

@@ -137,7 +137,7 @@ def test_few_examples_stop_nothing(clean: Run, run: Run, tmp_path: Path) -> None
     assert report(run, tmp_path / "out", before=clean, max_psi=0.01, max_ks=0.01, min_examples=59).too_far == ()
 
 
-def add_night(root: Path, name: str, started: str, generate: str, **more: str) -> RunPaths:
+def add_night(root: Path, name: str, started: str, generate: str, **more: Any) -> RunPaths:
     dataset = name.split("-")[0]
     record = RunRecord.model_validate(
         {
@@ -147,6 +147,7 @@ def add_night(root: Path, name: str, started: str, generate: str, **more: str) -
             "status": "completed",
             "config": {},
             "fingerprints": {"generate": generate * 32},
+            "stages": {"generate": "made"},
             **more,
         }
     )
@@ -159,6 +160,8 @@ def test_the_night_before_is_the_newest_completed_one_with_other_shards(tmp_path
         add_night(tmp_path, name, f"2026-01-0{number}T00:00:00Z", generate).build("generate", lambda work: {})
     add_night(tmp_path, "films-5", "2026-01-05T00:00:00Z", "e", status="failed").build("generate", lambda work: {})
     add_night(tmp_path, "films-6", "2026-01-06T00:00:00Z", "f")  # its shards are gone
+    looked = add_night(tmp_path, "films-8", "2026-01-06T01:00:00Z", "a", stages={"quality": "made"})
+    looked.build("generate", lambda work: {})  # somebody looked at a night that had been stopped
     tonight = add_night(tmp_path, "films-7", "2026-01-07T00:00:00Z", "c", status="running")
 
     found = earlier_run(tonight, "generate", but="films-7")

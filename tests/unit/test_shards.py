@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from pathlib import Path
 
 import polars as pl
 import pytest
@@ -10,7 +11,7 @@ import small_world
 from test_engine import PURPOSES, SEED, SPECIALISTS, retrieve
 
 from tripletune.config import PromptConfig, RetrieveConfig, RunConfig, WorkersConfig
-from tripletune.errors import InputError
+from tripletune.errors import ConfigError, InputError
 from tripletune.prompts import shards
 from tripletune.prompts.engine import Frame
 from tripletune.prompts.shards import generate_shards, one_after_the_other, write_shard
@@ -61,6 +62,23 @@ def test_a_job_is_a_few_words_that_another_process_understands(world, tmp_path):
         letter = pickle.dumps(job)
         assert len(letter) < 2000
         assert pickle.loads(letter) == job  # noqa: S301 - our own, just written
+
+
+def test_a_job_says_where_things_are_to_a_worker_that_started_in_another_folder(world, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "near").mkdir()
+    for job in jobs_of(world, Path("near")):
+        paths = (job.recipe.ingest, job.split, job.retrieve, job.out)
+        assert all(path.is_absolute() for path in paths)
+
+
+def test_a_worker_that_loaded_other_code_writes_nothing(world, tmp_path, monkeypatch):
+    jobs = jobs_of(world, tmp_path)
+    shards._shared_frame.cache_clear()
+    monkeypatch.setattr(shards, "_SOURCE", "what an older checkout had")
+    with pytest.raises(ConfigError, match="a worker runs other code"):
+        shards.write_shard(jobs[0])
+    assert not files(tmp_path)
 
 
 def test_who_writes_the_shards_is_in_no_fingerprint(tmp_path):

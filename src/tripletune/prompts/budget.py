@@ -33,7 +33,7 @@ def shorten(
     """Leave out just so much that every example fits.
 
     Args:
-        examples: ``user_id, purpose``, the lists of films, ``triples`` with those of likes before those of candidates.
+        examples: ``schemas.QUESTION``, the lists of films, ``triples`` with those of likes before those of candidates.
         lines: of these examples, of all the template's slots.
         counter: of the template.
         tokens: of the examples as they are; shape (E,).

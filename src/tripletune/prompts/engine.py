@@ -67,7 +67,7 @@ class Frame:
         template = load_template(settings.template)
         return cls(
             template=template,
-            titles=display_titles(movies),
+            titles=display_titles(movies, template.lines),
             settings=settings,
             specialists=specialists,
             seed=seed,

@@ -8,6 +8,8 @@ is no heading, no hint and no answer.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import polars as pl
 
 MAX_CHARS = 200
@@ -67,19 +69,21 @@ def clean_names(names: pl.Series) -> pl.DataFrame:
     return pl.concat([plain, other]).drop_nulls("clean")
 
 
-def display_titles(movies: pl.DataFrame) -> pl.DataFrame:
+def display_titles(movies: pl.DataFrame, reserved: Iterable[str] = ()) -> pl.DataFrame:
     """The title of each film as prompts show it: safe, never empty, and distinct within the catalogue.
 
-    Films that share a title all get `` [<movieId>]``, so that a title that is copied names one film.
+    Films that share a title all get `` [<movieId>]``, so that a title that is copied names one film; so do films whose
+    title is a line of the template, so that no line of it names a film.
 
     Args:
         movies: ``movie_id, title``, unique by movie.
+        reserved: the template's lines.
 
     Returns:
         ``movie_id, display``, sorted by movie.
     """
     shown = movies.select("movie_id", display=clean_text(pl.col("title")).fill_null(UNTITLED)).sort("movie_id")
-    shared = pl.col("display").is_duplicated()
+    shared = pl.col("display").is_duplicated() | pl.col("display").is_in(sorted(reserved))
     while shown.select(shared.any()).item():
         shown = shown.with_columns(
             display=pl.when(shared).then(pl.format("{} [{}]", "display", "movie_id")).otherwise("display")

@@ -12,12 +12,14 @@ import functools
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 
 import polars as pl
 
 from tripletune.config import PromptConfig, RetrieveConfig
-from tripletune.errors import InputError
+from tripletune.errors import ConfigError, InputError
+from tripletune.fingerprint import TOKENIZER_FILES, sha256_file, sha256_json, source_hash
 from tripletune.paths import Facts, remove_leftovers, write_atomically
 from tripletune.prompts.engine import Frame, build_examples
 from tripletune.prompts.evidence import collect_answers, collect_evidence
@@ -28,6 +30,9 @@ ROW_GROUP = 1024
 """Examples in a row group, which a streaming reader decodes as one: some 6 MB in memory, 1.5 MB in the file; about as
 many as a shuffle buffer holds. A file of the 32 M release has four (64 buckets of 3,140 viewers); a reader with several
 processes gives each of them whole files, so there are more files than processes."""
+
+_SOURCE = sha256_json([source_hash(name) for name in ("prompts", "schemas", "stable_hash")])
+"""As this process loaded it: a worker that stays does not see the files change."""
 
 _LOADING = threading.Lock()
 """Threads come at once at first, and each would load what all share."""
@@ -44,11 +49,14 @@ class Recipe:
     seed: int
     tokenizer: tuple[str, str] | None
     """Model and revision whose tokenizer counts; None: tokens are not counted."""
+    made_with: str
+    """Digest of the code, the libraries and the tokenizer's files here. A worker of a standing cluster may have others,
+    and what it wrote would go by a fingerprint that is not its own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShardJob:
-    """One bucket of viewers: plain data, that can be sent to a worker which sees the same files."""
+    """One bucket of viewers: plain data, paths absolute, that can be sent to a worker which sees the same files."""
 
     recipe: Recipe
     number: str
@@ -123,22 +131,23 @@ def generate_shards(
     """
     template = load_template(settings.template)
     recipe = Recipe(
-        ingest=ingest,
+        ingest=ingest.resolve(),
         settings=settings,
         specialists=tuple(sorted(specialists.items())),
         seed=seed,
-        tokenizer=tokenizer,
+        tokenizer=_absolute(tokenizer),
+        made_with=_made_with(tokenizer),
     )
     jobs = [
         ShardJob(
             recipe=recipe,
             number=number,
-            split=split,
-            retrieve=retrieve,
-            out=out,
+            split=split.resolve(),
+            retrieve=retrieve.resolve(),
+            out=out.resolve(),
             dislike=dislike,
-            previous=previous,
-            unchanged=unchanged,
+            previous=previous and previous.resolve(),
+            unchanged=unchanged and unchanged.resolve(),
         )
         for number in _numbers(split, retrieve)
     ]
@@ -170,7 +179,7 @@ def write_shard(job: ShardJob) -> None:
     asked = retrieved.join(kept, on=QUESTION, how="anti", maintain_order="left")
     examples = pl.concat([_render(job, asked), kept]).sort(QUESTION, maintain_order=True)
     for purpose in missing:
-        part = examples.filter(pl.col("purpose") == purpose).rechunk()
+        part = examples.filter(pl.col("purpose") == purpose)
         # unique: a worker that was given up for lost may still be at the same shard
         write_atomically(job.out / purpose / job.name, _writer(part), unique=True)
 
@@ -200,6 +209,21 @@ def _render(job: ShardJob, retrieved: pl.DataFrame) -> pl.DataFrame:
     )
 
 
+def _absolute(tokenizer: tuple[str, str] | None) -> tuple[str, str] | None:
+    if tokenizer and Path(tokenizer[0]).is_dir():
+        return str(Path(tokenizer[0]).resolve()), tokenizer[1]
+    return tokenizer
+
+
+def _made_with(tokenizer: tuple[str, str] | None) -> str:
+    versions = {
+        library: metadata.version(library).split("+")[0] for library in ("polars", "transformers", "tokenizers")
+    }
+    folder = Path(tokenizer[0]) if tokenizer else Path()
+    files = {name: sha256_file(folder / name) for name in sorted(TOKENIZER_FILES) if (folder / name).is_file()}
+    return sha256_json({"source": _SOURCE, "versions": versions, "tokenizer": files if tokenizer else {}})
+
+
 def _frame_of(recipe: Recipe) -> Frame:
     with _LOADING:
         return _shared_frame(recipe)
@@ -208,6 +232,11 @@ def _frame_of(recipe: Recipe) -> Frame:
 @functools.lru_cache(maxsize=1)
 def _shared_frame(recipe: Recipe) -> Frame:
     """Template, titles and tokenizer, read once per process and kept for the next job."""
+    if _made_with(recipe.tokenizer) != recipe.made_with:
+        raise ConfigError(
+            "a worker runs other code, libraries or a tokenizer than this run; give the cluster the same checkout and "
+            "model, and start it again"
+        )
     return Frame.load(recipe.ingest, recipe.settings, dict(recipe.specialists), recipe.seed, recipe.tokenizer)
 
 
@@ -229,7 +258,7 @@ def _require_all(jobs: Sequence[ShardJob]) -> None:
 
 
 def _writer(frame: pl.DataFrame) -> Callable[[Path], None]:
-    return lambda path: frame.write_parquet(path, compression="zstd", row_group_size=ROW_GROUP)
+    return lambda path: frame.rechunk().write_parquet(path, compression="zstd", row_group_size=ROW_GROUP)
 
 
 def _count_train(jobs: Sequence[ShardJob]) -> int:

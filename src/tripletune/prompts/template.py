@@ -56,6 +56,11 @@ class Template:
         slots = (*(f"{{{slot}}}" for slot in self.slots), "")
         return "".join(text + slot for text, slot in zip(self.texts, slots, strict=True))
 
+    @property
+    def lines(self) -> frozenset[str]:
+        """The lines that stand in prompts without being data."""
+        return frozenset({*self.system.split("\n"), *"".join(self.texts).split("\n"), self.wording.nothing})
+
 
 @dataclass(frozen=True, slots=True)
 class _File:

@@ -26,6 +26,11 @@ class Finding(NamedTuple):
     rows: pl.DataFrame
 
 
+def pair(first: str) -> pl.Expr:
+    """Two 32-bit ids as one number, no two alike: joined several times as fast as two columns; null where one is."""
+    return pl.col(first).cast(pl.Int64) * (1 << 32) + pl.col("movie_id").cast(pl.Int64)
+
+
 def liked_films(trained: pl.LazyFrame) -> dict[str, pl.DataFrame]:
     """By purpose, the films that somebody liked in the rows of the fit that writes its hints: ``movie_id``.
 
@@ -59,10 +64,10 @@ def fit_findings(specialist: str, trained: pl.DataFrame, rows: pl.DataFrame) -> 
     Args:
         specialist: ``rgat``, ``lightgcn``, ``sasrec`` or ``ease``.
         trained: TRAINED_ON of some viewers.
-        rows: SPLIT of the same viewers.
+        rows: the split's rows of the same viewers.
     """
-    facts = rows.select("label", "unseen", pair=_pair("user_id"))
-    joined = trained.with_columns(pair=_pair("user_id")).join(facts, on="pair", how="left", maintain_order="left")
+    facts = rows.select("label", "unseen", pair=pair("user_id"))
+    joined = trained.with_columns(pair=pair("user_id")).join(facts, on="pair", how="left", maintain_order="left")
     subject = pl.format(f"{specialist} fit {{}}, viewer {{}}", "fit", "user_id")
 
     def found(kind: str, condition: pl.Expr) -> Finding:
@@ -84,12 +89,12 @@ def column_findings(
 
     Args:
         examples: EXAMPLES; they count as ``purpose``, the folder they lie in, whatever they say.
-        rows: SPLIT of their viewers.
+        rows: the split's rows of their viewers.
         films: ``liked_films``.
         purpose: train, valid or test.
     """
     facts = rows.select("user_id", "movie_id", "position", "label")
-    rated = facts.select("position", "label", pair=_pair("user_id"))
+    rated = facts.select("position", "label", pair=pair("user_id"))
     listed = _listed(examples).join(rated, on="pair", how="left", maintain_order="left")
     yield from _example_findings(examples, rows, purpose)
     yield from _order_findings(examples, listed, facts, purpose)
@@ -189,12 +194,7 @@ def _listed(examples: pl.DataFrame) -> pl.DataFrame:
         .with_columns(pl.col("movie_id").cast(pl.Int32))
         for name, expression in films.items()
     ]
-    return pl.concat(parts).with_columns(pair=_pair("user_id"), shown=_pair("row"))
-
-
-def _pair(first: str) -> pl.Expr:
-    """Two 32-bit ids as one number, no two alike: joined several times as fast as two columns; null where one is."""
-    return pl.col(first).cast(pl.Int64) * (1 << 32) + pl.col("movie_id").cast(pl.Int64)
+    return pl.concat(parts).with_columns(pair=pair("user_id"), shown=pair("row"))
 
 
 def _details(rows: pl.DataFrame) -> pl.DataFrame:

@@ -72,22 +72,15 @@ def _runs(rows: pl.DataFrame, name: str) -> pl.DataFrame:
 
 def _told(lines: pl.DataFrame, items: pl.DataFrame, sections: pl.DataFrame, columns: pl.DataFrame) -> pl.DataFrame:
     """Sections and columns that say the same from the first line to the last: ``row, section, column``."""
-    pairs = sections.join(columns, on=["row", "length"], suffix="_of_column")
+    pairs = sections.join(columns, on=["row", "length"], suffix="_of_column").with_row_index("pair")
     places = {
         name: pl.int_ranges(start, pl.col(start) + pl.col("length"))
         for name, start in (("line", "start"), ("item", "start_of_column"))
     }
-    at = pairs.select(*_KEY, "length", **places).explode("line", "item", empty_as_null=False)
-    wide = pl.concat(
-        [
-            at.select(*_KEY, "length"),
-            lines.select("line", "said")[at["line"]],
-            items.select("movie_id", "entity", "title")[at["item"]],
-        ],
-        how="horizontal",
-    )
-    agree = _agreeing(wide).group_by(_KEY).agg(pl.len(), pl.col("length").first())
-    return agree.filter(pl.col("len") == pl.col("length")).select(_KEY)
+    at = pairs.select("pair", **places).explode("line", "item", empty_as_null=False)
+    said, listed = lines.select("line", "said")[at["line"]], items.select("movie_id", "entity", "title")[at["item"]]
+    agree = _agreeing(pl.concat([at.select("pair"), said, listed], how="horizontal")).group_by("pair").len()
+    return pairs.join(agree, on="pair").filter(pl.col("len") == pl.col("length")).select(_KEY)
 
 
 def _of_runs(rows: pl.DataFrame, runs: pl.DataFrame) -> pl.DataFrame:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import polars as pl
 
 from tripletune.rank.audit_lines import MARK, named_films, prompt_lines
-from tripletune.rank.audit_rules import Finding
+from tripletune.rank.audit_rules import Finding, pair
 from tripletune.rank.audit_sections import section_finding
 
 NUM_ANSWERS = 5
@@ -78,24 +78,18 @@ def _label_finding(texts: pl.DataFrame) -> Finding:
 
 def _prompt_findings(texts: pl.DataFrame, lines: pl.DataFrame, titles: pl.DataFrame) -> Iterator[Finding]:
     """Rules 2 and 3: no film stands in the prompt more often than its columns say, least of all an answer."""
-    said = lines.filter(pl.col("said").is_not_null()).group_by("row", movie_id="said").len()
-    columns = [texts.select("row", movie_id=name).explode("movie_id", empty_as_null=False) for name in NAMING]
-    expected = pl.concat(columns).group_by("row", "movie_id").len("expected")
-    answers = (
-        texts.select("row", movie_id="answers")
-        .explode("movie_id", empty_as_null=False)
-        .with_columns(is_answer=pl.lit(True))
-        .unique()
-    )
+    said = lines.filter(pl.col("said").is_not_null()).select("row", movie_id="said").with_columns(shown=pair("row"))
+    counted = said.group_by("shown").agg(pl.len(), pl.col("row", "movie_id").first())
+    columns = [_films(texts, name) for name in NAMING]
+    expected = pl.concat(columns).group_by("shown").len("expected")
     found = (
-        said.join(expected, on=["row", "movie_id"], how="left")
+        counted.join(expected, on="shown", how="left")
         .filter(pl.col("len") > pl.col("expected").fill_null(0))
-        .join(answers, on=["row", "movie_id"], how="left")
         .join(titles.select("title", movie_id="said"), on="movie_id")
         .join(texts.select("row", "example_id"), on="row")
         .sort("row", "movie_id")
     )
-    is_answer = pl.col("is_answer").fill_null(False)
+    is_answer = pl.col("shown").is_in(_films(texts, "answers")["shown"].implode())
     yield Finding(3, "answer stands in the prompt beyond candidates and hints", _named(found.filter(is_answer)))
     yield Finding(2, "prompt names a film that its columns do not", _named(found.filter(~is_answer)))
     # what is named already is not named again
@@ -126,6 +120,12 @@ def _completion_findings(texts: pl.DataFrame, pairs: pl.DataFrame, purpose: str)
         "completion is not the answers, then the retriever's order",
         said.filter(differs).select("example_id", detail=detail),
     )
+
+
+def _films(texts: pl.DataFrame, column: str) -> pl.DataFrame:
+    """Each film of a column, as ``shown``: one number of row and film."""
+    films = texts.select("row", movie_id=column).explode("movie_id", empty_as_null=False)
+    return films.select(shown=pair("row"))
 
 
 def _has_letters() -> pl.Expr:

@@ -165,7 +165,8 @@ class _Bucket:
 
 
 def _writer(frame: pl.DataFrame) -> Callable[[Path], None]:
-    return lambda path: frame.write_parquet(path, compression="zstd", row_group_size=ROW_GROUP)
+    # bytes follow chunks, and chunks the number of threads
+    return lambda path: frame.rechunk().write_parquet(path, compression="zstd", row_group_size=ROW_GROUP)
 
 
 def _count(

@@ -50,7 +50,9 @@ class RelationTable:
     @classmethod
     def build(cls, table: TripleTable, rgat: RgatFit) -> RelationTable:
         """Sort a fit's triples; only those whose entity has a name are in it, as in hint 2."""
-        names_C, relation_X = np.unique(table.text["relation"].to_numpy(), return_inverse=True)
+        relations = table.text["relation"]
+        names = relations.unique().sort()
+        relation_X = relations.cast(pl.Enum(names)).to_physical().to_numpy().astype(np.int64)
         film_X = np.repeat(np.arange(len(table.films)), np.diff(table.offsets))
         order_X = np.lexsort((relation_X, film_X))
         alpha_X, relation_X = table.alpha_X[order_X], relation_X[order_X]
@@ -58,7 +60,7 @@ class RelationTable:
         film_R = film_X[start_R]
         whole_M = np.bincount(film_X, alpha_X, len(table.films))
         return cls(
-            names_C=names_C,
+            names_C=names.to_numpy(),
             films_M=table.films,
             offsets_M=table.offsets,
             log_alpha_X=table.log_alpha_X[order_X].astype(np.float32),
@@ -85,7 +87,7 @@ def find_profiles(
 
     Args:
         fits, tables: R-GAT's vectors and triples by name of the fit.
-        questions: ``user_id, purpose``, unique.
+        questions: ``schemas.QUESTION``, unique.
         history: likes before the cutoff, ``user_id, purpose, movie_id, age``.
 
     Returns:

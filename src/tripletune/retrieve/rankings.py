@@ -1,5 +1,5 @@
 # Shape letters in this file:
-#   U viewers, B viewers of one block, M films, N entities, D vector width, K places
+#   U viewers, B viewers of one block, M films, X triples of all films, N entities, D vector width, K places
 """First-stage rankings of the whole catalogue, for evaluation: popularity, and the R-GAT's own film score.
 
 They share one mask with the retrievers' lists (``first_stage.py``): what the viewer rated before the cutoff. Both are
@@ -14,12 +14,12 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 import torch
-from scipy import sparse
 from torch import Tensor
+from torch.nn import functional
 
 from tripletune.config import LISTED_FILMS
 from tripletune.retrieve.specialists import Likes, RgatFit
-from tripletune.retrieve.topk import Ints, Ragged, product_blocks, top_columns
+from tripletune.retrieve.topk import BLOCK, Ints, Ragged, top_columns
 from tripletune.schemas import QUESTION
 from tripletune.stable_hash import VIEWERS, mix
 
@@ -54,17 +54,28 @@ class FilmEvidence:
     """What a fit's films are ranked by, put in order once."""
 
     rgat: RgatFit
-    weights_MN: sparse.csr_array
-    """Attention of each film's triples; columns are the entities that have any."""
+    starts_M: Tensor
+    """Place of each film's first triple; films stand in the catalogue's order."""
+    entity_X: Tensor
+    """Rows of ``entities_ND``."""
+    alpha_X: Tensor
     entities_ND: Tensor
+    """Vectors of the entities that have any attention."""
 
     @classmethod
     def build(cls, rgat: RgatFit) -> FilmEvidence:
         """Look the entities up by key."""
-        weights_MN = attention_matrix(rgat)
-        used_N = np.unique(weights_MN.indices)
-        entities_ND = rgat.entity_vectors_ND[torch.from_numpy(used_N.astype(np.int64))]
-        return cls(rgat=rgat, weights_MN=weights_MN[:, used_N], entities_ND=entities_ND)
+        edges = rgat.attention.join(rgat.entity_rows, on="entity")
+        column_X = rgat.catalogue.columns(edges["movie_id"].to_numpy())
+        used_N, entity_X = np.unique(edges["row"].to_numpy(), return_inverse=True)
+        order_X = np.argsort(column_X * len(used_N) + entity_X, kind="stable")
+        return cls(
+            rgat=rgat,
+            starts_M=torch.from_numpy(np.searchsorted(column_X[order_X], np.arange(len(rgat.catalogue)))),
+            entity_X=torch.from_numpy(entity_X[order_X]),
+            alpha_X=torch.from_numpy(edges["alpha"].to_numpy()[order_X]),
+            entities_ND=rgat.entity_vectors_ND[torch.from_numpy(used_N.astype(np.int64))],
+        )
 
 
 def rank_by_rgat(evidence: FilmEvidence, likes: Likes, seen: Ragged, num_viewers: int) -> Ints:
@@ -80,34 +91,31 @@ def rank_by_rgat(evidence: FilmEvidence, likes: Likes, seen: Ragged, num_viewers
 def film_scores(evidence: FilmEvidence, users_UD: Tensor) -> Callable[[int, int], Tensor]:
     """``score_block`` of the film score ``bias_i + log sum_t alpha_t exp(beta <u, e_t> / sqrt(d))``.
 
-    The sum over triples is one sparse product with the films' attention, of exponentials taken once per entity and
+    The sum over triples is one sparse product of the films' attention with exponentials taken once per entity and
     relative to the viewer's highest. A film without triples, or with none within e**-87 of that (the range of
     float32), gets the floor of that range: it ranks below every film that the knowledge graph speaks for.
+
+    Viewers are columns until the end, so that the product reads whole rows. As in ``product_blocks`` every block has
+    the same shape, each is written where the last one stood, and a viewer's scores do not depend on the others.
     """
-    rgat, weights_MN = evidence.rgat, evidence.weights_MN
+    rgat, entities_ND = evidence.rgat, evidence.entities_ND
     scale = rgat.beta / users_UD.shape[1] ** 0.5
-    products = product_blocks(users_UD, evidence.entities_ND)
+    block_DB = users_UD.new_zeros(users_UD.shape[1], BLOCK)
+    logits_NB = users_UD.new_empty(len(entities_ND), BLOCK)
 
     def score_block(start: int, stop: int) -> Tensor:
-        logits_BN = products(start, stop) * scale
-        highest_B1 = logits_BN.amax(dim=1, keepdim=True)
-        powers_NB = (logits_BN - highest_B1).exp_().T.contiguous().numpy()
-        sums_BM = torch.from_numpy(weights_MN @ powers_NB).T
-        evidence_BM = sums_BM.clamp(min=torch.finfo(torch.float32).tiny).log() + highest_B1
-        scores_BM: Tensor = evidence_BM.add_(rgat.bias_M).contiguous()
-        return scores_BM
+        block_DB[:, : stop - start] = users_UD[start:stop].T
+        torch.mm(entities_ND, block_DB, out=logits_NB).mul_(scale)
+        highest_B = logits_NB.amax(dim=0)
+        powers_NB = logits_NB.sub_(highest_B).exp_()
+        sums_MB = functional.embedding_bag(
+            evidence.entity_X, powers_NB, evidence.starts_M, mode="sum", per_sample_weights=evidence.alpha_X
+        )
+        scores_MB = sums_MB.clamp_(min=torch.finfo(torch.float32).tiny).log_().add_(highest_B)
+        scores_BM: Tensor = scores_MB.add_(rgat.bias_M[:, None]).T.contiguous()
+        return scores_BM[: stop - start]
 
     return score_block
-
-
-def attention_matrix(rgat: RgatFit) -> sparse.csr_array:
-    """The fit's attention as a sparse matrix (M, N): films in the catalogue's order, entities by row."""
-    edges = rgat.attention.join(rgat.entity_rows, on="entity")
-    column_E = rgat.catalogue.columns(edges["movie_id"].to_numpy())
-    return sparse.csr_array(
-        (edges["alpha"].to_numpy(), (column_E, edges["row"].to_numpy())),
-        shape=(len(rgat.catalogue), rgat.entity_vectors_ND.shape[0]),
-    )
 
 
 def as_rows(questions: pl.DataFrame, answers: pl.DataFrame, retriever: str, top: pl.Series) -> pl.DataFrame:
