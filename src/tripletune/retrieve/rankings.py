@@ -1,5 +1,6 @@
 # Shape letters in this file:
-#   U viewers, B viewers of one block, M films, X triples of all films, N entities, D vector width, K places
+#   U viewers, B viewers of one block, M films, L the most liked of them, X triples of all films, N entities,
+#   D vector width, K places, E films seen
 """First-stage rankings of the whole catalogue, for evaluation: popularity, and the R-GAT's own film score.
 
 They share one mask with the retrievers' lists (``first_stage.py``): what the viewer rated before the cutoff. Both are
@@ -42,11 +43,16 @@ def ranked_viewers(rows: pl.LazyFrame, num: int, seed: int) -> pl.Series | None:
 def rank_by_popularity(like_counts_M: Ints, seen: Ragged, num_viewers: int) -> Ints:
     """Columns (U, 20) by number of likes in the rows of the fit; ties by column, which is the hash of the film."""
     order_M = np.argsort(-like_counts_M, kind="stable")
-    score_M = torch.empty(len(order_M))
-    # ranks instead of counts: all distinct, so that no block has ties to settle
-    score_M[torch.from_numpy(order_M)] = -torch.arange(len(order_M), dtype=torch.float32)
-    blocks: Callable[[int, int], Tensor] = lambda start, stop: score_M.repeat(stop - start, 1)  # noqa: E731
-    return top_columns(blocks, num_viewers, seen, LISTED_FILMS)[0]
+    place_M = np.empty_like(order_M)
+    place_M[order_M] = np.arange(len(order_M))
+    # as many of the first as are needed whatever was seen; the other columns can be in nobody's list
+    num = min(len(order_M), LISTED_FILMS + int(np.diff(seen.offsets).max(initial=0)))
+    row_E, place_E = np.repeat(np.arange(num_viewers), np.diff(seen.offsets)), place_M[seen.values]
+    masked = Ragged.from_pairs(row_E[place_E < num], place_E[place_E < num], num_viewers)
+    score_L = -torch.arange(num, dtype=torch.float32)
+    blocks: Callable[[int, int], Tensor] = lambda start, stop: score_L.repeat(stop - start, 1)  # noqa: E731
+    top_UK = top_columns(blocks, num_viewers, masked, LISTED_FILMS)[0]
+    return np.where(top_UK < 0, -1, order_M[top_UK])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
