@@ -274,7 +274,7 @@ def report(runs: list[Run], both: dict[str, Any], load: float, release: str) -> 
         "",
         "What is measured and how: the head of `generate_200k.py`.",
         "",
-        f"{machine}; Python {platform.python_version()}, {libraries}; load before the run {load:.1f} (above 0, wall",
+        f"{machine}; Python {platform.python_version()}, {libraries}; load before the run {load:.1f} (above 1, wall",
         "seconds are those of a shared machine: read the CPU seconds)",
         f"`python benchmarks/generate_200k.py`; release: {release}",
         "",
