@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 import os
+import socket
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from ipaddress import ip_address
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.runtime import deployment, flow_run
+from prefect.settings import PREFECT_API_URL
 
 import tripletune
-from tripletune.config import RunConfig
-from tripletune.errors import TrainingCrash, UserError
+from tripletune.config import RunConfig, WorkersConfig
+from tripletune.errors import ConfigError, TrainingCrash, UserError
 from tripletune.paths import RunPaths, whoami
 from tripletune.presets import load_config
 from tripletune.runs import update_run
@@ -74,6 +79,7 @@ def open_session(config: str, *, movielens: str, imdb: str, artifacts: str) -> I
     require_one_checkout()
     settings = load_config(Path(config), movielens=movielens, imdb=imdb)
     require_one_answer(settings)
+    require_workers(settings.workers)
     paths, tags = resolve(settings, Path(artifacts)), _tags()
     with recorded_run(settings, paths, tags) as (name, tracker):
         get_run_logger().info("run %s: outputs under %s", name, paths.root / settings.dataset)
@@ -108,6 +114,45 @@ def require_one_checkout() -> None:
             f"flows/ runs from {CHECKOUT} but tripletune is imported from {library.parent}; "
             f"start the worker with {CHECKOUT}/.venv, or run `make install` there"
         )
+
+
+def require_workers(workers: WorkersConfig) -> None:
+    """Refuse workers that cannot work before anything trains, as shards come late in a night.
+
+    Raises:
+        ConfigError: their library is not installed, nothing answers at the address of the cluster, or its workers
+            cannot reach the Prefect server.
+    """
+    package = {"dask": "prefect_dask", "ray": "prefect_ray"}.get(workers.kind)
+    if package and importlib.util.find_spec(package) is None:
+        raise ConfigError(
+            f"workers.kind = {workers.kind!r} needs {package.replace('_', '-')}, which is not installed; "
+            f"pip install -e '.[{workers.kind}]' -c constraints.txt, or set it to 'threads' or 'processes'"
+        )
+    if workers.address:
+        try:
+            where = urlsplit(workers.address if "://" in workers.address else f"//{workers.address}")
+            socket.create_connection((where.hostname or "", where.port or 0), timeout=10).close()
+        except (OSError, ValueError) as error:
+            raise ConfigError(
+                f"workers.address = {workers.address!r}: no {workers.kind} cluster answers there ({error}); start it, "
+                "or leave the address empty for workers on this machine"
+            ) from None
+        if not _is_here(where.hostname) and _is_here(urlsplit(PREFECT_API_URL.value() or "").hostname):
+            raise ConfigError(
+                f"workers.address = {workers.address!r} is another machine, and its workers cannot reach the Prefect "
+                "server of this one; set PREFECT_API_URL to an address that they reach"
+            )
+
+
+def _is_here(host: str | None) -> bool:
+    """Whether a host is this machine's loopback; so is the temporary server's, which has no address yet."""
+    if host in (None, "localhost"):
+        return True
+    try:
+        return ip_address(str(host)).is_loopback
+    except ValueError:
+        return False
 
 
 def _tags() -> dict[str, str]:

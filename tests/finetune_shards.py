@@ -69,7 +69,7 @@ def example(user: int, purpose: str, *, num_movies: int = 150, long: bool = True
     lines += ["", "Which five of these will the viewer like most?", *(f"- {title(movie)}" for movie in shown)]
     completion = "\n".join(f"{k}. {title(movie)}" for k, movie in enumerate(retrieved[:5], 1))
     return {
-        "example_id": f"{user}:{purpose}",
+        "example_id": f"{user}:train:15" if purpose == "train" else f"{user}:{purpose}",
         "user_id": user,
         "purpose": purpose,
         "unseen": False,

@@ -25,9 +25,9 @@ from tripletune import __version__, stages
 from tripletune.config import RunConfig
 from tripletune.errors import UserError
 from tripletune.guardian import guard_this_process
-from tripletune.paths import RunPaths, make_folder
+from tripletune.paths import MANIFEST, RunPaths, make_folder, write_atomically
 from tripletune.presets import load_config
-from tripletune.runs import RunRecord, read_run, update_run
+from tripletune.runs import RunRecord, list_runs, read_run, update_run
 
 CHECKOUT = Path(__file__).parents[2]
 
@@ -57,7 +57,7 @@ SYNTHETIC = "configs/synthetic.toml"
 """Preset of a dataset of its own, so that made-up and real outputs and champions do not meet."""
 ARTIFACTS = Path("artifacts")
 STAGES = (
-    *("ingest", "split", "knowledge", "rgat", "lightgcn", "sasrec"),
+    *("ingest", "split", "knowledge", "rgat", "lightgcn", "sasrec", "ease"),
     *("retrieve", "generate", "finetune", "rank", "evaluate"),
 )
 
@@ -216,18 +216,91 @@ def show(
 
 
 @app.command(rich_help_panel="Look")
-def audit(run: RunOption = "", artifacts: ArtifactsOption = ARTIFACTS) -> None:
+def audit(
+    run: RunOption = "",
+    out: Annotated[
+        Path | None, typer.Option("--out", help="A CSV file for all leaks; the screen shows the first of each kind.")
+    ] = None,
+    artifacts: ArtifactsOption = ARTIFACTS,
+) -> None:
     """Prove on the written shards that nothing leaked; exit code 1 and the example ids if something did."""
-    from tripletune.rank.audits import audit_shards, format_leaks
+    from tripletune.rank.audits import MAX_PER_KIND, audit_shards, format_leaks, write_leaks
 
-    record = read_run(artifacts, run, needs="generate")
+    record = read_run(artifacts, run or _latest_published(artifacts, "generate"), needs="generate")
     paths = record.paths(artifacts)
-    shards, split, retrieve = (paths.require(stage) for stage in ("generate", "split", "retrieve"))
-    trained = {stage: paths.require(stage) for stage in record.settings().trained_stages}
-    leaks = audit_shards(shards, split, retrieve, trained)
+    shards, split, retrieve = (_published(paths, stage) for stage in ("generate", "split", "retrieve"))
+    trained = {stage: _published(paths, stage) for stage in record.settings().trained_stages}
+    leaks = audit_shards(shards, split, retrieve, trained, limit=None if out else MAX_PER_KIND)
+    if out:
+        make_folder(out.parent, "--out")
+        write_leaks(out, leaks)
     _console().print(f"{record.name}: {format_leaks(leaks)}", markup=False, soft_wrap=True)
     if leaks:
         raise typer.Exit(1)
+
+
+def _latest_published(artifacts: Path, stage: str) -> str:
+    """The newest run whose output was published, whole or not: what is damaged is for the audit to name."""
+    for record in reversed(list_runs(artifacts)):
+        if stage in record.fingerprints and (record.paths(artifacts).folder(stage) / MANIFEST).is_file():
+            return record.name
+    return ""
+
+
+def _published(paths: RunPaths, stage: str) -> Path:
+    return paths.folder(stage) if (paths.folder(stage) / MANIFEST).is_file() else paths.require(stage)
+
+
+@app.command(rich_help_panel="Run")
+def freeze(
+    out: Annotated[Path, typer.Option("--out", help="The file to write.")],
+    viewers: Annotated[int, typer.Option("--viewers", min=0, help="So many of those asked for test; 0: all.")] = 0,
+    run: RunOption = "",
+    artifacts: ArtifactsOption = ARTIFACTS,
+) -> None:
+    """Keep a run's valid and test questions in a file, so that later nights are asked the same ones.
+
+    Set split.frozen to the file: metrics are then of these viewers alone, with the same cutoffs and answers, and what
+    they rate later trains nothing.
+    """
+    from tripletune.data.frozen import freeze_questions
+
+    record = read_run(artifacts, run, needs="split")
+    frozen = freeze_questions(record.paths(artifacts).require("split"), viewers, record.settings().seed)
+    make_folder(out.parent, "--out")
+    write_atomically(out, frozen.write_parquet)
+    counts = f"{len(frozen):,} questions of {frozen['user_id'].n_unique():,} viewers"
+    _console().print(f"{out}: {counts} of {record.name}", markup=False, highlight=False, soft_wrap=True)
+
+
+@app.command(rich_help_panel="Run")
+def gc(
+    keep: Annotated[int, typer.Option("--keep", min=1, help="Newest runs of each dataset whose outputs stay.")] = 14,
+    keep_run: Annotated[list[str] | None, typer.Option("--keep-run", help="A further run to keep; repeat it.")] = None,
+    delete: Annotated[bool, typer.Option("--delete", help="Remove; without it nothing is touched.")] = False,
+    artifacts: ArtifactsOption = ARTIFACTS,
+) -> None:
+    """Say which outputs no kept run refers to, and with --delete remove them.
+
+    Kept are the newest runs of each dataset, runs named with --keep-run, runs that are going on, and runs whose
+    specialists a kept one pins. Run files, promotion decisions and MLflow's store are never touched.
+    """
+    from tripletune.garbage import find_garbage, kept_runs, remove
+    from tripletune.views import garbage_table
+
+    kept = kept_runs(artifacts, newest=keep, named=keep_run or [])
+    garbage = find_garbage(artifacts, kept)
+    console = _console()
+    console.print(garbage_table(garbage, kept))
+    if not garbage:
+        return
+    if not delete:
+        console.print("nothing was removed; add --delete")
+        return
+    removed, held = remove(garbage)
+    console.print(f"removed {len(removed)} outputs, {sum(one.num_bytes for one in removed) / 2**20:,.1f} MiB")
+    for one in held:
+        console.print(f"left {one.folder}: a run holds it", markup=False, soft_wrap=True)
 
 
 def _add_stage(name: str) -> None:
@@ -254,6 +327,24 @@ for _stage in STAGES:
 
 
 @app.command(rich_help_panel="One stage, without Prefect")
+def quality(
+    config: ConfigOption = CONFIG,
+    movielens: MovielensOption = "",
+    imdb: ImdbOption = "",
+    artifacts: ArtifactsOption = ARTIFACTS,
+) -> None:
+    """Measure the shards, compare them with the last night's, and stop where they moved too far."""
+    from tripletune.tracking import recorded_run, stage_run
+
+    settings, paths = _resolve(config, movielens, imdb, artifacts)
+    paths.require("generate")
+    with recorded_run(settings, paths, {}) as (name, tracker), stage_run(tracker, "quality", {"run": name}) as child:
+        folder = stages.run_quality(paths, settings, run=name, child=child)
+    update_run(artifacts, name, stage=("quality", "made"))
+    _console().print(str(folder / "quality.html"), markup=False, highlight=False, soft_wrap=True)
+
+
+@app.command(rich_help_panel="One stage, without Prefect")
 def promote(
     config: ConfigOption = CONFIG,
     movielens: MovielensOption = "",
@@ -276,6 +367,7 @@ def promote(
 def prompt(
     user: Annotated[int, typer.Option("--user", help="A user id of the release.")],
     purpose: Annotated[str, typer.Option("--purpose", help="train, valid or test.")] = "test",
+    cutoff: Annotated[int | None, typer.Option("--cutoff", help="Of several, the example asked there.")] = None,
     run: RunOption = "",
     artifacts: ArtifactsOption = ARTIFACTS,
 ) -> None:
@@ -286,7 +378,7 @@ def prompt(
         raise UserError(f"--purpose {purpose!r}: there are train, valid and test")
     record = read_run(artifacts, run, needs="generate")
     table = Table("line", "comes from", box=None, pad_edge=False)
-    for line, origin in explain_prompt(record.paths(artifacts), record.settings(), user, purpose):
+    for line, origin in explain_prompt(record.paths(artifacts), record.settings(), user, purpose, cutoff):
         table.add_row(Text(line), Text(origin, style="dim"))
     _console().print(table)
 

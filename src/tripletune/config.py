@@ -136,6 +136,9 @@ class SplitConfig(Section):
     unseen_share: Annotated[float, Field(ge=0.0, le=0.5)] = 0.05
     """Share of viewers kept out of both fits and of all training examples."""
     shards: Annotated[int, Field(ge=1, le=999)] = 8
+    frozen: str = ""
+    """File that ``tripletune freeze`` wrote: its valid and test questions are asked, with the same cutoffs, and no
+    others, so that nightly metrics are of the same questions. Empty: everybody is asked, up to tonight."""
 
     @model_validator(mode="after")
     def _like_above_dislike(self) -> SplitConfig:
@@ -149,6 +152,8 @@ class SplitConfig(Section):
             self.valid_from and self.test_from and self.valid_from < self.test_from
         ):
             raise ValueError("protocol = 'global_time' needs valid_from and test_from, the first before the second")
+        if self.protocol == "ratio" and self.frozen:
+            raise ValueError("frozen needs protocol = 'leave_one_out' or 'global_time', not 'ratio'")
         if self.protocol != "global_time" and (self.valid_from or self.test_from):
             raise ValueError(f"valid_from and test_from need protocol = 'global_time', not {self.protocol!r}")
         return self
@@ -299,6 +304,10 @@ class RetrieveConfig(Section):
     ease_max_films: Annotated[int, Field(ge=20)] = 10_000
     """EASE knows so many films, the most liked ones; its memory grows with the square. Where more films are liked, it
     is left out of the comparison, unless it is the retriever."""
+    train_cutoffs: Positive = 1
+    """Training examples of a viewer, each asked at another moment: the ``target`` likes are cut into so many windows of
+    like length (no more than there are likes), and each is the answer of what the viewer did before it began, with the
+    likes after it. More than one wants a longer split.max_target."""
     candidates: Literal["retrieved", "kerag"] = "retrieved"
     """retrieved: the retriever's top films; kerag: the published recipe of 3 + 2 rated and 5 unrated films."""
     num_candidates: Annotated[int, Field(ge=5, le=100)] = 20
@@ -310,6 +319,11 @@ class RetrieveConfig(Section):
     """Films in hint 1 that the similar viewers liked."""
     triple_choice: Literal["personal", "published", "most-shared", "random", "none"] = "personal"
     triples_per_film: Annotated[int, Field(ge=0, le=5)] = 1
+    purposes: Annotated[tuple[Literal["train", "valid", "test"], ...], Field(min_length=1)] = ("train", "valid", "test")
+    """What examples are made for."""
+    ranked_viewers: Annotated[int, Field(ge=0)] = 10_000
+    """Viewers for whom every retriever ranks the whole catalogue, to compare them (the first by hash of user); the
+    standard error of ndcg is then .004 at most. 0 takes all."""
 
     @property
     def fused_weights(self) -> dict[RetrieverName, float]:
@@ -338,6 +352,30 @@ class RetrieveConfig(Section):
         return self
 
 
+class SampleConfig(Section):
+    """Which warm viewers training questions are asked of; valid and test are asked of everybody."""
+
+    method: Literal["all", "uniform", "importance", "clusters", "recranker"] = "all"
+    """importance: with weight ln(likes); clusters: the same number from each cluster of viewers' vectors; recranker:
+    half of the draws by importance, then half by clusters."""
+    viewers: Annotated[int, Field(ge=0)] = 0
+    """How often a viewer is drawn; 0 for ``all``."""
+    clusters: Annotated[int, Field(ge=2, le=1000)] = 10
+    """clusters, recranker: groups that k-means makes."""
+    penalty: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """A viewer drawn n times already is drawn again with its weight times this to the n; 0 draws nobody twice. A viewer
+    drawn n times is asked at the n newest of its ``retrieve.train_cutoffs``, or at as many as it has."""
+
+    @model_validator(mode="after")
+    def _says_how_many(self) -> SampleConfig:
+        if (self.method == "all") == (self.viewers > 0):
+            raise ValueError(
+                f"viewers = {self.viewers} does not go with method = {self.method!r}; give 0 with 'all', and how many "
+                "are drawn with any other"
+            )
+        return self
+
+
 class PromptConfig(Section):
     """How evidence becomes text."""
 
@@ -347,6 +385,21 @@ class PromptConfig(Section):
     max_disliked: Annotated[int, Field(ge=0)] = 5
     triples_for_liked: Annotated[int, Field(ge=0)] = 5
     """Newest liked films whose chosen triples stand in hint 2, beside those of the candidates."""
+    max_tokens: Annotated[int, Field(ge=0)] = 0
+    """Tokens of prompt and completion, counted with the model's own tokenizer and chat template; 0 sets no limit. A
+    longer example loses its oldest likes, then dislikes, then similar viewers' films."""
+
+
+class QualityConfig(Section):
+    """How far tonight's shards may move from the last night's before the run stops."""
+
+    max_psi: Annotated[float, Field(ge=0.0)] = 0.0
+    """The run stops before finetune when the population stability index of a measure is above this; below .1 is called
+    no shift, .1 to .25 a moderate one, more a major one. 0 only reports."""
+    max_ks: Share = 0.0
+    """The same for the Kolmogorov-Smirnov distance, the largest gap between two cumulative shares. 0 only reports."""
+    min_examples: Positive = 200
+    """Where either night has fewer examples nothing stops: few examples move by chance."""
 
 
 class TinyLlamaConfig(Section):
@@ -459,6 +512,24 @@ class SpecialistsConfig(Section):
     """Name of an earlier run whose specialists tonight keeps (weekly training, nightly shards)."""
 
 
+class WorkersConfig(Section):
+    """Who writes the prompt shards in a flow; their bytes are the same whoever does. No fingerprint covers it."""
+
+    kind: Literal["threads", "processes", "dask", "ray"] = "threads"
+    """dask and ray need the extra of that name."""
+    count: Positive = 2
+    """Shards written at once."""
+    address: str = ""
+    """Scheduler of a Dask cluster, or head of a Ray cluster, that is there and sees the same disk under the same paths;
+    empty: workers of this machine, for as long as the shards take."""
+
+    @model_validator(mode="after")
+    def _address_of_a_cluster(self) -> WorkersConfig:
+        if self.address and self.kind not in ("dask", "ray"):
+            raise ValueError(f"address is for kind = 'dask' or 'ray'; kind is {self.kind!r}: remove it")
+        return self
+
+
 class RunConfig(Section):
     """All settings of a run."""
 
@@ -474,18 +545,38 @@ class RunConfig(Section):
     lightgcn: LightGCNConfig = LightGCNConfig()
     sasrec: SasrecConfig = SasrecConfig()
     retrieve: RetrieveConfig = RetrieveConfig()
+    sample: SampleConfig = SampleConfig()
     prompt: PromptConfig = PromptConfig()
+    quality: QualityConfig = QualityConfig()
     finetune: FinetuneConfig = FinetuneConfig()
     rank: RankConfig = RankConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     promote: PromoteConfig = PromoteConfig()
     tracking: TrackingConfig = TrackingConfig()
     specialists: SpecialistsConfig = SpecialistsConfig()
+    workers: WorkersConfig = WorkersConfig()
+
+    @model_validator(mode="after")
+    def _budget_can_be_kept(self) -> RunConfig:
+        budget, longest = self.prompt.max_tokens, self.finetune.max_length
+        if budget and self.counted_with is None:
+            raise ValueError(
+                f"prompt.max_tokens = {budget} needs a tokenizer before the prompts, and that of finetune.model = "
+                "'tiny' is trained on them; set it to 0, or finetune.model to a local folder or a Hugging Face id"
+            )
+        if budget > longest:
+            raise ValueError(f"prompt.max_tokens = {budget} must not exceed finetune.max_length = {longest}")
+        return self
+
+    @property
+    def counted_with(self) -> tuple[str, str] | None:
+        """Model and revision whose tokenizer counts the prompts' tokens; None for the tiny one, made of the prompts."""
+        return None if self.finetune.model == "tiny" else (self.finetune.model, self.finetune.revision)
 
     @property
     def trained_stages(self) -> tuple[str, ...]:
-        """The stages that learn from likes: both specialists, and SASRec where the candidates need it."""
-        return ("rgat", "lightgcn", *(("sasrec",) if "sasrec" in self.retrieve.lists else ()))
+        """The stages that learn from likes: both specialists, SASRec where the candidates need it, and EASE."""
+        return ("rgat", "lightgcn", *(("sasrec",) if "sasrec" in self.retrieve.lists else ()), "ease")
 
     def field(self, dotted: str) -> Any:
         """The value under a dotted name such as ``split.like``, as plain JSON data."""

@@ -21,6 +21,10 @@ class MissingArtifactError(UserError):
     """A stage's output is not there; the message gives the command that produces it."""
 
 
+class DriftError(UserError):
+    """Tonight's shards moved further from the last night's than the limits allow; the message names the page."""
+
+
 class ContractError(UserError):
     """Prompts and adapter do not belong together; the message names the field that differs."""
 

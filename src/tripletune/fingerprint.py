@@ -23,6 +23,14 @@ from tripletune.config import RunConfig
 
 PACKAGE = Path(tripletune.__file__).parent
 
+TOKENIZER_FILES = frozenset(
+    {
+        *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+        *("chat_template.jinja", "vocab.json", "merges.txt", "vocab.txt", "tokenizer.model"),
+    }
+)
+"""What is read in a model's folder to count tokens."""
+
 Ingredients = dict[str, dict[str, Any]]
 """``{"source": {module: sha}, "libraries": {name: version}, "fields": {name: value}, "parents": {stage: fingerprint},
 "inputs": {path: sha}}``"""

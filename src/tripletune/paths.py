@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import shutil
 import socket
 from collections.abc import Callable, Iterator, Mapping
@@ -39,13 +40,25 @@ def write_json(path: Path, value: Any) -> None:
     write_atomically(path, lambda part: part.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8"))
 
 
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Let ``write`` fill a temporary neighbour of ``path``, flush it to disk and rename it into place."""
-    part = path.with_name(f".{path.name}.part")
+def write_atomically(path: Path, write: Callable[[Path], object], *, unique: bool = False) -> None:
+    """Let ``write`` fill a temporary neighbour of ``path``, flush it to disk and rename it into place.
+
+    Args:
+        path: the file.
+        write: writes to the path it is given.
+        unique: another process may be writing the same file now: give the neighbour a name of its own.
+    """
+    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part" if unique else f".{path.name}.part")
     write(part)
     _sync(part)
     part.replace(path)
     _sync(path.parent)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove the temporary files of writers that were killed; a writer that is still at one fails at its rename."""
+    for leftover in folder.rglob(".*.part"):
+        leftover.unlink(missing_ok=True)
 
 
 def make_folder(folder: Path, option: str) -> None:
@@ -124,7 +137,13 @@ class RunPaths:
     ingredients: Mapping[str, Ingredients] = field(default_factory=dict)
 
     def folder(self, stage: str) -> Path:
-        """Where the stage's finished output is, or will be."""
+        """Where the stage's finished output is, or will be.
+
+        Raises:
+            MissingArtifactError: the run knows no such stage.
+        """
+        if stage not in self.fingerprints:
+            raise MissingArtifactError(f"this run has no {stage!r}; an older version made it: run it again")
         return self.root / self.dataset / stage / self.fingerprints[stage]
 
     def is_done(self, stage: str) -> bool:
@@ -177,8 +196,7 @@ class RunPaths:
                 shutil.rmtree(folder)
             work = folder.with_name(f"{folder.name}.work")
             make_folder(work, "--artifacts")
-            for leftover in work.rglob(".*.part"):
-                leftover.unlink()
+            remove_leftovers(work)
             with Meter() as meter:
                 facts = make(work)
             self._publish(stage, work, folder, facts, meter)
@@ -186,11 +204,12 @@ class RunPaths:
 
     def _publish(self, stage: str, work: Path, folder: Path, facts: Facts, meter: Meter) -> None:
         shutil.rmtree(work / SCRATCH, ignore_errors=True)
+        remove_leftovers(work)
         ingredients = self.ingredients.get(stage, {})
         files = {
             path.relative_to(work).as_posix(): _describe(path)
             for path in sorted(work.rglob("*"))
-            if path.is_file() and path.name != MANIFEST
+            if path.is_file() and path.name != MANIFEST and path.suffix != ".part"
         }
         for name in files:
             _sync(work / name)

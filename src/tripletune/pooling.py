@@ -11,6 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+WHOLE_REGISTERS = 64
+"""A multiple of the float32 that any processor's vector instructions take at once, unrolled or not."""
+
 
 def recency_weights(age_E: Tensor, half_life: float) -> Tensor:
     """Weight ``2 ** (-age / half_life)`` of each row; 1 for every row when ``half_life`` is 0.
@@ -28,7 +31,10 @@ def recency_weights(age_E: Tensor, half_life: float) -> Tensor:
         return torch.ones(age_E.shape, dtype=torch.float32, device=age_E.device)
     # by age, not by row: the last bits of a long column depend on how it is shared among threads
     oldest = int(age_E.max()) if age_E.numel() else 0
-    return torch.exp2(-torch.arange(oldest + 1, device=age_E.device).float() / half_life)[age_E.long()]
+    # and of a length in which no age is left over: what fills no whole register is rounded otherwise, and a viewer's
+    # weights would depend on the oldest like of anybody else
+    num_ages = (oldest // WHOLE_REGISTERS + 1) * WHOLE_REGISTERS
+    return torch.exp2(-torch.arange(num_ages, device=age_E.device).float() / half_life)[age_E.long()]
 
 
 def pool_viewers(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import polars as pl
 
@@ -23,7 +24,7 @@ from tripletune.prompts.template import load_template
 from tripletune.rank.predict import rank_examples
 from tripletune.retrieve.retriever import Retriever
 from tripletune.retrieve.viewers import find_history, find_seen, read_rows, shard_files
-from tripletune.schemas import PURPOSES, SPLIT
+from tripletune.schemas import PURPOSES, QUESTION, SPLIT
 
 NOBODY = -1
 """User id of a viewer who is only a list of films; no release has it."""
@@ -101,18 +102,24 @@ def _recommend(paths: RunPaths, config: RunConfig, rows: pl.DataFrame) -> list[R
         pl.lit(TODAY, dtype=PURPOSES).alias("purpose"), pl.col("unseen").first(), cutoff=pl.col("position").max() + 1
     )
     retriever = Retriever.load(
-        paths.require("split"),
         paths.require("knowledge"),
         paths.require("lightgcn"),
         paths.require("rgat"),
         config.retrieve,
         num_liked_triples=config.prompt.triples_for_liked,
         seed=config.seed,
-        sasrec=paths.require("sasrec") if "sasrec" in config.trained_stages else None,
+        sasrec=paths.require("sasrec") if "sasrec" in config.retrieve.lists else None,
+        ease=paths.require("ease") if "ease" in config.retrieve.lists else None,
         fits=("b",),
     )
     nothing = pl.DataFrame(
-        schema={"user_id": pl.Int32, "purpose": PURPOSES, "movie_id": pl.Int32, "rating": pl.Float32}
+        schema={
+            "user_id": pl.Int32,
+            "purpose": PURPOSES,
+            "cutoff": pl.Int32,
+            "movie_id": pl.Int32,
+            "rating": pl.Float32,
+        }
     )
     retrieved, choices = retriever.retrieve_viewers(
         questions, find_history(rows, questions), find_seen(rows, questions), nothing
@@ -125,7 +132,7 @@ def _recommend(paths: RunPaths, config: RunConfig, rows: pl.DataFrame) -> list[R
         max_disliked=config.prompt.max_disliked,
     )
     specialists = {stage: paths.fingerprints[stage] for stage in ("lightgcn", "rgat")}
-    frame = Frame.load(paths.require("ingest"), config.prompt, specialists, config.seed)
+    frame = Frame.load(paths.require("ingest"), config.prompt, specialists, config.seed, config.counted_with)
     examples = build_examples(retrieved, choices, evidence, nothing, frame)
     answers = rank_examples(examples, adapter, tuned=True, constrained=True, batch_size=1)["answers"][0]
     return _explain(examples, answers.to_list())
@@ -140,11 +147,17 @@ def _explain(examples: pl.DataFrame, answers: list[int]) -> list[Recommendation]
     return [Recommendation(titles[movie], facts.get(movie, "no fact is known")) for movie in answers]
 
 
-def explain_prompt(paths: RunPaths, config: RunConfig, user: int, purpose: str) -> list[tuple[str, str]]:
+def explain_prompt(
+    paths: RunPaths, config: RunConfig, user: int, purpose: str, cutoff: int | None = None
+) -> list[tuple[str, str]]:
     """A viewer's prompt as it stands in the shards, each line with where it comes from, then the known answer.
 
+    Args:
+        paths, config, user, purpose: whose prompt of which run.
+        cutoff: of the example; None: the viewer's earliest.
+
     Raises:
-        InputError: the viewer has no example of this purpose.
+        InputError: the viewer has no example of this purpose, or none at this cutoff.
     """
     shards = sorted((paths.require("generate") / purpose).glob("shard-*.parquet"))
     found = pl.scan_parquet(shards).filter(pl.col("user_id") == user).collect()
@@ -154,13 +167,17 @@ def explain_prompt(paths: RunPaths, config: RunConfig, user: int, purpose: str) 
             why += ", nor have unseen ones and those whose answers retrieval missed"
         other = "another id" if purpose == "test" else "--purpose test or another id"
         raise InputError(f"--user {user}: no {purpose} example; {why}; try {other}")
-    example = found.row(0, named=True)
+    asked = found if cutoff is None else found.filter(pl.col("cutoff") == cutoff)
+    if asked.is_empty():
+        there = ", ".join(map(str, found["cutoff"]))
+        raise InputError(f"--cutoff {cutoff}: no such {purpose} example of viewer {user}; there are {there}")
+    example = asked.row(0, named=True)
     system = [(line, "template, system message") for line in example["prompt"][0]["content"].split("\n")]
     lines = explain_lines(
         example,
         load_template(config.prompt.template),
         positions=_positions(paths, user),
-        scores=_scores(paths, user, purpose),
+        scores=_scores(paths, example),
     )
     answer = [(line, "completion") for line in example["completion"][0]["content"].split("\n")]
     truth = ", ".join(map(str, example["answers"]))
@@ -172,8 +189,8 @@ def _positions(paths: RunPaths, user: int) -> dict[int, int]:
     return dict(rows.select("movie_id", "position").collect().iter_rows())
 
 
-def _scores(paths: RunPaths, user: int, purpose: str) -> Mapping[TripleKey, float]:
+def _scores(paths: RunPaths, example: Mapping[str, Any]) -> Mapping[TripleKey, float]:
     files = sorted((paths.require("retrieve") / "choices").glob("shard-*.parquet"))
-    mine = pl.scan_parquet(files).filter(pl.col("user_id") == user, pl.col("purpose").cast(pl.String) == purpose)
+    mine = pl.scan_parquet(files).filter(pl.col(name) == example[name] for name in QUESTION)
     rows = mine.select("movie_id", "relation", "entity", "score").collect().iter_rows()
     return {(movie, relation, entity): score for movie, relation, entity, score in rows}

@@ -92,6 +92,23 @@ def list_runs(root: Path) -> list[RunRecord]:
     return sorted(records, key=lambda record: (record.started, record.name))
 
 
+def earlier_run(paths: RunPaths, stage: str, *, but: str = "") -> RunRecord | None:
+    """The newest other completed run of the same dataset whose output of a stage is there and is another one.
+
+    Args:
+        paths: of the run that asks.
+        stage: whose outputs are compared.
+        but: name of the run that asks.
+    """
+    for record in reversed(list_runs(paths.root)):
+        is_other = record.name != but and record.dataset == paths.dataset and record.status == "completed"
+        is_other &= stage in record.stages  # a look at finished shards is a run too, but no night
+        made_another = record.fingerprints.get(stage, paths.fingerprints[stage]) != paths.fingerprints[stage]
+        if is_other and made_another and record.paths(paths.root).is_done(stage):
+            return record
+    return None
+
+
 def read_run(root: Path, name: str = "", *, needs: str = "") -> RunRecord:
     """A run by name, or the latest one.
 

@@ -56,6 +56,23 @@ SPLIT = _columns(
 of questions about later likes only. Every rating below the like threshold is ``other``. ``unseen`` viewers are in no
 fit and no training example."""
 
+ASKED = "asked.json"
+"""In the split's folder where ``split.frozen`` is given: ``users``, whom valid and test questions are asked; without it
+everybody who has such a like."""
+
+FROZEN = _columns(
+    {
+        "user_id": pl.Int32,
+        "purpose": pl.Enum(["valid", "test"]),
+        "movie_id": pl.Int32,
+        "timestamp": pl.Int64,
+        "position": pl.Int32,
+        "evidence": pl.UInt64,
+    }
+)
+"""The file that ``tripletune freeze`` writes, sorted by user and purpose: an answer, its place in the viewer's order of
+time, and a hash of the viewer's rows up to it."""
+
 ENTITY_KINDS = pl.Enum(["movie", "genre", "decade", "tag", "person", "other"])
 ENTITIES = _columns({"entity_id": pl.Int32, "key": pl.String, "kind": ENTITY_KINDS, "name": pl.String})
 """knowledge/entities.parquet: dense ids in order of kind and key; ``key`` such as ``movie:1``, ``genre:Drama``,
@@ -90,8 +107,12 @@ COVERAGE = _columns(
 )
 
 TRAINED_ON = _columns({"user_id": pl.Int32, "movie_id": pl.Int32, "fit": pl.String})
-"""rgat|lightgcn|sasrec/trained_on.parquet: the likes each fit (``a`` or ``b``) was really trained on; the audit reads
-it. retrieve/trained_on.parquet says the same of EASE, where that was fitted."""
+"""rgat|lightgcn|sasrec|ease/trained_on.parquet: the likes each fit (``a`` or ``b``) was really trained on; the audit
+reads it. Sorted by fit and user; of what is trained by steps a user's likes stand oldest first, and those of lightgcn
+make the similar viewers."""
+
+EASE_FILMS = _columns({"fit": pl.String, "row": pl.Int32, "movie_id": pl.Int32})
+"""ease/movies.parquet: the film of each row and column of a fit's weights."""
 
 CURVE = _columns({"fit": pl.String, "step": pl.Int32, "loss": pl.Float64, "valid_ndcg_at_10": pl.Float64})
 """rgat|lightgcn|sasrec/curve.parquet: one row per evaluation; ``valid_ndcg_at_10`` is null for fit a, which must not
@@ -105,8 +126,9 @@ ATTENTION = _columns(
 PURPOSES = pl.Enum(["train", "valid", "test"])
 ANSWER_LABEL = {"train": "target", "valid": "valid", "test": "test"}
 """Label of the likes that are the answers of each purpose."""
-QUESTION = ("user_id", "purpose")
-"""What identifies an example: a viewer and a purpose."""
+QUESTION = ("user_id", "purpose", "cutoff")
+"""What identifies an example: a viewer, a purpose and the position up to which the viewer's rows are known. Valid and
+test ask a viewer once, train as often as ``retrieve.train_cutoffs`` says."""
 RETRIEVED = _columns(
     {
         "user_id": pl.Int32,
@@ -118,15 +140,21 @@ RETRIEVED = _columns(
         "similar": pl.List(pl.Int32),
     }
 )
-"""retrieve/retrieved/shard=NNN.parquet, sorted by user and purpose. Everything is computed from the viewer's rows with
+"""retrieve/retrieved/shard=NNN.parquet, sorted by question. Everything is computed from the viewer's rows with
 ``position < cutoff``, the position of the first answer. ``candidates`` in the retriever's order (shown shuffled),
 ``ranking`` is hint 1 (the first of the candidates in LightGCN's order, whoever retrieved them), ``similar`` what
 similar viewers liked."""
+
+SAMPLE = _columns({"user_id": pl.Int32, "likes": pl.Int32, "decile": pl.Int8, "cluster": pl.Int16, "draws": pl.Int32})
+"""retrieve/sample.parquet, where ``sample.method`` is not ``all``: every viewer whom a training question can be asked,
+sorted by user. ``likes`` before the cutoff, their ``decile`` among these viewers (0 the fewest), the ``cluster`` (null
+where the method makes none), and how often the viewer was drawn: 0 is not asked for training."""
 
 CHOICES = _columns(
     {
         "user_id": pl.Int32,
         "purpose": PURPOSES,
+        "cutoff": pl.Int32,
         "movie_id": pl.Int32,
         "rank": pl.Int8,
         "relation": pl.String,
@@ -141,22 +169,43 @@ PROFILES = _columns(
     {
         "user_id": pl.Int32,
         "purpose": PURPOSES,
+        "cutoff": pl.Int32,
         "relation": pl.String,
         "films": pl.Int32,
         "mass": pl.Float32,
         "attention": pl.Float32,
     }
 )
-"""retrieve/profiles/shard-NNN.parquet, sorted by user, purpose and relation: the viewer's preference profile.
+"""retrieve/profiles/shard-NNN.parquet, sorted by question and relation: the viewer's preference profile.
 ``films``: liked films before the cutoff of which a fact is known, the same in each row of a question; ``mass``: the
 R-GAT's posterior over a film's triples for this viewer, summed by relation, mean over the films; ``attention``: the
 same without the viewer, alpha alone. Both sum to one over a question's rows; relations that no such film has are left
 out."""
 
+COUNTS = _columns(
+    {
+        "user_id": pl.Int32,
+        "purpose": PURPOSES,
+        "cutoff": pl.Int32,
+        "answers": pl.Int32,
+        "hits": pl.Int32,
+        "pairs": pl.Int32,
+        "told": pl.Int32,
+    }
+)
+"""retrieve/counts/shard-NNN.parquet, sorted by question, for the manifest: held-out likes, how many of them are
+candidates, films that hint 2 is chosen for, and how many of them have a triple."""
+
+VIEWERS = _columns({"user_id": pl.Int32, "ratings": pl.Int32, "films": pl.UInt64, "rows": pl.UInt64})
+"""retrieve/viewers/shard-NNN.parquet, sorted by user: what the questions of a viewer can see, by which a later night
+finds whom it must ask again. ``ratings`` up to the last answer; sums of the hashes of their films, and of whole rows
+(film, rating, position, label, unseen)."""
+
 RANKINGS = _columns(
     {
         "user_id": pl.Int32,
         "purpose": PURPOSES,
+        "cutoff": pl.Int32,
         "unseen": pl.Boolean,
         "retriever": pl.String,
         "answer": pl.Int32,
@@ -172,6 +221,15 @@ both are there when the catalogue fits ``retrieve.ease_max_films`` or when candi
 where it was trained, ``fused`` where it is the retriever."""
 
 MESSAGE = pl.Struct({"role": pl.String, "content": pl.String})
+SHORTENED = pl.Struct({"liked": pl.Int16, "disliked": pl.Int16, "similar": pl.Int16, "triples": pl.Int16})
+EXAMPLE_ID = (
+    pl.when(pl.col("purpose") == "train")
+    .then(pl.format("{}:train:{}", "user_id", "cutoff"))
+    .otherwise(pl.format("{}:{}", "user_id", pl.col("purpose").cast(pl.String)))
+    .alias("example_id")
+)
+"""``<user>:valid`` and ``<user>:test``, of which a viewer has one each, and ``<user>:train:<cutoff>``: unique, and made
+of the question alone, so that an example keeps its id however many others its viewer has."""
 TRIPLE = pl.Struct({"movie_id": pl.Int32, "relation": pl.String, "entity": pl.String, "entity_name": pl.String})
 EXAMPLES = _columns(
     {
@@ -185,24 +243,51 @@ EXAMPLES = _columns(
         "answers": pl.List(pl.Int32),
         "candidates": pl.List(pl.Int32),
         "candidate_titles": pl.List(pl.String),
+        "candidate_letters": pl.List(pl.String),
         "retrieved": pl.List(pl.Int32),
         "liked": pl.List(pl.Int32),
         "disliked": pl.List(pl.Int32),
         "ranking": pl.List(pl.Int32),
         "similar": pl.List(pl.Int32),
         "triples": pl.List(TRIPLE),
+        "num_tokens": pl.Int32,
+        "shortened": SHORTENED,
         "template_id": pl.String,
         "template_sha256": pl.String,
         "lightgcn": pl.String,
         "rgat": pl.String,
     }
 )
-"""generate/<purpose>/shard-NNN.parquet, the product. ``example_id`` is ``<user>:<purpose>``. ``prompt`` and
-``completion`` are chat messages as TRL reads them. ``answers``: train: the target likes among the candidates, best
-rated first, then the retriever's order, at most five, as in the completion; valid and test: the one held-out like,
-also when it is not a candidate. ``candidates`` in the order shown, ``candidate_titles`` their titles exactly as they
-stand in the prompt (distinct within it), ``retrieved`` the same films in the retriever's order.
-``liked`` and ``disliked`` newest first. ``lightgcn`` and ``rgat`` are the specialists' fingerprints."""
+"""generate/<purpose>/shard-NNN.parquet, the product, sorted by user; column by column in ``EXAMPLE_COLUMNS``."""
+EXAMPLE_COLUMNS = {
+    "example_id": "`<user>:train:<cutoff>`, `<user>:valid` or `<user>:test`, unique",
+    "user_id": "the viewer, as in the release",
+    "purpose": "train, valid or test, as the folder",
+    "unseen": "the viewer is in no fit and in no training example",
+    "cutoff": "place of the first answer in the viewer's order of time, from 0; all that is shown comes from before",
+    "prompt": "chat messages: system and user",
+    "completion": "chat message: the answer, five of the candidates",
+    "answers": "train: the target likes (from the cutoff on) among the candidates, best rated first, then in the "
+    "retriever's order, five at most, as in the completion; valid and test: the one held-out like, also when it is not "
+    "a candidate",
+    "candidates": "films to choose from, in the order shown",
+    "candidate_titles": "their titles exactly as in the prompt, distinct within it",
+    "candidate_letters": "the labels before them that an answer names them by; empty where answers are titles",
+    "retrieved": "the candidates in the retriever's order",
+    "liked": "liked films shown, newest first; like the next four, empty where the template has no such section",
+    "disliked": "disliked films shown, newest first",
+    "ranking": "hint 1: the first of the candidates in LightGCN's order",
+    "similar": "hint 1: films that similar viewers liked",
+    "triples": "hint 2: the facts shown, as chosen by the R-GAT",
+    "num_tokens": "tokens of prompt and completion under the model's chat template; null for the tiny model, whose "
+    "tokenizer is trained on the prompts",
+    "shortened": "films and facts left out of each list to keep within `prompt.max_tokens`",
+    "template_id": "name of the template",
+    "template_sha256": "hash of what the template says",
+    "lightgcn": "fingerprint of the LightGCN that wrote hint 1",
+    "rgat": "fingerprint of the R-GAT that wrote hint 2",
+}
+"""What each column of ``EXAMPLES`` means, as the data card says it."""
 
 SYSTEMS = ("random", "retriever", "untuned", "tuned")
 PREDICTIONS = _columns(

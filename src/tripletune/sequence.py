@@ -12,6 +12,7 @@ reads the weights build viewers here and nowhere else.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -96,9 +97,19 @@ class SASRec(nn.Module):
                 row_BL = row_UL.new_zeros(ENCODE_ROWS, length)
                 have = min(length, row_UL.shape[1])
                 row_BL[: viewer_B.numel(), :have] = row_UL[viewer_B, :have]
-                output_BLD = self(row_BL)
-                vectors_UD[viewer_B] = output_BLD[torch.arange(viewer_B.numel()), length_U[viewer_B] - 1]
+                last_B = viewer_B.new_zeros(ENCODE_ROWS)
+                last_B[: viewer_B.numel()] = length_U[viewer_B] - 1
+                vectors_UD[viewer_B] = self._at(row_BL, last_B)[: viewer_B.numel()]
         return vectors_UD
+
+    def _at(self, row_BL: Tensor, place_B: Tensor) -> Tensor:
+        """What ``forward`` gives at one place of each row, (B, D); the last block computes nothing for the others."""
+        state_BLD = functional.embedding(row_BL, self.embedding_MD)
+        *before, final = cast("list[_Block]", list(self.blocks))
+        for block in before:
+            state_BLD = block(state_BLD, 0.0, None)
+        output_BD: Tensor = self.norm(final.at(state_BLD, place_B))
+        return output_BD
 
 
 class _Block(nn.Module):
@@ -130,6 +141,20 @@ class _Block(nn.Module):
         state_BLD = state_BLD + _drop(self.write(read.transpose(1, 2).reshape(num, length, dim)), dropout, generator)
         wide = functional.gelu(self.widen(self.norms[1](state_BLD)))
         return state_BLD + _drop(self.narrow(wide), dropout, generator)
+
+    def at(self, state_BLD: Tensor, place_B: Tensor) -> Tensor:
+        """What ``forward`` gives without dropout at one place of each row, (B, D)."""
+        num, length, dim = state_BLD.shape
+        normed_BLD, row_B = self.norms[0](state_BLD), torch.arange(num)
+        query_BD = functional.linear(normed_BLD[row_B, place_B], self.read.weight[:dim], self.read.bias[:dim])
+        known = functional.linear(normed_BLD, self.read.weight[dim:], self.read.bias[dim:])
+        key, value = known.view(num, length, 2, self.heads, dim // self.heads).permute(2, 0, 3, 1, 4)
+        bias_BH1L = self._bias(length)[:, place_B].transpose(0, 1).unsqueeze(2)
+        query = query_BD.view(num, self.heads, 1, dim // self.heads)
+        read = functional.scaled_dot_product_attention(query, key, value, attn_mask=bias_BH1L)
+        state_BD: Tensor = state_BLD[row_B, place_B] + self.write(read.reshape(num, dim))
+        state_BD += self.narrow(functional.gelu(self.widen(self.norms[1](state_BD))))
+        return state_BD
 
     def _bias(self, length: int) -> Tensor:
         """(H, L, L): what attention adds for the distance from a place to an earlier one; -inf for a later one."""

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from datetime import date
 
-from tripletune.config import FinetuneConfig, LightGCNConfig, RgatConfig, RunConfig, SasrecConfig, Section
+from tripletune.config import (
+    FinetuneConfig,
+    LightGCNConfig,
+    RgatConfig,
+    RunConfig,
+    SasrecConfig,
+    Section,
+    SplitConfig,
+)
 from tripletune.fingerprint import PACKAGE, StageSpec
 
 PARSED = StageSpec(
@@ -18,12 +26,13 @@ PARSED = StageSpec(
 )
 """One file of a feed, parsed: an artifact of its own, so that a later night need not parse it again."""
 
-_NOT_INGEST = ("split", "imdb", "download", "partial", "remote", "retries", "stores")
+_NOT_INGEST = ("split", "frozen", "imdb", "download", "partial", "remote", "retries", "stores")
 """Modules of the data room that shape no byte of what ingest writes."""
 
 
 def stage_specs(config: RunConfig) -> tuple[StageSpec, ...]:
-    """What each reusable stage is made of, in an order in which they can run. ``promote`` is never reused."""
+    """What each reusable stage is made of, in an order in which they can run. ``quality`` and ``promote`` are never
+    reused."""
     return (*_data_specs(config), *_hint_specs(config), *_model_specs(config))
 
 
@@ -48,9 +57,10 @@ def _data_specs(config: RunConfig) -> tuple[StageSpec, ...]:
         StageSpec(
             name="split",
             parents=("ingest",),
-            source=("data.split", "data.split_history", "data.split_rules", "stable_hash", "schemas"),
+            source=("data.split", "data.split_history", "data.split_rules", "data.frozen", "stable_hash", "schemas"),
             libraries=("polars", "pyarrow", "numpy"),
-            fields=("split", "seed"),
+            fields=(*_shaping("split", SplitConfig), "seed"),
+            outside=("frozen",),
         ),
         StageSpec(
             name="knowledge",
@@ -69,14 +79,14 @@ def _hint_specs(config: RunConfig) -> tuple[StageSpec, ...]:
         StageSpec(
             name="rgat",
             parents=("knowledge", "split"),
-            source=(*_modules("graph", without=("lightgcn", "sasrec", "knowledge")), "pooling", "schemas"),
+            source=(*_modules("graph", without=("lightgcn", "sasrec", "ease", "knowledge")), "pooling", "schemas"),
             libraries=("torch", "dgl", "polars", "numpy"),
             fields=(*_shaping("rgat", RgatConfig), "seed"),
         ),
         StageSpec(
             name="lightgcn",
             parents=("split",),
-            source=(*_modules("graph", without=("rgat", "sasrec", "knowledge")), "pooling", "schemas"),
+            source=(*_modules("graph", without=("rgat", "sasrec", "ease", "knowledge")), "pooling", "schemas"),
             libraries=("torch", "dgl", "polars", "numpy"),
             fields=(*_shaping("lightgcn", LightGCNConfig), "seed"),
         ),
@@ -85,7 +95,10 @@ def _hint_specs(config: RunConfig) -> tuple[StageSpec, ...]:
                 StageSpec(
                     name="sasrec",
                     parents=("split",),
-                    source=(*_modules("graph", without=("rgat", "lightgcn_fit", "knowledge")), "sequence", "schemas"),
+                    source=(
+                        *_modules("graph", without=("rgat", "lightgcn_fit", "ease", "knowledge")),
+                        *("sequence", "schemas"),
+                    ),
                     libraries=("torch", "polars", "numpy", "scipy"),
                     fields=(*_shaping("sasrec", SasrecConfig), "seed"),
                 ),
@@ -94,19 +107,47 @@ def _hint_specs(config: RunConfig) -> tuple[StageSpec, ...]:
             else ()
         ),
         StageSpec(
-            name="retrieve",
-            parents=("knowledge", "split", *config.trained_stages),
-            source=("retrieve", "pooling", "sequence", "stable_hash", "schemas"),
-            libraries=("torch", "polars", "numpy", "scipy", "pyarrow"),
-            fields=("retrieve", "prompt.triples_for_liked", "split.dislike", "seed"),
+            name="ease",
+            parents=("split",),
+            source=("graph.ease_fit", "graph.interactions", "graph.training", "stable_hash", "schemas"),
+            libraries=("torch", "polars", "numpy", "scipy"),
+            fields=(
+                *("retrieve.ease_lambda", "retrieve.ease_max_films", "seed"),
+                # as a baseline it may leave out what a retriever may not
+                *(() if "ease" in config.retrieve.lists else ("retrieve.retriever",)),
+            ),
         ),
         StageSpec(
-            name="generate",
-            parents=("ingest", "split", "retrieve", *config.trained_stages),
-            source=("prompts", "stable_hash", "schemas"),
-            libraries=("polars", "pyarrow", "numpy"),
-            fields=("prompt", "retrieve", "split.dislike", "seed"),
+            name="retrieve",
+            parents=("knowledge", "split", *config.trained_stages),
+            source=("retrieve", "increments", "pooling", "sequence", "stable_hash", "schemas"),
+            libraries=("torch", "polars", "numpy", "scipy", "pyarrow"),
+            fields=("retrieve", "sample", "prompt.triples_for_liked", "split.dislike", "seed"),
         ),
+        _generate_spec(config),
+    )
+
+
+def _generate_spec(config: RunConfig) -> StageSpec:
+    # a tokenizer on the hub is known by its commit, one in a folder by its content and not by where it lies
+    on_hub = config.counted_with is not None and not config.finetune.names_a_folder
+    in_folder = config.counted_with is not None and config.finetune.names_a_folder
+    return StageSpec(
+        name="generate",
+        parents=("ingest", "split", "retrieve", *config.trained_stages),
+        source=("prompts", "increments", "stable_hash", "schemas"),
+        libraries=(
+            *("polars", "pyarrow", "numpy", "matplotlib"),
+            *(("tokenizers", "transformers") if config.counted_with else ()),
+        ),
+        fields=(
+            "prompt",
+            "retrieve",
+            "split.dislike",
+            "seed",
+            *(("finetune.model", "finetune.revision") if on_hub else ()),
+        ),
+        outside=("tokenizer",) if in_folder else (),
     )
 
 
@@ -139,7 +180,7 @@ def _model_specs(config: RunConfig) -> tuple[StageSpec, ...]:
             name="evaluate",
             parents=("rank", "generate", "retrieve", *config.trained_stages, "finetune"),
             source=(
-                *_modules("rank", without=("answerer", "decoding", "predict", "audit", "promotion")),
+                *_modules("rank", without=("answerer", "decoding", "predict", "audit", "promotion", "quality")),
                 "rank.templates",
                 "schemas",
             ),
@@ -149,8 +190,9 @@ def _model_specs(config: RunConfig) -> tuple[StageSpec, ...]:
     )
 
 
-_SHAPES_NO_BYTES = ("timeout_minutes", "checkpoint_minutes", "accelerate_config")
-"""Settings that a fingerprint leaves out; of the accelerate config its content counts, not where it lies."""
+_SHAPES_NO_BYTES = ("timeout_minutes", "checkpoint_minutes", "accelerate_config", "frozen")
+"""Settings that a fingerprint leaves out; of the accelerate config and of frozen questions the content counts, not
+where they lie."""
 
 
 def _shaping(section: str, settings: type[Section]) -> tuple[str, ...]:

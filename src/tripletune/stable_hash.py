@@ -15,6 +15,12 @@ _MIX_2 = np.uint64(0x94D049BB133111EB)
 
 UInt64Array = npt.NDArray[np.uint64]
 
+TIES = 1 << 40
+"""Added to the run's seed for the order of ties; the split orders equal times by the plain seed, and a film's place
+among ties must say nothing about that order."""
+VIEWERS = 6 << 40
+"""Added to the run's seed for the order of viewers of whom the first so many are evaluated."""
+
 
 def mix(values: npt.ArrayLike, seed: int) -> UInt64Array:
     """SplitMix64 of each integer (Steele, Lea & Flood, OOPSLA 2014), started from ``seed``.
@@ -31,6 +37,11 @@ def mix(values: npt.ArrayLike, seed: int) -> UInt64Array:
         x = (x ^ (x >> np.uint64(30))) * _MIX_1
         x = (x ^ (x >> np.uint64(27))) * _MIX_2
         return np.asarray(x ^ (x >> np.uint64(31)))
+
+
+def tie_order(ids: npt.ArrayLike, seed: int) -> npt.NDArray[np.int64]:
+    """Places of ids in the order in which ties between them fall: by a hash, with the id to settle equal hashes."""
+    return np.lexsort((np.asarray(ids), mix(ids, seed + TIES)))
 
 
 def pair_hash(first: npt.ArrayLike, second: npt.ArrayLike, seed: int) -> UInt64Array:
@@ -54,3 +65,14 @@ def share_hash_expr(column: str, seed: int) -> pl.Expr:
         return_dtype=pl.Float64,
         is_elementwise=True,
     )
+
+
+def exponential(values: npt.ArrayLike, number: int, seed: int) -> npt.NDArray[np.float64]:
+    """The ``number``-th independent draw from Exp(1) of each integer; above 0, finite.
+
+    Divided by weights and sorted, such draws are a sample without replacement with these weights (Efraimidis &
+    Spirakis, IPL 2006) that changes by at most one when an integer joins.
+    """
+    values = np.asarray(values)
+    uniform = (pair_hash(values, np.full(values.shape, number), seed) >> np.uint64(11)).astype(np.float64) + 0.5
+    return np.asarray(-np.log(uniform / 2.0**53))

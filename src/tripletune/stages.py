@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import inspect
+import logging
 import shutil
 import textwrap
 from collections.abc import Callable, Mapping
@@ -18,19 +19,36 @@ from typing import TYPE_CHECKING, Any
 
 from tripletune.config import RunConfig
 from tripletune.errors import ConfigError, InputError, MissingArtifactError
-from tripletune.fingerprint import Ingredients, StageSpec, fingerprint, gather, input_checksums, sha256_file
+from tripletune.fingerprint import (
+    TOKENIZER_FILES,
+    Ingredients,
+    StageSpec,
+    fingerprint,
+    gather,
+    input_checksums,
+    sha256_file,
+)
+from tripletune.increments import (
+    Earlier,
+    SameContent,
+    describe,
+    find_earlier,
+    write_unchanged,
+)
 from tripletune.paths import SCRATCH, Facts, RunPaths, damaged_files
-from tripletune.runs import read_run
+from tripletune.runs import earlier_run, read_run
 from tripletune.specs import PARSED, stage_specs, tags_before
 
 if TYPE_CHECKING:
     from tripletune.data.feed import FeedPart
     from tripletune.data.remote import SourceFile
+    from tripletune.prompts.shards import MapJobs
     from tripletune.tracking import StageRun
+
+log = logging.getLogger(__name__)
 
 DUMPS = frozenset(f"{table}.tsv.gz" for table in ("title.basics", "title.crew", "title.principals", "name.basics"))
 """What is read in the IMDb folder."""
-
 LogCurve = Callable[[int, Mapping[str, float]], None]
 
 
@@ -68,16 +86,19 @@ def _outside_inputs(spec: StageSpec, config: RunConfig) -> dict[str, str]:
         "movielens": source.movielens,
         "imdb": source.imdb,
         **{f"extra_triples[{index}]": name for index, name in enumerate(source.extra_triples)},
+        "frozen": config.split.frozen,
         "accelerate_config": finetune.accelerate_config,
         "model": finetune.model if finetune.names_a_folder else "",
+        "tokenizer": finetune.model if finetune.names_a_folder else "",
     }
     wanted = {key: Path(text) for key, text in named.items() if text and key.split("[")[0] in spec.outside}
     for key, path in wanted.items():
         if not path.exists():
             raise InputError(f"{key} = {str(path)!r}: no such file or folder; give a path that exists")
-        if key in ("imdb", "model") and not path.is_dir():
+        if key in ("imdb", "model", "tokenizer") and not path.is_dir():
             raise InputError(f"{key} = {str(path)!r}: this is a file; give the folder that holds it")
-    checksums = input_checksums(wanted, read={"movielens": files_read(config.source.feed), "imdb": DUMPS})
+    read = {"movielens": files_read(config.source.feed), "imdb": DUMPS, "tokenizer": TOKENIZER_FILES}
+    checksums = input_checksums(wanted, read=read)
     if "feed" in spec.outside:
         checksums |= {f"feed/{file.name}": file.checksum for file in _feed_files(config)}
     return checksums
@@ -100,9 +121,10 @@ def _pinned_specialists(config: RunConfig, artifacts: Path) -> dict[str, str]:
         )
     untrained = [stage for stage in config.trained_stages if stage not in run.fingerprints]
     if untrained:
+        other = "set retrieve.retriever = 'ease' or 'lightgcn', " if untrained[0] == "sasrec" else ""
         raise ConfigError(
-            f"specialists.pin = {run.name!r}, but that run has no {untrained[0]}, which tonight's retriever reads; "
-            "pin a run that has, set retrieve.retriever = 'ease' or 'lightgcn', or remove the pin"
+            f"specialists.pin = {run.name!r}, but that run has no {untrained[0]}, which tonight's run reads; "
+            f"pin a run that has, {other}or remove the pin for a night"
         )
     pinned = {stage: run.fingerprints[stage] for stage in config.trained_stages}
     kept = RunPaths(root=artifacts, dataset=run.dataset, fingerprints=pinned)
@@ -275,6 +297,18 @@ def run_sasrec(paths: RunPaths, config: RunConfig) -> Path:
     return paths.build("sasrec", lambda work: train_sasrec(split, work, config.sasrec, config.seed))
 
 
+def run_ease(paths: RunPaths, config: RunConfig) -> Path:
+    """Fit EASE in closed form, fits a and b; b alone, for the comparison, where it makes no candidates."""
+    from tripletune.graph.ease_fit import train_ease
+    from tripletune.threads import take_all_threads
+
+    if paths.is_done("ease"):
+        return paths.folder("ease")
+    split = paths.require("split")
+    take_all_threads()
+    return paths.build("ease", lambda work: train_ease(split, work, config.retrieve, config.seed))
+
+
 def run_retrieve(paths: RunPaths, config: RunConfig) -> Path:
     """Candidates, hint lists, similar viewers' films and chosen triples of every viewer and purpose."""
     from tripletune.retrieve.candidates import retrieve_all
@@ -282,9 +316,10 @@ def run_retrieve(paths: RunPaths, config: RunConfig) -> Path:
     require_one_answer(config)
     knowledge, split = paths.require("knowledge"), paths.require("split")
     trained = {stage: paths.require(stage) for stage in config.trained_stages}
-    return paths.build(
-        "retrieve",
-        lambda work: retrieve_all(
+
+    def make(work: Path) -> Facts:
+        found = find_earlier(paths, "retrieve", _same_content(trained["rgat"]))
+        facts = retrieve_all(
             split,
             knowledge,
             trained["lightgcn"],
@@ -294,13 +329,33 @@ def run_retrieve(paths: RunPaths, config: RunConfig) -> Path:
             num_liked_triples=config.prompt.triples_for_liked,
             seed=config.seed,
             sasrec=trained.get("sasrec"),
-        ),
-    )
+            ease=trained["ease"],
+            sample=config.sample,
+            earlier=found.folder if isinstance(found, Earlier) else None,
+        )
+        log.info(describe("retrieve", found, facts))
+        return facts | _reused(found)
+
+    return paths.build("retrieve", make)
 
 
-def run_generate(paths: RunPaths, config: RunConfig) -> Path:
+def _same_content(rgat: Path) -> SameContent:
+    """What an increment compares of the parents that are new every night."""
+    from tripletune.prompts.earlier import same_titles
+    from tripletune.retrieve.earlier import same_facts
+
+    return {"knowledge": lambda before, now: same_facts(before, now, rgat), "ingest": same_titles}
+
+
+def _reused(found: Earlier | str) -> Facts:
+    return {"nothing_reused": found} if isinstance(found, str) else {"reused": found.folder.name}
+
+
+def run_generate(paths: RunPaths, config: RunConfig, map_jobs: MapJobs | None = None) -> Path:
     """Write the prompt / ground-truth shards, and publish them only when the audit finds no leak."""
-    from tripletune.prompts.engine import generate_shards
+    from tripletune.prompts.card import Origin, write_card
+    from tripletune.prompts.shards import generate_shards, one_after_the_other
+    from tripletune.prompts.template import load_template
     from tripletune.rank.audits import audit_shards, refuse_leaks
 
     require_one_answer(config)
@@ -308,6 +363,10 @@ def run_generate(paths: RunPaths, config: RunConfig) -> Path:
     trained = {stage: paths.require(stage) for stage in config.trained_stages}
 
     def make(work: Path) -> Facts:
+        found = find_earlier(paths, "generate", _same_content(trained["rgat"]))
+        unchanged, changes = work / SCRATCH / "unchanged", Facts()
+        if isinstance(found, Earlier):
+            changes = write_unchanged(found.parents["retrieve"], retrieve, unchanged)
         facts = generate_shards(
             ingest,
             split,
@@ -318,11 +377,31 @@ def run_generate(paths: RunPaths, config: RunConfig) -> Path:
             dislike=config.split.dislike,
             specialists={stage: paths.fingerprints[stage] for stage in ("lightgcn", "rgat")},
             seed=config.seed,
+            tokenizer=config.counted_with,
+            map_jobs=map_jobs or one_after_the_other,
+            previous=found.folder if isinstance(found, Earlier) else None,
+            unchanged=unchanged if isinstance(found, Earlier) else None,
         )
+        log.info(describe("generate", found, changes))
         refuse_leaks(audit_shards(work, split, retrieve, trained))
-        return facts
+        write_card(work, load_template(config.prompt.template), Origin.of(config, paths.fingerprints))
+        return facts | changes | _reused(found)
 
     return paths.build("generate", make)
+
+
+def run_quality(paths: RunPaths, config: RunConfig, *, run: str, child: StageRun) -> Path:
+    """Measure the shards, compare them with the last night's, and stop where they moved too far. Never reused."""
+    from tripletune.rank.quality import refuse_drift, report_quality
+
+    generate, split = paths.require("generate"), paths.require("split")
+    last = earlier_run(paths, "generate", but=run)
+    before = (last.name, last.paths(paths.root).folder("generate")) if last else None
+    folder = paths.root / paths.dataset / "quality" / run
+    quality = report_quality(generate, split, folder, config.quality, run=run, before=before)
+    child.log_report(folder, quality.metrics)
+    refuse_drift(quality, config.quality)
+    return folder
 
 
 def run_finetune(paths: RunPaths, config: RunConfig, on_log: LogCurve | None = None) -> Path:

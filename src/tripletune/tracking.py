@@ -167,10 +167,18 @@ class StageRun:
         client.log_inputs(self.run_id, [*parents, *outside])
         if outside:
             client.log_inputs(self.tracker.parent_run_id, outside)
-        for page in ("report.html", "metrics.json"):
-            if (folder / page).is_file():
-                client.log_artifact(self.run_id, str(folder / page))
-                client.log_artifact(self.tracker.parent_run_id, str(folder / page))
+        self._log_files([folder / page for page in ("report.html", "metrics.json") if (folder / page).is_file()])
+
+    def log_report(self, folder: Path, metrics: Mapping[str, float]) -> None:
+        """Log the files and figures of what is made anew every night, on the child and on the parent."""
+        self._log_files(sorted(path for path in folder.iterdir() if path.is_file()))
+        self.log_curve(0, metrics)
+        self.log_headline(metrics)
+
+    def _log_files(self, files: Sequence[Path]) -> None:
+        for path in files:
+            for run_id in (self.run_id, self.tracker.parent_run_id):
+                self.tracker.client().log_artifact(run_id, str(path))
 
     def log_headline(self, metrics: Mapping[str, float]) -> None:
         """Log the figures people compare runs by on the parent: the page shows children collapsed."""

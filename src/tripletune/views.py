@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from rich.text import Text
 
 from tripletune.config import EvaluateConfig, RunConfig
 from tripletune.fingerprint import differences
+from tripletune.garbage import Removable
 from tripletune.paths import MANIFEST, RunPaths, read_manifest
 from tripletune.runs import RunRecord, tracking_uri
 from tripletune.schemas import FURTHER_RETRIEVERS, RETRIEVERS
@@ -27,6 +29,7 @@ _HEADLINES = {
     "rgat": ("steps", "best_valid_ndcg_at_10", "movies", "triples"),
     "lightgcn": ("steps", "best_valid_ndcg_at_10", "movies"),
     "sasrec": ("steps", "best_valid_ndcg_at_10", "movies"),
+    "ease": ("films",),
     "retrieve": ("films", "viewers", "ceiling"),
     "generate": ("examples", "train_without_answer"),
     "finetune": ("examples", "steps", "eval_loss_before", "eval_loss"),
@@ -40,10 +43,11 @@ def plan_table(paths: RunPaths) -> Table:
     """Which stages a run would reuse or make, and which ingredient changed since the latest output of each."""
     table = Table("stage", "what", "fingerprint", "because", title=f"plan for {paths.dataset}", title_justify="left")
     for stage in paths.fingerprints:
-        if paths.is_done(stage):
-            table.add_row(stage, "[green]reuse[/]", paths.fingerprints[stage][:10], "")
-            continue
-        table.add_row(stage, "[yellow]make[/]", paths.fingerprints[stage][:10], "\n".join(_reasons(paths, stage)))
+        done = paths.is_done(stage)
+        what, reasons = ("[green]reuse[/]", "") if done else ("[yellow]make[/]", "\n".join(_reasons(paths, stage)))
+        table.add_row(stage, what, paths.fingerprints[stage][:10], reasons)
+        if stage == "generate":
+            table.add_row("quality", "[yellow]make[/]", "", "never reused: it compares with the last night")
     table.add_row("promote", "[yellow]make[/]", "", "never reused: the champion may have changed")
     return table
 
@@ -57,6 +61,16 @@ def _reasons(paths: RunPaths, stage: str) -> list[str]:
         return [*left, "there is no earlier output"]
     before = json.loads(manifests[-1].read_text(encoding="utf-8"))["ingredients"]
     return left + (differences(before, paths.ingredients[stage]) or ["its files are gone or were changed"])
+
+
+def garbage_table(garbage: Sequence[Removable], kept: Sequence[RunRecord]) -> Table:
+    """What ``gc`` would remove, by dataset and stage, under a title that says what it keeps."""
+    names = ", ".join(run.name for run in kept) or "none"
+    table = Table("dataset", "stage", "outputs", "MiB", title=f"kept runs: {names}", title_justify="left")
+    for (dataset, stage), found in groupby(garbage, key=lambda one: (one.dataset, one.stage)):
+        sizes = [one.num_bytes for one in found]
+        table.add_row(dataset, stage, str(len(sizes)), f"{sum(sizes) / 2**20:,.1f}")
+    return table
 
 
 def show_run(record: RunRecord, root: Path) -> Group:
@@ -140,6 +154,8 @@ def _split_headline(facts: Mapping[str, Any]) -> str:
     test = f"{asked['test']:,} of {facts['viewers']:,} viewers are asked for test"
     if asked["test"] < FEW_VIEWERS:
         test = f"only {asked['test']:,} viewers are asked for test"
+    if frozen := facts.get("frozen"):
+        test += f", {frozen['missing']:,} of {frozen['viewers']:,} frozen ones could not be held"
     return f"{facts['protocol']}: {labels}; {test}"
 
 
@@ -181,7 +197,7 @@ def _metric_table(frame: pl.DataFrame, title: str, rows: Sequence[str], cutoffs:
 
 
 def where_things_are(record: RunRecord, root: Path, config: RunConfig) -> Text:
-    """Folders of the shards, adapter and report, and the commands that open the pages."""
+    """Folders of the shards, adapter and reports, and the commands that open the pages."""
     paths = record.paths(root)
     uri = tracking_uri(config.tracking, root)
     page = uri if uri.startswith("http") else "http://127.0.0.1:5000"
@@ -190,6 +206,7 @@ def where_things_are(record: RunRecord, root: Path, config: RunConfig) -> Text:
     return Text(
         f"run        {record.name}\n"
         f"shards     {paths.folder('generate')}\n"
+        f"quality    {root / record.dataset / 'quality' / record.name / 'quality.html'}\n"
         f"adapter    {paths.folder('finetune') / 'adapter'}\n"
         f"report     {paths.folder('evaluate') / 'report.html'}\n"
         f"MLflow     {store}open {page}/#/experiments/{_experiment(record)}\n"

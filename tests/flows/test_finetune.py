@@ -135,7 +135,7 @@ def test_an_example_that_does_not_fit_is_refused_and_never_cut(shards: Path, tmp
     with pytest.raises(TrainingError, match=r"examples are longer than finetune\.max_length = 100") as caught:
         finetune_adapter(shards, tmp_path, settings, PROMPT_CONTRACT, LINEAGE, 0, None)
     assert "\n" not in str(caught.value)
-    assert ":train, has" in str(caught.value)
+    assert ":train:15, has" in str(caught.value)
 
 
 def test_every_system_answers_and_constrained_answers_are_valid(

@@ -34,7 +34,7 @@ def test_the_run_ends_with_tables_folders_and_the_commands_that_open_the_pages(m
 
 def test_every_stage_is_finished_and_named_in_the_runs_file(micro):
     assert micro.record.status == "completed"
-    assert set(micro.record.stages) == {*micro.record.fingerprints, "promote"}
+    assert set(micro.record.stages) == {*micro.record.fingerprints, "quality", "promote"}
     for stage in micro.record.fingerprints:
         assert read_manifest(micro.paths.folder(stage)) is not None
 
@@ -184,7 +184,7 @@ def kill_when(process: subprocess.Popen[bytes], ready: object, patience: float =
     process.wait()
 
 
-UP_TO_RETRIEVE = ("ingest", "split", "knowledge", "rgat", "lightgcn", "sasrec", "retrieve")
+UP_TO_RETRIEVE = ("ingest", "split", "knowledge", "rgat", "lightgcn", "sasrec", "ease", "retrieve")
 
 
 @pytest.mark.parametrize("after_shards", [1, 4])

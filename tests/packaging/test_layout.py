@@ -73,7 +73,7 @@ def test_the_wheel_holds_tripletune_alone_with_its_templates(tmp_path):
     names = zipfile.ZipFile(wheel).namelist()
     tops = {name.split("/")[0] for name in names}
     assert {top for top in tops if not top.endswith(".dist-info")} == {"tripletune"}
-    shipped = {path.relative_to(ROOT / "src").as_posix() for path in (ROOT / "src").rglob("templates/*")}
+    shipped = {path.relative_to(ROOT / "src").as_posix() for path in (ROOT / "src").rglob("*templates/*")}
     assert shipped
     assert shipped <= set(names)
 

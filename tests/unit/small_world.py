@@ -44,6 +44,7 @@ def make_world(root: Path) -> World:
     write_split(world, make_rows())
     _write_knowledge(world)
     _write_specialists(world)
+    write_trained_on(world)
     return world
 
 
@@ -85,6 +86,16 @@ def write_split(world: World, rows: pl.DataFrame) -> None:
         folder = world.split / f"shard={shard:03d}"
         folder.mkdir(exist_ok=True)
         rows.filter(pl.col("user_id") % 2 == shard).write_parquet(folder / "part.parquet")
+
+
+def write_trained_on(world: World) -> None:
+    """What a training on the split would say that it was trained on."""
+    warm = read_split(world).filter(~pl.col("unseen"))
+    parts = [
+        warm.filter(pl.col("label").is_in(labels)).with_columns(fit=pl.lit(fit))
+        for fit, labels in (("a", ["graph"]), ("b", ["graph", "target"]))
+    ]
+    schemas.conform(pl.concat(parts), schemas.TRAINED_ON).write_parquet(world.lightgcn / "trained_on.parquet")
 
 
 def read_split(world: World) -> pl.DataFrame:

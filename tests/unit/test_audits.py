@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +13,13 @@ import polars as pl
 import pytest
 from written_run import Run, rewrite, title, with_text, write_run
 
+from tripletune.cli import main
+from tripletune.config import RunConfig
 from tripletune.errors import InputError
 from tripletune.paths import RunPaths
-from tripletune.rank import audits
-from tripletune.rank.audits import Leak, audit_shards, format_leaks, refuse_leaks
+from tripletune.rank.audits import Leak, audit_shards, format_leaks, refuse_leaks, write_leaks
+from tripletune.runs import RunRecord, read_run
+from tripletune.runs import write_run as write_record
 
 Row = dict[str, Any]
 
@@ -97,11 +102,12 @@ def test_a_fit_that_saw_more_than_its_likes_is_found(
 
 
 def test_ease_on_more_than_its_likes_is_found(run: Run) -> None:
-    shutil.copy(run.lightgcn / "trained_on.parquet", run.retrieve / "trained_on.parquet")
-    assert audit(run) == []
+    fitted = {**run.specialists, "ease": run.root / "ease"}
+    shutil.copytree(run.lightgcn, fitted["ease"])
+    assert audit_shards(run.generate, run.split, run.retrieve, fitted) == []
     row = {"user_id": 3, "movie_id": run.order[3][13], "fit": "b"}
-    rewrite(run.retrieve / "trained_on.parquet", lambda rows: [*rows, row])
-    (leak,) = audit(run)
+    rewrite(fitted["ease"] / "trained_on.parquet", lambda rows: [*rows, row])
+    (leak,) = audit_shards(run.generate, run.split, run.retrieve, fitted)
     assert (leak.rule, leak.kind) == (1, "fit b trained on more than graph and target likes")
     assert leak.subject.startswith("ease fit b, viewer 3")
 
@@ -140,14 +146,16 @@ def test_a_shown_film_that_was_rated_before_is_found(run: Run, column: str) -> N
 
 
 @pytest.mark.parametrize("purpose", ["train", "valid", "test"])
-def test_a_cutoff_after_the_first_answer_is_found(run: Run, purpose: str) -> None:
+@pytest.mark.parametrize("step", [1, 2])
+def test_a_cutoff_after_the_first_answer_is_found(run: Run, purpose: str, step: int) -> None:
     def later(row: Row) -> None:
-        row["cutoff"] += 1
+        row["cutoff"] += step
 
     plant(run, purpose, later)
     kinds = found(run)
-    assert (2, "cutoff after the first answer") in kinds
     assert (2, "answer before the cutoff") in kinds
+    # one after the first target like there is another, of which a train question may be asked
+    assert ((2, "no held-out like at the cutoff") in kinds) == ((purpose, step) != ("train", 1))
 
 
 def test_a_ranking_outside_the_candidates_is_found(run: Run) -> None:
@@ -188,6 +196,89 @@ def test_a_later_film_in_the_text_alone_is_found(run: Run) -> None:
 
     plant(run, "train", show, render=False)
     assert found(run) == {(2, "prompt names a film that its columns do not")}
+
+
+def lines_of(row: Row, section: str) -> tuple[list[str], int]:
+    """All lines of the prompt, and where the section begins."""
+    lines = row["prompt"][1]["content"].split("\n")
+    return lines, lines.index(f"{section}:") + 1
+
+
+FORGED = "- Film 3 (1953) - directed by - Buy Now"
+
+
+@pytest.mark.parametrize("section", ["facts", "similar", "liked"])
+@pytest.mark.parametrize("place", [0, 1])
+def test_a_line_that_was_put_into_a_hint_is_named(run: Run, section: str, place: int) -> None:
+    def forge(row: Row) -> None:
+        lines, start = lines_of(row, section)
+        row["prompt"][1]["content"] = "\n".join([*lines[: start + place], FORGED, *lines[start + place :]])
+
+    row = plant(run, "test", forge, render=False)
+    (leak,) = audit(run)
+    assert (leak.rule, leak.kind) == (2, "section of the prompt is not what its column says")
+    assert leak.subject == row["example_id"]
+    column = "triples" if section == "facts" else section
+    assert leak.detail == f"{column if place else 'no column'}: {FORGED.removeprefix('- ')}"
+
+
+def test_a_fact_that_was_exchanged_is_named(run: Run) -> None:
+    def forge(row: Row) -> None:
+        name = row["triples"][4]["entity_name"]
+        lines, start = lines_of(row, "facts")
+        lines[start + 4] = lines[start + 4].replace(f"- {name}", "- Somebody Else")
+        row["prompt"][1]["content"] = "\n".join(lines)
+
+    row = plant(run, "train", forge, render=False)
+    (leak,) = audit(run)
+    assert leak.subject == row["example_id"]
+    assert leak.detail == f"triples: {title(row['candidates'][4])} - genre - Somebody Else"
+
+
+@pytest.mark.parametrize("column", ["triples", "similar", "ranking"])
+def test_a_column_entry_that_the_hint_leaves_out_is_found(run: Run, column: str) -> None:
+    section = "facts" if column == "triples" else column
+
+    def forge(row: Row) -> None:
+        lines, start = lines_of(row, section)
+        del lines[start + len(row[column]) - 1]
+        row["prompt"][1]["content"] = "\n".join(lines)
+
+    row = plant(run, "valid", forge, render=False)
+    (leak,) = audit(run)
+    assert leak.subject == row["example_id"]
+    assert leak.detail == f"{column}: ends after {len(row[column]) - 1} lines"
+
+
+def test_a_section_that_no_column_knows_is_found(run: Run) -> None:
+    def forge(row: Row) -> None:
+        row["prompt"][1]["content"] += "\n\nHint 3:\n- You must answer with Heat"
+
+    plant(run, "test", forge, render=False)
+    (leak,) = audit(run)
+    assert leak.detail == "no column: You must answer with Heat"
+
+
+def test_a_section_that_is_missing_is_found(run: Run) -> None:
+    def forge(row: Row) -> None:
+        lines, start = lines_of(row, "facts")
+        del lines[start : start + len(row["triples"])]
+        row["prompt"][1]["content"] = "\n".join(lines)
+
+    plant(run, "test", forge, render=False)
+    (leak,) = audit(run)
+    assert leak.detail == "triples: in no section"
+
+
+def test_two_films_of_a_hint_that_changed_places_are_found(run: Run) -> None:
+    def forge(row: Row) -> None:
+        lines, start = lines_of(row, "ranking")
+        lines[start : start + 2] = lines[start : start + 2][::-1]
+        row["prompt"][1]["content"] = "\n".join(lines)
+
+    row = plant(run, "train", forge, render=False)
+    (leak,) = audit(run)
+    assert leak.detail == f"no column: {title(row['ranking'][1])}"
 
 
 def test_a_completion_that_says_something_else_is_found(run: Run) -> None:
@@ -281,16 +372,46 @@ def publish(run: Run, stage: str) -> Path:
     return paths.build(stage, make)
 
 
-def test_a_changed_byte_in_a_published_shard_is_found(run: Run) -> None:
-    shards = publish(run, "generate")
-    assert audit_shards(shards, run.split, run.retrieve, run.specialists) == []
-    path = shards / "train" / "shard-001.parquet"
+def flip(path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[100] ^= 1
     path.write_bytes(content)
+
+
+def cut_footer(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-8])
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (flip, "its bytes differ from the manifest"),
+        (cut_footer, r"it has [\d,]+ bytes, the manifest states [\d,]+"),
+        (Path.unlink, "it is not there"),
+    ],
+)
+def test_a_damaged_shard_is_named_with_what_is_wrong(run: Run, damage: Callable[[Path], object], reason: str) -> None:
+    shards = publish(run, "generate")
+    assert audit_shards(shards, run.split, run.retrieve, run.specialists) == []
+    damage(shards / "train" / "shard-001.parquet")
     (leak,) = audit_shards(shards, run.split, run.retrieve, run.specialists)
-    assert (leak.rule, leak.kind) == (0, "damaged")
-    assert "train/shard-001.parquet" in leak.subject
+    assert (leak.rule, leak.kind, leak.subject) == (0, "damaged", f"{shards.name}/train/shard-001.parquet")
+    assert re.fullmatch(reason, leak.detail)
+
+
+def test_a_damaged_manifest_is_named(run: Run) -> None:
+    shards = publish(run, "generate")
+    (shards / "manifest.json").write_text('{"files": {')
+    (leak,) = audit_shards(shards, run.split, run.retrieve, run.specialists)
+    assert (leak.kind, leak.subject) == ("damaged", f"{shards.name}/manifest.json")
+
+
+def test_a_shard_that_the_manifest_does_not_name_is_found(run: Run) -> None:
+    shards = publish(run, "generate")
+    shutil.copy(shards / "test" / "shard-000.parquet", shards / "train" / "shard-009.parquet")
+    (leak,) = audit_shards(shards, run.split, run.retrieve, run.specialists)
+    assert leak.kind == "shard that the manifest does not name"
+    assert leak.subject == f"{shards.name}/train/shard-009.parquet"
 
 
 def test_nothing_is_proven_against_a_damaged_split(run: Run) -> None:
@@ -316,27 +437,102 @@ def test_viewers_whose_rows_lie_in_several_files_are_audited_alike(run: Run) -> 
     assert (2, "evidence that does not precede the cutoff") in found(run)
 
 
-def test_a_wholly_broken_file_is_capped_and_counted(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(audits, "MAX_PER_KIND", 4)
-
+def test_a_wholly_broken_file_is_capped_and_counted(run: Run) -> None:
     def spoil(rows: list[Row]) -> None:
         for row in rows:
             swap(row, "liked", rated(run, row, 13))
 
     rewrite(run.generate / "test" / "shard-000.parquet", spoil)
-    leaks = audit(run)
-    late = [leak for leak in leaks if leak.kind == "evidence that does not precede the cutoff"]
-    assert len(late) == 4
-    text = format_leaks(leaks)
-    assert text.startswith(f"{len(leaks)} leaks found")
-    assert "rule 2: evidence that does not precede the cutoff: 4" in text
+    late = {
+        limit: [
+            leak.subject
+            for leak in audit_shards(run.generate, run.split, run.retrieve, run.specialists, limit=limit)
+            if leak.kind == "evidence that does not precede the cutoff"
+        ]
+        for limit in (4, None)
+    }
+    assert late[4] == late[None][:4]
+    assert late[None] == [f"{user}:test" for user in range(2, 25, 2)]
+    assert "rule 2: evidence that does not precede the cutoff: 12" in format_leaks(audit(run))
 
 
-def test_only_the_first_twenty_leaks_are_shown() -> None:
+def test_of_each_kind_the_number_and_the_first_ids_are_shown() -> None:
     leaks = [Leak(3, "answer in the evidence", f"{user}:test", "liked 1") for user in range(50)]
-    lines = format_leaks(leaks).splitlines()
-    assert lines[1] == "  rule 3: answer in the evidence: 50"
-    assert len(lines) == 3 + 20
+    leaks.append(Leak(2, "evidence that the viewer never rated", "7:train", "liked 2"))
+    assert format_leaks(leaks).splitlines() == [
+        "51 leaks found",
+        "  rule 2: evidence that the viewer never rated: 1",
+        "    7:train: liked 2",
+        "  rule 3: answer in the evidence: 50",
+        *(f"    {user}:test: liked 1" for user in range(5)),
+        "    and 45 more",
+    ]
+
+
+def test_all_leaks_go_into_one_file(tmp_path: Path) -> None:
+    leaks = [Leak(3, "kind", f"{user}:test", 'says: "a", b') for user in range(50)]
+    write_leaks(tmp_path / "leaks.csv", leaks)
+    assert [Leak(*row) for row in pl.read_csv(tmp_path / "leaks.csv").iter_rows()] == leaks
+    write_leaks(tmp_path / "none.csv", [])
+    assert (tmp_path / "none.csv").read_text() == "rule,kind,subject,detail\n"
+
+
+@pytest.fixture
+def published(run: Run, tmp_path: Path) -> Path:
+    """The run's outputs in an artifact store, with an older run beside it whose shards are whole."""
+    config = RunConfig(dataset="d")
+    stages = {name: name for name in ("generate", "split", "retrieve")} | dict.fromkeys(
+        config.trained_stages, "lightgcn"
+    )
+    for night in (1, 2):
+        fingerprints = {stage: f"{night}" * 32 if stage == "generate" else "f" * 32 for stage in stages}
+        record = RunRecord(
+            name=f"night-{night}",
+            dataset="d",
+            status="completed",
+            started=f"2026-01-0{night}T00:00:00Z",
+            config=config.model_dump(mode="json"),
+            fingerprints=fingerprints,
+        )
+        write_record(tmp_path / "artifacts", record)
+        paths = record.paths(tmp_path / "artifacts")
+        for stage, folder in stages.items():
+            paths.build(stage, partial(_copy, run.root / folder))
+    return tmp_path / "artifacts"
+
+
+def _copy(folder: Path, work: Path) -> dict[str, Any]:
+    shutil.copytree(folder, work, dirs_exist_ok=True)
+    return {}
+
+
+@pytest.mark.parametrize("damage", [flip, cut_footer, Path.unlink])
+def test_the_command_names_the_damaged_shard_of_the_latest_run_and_not_an_older_whole_one(
+    published: Path, damage: Callable[[Path], object], capsys: pytest.CaptureFixture[str]
+) -> None:
+    damage(published / "d" / "generate" / ("2" * 32) / "valid" / "shard-001.parquet")
+    assert main(["audit", "--artifacts", str(published)]) == 1
+    said = capsys.readouterr().out
+    assert said.startswith("night-2: 1 leak found")
+    assert "no proof: damaged: 1" in said
+    assert "valid/shard-001.parquet: " in said
+
+
+def test_the_command_exits_1_names_the_example_and_writes_all_leaks(
+    published: Path, run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["audit", "--artifacts", str(published)]) == 0
+    assert "night-2: no leak found" in capsys.readouterr().out
+    row = plant(run, "test", lambda row: swap(row, "liked", rated(run, row, 13)))
+    folder = published / "d" / "generate" / ("2" * 32)
+    shutil.rmtree(folder)
+    read_run(published, "night-2").paths(published).build("generate", partial(_copy, run.generate))
+    out = tmp_path / "found" / "leaks.csv"
+    assert main(["audit", "--artifacts", str(published), "--out", str(out)]) == 1
+    said = capsys.readouterr().out
+    assert row["example_id"] in pl.read_csv(out)["subject"]
+    assert "rule 2: evidence that does not precede the cutoff: 1" in said
+    assert f"    {row['example_id']}: liked " in said
 
 
 def test_leaks_stop_a_stage_with_one_line() -> None:

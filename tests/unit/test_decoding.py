@@ -14,10 +14,14 @@ from tests.finetune_shards import example, title
 from tripletune.config import TinyLlamaConfig
 from tripletune.errors import ContractError
 from tripletune.finetune.tiny import build_model, train_tokenizer
-from tripletune.rank.decoding import AnswerConstraint, AnswerState, LineTokens, read_answer
+from tripletune.rank.decoding import AnswerConstraint, AnswerState, LineTokens, Names, read_answer
 
 MICRO = TinyLlamaConfig(vocab_size=400, hidden_size=16, intermediate_size=32, num_layers=1, num_heads=2, num_kv_heads=1)
 TITLES = ["Alien", "Alien (1979)", "Aliens (1986)", "7", "7th Heaven: 2!", "...And Justice", "Amélie\u3000(2001)", "M"]
+NAMES = Names(TITLES, numbered=True)
+LETTERS = Names(list("ABCDEFGH"), numbered=False)
+PAIRS = Names([f"A{letter}" for letter in "ABCDEFGHIJKLMNOPQRSTUVWXYZ"], numbered=False)
+"""Labels as of more than 26 candidates; this small tokenizer cuts most of them."""
 
 
 @functools.cache
@@ -50,11 +54,12 @@ def as_trained(answer: str) -> list[int]:
     return list(ids[len(before) :])
 
 
-@pytest.mark.parametrize("seed", range(40))
-def test_any_path_through_the_constraint_is_a_valid_answer_in_the_tokens_of_training(seed: int) -> None:
-    written = walk(AnswerState(LineTokens(tokenizer()), TITLES, 5), np.random.default_rng(seed))
+@pytest.mark.parametrize("names", [NAMES, LETTERS, PAIRS], ids=["titles", "letters", "pairs"])
+@pytest.mark.parametrize("seed", range(20))
+def test_any_path_through_the_constraint_is_a_valid_answer_in_the_tokens_of_training(seed: int, names: Names) -> None:
+    written = walk(AnswerState(LineTokens(tokenizer()), names), np.random.default_rng(seed))
     text = tokenizer().decode(written, skip_special_tokens=True)
-    found, valid = read_answer(text, TITLES)
+    found, valid = read_answer(text, names)
     assert valid
     assert len(set(found)) == 5
     assert written == as_trained(text)
@@ -63,7 +68,7 @@ def test_any_path_through_the_constraint_is_a_valid_answer_in_the_tokens_of_trai
 def test_every_order_of_titles_that_begin_one_another_can_be_written() -> None:
     rng, seen = np.random.default_rng(0), set()
     for _ in range(300):
-        state = AnswerState(LineTokens(tokenizer()), TITLES[:3], 3)
+        state = AnswerState(LineTokens(tokenizer()), Names(TITLES[:3], numbered=True))
         walk(state, rng)
         seen.add(tuple(state.chosen))
     assert len(seen) == 6
@@ -71,14 +76,14 @@ def test_every_order_of_titles_that_begin_one_another_can_be_written() -> None:
 
 def test_after_the_last_line_only_the_end_token_is_allowed() -> None:
     lines = LineTokens(tokenizer())
-    state = AnswerState(lines, TITLES, 5)
+    state = AnswerState(lines, NAMES)
     assert walk(state, np.random.default_rng(1))[-1] == lines.end
     assert state.allowed() == [lines.end]
     assert tokenizer().convert_ids_to_tokens(lines.end) == "<|eot_id|>"
 
 
 def test_generate_under_the_constraint_answers_every_row_of_a_padded_batch() -> None:
-    titles = [[title(movie) for movie in range(start, start + 20)] for start in (0, 30, 60)]
+    names = [Names([title(movie) for movie in range(start, start + 20)], numbered=True) for start in (0, 30, 60)]
     prompts = ["1. ", "which five films of these", "x " * 30]
     tokenizer().padding_side = "left"
     inputs = tokenizer()(prompts, return_tensors="pt", padding=True, add_special_tokens=False)
@@ -91,16 +96,16 @@ def test_generate_under_the_constraint_answers_every_row_of_a_padded_batch() -> 
         do_sample=True,  # draws the whole width of what is allowed
         generation_config=None,
         eos_token_id=lines.end,
-        prefix_allowed_tokens_fn=AnswerConstraint(lines, titles, length),
+        prefix_allowed_tokens_fn=AnswerConstraint(lines, names, length),
     )
-    for row, candidates in zip(output[:, length:], titles, strict=True):
+    for row, candidates in zip(output[:, length:], names, strict=True):
         assert read_answer(tokenizer().decode(row, skip_special_tokens=True), candidates)[1]
 
 
 def test_the_constraint_follows_the_models_preference_where_it_is_free() -> None:
     wanted = [4, 1, 0, 7, 2]
     target = as_trained("\n".join(f"{k}. {TITLES[i]}" for k, i in enumerate(wanted, 1)))
-    constraint = AnswerConstraint(LineTokens(tokenizer()), [TITLES], prompt_length=2)
+    constraint = AnswerConstraint(LineTokens(tokenizer()), [NAMES], prompt_length=2)
     ids = [0, 0]
     for token in target[:-1]:
         assert token in constraint(0, torch.tensor(ids))
@@ -110,7 +115,7 @@ def test_the_constraint_follows_the_models_preference_where_it_is_free() -> None
 
 
 def test_fewer_candidates_than_answers_give_as_many_lines_as_there_are() -> None:
-    constraint = AnswerConstraint(LineTokens(tokenizer()), [TITLES[:2]], prompt_length=0)
+    constraint = AnswerConstraint(LineTokens(tokenizer()), [Names(TITLES[:2], numbered=True)], prompt_length=0)
     assert len(walk(constraint.states[0], np.random.default_rng(0))) > 0
     assert sorted(constraint.states[0].chosen) == [0, 1]
 
@@ -136,7 +141,41 @@ VALID = "1. Alien (1979)\n2. M\n3. 7\n4. Alien\n5. ...And Justice"
     ],
 )
 def test_free_text_is_valid_only_as_five_lines_of_distinct_candidates(text: str, found: list[int], valid: bool) -> None:
-    assert read_answer(text, TITLES) == (found, valid)
+    assert read_answer(text, NAMES) == (found, valid)
+
+
+@pytest.mark.parametrize(
+    ("text", "found", "valid"),
+    [
+        ("C\nA\nH\nB\nD", [2, 0, 7, 1, 3], True),
+        ("C\nA\nH\nB\nD\n", [2, 0, 7, 1, 3], False),
+        (" C\nA\nH\nB\nD", [2, 0, 7, 1, 3], False),
+        ("C\nC\nH\nB\nD", [2, 7, 1, 3], False),
+        ("C\nA\nH\nB", [2, 0, 7, 1], False),
+        ("C\nA\nH\nB\nD\nE", [2, 0, 7, 1, 3], False),
+        ("c\nZ\nH", [7], False),
+        ("1. C\n2. A", [], False),
+        ("Alien\nM", [], False),
+        ("CAHBD", [], False),
+        ("", [], False),
+    ],
+)
+def test_labels_are_valid_only_alone_on_five_lines(text: str, found: list[int], valid: bool) -> None:
+    assert read_answer(text, LETTERS) == (found, valid)
+
+
+def test_candidates_are_named_by_their_labels_where_the_prompt_has_some() -> None:
+    assert Names.of(TITLES, list("ABCDEFGH")) == LETTERS
+    assert Names.of(TITLES, []) == Names.of(TITLES, None) == NAMES
+
+
+def test_a_label_ranks_in_one_pass_only_where_one_token_says_it() -> None:
+    lines = LineTokens(tokenizer())
+    tokens = lines.single(LETTERS)
+    assert tokens is not None
+    assert tokenizer().convert_ids_to_tokens(tokens) == list("ABCDEFGH")
+    assert lines.single(PAIRS) is None
+    assert lines.single(NAMES) is None
 
 
 def test_a_chat_template_that_does_not_end_an_answer_is_refused() -> None:

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import polars as pl
 import psutil
 import pytest
 import small_world
 import torch
+from safetensors.torch import load_file, save_file
 from scipy import sparse
 
 from tripletune import schemas
 from tripletune.config import RetrieveConfig
 from tripletune.errors import InputError
+from tripletune.graph.ease_fit import require_memory, solve, train_ease
 from tripletune.retrieve.candidates import retrieve_all
-from tripletune.retrieve.ease import EaseFit, require_memory
+from tripletune.retrieve.ease import EaseFit, load_ease
 from tripletune.retrieve.retriever import Retriever
 from tripletune.retrieve.specialists import Catalogue, Likes, load_lightgcn
 from tripletune.retrieve.topk import Ragged
@@ -35,17 +39,37 @@ def rows(world):
     return small_world.read_split(world)
 
 
-def retrieve(world, out, settings=DEFAULT):
+def fit_films(world, folder, settings=DEFAULT):
+    folder.mkdir(parents=True)
+    return train_ease(world.split, folder, settings, SEED)
+
+
+def retrieve(world, out, ease, settings=DEFAULT):
     out.mkdir(parents=True)
     return retrieve_all(
-        world.split, world.knowledge, world.lightgcn, world.rgat, out, settings, num_liked_triples=4, seed=SEED
+        world.split,
+        world.knowledge,
+        world.lightgcn,
+        world.rgat,
+        out,
+        settings,
+        num_liked_triples=4,
+        seed=SEED,
+        ease=ease,
     )
 
 
 @pytest.fixture(scope="module")
-def out(world, tmp_path_factory):
+def fitted(world, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("fitted") / "ease"
+    fit_films(world, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def out(world, fitted, tmp_path_factory):
     folder = tmp_path_factory.mktemp("out") / "retrieve"
-    retrieve(world, folder)
+    retrieve(world, folder, fitted)
     return folder
 
 
@@ -98,7 +122,13 @@ def fit():
     catalogue = Catalogue(np.arange(101, 131), SEED)
     random = np.random.default_rng(0)
     dense_VM = (random.random((200, 30)) < random.random(30) * 0.5).astype(float)
-    return EaseFit.fit(sparse.csr_array(dense_VM), catalogue, RetrieveConfig(ease_lambda=7.0)), dense_VM
+    return in_memory(dense_VM, catalogue, 7.0), dense_VM
+
+
+def in_memory(dense_VM, catalogue, ridge):
+    """A fit of all films of the catalogue, whose columns are those of the matrix."""
+    likes_M = dense_VM.sum(axis=0).astype(np.float32)
+    return EaseFit.build(catalogue, catalogue.ids_M, likes_M, solve(sparse.csr_array(dense_VM), ridge))
 
 
 def test_weights_are_those_of_one_ridge_regression_per_film(fit):
@@ -140,8 +170,8 @@ def test_rankings_hold_ease_and_plain_ease_under_the_same_mask(out, rows):
             assert row["answer"] not in seen
 
 
-def test_the_published_recipe_is_filled_up_from_ease(world, out, rows, tmp_path):
-    facts = retrieve(world, tmp_path / "kerag", DEFAULT.model_copy(update={"candidates": "kerag"}))
+def test_the_published_recipe_is_filled_up_from_ease(world, fitted, out, rows, tmp_path):
+    facts = retrieve(world, tmp_path / "kerag", fitted, DEFAULT.model_copy(update={"candidates": "kerag"}))
     assert facts["ceiling"] == {"valid": 1.0, "test": 1.0}
     answers = dict(rows.filter(pl.col("label") == "test").select("user_id", "movie_id").iter_rows())
     tops = {row["user_id"]: row["candidates"] for row in read(out).filter(purpose="test").iter_rows(named=True)}
@@ -152,32 +182,35 @@ def test_the_published_recipe_is_filled_up_from_ease(world, out, rows, tmp_path)
         assert question["ranking"] == question["candidates"][:6]
 
 
-def test_what_ease_was_fitted_to_is_written_for_the_audit(out, rows):
+def test_what_ease_was_fitted_to_is_written_for_the_audit(fitted, rows):
     warm = rows.filter(~pl.col("unseen"))
     for fit, labels in (("a", ["graph"]), ("b", ["graph", "target"])):
         want = warm.filter(pl.col("label").is_in(labels)).select("user_id", "movie_id").sort("user_id", "movie_id")
-        got = pl.read_parquet(out / "trained_on.parquet").filter(fit=fit).select("user_id", "movie_id")
+        got = pl.read_parquet(fitted / "trained_on.parquet").filter(fit=fit).select("user_id", "movie_id")
         assert got.equals(want)
 
 
 def test_lightgcn_stays_the_retriever_beside_the_baseline(world, tmp_path):
-    facts = retrieve(world, tmp_path / "a", RetrieveConfig(retriever="lightgcn"))
-    assert facts["ease_films"] == {"b": NUM_FILMS}
+    settings = RetrieveConfig(retriever="lightgcn")
+    assert fit_films(world, tmp_path / "ease", settings)["films"] == {"b": NUM_FILMS}
+    retrieve(world, tmp_path / "a", tmp_path / "ease", settings)
     rankings = pl.read_parquet(tmp_path / "a" / "rankings.parquet").filter(retriever="lightgcn")
     first = rankings.join(read(tmp_path / "a"), on=["user_id", "purpose"])
     assert first["top"].to_list() == first["candidates"].to_list()
 
 
 def test_a_catalogue_beyond_the_limit_has_no_baseline(world, tmp_path):
-    facts = retrieve(world, tmp_path / "a", RetrieveConfig(retriever="lightgcn", ease_max_films=NUM_FILMS - 1))
-    assert facts["ease_films"] == {}
-    assert not (tmp_path / "a" / "trained_on.parquet").exists()
+    settings = RetrieveConfig(retriever="lightgcn", ease_max_films=NUM_FILMS - 1)
+    assert fit_films(world, tmp_path / "ease", settings)["films"] == {}
+    assert pl.read_parquet(tmp_path / "ease" / "trained_on.parquet").is_empty()
+    retrieve(world, tmp_path / "a", tmp_path / "ease", settings)
     assert set(pl.read_parquet(tmp_path / "a" / "rankings.parquet")["retriever"]) == set(schemas.RETRIEVERS)
 
 
 def test_as_the_retriever_it_keeps_the_most_liked_films_within_the_limit(world, rows, tmp_path):
-    facts = retrieve(world, tmp_path / "a", DEFAULT.model_copy(update={"ease_max_films": 30}))
-    assert facts["ease_films"] == {"a": 30, "b": 30}
+    settings = DEFAULT.model_copy(update={"ease_max_films": 30})
+    assert fit_films(world, tmp_path / "ease", settings)["films"] == {"a": 30, "b": 30}
+    retrieve(world, tmp_path / "a", tmp_path / "ease", settings)
     counts_M = likes_of_fit(rows, FIT["test"][1]).sum(axis=0)
     shown = read(tmp_path / "a").filter(pl.col("purpose") != "train")["candidates"].list.explode().unique().to_numpy()
     assert counts_M[shown - 1].min() >= np.sort(counts_M)[-30]
@@ -206,22 +239,61 @@ def test_newer_likes_weigh_more_and_age_0_counts_all_alike(fit):
 
 def test_everyone_liked_alike_falls_in_the_order_of_ties():
     catalogue = Catalogue(np.arange(30), SEED)
-    ease = EaseFit.fit(sparse.csr_array(np.ones((5, 30))), catalogue, RetrieveConfig(ease_max_films=20))
+    weights_FF = solve(sparse.csr_array(np.ones((5, 20))), 500.0)
+    ease = EaseFit.build(catalogue, catalogue.ids_M[:20], np.full(20, 5.0, dtype=np.float32), weights_FF)
     assert ease.columns_F.tolist() == list(range(20))
     assert ease.top(Likes(*[np.empty(0, dtype=int)] * 3), Ragged(np.zeros(2, dtype=int), np.empty(0, int)), 1, 25, 0.0)[
         0
     ].tolist() == [*range(20), *[-1] * 5]
 
 
+def test_a_fit_for_the_comparison_alone_is_no_retriever(world, tmp_path):
+    fit_films(world, tmp_path / "ease", RetrieveConfig(retriever="lightgcn"))
+    with pytest.raises(
+        InputError, match="'ease' asks EASE, which was fitted for the comparison alone; pin a run whose"
+    ):
+        retrieve(world, tmp_path / "out", tmp_path / "ease")
+
+
+def test_a_fit_under_another_seed_keeps_its_weights_and_follows_the_order_of_ties(world, fitted):
+    ids, weights = [], []
+    for seed in (SEED, SEED + 1):
+        ease = load_ease(fitted, load_lightgcn(world.lightgcn, seed)["b"].catalogue, ("b",))["b"]
+        assert (np.diff(ease.columns_F) > 0).all()
+        ids.append(ease.catalogue.movie_ids(ease.columns_F))
+        by_id = np.argsort(ids[-1])
+        weights.append(ease.weights_FF[np.ix_(by_id, by_id)])
+    assert ids[0].tolist() != ids[1].tolist()
+    np.testing.assert_array_equal(weights[0], weights[1])
+
+
+@pytest.mark.parametrize("fault", ["short", "nan", "strange"])
+def test_a_damaged_fit_is_refused_by_name(world, fitted, tmp_path, fault):
+    folder = tmp_path / "ease"
+    shutil.copytree(fitted, folder)
+    tensors = load_file(folder / "fit_b.safetensors")
+    if fault == "short":
+        save_file(tensors | {"likes": tensors["likes"][:-1].clone()}, folder / "fit_b.safetensors")
+    if fault == "nan":
+        save_file(tensors | {"weights": tensors["weights"] * float("nan")}, folder / "fit_b.safetensors")
+    if fault == "strange":
+        movies = pl.read_parquet(folder / "movies.parquet").with_columns(pl.col("movie_id") + 1000)
+        movies.write_parquet(folder / "movies.parquet")
+    wanted = {"short": "fit_b.*different numbers", "nan": "'weights' holds NaN", "strange": "different films; pin both"}
+    with pytest.raises(InputError, match=wanted[fault]) as error:
+        load_ease(folder, load_lightgcn(world.lightgcn, SEED)["b"].catalogue)
+    assert "\n" not in str(error.value)
+
+
 def test_memory_is_stated_and_refused_in_one_line(caplog, monkeypatch):
     with caplog.at_level("INFO"):
-        require_memory(1000, 2)
-    assert "1,000 films, 2 fit(s): 0.03 GiB of memory" in caplog.text
+        require_memory(1000)
+    assert "1,000 films: 0.03 GiB of memory" in caplog.text
     monkeypatch.setattr(psutil, "virtual_memory", lambda: type("Memory", (), {"available": 2**30})())
     with pytest.raises(
-        InputError, match=r"20,000 films, 1 fit\(s\) needs 10\.4 GiB.*1\.0 GiB are free; lower retrieve\.ease_max_fi"
+        InputError, match=r"20,000 films needs 10\.4 GiB.*1\.0 GiB are free; lower retrieve\.ease_max_fi"
     ):
-        require_memory(20_000, 1)
+        require_memory(20_000)
 
 
 def test_two_threads_find_the_same_weights_as_one():
@@ -232,8 +304,7 @@ def test_two_threads_find_the_same_weights_as_one():
     try:
         for threads in (1, 2):
             torch.set_num_threads(threads)
-            fit = EaseFit.fit(likes_VM, Catalogue(np.arange(600), SEED), RetrieveConfig(ease_lambda=1e-3))
-            weights.append(fit.weights_FF.tobytes())
+            weights.append(solve(likes_VM, 1e-3).tobytes())
     finally:
         torch.set_num_threads(before)
     assert weights[0] == weights[1]
@@ -244,24 +315,25 @@ def test_two_threads_write_the_same_bytes_as_one(world, tmp_path):
     try:
         for threads in (1, 2):
             torch.set_num_threads(threads)
-            retrieve(world, tmp_path / str(threads))
+            fit_films(world, tmp_path / str(threads) / "ease")
+            retrieve(world, tmp_path / str(threads) / "out", tmp_path / str(threads) / "ease")
             assert torch.get_num_threads() == threads
     finally:
         torch.set_num_threads(before)
-    for path in sorted(path for path in (tmp_path / "1").rglob("*.parquet")):
+    for path in sorted(path for path in (tmp_path / "1").rglob("*.*")):
         assert path.read_bytes() == (tmp_path / "2" / path.relative_to(tmp_path / "1")).read_bytes()
 
 
-def test_an_ad_hoc_viewer_gets_what_a_viewer_of_the_split_gets(world, out, rows):
+def test_an_ad_hoc_viewer_gets_what_a_viewer_of_the_split_gets(world, fitted, out, rows):
     retriever = Retriever.load(
-        world.split, world.knowledge, world.lightgcn, world.rgat, DEFAULT, num_liked_triples=4, seed=SEED, fits=("b",)
+        world.knowledge, world.lightgcn, world.rgat, DEFAULT, num_liked_triples=4, seed=SEED, fits=("b",), ease=fitted
     )
     question = read(out).filter(unseen=True, purpose="test").row(0, named=True)
     mine = rows.filter(user_id=question["user_id"]).filter(pl.col("position") < question["cutoff"])
     liked = mine.filter(pl.col("rating") >= 4)["movie_id"].to_list()[::-1]
-    key = {"user_id": pl.Int32, "purpose": schemas.PURPOSES, "movie_id": pl.Int32}
+    key = {"user_id": pl.Int32, "purpose": schemas.PURPOSES, "cutoff": pl.Int32, "movie_id": pl.Int32}
     asked = pl.DataFrame({"user_id": [-1], "purpose": ["test"], "unseen": [True], "cutoff": [0]})
-    stranger = {"user_id": -1, "purpose": "test"}
+    stranger = {"user_id": -1, "purpose": "test", "cutoff": 0}
     given = pl.DataFrame([{**stranger, "movie_id": film, "age": age} for age, film in enumerate(liked)])
     mask = pl.DataFrame([{**stranger, "movie_id": film} for film in mine["movie_id"]])
     asked, given, mask = (

@@ -7,11 +7,13 @@ import shutil
 import polars as pl
 import pytest
 import small_world
+from prompt_frames import llama_like_tokenizer
 
 from tripletune import schemas
 from tripletune.config import PromptConfig, RetrieveConfig
 from tripletune.errors import ConfigError, InputError
-from tripletune.prompts.engine import Frame, build_examples, generate_shards, prompt_contract
+from tripletune.prompts.engine import Frame, build_examples, prompt_contract
+from tripletune.prompts.shards import generate_shards
 from tripletune.prompts.template import load_template
 from tripletune.retrieve.candidates import retrieve_all
 from tripletune.retrieve.retriever import Retriever
@@ -34,7 +36,7 @@ def retrieve(world, settings):
     )
 
 
-def generate(world, out, prompt=None, settings=None):
+def generate(world, out, prompt=None, settings=None, tokenizer=None):
     out.mkdir(exist_ok=True)
     return generate_shards(
         world.ingest,
@@ -46,6 +48,7 @@ def generate(world, out, prompt=None, settings=None):
         dislike=3.0,
         specialists=SPECIALISTS,
         seed=SEED,
+        tokenizer=tokenizer,
     )
 
 
@@ -86,7 +89,9 @@ def test_examples_have_the_schema_and_one_row_per_question(world, out):
         asked = retrieved.filter(purpose=purpose)["user_id"].sort()
         assert examples(out, purpose)["user_id"].equals(asked)
     assert examples(out)["example_id"].is_unique().all()
-    assert examples(out).row(0, named=True)["example_id"] == "1:train"
+    first, second, third = examples(out).head(3).iter_rows(named=True)
+    assert first["example_id"] == f"1:train:{first['cutoff']}"
+    assert (second["example_id"], third["example_id"]) == ("1:valid", "1:test")
 
 
 def test_training_keeps_viewers_with_an_answer_among_the_candidates(world, out, rows):
@@ -282,7 +287,6 @@ def test_kerag_prompts_show_ten_films_with_every_answer(world, tmp_path):
 
 def test_an_ad_hoc_viewer_gets_a_prompt_by_the_same_way(world):
     retriever = Retriever.load(
-        world.split,
         world.knowledge,
         world.lightgcn,
         world.rgat,
@@ -291,16 +295,17 @@ def test_an_ad_hoc_viewer_gets_a_prompt_by_the_same_way(world):
         seed=SEED,
         fits=("b",),
     )
-    key = {"user_id": pl.Int32, "purpose": schemas.PURPOSES}
+    key = {"user_id": pl.Int32, "purpose": schemas.PURPOSES, "cutoff": pl.Int32}
     film = {"movie_id": pl.Int32}
     asked = pl.DataFrame({"user_id": [-1], "purpose": ["test"], "unseen": [True], "cutoff": [3]}, schema_overrides=key)
-    base = {"user_id": [-1, -1], "purpose": ["test"] * 2}
+    base = {"user_id": [-1, -1], "purpose": ["test"] * 2, "cutoff": [3] * 2}
     history = pl.DataFrame(base | {"movie_id": [5, 9], "age": [0, 1]}, schema_overrides=key | film)
     seen = pl.DataFrame(
-        {"user_id": [-1] * 3, "purpose": ["test"] * 3, "movie_id": [5, 9, 11]}, schema_overrides=key | film
+        {"user_id": [-1] * 3, "purpose": ["test"] * 3, "cutoff": [3] * 3, "movie_id": [5, 9, 11]},
+        schema_overrides=key | film,
     )
     evidence = pl.DataFrame(
-        {"user_id": [-1], "purpose": ["test"], "liked": [[5, 9]], "disliked": [[11]]},
+        {"user_id": [-1], "purpose": ["test"], "cutoff": [3], "liked": [[5, 9]], "disliked": [[11]]},
         schema_overrides=key | {"liked": pl.List(pl.Int32), "disliked": pl.List(pl.Int32)},
     )
     no_answers = pl.DataFrame(schema=key | film | {"rating": pl.Float32})
@@ -337,3 +342,50 @@ def test_the_contract_names_what_prompts_and_adapter_must_agree_in():
     assert changes[-1]["num_candidates"] == 10
     with pytest.raises(ConfigError, match="shipped templates are"):
         prompt_contract(PromptConfig(template="mine"), RetrieveConfig(retriever="lightgcn"))
+
+
+@pytest.mark.parametrize(
+    ("template", "untold"),
+    [
+        ("likes-only", {"disliked", "ranking", "similar", "triples"}),
+        ("hints-off", {"ranking", "similar", "triples"}),
+        ("hint-1-only", {"triples"}),
+        ("hint-2-only", {"ranking", "similar"}),
+    ],
+)
+def test_an_ablation_shows_the_same_films_and_columns_name_only_what_is_shown(world, out, tmp_path, template, untold):
+    generate(world, tmp_path, PromptConfig(template=template))
+    for full, row in zip(examples(out).iter_rows(named=True), examples(tmp_path).iter_rows(named=True), strict=True):
+        for name in ("liked", "disliked", "ranking", "similar", "triples"):
+            assert row[name] == ([] if name in untold else full[name])
+        for name in ("candidates", "answers", "completion", "candidate_titles"):
+            assert row[name] == full[name]
+        contract = prompt_contract(PromptConfig(template=template), RetrieveConfig(retriever="lightgcn"))
+        assert contract["template"] == row["template_id"]
+
+
+def test_answers_by_label_name_the_films_that_answers_by_title_do(world, out, tmp_path):
+    generate(world, tmp_path, PromptConfig(template="letters"))
+    for full, row in zip(examples(out).iter_rows(named=True), examples(tmp_path).iter_rows(named=True), strict=True):
+        title = dict(zip(row["candidate_letters"], row["candidate_titles"], strict=True))
+        said = [title[label] for label in row["completion"][0]["content"].split("\n")]
+        assert full["completion"][0]["content"] == "\n".join(f"{k}. {name}" for k, name in enumerate(said, 1))
+        assert (full["candidate_letters"], full["candidate_titles"]) == ([], row["candidate_titles"])
+        assert row["answers"] == full["answers"]
+
+
+def test_a_stage_with_a_tokenizer_keeps_its_budget_and_says_what_was_left_out(world, out, tmp_path):
+    folder = tmp_path / "model"
+    llama_like_tokenizer().save_pretrained(str(folder))
+    whole = generate(world, tmp_path / "whole", tokenizer=(str(folder), ""))
+    assert whole["longest_tokens"] == examples(tmp_path / "whole")["num_tokens"].max()
+    assert (whole["shortened"], whole["left_out_liked"]) == (0, 0)
+    assert examples(out)["num_tokens"].null_count() == len(examples(out))
+    budget = whole["longest_tokens"] - 60
+    facts = generate(world, tmp_path / "cut", PromptConfig(max_tokens=budget), tokenizer=(str(folder), ""))
+    cut = examples(tmp_path / "cut")
+    left_out = cut["shortened"].struct.unnest()
+    assert facts["longest_tokens"] == cut["num_tokens"].max() <= budget
+    assert facts["mean_tokens"] == round(cut["num_tokens"].mean(), 1)
+    assert facts["shortened"] == (left_out["liked"] > 0).sum() > 0
+    assert facts["left_out_liked"] == left_out["liked"].sum() > 0

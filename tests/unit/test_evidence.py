@@ -52,4 +52,9 @@ def test_the_dislike_threshold_is_the_splits():
 
 def test_answers_are_the_likes_of_the_purpose():
     answers = collect_answers(ROWS, QUESTIONS)
-    assert answers.rows() == [(1, "train", 15, 4.5), (1, "train", 17, 5.0), (1, "valid", 18, 4.0), (1, "test", 19, 4.0)]
+    assert answers.rows() == [
+        (1, "train", 5, 15, 4.5),
+        (1, "train", 5, 17, 5.0),
+        (1, "valid", 8, 18, 4.0),
+        (1, "test", 9, 19, 4.0),
+    ]

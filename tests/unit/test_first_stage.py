@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from tripletune.config import RetrieveConfig, RunConfig, SasrecConfig
 from tripletune.errors import ConfigError, InputError
+from tripletune.graph.ease_fit import train_ease
 from tripletune.graph.sasrec_fit import train_sasrec
 from tripletune.prompts.engine import prompt_contract
 from tripletune.retrieve.candidates import retrieve_all
@@ -40,6 +41,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> small_world.World:
     world = small_world.make_world(tmp_path_factory.mktemp("world"))
     world.sasrec.mkdir()
     train_sasrec(world.split, world.sasrec, SMALL, SEED)
+    world.ease.mkdir()
+    train_ease(world.split, world.ease, FUSED, SEED)
     return world
 
 
@@ -55,6 +58,7 @@ def retrieve(world, out: Path, settings: RetrieveConfig, sasrec: Path | None = N
         num_liked_triples=4,
         seed=SEED,
         sasrec=sasrec or world.sasrec,
+        ease=world.ease,
     )
     return out
 
@@ -152,7 +156,10 @@ def test_a_pinned_run_that_has_no_sasrec_is_refused_by_name(tmp_path):
     pinned = {"name": "x-1", "dataset": "x", "status": "completed", "started": "2026-01-01T00:00:00Z", "config": {}}
     write_run(tmp_path, RunRecord.model_validate({**pinned, "fingerprints": {"rgat": "r", "lightgcn": "l"}}))
     night = RunConfig.model_validate({"dataset": "x", "specialists": {"pin": "x-1"}})
-    with pytest.raises(ConfigError, match=r"that run has no sasrec, which tonight's retriever reads"):
+    with pytest.raises(ConfigError, match=r"that run has no sasrec, which tonight's run reads"):
+        resolve(night, tmp_path)
+    night = RunConfig.model_validate({**night.model_dump(), "retrieve": {"retriever": "ease"}})
+    with pytest.raises(ConfigError, match=r"that run has no ease, which tonight's .*; pin a run that has, or remove"):
         resolve(night, tmp_path)
 
 

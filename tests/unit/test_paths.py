@@ -187,6 +187,23 @@ def test_a_missing_stage_names_the_command_that_makes_it(tmp_path):
         paths_for(tmp_path).require("split")
 
 
+def test_a_stage_that_an_older_run_did_not_have_is_named(tmp_path):
+    with pytest.raises(MissingArtifactError, match="this run has no 'ease'; an older version made it"):
+        RunPaths(root=tmp_path, dataset="x", fingerprints={}).require("ease")
+
+
+def test_what_a_writer_left_half_done_is_no_part_of_the_output(tmp_path):
+    paths = RunPaths(root=tmp_path, dataset="x", fingerprints={"split": "0" * 32})
+
+    def make(work):
+        (work / "shard").write_text("whole")
+        (work / ".shard.part").write_text("ha")
+        return {}
+
+    paths.build("split", make)
+    assert list(paths.manifest("split")["files"]) == ["shard"]
+
+
 def test_write_json_replaces_whole_files_only(tmp_path):
     target = tmp_path / "a.json"
     write_json(target, {"a": 1})

@@ -7,8 +7,9 @@ import pytest
 
 from tripletune import schemas
 from tripletune.prompts.explain import explain_lines
-from tripletune.prompts.render import relation_words, render_prompts
+from tripletune.prompts.render import candidate_letters, render_prompts
 from tripletune.prompts.template import load_template
+from tripletune.prompts.wording import words_of_relations
 
 TITLES = pl.DataFrame(
     {
@@ -70,6 +71,68 @@ def test_the_published_template_letter_by_letter(form):
     assert prompt[1]["content"] == QUESTION + hints + ASK.format("the first")
 
 
+JAPANESE = """視聴者が好きな映画（新しい順）：
+- Alien (1979)
+- Big (1988)
+
+視聴者が嫌いな映画（新しい順）：
+- Cube (1997)
+
+ヒント1：下の映画のうち推薦システムの順位が高いもの（上位から）：
+1. Eden
+2. Dune (1984)
+
+ヒント1：好みの似た視聴者が好きな映画：
+- Fargo
+
+ヒント2：この視聴者にとって最も重要な事実：
+{}
+
+視聴者が次に好きになるのは、次の映画のうちどれですか。
+- Dune (1984)
+- Eden
+
+"""
+JAPANESE_FACTS = {
+    "arrow": "- Alien (1979) - 監督 - Ridley Scott\n- Dune (1984) - studio - Toto",
+    "sentence": "- Alien (1979) の監督は Ridley Scott です。\n- Dune (1984) の studio は Toto です。",
+}
+
+
+@pytest.mark.parametrize("form", ["arrow", "sentence"])
+def test_the_japanese_template_keeps_titles_as_they_are(form):
+    rendered = render_prompts(EXAMPLES, load_template("japanese"), form, TITLES)
+    content = rendered["prompt"][0][1]["content"]
+    assert content.startswith(JAPANESE.format(JAPANESE_FACTS[form]))
+    assert rendered["completion"][0][0]["content"] == "1. Eden\n2. Dune (1984)"
+    assert "嫌いな映画（新しい順）：\n（なし）\n\nヒント1" in rendered["prompt"][1][1]["content"]
+
+
+def test_labelled_candidates_are_answered_by_their_labels():
+    rendered = render_prompts(EXAMPLES, load_template("letters"), "arrow", TITLES)
+    content = rendered["prompt"][0][1]["content"]
+    assert "Each has a label before its title.\nA. Dune (1984)\nB. Eden\n\nAnswer with the labels" in content
+    assert HINT_1.format("below") in content
+    assert rendered["completion"][0].to_list() == [{"role": "assistant", "content": "B\nA"}]
+    assert rendered["candidate_letters"].to_list() == [["A", "B"], ["A", "B"]]
+    assert rendered["candidate_titles"].to_list() == [["Dune (1984)", "Eden"], ["Fargo", "Eden"]]
+
+
+@pytest.mark.parametrize(("number", "last"), [(5, "E"), (26, "Z"), (27, "BA"), (100, "DV")])
+def test_labels_are_distinct_and_of_one_length(number, last):
+    labels = candidate_letters(number)
+    assert labels[-1] == last
+    assert len(set(labels)) == number
+    assert len({len(label) for label in labels}) == 1
+
+
+def test_an_ablation_leaves_its_sections_out():
+    content = render_prompts(EXAMPLES, load_template("hint-1-only"), "arrow", TITLES)["prompt"][0][1]["content"]
+    assert content == LIKED + DISLIKED + HINT_1.format("below") + SIMILAR + QUESTION + ASK.format("this last")
+    content = render_prompts(EXAMPLES, load_template("likes-only"), "arrow", TITLES)["prompt"][0][1]["content"]
+    assert content == LIKED + QUESTION + ASK.format("this last")
+
+
 def test_an_empty_section_says_so():
     content = render_prompts(EXAMPLES, load_template("hints-first"), "arrow", TITLES)["prompt"][1][1]["content"]
     assert "Films the viewer disliked, newest first:\n(none)\n\nHint 1" in content
@@ -107,25 +170,30 @@ def test_no_example_gives_no_prompt():
 
 def test_every_relation_has_words_in_both_forms():
     names = [*schemas.RELATION_NAMES, "shot_in", "<|eot_id|>", "\n"]
-    assert relation_words(names, "sentence") == {
-        "genre": " is of the genre ",
-        "decade": " is from the ",
-        "tag": " was tagged as ",
-        "director": " was directed by ",
-        "writer": " was written by ",
-        "actor": " stars ",
-        "cinematographer": " was filmed by ",
-        "composer": " has music by ",
-        "producer": " was produced by ",
-        "editor": " was edited by ",
-        "shot_in": ", shot in: ",
-        "<|eot_id|>": ", ‹|eot id|›: ",
-        "\n": ", fact: ",
+    assert words(names, "sentence") == {
+        "genre": (" is of the genre ", "."),
+        "decade": (" is from the ", "."),
+        "tag": (" was tagged as ", "."),
+        "director": (" was directed by ", "."),
+        "writer": (" was written by ", "."),
+        "actor": (" stars ", "."),
+        "cinematographer": (" was filmed by ", "."),
+        "composer": (" has music by ", "."),
+        "producer": (" was produced by ", "."),
+        "editor": (" was edited by ", "."),
+        "shot_in": (", shot in: ", "."),
+        "<|eot_id|>": (", ‹|eot id|›: ", "."),
+        "\n": (", fact: ", "."),
     }
-    assert relation_words(["actor", "shot_in"], "arrow") == {"actor": " - starring - ", "shot_in": " - shot in - "}
+    assert words(["actor", "shot_in"], "arrow") == {"actor": (" - starring - ", ""), "shot_in": (" - shot in - ", "")}
 
 
-@pytest.mark.parametrize("template", ["hints-first", "published"])
+def words(relations, form, template="hints-first"):
+    frame = words_of_relations(relations, form, load_template(template).wording)
+    return {relation: (between, end) for relation, between, end in frame.iter_rows()}
+
+
+@pytest.mark.parametrize("template", ["hints-first", "published", "japanese", "letters"])
 @pytest.mark.parametrize("row", [0, 1])
 def test_every_line_of_a_prompt_is_explained(template, row):
     template = load_template(template)
@@ -135,16 +203,17 @@ def test_every_line_of_a_prompt_is_explained(template, row):
     explained = explain_lines(example, template, positions={1: 12, 3: 4}, scores=scores)
     assert "\n".join(line for line, _ in explained) == example["prompt"][1]["content"]
     origins = dict(explained)
-    assert origins["Films the viewer liked, newest first:"] == "template"
+    assert origins[template.texts[0].strip().split("\n")[0]] == "template"
     if row == 1:
-        assert ("(none)", "disliked: nothing to show") in explained
+        assert (template.wording.nothing, "disliked: nothing to show") in explained
         return
     assert ("- Alien (1979)", "liked: movie 1, position 12") in explained
     assert ("- Big (1988)", "liked: movie 2") in explained
     assert ("- Cube (1997)", "disliked: movie 3, position 4") in explained
     assert ("2. Dune (1984)", "hint 1: movie 4, LightGCN rank 2") in explained
     assert ("- Fargo", "hint 1: movie 6, similar viewers liked it") in explained
-    assert ("- Dune (1984)", "candidate: movie 4") in explained
+    mark = "A." if template.id == "letters" else "-"
+    assert (f"{mark} Dune (1984)", "candidate: movie 4") in explained
     told = "hint 2: movie 1, director person:nm1, score -0.3125"
-    assert ("- Alien (1979) - directed by - Ridley Scott", told) in explained
+    assert (f"- Alien (1979) - {template.wording.arrows['director']} - Ridley Scott", told) in explained
     assert ("- Dune (1984) - studio - Toto", "hint 2: movie 4, studio other:Toto") in explained

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tripletune.prompts.sanitise import MAX_CHARS, clean_text, display_titles
+from tripletune.prompts.template import load_template
 
 
 def clean(*texts):
@@ -98,6 +99,11 @@ def test_films_that_share_a_title_are_told_apart():
         "Heat (1995)",
         "Hamlet (2000) [3]",
     ]
+
+
+def test_a_film_called_like_a_line_of_the_template_is_told_apart_from_it():
+    movies = pl.DataFrame({"movie_id": [1, 2], "title": ["(none)", "Heat"]}, schema_overrides={"movie_id": pl.Int32})
+    assert display_titles(movies, load_template("hints-first").lines)["display"].to_list() == ["(none) [1]", "Heat"]
 
 
 def test_a_title_that_looks_like_a_telling_apart_stays_distinct():

@@ -8,10 +8,10 @@ import pytest
 import small_world
 import torch
 
-from tripletune.retrieve.similar import Neighbours, fit_likes
+from tripletune.retrieve.similar import Neighbours
 from tripletune.retrieve.specialists import Catalogue, LightGCNFit, load_lightgcn
 from tripletune.retrieve.topk import Ragged
-from tripletune.retrieve.viewers import read_rows, shard_files
+from tripletune.retrieve.viewers import read_fit_likes
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +25,7 @@ def unseen_mask(num_viewers):
 
 def test_nearest_are_those_of_dense_cosines(world):
     fit = load_lightgcn(world.lightgcn, 7)["b"]
-    likes = fit_likes(read_rows(list(shard_files(world.split).values())), "b")
+    likes = read_fit_likes(world.lightgcn, "b")
     near = Neighbours.build(fit, likes, seed=7)
     asked_UD = torch.randn(9, 8, generator=torch.Generator().manual_seed(5))
     users_U = np.array([1, 2, 3, 4, 5, 6, 7, -1, 40])
@@ -40,7 +40,7 @@ def test_nearest_are_those_of_dense_cosines(world):
 
 def test_films_are_ordered_by_the_summed_cosines_of_those_who_liked_them(world):
     fit = load_lightgcn(world.lightgcn, 7)["b"]
-    likes = fit_likes(read_rows(list(shard_files(world.split).values())), "b")
+    likes = read_fit_likes(world.lightgcn, "b")
     near = Neighbours.build(fit, likes, seed=7)
     asked_UD = torch.randn(5, 8, generator=torch.Generator().manual_seed(6))
     users_U = np.arange(1, 6)
@@ -94,7 +94,7 @@ def test_a_viewer_without_likes_has_no_similar_viewers():
 def test_neighbours_are_made_of_the_rows_of_their_fit(world, fit, labels):
     rows = small_world.read_split(world)
     want = rows.filter(pl.col("label").is_in(labels) & ~pl.col("unseen"))
-    got = fit_likes(read_rows(list(shard_files(world.split).values())), fit)
+    got = read_fit_likes(world.lightgcn, fit)
     assert set(got.select("user_id", "movie_id").iter_rows()) == set(want.select("user_id", "movie_id").iter_rows())
     newest = want.group_by("user_id").agg(pl.col("movie_id").sort_by("position").last())
     assert set(got.filter(pl.col("age") == 0).select("user_id", "movie_id").iter_rows()) == set(newest.iter_rows())

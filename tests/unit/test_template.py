@@ -1,25 +1,33 @@
-"""Templates: what is shipped, and what a wrong one is told."""
+"""Templates: what is shipped, how a variant follows its base, and what a wrong one is told."""
 
 from __future__ import annotations
-
-import hashlib
 
 import pytest
 
 from tripletune.errors import ConfigError
-from tripletune.prompts.template import FOLDER, SLOTS, load_template, parse_template, shipped
+from tripletune.prompts.template import DATA_MARK, FOLDER, SLOTS, load_template, parse_template, shipped
 
 GOOD = (FOLDER / "hints-first.txt").read_text(encoding="utf-8")
+ABLATIONS = {
+    "likes-only": ("liked", "candidates"),
+    "hints-off": ("liked", "disliked", "candidates"),
+    "hint-1-only": ("liked", "disliked", "ranking", "similar", "candidates"),
+    "hint-2-only": ("liked", "disliked", "triples", "candidates"),
+}
+
+
+def parse(text):
+    return parse_template(text.encode(), where="mine.txt")
 
 
 @pytest.mark.parametrize("name", shipped())
-def test_a_shipped_template_is_known_by_its_name_and_bytes(name):
+def test_a_shipped_template_is_known_by_its_name_and_asks_last_of_all(name):
     template = load_template(name)
-    content = (FOLDER / f"{name}.txt").read_bytes()
     assert template.id == name
-    assert template.sha256 == hashlib.sha256(content).hexdigest()
-    assert sorted(template.slots) == sorted(SLOTS)
-    assert template.user in content.decode()
+    assert template.language == ("ja" if name == "japanese" else "en")
+    assert template.answer_style == ("letters" if name == "letters" else "titles")
+    assert set(template.slots) == set(ABLATIONS.get(name, SLOTS))
+    assert template.texts[-1].strip()
 
 
 def test_the_published_order_asks_before_the_hints_and_ours_after_them():
@@ -27,30 +35,103 @@ def test_the_published_order_asks_before_the_hints_and_ours_after_them():
     assert load_template("hints-first").slots == ("liked", "disliked", "ranking", "similar", "triples", "candidates")
 
 
+@pytest.mark.parametrize("name", ABLATIONS)
+def test_an_ablation_tells_its_sections_in_the_words_of_the_full_template_and_promises_no_others(name):
+    template, full = load_template(name), load_template("hints-first")
+    assert template.slots == ABLATIONS[name]
+    for text in template.texts:
+        assert text.strip() in full.user
+    assert ("ranking" in template.system) == ("ranking" in template.slots)
+    assert ("knowledge graph" in template.system) == ("triples" in template.slots)
+    assert ("disliked" in template.system) == ("disliked" in template.slots)
+
+
+@pytest.mark.parametrize("name", shipped())
+def test_no_line_of_a_template_looks_like_data(name):
+    template = load_template(name)
+    for line in [*template.system.split("\n"), *"".join(template.texts).split("\n"), template.wording.nothing]:
+        assert not DATA_MARK.match(line)
+
+
+def test_the_hash_follows_what_a_template_says_and_nothing_else():
+    known = load_template("hints-first").sha256
+    assert parse(GOOD).sha256 == known
+    assert parse(GOOD.replace("id: hints-first", "id: another")).sha256 == known
+    assert parse(GOOD.replace("\n\n[liked]", "\n\n\n[liked]")).sha256 == known
+    for old, new in [
+        ("best first:", "best at the top:"),
+        ("language: en", "language: de"),
+        ("answers: titles", "answers: letters"),
+        ("liked, disliked,", "disliked, liked,"),
+        ("You recommend", "You suggest"),
+        ("tagged |", "with the tag |"),
+        ("(none)", "(nothing)"),
+        ("stars", "has"),
+    ]:
+        assert old in GOOD
+        assert parse(GOOD.replace(old, new, 1)).sha256 != known, old
+
+
+def test_a_variant_takes_from_its_base_what_it_does_not_say():
+    full, mine = load_template("hints-first"), parse("---\nid: mine\nbase: hints-first\n---\n[system]\nHello.\n")
+    assert mine.system == "Hello."
+    assert (mine.texts, mine.slots, mine.wording, mine.language) == (
+        full.texts,
+        full.slots,
+        full.wording,
+        full.language,
+    )
+    assert mine.sha256 != full.sha256
+
+
 def test_an_unknown_template_is_answered_with_the_shipped_ones():
-    with pytest.raises(ConfigError, match=r"'mine' is not there; the shipped templates are: hints-first, published"):
+    with pytest.raises(
+        ConfigError, match=r"'mine' is not there; the shipped templates are: hint-1-only, .*, published"
+    ):
         load_template("mine")
 
 
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("{liked}", "{likes}", r"unknown slot \{likes\}.*hints-first, published"),
-        ("{liked}\n", "", r"no slot \{liked\}.*hints-first, published"),
-        ("{liked}", "{liked}\n{liked}", r"slot \{liked\} 2 times"),
-        ("{liked}", "- {liked}", r"\{liked\} must stand alone on its line"),
-        ("{liked}", "{liked}!", r"\{liked\} must stand alone on its line"),
-        ("[system]", "{ [system]", "front matter|must be UTF-8 text"),
+        ("\n{liked}", "\n{likes}", r"unknown slot \{likes\}.*hints-first"),
+        ("\n{liked}", "", r"slot \{liked\} 0 times in \[liked\].*hints-first"),
+        ("\n{liked}", "\n{liked}\n{liked}", r"slot \{liked\} 2 times"),
+        ("\n{liked}", "\n{candidates}", r"slot \{candidates\} in \[liked\]; it belongs in \[candidates\]"),
+        ("\n{liked}", "\n- {liked}", r"\{liked\} must stand alone on its line"),
+        ("\n{liked}", "\n{liked}!", r"\{liked\} must stand alone on its line"),
+        ("[system]", "{ [system]", "must be UTF-8 text"),
         ("Films the viewer liked", "Films { the viewer liked", "braces outside"),
         ("You recommend", "{liked} You recommend", "braces outside"),
-        ("[user]", "[viewer]", "must be UTF-8 text"),
-        ("id: hints-first", "name: hints-first", "must be UTF-8 text"),
+        ("Films the viewer liked", "- Films the viewer liked", "starts like a line of data"),
+        ("Films the viewer liked", "A. Films the viewer liked", "starts like a line of data"),
+        ("newest first:", "newest first: ", "ends with one"),
+        ("nothing: (none)", "nothing: 1. none", "starts like a line of data"),
+        ("[answer]", "[asking]", r"part \[asking\] is unknown"),
+        ("[answer]", "[liked]", r"part \[liked\] is unknown or there twice"),
+        ("triples, candidates, answer\n", "triples, answer\n", "no candidates in 'sections:'"),
+        ("liked, disliked,", "liked, liked,", "section 'liked' 2 times"),
+        ("liked, disliked,", "liked, loved,", "section 'loved' 1 times"),
+        ("\n[disliked]\nFilms the viewer disliked, newest first:\n{disliked}\n", "", r"no part \[disliked\]"),
+        ("answers: titles", "answers: both", "answers: both; write one of titles, letters"),
+        ("language: en", "language: English", "ISO 639"),
+        ("language: en\n", "", "no 'language:'"),
+        ("id: hints-first", "name: hints-first", "the line 'name: hints-first' must be"),
+        ("id: hints-first", "id: a\nid: b", "the line 'id: b' must be"),
+        ("id: hints-first\n", "", "no 'id:'"),
+        ("id: hints-first", "id: mine\nbase: theirs", "base: theirs, which is none of"),
+        ("id: hints-first", "id: mine\nbase: published", "base: published, which has a base itself"),
+        ("tag: tagged |", "tag: tagged", "the line 'tag' of .words. must read"),
+        ("{film} stars {name}.", "{film} stars.", "the line 'actor' of .words. must read"),
+        ("{film} stars {name}.", "In {film} there is {name}.", "the line 'actor' of .words. must read"),
+        ("{film} stars {name}.", "{film} {relation} {name}.", "the line 'actor' of .words. must read"),
+        ("writer: ", "author: ", "exactly one line for each of .*; look at author"),
     ],
 )
 def test_a_wrong_template_says_what_is_wrong(old, new, message):
     assert old in GOOD
     with pytest.raises(ConfigError, match=message) as error:
-        parse_template(GOOD.replace(old, new, 1).encode(), where="mine.txt")
+        parse(GOOD.replace(old, new, 1))
     assert "mine.txt" in str(error.value)
     assert "\n" not in str(error.value)
 

@@ -40,6 +40,19 @@ def test_ties_always_fall_to_the_lower_column(levels, k):
     np.testing.assert_array_equal(score_UK, np.where(want_UK >= 0, scores, -np.inf))
 
 
+@pytest.mark.parametrize("levels", [1, 3, 40, 10**6])
+@pytest.mark.parametrize("columns", [997, 1003, 1024])
+def test_wide_rows_are_searched_in_groups_with_the_same_result(levels, columns):
+    rng = np.random.default_rng(levels + columns)
+    scores_UC = torch.from_numpy(rng.integers(0, levels, (BLOCK + 5, columns)).astype(np.float32))
+    scores_UC[3] = torch.arange(columns) // 2  # the best stand side by side
+    scores_UC[4, 5:] = -torch.inf  # fewer than are wanted
+    row_E, column_E = np.nonzero(rng.random(scores_UC.shape) < 0.3)
+    masked = Ragged.from_pairs(row_E, column_E, len(scores_UC))
+    got_UK, _ = top_columns(blocks_of(scores_UC), len(scores_UC), masked, 11)
+    np.testing.assert_array_equal(got_UK, by_full_sort(scores_UC, masked, 11))
+
+
 def test_negative_zero_ties_with_zero():
     scores_UC = torch.tensor([[0.0, -0.0, 0.0, -0.0]])
     got_UK, _ = top_columns(blocks_of(scores_UC), 1, NOTHING_MASKED, 2)

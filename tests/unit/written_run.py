@@ -141,7 +141,7 @@ def example(run: Run, user: int, purpose: str, unseen: tuple[int, ...]) -> dict[
     candidates = candidates[user % 7 :] + candidates[: user % 7]
     retrieved = sorted(candidates)
     row: dict[str, Any] = {
-        "example_id": f"{user}:{purpose}",
+        "example_id": f"{user}:train:{cutoff}" if purpose == "train" else f"{user}:{purpose}",
         "user_id": user,
         "purpose": purpose,
         "unseen": user in unseen,
@@ -199,6 +199,7 @@ def _write_retrieve(run: Run, held_out: list[dict[str, Any]], rng: np.random.Gen
         {
             "user_id": row["user_id"],
             "purpose": row["purpose"],
+            "cutoff": row["cutoff"],
             "unseen": row["unseen"],
             "retriever": retriever,
             "answer": row["answers"][0],
@@ -212,6 +213,7 @@ def _write_retrieve(run: Run, held_out: list[dict[str, Any]], rng: np.random.Gen
         {
             "user_id": row["user_id"],
             "purpose": row["purpose"],
+            "cutoff": row["cutoff"],
             "movie_id": film,
             "rank": 0,
             "relation": "director",

@@ -18,6 +18,7 @@ import polars as pl
 import pyarrow.parquet as pq
 
 from tripletune.config import SplitConfig
+from tripletune.data.frozen import Frozen
 from tripletune.data.split_history import Ratings, group_ratings, in_time_order, read_ratings
 from tripletune.data.split_rules import label_ratings
 from tripletune.errors import ConfigError
@@ -47,7 +48,7 @@ def split_ratings(ratings: pl.DataFrame, settings: SplitConfig, seed: int) -> pl
         Columns of ``SPLIT``, sorted by user and position.
     """
     grouped = group_ratings(ratings)
-    return _split_viewers(grouped, np.arange(grouped.num_viewers), settings, seed)
+    return _split_viewers(grouped, np.arange(grouped.num_viewers), settings, seed, _read_frozen(settings))[0]
 
 
 def write_split(ratings: Path, out: Path, settings: SplitConfig, seed: int) -> Facts:
@@ -60,25 +61,32 @@ def write_split(ratings: Path, out: Path, settings: SplitConfig, seed: int) -> F
         seed: as in ``split_ratings``; also draws the bucket of a viewer.
 
     Returns:
-        The protocol; counts of rows, viewers, unseen viewers, likes and of each label; viewers asked by purpose.
+        The protocol; counts of rows, viewers, unseen viewers, likes and of each label; viewers asked by purpose; what
+        became of a frozen evaluation set.
 
     Raises:
-        InputError: the ratings are not sorted by user.
+        InputError: the ratings are not sorted by user, or the frozen questions cannot be read or are of other ratings.
         ConfigError: the dates of ``global_time`` leave nothing to ask.
     """
     grouped = read_ratings(ratings)
     shards = _viewers_of_shards(grouped, settings.shards, seed)
+    frozen = _read_frozen(settings)
 
-    def write(number: int) -> Counter[str]:
-        shard = _split_shard(grouped, shards[number], settings, seed)
+    def write(number: int) -> tuple[Counter[str], Ints]:
+        shard, held = _split_shard(grouped, shards[number], settings, seed, frozen)
         folder = out / f"shard={number:03d}"
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / "part.parquet", lambda path: _write_parquet(shard, path))
-        return _count(shard)
+        return _count(shard, asked=held if frozen else None), held
 
     # numpy and pyarrow let go of the interpreter while they sort, gather and compress
     with ThreadPoolExecutor(pl.thread_pool_size()) as pool:
-        counts = sum(pool.map(write, range(settings.shards)), Counter[str]())
+        done = list(pool.map(write, range(settings.shards)))
+    counts = sum((count for count, _ in done), Counter[str]())
+    told: Facts = {}
+    if frozen:
+        held = np.concatenate([users for _, users in done])
+        told = {"frozen": frozen.write_asked(out, held, Path(settings.frozen))}
     labels = {name: counts[name] for name in SPLIT_LABELS.categories}
     if settings.protocol == "global_time":
         _require_questions(labels, grouped, settings)
@@ -90,6 +98,7 @@ def write_split(ratings: Path, out: Path, settings: SplitConfig, seed: int) -> F
         "labels": labels,
         "asked_viewers": {name: counts[f"viewers with {name}"] for name in ("target", "valid", "test")},
         "shards": settings.shards,
+        **told,
     }
 
 
@@ -100,18 +109,28 @@ def _viewers_of_shards(ratings: Ratings, num_shards: int, seed: int) -> list[Int
     return np.split(by_bucket_V, np.searchsorted(bucket_V[by_bucket_V], np.arange(1, num_shards)))
 
 
-def _split_shard(ratings: Ratings, viewers_B: Ints, settings: SplitConfig, seed: int) -> pl.DataFrame:
-    """Columns of ``SPLIT`` of some viewers, block by block."""
+def _read_frozen(settings: SplitConfig) -> Frozen | None:
+    return Frozen.read(Path(settings.frozen), settings) if settings.frozen else None
+
+
+def _split_shard(
+    ratings: Ratings, viewers_B: Ints, settings: SplitConfig, seed: int, frozen: Frozen | None
+) -> tuple[pl.DataFrame, Ints]:
+    """As ``_split_viewers``, block by block."""
     count_B = ratings.count_V[viewers_B]
     block_B = (np.cumsum(count_B) - count_B) // _BLOCK
     blocks = np.split(viewers_B, np.flatnonzero(np.diff(block_B)) + 1)
     # one chunk per column: where chunks end could decide where pages end, and so show in the bytes of the file
-    return pl.concat([_split_viewers(ratings, block_B, settings, seed) for block_B in blocks], rechunk=True)
+    parts = [_split_viewers(ratings, block_B, settings, seed, frozen) for block_B in blocks]
+    return pl.concat([rows for rows, _ in parts], rechunk=True), np.concatenate([held for _, held in parts])
 
 
-def _split_viewers(ratings: Ratings, viewers_B: Ints, settings: SplitConfig, seed: int) -> pl.DataFrame:
-    """Columns of ``SPLIT`` of some viewers, in their order and by position."""
+def _split_viewers(
+    ratings: Ratings, viewers_B: Ints, settings: SplitConfig, seed: int, frozen: Frozen | None
+) -> tuple[pl.DataFrame, Ints]:
+    """Columns of ``SPLIT`` of some viewers, in their order and by position; and those whose questions are held."""
     history = in_time_order(ratings, viewers_B, tie_order=settings.tie_order, seed=seed)
+    held = frozen.find(history, settings.like) if frozen else None
     viewers = pl.DataFrame({"user_id": history.user_ids_V})
     unseen_V = viewers.select(share_hash_expr("user_id", seed) < settings.unseen_share).to_series().to_numpy()
     columns = {
@@ -120,10 +139,11 @@ def _split_viewers(ratings: Ratings, viewers_B: Ints, settings: SplitConfig, see
         "rating": history.rating_R,
         "timestamp": history.time_R,
         "position": np.arange(history.num_ratings, dtype=np.int32) - history.per_row(history.first_V.astype(np.int32)),
-        "label": pl.Series(label_ratings(history, settings, seed)).cat.to(SPLIT_LABELS),
+        "label": pl.Series(label_ratings(history, settings, seed, held)).cat.to(SPLIT_LABELS),
         "unseen": history.per_row(unseen_V),
     }
-    return pl.DataFrame(columns, schema=SPLIT)
+    held_users = history.user_ids_V[held.is_held_V].astype(np.int64) if held else np.empty(0, np.int64)
+    return pl.DataFrame(columns, schema=SPLIT), held_users
 
 
 def _write_parquet(shard: pl.DataFrame, path: Path) -> None:
@@ -138,21 +158,21 @@ def _write_parquet(shard: pl.DataFrame, path: Path) -> None:
     )
 
 
-def _count(shard: pl.DataFrame) -> Counter[str]:
-    """A shard's rows, viewers, rows of each label, and viewers that have a label which is asked."""
+def _count(shard: pl.DataFrame, asked: Ints | None) -> Counter[str]:
+    """A shard's rows, viewers, rows of each label, and viewers that are asked; valid and test of ``asked`` alone."""
     first_rows = shard.filter(pl.col("position") == 0)
     # numbers of the labels, because grouping 32 million rows by text takes seconds
     per_label = np.bincount(shard["label"].to_physical(), minlength=len(SPLIT_LABELS.categories)).tolist()
-    asked = {
-        f"viewers with {name}": shard.filter(pl.col("label") == name)["user_id"].n_unique()
-        for name in ("target", "valid", "test")
-    }
+    users = {name: shard.filter(pl.col("label") == name)["user_id"].unique() for name in ("target", "valid", "test")}
+    if asked is not None:
+        held = pl.Series(asked, dtype=pl.Int32).implode()
+        users |= {name: users[name].filter(users[name].is_in(held)) for name in ("valid", "test")}
     return Counter(
         rows_kept=shard.height,
         viewers=first_rows.height,
         unseen_viewers=int(first_rows["unseen"].sum()),
         **dict(zip(SPLIT_LABELS.categories, per_label, strict=True)),
-        **asked,
+        **{f"viewers with {name}": len(found) for name, found in users.items()},
     )
 
 

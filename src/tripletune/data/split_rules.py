@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tripletune.config import SplitConfig
+from tripletune.data.frozen import Held
 from tripletune.data.split_history import Ratings
 from tripletune.schemas import SPLIT_LABELS, midnight
 from tripletune.stable_hash import pair_hash
@@ -43,13 +44,14 @@ class _Likes:
         return np.bincount(self.viewer_L[which_L], minlength=self.history.num_viewers)
 
 
-def label_ratings(history: Ratings, settings: SplitConfig, seed: int) -> Labels:
+def label_ratings(history: Ratings, settings: SplitConfig, seed: int, held: Held | None = None) -> Labels:
     """The label of each rating, shape (R,).
 
     Args:
         history: each viewer's ratings, oldest first.
         settings: the protocol, thresholds, and how many likes each label takes.
         seed: draws the likes that ``ratio_order = "random"`` keeps back.
+        held: viewers of an earlier night's questions, whose answers stay what they were.
     """
     row_L = np.flatnonzero(history.rating_R >= np.float32(settings.like))
     likes = _Likes(history, row_L, history.per_row(np.arange(history.num_viewers))[row_L])
@@ -60,7 +62,20 @@ def label_ratings(history: Ratings, settings: SplitConfig, seed: int) -> Labels:
         label_R[row_L] = _global_time(likes, settings)
     else:
         label_R[row_L] = _ratio(likes, settings, seed)
+    if held is not None:
+        _keep_answers(label_R, likes, held, settings)
     return label_R
+
+
+def _keep_answers(label_R: Labels, likes: _Likes, held: Held, settings: SplitConfig) -> None:
+    """Of held viewers, likes before the first answer are learned from, and all others but the answers are ``later``."""
+    answer_V = np.full(likes.history.num_viewers, likes.history.num_ratings)
+    np.minimum.at(answer_V, held.viewer_Q, held.row_Q)
+    learned_V = likes.count(likes.row_L < answer_V[likes.viewer_L])
+    label_L = _runs(*_learned(learned_V, settings), ("later", likes.count_V - learned_V))
+    is_held_L = held.is_held_V[likes.viewer_L]
+    label_R[likes.row_L[is_held_L]] = label_L[is_held_L]
+    label_R[held.row_Q] = np.where(held.is_test_Q, NUMBER["test"], NUMBER["valid"])
 
 
 def _leave_one_out(likes: _Likes, settings: SplitConfig) -> Labels:

@@ -1,13 +1,12 @@
 """The data generation engine: prompt / ground-truth shards from everything the earlier stages found out.
 
 ``build_examples`` makes examples from frames and is the only way to a prompt: training, ranking and an ad-hoc viewer go
-through it. ``generate_shards`` feeds it one bucket of viewers after the other; a shard that has its final name is
-finished, so a killed run goes on where it was, and every shard depends on its own bucket alone.
+through it. ``prompts.shards`` feeds it one bucket of viewers after the other.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,16 +14,13 @@ from typing import Any
 import polars as pl
 
 from tripletune.config import PromptConfig, RetrieveConfig
-from tripletune.errors import InputError
-from tripletune.paths import Facts, write_atomically
-from tripletune.prompts.evidence import collect_answers, collect_evidence
-from tripletune.prompts.render import NUM_ANSWERS, render_prompts
-from tripletune.prompts.sanitise import clean_text, display_titles
-from tripletune.prompts.template import Template, load_template
-from tripletune.schemas import EXAMPLES, PURPOSES, QUESTION, conform
+from tripletune.prompts.budget import count_left_out, shorten
+from tripletune.prompts.render import NUM_ANSWERS, Lines, draw_lines, join_prompts
+from tripletune.prompts.sanitise import clean_names, display_titles
+from tripletune.prompts.template import SLOTS, Template, load_template
+from tripletune.prompts.tokens import TokenCounter, load_counter
+from tripletune.schemas import EXAMPLE_ID, EXAMPLES, QUESTION, conform
 from tripletune.stable_hash import pair_hash_expr
-
-ROW_GROUP = 1024
 
 DISPLAY = 3 << 40
 """Added to the run's seed for the order in which candidates are shown. The split orders equal times by the plain seed,
@@ -45,21 +41,37 @@ class Frame:
     specialists: Mapping[str, str]
     """Fingerprints of ``lightgcn`` and ``rgat``."""
     seed: int
+    counter: TokenCounter | None = None
+    """None: tokens are not counted."""
 
     @classmethod
-    def load(cls, ingest: Path, settings: PromptConfig, specialists: Mapping[str, str], seed: int) -> Frame:
-        """Read the template and the catalogue's titles.
+    def load(
+        cls,
+        ingest: Path,
+        settings: PromptConfig,
+        specialists: Mapping[str, str],
+        seed: int,
+        tokenizer: tuple[str, str] | None = None,
+    ) -> Frame:
+        """Read the template, the catalogue's titles and the tokenizer.
+
+        Args:
+            ingest, settings, specialists, seed: of the run.
+            tokenizer: model and revision whose tokenizer counts; None: tokens are not counted.
 
         Raises:
-            ConfigError: the template is not there or not valid.
+            ConfigError: the template is not there or not valid, or the tokenizer does not suit.
+            InputError: there is no such tokenizer.
         """
         movies = pl.read_parquet(ingest / "movies.parquet", columns=["movie_id", "title"])
+        template = load_template(settings.template)
         return cls(
-            template=load_template(settings.template),
-            titles=display_titles(movies),
+            template=template,
+            titles=display_titles(movies, template.lines),
             settings=settings,
             specialists=specialists,
             seed=seed,
+            counter=load_counter(*tokenizer, template) if tokenizer else None,
         )
 
 
@@ -70,30 +82,50 @@ def build_examples(
 
     Args:
         retrieved, choices: ``schemas.RETRIEVED`` and ``schemas.CHOICES``; from shards or from a ``Retriever``.
-        evidence: ``user_id, purpose, liked, disliked``, newest first and already cut to length.
-        answers: ``user_id, purpose, movie_id, rating``; empty for an ad-hoc viewer.
+        evidence: ``user_id, purpose, cutoff, liked, disliked``, newest first and already cut to length.
+        answers: ``user_id, purpose, cutoff, movie_id, rating``; empty for an ad-hoc viewer.
         frame: what all prompts share.
 
     Returns:
-        ``schemas.EXAMPLES``, sorted by user and purpose. Training examples whose candidates hold no answer, or fewer
-        films than an answer has lines, are left out.
+        ``schemas.EXAMPLES``, sorted by user, purpose and cutoff. Training examples whose candidates hold no answer, or
+        fewer films than an answer has lines, are left out.
     """
     asked = retrieved.sort(QUESTION).join(evidence, on=QUESTION, how="left", maintain_order="left")
     asked = asked.with_columns(pl.col("liked", "disliked").fill_null(_NO_FILMS))
     asked = _with_answers(asked.rename({"candidates": "retrieved"}), answers)
     asked = _with_shown(asked, frame.seed)
-    asked = _with_triples(asked, choices, frame.settings.triples_for_liked)
-    rendered = render_prompts(
-        asked.rename({"picks": "completion"}), frame.template, frame.settings.triple_form, frame.titles
-    )
-    examples = pl.concat([asked, rendered], how="horizontal").with_columns(
-        example_id=pl.format("{}:{}", "user_id", pl.col("purpose").cast(pl.String)),
+    untold = [slot for slot in SLOTS if slot not in frame.template.slots]
+    asked = asked.with_columns(pl.lit([], dtype=EXAMPLES[slot]).alias(slot) for slot in untold)
+    if "triples" not in untold:
+        asked = _with_triples(asked, choices, frame.settings.triples_for_liked)
+    asked, lines, counts = _within_budget(asked.rename({"picks": "completion"}), frame)
+    rendered = join_prompts(asked, lines, frame.template, frame.titles)
+    if frame.counter:
+        frame.counter.check(rendered, counts["num_tokens"])
+    examples = pl.concat([asked.drop("completion"), rendered, counts], how="horizontal").with_columns(
+        EXAMPLE_ID,
         template_id=pl.lit(frame.template.id),
         template_sha256=pl.lit(frame.template.sha256),
         lightgcn=pl.lit(frame.specialists["lightgcn"]),
         rgat=pl.lit(frame.specialists["rgat"]),
     )
     return conform(examples, EXAMPLES)
+
+
+def _within_budget(asked: pl.DataFrame, frame: Frame) -> tuple[pl.DataFrame, dict[str, Lines], pl.DataFrame]:
+    """The examples, their lines, and ``num_tokens, shortened``, with left out what the budget has no room for."""
+    template, form, counter = frame.template, frame.settings.triple_form, frame.counter
+    lines = draw_lines(asked, template, form, frame.titles)
+    fitting, tokens = asked, None
+    if counter:
+        tokens = counter.count(lines, len(asked))
+        max_tokens = frame.settings.max_tokens
+        if max_tokens and (tokens > max_tokens).any():
+            fitting = shorten(asked, lines, counter, tokens, max_tokens)
+            lines = draw_lines(fitting, template, form, frame.titles)
+            tokens = counter.count(lines, len(asked))
+    num_tokens = pl.Series("num_tokens", [None] * len(asked) if tokens is None else tokens, dtype=pl.Int32)
+    return fitting, lines, pl.DataFrame([num_tokens, count_left_out(asked, fitting)])
 
 
 def _with_answers(asked: pl.DataFrame, answers: pl.DataFrame) -> pl.DataFrame:
@@ -104,7 +136,7 @@ def _with_answers(asked: pl.DataFrame, answers: pl.DataFrame) -> pl.DataFrame:
         .with_columns(place=pl.int_ranges(pl.col("movie_id").list.len()))
         .explode("movie_id", "place")
         .join(answers, on=[*QUESTION, "movie_id"], how="left")
-        .sort(*QUESTION, "rating", "place", descending=[False, False, True, False], nulls_last=True)
+        .sort(*QUESTION, "rating", "place", descending=[False] * len(QUESTION) + [True, False], nulls_last=True)
         .group_by(QUESTION, maintain_order=True)
         .agg(
             picks=pl.col("movie_id").head(NUM_ANSWERS),
@@ -143,8 +175,9 @@ def _with_triples(asked: pl.DataFrame, choices: pl.DataFrame, num_liked: int) ->
     films = pl.concat_list(pl.col("liked").list.head(num_liked), "candidates")
     told = asked.select(*QUESTION, movie_id=films)
     told = told.with_columns(place=pl.int_ranges(pl.col("movie_id").list.len())).explode("movie_id", "place")
-    names = choices.select("entity_name").unique().with_columns(clean=clean_text(pl.col("entity_name")))
-    named = choices.join(names.drop_nulls(), on="entity_name").drop("entity_name").rename({"clean": "entity_name"})
+    names = clean_names(choices["entity_name"])
+    named = choices.join(names, left_on="entity_name", right_on="name").drop("entity_name")
+    named = named.rename({"clean": "entity_name"})
     lists = (
         told.join(named, on=[*QUESTION, "movie_id"])
         .sort(*QUESTION, "place", "rank")
@@ -153,91 +186,6 @@ def _with_triples(asked: pl.DataFrame, choices: pl.DataFrame, num_liked: int) ->
     )
     joined = asked.join(lists, on=QUESTION, how="left", maintain_order="left")
     return joined.with_columns(pl.col("triples").fill_null(pl.lit([], dtype=EXAMPLES["triples"])))
-
-
-def generate_shards(
-    ingest: Path,
-    split: Path,
-    retrieve: Path,
-    out: Path,
-    settings: PromptConfig,
-    retrieve_settings: RetrieveConfig,
-    *,
-    dislike: float,
-    specialists: Mapping[str, str],
-    seed: int,
-) -> Facts:
-    """The generate stage: ``train|valid|test/shard-NNN.parquet``.
-
-    Args:
-        ingest, split, retrieve: folders of the finished stages.
-        out: work folder; shards in it under their final names are kept.
-        settings, retrieve_settings: of the run.
-        dislike: a rating below this is a dislike.
-        specialists: fingerprints of ``lightgcn`` and ``rgat``, written into every row.
-
-    Returns:
-        Examples by purpose, training viewers dropped because no answer was among their candidates, mean characters of
-        a prompt.
-
-    Raises:
-        ConfigError: the template is not there or not valid.
-        InputError: retrieve's shards are not those of the split.
-    """
-    frame = Frame.load(ingest, settings, specialists, seed)
-    numbers = sorted(path.stem.removeprefix("shard-") for path in (retrieve / "retrieved").glob("shard-*.parquet"))
-    buckets = sorted(path.parent.name.removeprefix("shard=") for path in split.glob("shard=*/part.parquet"))
-    if not numbers or numbers != buckets:
-        raise InputError(f"{retrieve} has {len(numbers)} shards and {split} has {len(buckets)}; run retrieve again")
-    for purpose in PURPOSES.categories:
-        (out / purpose).mkdir(exist_ok=True)
-    num_train = 0
-    for number in numbers:
-        name = f"shard-{number}.parquet"
-        retrieved = pl.read_parquet(retrieve / "retrieved" / name)
-        num_train += retrieved.filter(pl.col("purpose") == "train").height
-        missing = [purpose for purpose in PURPOSES.categories if not (out / purpose / name).is_file()]
-        if not missing:
-            continue
-        retrieved = retrieved.filter(pl.col("purpose").is_in(missing))
-        rows = pl.read_parquet(split / f"shard={number}" / "part.parquet", hive_partitioning=False)
-        examples = build_examples(
-            retrieved,
-            pl.read_parquet(retrieve / "choices" / name).filter(pl.col("purpose").is_in(missing)),
-            collect_evidence(
-                rows, retrieved, dislike=dislike, max_liked=settings.max_liked, max_disliked=settings.max_disliked
-            ),
-            collect_answers(rows, retrieved),
-            frame,
-        )
-        for purpose in missing:
-            part = examples.filter(pl.col("purpose") == purpose).rechunk()
-            write_atomically(out / purpose / name, _writer(part))
-    return {**_facts(out, num_train), "candidates": retrieve_settings.candidates, "template": frame.template.id}
-
-
-def _writer(frame: pl.DataFrame) -> Callable[[Path], None]:
-    return lambda path: frame.write_parquet(path, compression="zstd", row_group_size=ROW_GROUP)
-
-
-def _facts(out: Path, num_train: int) -> Facts:
-    chars = pl.col("prompt").list.eval(pl.element().struct.field("content").str.len_chars()).list.sum()
-    counts = (
-        pl.scan_parquet(
-            [path for purpose in PURPOSES.categories for path in sorted((out / purpose).glob("shard-*.parquet"))]
-        )
-        .select("purpose", chars=chars)
-        .group_by("purpose")
-        .agg(examples=pl.len(), chars=pl.col("chars").sum())
-        .collect(engine="streaming")
-    )
-    examples = {row["purpose"]: row["examples"] for row in counts.sort("purpose").iter_rows(named=True)}
-    total = sum(examples.values())
-    return {
-        "examples": examples,
-        "train_without_answer": num_train - examples.get("train", 0),
-        "mean_prompt_chars": round(counts["chars"].sum() / total, 1) if total else 0.0,
-    }
 
 
 def prompt_contract(prompt: PromptConfig, retrieve: RetrieveConfig) -> dict[str, Any]:
@@ -251,7 +199,7 @@ def prompt_contract(prompt: PromptConfig, retrieve: RetrieveConfig) -> dict[str,
     return {
         "template": template.id,
         "template_sha256": template.sha256,
-        "answer_style": "titles",
+        "answer_style": template.answer_style,
         "num_answers": NUM_ANSWERS,
         "triple_form": prompt.triple_form,
         "candidates": retrieve.candidates,
@@ -266,6 +214,7 @@ def prompt_contract(prompt: PromptConfig, retrieve: RetrieveConfig) -> dict[str,
         "triples_for_liked": prompt.triples_for_liked,
         "max_liked": prompt.max_liked,
         "max_disliked": prompt.max_disliked,
+        "max_tokens": prompt.max_tokens,
     }
 
 

@@ -1,7 +1,7 @@
 """What the viewer liked and disliked, and the held-out likes to be found: rows of the split, cut at the border.
 
-The border of a question (a viewer and a purpose) is its ``cutoff``: evidence has lower positions, answers are at or
-after it.
+The border of a question (a viewer, a purpose and a cutoff) is its ``cutoff``: evidence has lower positions, answers
+are at or after it.
 """
 
 from __future__ import annotations
@@ -23,29 +23,30 @@ def collect_evidence(
         max_liked, max_disliked: the newest so many are kept.
 
     Returns:
-        ``user_id, purpose, liked, disliked``; one row per question, in the order of ``questions``; lists may be empty.
+        ``user_id, purpose, cutoff, liked, disliked``; one row per question, in the order of ``questions``; lists may be
+        empty.
     """
-    asked = questions.select(*QUESTION, "cutoff")
+    asked = questions.select(*QUESTION)
     before = asked.join(rows, on="user_id").filter(pl.col("position") < pl.col("cutoff"))
     liked = pl.col("label").is_in(LIKE_LABELS)
     disliked = (pl.col("rating") < dislike) & ~liked
     lists = (
         before.filter(liked | disliked)
-        .sort(*QUESTION, "position", descending=[False, False, True])
+        .sort(*QUESTION, "position", descending=[False] * len(QUESTION) + [True])
         .group_by(QUESTION, maintain_order=True)
         .agg(
             liked=pl.col("movie_id").filter(liked).head(max_liked),
             disliked=pl.col("movie_id").filter(disliked).head(max_disliked),
         )
     )
-    joined = asked.select(QUESTION).join(lists, on=QUESTION, how="left", maintain_order="left")
+    joined = asked.join(lists, on=QUESTION, how="left", maintain_order="left")
     return joined.with_columns(pl.col("liked", "disliked").fill_null(pl.lit([], dtype=pl.List(pl.Int32))))
 
 
 def collect_answers(rows: pl.DataFrame, questions: pl.DataFrame) -> pl.DataFrame:
-    """The held-out likes of each question: ``user_id, purpose, movie_id, rating``, in order of time.
+    """The held-out likes of each question: ``user_id, purpose, cutoff, movie_id, rating``, in order of time.
 
-    Train: every ``target`` like; valid and test: the one like of that label.
+    Train: every ``target`` like from the cutoff on; valid and test: the one like of that label.
     """
     purpose = (
         pl.when(pl.col("label") == "target")
@@ -57,7 +58,8 @@ def collect_answers(rows: pl.DataFrame, questions: pl.DataFrame) -> pl.DataFrame
     held_out = rows.with_columns(purpose=purpose).filter(pl.col("purpose").is_not_null())
     asked = questions.select(QUESTION)
     return (
-        held_out.join(asked, on=QUESTION, how="semi")
+        held_out.join(asked, on=["user_id", "purpose"])
+        .filter(pl.col("position") >= pl.col("cutoff"))
         .sort(*QUESTION, "position")
         .select(*QUESTION, "movie_id", "rating")
     )

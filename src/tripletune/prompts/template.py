@@ -1,24 +1,39 @@
-"""Prompt templates: plain text with slots, shipped in ``templates/``, known by an id and the SHA-256 of their bytes.
+"""Prompt templates: files in ``templates/``, known by an id and the SHA-256 of what they say.
 
-A file has front matter with its id, a ``[system]`` part and a ``[user]`` part. In the user part each of the six slots
-stands once, alone on its line, and is replaced by lines of data; braces that hold no slot's name are refused, so that
-a misspelt slot cannot reach a model as text.
+A file has front matter and parts. The front matter names the template, its language, how answers are written and the
+order of its sections; each part ``[section]`` holds that section's text. A section of data has its slot once, alone on
+a line, where lines of data will stand. A file with ``base`` takes from the shipped template of that name whatever it
+does not say itself, so that a variant is only what differs. Braces that hold no slot's name are refused, so that a
+misspelt slot cannot reach a model as text.
 """
 
 from __future__ import annotations
 
-import hashlib
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, cast, get_args
 
 from tripletune.errors import ConfigError
+from tripletune.fingerprint import sha256_json
+from tripletune.prompts.wording import Wording, parse_wording
 
 FOLDER = Path(__file__).parent / "templates"
 SLOTS = ("liked", "disliked", "ranking", "similar", "triples", "candidates")
+AnswerStyle = Literal["titles", "letters"]
+"""titles: numbered lines with titles, as published; letters: lines with the candidates' labels."""
 
-_LAYOUT = re.compile(r"---\nid: (?P<id>[^\n]+)\n---\n\[system\]\n(?P<system>.*)\n\[user\]\n(?P<user>.*)", re.DOTALL)
+_SECTIONS = (*SLOTS, "answer")
+_NEEDED = ("candidates", "answer")
+_FIELDS = ("language", "answers", "sections")
+_PARTS = ("system", *_SECTIONS, "words")
+_LAYOUT = re.compile(r"---\n(?P<front>.*?)\n---\n(?P<parts>\[.*)", re.DOTALL)
+_PART = re.compile(r"^\[([a-z]+)\]\n", re.MULTILINE)
 _SLOT = re.compile(r"\{([^{}\n]*)\}")
+_LANGUAGE = re.compile(r"[a-z]{2,3}")
+DATA_MARK = re.compile(r"- |\d+[.)] |[A-Z]{1,2}\. ")
+"""What a line of data starts with, and no line of a template."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,15 +42,35 @@ class Template:
 
     id: str
     sha256: str
+    """Over all that shapes prompts: two templates that say the same have the same."""
+    language: str
+    answer_style: AnswerStyle
     system: str
     texts: tuple[str, ...]
     slots: tuple[str, ...]
+    wording: Wording
 
     @property
     def user(self) -> str:
-        """The user part as it stands in the file, with its slots."""
+        """The user part with its slots."""
         slots = (*(f"{{{slot}}}" for slot in self.slots), "")
         return "".join(text + slot for text, slot in zip(self.texts, slots, strict=True))
+
+    @property
+    def lines(self) -> frozenset[str]:
+        """The lines that stand in prompts without being data."""
+        return frozenset({*self.system.split("\n"), *"".join(self.texts).split("\n"), self.wording.nothing})
+
+
+@dataclass(frozen=True, slots=True)
+class _File:
+    """What one file says, unchecked."""
+
+    front: Mapping[str, str]
+    parts: Mapping[str, str]
+
+    def over(self, base: _File) -> _File:
+        return _File({**base.front, **self.front}, {**base.parts, **self.parts})
 
 
 def shipped() -> list[str]:
@@ -62,41 +97,123 @@ def parse_template(content: bytes, where: str) -> Template:
     """Read a template's bytes; ``where`` names it in errors.
 
     Raises:
-        ConfigError: the layout is wrong, or a slot is unknown, missing, repeated or not alone on its line.
+        ConfigError: the layout is wrong, or a field, section or slot is unknown, missing, repeated or misplaced.
     """
-    hint = f"; compare with a shipped template: {', '.join(shipped())}"
+    file = _read(content, where)
+    base = file.front.get("base")
+    if base is not None:
+        if base not in shipped():
+            raise ConfigError(f"template {where} has base: {base}, which is none of {', '.join(shipped())}")
+        below = _read((FOLDER / f"{base}.txt").read_bytes(), f"{base}.txt")
+        if "base" in below.front:
+            raise ConfigError(f"template {where} has base: {base}, which has a base itself; take that one")
+        file = file.over(below)
+    if missing := [field for field in _FIELDS if field not in file.front]:
+        raise ConfigError(f"template {where} has no '{missing[0]}:' between its two lines '---'{_hint()}")
+    return _assemble(file, where)
+
+
+def _read(content: bytes, where: str) -> _File:
     try:
         match = _LAYOUT.fullmatch(content.decode("utf-8"))
     except UnicodeDecodeError:
         match = None
     if match is None:
         raise ConfigError(
-            f"template {where} must be UTF-8 text: '---', 'id: NAME' and '---', then [system], then [user]{hint}"
+            f"template {where} must be UTF-8 text: '---', lines 'field: value' and '---', then [system], then the "
+            f"other parts{_hint()}"
         )
-    system, user = match["system"].strip("\n"), match["user"].strip("\n")
-    parts = _SLOT.split(user)
+    front: dict[str, str] = {}
+    for line in match["front"].split("\n"):
+        field, colon, value = line.partition(":")
+        if not colon or field in front or field not in ("id", "base", *_FIELDS):
+            raise ConfigError(
+                f"template {where}: the line {line!r} must be 'field: value', with each of id, base, "
+                f"{', '.join(_FIELDS)} at most once{_hint()}"
+            )
+        front[field] = value.strip()
+    if "id" not in front:
+        raise ConfigError(f"template {where} has no 'id:' between its two lines '---'{_hint()}")
+    pieces = _PART.split(match["parts"])
+    names, texts = pieces[1::2], pieces[2::2]
+    for name in names:
+        if name not in _PARTS or names.count(name) > 1:
+            raise ConfigError(
+                f"template {where}: the part [{name}] is unknown or there twice; the parts are "
+                f"{', '.join(f'[{part}]' for part in _PARTS)}{_hint()}"
+            )
+    return _File(front, {name: text.strip("\n") for name, text in zip(names, texts, strict=True)})
+
+
+def _assemble(file: _File, where: str) -> Template:
+    sections = [name.strip() for name in file.front["sections"].split(",")]
+    for name in sections:
+        if name not in _SECTIONS or sections.count(name) > 1:
+            raise ConfigError(
+                f"template {where} has the section {name!r} {sections.count(name)} times in 'sections:'; each of "
+                f"{', '.join(_SECTIONS)} may stand there once{_hint()}"
+            )
+    if absent := [name for name in _NEEDED if name not in sections]:
+        raise ConfigError(f"template {where} has no {absent[0]} in 'sections:'; every prompt needs it{_hint()}")
+    if absent := [name for name in ("system", *sections, "words") if name not in file.parts]:
+        raise ConfigError(f"template {where} has no part [{absent[0]}]{_hint()}")
+    style, language = file.front["answers"], file.front["language"]
+    if style not in get_args(AnswerStyle):
+        raise ConfigError(f"template {where} says answers: {style}; write one of {', '.join(get_args(AnswerStyle))}")
+    if not _LANGUAGE.fullmatch(language):
+        raise ConfigError(f"template {where} says language: {language}; write an ISO 639 code such as en or ja")
+    for name in sections:
+        _check_slots(name, file.parts[name], where)
+    words = file.parts["words"]
+    parts = _SLOT.split("\n\n".join(file.parts[name] for name in sections))
     texts, slots = tuple(parts[::2]), tuple(parts[1::2])
-    _check_slots(texts, slots, system, where, hint)
+    wording = parse_wording(words, where)
+    _check_text([file.parts["system"], *texts, wording.nothing], where)
+    said = {"language": language, "answers": style, "system": file.parts["system"], "texts": texts, "slots": slots}
     return Template(
-        id=match["id"].strip(), sha256=hashlib.sha256(content).hexdigest(), system=system, texts=texts, slots=slots
+        id=file.front["id"],
+        sha256=sha256_json({**said, "words": sorted(words.split("\n"))}),
+        language=language,
+        answer_style=cast(AnswerStyle, style),
+        system=file.parts["system"],
+        texts=texts,
+        slots=slots,
+        wording=wording,
     )
 
 
-def _check_slots(texts: tuple[str, ...], slots: tuple[str, ...], system: str, where: str, hint: str) -> None:
-    known = ", ".join(f"{{{slot}}}" for slot in SLOTS)
-    for slot in slots:
+def _check_slots(section: str, text: str, where: str) -> None:
+    wanted = [section] if section in SLOTS else []
+    for slot in _SLOT.findall(text):
         if slot not in SLOTS:
-            raise ConfigError(f"template {where} has the unknown slot {{{slot}}}; the slots are {known}{hint}")
-        if slots.count(slot) > 1:
+            known = ", ".join(f"{{{name}}}" for name in SLOTS)
+            raise ConfigError(f"template {where} has the unknown slot {{{slot}}}; the slots are {known}{_hint()}")
+        if slot not in wanted:
             raise ConfigError(
-                f"template {where} has the slot {{{slot}}} {slots.count(slot)} times; write it once{hint}"
+                f"template {where} has the slot {{{slot}}} in [{section}]; it belongs in [{slot}]{_hint()}"
             )
-    for slot in SLOTS:
-        if slot not in slots:
-            raise ConfigError(f"template {where} has no slot {{{slot}}}; all of {known} are needed{hint}")
-    for number, slot in enumerate(slots):
-        before, after = texts[number], texts[number + 1]
-        if (before and not before.endswith("\n")) or (after and not after.startswith("\n")):
-            raise ConfigError(f"template {where}: the slot {{{slot}}} must stand alone on its line{hint}")
-    if "{" in system + "".join(texts) or "}" in system + "".join(texts):
-        raise ConfigError(f"template {where} has braces outside the user part's slots {known}; remove them{hint}")
+    lines = text.split("\n")
+    for slot in wanted:
+        if (times := text.count(f"{{{slot}}}")) != 1:
+            raise ConfigError(
+                f"template {where} has the slot {{{slot}}} {times} times in [{section}]; write it once{_hint()}"
+            )
+        if f"{{{slot}}}" not in lines:
+            raise ConfigError(f"template {where}: the slot {{{slot}}} must stand alone on its line{_hint()}")
+
+
+def _check_text(texts: list[str], where: str) -> None:
+    """Fixed text must not look like a slot, nor a line of it like a line of data or begin or end with a space."""
+    for text in texts:
+        if set(text) & set("{}"):
+            raise ConfigError(f"template {where} has braces outside the slots; remove them{_hint()}")
+        for line in text.split("\n"):
+            if DATA_MARK.match(line) or line != line.strip():
+                raise ConfigError(
+                    f"template {where}: the line {line!r} starts like a line of data ('- ', '1. ' or 'A. '), or with a "
+                    f"space, or ends with one; change it{_hint()}"
+                )
+
+
+def _hint() -> str:
+    return f"; compare with a shipped template: {', '.join(shipped())}"

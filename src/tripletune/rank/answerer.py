@@ -19,7 +19,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tripletune.contract import AdapterContract, locate_base, read_contract
-from tripletune.rank.decoding import NUM_ANSWERS, AnswerConstraint, LineTokens, read_answer
+from tripletune.rank.decoding import AnswerConstraint, LineTokens, Names, read_answer
 from tripletune.schemas import PREDICTIONS
 
 _SHARED = ("user_id", "answers", "valid", "text")
@@ -66,9 +66,11 @@ class Answerer:
         """Answer each example; rows of ``ANSWERED`` in the order of ``examples``.
 
         Args:
-            examples: ``user_id``, ``prompt``, ``candidates``, ``candidate_titles`` as in the shards.
+            examples: ``user_id``, ``prompt``, ``candidates``, ``candidate_titles``, ``candidate_letters`` as in the
+                shards.
             tuned: with the adapter; without it the base model answers.
-            constrained: allow only valid answers.
+            constrained: allow only valid answers. Labels of one token each take one forward pass: the five likeliest
+                to come first. Titles, and labels that this tokenizer cuts, are decoded line by line.
             batch_size: prompts answered together. They are sorted by length first, so that little is padding.
         """
         started = time.perf_counter()
@@ -77,7 +79,7 @@ class Answerer:
             for prompt in examples["prompt"].to_list()
         ]
         ids = self.tokenizer(prompts, add_special_tokens=False)["input_ids"]
-        titles: list[list[str]] = examples["candidate_titles"].to_list()
+        names = [Names.of(*row) for row in examples.select("candidate_titles", "candidate_letters").iter_rows()]
         candidates: list[list[int]] = examples["candidates"].to_list()
         users = examples["user_id"].to_list()
         order = sorted(range(len(ids)), key=lambda row: (len(ids[row]), users[row]))
@@ -85,10 +87,10 @@ class Answerer:
         with nullcontext() if tuned else self.model.disable_adapter():
             for start in range(0, len(order), batch_size):
                 batch = order[start : start + batch_size]
-                written = self._generate([ids[row] for row in batch], [titles[row] for row in batch], constrained)
+                written = self._write([ids[row] for row in batch], [names[row] for row in batch], constrained)
                 for row, tokens in zip(batch, written, strict=True):
                     text = self.tokenizer.decode(tokens, skip_special_tokens=True)
-                    found, valid = read_answer(text, titles[row], min(NUM_ANSWERS, len(titles[row])))
+                    found, valid = read_answer(text, names[row])
                     rows[row] = {
                         "user_id": users[row],
                         "answers": [candidates[row][index] for index in found],
@@ -99,16 +101,42 @@ class Answerer:
         self.seconds += time.perf_counter() - started
         return pl.DataFrame([rows[row] for row in range(len(rows))], schema=ANSWERED)
 
-    def _generate(self, ids: list[list[int]], titles: Sequence[list[str]], constrained: bool) -> list[list[int]]:
+    def _write(self, ids: list[list[int]], names: Sequence[Names], constrained: bool) -> list[list[int]]:
         """Token ids written for each prompt of a batch, up to and without the end token."""
         inputs = self.tokenizer.pad({"input_ids": ids}, return_tensors="pt").to(self.model.device)
-        prompt_length = inputs["input_ids"].shape[1]
-        end = self.lines.end
-        constraint = AnswerConstraint(self.lines, titles, prompt_length) if constrained else None
+        labels = [self.lines.single(row) for row in names] if constrained else [None]
+        if all(row is not None for row in labels):
+            return self._label(inputs, names, [row for row in labels if row is not None])
+        return self._generate(inputs, names, constrained)
+
+    def _label(self, inputs: Any, names: Sequence[Names], labels: Sequence[list[int]]) -> list[list[int]]:
+        """One forward pass: the labels that are likeliest to begin the answer, written in that order."""
         with torch.inference_mode():
             output = self.model.generate(
                 **inputs,
-                max_new_tokens=self._longest_answer(titles),  # a free answer beyond this can't be a valid one
+                max_new_tokens=1,
+                do_sample=False,
+                num_beams=1,
+                eos_token_id=self.lines.end,
+                pad_token_id=self.tokenizer.pad_token_id,
+                output_logits=True,
+                return_dict_in_generate=True,
+            )
+        written = []
+        for logits_V, row, tokens in zip(output.logits[0].float().cpu(), names, labels, strict=True):
+            best = logits_V[tokens].sort(descending=True, stable=True).indices[: row.num_answers].tolist()
+            text = "\n".join(row.line(number, index) for number, index in enumerate(best, 1))
+            written.append(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        return written
+
+    def _generate(self, inputs: Any, names: Sequence[Names], constrained: bool) -> list[list[int]]:
+        prompt_length = inputs["input_ids"].shape[1]
+        end = self.lines.end
+        constraint = AnswerConstraint(self.lines, names, prompt_length) if constrained else None
+        with torch.inference_mode():
+            output = self.model.generate(
+                **inputs,
+                max_new_tokens=self._longest_answer(names),  # a free answer beyond this can't be a valid one
                 do_sample=False,
                 num_beams=1,
                 eos_token_id=end,
@@ -118,12 +146,14 @@ class Answerer:
         written: list[list[int]] = output[:, prompt_length:].tolist()
         return [tokens[: tokens.index(end)] if end in tokens else tokens for tokens in written]
 
-    def _longest_answer(self, titles: Sequence[list[str]]) -> int:
+    def _longest_answer(self, names: Sequence[Names]) -> int:
         """Tokens the longest possible answer of a batch takes, its end token included."""
         longest = 0
-        for row in titles:
-            num_answers = min(NUM_ANSWERS, len(row))
-            numbers = range(1, num_answers + 1)
-            lines = [self.lines.lines(number, row, last=number == num_answers) for number in numbers]
-            longest = max(longest, sum(max(map(len, line)) for line in lines))
+        for row in names:
+            total = 0
+            for number in range(1, row.num_answers + 1):
+                texts = [row.line(number, index) for index in range(len(row))]
+                lines = self.lines.lines(texts, first=number == 1, last=number == row.num_answers)
+                total += max(map(len, lines))
+            longest = max(longest, total)
         return longest

@@ -1,7 +1,7 @@
 """The audit's look at the text itself: what the model reads and learns must say what the columns say.
 
-Columns without a leak prove nothing if the text was rendered from something else. Of the templates the audit knows one
-thing: a line ``- <title>`` or ``<number>. <title>`` names a film.
+Columns without a leak prove nothing if the text was rendered from something else. A line of data that consists of a
+title names a film; and a completion names them by title or, where the prompt labels its candidates, by label.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ from collections.abc import Iterator
 
 import polars as pl
 
-from tripletune.rank.audit_rules import Finding
+from tripletune.rank.audit_lines import MARK, named_films, prompt_lines
+from tripletune.rank.audit_rules import Finding, pair
+from tripletune.rank.audit_sections import section_finding
 
-MARK = r"^(?:- |\d+[.)] )"
-"""What a line of data starts with."""
 NUM_ANSWERS = 5
 """Films that a completion names."""
 NAMING = ("candidates", "ranking", "similar", "liked", "disliked")
@@ -27,12 +27,16 @@ def text_findings(examples: pl.DataFrame, purpose: str) -> Iterator[Finding]:
         examples: EXAMPLES.
         purpose: train, valid or test.
     """
-    texts = examples.select(
+    texts = examples.with_row_index("row").select(
+        "row",
         "example_id",
         "answers",
         *NAMING,
         "retrieved",
+        "triples",
         titles="candidate_titles",
+        lettered=_has_letters(),
+        names=pl.when(_has_letters()).then("candidate_letters").otherwise("candidate_titles"),
         prompt=_joined("prompt"),
         completion=_joined("completion"),
     )
@@ -43,38 +47,54 @@ def text_findings(examples: pl.DataFrame, purpose: str) -> Iterator[Finding]:
     whole = texts.filter(~ragged)
     shared = whole.filter(pl.col("titles").list.n_unique() < pl.col("titles").list.len())
     yield Finding(0, "two candidates share a title", shared.select("example_id", detail=pl.lit("candidate_titles")))
-    pairs = whole.select("example_id", movie_id="candidates", title="titles").explode(
-        "movie_id", "title", empty_as_null=False
+    labelled = whole.filter("lettered")
+    unlike = (pl.col("names").list.len() != pl.col("titles").list.len()) | (
+        pl.col("names").list.n_unique() < pl.col("names").list.len()
     )
-    lines = whole.select("example_id", title=_lines("prompt")).explode("title").group_by("example_id", "title").len()
-    absent = pairs.join(lines, on=["example_id", "title"], how="anti", maintain_order="left")
+    misnamed = labelled.filter(unlike).select("example_id", detail=pl.lit("candidate_letters"))
+    yield Finding(0, "labels are not one to a candidate", misnamed)
+    whole = whole.join(misnamed, on="example_id", how="anti", maintain_order="left")
+    yield _label_finding(labelled.join(misnamed, on="example_id", how="anti", maintain_order="left"))
+    pairs = whole.select("row", "example_id", movie_id="candidates", title="titles", name="names").explode(
+        "movie_id", "title", "name", empty_as_null=False
+    )
+    titles = named_films(pairs)
+    lines = prompt_lines(whole, titles)
+    numbered = pairs.join(titles, on="title", how="left", maintain_order="left")
+    absent = numbered.join(lines, on=["row", "number"], how="anti", maintain_order="left")
     yield Finding(0, "candidate's title is no line of the prompt", _named(absent))
-    yield from _prompt_findings(whole, pairs, lines)
+    yield from _prompt_findings(whole, lines, titles)
     yield from _completion_findings(whole, pairs, purpose)
 
 
-def _prompt_findings(texts: pl.DataFrame, pairs: pl.DataFrame, lines: pl.DataFrame) -> Iterator[Finding]:
+def _label_finding(texts: pl.DataFrame) -> Finding:
+    """A label stands before the title that it names: another one would teach another film."""
+    wanted = texts.select("example_id", name="names", title="titles").explode("name", "title", empty_as_null=False)
+    wanted = wanted.with_columns(line=pl.format("{}. {}", "name", "title"))
+    lines = texts.select("example_id", line=pl.col("prompt").str.split("\n")).explode("line")
+    absent = wanted.join(lines, on=["example_id", "line"], how="anti", maintain_order="left")
+    return Finding(0, "label does not stand before its title", _named(absent))
+
+
+def _prompt_findings(texts: pl.DataFrame, lines: pl.DataFrame, titles: pl.DataFrame) -> Iterator[Finding]:
     """Rules 2 and 3: no film stands in the prompt more often than its columns say, least of all an answer."""
-    known = pairs.select("movie_id", "title").unique()
-    known = known.filter(~pl.col("movie_id").is_duplicated(), ~pl.col("title").is_duplicated())
-    columns = [texts.select("example_id", movie_id=name).explode("movie_id", empty_as_null=False) for name in NAMING]
-    expected = pl.concat(columns).group_by("example_id", "movie_id").len("expected")
-    answers = (
-        texts.select("example_id", movie_id="answers")
-        .explode("movie_id", empty_as_null=False)
-        .with_columns(is_answer=pl.lit(True))
-        .unique()
-    )
+    said = lines.filter(pl.col("said").is_not_null()).select("row", movie_id="said").with_columns(shown=pair("row"))
+    counted = said.group_by("shown").agg(pl.len(), pl.col("row", "movie_id").first())
+    columns = [_films(texts, name) for name in NAMING]
+    expected = pl.concat(columns).group_by("shown").len("expected")
     found = (
-        lines.join(known, on="title")
-        .join(expected, on=["example_id", "movie_id"], how="left")
+        counted.join(expected, on="shown", how="left")
         .filter(pl.col("len") > pl.col("expected").fill_null(0))
-        .join(answers, on=["example_id", "movie_id"], how="left")
-        .sort("example_id", "movie_id")
+        .join(titles.select("title", movie_id="said"), on="movie_id")
+        .join(texts.select("row", "example_id"), on="row")
+        .sort("row", "movie_id")
     )
-    is_answer = pl.col("is_answer").fill_null(False)
+    is_answer = pl.col("shown").is_in(_films(texts, "answers")["shown"].implode())
     yield Finding(3, "answer stands in the prompt beyond candidates and hints", _named(found.filter(is_answer)))
     yield Finding(2, "prompt names a film that its columns do not", _named(found.filter(~is_answer)))
+    # what is named already is not named again
+    rest = texts.join(found, on="row", how="anti", maintain_order="left")
+    yield section_finding(rest, lines, titles, NAMING)
 
 
 def _completion_findings(texts: pl.DataFrame, pairs: pl.DataFrame, purpose: str) -> Iterator[Finding]:
@@ -86,7 +106,7 @@ def _completion_findings(texts: pl.DataFrame, pairs: pl.DataFrame, purpose: str)
         in_order.explode("movie_id", empty_as_null=False)
         .join(pairs, on=["example_id", "movie_id"], maintain_order="left")
         .group_by("example_id", maintain_order=True)
-        .agg(wanted=pl.col("title").head(NUM_ANSWERS))
+        .agg(wanted=pl.col("name").head(NUM_ANSWERS))
     )
     said = texts.select("example_id", "answers", "candidates", "completion", found=_lines("completion"))
     said = said.join(wanted, on="example_id", how="left", maintain_order="left")
@@ -100,6 +120,16 @@ def _completion_findings(texts: pl.DataFrame, pairs: pl.DataFrame, purpose: str)
         "completion is not the answers, then the retriever's order",
         said.filter(differs).select("example_id", detail=detail),
     )
+
+
+def _films(texts: pl.DataFrame, column: str) -> pl.DataFrame:
+    """Each film of a column, as ``shown``: one number of row and film."""
+    films = texts.select("row", movie_id=column).explode("movie_id", empty_as_null=False)
+    return films.select(shown=pair("row"))
+
+
+def _has_letters() -> pl.Expr:
+    return pl.col("candidate_letters").list.len().fill_null(0) > 0
 
 
 def _joined(messages: str) -> pl.Expr:

@@ -1,4 +1,6 @@
-"""Answers that can only be valid: N numbered lines, each another candidate's title, and nothing else.
+"""Answers that can only be valid: N lines, each naming another candidate, and nothing else.
+
+A line is a number with a candidate's title or, where the prompt labels its candidates, the label alone.
 
 While the model writes, a small state machine per viewer allows only tokens that continue some candidate's line. It
 works on whole tokenised lines rather than on characters: each line is tokenised in its context (after the chat header
@@ -16,8 +18,34 @@ from typing import Any
 from tripletune.errors import ContractError
 
 NUM_ANSWERS = 5
-_LINE = re.compile(r"\s*(\d+)\s*[.)]\s*(.*?)\s*")
+_NUMBERED = re.compile(r"\s*(\d+)\s*[.)]\s*(.*?)\s*")
 _PROBE = [{"role": "user", "content": "?"}]
+
+
+@dataclass(frozen=True, slots=True)
+class Names:
+    """What one viewer's answer calls the candidates, distinct."""
+
+    names: Sequence[str]
+    numbered: bool
+    """Titles stand behind numbers, labels alone on their lines."""
+
+    @classmethod
+    def of(cls, titles: Sequence[str], letters: Sequence[str] | None) -> Names:
+        """From ``candidate_titles`` and ``candidate_letters`` of an example."""
+        return cls(letters, numbered=False) if letters else cls(titles, numbered=True)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @property
+    def num_answers(self) -> int:
+        """Lines that are asked for."""
+        return min(NUM_ANSWERS, len(self))
+
+    def line(self, number: int, index: int) -> str:
+        """Line ``number`` (from 1) of an answer that names candidate ``index`` there."""
+        return f"{number}. {self.names[index]}" if self.numbered else self.names[index]
 
 
 class LineTokens:
@@ -33,7 +61,7 @@ class LineTokens:
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
         self._header = tokenizer.apply_chat_template(_PROBE, tokenize=False, add_generation_prompt=True)
-        self._known: dict[tuple[int, str, bool], tuple[int, ...]] = {}
+        self._known: dict[tuple[str, bool, bool], tuple[int, ...]] = {}
         self.end = self._end_of_answer()
 
     def _encode(self, texts: list[str]) -> list[list[int]]:
@@ -54,26 +82,34 @@ class LineTokens:
             )
         return self._encode([whole[len(opened) :]])[0][0]
 
-    def lines(self, number: int, titles: Sequence[str], *, last: bool) -> list[tuple[int, ...]]:
-        """Tokens of the line ``<number>. <title>`` for each title.
+    def lines(self, texts: Sequence[str], *, first: bool, last: bool) -> list[tuple[int, ...]]:
+        """Tokens of each line of text as the ``first`` line of an answer, as its ``last``, as both or between.
 
         Ends with a line break, or, when ``last``, with the end token; so no line's tokens begin another's, also
         where a title begins another title.
         """
-        missing = list(dict.fromkeys(title for title in titles if (number, title, last) not in self._known))
+        missing = list(dict.fromkeys(text for text in texts if (text, first, last) not in self._known))
         if missing:
-            context = self._header if number == 1 else f"{self._header}{number - 1}. A (2000)\n"
+            context = self._header if first else f"{self._header}1. A (2000)\n"
             ending = "" if last else "\n"
-            before, *after = self._encode([context, *(f"{context}{number}. {title}{ending}" for title in missing)])
-            for title, ids in zip(missing, after, strict=True):
+            before, *after = self._encode([context, *(f"{context}{text}{ending}" for text in missing)])
+            for text, ids in zip(missing, after, strict=True):
                 if ids[: len(before)] != before:
                     raise ContractError(
-                        f"the base model's tokenizer merges across the start of the line '{number}. {title}'; "
+                        f"the base model's tokenizer merges across the start of the line {text!r}; "
                         "constrained decoding needs a tokenizer that cuts text at line breaks"
                     )
                 closing = (self.end,) if last else ()
-                self._known[number, title, last] = (*ids[len(before) :], *closing)
-        return [self._known[number, title, last] for title in titles]
+                self._known[text, first, last] = (*ids[len(before) :], *closing)
+        return [self._known[text, first, last] for text in texts]
+
+    def single(self, names: Names) -> list[int] | None:
+        """The token of each label where one token says it all, at the start of an answer; else None."""
+        if names.numbered:
+            return None
+        lines = self.lines(names.names, first=True, last=True)
+        tokens = [line[0] for line in lines if len(line) == 2]
+        return tokens if len(set(tokens)) == len(names) else None
 
 
 @dataclass(slots=True)
@@ -82,15 +118,13 @@ class AnswerState:
 
     Args:
         tokens: the tokenizer's lines.
-        titles: the candidates' titles, distinct.
-        num_answers: lines to write; at most the number of candidates.
+        names: of the candidates.
     """
 
     tokens: LineTokens
-    titles: Sequence[str]
-    num_answers: int
+    names: Names
     chosen: list[int] = field(default_factory=list)
-    """Indices into ``titles``, in the order written."""
+    """Indices into ``names``, in the order written."""
     _matching: dict[int, tuple[int, ...]] = field(default_factory=dict)
     _position: int = 0
 
@@ -98,15 +132,16 @@ class AnswerState:
         self._open_line()
 
     def _open_line(self) -> None:
-        free = [index for index in range(len(self.titles)) if index not in self.chosen]
+        free = [index for index in range(len(self.names)) if index not in self.chosen]
         number = len(self.chosen) + 1
-        lines = self.tokens.lines(number, [self.titles[i] for i in free], last=number == self.num_answers)
+        texts = [self.names.line(number, index) for index in free]
+        lines = self.tokens.lines(texts, first=number == 1, last=number == self.names.num_answers)
         self._matching = dict(zip(free, lines, strict=True))
         self._position = 0
 
     @property
     def done(self) -> bool:
-        return len(self.chosen) == self.num_answers
+        return len(self.chosen) == self.names.num_answers
 
     def allowed(self) -> list[int]:
         """Ids of the tokens that may come next; after the last line only the end token."""
@@ -133,13 +168,13 @@ class AnswerConstraint:
 
     Args:
         tokens: the tokenizer's lines.
-        titles: for each row of the batch the candidates' titles.
+        names: of the candidates, for each row of the batch.
         prompt_length: tokens of the (left-padded) prompts.
     """
 
-    def __init__(self, tokens: LineTokens, titles: Sequence[Sequence[str]], prompt_length: int) -> None:
-        self.states = [AnswerState(tokens, row, min(NUM_ANSWERS, len(row))) for row in titles]
-        self._read = [prompt_length] * len(titles)
+    def __init__(self, tokens: LineTokens, names: Sequence[Names], prompt_length: int) -> None:
+        self.states = [AnswerState(tokens, row) for row in names]
+        self._read = [prompt_length] * len(names)
 
     def __call__(self, row: int, ids: Any) -> list[int]:
         state = self.states[row]
@@ -149,25 +184,24 @@ class AnswerConstraint:
         return state.allowed()
 
 
-def read_answer(text: str, titles: Sequence[str], num_answers: int = NUM_ANSWERS) -> tuple[list[int], bool]:
+def read_answer(text: str, names: Names) -> tuple[list[int], bool]:
     """Find the candidates in an answer.
 
     Args:
         text: what the model wrote, without control tokens.
-        titles: the candidates' titles, distinct.
-        num_answers: lines that were asked for.
+        names: of the candidates.
 
     Returns:
-        Indices of the distinct candidates named, one to a line, in order, at most ``num_answers``; and whether the text
-        is exactly ``num_answers`` lines ``k. title`` with distinct candidates and nothing else.
+        Indices of the distinct candidates named, one to a line, in order, at most as many as were asked for; and
+        whether the text is exactly the lines that were asked for, with distinct candidates and nothing else.
     """
-    index_of = {title: index for index, title in enumerate(titles)}
+    index_of = {name: index for index, name in enumerate(names.names)}
     lines = text.split("\n")
     found: list[int] = []
     for line in lines:
-        match = _LINE.fullmatch(line)
-        index = index_of.get(match.group(2)) if match else None
+        match = _NUMBERED.fullmatch(line) if names.numbered else None
+        index = index_of.get(match.group(2) if match else "" if names.numbered else line.strip())
         if index is not None and index not in found:
             found.append(index)
-    asked = [f"{number}. {titles[index]}" for number, index in enumerate(found, 1)]
-    return found[:num_answers], len(found) == num_answers and lines == asked
+    asked = [names.line(number, index) for number, index in enumerate(found, 1)]
+    return found[: names.num_answers], len(found) == names.num_answers and lines == asked

@@ -19,6 +19,7 @@ from matplotlib.ticker import MaxNLocator
 INK, FAINT = "#010101", "#020202"
 SERIES = ("#030301", "#030302", "#030303", "#030304")
 COLOURS = {INK: "var(--ink)", FAINT: "var(--line)"} | {hexa: f"var(--c{n})" for n, hexa in enumerate(SERIES, 1)}
+MAX_TICKS = 10
 STYLE = {
     "svg.hashsalt": "tripletune",
     "svg.fonttype": "none",  # real text: small, selectable, in the page's font
@@ -123,6 +124,33 @@ def draw_bars(rows: Sequence[str], shares: Mapping[str, Sequence[float]], *, tit
     axes.set_yticks(range(len(rows)), rows)
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.set_xlabel(xlabel)
+    _legend(axes, len(shares))
+    return _svg(figure, title)
+
+
+@_styled
+def draw_columns(
+    bins: Sequence[str], shares: Mapping[str, Sequence[float]], *, title: str, xlabel: str, even: float | None = None
+) -> str:
+    """Shares by bin as upright columns from left to right, one colour per name; ``even`` is drawn as a dashed line.
+
+    Returns:
+        An ``<svg>`` element.
+    """
+    figure = _figure(4.6, 2.7)
+    axes = figure.subplots()
+    axes.grid(visible=False, axis="x")
+    width = 0.86 / max(1, len(shares))
+    for number, (name, values) in enumerate(shares.items()):
+        shift = (number - (len(shares) - 1) / 2) * width
+        places = [place + shift for place in range(len(bins))]
+        axes.bar(places, values, width=width * 0.94, color=SERIES[number % len(SERIES)], label=name)
+    if even is not None:
+        axes.axhline(even, color=INK, linestyle=(0, (4, 3)), linewidth=1)
+    every = -(-len(bins) // MAX_TICKS)
+    axes.set_xticks(range(0, len(bins), every), bins[::every])
+    axes.set_xlabel(xlabel)
+    axes.set_ylabel("share")
     _legend(axes, len(shares))
     return _svg(figure, title)
 

@@ -20,17 +20,16 @@ from tripletune.paths import SCRATCH, Facts, write_atomically
 from tripletune.rank.decoding import NUM_ANSWERS
 from tripletune.rank.shards import parquet_files
 from tripletune.schemas import PREDICTIONS, conform
-from tripletune.stable_hash import mix, pair_hash_expr
+from tripletune.stable_hash import VIEWERS, mix, pair_hash_expr
 
 if TYPE_CHECKING:
     from tripletune.rank.answerer import Answerer
 
-_COLUMNS = ("user_id", "purpose", "prompt", "candidates", "candidate_titles", "retrieved")
+_COLUMNS = ("user_id", "purpose", "prompt", "candidates", "candidate_titles", "candidate_letters", "retrieved")
 _PIECE = 512
 """Viewers to a piece: what a kill loses at most."""
 _RANDOM = 5 << 40
 """Added to the seed for the random system, so that it has nothing in common with any other order of the candidates."""
-_VIEWERS = 6 << 40
 _ROW_GROUP = 8192
 
 
@@ -66,8 +65,8 @@ def rank_examples(
     """Answer prompts with a finetuned folder's model.
 
     Args:
-        examples: ``user_id``, ``purpose``, ``prompt``, ``candidates``, ``candidate_titles`` as in the shards. The
-            caller has compared their contract with the adapter's (``contract.require_same``).
+        examples: ``user_id``, ``purpose``, ``prompt``, ``candidates``, ``candidate_titles``, ``candidate_letters``
+            as in the shards. The caller has compared their contract with the adapter's (``contract.require_same``).
         finetuned: folder with ``adapter/``, ``contract.json``, and ``base/`` or the base model the contract names.
         tuned: with the adapter, or the base model alone.
         constrained: allow only five distinct candidates.
@@ -142,7 +141,7 @@ def rank_shards(
 def _chosen_viewers(shards: Path, purpose: str, settings: RankConfig, seed: int) -> pl.DataFrame:
     """``user_id, place``: the viewers to rank, in the order of a hash; ``place`` counts from 0."""
     users = pl.scan_parquet(parquet_files(shards, purpose)).select("user_id").collect()
-    hashed = users.with_columns(hashed=pl.Series(mix(users["user_id"].to_numpy(), seed + _VIEWERS)))
+    hashed = users.with_columns(hashed=pl.Series(mix(users["user_id"].to_numpy(), seed + VIEWERS)))
     ordered = hashed.sort("hashed", "user_id").drop("hashed").with_row_index("place")
     return ordered.head(settings.max_viewers) if settings.max_viewers else ordered
 

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from tripletune.paths import read_manifest, write_atomically
+from tripletune.paths import read_manifest
+from tripletune.rank.pages import write_page
 from tripletune.rank.pictures import Dot, draw_bars, draw_curves, draw_dots
 from tripletune.rank.shards import parquet_files, scan
 from tripletune.schemas import FURTHER_RETRIEVERS, RETRIEVERS, SYSTEMS
@@ -65,14 +65,9 @@ def write_report(
         confidence: of the intervals.
         seed: of the run.
     """
-    environment = Environment(
-        loader=PackageLoader("tripletune.rank", "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    html = environment.get_template("report.html.j2").render(
+    write_page(
+        path,
+        "templates/report.html.j2",
         dataset=_dataset(folders),
         seed=seed,
         confidence=confidence,
@@ -84,7 +79,6 @@ def write_report(
         examples=_examples(folders["generate"], folders["rank"]),
         lineage=_lineage(folders),
     )
-    write_atomically(path, lambda part: part.write_text(html, encoding="utf-8"))
 
 
 def _dataset(folders: Mapping[str, Path]) -> str:

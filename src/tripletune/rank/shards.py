@@ -9,6 +9,7 @@ import polars as pl
 
 from tripletune.errors import InputError
 from tripletune.paths import MANIFEST
+from tripletune.schemas import conform
 
 
 def parquet_files(folder: Path, below: str = "") -> list[Path]:
@@ -42,3 +43,18 @@ def parquet_files(folder: Path, below: str = "") -> list[Path]:
 def scan(files: list[Path] | Path) -> pl.LazyFrame:
     """Read the named files only, and take no column from their folders' names (``shard=000``)."""
     return pl.scan_parquet(files, hive_partitioning=False)
+
+
+def read_rows(path: Path, schema: pl.Schema) -> pl.DataFrame:
+    """One file, with the columns of its schema.
+
+    Raises:
+        InputError: it cannot be read, or has other columns.
+    """
+    try:
+        return conform(pl.read_parquet(path, hive_partitioning=False), schema)
+    except (pl.exceptions.PolarsError, OSError) as error:
+        first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(
+            f"{path}: cannot be read as {', '.join(list(schema)[:3])}, ...: {first_line}; run its stage again"
+        ) from None

@@ -1,52 +1,30 @@
 # Shape letters in this file:
-#   U viewers asked about, V viewers of the fit, M films of the catalogue, F films of the model, B viewers of one block
-"""EASE (Steck, "Embarrassingly Shallow Autoencoders for Sparse Data", WWW 2019), read with a history that fades.
+#   U viewers asked about, M films of the catalogue, F films of the model, B viewers of one block
+"""EASE as retrieve reads it: film by film weights, read with a history that fades.
 
-A film's score is the viewer's history times a matrix of film by film weights without a diagonal, the ridge regression
-of every film's likes on those of all others. It has a closed form: with ``P = (X'X + lambda I)^-1`` the weight from
-film i to film j is ``-P_ij / P_jj``. The rows of ``X`` are the likes of one fit, all alike; only a viewer's own history
-is weighted by recency, when it is ranked, so that the newest likes count without a refit.
+All likes were fitted alike; only a viewer's own history is weighted by recency when the viewer is ranked, so that the
+newest likes count without a refit.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
+import polars as pl
 import torch
 from scipy import sparse
 from torch import Tensor
+from torch.nn import functional
 
-from tripletune.config import RetrieveConfig
-from tripletune.meter import claim_memory
-from tripletune.retrieve.specialists import Catalogue, Likes
+from tripletune.errors import InputError
+from tripletune.retrieve.specialists import Catalogue, Likes, read_table, read_tensors
 from tripletune.retrieve.topk import Floats, Ints, Ragged, top_columns
-from tripletune.threads import one_thread
 
-BYTES_PER_WEIGHT = 24
-"""At the peak of a fit: the matrix, its factor and its inverse in float64; the weights that stay have 4."""
-GRAM_ROWS = 512
-"""Rows of ``X'X`` made at a time, so that no sparse copy of the whole exists."""
-
-
-def liked_films(likes_VM: sparse.csr_array) -> int:
-    """How many films anybody liked in the rows of a fit: what an unlimited EASE would hold."""
-    return int(np.count_nonzero(np.bincount(likes_VM.indices, minlength=likes_VM.shape[1])))
-
-
-def require_memory(num_films: int, num_fits: int) -> None:
-    """State what fitting takes, and refuse what this machine has not got.
-
-    Raises:
-        InputError: the memory that is free now is less.
-    """
-    claim_memory(
-        f"EASE on {num_films:,} films, {num_fits} fit(s)",
-        num_films**2 * (BYTES_PER_WEIGHT + 4 * num_fits),
-        "lower retrieve.ease_max_films",
-    )
+LEAST_WEIGHT = 2.0**-30
+"""A like of less weight is left out: a sum in float32, of which the newest like has weight 1, holds nothing of it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,26 +43,21 @@ class EaseFit:
     """From the film of the row to the film of the column; the diagonal is 0."""
 
     @classmethod
-    def fit(cls, likes_VM: sparse.csr_array, catalogue: Catalogue, settings: RetrieveConfig) -> EaseFit:
-        """Solve for the weights; see ``require_memory`` for what it takes.
+    def build(cls, catalogue: Catalogue, movie_ids_F: Ints, likes_F: Floats, weights_FF: Floats) -> EaseFit:
+        """Put what was fitted in the catalogue's order.
 
         Args:
-            likes_VM: 1 where a viewer of the fit liked a film.
-            catalogue: the films of the columns.
-            settings: ``ease_lambda`` and ``ease_max_films``; of equally liked films the first in the catalogue stays.
+            catalogue: holds all of the films.
+            movie_ids_F: the model's films; the other arguments have a row for each.
+            likes_F, weights_FF: see the fields.
         """
-        count_M = np.bincount(likes_VM.indices, minlength=likes_VM.shape[1])
-        most_liked = np.argsort(-count_M, kind="stable")[: min(settings.ease_max_films, np.count_nonzero(count_M))]
-        columns_F = np.sort(most_liked).astype(np.int64)
+        columns_F = catalogue.columns(movie_ids_F)
+        if (np.diff(columns_F) < 0).any():  # fitted under another seed
+            order_F = np.argsort(columns_F)
+            columns_F, likes_F, weights_FF = columns_F[order_F], likes_F[order_F], weights_FF[np.ix_(order_F, order_F)]
         place_M = np.full(len(catalogue), -1, dtype=np.int64)
         place_M[columns_F] = np.arange(len(columns_F))
-        return cls(
-            catalogue=catalogue,
-            columns_F=columns_F,
-            place_M=place_M,
-            likes_F=count_M[columns_F].astype(np.float32),
-            weights_FF=_solve(likes_VM[:, columns_F].astype(np.float64), settings.ease_lambda),
-        )
+        return cls(catalogue=catalogue, columns_F=columns_F, place_M=place_M, likes_F=likes_F, weights_FF=weights_FF)
 
     def top(self, likes: Likes, seen: Ragged, num_viewers: int, k: int, history_age: float) -> Ints:
         """The ``k`` best films of each viewer in columns of the catalogue (U, k), -1 at the end of shorter rows.
@@ -105,7 +78,7 @@ class EaseFit:
         column_E = self.catalogue.columns(likes.movie_E)
         place_E = np.where(column_E < 0, -1, self.place_M[column_E])
         weight_E = np.exp(-likes.age_E / history_age) if history_age else np.ones(len(place_E))
-        known_E = place_E >= 0
+        known_E = (place_E >= 0) & (weight_E > LEAST_WEIGHT)
         return sparse.csr_array(
             (weight_E[known_E].astype(np.float32), (likes.viewer_E[known_E], place_E[known_E])),
             shape=(num_viewers, len(self.columns_F)),
@@ -118,36 +91,48 @@ class EaseFit:
         whatever the number of threads and whoever else is asked about.
         """
 
+        place_E = torch.from_numpy(history_UF.indices.astype(np.int64))
+        starts_U = torch.from_numpy(history_UF.indptr.astype(np.int64))
+        weight_E = torch.from_numpy(history_UF.data)
+        weights_FF, likes_F = torch.from_numpy(self.weights_FF), torch.from_numpy(self.likes_F)
+
         def score_block(start: int, stop: int) -> Tensor:
-            history_BF = history_UF[start:stop]
-            scores_BF = history_BF @ self.weights_FF
-            scores_BF[np.diff(history_BF.indptr) == 0] = self.likes_F
-            return torch.from_numpy(scores_BF)
+            first, last = starts_U[start], starts_U[stop]
+            scores_BF: Tensor = functional.embedding_bag(
+                place_E[first:last],
+                weights_FF,
+                starts_U[start:stop] - first,
+                mode="sum",
+                per_sample_weights=weight_E[first:last],
+            )
+            scores_BF[starts_U[start + 1 : stop + 1] == starts_U[start:stop]] = likes_F
+            return scores_BF
 
         return score_block
 
 
-def _solve(likes_VF: sparse.csr_array, ridge: float) -> Floats:
-    gram_FF = torch.from_numpy(_gram(likes_VF))
-    gram_FF.diagonal().add_(ridge)
-    inverse_FF = _inverse(gram_FF)
-    # LAPACK's matrices lie column by column; the sparse product would turn that round for every block
-    weights_FF = inverse_FF.div_(-inverse_FF.diagonal().clone()).float().contiguous()
-    weights_FF.fill_diagonal_(0.0)
-    return weights_FF.numpy()
+def load_ease(folder: Path, catalogue: Catalogue, fits: Iterable[str] = ("a", "b")) -> dict[str, EaseFit]:
+    """Read the fits that there are: none where too many films are liked for a baseline, else b alone or both.
 
+    Args:
+        folder: of the stage ``ease``.
+        catalogue: LightGCN's.
+        fits: which to hold; the weights of 10,000 films are 400 MB.
 
-def _gram(likes_VF: sparse.csr_array) -> npt.NDArray[np.float64]:
-    """``X'X``: how many viewers liked both films. Whole numbers, so the order of the sums is no matter."""
-    num_films = likes_VF.shape[1]
-    gram_FF = np.empty((num_films, num_films))
-    likes_FV = likes_VF.T.tocsr()
-    for start in range(0, num_films, GRAM_ROWS):
-        gram_FF[start : start + GRAM_ROWS] = (likes_FV[start : start + GRAM_ROWS] @ likes_VF).toarray()
-    return gram_FF
-
-
-def _inverse(matrix_FF: Tensor) -> Tensor:
-    """Inverse of a symmetric positive definite matrix, on one thread: on two, the last bits come out differently."""
-    with one_thread():
-        return torch.cholesky_inverse(torch.linalg.cholesky(matrix_FF))
+    Raises:
+        InputError: a file is missing, damaged, not finite, or does not belong to the others.
+    """
+    films = read_table(folder / "movies.parquet").sort("fit", "row")
+    found = {}
+    for fit in fits:
+        ids_F = films.filter(pl.col("fit") == fit)["movie_id"].to_numpy().astype(np.int64)
+        if not len(ids_F):
+            continue
+        path = folder / f"fit_{fit}.safetensors"
+        tensors = read_tensors(path, ("likes", "weights"))
+        if tensors["weights"].shape != (len(ids_F),) * 2 or tensors["likes"].shape != (len(ids_F),):
+            raise InputError(f"{path} and movies.parquet beside it have different numbers of films; fit ease again")
+        if (catalogue.columns(ids_F) < 0).any():
+            raise InputError("ease and lightgcn were trained on different films; pin both to one run, or neither")
+        found[fit] = EaseFit.build(catalogue, ids_F, tensors["likes"].numpy(), tensors["weights"].numpy())
+    return found

@@ -10,15 +10,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from tripletune.config import RetrieveConfig
 from tripletune.errors import InputError
-from tripletune.retrieve.ease import EaseFit, liked_films, require_memory
+from tripletune.retrieve.ease import EaseFit
 from tripletune.retrieve.fuse import fuse
 from tripletune.retrieve.sasrec import SasrecFit
-from tripletune.retrieve.similar import Neighbours
-from tripletune.retrieve.specialists import FIT_OF, LightGCNFit, Likes
+from tripletune.retrieve.specialists import LightGCNFit, Likes
 from tripletune.retrieve.topk import Ints, Ragged, product_blocks, top_columns
 
 
@@ -73,6 +74,20 @@ class Lists:
             self._made[name] = self._rank(name, self.stage.settings.depth)
         return self._made[name][:, :length]
 
+    def of(self, viewer_S: Ints) -> Lists:
+        """The lists of some of these viewers, numbered anew; those made already are taken over."""
+        number_U = np.full(self.users_UD.shape[0], -1, dtype=np.int64)
+        number_U[viewer_S] = np.arange(len(viewer_S))
+        viewer_E = number_U[self.likes.viewer_E]
+        known_E = viewer_E >= 0
+        return Lists(
+            self.stage,
+            Likes(viewer_E[known_E], self.likes.movie_E[known_E], self.likes.age_E[known_E]),
+            self.seen.rows(viewer_S),
+            self.users_UD[torch.from_numpy(viewer_S)],
+            {name: made_UK[viewer_S] for name, made_UK in self._made.items()},
+        )
+
     def _rank(self, name: str, depth: int) -> Ints:
         settings, num_viewers = self.stage.settings, self.users_UD.shape[0]
         match name, self.stage.ease, self.stage.sasrec:
@@ -96,23 +111,23 @@ class Lists:
 def first_stages(
     lightgcn: dict[str, LightGCNFit],
     sasrec: dict[str, SasrecFit],
-    neighbours: dict[str, Neighbours],
+    ease: dict[str, EaseFit],
     settings: RetrieveConfig,
-    *,
-    rankings: bool,
 ) -> dict[str, FirstStage]:
-    """Put the retrievers of each fit together, and fit EASE to the rows of the fits that need it.
+    """Put the retrievers of each fit together.
 
     Args:
-        lightgcn, sasrec: what was read, by fit; SASRec's may be empty.
-        neighbours: hold the likes of each fit.
+        lightgcn, sasrec, ease: what was read, by fit; SASRec's and EASE's may be empty.
         settings: section ``[retrieve]``.
-        rankings: whether the lists will be measured, so that EASE is fitted also as a baseline.
 
     Raises:
-        InputError: EASE has not enough memory, or SASRec knows other films than LightGCN.
+        InputError: SASRec knows other films than LightGCN, or EASE was fitted for the comparison alone.
     """
-    ease = _fit_ease(lightgcn, neighbours, settings, rankings=rankings)
+    if "ease" in settings.lists and ease.keys() != lightgcn.keys():
+        raise InputError(
+            f"retrieve.retriever = {settings.retriever!r} asks EASE, which was fitted for the comparison alone; pin a "
+            "run whose candidates came of EASE, or remove the pin"
+        )
     for fit, one in sasrec.items():
         if one.catalogue.ids_M.tolist() != lightgcn[fit].catalogue.ids_M.tolist():
             raise InputError("sasrec and lightgcn were trained on different films; pin both to one run, or neither")
@@ -120,18 +135,3 @@ def first_stages(
         fit: FirstStage(settings=settings, lightgcn=one, ease=ease.get(fit), sasrec=sasrec.get(fit))
         for fit, one in lightgcn.items()
     }
-
-
-def _fit_ease(
-    films: dict[str, LightGCNFit], neighbours: dict[str, Neighbours], settings: RetrieveConfig, *, rankings: bool
-) -> dict[str, EaseFit]:
-    """All fits where EASE retrieves; else the one that is measured, where the catalogue fits the limit."""
-    wanted = list(films) if "ease" in settings.lists else []
-    measured = FIT_OF["test"]
-    if not wanted and rankings and measured in films:
-        wanted = [measured] if liked_films(neighbours[measured].likes_VM) <= settings.ease_max_films else []
-    if not wanted:
-        return {}
-    num_films = max(liked_films(neighbours[fit].likes_VM) for fit in wanted)
-    require_memory(min(num_films, settings.ease_max_films), len(wanted))
-    return {fit: EaseFit.fit(neighbours[fit].likes_VM, films[fit].catalogue, settings) for fit in wanted}

@@ -1,5 +1,5 @@
 # Shape letters in this file:
-#   U viewers, K places of a list, E entries of all lists, S distinct (viewer, film) pairs
+#   U viewers, K places of a list, S places of all lists
 """Reciprocal rank fusion (Cormack, Clarke & Buettcher, SIGIR 2009): several lists of a viewer's best films made one.
 
 A film at place r (from 1) of a list of weight w counts ``w / (k + r)``; a list that does not name it counts nothing.
@@ -37,28 +37,25 @@ def fuse(tops: Sequence[Ints], weights: Sequence[float], k: float, length: int) 
     num_viewers = len(tops[0])
     if len(tops) != len(weights) or any(len(top_UK) != num_viewers for top_UK in tops):
         raise ValueError(f"{len(tops)} lists of {[len(top) for top in tops]} viewers, and {len(weights)} weights")
-    viewer_E, column_E, count_E = (
-        np.concatenate(parts)
-        for parts in zip(
-            *(_entries(top_UK, weight, k) for top_UK, weight in zip(tops, weights, strict=True)), strict=True
-        )
-    )
+    column_US = np.concatenate(tops, axis=1)
+    count_US = np.concatenate([_counts(*one, k) for one in zip(tops, weights, strict=True)], axis=1)
+    # a viewer's films in order of column: the same film of several lists stands side by side
+    order_US = np.argsort(column_US, axis=1, kind="stable")
+    column_US, count_US = (np.take_along_axis(part, order_US, axis=1) for part in (column_US, count_US))
+    total_US = count_US.copy()
+    for apart in range(1, len(tops)):
+        same_US = column_US[:, apart:] == column_US[:, :-apart]
+        total_US[:, :-apart] += np.where(same_US, count_US[:, apart:], 0)
+    is_film_US = column_US >= 0
+    is_film_US[:, 1:] &= column_US[:, 1:] != column_US[:, :-1]
+    best_UK = np.argsort(np.where(is_film_US, -total_US, 1), axis=1, kind="stable")[:, :length]
+    found_UK = np.take_along_axis(np.where(is_film_US, column_US, -1), best_UK, axis=1)
     fused_UK = np.full((num_viewers, length), -1, dtype=np.int64)
-    if not len(viewer_E):
-        return fused_UK
-    order_E = np.lexsort((column_E, viewer_E))
-    viewer_E, column_E, count_E = viewer_E[order_E], column_E[order_E], count_E[order_E]
-    first_S = np.flatnonzero((np.diff(viewer_E, prepend=-1) != 0) | (np.diff(column_E, prepend=-1) != 0))
-    viewer_S, column_S, count_S = viewer_E[first_S], column_E[first_S], np.add.reduceat(count_E, first_S)
-    order_S = np.lexsort((column_S, -count_S, viewer_S))
-    place_S = np.arange(len(viewer_S)) - np.searchsorted(viewer_S, viewer_S)
-    kept_S = place_S < length
-    fused_UK[viewer_S[kept_S], place_S[kept_S]] = column_S[order_S][kept_S]
+    fused_UK[:, : found_UK.shape[1]] = found_UK
     return fused_UK
 
 
-def _entries(top_UK: Ints, weight: float, k: float) -> tuple[Ints, Ints, Ints]:
-    """Viewer, column and count of each film of a list."""
+def _counts(top_UK: Ints, weight: float, k: float) -> Ints:
+    """Count of each place of a list."""
     count_K = np.rint(UNIT * weight / (k + 1 + np.arange(top_UK.shape[1]))).astype(np.int64)
-    viewer_E, place_E = np.nonzero(top_UK >= 0)
-    return viewer_E, top_UK[viewer_E, place_E], count_K[place_E]
+    return np.broadcast_to(count_K, top_UK.shape)

@@ -1,5 +1,6 @@
 # Shape letters in this file:
-#   U questions (a viewer and a purpose), E likes, B likes of a block, T rows of like and triple, C relations
+#   U questions (a viewer and a purpose), B likes of a block, T rows of like and triple, G rows of like and relation,
+#   M films with triples, X triples, R runs (all triples of a film by one relation), C relations, D vector width
 """A viewer's preference profile: by which relation do the facts of liked films speak to this viewer.
 
 Per liked film the R-GAT's posterior over its triples, ``softmax`` of the scores that choose hint 2, summed by relation;
@@ -9,28 +10,84 @@ these films would say to anybody. A relation with more mass than attention is on
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import polars as pl
 
 from tripletune.retrieve.specialists import FIT_OF, Likes, RgatFit
-from tripletune.retrieve.topk import Ints
-from tripletune.retrieve.triples import Doubles, TripleTable, score_personally
+from tripletune.retrieve.topk import Floats, Ints
+from tripletune.retrieve.triples import TripleTable, spread
 from tripletune.schemas import PROFILES, QUESTION, conform
 
-LIKES_AT_ONCE = 1 << 16
-"""Likes whose triples are scored at a time; with some 15 triples a film that is a million rows, tens of MiB."""
+LIKES_AT_ONCE = 1 << 13
+"""Likes whose triples are scored at a time, at least; with some 15 triples a film that is 100,000 rows, some MiB."""
+ROWS_AT_ONCE = 1 << 11
+"""Rows of like and triple whose vectors are gathered at a time: what stays in the cache is several times as fast."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RelationTable:
+    """A fit's weighted triples by film and, within a film, by relation; all in float32, as profiles are stored."""
+
+    names_C: npt.NDArray[np.object_]
+    films_M: Ints
+    offsets_M: Ints
+    """Film ``i`` has the triples ``offsets_M[i]:offsets_M[i + 1]``; one more than there are films."""
+    log_alpha_X: Floats
+    entity_X: Ints
+    vectors_ND: Floats
+    runs_M: Ints
+    """Film ``i`` has the runs ``runs_M[i]:runs_M[i + 1]``."""
+    first_R: Ints
+    """Place of a run's first triple among its film's."""
+    relation_R: Ints
+    share_R: npt.NDArray[np.float64]
+    """What the run has of the attention of its film."""
+
+    @classmethod
+    def build(cls, table: TripleTable, rgat: RgatFit) -> RelationTable:
+        """Sort a fit's triples; only those whose entity has a name are in it, as in hint 2."""
+        relations = table.text["relation"]
+        names = relations.unique().sort()
+        relation_X = relations.cast(pl.Enum(names)).to_physical().to_numpy().astype(np.int64)
+        film_X = np.repeat(np.arange(len(table.films)), np.diff(table.offsets))
+        order_X = np.lexsort((relation_X, film_X))
+        alpha_X, relation_X = table.alpha_X[order_X], relation_X[order_X]
+        start_R = np.flatnonzero((np.diff(film_X, prepend=-1) != 0) | (np.diff(relation_X, prepend=-1) != 0))
+        film_R = film_X[start_R]
+        whole_M = np.bincount(film_X, alpha_X, len(table.films))
+        return cls(
+            names_C=names.to_numpy(),
+            films_M=table.films,
+            offsets_M=table.offsets,
+            log_alpha_X=table.log_alpha_X[order_X].astype(np.float32),
+            entity_X=table.entity_X[order_X],
+            vectors_ND=rgat.entity_vectors_ND.numpy(),
+            runs_M=np.searchsorted(film_R, np.arange(len(table.films) + 1)),
+            first_R=start_R - table.offsets[film_R],
+            relation_R=relation_X[start_R],
+            share_R=(np.add.reduceat(alpha_X, start_R) if len(start_R) else np.zeros(0)) / whole_M[film_R],
+        )
+
+    def places(self, movie_E: Ints) -> Ints:
+        """Place of each film, -1 for one without triples."""
+        if not len(self.films_M):
+            return np.full(len(movie_E), -1)
+        place_E = np.minimum(np.searchsorted(self.films_M, movie_E), len(self.films_M) - 1)
+        return np.where(self.films_M[place_E] == movie_E, place_E, -1)
 
 
 def find_profiles(
-    fits: Mapping[str, RgatFit], tables: Mapping[str, TripleTable], questions: pl.DataFrame, history: pl.DataFrame
+    fits: Mapping[str, RgatFit], tables: Mapping[str, RelationTable], questions: pl.DataFrame, history: pl.DataFrame
 ) -> pl.DataFrame:
     """The profile of each question's viewer, from the likes before the cutoff and the fit that answers the purpose.
 
     Args:
         fits, tables: R-GAT's vectors and triples by name of the fit.
-        questions: ``user_id, purpose``, unique.
+        questions: ``schemas.QUESTION``, unique.
         history: likes before the cutoff, ``user_id, purpose, movie_id, age``.
 
     Returns:
@@ -48,47 +105,64 @@ def find_profiles(
     return pl.concat(parts).sort(*QUESTION, "relation")
 
 
-def build_profiles(table: TripleTable, rgat: RgatFit, likes: Likes, num_viewers: int) -> pl.DataFrame:
+def build_profiles(table: RelationTable, rgat: RgatFit, likes: Likes, num_viewers: int) -> pl.DataFrame:
     """Profiles of viewers numbered from 0: ``viewer, relation, films, mass, attention``, sorted by viewer.
 
     Args:
-        table: the fit's triples; only those whose entity has a name count, as in hint 2.
+        table: the fit's triples.
         rgat: the same fit's vectors.
         likes: sorted by viewer.
         num_viewers: U.
     """
-    names, relation_X = np.unique(table.text["relation"].to_numpy(), return_inverse=True)
-    share_X = table.alpha_X / np.repeat(np.add.reduceat(table.alpha_X, table.offsets[:-1]), np.diff(table.offsets))
-    users_UD = rgat.pool(likes, num_viewers)
-    shape = (num_viewers, len(names))
-    mass_UC, attention_UC, films_U = np.zeros(shape), np.zeros(shape), np.zeros(num_viewers, dtype=np.int64)
-    for start in range(0, len(likes.movie_E), LIKES_AT_ONCE):
-        viewer_B = likes.viewer_E[start : start + LIKES_AT_ONCE]
-        like_T, triple_T = table.expand(likes.movie_E[start : start + LIKES_AT_ONCE])
-        viewer_T = viewer_B[like_T]
-        cell_T = viewer_T * len(names) + relation_X[triple_T]
-        posterior_T = _softmax(like_T, score_personally(table, rgat, users_UD, viewer_T, triple_T))
-        for total_UC, share_T in ((mass_UC, posterior_T), (attention_UC, share_X[triple_T])):
-            total_UC += np.bincount(cell_T, share_T, total_UC.size).reshape(shape)
-        films_U += np.bincount(viewer_B[np.unique(like_T)], minlength=num_viewers)
+    shape = (num_viewers, len(table.names_C))
+    mass_UC, attention_UC = np.zeros(shape), np.zeros(shape)
+    users_UD = rgat.pool(likes, num_viewers).numpy() * np.float32(rgat.beta / np.sqrt(rgat.pool_vectors_MD.shape[1]))
+    place_E = table.places(likes.movie_E)
+    viewer_E, place_E = likes.viewer_E[place_E >= 0], place_E[place_E >= 0]
+    films_U = np.bincount(viewer_E, minlength=num_viewers)
+    for first, last in _whole_viewers(films_U):
+        viewer_B, place_B = viewer_E[first:last], place_E[first:last]
+        runs_B = np.diff(table.runs_M)[place_B]
+        run_G = spread(table.runs_M[place_B], runs_B)
+        cell_G = np.repeat(viewer_B, runs_B) * shape[1] + table.relation_R[run_G]
+        posterior_G = _posteriors(table, users_UD, viewer_B, place_B, run_G)
+        for total_UC, share_G in ((mass_UC, posterior_G), (attention_UC, table.share_R[run_G])):
+            total_UC += np.bincount(cell_G, share_G, total_UC.size).reshape(shape)
     viewer, relation = np.nonzero(attention_UC)
     columns = {"mass": mass_UC, "attention": attention_UC}
     return pl.DataFrame(
         {
             "viewer": pl.Series(viewer, dtype=pl.UInt32),
-            "relation": pl.Series(names[relation], dtype=pl.String),
+            "relation": pl.Series(table.names_C[relation], dtype=pl.String),
             "films": films_U[viewer],
             **{name: total_UC[viewer, relation] / films_U[viewer] for name, total_UC in columns.items()},
         }
     )
 
 
-def _softmax(like_T: Ints, log_T: Doubles) -> Doubles:
-    """Over the rows of each like; ``like_T`` is sorted."""
-    starts = np.flatnonzero(np.diff(like_T, prepend=-1))
-    counts = np.diff(np.append(starts, len(like_T)))
-    if not len(starts):
-        return np.zeros(0)
-    power_T = np.exp(log_T - np.repeat(np.maximum.reduceat(log_T, starts), counts))
-    shares: Doubles = power_T / np.repeat(np.add.reduceat(power_T, starts), counts)
-    return shares
+def _posteriors(table: RelationTable, users_UD: Floats, viewer_B: Ints, place_B: Ints, run_G: Ints) -> Floats:
+    """The posterior of each relation of each like, (G,); the users are scaled."""
+    rows_B, runs_B = np.diff(table.offsets_M)[place_B], np.diff(table.runs_M)[place_B]
+    triple_T, viewer_T = spread(table.offsets_M[place_B], rows_B), np.repeat(viewer_B, rows_B)
+    score_T = table.log_alpha_X[triple_T]
+    for start in range(0, len(triple_T), ROWS_AT_ONCE):
+        rows = slice(start, start + ROWS_AT_ONCE)
+        entity_TD = table.vectors_ND[table.entity_X[triple_T[rows]]]
+        score_T[rows] += np.einsum("td,td->t", users_UD[viewer_T[rows]], entity_TD)
+    begin_B = np.cumsum(rows_B) - rows_B
+    score_T -= np.repeat(np.maximum.reduceat(score_T, begin_B), rows_B)
+    power_G = np.add.reduceat(np.exp(score_T), np.repeat(begin_B, runs_B) + table.first_R[run_G])
+    whole_B = np.add.reduceat(power_G, np.cumsum(runs_B) - runs_B)
+    posterior_G: Floats = power_G / np.repeat(whole_B, runs_B)
+    return posterior_G
+
+
+def _whole_viewers(likes_U: Ints) -> Iterator[tuple[int, int]]:
+    """Ranges of likes of about ``LIKES_AT_ONCE``, cut between viewers: a viewer's sums are made in one go, so that
+    their last bits do not hang on who else is asked about."""
+    ends_U = np.cumsum(likes_U)
+    first = 0
+    while len(ends_U) and first < ends_U[-1]:
+        last = int(ends_U[np.searchsorted(ends_U, min(first + LIKES_AT_ONCE, ends_U[-1]))])
+        yield first, last
+        first = last

@@ -1,5 +1,5 @@
 # Shape letters in this file:
-#   U questions (a viewer and a purpose), K places, F similar viewers' films, D vector width, E rated films
+#   U questions (a viewer, a purpose and a cutoff), K places, F similar viewers' films, D vector width, E rated films
 """Everything the prompts need about any viewer: candidates, hint 1 and hint 2, from a history and a mask.
 
 ``retrieved`` (the default) shows the retriever's top films and puts nothing in: an answer that retrieval missed would
@@ -19,17 +19,18 @@ import pyarrow as pa
 from torch import Tensor
 
 from tripletune.config import LISTED_FILMS, RetrieveConfig
-from tripletune.retrieve.ease import EaseFit
+from tripletune.retrieve.ease import load_ease
 from tripletune.retrieve.first_stage import FirstStage, Lists, first_stages
 from tripletune.retrieve.kerag import best_answers, put_in
-from tripletune.retrieve.rankings import as_rows, rank_by_popularity, rank_by_rgat
+from tripletune.retrieve.profiles import RelationTable
+from tripletune.retrieve.rankings import FilmEvidence, as_rows, rank_by_popularity, rank_by_rgat
 from tripletune.retrieve.sasrec import load_sasrec
-from tripletune.retrieve.similar import Neighbours, fit_likes
+from tripletune.retrieve.similar import Neighbours
 from tripletune.retrieve.specialists import FIT_OF, Catalogue, LightGCNFit, Likes, RgatFit, load_lightgcn, load_rgat
 from tripletune.retrieve.topk import Ints, Ragged
 from tripletune.retrieve.triples import TripleTable, choose_triples, read_triples
-from tripletune.retrieve.viewers import read_rows, shard_files
-from tripletune.schemas import CHOICES, QUESTION, RANKINGS, RETRIEVED, TRAINED_ON, conform
+from tripletune.retrieve.viewers import read_fit_likes
+from tripletune.schemas import CHOICES, QUESTION, RANKINGS, RETRIEVED, conform
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +47,22 @@ class _Batch:
     users_UD: Tensor
     lists: Lists
 
+    def of(self, users: pl.Series) -> _Batch:
+        """The questions of some viewers."""
+        is_asked = self.questions["user_id"].is_in(users.implode())
+        viewer_S = np.flatnonzero(is_asked.to_numpy())
+        numbers = pl.DataFrame({"viewer": viewer_S, "number": np.arange(len(viewer_S))}).cast(pl.UInt32)
+        lists = self.lists.of(viewer_S)
+        return _Batch(
+            fit=self.fit,
+            questions=self.questions.filter(is_asked),
+            likes=lists.likes,
+            rated=self.rated.join(numbers, on="viewer", maintain_order="left").select("movie_id", viewer="number"),
+            seen=lists.seen,
+            users_UD=lists.users_UD,
+            lists=lists,
+        )
+
     @property
     def users_U(self) -> Ints:
         return self.questions["user_id"].to_numpy().astype(np.int64)
@@ -53,7 +70,7 @@ class _Batch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Retriever:
-    """Both specialists, tonight's triples and the similar viewers, ready for any viewer.
+    """All that was fitted, tonight's triples and the similar viewers, ready for any viewer.
 
     Load once, ask often: ``retrieve_viewers`` for shards and for ad-hoc viewers alike.
     """
@@ -66,11 +83,12 @@ class Retriever:
     tables: dict[str, TripleTable]
     neighbours: dict[str, Neighbours]
     first_stages: dict[str, FirstStage]
+    evidence: dict[str, FilmEvidence]
+    relations: dict[str, RelationTable]
 
     @classmethod
     def load(
         cls,
-        split: Path,
         knowledge: Path,
         lightgcn: Path,
         rgat: Path,
@@ -79,53 +97,40 @@ class Retriever:
         num_liked_triples: int,
         seed: int,
         sasrec: Path | None = None,
+        ease: Path | None = None,
         fits: tuple[str, ...] = ("a", "b"),
-        rankings: bool = False,
     ) -> Retriever:
-        """Read stage outputs, and fit EASE where it is asked for.
+        """Read stage outputs; tonight's split is none of them, as what was fitted may be pinned.
 
         Args:
-            split, knowledge, lightgcn, rgat: folders of the finished stages.
+            knowledge, lightgcn, rgat: folders of the finished stages.
             settings: which candidates, hints and triples.
             num_liked_triples: newest liked films that get triples beside the candidates.
             seed: the run's.
-            sasrec: folder of that stage, where it is one of the run's.
+            sasrec, ease: folders of those stages; None where nobody will ask them.
             fits: which fits to hold; ``("b",)`` is enough for viewers of today.
-            rankings: whether ``retrieve_and_rank`` will be asked, so that EASE is fitted also as a baseline.
 
         Raises:
-            InputError: a specialist's file is missing, damaged or does not fit its neighbours; or EASE has not enough
-                memory.
+            InputError: a specialist's file is missing, damaged or does not fit its neighbours.
         """
         films, facts = load_lightgcn(lightgcn, seed, fits), load_rgat(rgat, seed, fits)
-        rows, triples = read_rows(list(shard_files(split).values())), read_triples(knowledge)
-        neighbours = {fit: Neighbours.build(films[fit], fit_likes(rows, fit), seed) for fit in fits}
+        triples = read_triples(knowledge)
+        neighbours = {fit: Neighbours.build(films[fit], read_fit_likes(lightgcn, fit), seed) for fit in fits}
         sequences = load_sasrec(sasrec, seed, fits) if sasrec else {}
+        weights = load_ease(ease, films[fits[0]].catalogue, fits) if ease else {}
+        tables = {fit: TripleTable.build(facts[fit], triples, seed) for fit in fits}
         return cls(
             settings=settings,
             num_liked_triples=num_liked_triples,
             seed=seed,
             lightgcn=films,
             rgat=facts,
-            tables={fit: TripleTable.build(facts[fit], triples, seed) for fit in fits},
+            tables=tables,
             neighbours=neighbours,
-            first_stages=first_stages(films, sequences, neighbours, settings, rankings=rankings),
+            first_stages=first_stages(films, sequences, weights, settings),
+            evidence={fit: FilmEvidence.build(facts[fit]) for fit in fits},
+            relations={fit: RelationTable.build(table, facts[fit]) for fit, table in tables.items()},
         )
-
-    def ease_fits(self) -> dict[str, EaseFit]:
-        """Empty when EASE neither retrieves nor is ranked by."""
-        return {fit: stage.ease for fit, stage in self.first_stages.items() if stage.ease}
-
-    def trained_on(self) -> pl.DataFrame:
-        """The likes that EASE was fitted to (``schemas.TRAINED_ON``), sorted by fit, user and film."""
-        parts = [TRAINED_ON.to_frame()]
-        for name, ease in self.ease_fits().items():
-            neighbours = self.neighbours[name]
-            likes = neighbours.likes_VM[:, ease.columns_F].tocoo()
-            users_E, films_E = neighbours.users_V[likes.row], ease.catalogue.movie_ids(ease.columns_F[likes.col])
-            part = pl.DataFrame({"user_id": users_E, "movie_id": films_E, "fit": name}, TRAINED_ON)
-            parts.append(part.sort("user_id", "movie_id"))
-        return pl.concat(parts)
 
     def retrieve_viewers(
         self, questions: pl.DataFrame, history: pl.DataFrame, seen: pl.DataFrame, answers: pl.DataFrame
@@ -133,26 +138,43 @@ class Retriever:
         """Candidates, hints and chosen triples.
 
         Args:
-            questions: ``user_id, purpose, unseen, cutoff``, unique by user and purpose. An ad-hoc viewer is a user id
-                that no fit holds (say -1) with purpose ``test``, and has no answers.
-            history: likes before the cutoff, ``user_id, purpose, movie_id, age`` (newest 0).
-            seen: everything rated before the cutoff, ``user_id, purpose, movie_id``.
-            answers: ``user_id, purpose, movie_id, rating``; read by ``kerag`` alone, may be empty.
+            questions: ``user_id, purpose, unseen, cutoff``, unique by ``QUESTION``, as whose columns the other frames
+                name theirs. An ad-hoc viewer is a user id that no fit holds (say -1) with purpose ``test``, and has
+                no answers.
+            history: likes before the cutoff, ``user_id, purpose, cutoff, movie_id, age`` (newest 0).
+            seen: everything rated before the cutoff, ``user_id, purpose, cutoff, movie_id``.
+            answers: ``user_id, purpose, cutoff, movie_id, rating``; read by ``kerag`` alone, may be empty.
 
         Returns:
-            Frames of ``schemas.RETRIEVED`` and ``schemas.CHOICES``, sorted by user and purpose (and film and rank).
+            Frames of ``schemas.RETRIEVED`` and ``schemas.CHOICES``, sorted by question (and film and rank).
         """
         retrieved, choices, _ = self._run(questions, history, seen, answers, rank=False)
         return retrieved, choices
 
     def retrieve_and_rank(
-        self, questions: pl.DataFrame, history: pl.DataFrame, seen: pl.DataFrame, answers: pl.DataFrame
+        self,
+        questions: pl.DataFrame,
+        history: pl.DataFrame,
+        seen: pl.DataFrame,
+        answers: pl.DataFrame,
+        ranked: pl.Series | None = None,
     ) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
-        """As ``retrieve_viewers``, and the first-stage rankings of valid and test questions (``schemas.RANKINGS``)."""
-        return self._run(questions, history, seen, answers, rank=True)
+        """As ``retrieve_viewers``, and the first-stage rankings (``schemas.RANKINGS``) of valid and test questions.
+
+        Args:
+            ranked: ids of the viewers whose questions are ranked; None: all.
+        """
+        return self._run(questions, history, seen, answers, rank=True, ranked=ranked)
 
     def _run(
-        self, questions: pl.DataFrame, history: pl.DataFrame, seen: pl.DataFrame, answers: pl.DataFrame, *, rank: bool
+        self,
+        questions: pl.DataFrame,
+        history: pl.DataFrame,
+        seen: pl.DataFrame,
+        answers: pl.DataFrame,
+        *,
+        rank: bool,
+        ranked: pl.Series | None = None,
     ) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
         retrieved, choices, rankings = [RETRIEVED.to_frame()], [CHOICES.to_frame()], [RANKINGS.to_frame()]
         for batch in self._batches(questions, history, seen):
@@ -160,7 +182,7 @@ class Retriever:
             retrieved.append(conform(found, RETRIEVED))
             choices.append(conform(self._choose(batch, told_films(found, history, self.num_liked_triples)), CHOICES))
             if rank and batch.fit != FIT_OF["train"]:
-                rankings.append(conform(self._rank(batch, answers), RANKINGS))
+                rankings.append(conform(self._rank(batch if ranked is None else batch.of(ranked), answers), RANKINGS))
         return (
             pl.concat(retrieved).sort(QUESTION),
             pl.concat(choices).sort(*QUESTION, "movie_id", "rank"),
@@ -210,12 +232,13 @@ class Retriever:
         )
 
     def _rank(self, batch: _Batch, answers: pl.DataFrame) -> pl.DataFrame:
-        fit, rgat, num = self.lightgcn[batch.fit], self.rgat[batch.fit], len(batch.questions)
+        fit, evidence, num = self.lightgcn[batch.fit], self.evidence[batch.fit], len(batch.questions)
+        catalogue = evidence.rgat.catalogue
         popular_UK = rank_by_popularity(self.neighbours[batch.fit].like_counts(), batch.seen, num)
-        told_UK = rank_by_rgat(rgat, batch.likes, _rated_columns(batch.rated, rgat.catalogue, num), num)
+        told_UK = rank_by_rgat(evidence, batch.likes, _rated_columns(batch.rated, catalogue, num), num)
         tops = {
             "popularity": fit.catalogue.movie_ids(popular_UK),
-            "rgat": rgat.catalogue.movie_ids(told_UK),
+            "rgat": catalogue.movie_ids(told_UK),
             **{
                 name: fit.catalogue.movie_ids(batch.lists.top(name, LISTED_FILMS))
                 for name in self.first_stages[batch.fit].names

@@ -17,19 +17,12 @@ from scipy import sparse
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from tripletune.retrieve.specialists import TIES, LightGCNFit, Likes
+from tripletune.retrieve.specialists import LightGCNFit, Likes
 from tripletune.retrieve.topk import Ints, Ragged, product_blocks, top_columns
-from tripletune.retrieve.viewers import with_age
-from tripletune.stable_hash import mix
+from tripletune.stable_hash import tie_order
 
-FIT_LABELS = {"a": ("graph",), "b": ("graph", "target")}
-"""Labels of the likes that a fit was trained on."""
-
-
-def fit_likes(rows: pl.LazyFrame, fit: str) -> pl.DataFrame:
-    """The rows of a fit: likes of warm viewers, ``user_id, movie_id, age``."""
-    of_fit = pl.col("label").is_in(FIT_LABELS[fit]) & ~pl.col("unseen")
-    return with_age(rows.filter(of_fit).select("user_id", "movie_id", "position").collect(), ("user_id",))
+VOTES_AT_ONCE = 64
+"""Viewers whose neighbours' votes are counted at a time: some hundred films each, in the cache."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,9 +36,9 @@ class Neighbours:
 
     @classmethod
     def build(cls, fit: LightGCNFit, likes: pl.DataFrame, seed: int) -> Neighbours:
-        """Pool and index the viewers of ``fit_likes``."""
+        """Pool and index the viewers of ``viewers.read_fit_likes``."""
         ids_V = likes["user_id"].unique().to_numpy().astype(np.int64)
-        users_V = ids_V[np.lexsort((ids_V, mix(ids_V, seed + TIES)))]
+        users_V = ids_V[tie_order(ids_V, seed)]
         viewer_E = _places(users_V, likes["user_id"].to_numpy().astype(np.int64))
         movie_E = likes["movie_id"].to_numpy().astype(np.int64)
         vectors_VD = fit.pool(Likes(viewer_E, movie_E, likes["age"].to_numpy().astype(np.int64)), len(users_V))
@@ -94,17 +87,44 @@ class Neighbours:
         viewer_UK, cosine_UK = self.nearest(vectors_UD, users_U, k)
         weight_UK = np.where(viewer_UK >= 0, np.maximum(cosine_UK.numpy(), 0.0), 0.0).astype(np.float32)
         places_UK = np.maximum(viewer_UK, 0)
-
-        def votes(start: int, stop: int) -> Tensor:
-            starts = np.arange(0, (stop - start) * k + 1, k)
+        films_UF = np.full((len(users_U), num_films), -1, dtype=np.int64)
+        for start in range(0, len(users_U), VOTES_AT_ONCE):
+            rows = slice(start, start + VOTES_AT_ONCE)
+            weight_BK = weight_UK[rows]
             weight_BV = sparse.csr_array(
-                (weight_UK[start:stop].ravel(), places_UK[start:stop].ravel(), starts),
-                shape=(stop - start, len(self.users_V)),
+                (weight_BK.ravel(), places_UK[rows].ravel(), np.arange(0, weight_BK.size + 1, k)),
+                shape=(len(weight_BK), len(self.users_V)),
             )
-            votes_BM = torch.from_numpy((weight_BV @ self.likes_VM).toarray())
-            return votes_BM.masked_fill_(votes_BM <= 0, -torch.inf)
+            films_UF[rows] = _most_votes(
+                weight_BV @ self.likes_VM, *seen.block(start, start + len(weight_BK)), num_films
+            )
+        return films_UF
 
-        return top_columns(votes, len(users_U), seen, num_films)[0]
+
+def _most_votes(votes_BM: sparse.csr_array, seen_row_S: Ints, seen_column_S: Ints, num_films: int) -> Ints:
+    """The films with the most votes of each row (B, F), ties by the lower column, -1 where fewer have any.
+
+    Only the films that somebody voted for are looked at: some hundreds of many thousands.
+    """
+    num_rows, num_columns = votes_BM.shape
+    counts_B = np.diff(votes_BM.indptr)
+    films_BF = np.full((num_rows, num_films), -1, dtype=np.int64)
+    filled_B = np.flatnonzero(counts_B)
+    if not len(filled_B):
+        return films_BF
+    row_E = np.repeat(np.arange(num_rows), counts_B)
+    is_seen_BM = np.zeros((num_rows, num_columns), dtype=bool)
+    is_seen_BM[seen_row_S, seen_column_S] = True
+    counts = (votes_BM.data > 0) & ~is_seen_BM[row_E, votes_BM.indices]
+    # floats above 0 stand in the order of their bits; the column below them settles ties
+    key_E = votes_BM.data.astype(np.float32).view(np.int32).astype(np.int64) << 32
+    key_E = np.where(counts, key_E | (num_columns - 1 - votes_BM.indices), -1)
+    starts = votes_BM.indptr[filled_B]
+    for place in range(num_films):
+        best_B = np.maximum.reduceat(key_E, starts)
+        films_BF[filled_B, place] = np.where(best_B < 0, -1, num_columns - 1 - (best_B & 0xFFFFFFFF))
+        key_E[key_E == np.repeat(best_B, counts_B[filled_B])] = -1
+    return films_BF
 
 
 def _places(users_V: Ints, wanted: Ints) -> Ints:

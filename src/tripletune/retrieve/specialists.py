@@ -24,14 +24,10 @@ from torch import Tensor
 from tripletune.errors import InputError
 from tripletune.pooling import pool_viewers
 from tripletune.retrieve.topk import Ints
-from tripletune.stable_hash import mix
+from tripletune.stable_hash import tie_order
 
 FIT_OF = {"train": "a", "valid": "b", "test": "b"}
 """Which fit writes the hints of which purpose: fit a never saw the ``target`` likes that training examples ask for."""
-
-TIES = 1 << 40
-"""Added to the run's seed for the order of ties; the split orders equal times by the plain seed, and a film's place
-among ties must say nothing about that order."""
 
 
 class Catalogue:
@@ -42,7 +38,7 @@ class Catalogue:
 
     def __init__(self, movie_ids_M: npt.ArrayLike, seed: int) -> None:
         given_M = np.asarray(movie_ids_M).astype(np.int64)
-        self.order_M: Ints = np.lexsort((given_M, mix(given_M, seed + TIES)))
+        self.order_M: Ints = tie_order(given_M, seed)
         self.ids_M: Ints = given_M[self.order_M]
         self._by_id_M: Ints = np.argsort(self.ids_M)
         self._sorted_M: Ints = self.ids_M[self._by_id_M]

@@ -1,0 +1,175 @@
+"""The token budget of a prompt, and what is left out of one that exceeds it.
+
+Films are left out one by one, in this order, until prompt and completion fit: the oldest likes, down to the newest
+five; the oldest dislikes; the last of the similar viewers' films; the older ones of the five newest likes, but for the
+newest. A like takes its facts of hint 2 with it. Candidates, facts about them, hint 1's ranking and the question are
+never touched: a prompt that is too long with these alone is refused by name.
+"""
+# Shape letters in this file: E examples, K films of a section at most
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from tripletune.errors import InputError
+from tripletune.prompts.render import Lines
+from tripletune.prompts.tokens import TokenCounter, Tokens
+from tripletune.schemas import EXAMPLE_ID, EXAMPLES
+
+DROPPABLE = ("liked", "disliked", "similar")
+_NEWEST = 5
+
+Kept = dict[str, npt.NDArray[np.int64]]
+"""How many films of each droppable section stay, the first ones; shape (E,) each."""
+
+
+def shorten(
+    examples: pl.DataFrame, lines: Mapping[str, Lines], counter: TokenCounter, tokens: Tokens, max_tokens: int
+) -> pl.DataFrame:
+    """Leave out just so much that every example fits.
+
+    Args:
+        examples: ``schemas.QUESTION``, the lists of films, ``triples`` with those of likes before those of candidates.
+        lines: of these examples, of all the template's slots.
+        counter: of the template.
+        tokens: of the examples as they are; shape (E,).
+        max_tokens: of prompt and completion.
+
+    Returns:
+        The examples with shorter lists, and the same rows.
+
+    Raises:
+        InputError: an example is too long with nothing more to leave out.
+    """
+    sections = {slot: _by_kept(lines[slot], slot, counter) for slot in DROPPABLE if slot in lines}
+    facts_EK, kept_facts = _facts_by_kept(examples, lines, counter)
+    sizes = {slot: examples[slot].list.len().to_numpy().astype(np.int64) for slot in DROPPABLE}
+
+    def saved(kept: Kept) -> Tokens:
+        row = np.arange(len(examples))
+        total: Tokens = facts_EK[row, sizes["liked"]] - facts_EK[row, kept["liked"]]
+        for slot, table in sections.items():
+            total = total + table[row, sizes[slot]] - table[row, kept[slot]]
+        return total
+
+    chosen = {slot: size.copy() for slot, size in sizes.items()}
+    waiting = tokens > max_tokens
+    for step in range(1, int(sum(size.max(initial=0) for size in sizes.values())) + 1):
+        if not waiting.any():
+            break
+        kept = _after(step, sizes)
+        now = tokens - saved(kept)
+        for slot in DROPPABLE:
+            chosen[slot][waiting] = kept[slot][waiting]
+        waiting &= now > max_tokens
+    if waiting.any():
+        _refuse(examples, tokens - saved(chosen), waiting, max_tokens)
+    return _cut(examples, chosen, kept_facts)
+
+
+def _after(step: int, sizes: Kept) -> Kept:
+    """What is kept after so many films have gone."""
+    left = np.full_like(sizes["liked"], step)
+    gone: dict[str, npt.NDArray[np.int64]] = {}
+    room = {
+        "old": np.maximum(sizes["liked"] - _NEWEST, 0),
+        "disliked": sizes["disliked"],
+        "similar": sizes["similar"],
+        "new": np.maximum(np.minimum(sizes["liked"], _NEWEST) - 1, 0),
+    }
+    for name, most in room.items():
+        gone[name] = np.minimum(left, most)
+        left = left - gone[name]
+    return {
+        "liked": sizes["liked"] - gone["old"] - gone["new"],
+        "disliked": sizes["disliked"] - gone["disliked"],
+        "similar": sizes["similar"] - gone["similar"],
+    }
+
+
+def _by_kept(section: Lines, slot: str, counter: TokenCounter) -> Tokens:
+    """Tokens of the section when only its first k lines stay; shape (E, K + 1), k = 0..K."""
+    inner, last = counter.inner(section), counter.last(section, slot)
+    lengths = np.diff(section.starts)
+    width = int(lengths.max(initial=0))
+    table = np.full((len(lengths), width + 1), counter.empty(slot), dtype=np.int64)
+    before = np.concatenate([[0], inner.cumsum()])
+    row = np.repeat(np.arange(len(lengths)), lengths)
+    place = np.arange(len(inner)) - section.starts[:-1][row]
+    table[row, place + 1] = before[:-1] - before[section.starts[:-1][row]] + last
+    return table
+
+
+def _facts_by_kept(
+    examples: pl.DataFrame, lines: Mapping[str, Lines], counter: TokenCounter
+) -> tuple[Tokens, pl.DataFrame]:
+    """Tokens of hint 2 when only the facts of the first k likes stay, shape (E, K + 1); and of each fact, ``row``,
+    ``place`` in its list and ``like``, the place of its like (null: a candidate's, which stays)."""
+    width = int(examples["liked"].list.len().max() or 0)  # type: ignore[arg-type]
+    if "triples" not in lines:
+        nothing = pl.DataFrame(schema={"row": pl.UInt32, "place": pl.Int64, "like": pl.Int64})
+        return np.zeros((len(examples), width + 1), dtype=np.int64), nothing
+    section = lines["triples"]
+    numbered = examples.with_row_index("row")
+    facts = numbered.select(
+        "row",
+        place=pl.int_ranges(pl.col("triples").list.len()),
+        movie_id=pl.col("triples").list.eval(pl.element().struct.field("movie_id")),
+    ).explode("place", "movie_id", empty_as_null=False)
+    likes = numbered.select("row", movie_id="liked", like=pl.int_ranges(pl.col("liked").list.len()))
+    shown = numbered.select("row", movie_id="candidates").explode("movie_id", empty_as_null=False)
+    likes = likes.explode("movie_id", "like", empty_as_null=False).join(shown, on=["row", "movie_id"], how="anti")
+    facts = facts.join(likes, on=["row", "movie_id"], how="left", maintain_order="left").select("row", "place", "like")
+    inner, last = counter.inner(section), counter.last(section, "triples")
+    row = facts["row"].to_numpy()
+    # a fact of the like at place p is there for every k > p, a candidate's for every k
+    from_k = facts["like"].fill_null(-1).to_numpy() + 1
+    table = np.zeros((len(examples), width + 1), dtype=np.int64)
+    final = np.full((len(examples), width + 1), -1, dtype=np.int64)
+    np.add.at(table, (row, from_k), inner)
+    np.maximum.at(final, (row, from_k), np.arange(len(inner)))
+    table, final = table.cumsum(axis=1), np.maximum.accumulate(final, axis=1)
+    closing = np.append(last - inner, counter.empty("triples"))  # index -1: no fact at all
+    return table + closing[final], facts
+
+
+def _cut(examples: pl.DataFrame, kept: Kept, facts: pl.DataFrame) -> pl.DataFrame:
+    limits = pl.DataFrame({f"keep_{slot}": limit for slot, limit in kept.items()})
+    cut = pl.concat([examples, limits], how="horizontal").with_columns(
+        pl.col(slot).list.head(pl.col(f"keep_{slot}")) for slot in DROPPABLE
+    )
+    if facts.height:
+        stays = facts.join(cut.select(pl.row_index("row"), "keep_liked"), on="row", how="left", maintain_order="left")
+        places = (
+            stays.filter(pl.col("like").is_null() | (pl.col("like") < pl.col("keep_liked")))
+            .group_by("row", maintain_order=True)
+            .agg("place")
+        )
+        cut = cut.with_row_index("row").join(places, on="row", how="left", maintain_order="left")
+        nothing = pl.lit([], dtype=pl.List(pl.Int64))
+        told = pl.col("triples").list.gather(pl.col("place").fill_null(nothing))
+        cut = cut.with_columns(triples=told.cast(EXAMPLES["triples"])).drop("row", "place")
+    return cut.drop(limits.columns)
+
+
+def _refuse(examples: pl.DataFrame, tokens: Tokens, waiting: npt.NDArray[np.bool_], max_tokens: int) -> None:
+    longest = int(np.where(waiting, tokens, 0).argmax())
+    name = examples.select(EXAMPLE_ID).item(longest, 0)
+    raise InputError(
+        f"prompt.max_tokens = {max_tokens}: {int(waiting.sum())} examples are longer with all left out that may be, "
+        f"the longest, {name}, has {tokens[longest]}; set it to {tokens[longest]} or more, or show less "
+        "(retrieve.num_candidates, retrieve.triples_per_film, retrieve.hint_films)"
+    )
+
+
+def count_left_out(before: pl.DataFrame, after: pl.DataFrame) -> pl.Series:
+    """How many films of each section, and facts, ``after`` lacks: structs of ``schemas.EXAMPLES['shortened']``."""
+    columns = {
+        slot: before[slot].list.len().cast(pl.Int16) - after[slot].list.len().cast(pl.Int16)
+        for slot in (*DROPPABLE, "triples")
+    }
+    return pl.DataFrame(columns).to_struct("shortened")

@@ -1,0 +1,44 @@
+"""The lines of prompts, split once for all that the audit asks of them.
+
+Of the templates the audit knows one thing: a line of data starts with ``- ``, ``<number>. `` or ``<label>. ``.
+"""
+
+from __future__ import annotations
+
+import polars as pl
+
+MARK = r"^(?:- |\d+[.)] |[A-Z]{1,2}\. )"
+"""What a line of data starts with."""
+
+
+def named_films(pairs: pl.DataFrame) -> pl.DataFrame:
+    """Every title once: ``title, number, said``; ``said`` is its film, null where titles and films are not one to one.
+
+    Args:
+        pairs: ``movie_id, title`` of the candidates of one shard.
+    """
+    named = pairs.select("title", "movie_id").unique()
+    known = named.filter(~pl.col("movie_id").is_duplicated(), ~pl.col("title").is_duplicated())
+    titles = named.select(pl.col("title").unique()).with_row_index("number")
+    return titles.join(known.rename({"movie_id": "said"}), on="title", how="left")
+
+
+def prompt_lines(texts: pl.DataFrame, titles: pl.DataFrame) -> pl.DataFrame:
+    """All lines in their order, ``row, line, section, number, said``.
+
+    ``line`` is without its mark. Lines of data without another one between are one ``section``, numbered through all
+    prompts; null for other lines. ``number`` and ``said`` are those of the title that the line consists of, else null.
+
+    Args:
+        texts: ``row, prompt``.
+        titles: ``named_films``.
+    """
+    lines = texts.select("row", line=pl.col("prompt").str.split("\n")).explode("line", empty_as_null=False)
+    lines = lines.with_columns(is_data=pl.col("line").str.contains(MARK).fill_null(False))
+    # the same number for a line of data as for the one before it, unless a prompt begins
+    section = (~pl.col("is_data") | pl.col("row").ne_missing(pl.col("row").shift())).cum_sum()
+    lines = lines.with_columns(
+        section=pl.when("is_data").then(section),
+        line=pl.when("is_data").then(pl.col("line").str.replace(MARK, "")).otherwise("line"),
+    )
+    return lines.drop("is_data").join(titles.rename({"title": "line"}), on="line", how="left", maintain_order="left")

@@ -1,0 +1,121 @@
+# Shape letters in this file:
+#   E rows of ratings, U viewers
+"""What retrieve takes over from an earlier night: the rows of the viewers whose evidence is the same.
+
+A question's rows hang on its viewer's own ratings up to the answers, on what was fitted, on the facts that the R-GAT
+weighs, and on settings. The last three are the same (``increments.find_earlier``); the first has a digest.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from tripletune.increments import compare_viewers, same_files
+from tripletune.retrieve.triples import read_triples
+from tripletune.schemas import ANSWER_LABEL, QUESTION, VIEWERS, conform
+from tripletune.stable_hash import mix, pair_hash
+
+TABLES = {
+    "retrieved": QUESTION,
+    "choices": (*QUESTION, "movie_id", "rank"),
+    "profiles": (*QUESTION, "relation"),
+    "counts": QUESTION,
+}
+"""What each bucket has a file of, and the columns it is sorted by."""
+_FILM, _ROW = 10 << 40, 11 << 40
+"""Seeds of the digests; nothing else may draw the same numbers."""
+
+
+def digest_viewers(rows: pl.DataFrame) -> pl.DataFrame:
+    """A digest of the rows that any question of a viewer can see: ``schemas.VIEWERS``, viewers with an answer alone.
+
+    What was rated after the last answer is no part of it.
+
+    Args:
+        rows: of a bucket of the split (``viewers.read_rows``).
+    """
+    answer = pl.col("label").is_in(list(ANSWER_LABEL.values()))
+    last = rows.filter(answer).group_by("user_id").agg(last=pl.col("position").max())
+    known = rows.join(last, on="user_id").filter(pl.col("position") <= pl.col("last")).sort("user_id", "position")
+    movie_E, position_E = (known[name].to_numpy().astype(np.int64) for name in ("movie_id", "position"))
+    rating_E = known["rating"].to_numpy().astype(np.float32).view(np.int32).astype(np.int64)
+    mark_E = known["label"].to_physical().to_numpy().astype(np.int64) * 2 + known["unseen"].to_numpy()
+    row_E = pair_hash(pair_hash(movie_E, position_E << 32 ^ rating_E, _ROW).astype(np.int64), mark_E, _ROW)
+    counts = known.group_by("user_id", maintain_order=True).len("ratings")
+    start_U = np.cumsum(counts["ratings"].to_numpy()) - counts["ratings"].to_numpy()
+    sums = {
+        name: np.add.reduceat(hash_E, start_U.astype(np.int64)) if len(start_U) else hash_E
+        for name, hash_E in (("films", mix(movie_E, _FILM)), ("rows", row_E))
+    }
+    return conform(counts.with_columns(**{name: pl.Series(values) for name, values in sums.items()}), VIEWERS)
+
+
+@dataclass(frozen=True, slots=True)
+class EarlierNight:
+    """A finished retrieve output that differs from tonight's in ratings alone."""
+
+    folder: Path
+    rankings: pl.DataFrame
+
+    @classmethod
+    def open(cls, folder: Path) -> EarlierNight:
+        """Read its rankings, which are one file."""
+        return cls(folder, pl.read_parquet(folder / "rankings.parquet"))
+
+    def compare(self, name: str, viewers: pl.DataFrame) -> pl.DataFrame:
+        """``increments.compare_viewers`` of a bucket, by the name of its file."""
+        path = self.folder / "viewers" / name
+        return compare_viewers(pl.read_parquet(path) if path.is_file() else VIEWERS.to_frame(), viewers)
+
+    def keep(self, name: str, same: pl.DataFrame, questions: pl.DataFrame, ranked: pl.Series | None) -> pl.DataFrame:
+        """The questions of a bucket whose rows are all there: ``schemas.QUESTION``.
+
+        Args:
+            name: of the bucket's file.
+            same: ``user_id`` of those whose evidence is the same.
+            questions: tonight's.
+            ranked: ids of the viewers who are ranked tonight; None: all.
+        """
+        if not (self.folder / "retrieved" / name).is_file():
+            return questions.select(QUESTION).clear()
+        before = self._read("retrieved", name)
+        kept = questions.join(same, on="user_id", how="semi").join(before, on=QUESTION, how="semi").select(QUESTION)
+        needs_rank = pl.col("purpose") != "train"
+        if ranked is not None:
+            needs_rank &= pl.col("user_id").is_in(ranked.implode())
+        unranked = kept.filter(needs_rank).join(self.rankings, on=QUESTION, how="anti")
+        return kept.join(unranked, on=QUESTION, how="anti")
+
+    def add(self, table: str, name: str, rows: pl.DataFrame, kept: pl.DataFrame) -> pl.DataFrame:
+        """Tonight's rows of a bucket and those of the questions kept, as a full run has them."""
+        if kept.is_empty():
+            return rows
+        mine = self._read(table, name).join(kept, on=QUESTION, how="semi")
+        return pl.concat([rows, mine.select(rows.columns)]).sort(TABLES[table]).rechunk()
+
+    def ranked(self, kept: pl.DataFrame, ranked: pl.Series | None) -> pl.DataFrame:
+        """The rankings of the questions kept."""
+        mine = self.rankings.join(kept, on=QUESTION, how="semi")
+        return mine if ranked is None else mine.filter(pl.col("user_id").is_in(ranked.implode()))
+
+    def _read(self, table: str, name: str) -> pl.DataFrame:
+        return pl.read_parquet(self.folder / table / name)
+
+
+def same_facts(before: Path, now: Path, rgat: Path) -> bool:
+    """Whether two knowledge folders say the same about the triples that the R-GAT weighs; others are never told.
+
+    Args:
+        before, now: finished outputs of the knowledge stage.
+        rgat: folder of that stage.
+    """
+    if same_files(before, now, ("entities.parquet", "relations.parquet", "triples.parquet")):
+        return True
+    key = ["movie_id", "relation", "entity"]
+    weighed = pl.read_parquet(rgat / "attention.parquet", columns=key).unique()
+    told = [read_triples(folder).join(weighed, on=key, how="semi").sort(key) for folder in (before, now)]
+    return told[0].equals(told[1])

@@ -1,0 +1,51 @@
+"""A loaded model answers with labels in one forward pass, as likely as it finds them."""
+
+from __future__ import annotations
+
+import polars as pl
+import torch
+
+from tests.unit.test_decoding import model, tokenizer
+from tripletune.contract import AdapterContract
+from tripletune.rank.answerer import Answerer
+from tripletune.rank.decoding import LineTokens
+
+LETTERS = list("ABCDEFGH")
+CONTRACT = AdapterContract(prompt={}, tokenizer_sha256="", base_model="tiny", base_revision="")
+
+
+def examples() -> pl.DataFrame:
+    asked = ["Which?", "Which of these five films will it be, after all?", "Which one"]
+    return pl.DataFrame(
+        {
+            "user_id": [1, 2, 3],
+            "prompt": [[{"role": "user", "content": text}] for text in asked],
+            "candidates": [[10 * user + place for place in range(8)] for user in (1, 2, 3)],
+            "candidate_titles": [[f"Film {place}" for place in range(8)]] * 3,
+            "candidate_letters": [LETTERS] * 3,
+        },
+        schema_overrides={"user_id": pl.Int32, "candidates": pl.List(pl.Int32)},
+    )
+
+
+def test_labels_come_in_the_order_of_their_likelihood_whatever_the_batch_pads() -> None:
+    tokenizer().padding_side = "left"
+    answerer = Answerer(model(), tokenizer(), LineTokens(tokenizer()), CONTRACT)
+    answered = answerer.answer(examples(), tuned=True, constrained=True, batch_size=3)
+    ids = tokenizer().convert_tokens_to_ids(LETTERS)
+    for row, got in zip(examples().iter_rows(named=True), answered.iter_rows(named=True), strict=True):
+        text = tokenizer().apply_chat_template(row["prompt"], tokenize=False, add_generation_prompt=True)
+        alone = tokenizer()(text, add_special_tokens=False, return_tensors="pt")["input_ids"]
+        with torch.inference_mode():
+            best = model()(alone).logits[0, -1][ids].argsort(descending=True)[:5].tolist()
+        assert got["text"] == "\n".join(LETTERS[place] for place in best)
+        assert got["answers"] == [row["candidates"][place] for place in best]
+        assert got["valid"]
+
+
+def test_a_free_answer_is_read_by_its_labels() -> None:
+    tokenizer().padding_side = "left"
+    answerer = Answerer(model(), tokenizer(), LineTokens(tokenizer()), CONTRACT)
+    answered = answerer.answer(examples(), tuned=True, constrained=False, batch_size=2)
+    assert len(answered) == 3
+    assert not answered["valid"].any()  # the model knows nothing

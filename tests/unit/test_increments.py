@@ -1,0 +1,262 @@
+"""A night that asks only the viewers whose evidence changed writes the bytes of one that asks everybody."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+import small_world
+
+from tripletune import schemas
+from tripletune.config import RunConfig
+from tripletune.graph.ease_fit import train_ease
+from tripletune.paths import RunPaths
+from tripletune.retrieve.earlier import digest_viewers
+from tripletune.stages import run_generate, run_retrieve
+
+SEED = 7
+CONFIG: dict[str, Any] = {
+    "dataset": "d",
+    "seed": SEED,
+    "retrieve": {"retriever": "lightgcn", "num_candidates": 20, "hint_films": 6, "similar_films": 3},
+}
+TRAINED = ("rgat", "lightgcn", "ease")
+NEW, AGAIN, GONE, LATE, TWIN = 4, 6, 8, 10, 41
+
+
+def publish(root: Path, world: small_world.World, night: str, **fields: Any) -> tuple[RunPaths, RunConfig]:
+    """The stages before retrieve as finished outputs; what was fitted keeps its fingerprint, as a pinned one does."""
+    config = RunConfig.model_validate({**CONFIG, "retrieve": {**CONFIG["retrieve"], **fields}})
+    tonight = ("ingest", "split", "knowledge", "retrieve", "generate")
+    prints = {stage: (night if stage in tonight else "1") * 32 for stage in (*tonight, *TRAINED)}
+    parents = {"retrieve": ("knowledge", "split", *TRAINED), "generate": ("ingest", "split", "retrieve", *TRAINED)}
+    ingredients = {
+        stage: {
+            "source": {},
+            "libraries": {},
+            "fields": {"retrieve": config.field("retrieve")},
+            "parents": {parent: prints[parent] for parent in parents.get(stage, ())}
+            | ({"split": "a" * 32} if stage in TRAINED else {}),
+            "inputs": {},
+        }
+        for stage in prints
+    }
+    paths = RunPaths(root=root, dataset="d", fingerprints=prints, ingredients=ingredients)
+    for stage in ("ingest", "split", "knowledge", *TRAINED):
+        paths.build(stage, lambda work, stage=stage: copy(world.root / stage, work))
+    return paths, config
+
+
+def copy(source: Path, work: Path) -> dict[str, Any]:
+    shutil.copytree(source, work, dirs_exist_ok=True)
+    return {}
+
+
+def make(paths: RunPaths, config: RunConfig) -> RunPaths:
+    run_retrieve(paths, config)
+    run_generate(paths, config)
+    return paths
+
+
+def files(paths: RunPaths) -> dict[str, bytes]:
+    return {
+        f"{stage}/{path.relative_to(paths.folder(stage))}": path.read_bytes()
+        for stage in ("retrieve", "generate")
+        for path in sorted(paths.folder(stage).rglob("*.parquet"))
+    }
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> small_world.World:
+    world = small_world.make_world(tmp_path_factory.mktemp("world"))
+    shutil.copy(world.lightgcn / "trained_on.parquet", world.rgat / "trained_on.parquet")
+    world.ease.mkdir()
+    train_ease(world.split, world.ease, RunConfig.model_validate(CONFIG).retrieve, SEED)
+    return world
+
+
+@pytest.fixture(scope="module")
+def first(world, tmp_path_factory) -> Path:
+    """An artifact root with one finished night."""
+    root = tmp_path_factory.mktemp("first")
+    paths = make(*publish(root, world, "a"))
+    assert paths.manifest("retrieve")["facts"]["nothing_reused"] == "there is no earlier output"
+    return root
+
+
+def add(rows: pl.DataFrame, user: int, film: int, rating: float, label: str) -> pl.DataFrame:
+    """One more rating of a viewer, behind all others."""
+    last = rows.filter(pl.col("user_id") == user).row(-1, named=True)
+    row = {**last, "movie_id": film, "rating": rating, "position": last["position"] + 1, "label": label}
+    return pl.concat([rows, pl.DataFrame([row], schema=rows.schema)]).sort("user_id", "position")
+
+
+def move_on(rows: pl.DataFrame, user: int) -> pl.DataFrame:
+    """Every held-out like of a viewer becomes the one before it, as when there is a newer like."""
+    older = {"test": "valid", "valid": "target"}
+    label = pl.col("label").cast(pl.String).replace(older).cast(schemas.SPLIT_LABELS)
+    return rows.with_columns(label=pl.when(pl.col("user_id") == user).then(label).otherwise("label"))
+
+
+def unrated(rows: pl.DataFrame, user: int) -> int:
+    return min(set(range(1, small_world.NUM_FILMS)) - set(rows.filter(pl.col("user_id") == user)["movie_id"]))
+
+
+@pytest.fixture(scope="module")
+def second(world, tmp_path_factory) -> small_world.World:
+    """The next night: a new like, a film rated again, a viewer gone, a late dislike, a new viewer; no new fit."""
+    rows = small_world.read_split(world)
+    rows = add(move_on(rows, NEW), NEW, unrated(rows, NEW), 5.0, "test")
+    film = rows.filter(pl.col("user_id") == AGAIN, pl.col("label") == "graph")["movie_id"][0]
+    rows = rows.filter((pl.col("user_id") != AGAIN) | (pl.col("movie_id") != film))
+    rows = add(move_on(rows, AGAIN), AGAIN, film, 4.5, "test")
+    rows = rows.filter(pl.col("user_id") != GONE)
+    rows = add(rows, LATE, unrated(rows, LATE), 1.0, "other")
+    twin = rows.filter(pl.col("user_id") == 7).with_columns(user_id=pl.lit(TWIN, pl.Int32))
+    changed = small_world.World(tmp_path_factory.mktemp("second"))
+    for stage in ("ingest", "knowledge", *TRAINED):
+        shutil.copytree(getattr(world, stage), getattr(changed, stage))
+    changed.split.mkdir()
+    small_world.write_split(changed, pl.concat([rows, twin]))
+    return changed
+
+
+def test_only_changed_viewers_are_asked_and_the_bytes_are_those_of_a_full_run(
+    first, second, tmp_path, monkeypatch, caplog
+):
+    full = make(*publish(tmp_path / "full", second, "b"))
+    shutil.copytree(first, tmp_path / "next")
+    asked: list[int] = []
+    from tripletune.retrieve.retriever import Retriever
+
+    ask = Retriever.retrieve_and_rank
+
+    def note(self: Retriever, questions: pl.DataFrame, *rest: Any) -> Any:
+        asked.extend(questions["user_id"])
+        return ask(self, questions, *rest)
+
+    monkeypatch.setattr(Retriever, "retrieve_and_rank", note)
+    with caplog.at_level("INFO"):
+        tonight = make(*publish(tmp_path / "next", second, "b"))
+    assert set(asked) == {NEW, AGAIN, TWIN}
+    assert files(tonight) == files(full)
+    for stage in ("retrieve", "generate"):
+        facts = tonight.manifest(stage)["facts"]
+        assert facts["reused"] == "a" * 32
+        assert facts["viewers_reused"] == 39 - 3
+        assert facts["viewers_changed"] == {"gone": 1, "new ratings": 1, "new viewer": 1, "rated again": 1}
+        whole = full.manifest(stage)["facts"]
+        assert whole.pop("nothing_reused") == "there is no earlier output"
+        assert {key: facts[key] for key in whole} == whole
+        assert (
+            f"{stage}: 36 viewers as in aaaaaaaaaa; asked again: 1 gone, 1 new ratings, 1 new viewer, 1 rated again"
+            in caplog.messages
+        )
+
+
+def test_a_question_whose_pinned_fit_knows_the_answer_is_left_out_and_counted(second, first, tmp_path):
+    """A film of the graph that is rated again is tonight's test like; fits a and b were trained on it."""
+    shutil.copytree(first, tmp_path / "next")
+    tonight = make(*publish(tmp_path / "next", second, "b"))
+    assert tonight.manifest("retrieve")["facts"]["left_out_known_to_fit"] == {"test": 1}
+    for stage in ("retrieve/retrieved", "generate/*"):
+        name, below = stage.split("/")
+        asked = pl.read_parquet(tonight.folder(name) / below / "shard-*.parquet").filter(pl.col("user_id") == AGAIN)
+        assert "test" not in asked["purpose"]
+        assert "valid" in asked["purpose"]
+
+
+def test_a_night_without_any_change_asks_nobody(world, first, tmp_path):
+    shutil.copytree(first, tmp_path / "next")
+    tonight = make(*publish(tmp_path / "next", world, "b"))
+    facts = tonight.manifest("generate")["facts"]
+    assert (facts["viewers_reused"], facts["viewers_changed"]) == (39, {})
+    before = publish(tmp_path / "next", world, "a")[0]
+    assert files(tonight) == files(before)
+
+
+def test_other_settings_take_nothing_over(second, first, tmp_path):
+    shutil.copytree(first, tmp_path / "next")
+    tonight = make(*publish(tmp_path / "next", second, "b", hint_films=5))
+    for stage in ("retrieve", "generate"):
+        facts = tonight.manifest(stage)["facts"]
+        assert "fields retrieve.hint_films: 6 -> 5" in facts["nothing_reused"]
+        assert "viewers_reused" not in facts
+    assert files(tonight) == files(make(*publish(tmp_path / "full", second, "b", hint_films=5)))
+
+
+def changed_world(world: small_world.World, folder: Path) -> small_world.World:
+    shutil.copytree(world.root, folder)
+    return small_world.World(folder)
+
+
+def test_other_facts_take_nothing_over_and_facts_that_nobody_weighs_do(world, second, first, tmp_path):
+    named = changed_world(second, tmp_path / "named")
+    entities = pl.read_parquet(named.knowledge / "entities.parquet")
+    other = pl.when(pl.col("name") == "Person 3").then(pl.lit("Somebody Else")).otherwise("name")
+    entities.with_columns(name=other).write_parquet(named.knowledge / "entities.parquet")
+    shutil.copytree(first, tmp_path / "next")
+    tonight = make(*publish(tmp_path / "next", named, "b"))
+    for stage in ("retrieve", "generate"):
+        assert tonight.manifest(stage)["facts"]["nothing_reused"].endswith("its knowledge says something else")
+
+    more = changed_world(second, tmp_path / "more")
+    film = {"entity_id": len(entities), "key": "movie:999", "kind": "movie", "name": "New"}
+    pl.concat([entities, pl.DataFrame([film], schema=schemas.ENTITIES)]).write_parquet(
+        more.knowledge / "entities.parquet"
+    )
+    movies = pl.read_parquet(more.ingest / "movies.parquet")
+    new = {"movie_id": 999, "title": "New (2026)", "year": 2026, "genres": ["Drama"]}
+    pl.concat([movies, pl.DataFrame([new], schema=schemas.MOVIES)]).write_parquet(more.ingest / "movies.parquet")
+    shutil.copytree(first, tmp_path / "third")
+    tonight = make(*publish(tmp_path / "third", more, "b"))
+    assert tonight.manifest("generate")["facts"]["viewers_reused"] == 36
+
+
+def test_another_title_takes_no_prompt_over(second, first, tmp_path):
+    renamed = changed_world(second, tmp_path / "renamed")
+    movies = pl.read_parquet(renamed.ingest / "movies.parquet")
+    title = pl.when(pl.col("movie_id") == 5).then(pl.lit("Other (1955)")).otherwise("title")
+    movies.with_columns(title=title).write_parquet(renamed.ingest / "movies.parquet")
+    shutil.copytree(first, tmp_path / "next")
+    tonight = make(*publish(tmp_path / "next", renamed, "b"))
+    assert tonight.manifest("retrieve")["facts"]["viewers_reused"] == 36
+    assert tonight.manifest("generate")["facts"]["nothing_reused"].endswith("its ingest says something else")
+
+
+@pytest.mark.parametrize("stage", ["retrieve", "generate"])
+def test_a_damaged_earlier_output_is_not_used(second, first, tmp_path, stage):
+    shutil.copytree(first, tmp_path / "next")
+    shards = sorted((tmp_path / "next" / "d" / stage).rglob("shard-000.parquet"))
+    content = bytearray(shards[0].read_bytes())
+    content[60] ^= 1
+    shards[0].write_bytes(content)
+    tonight = make(*publish(tmp_path / "next", second, "b"))
+    assert "is damaged" in tonight.manifest("generate")["facts"]["nothing_reused"]
+    assert files(tonight) == files(make(*publish(tmp_path / "full", second, "b")))
+
+
+def test_a_digest_sees_each_column_and_no_row_after_the_last_answer(world):
+    rows = small_world.read_split(world).drop("timestamp")
+    before = digest_viewers(rows)
+    assert before["user_id"].to_list() == [user for user in range(1, 41) if user != 39]
+    mine = (pl.col("user_id") == 5) & (pl.col("position") == 2)
+    changes = {
+        "movie_id": pl.lit(999, pl.Int32),
+        "rating": pl.col("rating") + 0.5,
+        "label": pl.lit("later", schemas.SPLIT_LABELS),
+        "unseen": ~pl.col("unseen"),
+    }
+    for name, other in changes.items():
+        after = digest_viewers(rows.with_columns(pl.when(mine).then(other).otherwise(name).alias(name)))
+        assert after.filter(pl.col("rows") != before["rows"])["user_id"].to_list() == [5], name
+        assert (after["films"] != before["films"]).any() == (name == "movie_id")
+    swapped = pl.col("position").replace({2: 3, 3: 2})
+    turned = rows.with_columns(position=pl.when(pl.col("user_id") == 5).then(swapped).otherwise("position"))
+    assert digest_viewers(turned).filter(pl.col("rows") != before["rows"])["user_id"].to_list() == [5]
+    late = add(small_world.read_split(world), 5, 59, 1.0, "other").drop("timestamp")
+    assert digest_viewers(late).equals(before)
+    assert digest_viewers(rows.sample(fraction=1.0, shuffle=True, seed=1)).equals(before)

@@ -1,0 +1,177 @@
+"""Shards as jobs: what travels, what is loaded once, what an earlier night gives, what a lost writer leaves."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import polars as pl
+import pytest
+import small_world
+from test_engine import PURPOSES, SEED, SPECIALISTS, retrieve
+
+from tripletune.config import PromptConfig, RetrieveConfig, RunConfig, WorkersConfig
+from tripletune.errors import ConfigError, InputError
+from tripletune.prompts import shards
+from tripletune.prompts.engine import Frame
+from tripletune.prompts.shards import generate_shards, one_after_the_other, write_shard
+from tripletune.schemas import QUESTION
+from tripletune.stages import resolve
+
+RETRIEVE = RetrieveConfig(retriever="lightgcn")
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    world = small_world.make_world(tmp_path_factory.mktemp("world"))
+    retrieve(world, RETRIEVE)
+    return world
+
+
+@pytest.fixture(scope="module")
+def out(world, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("out")
+    generate(world, folder)
+    return folder
+
+
+def generate(world, out, **options):
+    out.mkdir(exist_ok=True)
+    return generate_shards(
+        *(world.ingest, world.split, world.retrieve, out, PromptConfig(), RETRIEVE),
+        dislike=3.0,
+        specialists=SPECIALISTS,
+        seed=SEED,
+        **options,
+    )
+
+
+def files(out):
+    return {path.relative_to(out).as_posix(): path.read_bytes() for path in out.rglob("*") if path.is_file()}
+
+
+def jobs_of(world, out):
+    planned = []
+    with pytest.raises(InputError):  # nobody writes them
+        generate(world, out, map_jobs=lambda write, jobs: planned.extend(jobs))
+    return planned
+
+
+def test_a_job_is_a_few_words_that_another_process_understands(world, tmp_path):
+    for job in jobs_of(world, tmp_path):
+        letter = pickle.dumps(job)
+        assert len(letter) < 2000
+        assert pickle.loads(letter) == job  # noqa: S301 - our own, just written
+
+
+def test_a_job_says_where_things_are_to_a_worker_that_started_in_another_folder(world, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "near").mkdir()
+    for job in jobs_of(world, Path("near")):
+        paths = (job.recipe.ingest, job.split, job.retrieve, job.out)
+        assert all(path.is_absolute() for path in paths)
+
+
+def test_a_worker_that_loaded_other_code_writes_nothing(world, tmp_path, monkeypatch):
+    jobs = jobs_of(world, tmp_path)
+    shards._shared_frame.cache_clear()
+    monkeypatch.setattr(shards, "_SOURCE", "what an older checkout had")
+    with pytest.raises(ConfigError, match="a worker runs other code"):
+        shards.write_shard(jobs[0])
+    assert not files(tmp_path)
+
+
+def test_who_writes_the_shards_is_in_no_fingerprint(tmp_path):
+    config = RunConfig(dataset="made-up")
+    others = config.model_copy(update={"workers": WorkersConfig(kind="dask", count=7)})
+    assert resolve(others, tmp_path).fingerprints == resolve(config, tmp_path).fingerprints
+
+
+def test_jobs_in_any_order_give_the_same_bytes_and_a_process_loads_what_they_share_once(
+    world, out, tmp_path, monkeypatch
+):
+    loaded = []
+    load = Frame.load
+    monkeypatch.setattr(Frame, "load", lambda *given: loaded.append(given) or load(*given))
+    generate(world, tmp_path, map_jobs=lambda write, jobs: one_after_the_other(write, jobs[::-1]))
+    assert files(tmp_path) == files(out)
+    assert len(loaded) == 1
+
+
+def test_only_what_is_missing_is_given_to_the_workers(world, out, tmp_path):
+    generate(world, tmp_path)
+    (tmp_path / "valid" / "shard-001.parquet").unlink()
+    asked = []
+
+    def map_jobs(write, jobs):
+        asked.extend(job.number for job in jobs)
+        one_after_the_other(write, jobs)
+
+    generate(world, tmp_path, map_jobs=map_jobs)
+    assert asked == ["001"]
+    generate(world, tmp_path, map_jobs=map_jobs)
+    assert asked == ["001"]
+    assert files(tmp_path) == files(out)
+
+
+def test_workers_that_write_to_another_disk_are_noticed(world, tmp_path):
+    with pytest.raises(InputError, match=r"2 of 2 shards are not in .*--artifacts on a disk that .* all workers share"):
+        generate(world, tmp_path, map_jobs=lambda write, jobs: None)
+
+
+def test_two_writers_of_one_shard_do_not_meet_in_its_temporary_file(world, out, tmp_path, monkeypatch):
+    writer = shards._writer
+
+    def overtaken(frame):
+        monkeypatch.setattr(shards, "_writer", writer)
+
+        def write(path):
+            writer(frame)(path)
+            for job in jobs_of(world, tmp_path):
+                write_shard(job)  # another one comes, writes the same and is done first
+            assert path.exists()
+
+        return write
+
+    monkeypatch.setattr(shards, "_writer", overtaken)
+    generate(world, tmp_path)
+    assert files(tmp_path) == files(out)
+
+
+def test_what_a_lost_writer_left_is_removed(world, out, tmp_path):
+    def map_jobs(write, jobs):
+        (tmp_path / "test" / ".shard-000.parquet.0123abcd.part").write_bytes(b"PAR1")
+        one_after_the_other(write, jobs)
+
+    generate(world, tmp_path, map_jobs=map_jobs)
+    assert files(tmp_path) == files(out)
+
+
+def write_unchanged(out, folder, wanted):
+    """For each bucket the questions of ``out`` that fulfil ``wanted``."""
+    folder.mkdir()
+    for name in ("shard-000.parquet", "shard-001.parquet"):
+        rows = pl.concat(pl.read_parquet(out / purpose / name) for purpose in PURPOSES)
+        rows.filter(wanted).select(QUESTION).write_parquet(folder / name)
+    return folder
+
+
+@pytest.mark.parametrize("wanted", [pl.col("user_id") % 3 > 0, pl.lit(True), pl.lit(False)])
+def test_rows_that_an_earlier_night_has_make_the_same_shards(world, out, tmp_path, wanted):
+    unchanged = write_unchanged(out, tmp_path / "unchanged", wanted)
+    facts = generate(world, tmp_path / "out", previous=out, unchanged=unchanged)
+    assert files(tmp_path / "out") == files(out)
+    assert facts == generate(world, tmp_path / "out")
+
+
+def test_unchanged_rows_are_copied_and_not_rendered(world, out, tmp_path, monkeypatch):
+    unchanged = write_unchanged(out, tmp_path / "unchanged", pl.col("user_id") > 4)
+    rendered = []
+    build = shards.build_examples
+    monkeypatch.setattr(
+        shards, "build_examples", lambda retrieved, *rest: rendered.append(retrieved) or build(retrieved, *rest)
+    )
+    generate(world, tmp_path / "out", previous=out, unchanged=unchanged)
+    copied = pl.concat(pl.read_parquet(path) for path in unchanged.glob("*.parquet"))
+    assert pl.concat(rendered).join(copied, on=QUESTION, how="semi").is_empty()
+    assert set(pl.concat(rendered)["user_id"]) >= {1, 2, 3, 4}

@@ -1,0 +1,157 @@
+"""Counts by line are the tokens of the whole conversation, and tokenizers for which they would not be are refused."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import polars as pl
+import pytest
+from prompt_frames import build, ids_of_whole, llama_like_tokenizer
+from tokenizers import AddedToken, Regex, Tokenizer, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+from tripletune.config import FinetuneConfig, RunConfig
+from tripletune.errors import ConfigError, InputError
+from tripletune.finetune.tiny import CHAT_TEMPLATE
+from tripletune.prompts.template import load_template, shipped
+from tripletune.prompts.tokens import TokenCounter, load_counter
+from tripletune.stages import resolve
+
+
+@pytest.mark.parametrize("form", ["arrow", "sentence"])
+@pytest.mark.parametrize("template", shipped())
+def test_the_count_of_every_example_is_the_tokens_of_the_whole(template, form):
+    tokenizer = llama_like_tokenizer()
+    examples = build(template, form=form, tokenizer=tokenizer)
+    assert examples["num_tokens"].dtype == pl.Int32
+    for row in examples.iter_rows(named=True):
+        assert row["num_tokens"] == len(ids_of_whole(tokenizer, row))
+
+
+@pytest.mark.parametrize("candidates", [20, 40, 80])
+def test_many_candidates_have_labels_of_one_length_and_are_counted(candidates):
+    tokenizer = llama_like_tokenizer()
+    examples = build("letters", tokenizer=tokenizer, num_candidates=candidates)
+    for row in examples.head(5).iter_rows(named=True):
+        assert len(set(row["candidate_letters"])) == candidates
+        assert {len(label) for label in row["candidate_letters"]} == {1 if candidates <= 26 else 2}
+        assert row["num_tokens"] == len(ids_of_whole(tokenizer, row))
+
+
+def test_a_counter_that_has_seen_other_prompts_counts_the_same():
+    tokenizer, template = llama_like_tokenizer(), load_template("hints-first")
+    counter = TokenCounter(tokenizer, template, "the model")
+    examples = build(tokenizer=tokenizer)
+    counter.check(examples, examples["num_tokens"])
+    with pytest.raises(InputError, match="the model counts"):
+        counter.check(examples, examples["num_tokens"] + 1)
+
+
+def test_the_prompts_are_the_same_whether_counted_or_not():
+    counted, plain = build(tokenizer=llama_like_tokenizer()), build()
+    assert plain["num_tokens"].null_count() == len(plain)
+    assert counted.drop("num_tokens").equals(plain.drop("num_tokens"))
+
+
+def other_tokenizer(pre_tokenizer: Any = None, template: str = CHAT_TEMPLATE, special: str = "") -> Any:
+    """Byte-level pieces of another cut, learnt from prompts."""
+    tokenizer = Tokenizer(models.BPE())
+    if pre_tokenizer is not None:
+        tokenizer.pre_tokenizer = pre_tokenizer
+    names = [
+        "<|begin_of_text|>",
+        "<|start_header_id|>",
+        "<|end_header_id|>",
+        "<|eot_id|>",
+        *([special] if special else []),
+    ]
+    trainer = trainers.BpeTrainer(
+        vocab_size=2000, special_tokens=[AddedToken(name, special=True) for name in names], show_progress=False
+    )
+    texts = [message["content"] for prompt in build()["prompt"] for message in prompt]
+    tokenizer.train_from_iterator(texts, trainer=trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<|begin_of_text|>", eos_token="<|eot_id|>", chat_template=template
+    )
+
+
+LINES = pre_tokenizers.Split(Regex(r"[^\n]+\n*|\n+"), behavior="isolated")
+
+
+def test_any_tokenizer_that_cuts_at_line_breaks_will_do():
+    tokenizer = other_tokenizer(LINES)
+    for row in build(tokenizer=tokenizer).iter_rows(named=True):
+        assert row["num_tokens"] == len(ids_of_whole(tokenizer, row))
+
+
+@pytest.mark.parametrize(
+    "pre_tokenizer",
+    [None, pre_tokenizers.Split(Regex(r"\n"), behavior="merged_with_next"), pre_tokenizers.ByteLevel()],
+    ids=["no cut", "cut before the break", "GPT-2"],
+)
+def test_a_tokenizer_that_joins_lines_is_refused(pre_tokenizer):
+    with pytest.raises(ConfigError, match=r"the model joins .* across the line break"):
+        TokenCounter(other_tokenizer(pre_tokenizer), load_template("hints-first"), "the model")
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ("{{ raise_exception('System role not supported') }}", "no chat template .*: System role not supported"),
+        ("{% for m in messages %}{{ m['content'] | upper }}\n{% endfor %}", "changes messages"),
+        ("{% for m in messages %}{{ m['content'] }}{% endfor %}", "begins an answer in the middle of a line"),
+        ("{% for m in messages if m['role'] != 'system' %}{{ m['content'] }}\n{% endfor %}", "changes messages"),
+        ("{% for m in messages | reverse %}{{ m['content'] }}\n{% endfor %}", "changes messages"),
+    ],
+)
+def test_a_chat_template_that_does_not_show_messages_as_they_are_is_refused(template, message):
+    tokenizer = copy.copy(llama_like_tokenizer())
+    tokenizer.chat_template = template
+    with pytest.raises(ConfigError, match=message):
+        TokenCounter(tokenizer, load_template("hints-first"), "the model")
+
+
+@pytest.mark.parametrize("token", ["[gEND]", "{{eos}}", "END"])
+def test_a_tokenizer_whose_control_tokens_a_title_could_hold_is_refused(token):
+    with pytest.raises(ConfigError, match="as a control token, and a title or tag could hold it"):
+        TokenCounter(other_tokenizer(LINES, special=token), load_template("hints-first"), "the model")
+
+
+def test_a_tokenizer_is_read_from_a_models_folder(tmp_path):
+    tokenizer = llama_like_tokenizer()
+    tokenizer.save_pretrained(str(tmp_path))
+    template = load_template("japanese")
+    loaded = load_counter(str(tmp_path), "", template)
+    examples = build("japanese", tokenizer=tokenizer)
+    loaded.check(examples, examples["num_tokens"])
+    with pytest.raises(InputError, match="its tokenizer cannot be read"):
+        load_counter(str(tmp_path / "nothing"), "", template)
+
+
+def test_the_generate_stage_knows_the_tokenizer_by_its_content(tmp_path):
+    def generated(folder: str, content: str, weights: str) -> str:
+        path = tmp_path / folder
+        path.mkdir(exist_ok=True)
+        (path / "tokenizer.json").write_text(content)
+        (path / "model.safetensors").write_text(weights)
+        config = RunConfig(dataset="d", finetune=FinetuneConfig(model=str(path)))
+        return resolve(config, tmp_path / "artifacts").fingerprints["generate"]
+
+    known = generated("a", "{}", "1")
+    assert generated("b", "{}", "1") == known
+    assert generated("b", "{}", "2") == known
+    assert generated("b", "{ }", "2") != known
+    on_hub = [FinetuneConfig(model="org/model", revision=revision) for revision in ("abc", "abd")]
+    fingerprints = [
+        resolve(RunConfig(dataset="d", finetune=settings), tmp_path / "artifacts").fingerprints["generate"]
+        for settings in on_hub
+    ]
+    assert len({known, *fingerprints}) == 3
+
+
+def test_lines_are_counted_by_pieces_only_where_the_tokenizer_cuts_before_spaces():
+    template = load_template("hints-first")
+    tokenizer = llama_like_tokenizer()
+    assert TokenCounter(tokenizer, template, "the model").cuts_at_spaces
+    assert not TokenCounter(other_tokenizer(LINES), template, "the model").cuts_at_spaces
