@@ -49,3 +49,15 @@ def test_a_free_answer_is_read_by_its_labels() -> None:
     answered = answerer.answer(examples(), tuned=True, constrained=False, batch_size=2)
     assert len(answered) == 3
     assert not answered["valid"].any()  # the model knows nothing
+
+
+def test_an_example_is_answered_the_same_beside_one_that_takes_another_way() -> None:
+    tokenizer().padding_side = "left"
+    answerer = Answerer(model(), tokenizer(), LineTokens(tokenizer()), CONTRACT)
+    by_label = examples()
+    mixed = pl.concat([by_label[:1], by_label[1:2].with_columns(candidate_letters=pl.lit([], pl.List(pl.String)))])
+    alone = answerer.answer(by_label, tuned=True, constrained=True, batch_size=1)
+    beside = answerer.answer(mixed, tuned=True, constrained=True, batch_size=2)
+    assert beside["text"][0] == alone["text"][0]
+    assert beside["valid"].all()
+    assert beside["text"][1].startswith("1. Film ")

@@ -103,11 +103,23 @@ class Answerer:
 
     def _write(self, ids: list[list[int]], names: Sequence[Names], constrained: bool) -> list[list[int]]:
         """Token ids written for each prompt of a batch, up to and without the end token."""
-        inputs = self.tokenizer.pad({"input_ids": ids}, return_tensors="pt").to(self.model.device)
-        labels = [self.lines.single(row) for row in names] if constrained else [None]
-        if all(row is not None for row in labels):
-            return self._label(inputs, names, [row for row in labels if row is not None])
-        return self._generate(inputs, names, constrained)
+        labels = [self.lines.single(row) if constrained else None for row in names]
+        written: list[list[int]] = [[] for _ in ids]
+        # apart, so that how an example is answered does not depend on its neighbours
+        for is_label in (True, False):
+            rows = [row for row, tokens in enumerate(labels) if (tokens is not None) == is_label]
+            if not rows:
+                continue
+            padded = self.tokenizer.pad({"input_ids": [ids[row] for row in rows]}, return_tensors="pt")
+            inputs, mine = padded.to(self.model.device), [names[row] for row in rows]
+            answers = (
+                self._label(inputs, mine, [tokens for tokens in labels if tokens is not None])
+                if is_label
+                else self._generate(inputs, mine, constrained)
+            )
+            for row, tokens in zip(rows, answers, strict=True):
+                written[row] = tokens
+        return written
 
     def _label(self, inputs: Any, names: Sequence[Names], labels: Sequence[list[int]]) -> list[list[int]]:
         """One forward pass: the labels that are likeliest to begin the answer, written in that order."""
