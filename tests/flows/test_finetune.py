@@ -88,6 +88,7 @@ def test_the_adapters_files_name_no_path_of_this_machine(trained: tuple[Path, di
     assert not any(str(out).encode() in path.read_bytes() for path in out.glob("*/*") if SCRATCH not in path.parts)
 
 
+@pytest.mark.slow  # test_run.py kills the same by the command line
 def test_a_training_killed_and_run_again_ends_with_the_same_bytes(
     shards: Path, trained: tuple[Path, dict[str, Any], list[int]], tmp_path: Path
 ) -> None:
