@@ -28,13 +28,7 @@ from tripletune.fingerprint import (
     input_checksums,
     sha256_file,
 )
-from tripletune.increments import (
-    Earlier,
-    SameContent,
-    describe,
-    find_earlier,
-    write_unchanged,
-)
+from tripletune.increments import Earlier, SameContent, describe, find_earlier, write_unchanged
 from tripletune.paths import SCRATCH, Facts, RunPaths, damaged_files
 from tripletune.runs import earlier_run, read_run
 from tripletune.specs import PARSED, stage_specs, tags_before

@@ -93,6 +93,13 @@ class _SoftmaxOverFilms(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, viewers_BD: Tensor, movies_MD: Tensor, bias_M: Tensor, targets: Targets) -> Tensor:
+        """The sum over the batch's likes of ``-weight * log softmax`` of their films; a scalar.
+
+        Args:
+            viewers_BD, movies_MD: vectors of the batch's viewers and of the films ranked.
+            bias_M: added to every viewer's scores.
+            targets: likes and what is masked, both sorted by viewer.
+        """
         num_viewers = viewers_BD.shape[0]
         grad_viewers_BD, grad_movies_MD = torch.empty_like(viewers_BD), torch.zeros_like(movies_MD)
         grad_bias_M = torch.zeros_like(bias_M)

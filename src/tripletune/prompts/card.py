@@ -20,7 +20,7 @@ from tripletune.config import RunConfig
 from tripletune.paths import write_atomically
 from tripletune.prompts.histogram import draw_histogram
 from tripletune.prompts.template import Template
-from tripletune.schemas import EXAMPLE_COLUMNS, EXAMPLES, PURPOSES
+from tripletune.schemas import EXAMPLE_COLUMNS, EXAMPLES, PROMPT_CHARS, PURPOSES
 
 CARD, PICTURE = "README.md", "lengths.png"
 
@@ -112,8 +112,7 @@ def _lengths(out: Path) -> pl.DataFrame:
     """``purpose, length, examples``: how many examples have how many tokens, or characters where none are counted."""
     rows = pl.scan_parquet([path for purpose in PURPOSES.categories for path in _files(out, purpose)])
     is_counted = rows.select(pl.col("num_tokens").is_not_null().any()).collect(engine="streaming").item()
-    chars = pl.col("prompt").list.eval(pl.element().struct.field("content").str.len_chars()).list.sum()
-    unit, length = ("tokens", pl.col("num_tokens")) if is_counted else ("characters", chars)
+    unit, length = ("tokens", pl.col("num_tokens")) if is_counted else ("characters", PROMPT_CHARS)
     counted = rows.group_by("purpose", length.cast(pl.Int64).alias("length")).agg(examples=pl.len())
     return counted.with_columns(unit=pl.lit(unit)).sort("purpose", "length").collect(engine="streaming")
 

@@ -24,7 +24,7 @@ from tripletune.paths import Facts, remove_leftovers, write_atomically
 from tripletune.prompts.engine import Frame, build_examples
 from tripletune.prompts.evidence import collect_answers, collect_evidence
 from tripletune.prompts.template import load_template
-from tripletune.schemas import EXAMPLES, PURPOSES, QUESTION, SHORTENED
+from tripletune.schemas import EXAMPLES, PROMPT_CHARS, PURPOSES, QUESTION, SHORTENED
 
 ROW_GROUP = 1024
 """Examples in a row group, which a streaming reader decodes as one: some 6 MB in memory, 1.5 MB in the file; about as
@@ -267,13 +267,12 @@ def _count_train(jobs: Sequence[ShardJob]) -> int:
 
 
 def _facts(out: Path, num_train: int) -> Facts:
-    chars = pl.col("prompt").list.eval(pl.element().struct.field("content").str.len_chars()).list.sum()
     left_out = {f"left_out_{name}": pl.col("shortened").struct.field(name) for name in SHORTENED.to_schema()}
     counts = (
         pl.scan_parquet(
             [path for purpose in PURPOSES.categories for path in sorted((out / purpose).glob("shard-*.parquet"))]
         )
-        .select("purpose", "num_tokens", chars=chars, **left_out)
+        .select("purpose", "num_tokens", chars=PROMPT_CHARS, **left_out)
         .group_by("purpose")
         .agg(
             pl.col("chars", *left_out).sum(),

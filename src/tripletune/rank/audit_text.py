@@ -13,6 +13,7 @@ import polars as pl
 from tripletune.rank.audit_lines import MARK, named_films, prompt_lines
 from tripletune.rank.audit_rules import Finding, pair
 from tripletune.rank.audit_sections import section_finding
+from tripletune.rank.shards import joined
 
 NUM_ANSWERS = 5
 """Films that a completion names."""
@@ -37,8 +38,8 @@ def text_findings(examples: pl.DataFrame, purpose: str) -> Iterator[Finding]:
         titles="candidate_titles",
         lettered=_has_letters(),
         names=pl.when(_has_letters()).then("candidate_letters").otherwise("candidate_titles"),
-        prompt=_joined("prompt"),
-        completion=_joined("completion"),
+        prompt=joined("prompt"),
+        completion=joined("completion"),
     )
     ragged = pl.col("candidates").list.len() != pl.col("titles").list.len()
     yield Finding(
@@ -130,11 +131,6 @@ def _films(texts: pl.DataFrame, column: str) -> pl.DataFrame:
 
 def _has_letters() -> pl.Expr:
     return pl.col("candidate_letters").list.len().fill_null(0) > 0
-
-
-def _joined(messages: str) -> pl.Expr:
-    """The text of all messages of a chat, one after the other."""
-    return pl.col(messages).list.eval(pl.element().struct.field("content")).list.join("\n")
 
 
 def _lines(text: str) -> pl.Expr:

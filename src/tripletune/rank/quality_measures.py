@@ -14,7 +14,7 @@ import polars as pl
 
 from tripletune.rank.audit_rules import FIT_LABELS, FIT_OF
 from tripletune.rank.quality_text import find_flaws
-from tripletune.rank.shards import parquet_files, read_rows, scan
+from tripletune.rank.shards import joined, parquet_files, read_rows, scan
 from tripletune.schemas import EXAMPLES, PURPOSES, SHORTENED
 
 TENTHS = 10
@@ -94,7 +94,7 @@ def _summed(parts: list[pl.DataFrame], keys: tuple[str, ...]) -> pl.DataFrame:
 
 
 def _measure(examples: pl.DataFrame, popularity: pl.DataFrame, *, read_text: bool) -> Measures:
-    texts = examples.select("example_id", prompt=_joined("prompt"), completion=_joined("completion"))
+    texts = examples.select("example_id", prompt=joined("prompt"), completion=joined("completion"))
     shown = _shown(examples, popularity)
     titles = examples.select(title="candidate_titles").explode("title", empty_as_null=False)
     triples = examples.select(relation=_within("triples", "relation")).explode("relation", empty_as_null=False)
@@ -172,10 +172,6 @@ def _with_likes(films: pl.DataFrame, popularity: pl.DataFrame) -> pl.DataFrame:
 def _by_tenth(films: pl.DataFrame, role: str) -> pl.DataFrame:
     counts = films.group_by("purpose", "tenth").agg(count=pl.len(), likes=pl.col("likes").sum())
     return counts.select("purpose", pl.lit(role).alias("role"), "tenth", "count", "likes")
-
-
-def _joined(messages: str) -> pl.Expr:
-    return _within(messages, "content").list.join("\n")
 
 
 def _within(structs: str, field: str) -> pl.Expr:

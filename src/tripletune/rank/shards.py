@@ -45,6 +45,11 @@ def scan(files: list[Path] | Path) -> pl.LazyFrame:
     return pl.scan_parquet(files, hive_partitioning=False)
 
 
+def joined(messages: str) -> pl.Expr:
+    """The text of all messages of a chat, one after the other."""
+    return pl.col(messages).list.eval(pl.element().struct.field("content")).list.join("\n")
+
+
 def read_rows(path: Path, schema: pl.Schema) -> pl.DataFrame:
     """One file, with the columns of its schema.
 

@@ -101,6 +101,7 @@ def retrieve_all(
     night = EarlierNight.open(earlier) if earlier else None
 
     def write_bucket(bucket: tuple[str, Path]) -> _Bucket:
+        """Ask who is to be asked of a bucket, take the rest over from the earlier night, and write its files."""
         name, rows = f"shard-{bucket[0]}.parquet", read_rows([bucket[1]]).collect()
         found = find_questions(rows, asked_alone, train_cutoffs=settings.train_cutoffs).filter(
             pl.col("purpose").is_in(settings.purposes)
