@@ -14,6 +14,7 @@ from tripletune import schemas
 from tripletune.config import RunConfig
 from tripletune.graph.ease_fit import train_ease
 from tripletune.paths import RunPaths
+from tripletune.retrieve import buckets, candidates
 from tripletune.retrieve.earlier import digest_viewers
 from tripletune.stages import run_generate, run_retrieve
 
@@ -157,6 +158,21 @@ def test_only_changed_viewers_are_asked_and_the_bytes_are_those_of_a_full_run(
         )
 
 
+@pytest.mark.parametrize(("turns", "at_once"), [(1, 1), (1, 1 << 20), (4, 1 << 20)])
+def test_changed_viewers_of_several_buckets_may_be_asked_at_once(second, first, tmp_path, monkeypatch, turns, at_once):
+    full, config = publish(tmp_path / "full", second, "b")
+    run_retrieve(full, config)
+    monkeypatch.setattr(candidates, "TURNS_OF_INCREMENT", turns)
+    monkeypatch.setattr(buckets, "ASKED_AT_ONCE", at_once)
+    shutil.copytree(first, tmp_path / "next")
+    tonight, _ = publish(tmp_path / "next", second, "b")
+    run_retrieve(tonight, config)
+    assert len(list(tonight.folder("split").glob("shard=*"))) > 1
+    assert tonight.manifest("retrieve")["facts"]["viewers_reused"] == 36
+    hashes = [night.manifest("retrieve")["files"] for night in (tonight, full)]
+    assert hashes[0] == hashes[1]
+
+
 def test_a_question_whose_pinned_fit_knows_the_answer_is_left_out_and_counted(second, first, tmp_path):
     """A film of the graph that is rated again is tonight's test like; fits a and b were trained on it."""
     shutil.copytree(first, tmp_path / "next")
@@ -259,4 +275,3 @@ def test_a_digest_sees_each_column_and_no_row_after_the_last_answer(world):
     assert digest_viewers(turned).filter(pl.col("rows") != before["rows"])["user_id"].to_list() == [5]
     late = add(small_world.read_split(world), 5, 59, 1.0, "other").drop("timestamp")
     assert digest_viewers(late).equals(before)
-    assert digest_viewers(rows.sample(fraction=1.0, shuffle=True, seed=1)).equals(before)

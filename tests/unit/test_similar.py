@@ -9,7 +9,7 @@ import small_world
 import torch
 
 from tripletune.retrieve.similar import Neighbours
-from tripletune.retrieve.specialists import Catalogue, LightGCNFit, load_lightgcn
+from tripletune.retrieve.specialists import LOOKED_UP, Catalogue, LightGCNFit, load_lightgcn
 from tripletune.retrieve.topk import Ragged
 from tripletune.retrieve.viewers import read_fit_likes
 
@@ -36,6 +36,17 @@ def test_nearest_are_those_of_dense_cosines(world):
     cosine_UV = asked @ vectors_VD.T / np.linalg.norm(asked, axis=1, keepdims=True)
     cosine_UV[users_U[:, None] == near.users_V[None, :]] = -np.inf
     np.testing.assert_array_equal(viewer_UK, np.argsort(-cosine_UV, axis=1)[:, :4])
+
+
+def test_a_vector_is_that_of_the_viewer_in_its_place(world):
+    fit = load_lightgcn(world.lightgcn, 7)["b"]
+    likes = read_fit_likes(world.lightgcn, "b")
+    near = Neighbours.build(fit, likes, seed=7)
+    for user, vector_D in zip(near.users_V, near.unit_VD, strict=True):
+        mine = likes.filter(pl.col("user_id") == user).sample(fraction=1.0, shuffle=True, seed=1)
+        films_SD = fit.pool_vectors_MD[fit.catalogue.columns(mine["movie_id"].to_numpy())].double().numpy()
+        sum_D = (2.0 ** (-mine["age"].to_numpy() / fit.half_life) if fit.half_life else np.ones(len(mine))) @ films_SD
+        np.testing.assert_allclose(vector_D, sum_D / np.linalg.norm(sum_D), atol=1e-5)
 
 
 def test_films_are_ordered_by_the_summed_cosines_of_those_who_liked_them(world):
@@ -99,10 +110,23 @@ def test_neighbours_are_made_of_the_rows_of_their_fit(world, fit, labels):
     newest = want.group_by("user_id").agg(pl.col("movie_id").sort_by("position").last())
     assert set(got.filter(pl.col("age") == 0).select("user_id", "movie_id").iter_rows()) == set(newest.iter_rows())
     near = Neighbours.build(load_lightgcn(world.lightgcn, 7)[fit], got, seed=7)
-    assert near.like_counts().sum() == len(want)
+    assert near.like_counts_M.sum() == len(want)
 
 
 def test_viewers_of_the_opposite_taste_count_nothing():
     fit, near = two_tastes()
     films_UF = near.films(torch.tensor([[-1.0, -1.0, 0.5]]), np.array([9]), unseen_mask(1), 3, 3)
     assert fit.catalogue.movie_ids(films_UF[0]).tolist() == [3, -1, -1]
+
+
+@pytest.mark.parametrize("offset", [0, LOOKED_UP])
+def test_films_are_found_by_id_and_others_have_no_column(offset):
+    """Small ids stand in a table; others are searched for."""
+    ids_M = np.array([7, 3, 1_000, 12]) + offset
+    catalogue = Catalogue(ids_M, seed=3)
+    columns_M = catalogue.columns(ids_M)
+    assert sorted(columns_M) == [0, 1, 2, 3]
+    assert catalogue.movie_ids(columns_M).tolist() == ids_M.tolist()
+    strangers = np.array([[0, -1, -5], [4, 1_001, 2**31 - 1], [offset + 8, 2**40, -(2**62)]])
+    assert (catalogue.columns(strangers) == -1).all()
+    assert catalogue.columns(np.empty(0, dtype=np.int32)).shape == (0,)

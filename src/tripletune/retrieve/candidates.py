@@ -1,13 +1,12 @@
 """The retrieve stage: candidates, hint 1 and hint 2 of every question, bucket by bucket of the split.
 
-What is computed is in ``retriever.py``, what an earlier night has computed in ``earlier.py``; this file walks over the
-buckets, writes, and counts.
+What is computed is in ``retriever.py``, what an earlier night has computed in ``earlier.py``, a bucket's way in
+``buckets.py``; this file loads, walks over the buckets, and counts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import math
 from pathlib import Path
 
 import polars as pl
@@ -15,28 +14,20 @@ import polars as pl
 from tripletune.config import RetrieveConfig, SampleConfig
 from tripletune.increments import count_changes
 from tripletune.paths import Facts, write_atomically
-from tripletune.retrieve.earlier import TABLES, EarlierNight, digest_viewers
-from tripletune.retrieve.profiles import find_profiles
+from tripletune.retrieve.buckets import Asking, table_writer
+from tripletune.retrieve.earlier import TABLES, EarlierNight
 from tripletune.retrieve.rankings import ranked_viewers
-from tripletune.retrieve.retriever import Retriever, told_films
-from tripletune.retrieve.sampling import keep_drawn, sample_facts, sample_viewers
+from tripletune.retrieve.retriever import Retriever
+from tripletune.retrieve.sampling import sample_facts, sample_viewers
 from tripletune.retrieve.specialists import FIT_OF
-from tripletune.retrieve.viewers import (
-    find_answers,
-    find_history,
-    find_known,
-    find_questions,
-    find_seen,
-    read_asked,
-    read_rows,
-    shard_files,
-)
-from tripletune.schemas import COUNTS, QUESTION, RANKINGS, conform
+from tripletune.retrieve.viewers import find_known, read_asked, read_rows, shard_files
+from tripletune.schemas import QUESTION, RANKINGS
 from tripletune.threads import map_in_threads
 
-ROW_GROUP = 1 << 16
 BUCKETS_AT_ONCE = 8
 """At the most; a bucket of 3,000 viewers of MovieLens 32M takes some 300 MB while it is worked on."""
+TURNS_OF_INCREMENT = 4
+"""Into which an increment's buckets are parted, each with few questions to ask at once."""
 EVERYBODY = SampleConfig()
 
 
@@ -87,55 +78,41 @@ def retrieve_all(
         ease=ease,
         fits=tuple(sorted({FIT_OF[purpose] for purpose in settings.purposes})),
     )
-    everybody = read_rows(list(shard_files(split).values()))
+    files = shard_files(split)
+    everybody = read_rows(list(files.values()))
     for name in (*TABLES, "viewers"):
         (out / name).mkdir(exist_ok=True)
     drawn = None
     if sample.method != "all" and "train" in settings.purposes:
         drawn = sample_viewers(everybody, retriever.lightgcn["a"], sample, seed)
-        write_atomically(out / "sample.parquet", _writer(drawn))
+        write_atomically(out / "sample.parquet", table_writer(drawn))
     asked_alone = read_asked(split)
     askable = everybody if asked_alone is None else everybody.filter(pl.col("user_id").is_in(asked_alone.implode()))
     ranked = ranked_viewers(askable, settings.ranked_viewers, seed)
-    known = find_known(list(shard_files(split).values()), lightgcn)
     night = EarlierNight.open(earlier) if earlier else None
-
-    def write_bucket(bucket: tuple[str, Path]) -> _Bucket:
-        """Ask who is to be asked of a bucket, take the rest over from the earlier night, and write its files."""
-        name, rows = f"shard-{bucket[0]}.parquet", read_rows([bucket[1]]).collect()
-        found = find_questions(rows, asked_alone, train_cutoffs=settings.train_cutoffs).filter(
-            pl.col("purpose").is_in(settings.purposes)
-        )
-        found = found if drawn is None else keep_drawn(found, drawn)
-        questions = found.join(known, on=["user_id", "purpose"], how="anti", maintain_order="left")
-        viewers = digest_viewers(rows)
-        changes = night.compare(name, viewers) if night else None
-        kept = questions.select(QUESTION).clear()
-        if night and changes is not None:
-            kept = night.keep(name, changes.filter(pl.col("why").is_null()), questions, ranked)
-        asked = questions.join(kept, on=QUESTION, how="anti", maintain_order="left")
-        history, answers = find_history(rows, asked), find_answers(rows, asked)
-        retrieved, choices, rankings = retriever.retrieve_and_rank(
-            asked, history, find_seen(rows, asked), answers, ranked
-        )
-        tables = {
-            "retrieved": retrieved,
-            "choices": choices,
-            "profiles": find_profiles(retriever.rgat, retriever.relations, asked, history),
-            "counts": _count(retrieved, choices, history, answers, num_liked_triples),
-        }
-        tables = {table: night.add(table, name, made, kept) if night else made for table, made in tables.items()}
-        for table, whole in {**tables, "viewers": viewers}.items():
-            write_atomically(out / table / name, _writer(whole))
-        left_out = found.join(known, on=["user_id", "purpose"], how="semi").select(QUESTION)
-        return _Bucket(tables["counts"], rankings, kept, changes, left_out)
-
-    done = map_in_threads(write_bucket, shard_files(split).items(), most=BUCKETS_AT_ONCE)
-    rankings = [RANKINGS.to_frame(), *(bucket.rankings for bucket in done)]
+    asking = Asking(
+        retriever=retriever,
+        settings=settings,
+        num_liked_triples=num_liked_triples,
+        asked_alone=asked_alone,
+        drawn=drawn,
+        known=find_known(list(files.values()), lightgcn),
+        ranked=ranked,
+        night=night,
+        out=out,
+    )
+    numbers = list(files)
+    several = math.ceil(len(numbers) / TURNS_OF_INCREMENT) if night else 1
+    turns = [numbers[start : start + several] for start in range(0, len(numbers), several)]
+    written = map_in_threads(
+        lambda turn: asking.write_buckets({number: files[number] for number in turn}), turns, most=BUCKETS_AT_ONCE
+    )
+    done = [bucket for buckets, _ in written for bucket in buckets]
+    rankings = [RANKINGS.to_frame(), *(part for _, parts in written for part in parts)]
     if night:
         rankings.append(night.ranked(pl.concat(bucket.kept for bucket in done), ranked))
     by_question = pl.concat(rankings).sort(*QUESTION, "retriever").rechunk()
-    write_atomically(out / "rankings.parquet", _writer(by_question))
+    write_atomically(out / "rankings.parquet", table_writer(by_question))
     facts = _facts(
         pl.concat(bucket.counts for bucket in done), num_films=len(next(iter(retriever.lightgcn.values())).catalogue)
     )
@@ -147,44 +124,6 @@ def retrieve_all(
     if drawn is not None:
         facts["sample"] = sample_facts(drawn, sample.method)
     return facts
-
-
-@dataclass(frozen=True, slots=True)
-class _Bucket:
-    """What is left to do when a bucket is written."""
-
-    counts: pl.DataFrame
-    """``schemas.COUNTS`` of all questions."""
-    rankings: pl.DataFrame
-    """Of the questions asked."""
-    kept: pl.DataFrame
-    """Questions whose rows come from an earlier night."""
-    changes: pl.DataFrame | None
-    """``increments.compare_viewers``; None: there is no earlier night."""
-    left_out: pl.DataFrame
-    """Questions whose fit knows an answer."""
-
-
-def _writer(frame: pl.DataFrame) -> Callable[[Path], None]:
-    # bytes follow chunks, and chunks the number of threads
-    return lambda path: frame.rechunk().write_parquet(path, compression="zstd", row_group_size=ROW_GROUP)
-
-
-def _count(
-    retrieved: pl.DataFrame, choices: pl.DataFrame, history: pl.DataFrame, answers: pl.DataFrame, num_liked: int
-) -> pl.DataFrame:
-    """``schemas.COUNTS``."""
-    found = answers.join(retrieved.select(*QUESTION, "candidates"), on=QUESTION).with_columns(
-        hit=pl.col("movie_id").is_in(pl.col("candidates"))
-    )
-    counts = retrieved.select(QUESTION)
-    for part in (
-        found.group_by(QUESTION).agg(answers=pl.len(), hits=pl.col("hit").sum()),
-        told_films(retrieved, history, num_liked).group_by(QUESTION).agg(pairs=pl.len()),
-        choices.filter(pl.col("rank") == 0).group_by(QUESTION).agg(told=pl.len()),
-    ):
-        counts = counts.join(part, on=QUESTION, how="left", maintain_order="left")
-    return conform(counts.fill_null(0), COUNTS)
 
 
 def _facts(counts: pl.DataFrame, num_films: int) -> Facts:

@@ -1,5 +1,5 @@
 # Shape letters in this file:
-#   E rows of ratings, U viewers
+#   E rows of ratings, U viewers (those with an answer, where there is a rating's count)
 """What retrieve takes over from an earlier night: the rows of the viewers whose evidence is the same.
 
 A question's rows hang on its viewer's own ratings up to the answers, on what was fitted, on the facts that the R-GAT
@@ -36,22 +36,29 @@ def digest_viewers(rows: pl.DataFrame) -> pl.DataFrame:
     What was rated after the last answer is no part of it.
 
     Args:
-        rows: of a bucket of the split (``viewers.read_rows``).
+        rows: of a bucket of the split (``viewers.read_rows``), sorted as there.
     """
-    answer = pl.col("label").is_in(list(ANSWER_LABEL.values()))
-    last = rows.filter(answer).group_by("user_id").agg(last=pl.col("position").max())
-    known = rows.join(last, on="user_id").filter(pl.col("position") <= pl.col("last")).sort("user_id", "position")
-    movie_E, position_E = (known[name].to_numpy().astype(np.int64) for name in ("movie_id", "position"))
-    rating_E = known["rating"].to_numpy().astype(np.float32).view(np.int32).astype(np.int64)
-    mark_E = known["label"].to_physical().to_numpy().astype(np.int64) * 2 + known["unseen"].to_numpy()
-    row_E = pair_hash(pair_hash(movie_E, position_E << 32 ^ rating_E, _ROW).astype(np.int64), mark_E, _ROW)
-    counts = known.group_by("user_id", maintain_order=True).len("ratings")
-    start_U = np.cumsum(counts["ratings"].to_numpy()) - counts["ratings"].to_numpy()
+    user_E = rows["user_id"].to_numpy()
+    place_E, start_U = np.arange(len(user_E)), np.flatnonzero(np.diff(user_E, prepend=-1))
+    if not len(user_E):
+        return VIEWERS.to_frame()
+    is_answer_E = rows["label"].is_in(list(ANSWER_LABEL.values())).to_numpy()
+    last_U = np.maximum.reduceat(np.where(is_answer_E, place_E, -1), start_U)
+    known = rows.filter(pl.Series(place_E <= np.repeat(last_U, np.diff(start_U, append=len(user_E)))))
+    user_U, ratings_U = user_E[start_U][last_U >= 0], (last_U - start_U + 1)[last_U >= 0]
+    movie_E, position_E, mark_E = (
+        known[name].to_physical().to_numpy().astype(np.int64) for name in ("movie_id", "position", "label")
+    )
+    rating_E = known["rating"].to_numpy().astype(np.float32).view(np.uint32).astype(np.int64)
+    mark_E = mark_E * 2 + known["unseen"].to_numpy()
     sums = {
-        name: np.add.reduceat(hash_E, start_U.astype(np.int64)) if len(start_U) else hash_E
-        for name, hash_E in (("films", mix(movie_E, _FILM)), ("rows", row_E))
+        name: np.add.reduceat(hash_E, np.cumsum(ratings_U) - ratings_U) if len(hash_E) else hash_E
+        for name, hash_E in (
+            ("films", mix(movie_E, _FILM)),
+            ("rows", pair_hash(position_E << 32 | movie_E, mark_E << 32 | rating_E, _ROW)),
+        )
     }
-    return conform(counts.with_columns(**{name: pl.Series(values) for name, values in sums.items()}), VIEWERS)
+    return conform(pl.DataFrame({"user_id": user_U, "ratings": ratings_U, **sums}), VIEWERS)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ always be the film that hint 1 leaves out, and the model would learn just that. 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -113,12 +114,17 @@ class Retriever:
         Raises:
             InputError: a specialist's file is missing, damaged or does not fit its neighbours.
         """
-        films, facts = load_lightgcn(lightgcn, seed, fits), load_rgat(rgat, seed, fits)
-        triples = read_triples(knowledge)
-        neighbours = {fit: Neighbours.build(films[fit], read_fit_likes(lightgcn, fit), seed) for fit in fits}
-        sequences = load_sasrec(sasrec, seed, fits) if sasrec else {}
-        weights = load_ease(ease, films[fits[0]].catalogue, fits) if ease else {}
-        tables = {fit: TripleTable.build(facts[fit], triples, seed) for fit in fits}
+        films = load_lightgcn(lightgcn, seed, fits)
+        with ThreadPoolExecutor(1) as pool:  # the similar viewers take as long as all the rest
+            neighbours = pool.submit(
+                lambda: {fit: Neighbours.build(films[fit], read_fit_likes(lightgcn, fit), seed) for fit in fits}
+            )
+            facts, triples = load_rgat(rgat, seed, fits), read_triples(knowledge)
+            sequences = load_sasrec(sasrec, seed, fits) if sasrec else {}
+            weights = load_ease(ease, films[fits[0]].catalogue, fits) if ease else {}
+            tables = {fit: TripleTable.build(facts[fit], triples, seed) for fit in fits}
+            evidence = {fit: FilmEvidence.build(facts[fit]) for fit in fits}
+            relations = {fit: RelationTable.build(table, facts[fit]) for fit, table in tables.items()}
         return cls(
             settings=settings,
             num_liked_triples=num_liked_triples,
@@ -126,10 +132,10 @@ class Retriever:
             lightgcn=films,
             rgat=facts,
             tables=tables,
-            neighbours=neighbours,
+            neighbours=neighbours.result(),
             first_stages=first_stages(films, sequences, weights, settings),
-            evidence={fit: FilmEvidence.build(facts[fit]) for fit in fits},
-            relations={fit: RelationTable.build(table, facts[fit]) for fit, table in tables.items()},
+            evidence=evidence,
+            relations=relations,
         )
 
     def retrieve_viewers(
@@ -234,7 +240,7 @@ class Retriever:
     def _rank(self, batch: _Batch, answers: pl.DataFrame) -> pl.DataFrame:
         fit, evidence, num = self.lightgcn[batch.fit], self.evidence[batch.fit], len(batch.questions)
         catalogue = evidence.rgat.catalogue
-        popular_UK = rank_by_popularity(self.neighbours[batch.fit].like_counts(), batch.seen, num)
+        popular_UK = rank_by_popularity(self.neighbours[batch.fit].like_counts_M, batch.seen, num)
         told_UK = rank_by_rgat(evidence, batch.likes, _rated_columns(batch.rated, catalogue, num), num)
         tops = {
             "popularity": fit.catalogue.movie_ids(popular_UK),

@@ -25,37 +25,53 @@ VOTES_AT_ONCE = 64
 """Viewers whose neighbours' votes are counted at a time: some hundred films each, in the cache."""
 
 
+class Places:
+    """Where each user stands in a list of unique ids."""
+
+    def __init__(self, users_V: Ints) -> None:
+        self._by_id_V = np.argsort(users_V)
+        self._sorted_V = users_V[self._by_id_V]
+
+    def __call__(self, wanted: Ints) -> Ints:
+        """The place of each, -1 for one who is not there."""
+        place = np.minimum(np.searchsorted(self._sorted_V, wanted), len(self._sorted_V) - 1)
+        return np.where(self._sorted_V[place] == wanted, self._by_id_V[place], -1)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Neighbours:
     """The viewers of one fit, in the order in which ties between them fall (a seeded hash of the id)."""
 
     users_V: Ints
+    place_of: Places
     unit_VD: Tensor
+    """Of length 1; viewer lies beside viewer in memory, as ``product_blocks`` would else copy them every time."""
     likes_VM: sparse.csr_array
     """1 where the viewer liked the film in the rows of the fit."""
+    like_counts_M: Ints
+    """Likes per film in the rows of the fit: its popularity."""
 
     @classmethod
     def build(cls, fit: LightGCNFit, likes: pl.DataFrame, seed: int) -> Neighbours:
         """Pool and index the viewers of ``viewers.read_fit_likes``."""
-        ids_V = likes["user_id"].unique().to_numpy().astype(np.int64)
-        users_V = ids_V[tie_order(ids_V, seed)]
-        viewer_E = _places(users_V, likes["user_id"].to_numpy().astype(np.int64))
-        movie_E = likes["movie_id"].to_numpy().astype(np.int64)
-        vectors_VD = fit.pool(Likes(viewer_E, movie_E, likes["age"].to_numpy().astype(np.int64)), len(users_V))
-        column_E = fit.catalogue.columns(movie_E)
+        ids_E, movie_E, age_E = (likes[name].to_numpy() for name in ("user_id", "movie_id", "age"))
+        start_V = np.flatnonzero(np.diff(ids_E, prepend=-1))
+        ids_V, count_V = ids_E[start_V].astype(np.int64), np.diff(start_V, append=len(ids_E))
+        order_V = tie_order(ids_V, seed)
+        by_id = Likes(np.repeat(np.arange(len(ids_V)), count_V), movie_E.astype(np.int64), age_E.astype(np.int64))
+        column_E = fit.catalogue.columns(by_id.movie_E)
         known_E = column_E >= 0
-        ones_E = np.ones(int(known_E.sum()), dtype=np.float32)
+        films = Ragged.from_pairs(by_id.viewer_E[known_E], column_E[known_E], len(ids_V)).rows(order_V)
+        shape = len(ids_V), len(fit.catalogue)
         return cls(
-            users_V=users_V,
-            unit_VD=normalize(vectors_VD, dim=1),
+            users_V=ids_V[order_V],
+            place_of=Places(ids_V[order_V]),
+            unit_VD=normalize(fit.pool(by_id, len(ids_V)), dim=1)[torch.from_numpy(order_V)].T.contiguous().T,
             likes_VM=sparse.csr_array(
-                (ones_E, (viewer_E[known_E], column_E[known_E])), shape=(len(users_V), len(fit.catalogue))
+                (np.ones(len(films.values), dtype=np.float32), films.values, films.offsets), shape=shape
             ),
+            like_counts_M=np.bincount(films.values, minlength=shape[1]).astype(np.int64),
         )
-
-    def like_counts(self) -> Ints:
-        """Likes per film (M,) in the rows of the fit: its popularity."""
-        return np.bincount(self.likes_VM.indices, minlength=self.likes_VM.shape[1]).astype(np.int64)
 
     def nearest(self, vectors_UD: Tensor, users_U: Ints, k: int) -> tuple[Ints, Tensor]:
         """Exact nearest viewers by cosine, oneself left out.
@@ -63,7 +79,7 @@ class Neighbours:
         Returns:
             ``viewer_UK`` (places in ``users_V``, -1 where there are fewer) and ``cosine_UK`` (``-inf`` there).
         """
-        self_U = _places(self.users_V, users_U)
+        self_U = self.place_of(users_U)
         known_U = self_U >= 0
         oneself = Ragged.from_pairs(np.flatnonzero(known_U), self_U[known_U], len(users_U))
         blocks = product_blocks(normalize(vectors_UD, dim=1), self.unit_VD)
@@ -125,11 +141,3 @@ def _most_votes(votes_BM: sparse.csr_array, seen_row_S: Ints, seen_column_S: Int
         films_BF[filled_B, place] = np.where(best_B < 0, -1, num_columns - 1 - (best_B & 0xFFFFFFFF))
         key_E[key_E == np.repeat(best_B, counts_B[filled_B])] = -1
     return films_BF
-
-
-def _places(users_V: Ints, wanted: Ints) -> Ints:
-    """Place of each user in ``users_V``, -1 for one who is not there."""
-    by_id_V = np.argsort(users_V)
-    sorted_V = users_V[by_id_V]
-    place = np.minimum(np.searchsorted(sorted_V, wanted), len(users_V) - 1)
-    return np.where(sorted_V[place] == wanted, by_id_V[place], -1)

@@ -30,6 +30,11 @@ FIT_OF = {"train": "a", "valid": "b", "test": "b"}
 """Which fit writes the hints of which purpose: fit a never saw the ``target`` likes that training examples ask for."""
 
 
+LOOKED_UP = 1 << 22
+"""Movie ids below this are looked up in a table of up to 34 MB, ten times as fast as searched for; MovieLens has none
+above 300,000."""
+
+
 class Catalogue:
     """The films a specialist knows, in the order in which ties between them fall: by a seeded hash of the id.
 
@@ -42,6 +47,11 @@ class Catalogue:
         self.ids_M: Ints = given_M[self.order_M]
         self._by_id_M: Ints = np.argsort(self.ids_M)
         self._sorted_M: Ints = self.ids_M[self._by_id_M]
+        self._column_of_id: Ints | None = None
+        if len(given_M) and self._sorted_M[0] >= 0 and self._sorted_M[-1] < LOOKED_UP:
+            # the last place is nobody's: where an id outside ends up
+            self._column_of_id = np.full(self._sorted_M[-1] + 2, -1, dtype=np.int64)
+            self._column_of_id[self.ids_M] = np.arange(len(self.ids_M))
 
     def __len__(self) -> int:
         return len(self.ids_M)
@@ -49,6 +59,10 @@ class Catalogue:
     def columns(self, movie_ids: npt.ArrayLike) -> Ints:
         """Column of each film, -1 for a film that is not known; any shape."""
         wanted = np.asarray(movie_ids).astype(np.int64)
+        if self._column_of_id is not None:
+            # as unsigned numbers, those below 0 are large
+            place = np.minimum(wanted.view(np.uint64), np.uint64(len(self._column_of_id) - 1)).view(np.int64)
+            return self._column_of_id[place]
         place = np.minimum(np.searchsorted(self._sorted_M, wanted), len(self) - 1)
         return np.where(self._sorted_M[place] == wanted, self._by_id_M[place], -1)
 
@@ -173,9 +187,14 @@ def read_tensors(path: Path, names: tuple[str, ...]) -> dict[str, Tensor]:
     for name in names:
         if name not in tensors:
             raise InputError(f"{path} has no tensor '{name}'; it holds {', '.join(sorted(tensors))}")
-        if not bool(torch.isfinite(tensors[name]).all()):
+        if not _is_finite(tensors[name]):
             raise InputError(f"{path}: tensor '{name}' holds NaN or infinity; lower the learning rate and train again")
     return {name: tensors[name].float() for name in names}
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    # the ends of the range are NaN where any number is, and nothing of the tensor's size is made
+    return not tensor.numel() or bool(torch.stack(torch.aminmax(tensor)).isfinite().all())
 
 
 def in_catalogue_order(path: Path, tensors: dict[str, Tensor], catalogue: Catalogue) -> dict[str, Tensor]:

@@ -1,0 +1,170 @@
+"""One bucket of the split on its way through retrieve: whom to ask, the answers, the files.
+
+In an increment few viewers of a bucket are asked; those of several buckets are then asked at once, since a question
+costs little beside what all questions share. What comes out is the same: a viewer's rows do not hang on who else is
+asked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import polars as pl
+
+from tripletune.config import RetrieveConfig
+from tripletune.paths import write_atomically
+from tripletune.retrieve.earlier import EarlierNight, digest_viewers
+from tripletune.retrieve.profiles import find_profiles
+from tripletune.retrieve.retriever import Retriever, told_films
+from tripletune.retrieve.sampling import keep_drawn
+from tripletune.retrieve.viewers import find_answers, find_history, find_questions, find_seen, read_rows
+from tripletune.schemas import COUNTS, QUESTION, conform
+
+ROW_GROUP = 1 << 16
+ASKED_AT_ONCE = 2048
+"""Questions from which on waiting buckets are answered; a bucket of MovieLens 32M has some 3,000 in a full night."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bucket:
+    """What is known of a bucket before its questions are answered."""
+
+    name: str
+    """Its file in every folder."""
+    rows: pl.DataFrame
+    """Of the split, of the viewers asked."""
+    viewers: pl.DataFrame
+    """``schemas.VIEWERS`` of all."""
+    asked: pl.DataFrame
+    """``user_id, purpose, unseen, cutoff``."""
+    kept: pl.DataFrame
+    """Questions (``schemas.QUESTION``) whose rows come from an earlier night."""
+    changes: pl.DataFrame | None
+    """``increments.compare_viewers``; None: there is no earlier night."""
+    left_out: pl.DataFrame
+    """Questions whose fit knows an answer."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Written:
+    """What is left to do when a bucket's files are there."""
+
+    counts: pl.DataFrame
+    """``schemas.COUNTS`` of all questions."""
+    kept: pl.DataFrame
+    changes: pl.DataFrame | None
+    left_out: pl.DataFrame
+    """As of ``Bucket``."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asking:
+    """Whom tonight asks, what is there from an earlier night, and who answers."""
+
+    retriever: Retriever
+    settings: RetrieveConfig
+    num_liked_triples: int
+    asked_alone: pl.Series | None
+    """``viewers.read_asked``."""
+    drawn: pl.DataFrame | None
+    """``sampling.sample_viewers``; None: everybody."""
+    known: pl.DataFrame
+    """``viewers.find_known``."""
+    ranked: pl.Series | None
+    """``rankings.ranked_viewers``."""
+    night: EarlierNight | None
+    out: Path
+
+    def write_buckets(self, files: Mapping[str, Path]) -> tuple[list[Written], list[pl.DataFrame]]:
+        """Ask who is to be asked of some buckets, take the rest over, and write ``TABLES`` and ``viewers``.
+
+        Args:
+            files: of the split, by number.
+
+        Returns:
+            The buckets, and ``schemas.RANKINGS`` of the questions asked.
+        """
+        done: list[Written] = []
+        rankings: list[pl.DataFrame] = []
+        waiting: list[Bucket] = []
+        for left, (number, path) in zip(reversed(range(len(files))), files.items(), strict=True):
+            waiting.append(self._open(f"shard-{number}.parquet", path))
+            if not left or sum(len(bucket.asked) for bucket in waiting) >= ASKED_AT_ONCE:
+                tables, ranked = self._answer(waiting)
+                done += [self._write(bucket, tables) for bucket in waiting]
+                rankings.append(ranked)
+                waiting = []
+        return done, rankings
+
+    def _open(self, name: str, path: Path) -> Bucket:
+        rows = read_rows([path]).collect()
+        found = find_questions(rows, self.asked_alone, train_cutoffs=self.settings.train_cutoffs).filter(
+            pl.col("purpose").is_in(self.settings.purposes)
+        )
+        found = found if self.drawn is None else keep_drawn(found, self.drawn)
+        questions = found.join(self.known, on=["user_id", "purpose"], how="anti", maintain_order="left")
+        viewers = digest_viewers(rows)
+        changes, kept = None, questions.select(QUESTION).clear()
+        if self.night:
+            changes = self.night.compare(name, viewers)
+            kept = self.night.keep(name, changes.filter(pl.col("why").is_null()), questions, self.ranked)
+        asked = questions.join(kept, on=QUESTION, how="anti", maintain_order="left")
+        return Bucket(
+            name=name,
+            rows=rows.join(asked, on="user_id", how="semi", maintain_order="left") if self.night else rows,
+            viewers=viewers,
+            asked=asked,
+            kept=kept,
+            changes=changes,
+            left_out=found.join(self.known, on=["user_id", "purpose"], how="semi").select(QUESTION),
+        )
+
+    def _answer(self, buckets: Sequence[Bucket]) -> tuple[dict[str, pl.DataFrame], pl.DataFrame]:
+        """The rows of ``TABLES`` of all questions asked, and their rankings."""
+        asked, rows = (pl.concat(frames) for frames in zip(*((b.asked, b.rows) for b in buckets), strict=True))
+        history, answers = find_history(rows, asked), find_answers(rows, asked)
+        retriever = self.retriever
+        retrieved, choices, rankings = retriever.retrieve_and_rank(
+            asked, history, find_seen(rows, asked), answers, self.ranked
+        )
+        tables = {
+            "retrieved": retrieved,
+            "choices": choices,
+            "profiles": find_profiles(retriever.rgat, retriever.relations, asked, history),
+            "counts": _count(retrieved, choices, history, answers, self.num_liked_triples),
+        }
+        return tables, rankings
+
+    def _write(self, bucket: Bucket, tables: Mapping[str, pl.DataFrame]) -> Written:
+        whole = {}
+        for table, rows in tables.items():
+            mine = rows.join(bucket.asked, on=QUESTION, how="semi", maintain_order="left")
+            whole[table] = self.night.add(table, bucket.name, mine, bucket.kept) if self.night else mine
+        for table, frame in {**whole, "viewers": bucket.viewers}.items():
+            write_atomically(self.out / table / bucket.name, table_writer(frame))
+        return Written(counts=whole["counts"], kept=bucket.kept, changes=bucket.changes, left_out=bucket.left_out)
+
+
+def table_writer(frame: pl.DataFrame) -> Callable[[Path], None]:
+    """What ``write_atomically`` calls."""
+    # bytes follow chunks, and chunks the number of threads
+    return lambda path: frame.rechunk().write_parquet(path, compression="zstd", row_group_size=ROW_GROUP)
+
+
+def _count(
+    retrieved: pl.DataFrame, choices: pl.DataFrame, history: pl.DataFrame, answers: pl.DataFrame, num_liked: int
+) -> pl.DataFrame:
+    """``schemas.COUNTS``."""
+    found = answers.join(retrieved.select(*QUESTION, "candidates"), on=QUESTION).with_columns(
+        hit=pl.col("movie_id").is_in(pl.col("candidates"))
+    )
+    counts = retrieved.select(QUESTION)
+    for part in (
+        found.group_by(QUESTION).agg(answers=pl.len(), hits=pl.col("hit").sum()),
+        told_films(retrieved, history, num_liked).group_by(QUESTION).agg(pairs=pl.len()),
+        choices.filter(pl.col("rank") == 0).group_by(QUESTION).agg(told=pl.len()),
+    ):
+        counts = counts.join(part, on=QUESTION, how="left", maintain_order="left")
+    return conform(counts.fill_null(0), COUNTS)
