@@ -46,6 +46,7 @@ from tripletune.graph.knowledge import write_knowledge
 from tripletune.prompts import engine, render
 from tripletune.prompts.shards import generate_shards
 from tripletune.rank.audits import audit_shards, refuse_leaks
+from tripletune.retrieve import buckets as buckets_of
 from tripletune.retrieve import candidates, ease, first_stage, retriever, sasrec, similar
 from tripletune.threads import map_in_threads
 
@@ -174,11 +175,12 @@ def run_part(part: str, work: Path, buckets: int) -> dict[str, Any]:
 
 
 def _watch_retrieval(steps: Steps) -> None:
-    for name in ("find_questions", "find_history", "find_seen", "find_answers", "find_known", "digest_viewers"):
-        steps.watch(candidates, name, "rows, histories, masks")
+    for name in ("find_questions", "find_history", "find_seen", "find_answers", "digest_viewers"):
+        steps.watch(buckets_of, name, "rows, histories, masks")
+    steps.watch(candidates, "find_known", "rows, histories, masks")
     for name in ("_count", "write_atomically"):
-        steps.watch(candidates, name, "counting, writing")
-    steps.watch(candidates, "find_profiles", "preference profiles")
+        steps.watch(buckets_of, name, "counting, writing")
+    steps.watch(buckets_of, "find_profiles", "preference profiles")
     stage = retriever.Retriever
     steps.watch(stage, "retrieve_and_rank", "joins between the steps")
     steps.watch(stage, "_rank", "evaluation lists of 10,000 viewers")
