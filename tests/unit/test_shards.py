@@ -6,6 +6,7 @@ import pickle
 from pathlib import Path
 
 import polars as pl
+import pyarrow.parquet as pq
 import pytest
 import small_world
 from test_engine import PURPOSES, SEED, SPECIALISTS, retrieve
@@ -162,6 +163,72 @@ def test_rows_that_an_earlier_night_has_make_the_same_shards(world, out, tmp_pat
     facts = generate(world, tmp_path / "out", previous=out, unchanged=unchanged)
     assert files(tmp_path / "out") == files(out)
     assert facts == generate(world, tmp_path / "out")
+
+
+def count_groups(path):
+    return pq.read_metadata(path).num_row_groups
+
+
+@pytest.mark.parametrize("wanted", [pl.col("user_id") % 3 > 0, pl.lit(True), pl.lit(False)])
+def test_shards_of_several_row_groups_know_nothing_of_what_was_rendered(world, tmp_path, monkeypatch, wanted):
+    monkeypatch.setattr(shards, "ROW_GROUP", 4)
+    full = tmp_path / "full"
+    generate(world, full)
+    for path in full.rglob("*.parquet"):
+        examples = pl.read_parquet(path)
+        assert count_groups(path) == max(1, -(-len(examples) // 4))
+        assert examples.equals(examples.sort(QUESTION))
+    unchanged = write_unchanged(full, tmp_path / "unchanged", wanted)
+    generate(world, tmp_path / "out", previous=full, unchanged=unchanged)
+    assert files(tmp_path / "out") == files(full)
+
+
+def plan(world, folder, out, wanted):
+    """The buckets of each job of an increment."""
+    planned = []
+    unchanged = write_unchanged(out, folder / "unchanged", wanted)
+    with pytest.raises(InputError):  # nobody writes them
+        generate(
+            world,
+            folder / "out",
+            previous=out,
+            unchanged=unchanged,
+            map_jobs=lambda write, jobs: planned.extend(job.numbers for job in jobs),
+        )
+    return planned
+
+
+def test_buckets_that_ask_few_go_together_and_those_that_ask_many_alone(world, out, tmp_path, monkeypatch):
+    assert [job.numbers for job in jobs_of(world, tmp_path)] == [("000",), ("001",)]
+    few = pl.col("user_id") > 4
+    (tmp_path / "few").mkdir()
+    assert plan(world, tmp_path / "few", out, few) == [("000", "001")]
+    monkeypatch.setattr(shards, "ROW_GROUP", 4)
+    (tmp_path / "many").mkdir()
+    assert plan(world, tmp_path / "many", out, few) == [("000",), ("001",)]
+    monkeypatch.setattr(shards, "ROW_GROUP", 1024)
+    monkeypatch.setattr(shards, "TOGETHER", 1)
+    (tmp_path / "alone").mkdir()
+    assert plan(world, tmp_path / "alone", out, few) == [("000",), ("001",)]
+
+
+def test_a_job_of_several_buckets_goes_on_at_the_shard_that_is_not_there(world, out, tmp_path):
+    unchanged = write_unchanged(out, tmp_path / "unchanged", pl.col("user_id") > 4)
+    again = {"previous": out, "unchanged": unchanged}
+    generate(world, tmp_path / "out", **again)
+    lost = tmp_path / "out" / "valid" / "shard-001.parquet"
+    lost.unlink()
+    there = {path: path.stat().st_ino for path in (tmp_path / "out").rglob("*.parquet")}
+    generate(world, tmp_path / "out", **again)
+    assert {path: path.stat().st_ino for path in there} == there
+    assert files(tmp_path / "out") == files(out)
+
+
+def test_the_mean_number_of_characters_is_that_of_the_written_prompts(world, out, tmp_path):
+    facts = generate(world, tmp_path)
+    prompts = [prompt for path in out.rglob("*.parquet") for prompt in pl.read_parquet(path)["prompt"].to_list()]
+    chars = sum(len(message["content"]) for prompt in prompts for message in prompt)
+    assert facts["mean_prompt_chars"] == round(chars / len(prompts), 1)
 
 
 def test_unchanged_rows_are_copied_and_not_rendered(world, out, tmp_path, monkeypatch):

@@ -17,6 +17,7 @@ from importlib import metadata
 from pathlib import Path
 
 import polars as pl
+import pyarrow.parquet as pq
 
 from tripletune.config import PromptConfig, RetrieveConfig
 from tripletune.errors import ConfigError, InputError
@@ -295,7 +296,9 @@ def _together(job: ShardJob) -> list[tuple[str, ...]]:
     groups: list[tuple[str, ...]] = []
     room = 0
     for number in job.numbers:
-        asked = _height(job.retrieve / "retrieved" / _name(number)) - _height(job.unchanged / _name(number))
+        paths = (job.retrieve / "retrieved" / _name(number), job.unchanged / _name(number))
+        here, kept = (pq.read_metadata(path).num_rows for path in paths)
+        asked = here - kept
         if groups and asked <= room and len(groups[-1]) < TOGETHER:
             groups[-1] += (number,)
         else:
@@ -303,10 +306,6 @@ def _together(job: ShardJob) -> list[tuple[str, ...]]:
             room = ROW_GROUP
         room -= asked
     return groups
-
-
-def _height(path: Path) -> int:
-    return int(pl.scan_parquet(path).select(pl.len()).collect().item())
 
 
 def _require_all(jobs: Sequence[ShardJob]) -> None:
