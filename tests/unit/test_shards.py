@@ -198,18 +198,21 @@ def plan(world, folder, out, wanted):
     return planned
 
 
-def test_buckets_that_ask_few_go_together_and_those_that_ask_many_alone(world, out, tmp_path, monkeypatch):
+def test_buckets_go_together_into_a_job_as_long_as_they_render_no_more_than_a_row_group(
+    world, out, tmp_path, monkeypatch
+):
     assert [job.numbers for job in jobs_of(world, tmp_path)] == [("000",), ("001",)]
     few = pl.col("user_id") > 4
-    (tmp_path / "few").mkdir()
-    assert plan(world, tmp_path / "few", out, few) == [("000", "001")]
-    monkeypatch.setattr(shards, "ROW_GROUP", 4)
-    (tmp_path / "many").mkdir()
-    assert plan(world, tmp_path / "many", out, few) == [("000",), ("001",)]
-    monkeypatch.setattr(shards, "ROW_GROUP", 1024)
-    monkeypatch.setattr(shards, "TOGETHER", 1)
-    (tmp_path / "alone").mkdir()
-    assert plan(world, tmp_path / "alone", out, few) == [("000",), ("001",)]
+    kept = pl.concat(pl.read_parquet(path) for path in out.rglob("*.parquet")).filter(few)
+    asked = pl.read_parquet(world.retrieve / "retrieved" / "*.parquet").height - kept.height
+    for room, most, jobs in ((asked, 8, 1), (asked - 1, 8, 2), (asked, 1, 2)):
+        folder = tmp_path / f"{room}-{most}"
+        folder.mkdir()
+        monkeypatch.setattr(shards, "ROW_GROUP", room)
+        monkeypatch.setattr(shards, "TOGETHER", most)
+        planned = plan(world, folder, out, few)
+        assert [number for numbers in planned for number in numbers] == ["000", "001"]
+        assert len(planned) == jobs
 
 
 def test_a_job_of_several_buckets_goes_on_at_the_shard_that_is_not_there(world, out, tmp_path):
