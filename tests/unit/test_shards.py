@@ -13,7 +13,7 @@ from test_engine import PURPOSES, SEED, SPECIALISTS, retrieve
 
 from tripletune.config import PromptConfig, RetrieveConfig, RunConfig, WorkersConfig
 from tripletune.errors import ConfigError, InputError
-from tripletune.prompts import shards
+from tripletune.prompts import made_with, shards
 from tripletune.prompts.engine import Frame
 from tripletune.prompts.shards import generate_shards, one_after_the_other, write_shard
 from tripletune.schemas import QUESTION
@@ -76,7 +76,7 @@ def test_a_job_says_where_things_are_to_a_worker_that_started_in_another_folder(
 def test_a_worker_that_loaded_other_code_writes_nothing(world, tmp_path, monkeypatch):
     jobs = jobs_of(world, tmp_path)
     shards._shared_frame.cache_clear()
-    monkeypatch.setattr(shards, "_SOURCE", "what an older checkout had")
+    monkeypatch.setattr(made_with, "_SOURCE", "what an older checkout had")
     with pytest.raises(ConfigError, match="a worker runs other code"):
         shards.write_shard(jobs[0])
     assert not files(tmp_path)

@@ -13,7 +13,6 @@ import functools
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from importlib import metadata
 from pathlib import Path
 
 import polars as pl
@@ -21,10 +20,10 @@ import pyarrow.parquet as pq
 
 from tripletune.config import PromptConfig, RetrieveConfig
 from tripletune.errors import ConfigError, InputError
-from tripletune.fingerprint import TOKENIZER_FILES, sha256_file, sha256_json, source_hash
 from tripletune.paths import Facts, remove_leftovers, write_atomically
 from tripletune.prompts.engine import Frame, build_examples
 from tripletune.prompts.evidence import SPLIT_COLUMNS, collect_answers, collect_evidence
+from tripletune.prompts.made_with import digest_code
 from tripletune.prompts.shard_facts import count_shards, note_chars
 from tripletune.prompts.template import load_template
 from tripletune.schemas import EXAMPLES, PURPOSES, QUESTION
@@ -37,9 +36,6 @@ processes gives each of them whole files, so there are more files than processes
 TOGETHER = 8
 """Buckets of an increment's job. A bucket with 30 examples to be rendered would take most of its time for small steps;
 together, these pay once. No more, for there are to be more jobs than workers."""
-
-_SOURCE = sha256_json([source_hash(name) for name in ("prompts", "schemas", "stable_hash")])
-"""As this process loaded it: a worker that stays does not see the files change."""
 
 _LOADING = threading.Lock()
 """Threads come at once at first, and each would load what all share."""
@@ -57,8 +53,8 @@ class Recipe:
     tokenizer: tuple[str, str] | None
     """Model and revision whose tokenizer counts; None: tokens are not counted."""
     made_with: str
-    """Digest of the code, the libraries and the tokenizer's files here. A worker of a standing cluster may have others,
-    and what it wrote would go by a fingerprint that is not its own."""
+    """``digest_code`` of this process. A worker of a standing cluster may run other code, and what it wrote would go by
+    a fingerprint that is not its own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,8 +128,7 @@ def generate_shards(
         map_jobs: who writes the shards.
 
     Returns:
-        Examples by purpose, training viewers dropped because no answer was among their candidates, mean characters of
-        a prompt; where tokens are counted, their mean and highest number and what was left out for the budget.
+        Those of ``count_shards``, where the candidates come from, and the template's name.
 
     Raises:
         ConfigError: the template is not there or not valid, or the tokenizer does not suit.
@@ -147,7 +142,7 @@ def generate_shards(
         specialists=tuple(sorted(specialists.items())),
         seed=seed,
         tokenizer=_absolute(tokenizer),
-        made_with=_made_with(tokenizer),
+        made_with=digest_code(tokenizer),
     )
     job = ShardJob(
         recipe=recipe,
@@ -251,15 +246,6 @@ def _absolute(tokenizer: tuple[str, str] | None) -> tuple[str, str] | None:
     return tokenizer
 
 
-def _made_with(tokenizer: tuple[str, str] | None) -> str:
-    versions = {
-        library: metadata.version(library).split("+")[0] for library in ("polars", "transformers", "tokenizers")
-    }
-    folder = Path(tokenizer[0]) if tokenizer else Path()
-    files = {name: sha256_file(folder / name) for name in sorted(TOKENIZER_FILES) if (folder / name).is_file()}
-    return sha256_json({"source": _SOURCE, "versions": versions, "tokenizer": files if tokenizer else {}})
-
-
 def _frame_of(recipe: Recipe) -> Frame:
     with _LOADING:
         return _shared_frame(recipe)
@@ -268,7 +254,7 @@ def _frame_of(recipe: Recipe) -> Frame:
 @functools.lru_cache(maxsize=1)
 def _shared_frame(recipe: Recipe) -> Frame:
     """Template, titles and tokenizer, read once per process and kept for the next job."""
-    if _made_with(recipe.tokenizer) != recipe.made_with:
+    if digest_code(recipe.tokenizer) != recipe.made_with:
         raise ConfigError(
             "a worker runs other code, libraries or a tokenizer than this run; give the cluster the same checkout and "
             "model, and start it again"
