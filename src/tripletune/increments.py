@@ -17,7 +17,7 @@ import polars as pl
 
 from tripletune.fingerprint import Ingredients, differences
 from tripletune.paths import MANIFEST, RunPaths, damaged_files, read_manifest, write_atomically
-from tripletune.schemas import QUESTION
+from tripletune.schemas import QUESTION, RETRIEVED
 
 CARRIES_RATINGS = ("ingest", "split", "knowledge", "retrieve")
 """Parents that are new every night; what matters of them is compared viewer by viewer, or by content."""
@@ -162,19 +162,29 @@ def write_unchanged(before: Path, now: Path, out: Path) -> dict[str, Any]:
         ``count_changes``.
     """
     out.mkdir(parents=True, exist_ok=True)
-    changes = []
-    for path in sorted((now / "viewers").glob("shard-*.parquet")):
-        viewers = compare_viewers(pl.read_parquet(before / "viewers" / path.name), pl.read_parquet(path))
-        asked = [pl.read_parquet(folder / "retrieved" / path.name, columns=list(QUESTION)) for folder in (before, now)]
-        same = viewers.filter(pl.col("why").is_null())
-        kept = asked[1].join(asked[0], on=QUESTION, how="semi").join(same, on="user_id", how="semi").sort(QUESTION)
-        write_atomically(out / path.name, functools.partial(_write, kept))
-        changes.append(viewers)
-    return count_changes(pl.concat(changes))
-
-
-def _write(frame: pl.DataFrame, path: Path) -> None:
-    frame.rechunk().write_parquet(path, compression="zstd")
+    names = sorted(path.name for path in (now / "viewers").glob("shard-*.parquet"))
+    # all buckets at once: each costs more for its queries than for its rows
+    nights = [pl.read_parquet([folder / "viewers" / name for name in names]) for folder in (before, now)]
+    changes = compare_viewers(*nights)
+    same = changes.filter(pl.col("why").is_null())
+    earlier, tonight = (
+        pl.scan_parquet([folder / "retrieved" / name for name in names], include_file_paths="file").select(
+            *QUESTION, "file"
+        )
+        for folder in (before, now)
+    )
+    kept = (
+        tonight.join(earlier, on=QUESTION, how="semi")
+        .join(same.lazy(), on="user_id", how="semi")
+        .sort(QUESTION)
+        .collect()
+    )
+    by_name = {Path(file).name: rows for (file,), rows in kept.partition_by("file", as_dict=True).items()}
+    nobody = pl.DataFrame(schema={name: RETRIEVED[name] for name in QUESTION})
+    for name in names:
+        questions = by_name.get(name, nobody).select(*QUESTION)
+        write_atomically(out / name, functools.partial(questions.write_parquet, compression="zstd"))
+    return count_changes(changes)
 
 
 def count_changes(viewers: pl.DataFrame) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import small_world
 from tripletune import schemas
 from tripletune.config import RunConfig
 from tripletune.graph.ease_fit import train_ease
+from tripletune.increments import write_unchanged
 from tripletune.paths import RunPaths
 from tripletune.retrieve import buckets, candidates
 from tripletune.retrieve.earlier import digest_viewers
@@ -171,6 +172,53 @@ def test_changed_viewers_of_several_buckets_may_be_asked_at_once(second, first, 
     assert tonight.manifest("retrieve")["facts"]["viewers_reused"] == 36
     hashes = [night.manifest("retrieve")["files"] for night in (tonight, full)]
     assert hashes[0] == hashes[1]
+
+
+def write_night(folder: Path, viewers: list[tuple[str, int, int]], asked: list[tuple[str, int, str, int]]) -> Path:
+    """What ``write_unchanged`` reads of a night: bucket, user, digest of the rows; bucket, user, purpose, cutoff."""
+    for part in ("viewers", "retrieved"):
+        (folder / part).mkdir(parents=True)
+    for bucket in ("000", "001", "002"):
+        name = f"shard-{bucket}.parquet"
+        rows = [(user, 9, digest, digest) for where, user, digest in viewers if where == bucket]
+        pl.DataFrame(rows, schema=schemas.VIEWERS, orient="row").write_parquet(folder / "viewers" / name)
+        questions = [question for where, *question in asked if where == bucket]
+        schema = {column: schemas.RETRIEVED[column] for column in schemas.QUESTION}
+        pl.DataFrame(questions, schema=schema, orient="row").write_parquet(folder / "retrieved" / name)
+    return folder
+
+
+def test_what_is_taken_over_is_asked_in_both_nights_of_viewers_whose_rows_are_the_same(tmp_path):
+    before = write_night(
+        tmp_path / "before",
+        [("000", 1, 11), ("000", 4, 14), ("001", 2, 12), ("002", 3, 13)],
+        [
+            ("000", 1, "test", 7),
+            ("000", 1, "train", 5),
+            ("000", 4, "test", 7),
+            ("001", 2, "test", 7),
+            ("002", 3, "test", 7),
+        ],
+    )
+    now = write_night(
+        tmp_path / "now",
+        [("000", 1, 11), ("000", 4, 99), ("001", 2, 12), ("002", 5, 15)],
+        [
+            ("000", 1, "test", 7),
+            ("000", 1, "train", 6),
+            ("000", 4, "test", 7),
+            ("001", 2, "test", 7),
+            ("002", 5, "test", 7),
+        ],
+    )
+    facts = write_unchanged(before, now, tmp_path / "out")
+    assert facts == {"viewers_reused": 2, "viewers_changed": {"gone": 1, "new ratings": 1, "new viewer": 1}}
+    kept = {path.name: pl.read_parquet(path).rows() for path in (tmp_path / "out").iterdir()}
+    assert kept == {
+        "shard-000.parquet": [(1, "test", 7)],
+        "shard-001.parquet": [(2, "test", 7)],
+        "shard-002.parquet": [],
+    }
 
 
 def test_a_question_whose_pinned_fit_knows_the_answer_is_left_out_and_counted(second, first, tmp_path):

@@ -6,13 +6,14 @@ import pickle
 from pathlib import Path
 
 import polars as pl
+import pyarrow.parquet as pq
 import pytest
 import small_world
 from test_engine import PURPOSES, SEED, SPECIALISTS, retrieve
 
 from tripletune.config import PromptConfig, RetrieveConfig, RunConfig, WorkersConfig
 from tripletune.errors import ConfigError, InputError
-from tripletune.prompts import shards
+from tripletune.prompts import made_with, shards
 from tripletune.prompts.engine import Frame
 from tripletune.prompts.shards import generate_shards, one_after_the_other, write_shard
 from tripletune.schemas import QUESTION
@@ -75,7 +76,7 @@ def test_a_job_says_where_things_are_to_a_worker_that_started_in_another_folder(
 def test_a_worker_that_loaded_other_code_writes_nothing(world, tmp_path, monkeypatch):
     jobs = jobs_of(world, tmp_path)
     shards._shared_frame.cache_clear()
-    monkeypatch.setattr(shards, "_SOURCE", "what an older checkout had")
+    monkeypatch.setattr(made_with, "_SOURCE", "what an older checkout had")
     with pytest.raises(ConfigError, match="a worker runs other code"):
         shards.write_shard(jobs[0])
     assert not files(tmp_path)
@@ -162,6 +163,75 @@ def test_rows_that_an_earlier_night_has_make_the_same_shards(world, out, tmp_pat
     facts = generate(world, tmp_path / "out", previous=out, unchanged=unchanged)
     assert files(tmp_path / "out") == files(out)
     assert facts == generate(world, tmp_path / "out")
+
+
+def count_groups(path):
+    return pq.read_metadata(path).num_row_groups
+
+
+@pytest.mark.parametrize("wanted", [pl.col("user_id") % 3 > 0, pl.lit(True), pl.lit(False)])
+def test_shards_of_several_row_groups_know_nothing_of_what_was_rendered(world, tmp_path, monkeypatch, wanted):
+    monkeypatch.setattr(shards, "ROW_GROUP", 4)
+    full = tmp_path / "full"
+    generate(world, full)
+    for path in full.rglob("*.parquet"):
+        examples = pl.read_parquet(path)
+        assert count_groups(path) == max(1, -(-len(examples) // 4))
+        assert examples.equals(examples.sort(QUESTION))
+    unchanged = write_unchanged(full, tmp_path / "unchanged", wanted)
+    generate(world, tmp_path / "out", previous=full, unchanged=unchanged)
+    assert files(tmp_path / "out") == files(full)
+
+
+def plan(world, folder, out, wanted):
+    """The buckets of each job of an increment."""
+    planned = []
+    unchanged = write_unchanged(out, folder / "unchanged", wanted)
+    with pytest.raises(InputError):  # nobody writes them
+        generate(
+            world,
+            folder / "out",
+            previous=out,
+            unchanged=unchanged,
+            map_jobs=lambda write, jobs: planned.extend(job.numbers for job in jobs),
+        )
+    return planned
+
+
+def test_buckets_go_together_into_a_job_as_long_as_they_render_no_more_than_a_row_group(
+    world, out, tmp_path, monkeypatch
+):
+    assert [job.numbers for job in jobs_of(world, tmp_path)] == [("000",), ("001",)]
+    few = pl.col("user_id") > 4
+    kept = pl.concat(pl.read_parquet(path) for path in out.rglob("*.parquet")).filter(few)
+    asked = pl.read_parquet(world.retrieve / "retrieved" / "*.parquet").height - kept.height
+    for room, most, jobs in ((asked, 8, 1), (asked - 1, 8, 2), (asked, 1, 2)):
+        folder = tmp_path / f"{room}-{most}"
+        folder.mkdir()
+        monkeypatch.setattr(shards, "ROW_GROUP", room)
+        monkeypatch.setattr(shards, "TOGETHER", most)
+        planned = plan(world, folder, out, few)
+        assert [number for numbers in planned for number in numbers] == ["000", "001"]
+        assert len(planned) == jobs
+
+
+def test_a_job_of_several_buckets_goes_on_at_the_shard_that_is_not_there(world, out, tmp_path):
+    unchanged = write_unchanged(out, tmp_path / "unchanged", pl.col("user_id") > 4)
+    again = {"previous": out, "unchanged": unchanged}
+    generate(world, tmp_path / "out", **again)
+    lost = tmp_path / "out" / "valid" / "shard-001.parquet"
+    lost.unlink()
+    there = {path: path.stat().st_ino for path in (tmp_path / "out").rglob("*.parquet")}
+    generate(world, tmp_path / "out", **again)
+    assert {path: path.stat().st_ino for path in there} == there
+    assert files(tmp_path / "out") == files(out)
+
+
+def test_the_mean_number_of_characters_is_that_of_the_written_prompts(world, out, tmp_path):
+    facts = generate(world, tmp_path)
+    prompts = [prompt for path in out.rglob("*.parquet") for prompt in pl.read_parquet(path)["prompt"].to_list()]
+    chars = sum(len(message["content"]) for prompt in prompts for message in prompt)
+    assert facts["mean_prompt_chars"] == round(chars / len(prompts), 1)
 
 
 def test_unchanged_rows_are_copied_and_not_rendered(world, out, tmp_path, monkeypatch):

@@ -10,6 +10,9 @@ import polars as pl
 
 from tripletune.schemas import LIKE_LABELS, PURPOSES, QUESTION
 
+SPLIT_COLUMNS = ("user_id", "movie_id", "rating", "position", "label")
+"""What is read here of the split's rows."""
+
 
 def collect_evidence(
     rows: pl.DataFrame, questions: pl.DataFrame, *, dislike: float, max_liked: int, max_disliked: int
@@ -17,7 +20,7 @@ def collect_evidence(
     """Liked and disliked films before the cutoff, newest first.
 
     Args:
-        rows: of the split (``user_id, movie_id, rating, position, label``).
+        rows: of the split (``SPLIT_COLUMNS``).
         questions: ``user_id, purpose, cutoff``.
         dislike: a rating below this is a dislike.
         max_liked, max_disliked: the newest so many are kept.

@@ -82,7 +82,8 @@ def display_titles(movies: pl.DataFrame, reserved: Iterable[str] = ()) -> pl.Dat
     Returns:
         ``movie_id, display``, sorted by movie.
     """
-    shown = movies.select("movie_id", display=clean_text(pl.col("title")).fill_null(UNTITLED)).sort("movie_id")
+    cleaned = movies.join(clean_names(movies["title"]), left_on="title", right_on="name", how="left")
+    shown = cleaned.select("movie_id", display=pl.col("clean").fill_null(UNTITLED)).sort("movie_id")
     shared = pl.col("display").is_duplicated() | pl.col("display").is_in(sorted(reserved))
     while shown.select(shared.any()).item():
         shown = shown.with_columns(

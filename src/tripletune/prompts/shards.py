@@ -1,9 +1,10 @@
 """Prompt shards: one file per bucket of viewers and purpose, each written exactly once, by whichever worker.
 
-``generate_shards`` plans a job per bucket, has the jobs mapped (one after the other, or over threads, processes or a
-cluster), and counts what is there in the end. A job is plain data, paths and settings and never frames, so that it can
-travel; a shard depends on its own bucket alone, so its bytes know nothing of who wrote it. A shard that has its final
-name is finished: whoever comes to it again leaves it, and a killed run goes on where it was.
+``generate_shards`` plans a job per bucket (of an increment, in which each bucket asks few, per some buckets), has the
+jobs mapped (one after the other, or over threads, processes or a cluster), and counts what is there in the end. A job
+is plain data, paths and settings and never frames, so that it can travel; a shard depends on its own bucket alone, so
+its bytes know nothing of who wrote it. A shard that has its final name is finished: whoever comes to it again leaves
+it, and a killed run goes on where it was.
 """
 
 from __future__ import annotations
@@ -11,28 +12,30 @@ from __future__ import annotations
 import functools
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from importlib import metadata
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import polars as pl
+import pyarrow.parquet as pq
 
 from tripletune.config import PromptConfig, RetrieveConfig
 from tripletune.errors import ConfigError, InputError
-from tripletune.fingerprint import TOKENIZER_FILES, sha256_file, sha256_json, source_hash
 from tripletune.paths import Facts, remove_leftovers, write_atomically
 from tripletune.prompts.engine import Frame, build_examples
-from tripletune.prompts.evidence import collect_answers, collect_evidence
+from tripletune.prompts.evidence import SPLIT_COLUMNS, collect_answers, collect_evidence
+from tripletune.prompts.made_with import digest_code
+from tripletune.prompts.shard_facts import count_shards, note_chars
 from tripletune.prompts.template import load_template
-from tripletune.schemas import EXAMPLES, PROMPT_CHARS, PURPOSES, QUESTION, SHORTENED
+from tripletune.schemas import EXAMPLES, PURPOSES, QUESTION
 
 ROW_GROUP = 1024
 """Examples in a row group, which a streaming reader decodes as one: some 6 MB in memory, 1.5 MB in the file; about as
 many as a shuffle buffer holds. A file of the 32 M release has four (64 buckets of 3,140 viewers); a reader with several
 processes gives each of them whole files, so there are more files than processes."""
 
-_SOURCE = sha256_json([source_hash(name) for name in ("prompts", "schemas", "stable_hash")])
-"""As this process loaded it: a worker that stays does not see the files change."""
+TOGETHER = 8
+"""Buckets of an increment's job. A bucket with 30 examples to be rendered would take most of its time for small steps;
+together, these pay once. No more, for there are to be more jobs than workers."""
 
 _LOADING = threading.Lock()
 """Threads come at once at first, and each would load what all share."""
@@ -50,17 +53,17 @@ class Recipe:
     tokenizer: tuple[str, str] | None
     """Model and revision whose tokenizer counts; None: tokens are not counted."""
     made_with: str
-    """Digest of the code, the libraries and the tokenizer's files here. A worker of a standing cluster may have others,
-    and what it wrote would go by a fingerprint that is not its own."""
+    """``digest_code`` of this process. A worker of a standing cluster may run other code, and what it wrote would go by
+    a fingerprint that is not its own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShardJob:
-    """One bucket of viewers: plain data, paths absolute, that can be sent to a worker which sees the same files."""
+    """Some buckets of viewers: plain data, paths absolute, that can be sent to a worker which sees the same files."""
 
     recipe: Recipe
-    number: str
-    """Three digits, in the names of the bucket's files."""
+    numbers: tuple[str, ...]
+    """Of the buckets; three digits each, in the names of a bucket's files."""
     split: Path
     retrieve: Path
     out: Path
@@ -71,13 +74,17 @@ class ShardJob:
     """Folder with ``shard-NNN.parquet``: the questions (``schemas.QUESTION``) whose rows ``previous`` has."""
 
     @property
-    def name(self) -> str:
-        """The bucket's file in every folder."""
-        return f"shard-{self.number}.parquet"
+    def number(self) -> str:
+        """Of the first bucket; names the job."""
+        return self.numbers[0]
 
-    def missing(self) -> list[str]:
-        """The purposes whose shard is not there yet."""
-        return [purpose for purpose in PURPOSES.categories if not (self.out / purpose / self.name).is_file()]
+    def missing(self) -> dict[str, list[str]]:
+        """The purposes whose shard is not there yet, by the number of the bucket; only where there are any."""
+        absent = {
+            number: [purpose for purpose in PURPOSES.categories if not (self.out / purpose / _name(number)).is_file()]
+            for number in self.numbers
+        }
+        return {number: purposes for number, purposes in absent.items() if purposes}
 
 
 WriteShard = Callable[[ShardJob], None]
@@ -121,8 +128,7 @@ def generate_shards(
         map_jobs: who writes the shards.
 
     Returns:
-        Examples by purpose, training viewers dropped because no answer was among their candidates, mean characters of
-        a prompt; where tokens are counted, their mean and highest number and what was left out for the budget.
+        Those of ``count_shards``, where the candidates come from, and the template's name.
 
     Raises:
         ConfigError: the template is not there or not valid, or the tokenizer does not suit.
@@ -136,21 +142,19 @@ def generate_shards(
         specialists=tuple(sorted(specialists.items())),
         seed=seed,
         tokenizer=_absolute(tokenizer),
-        made_with=_made_with(tokenizer),
+        made_with=digest_code(tokenizer),
     )
-    jobs = [
-        ShardJob(
-            recipe=recipe,
-            number=number,
-            split=split.resolve(),
-            retrieve=retrieve.resolve(),
-            out=out.resolve(),
-            dislike=dislike,
-            previous=previous and previous.resolve(),
-            unchanged=unchanged and unchanged.resolve(),
-        )
-        for number in _numbers(split, retrieve)
-    ]
+    job = ShardJob(
+        recipe=recipe,
+        numbers=_numbers(split, retrieve),
+        split=split.resolve(),
+        retrieve=retrieve.resolve(),
+        out=out.resolve(),
+        dislike=dislike,
+        previous=previous and previous.resolve(),
+        unchanged=unchanged and unchanged.resolve(),
+    )
+    jobs = [replace(job, numbers=numbers) for numbers in _together(job)]
     for purpose in PURPOSES.categories:
         (out / purpose).mkdir(exist_ok=True)
     try:
@@ -160,12 +164,12 @@ def generate_shards(
         _shared_frame.cache_clear()  # where this process wrote itself; a long-lived one should not keep it
     _require_all(jobs)
     remove_leftovers(out)  # of writers that were killed while others went on
-    facts = _facts(out, _count_train(jobs))
+    facts = count_shards(out, retrieve)
     return {**facts, "candidates": retrieve_settings.candidates, "template": template.id}
 
 
 def write_shard(job: ShardJob) -> None:
-    """Write those of the bucket's shards that are not there yet.
+    """Write those of the job's shards that are not there yet.
 
     Raises:
         ConfigError, InputError: as ``generate_shards``.
@@ -173,55 +177,73 @@ def write_shard(job: ShardJob) -> None:
     missing = job.missing()
     if not missing:
         return
-    wanted = pl.col("purpose").is_in(missing)
-    retrieved = pl.read_parquet(job.retrieve / "retrieved" / job.name).filter(wanted)
-    kept = _kept_rows(job, missing)
-    asked = retrieved.join(kept, on=QUESTION, how="anti", maintain_order="left")
-    examples = pl.concat([_render(job, asked), kept]).sort(QUESTION, maintain_order=True)
-    for purpose in missing:
-        part = examples.filter(pl.col("purpose") == purpose)
-        # unique: a worker that was given up for lost may still be at the same shard
-        write_atomically(job.out / purpose / job.name, _writer(part), unique=True)
+    frame = _frame_of(job.recipe)
+    asked = {number: _asked(job, number, purposes) for number, purposes in missing.items()}
+    rendered = _render(job, list(missing), pl.concat(asked.values()), frame)
+    for number, purposes in missing.items():
+        rows, order = _with_earlier(job, number, purposes, rendered, asked[number])
+        for purpose in purposes:
+            part = _in_row_groups(rows, order.filter(pl.col("purpose") == purpose)["row"])
+            # unique: a worker that was given up for lost may still be at the same shard
+            write_atomically(job.out / purpose / _name(number), _writer(part), unique=True)
 
 
-def _kept_rows(job: ShardJob, missing: Sequence[str]) -> pl.DataFrame:
-    """The earlier night's examples that would come out the same; ``schemas.EXAMPLES``."""
-    if job.previous is None or job.unchanged is None:
+def _asked(job: ShardJob, number: str, purposes: Sequence[str]) -> pl.DataFrame:
+    """The bucket's questions of which no earlier night has the example; ``schemas.RETRIEVED``."""
+    retrieved = pl.read_parquet(job.retrieve / "retrieved" / _name(number)).filter(pl.col("purpose").is_in(purposes))
+    if job.unchanged is None:
+        return retrieved
+    unchanged = pl.read_parquet(job.unchanged / _name(number))
+    return retrieved.join(unchanged, on=QUESTION, how="anti", maintain_order="left")
+
+
+def _render(job: ShardJob, numbers: Sequence[str], asked: pl.DataFrame, frame: Frame) -> pl.DataFrame:
+    """Examples of the questions asked in these buckets; ``schemas.EXAMPLES``."""
+    if asked.is_empty():
         return EXAMPLES.to_frame()
-    unchanged = pl.read_parquet(job.unchanged / job.name)
-    earlier = pl.read_parquet([job.previous / purpose / job.name for purpose in missing])
-    return earlier.join(unchanged, on=QUESTION, how="semi")
-
-
-def _render(job: ShardJob, retrieved: pl.DataFrame) -> pl.DataFrame:
-    """Examples of the questions asked; ``schemas.EXAMPLES``."""
-    settings = job.recipe.settings
-    rows = pl.read_parquet(job.split / f"shard={job.number}" / "part.parquet", hive_partitioning=False)
-    choices = pl.read_parquet(job.retrieve / "choices" / job.name)
+    settings, mine = job.recipe.settings, pl.col("user_id").is_in(asked["user_id"].unique().implode())
+    splits = [job.split / f"shard={number}" / "part.parquet" for number in numbers]
+    rows = pl.scan_parquet(splits, hive_partitioning=False).select(SPLIT_COLUMNS).filter(mine).collect()
+    choices = pl.scan_parquet([job.retrieve / "choices" / _name(number) for number in numbers]).filter(mine).collect()
     return build_examples(
-        retrieved,
-        choices.join(retrieved, on=QUESTION, how="semi", maintain_order="left"),
+        asked,
+        choices.join(asked, on=QUESTION, how="semi", maintain_order="left"),
         collect_evidence(
-            rows, retrieved, dislike=job.dislike, max_liked=settings.max_liked, max_disliked=settings.max_disliked
+            rows, asked, dislike=job.dislike, max_liked=settings.max_liked, max_disliked=settings.max_disliked
         ),
-        collect_answers(rows, retrieved),
-        _frame_of(job.recipe),
+        collect_answers(rows, asked),
+        frame,
     )
+
+
+def _with_earlier(
+    job: ShardJob, number: str, purposes: Sequence[str], rendered: pl.DataFrame, asked: pl.DataFrame
+) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Examples rendered and of the earlier night, ``schemas.EXAMPLES``; and which of them are the bucket's tonight:
+    ``row, user_id, purpose, cutoff``, sorted by question."""
+    if job.previous is None or job.unchanged is None:
+        earlier, unchanged = EXAMPLES.to_frame(), asked.clear()
+    else:
+        earlier = pl.read_parquet([job.previous / purpose / _name(number) for purpose in purposes])
+        unchanged = pl.read_parquet(job.unchanged / _name(number))
+    rows = pl.concat([earlier, rendered], rechunk=True)  # rows are gathered from one piece in a third of the time
+    questions = rows.select(*QUESTION).with_row_index("row")
+    kept = questions.head(len(earlier)).join(unchanged, on=QUESTION, how="semi")
+    new = questions.tail(len(rendered)).join(asked, on=QUESTION, how="semi")
+    return rows, pl.concat([kept, new]).sort(QUESTION)
+
+
+def _in_row_groups(rows: pl.DataFrame, order: pl.Series) -> pl.DataFrame:
+    """These rows in this order, each row group in memory of its own: of slices, Polars makes smaller pages of lists, in
+    half again the time."""
+    starts = range(0, max(len(order), 1), ROW_GROUP)
+    return pl.concat([rows[order.slice(start, ROW_GROUP)] for start in starts], rechunk=False)
 
 
 def _absolute(tokenizer: tuple[str, str] | None) -> tuple[str, str] | None:
     if tokenizer and Path(tokenizer[0]).is_dir():
         return str(Path(tokenizer[0]).resolve()), tokenizer[1]
     return tokenizer
-
-
-def _made_with(tokenizer: tuple[str, str] | None) -> str:
-    versions = {
-        library: metadata.version(library).split("+")[0] for library in ("polars", "transformers", "tokenizers")
-    }
-    folder = Path(tokenizer[0]) if tokenizer else Path()
-    files = {name: sha256_file(folder / name) for name in sorted(TOKENIZER_FILES) if (folder / name).is_file()}
-    return sha256_json({"source": _SOURCE, "versions": versions, "tokenizer": files if tokenizer else {}})
 
 
 def _frame_of(recipe: Recipe) -> Frame:
@@ -232,7 +254,7 @@ def _frame_of(recipe: Recipe) -> Frame:
 @functools.lru_cache(maxsize=1)
 def _shared_frame(recipe: Recipe) -> Frame:
     """Template, titles and tokenizer, read once per process and kept for the next job."""
-    if _made_with(recipe.tokenizer) != recipe.made_with:
+    if digest_code(recipe.tokenizer) != recipe.made_with:
         raise ConfigError(
             "a worker runs other code, libraries or a tokenizer than this run; give the cluster the same checkout and "
             "model, and start it again"
@@ -240,63 +262,48 @@ def _shared_frame(recipe: Recipe) -> Frame:
     return Frame.load(recipe.ingest, recipe.settings, dict(recipe.specialists), recipe.seed, recipe.tokenizer)
 
 
-def _numbers(split: Path, retrieve: Path) -> list[str]:
+def _name(number: str) -> str:
+    """The file of a bucket in every folder."""
+    return f"shard-{number}.parquet"
+
+
+def _numbers(split: Path, retrieve: Path) -> tuple[str, ...]:
     numbers = sorted(path.stem.removeprefix("shard-") for path in (retrieve / "retrieved").glob("shard-*.parquet"))
     buckets = sorted(path.parent.name.removeprefix("shard=") for path in split.glob("shard=*/part.parquet"))
     if not numbers or numbers != buckets:
         raise InputError(f"{retrieve} has {len(numbers)} shards and {split} has {len(buckets)}; run retrieve again")
-    return numbers
+    return tuple(numbers)
+
+
+def _together(job: ShardJob) -> list[tuple[str, ...]]:
+    """The buckets of each job: one, or as many as render no more than a row group together."""
+    if job.unchanged is None:
+        return [(number,) for number in job.numbers]
+    groups: list[tuple[str, ...]] = []
+    room = 0
+    for number in job.numbers:
+        paths = (job.retrieve / "retrieved" / _name(number), job.unchanged / _name(number))
+        here, kept = (pq.read_metadata(path).num_rows for path in paths)
+        asked = here - kept
+        if groups and asked <= room and len(groups[-1]) < TOGETHER:
+            groups[-1] += (number,)
+        else:
+            groups.append((number,))
+            room = ROW_GROUP
+        room -= asked
+    return groups
 
 
 def _require_all(jobs: Sequence[ShardJob]) -> None:
-    lost = [job.number for job in jobs if job.missing()]
+    lost = [number for job in jobs for number in job.missing()]
     if lost:
         raise InputError(
-            f"{len(lost)} of {len(jobs)} shards are not in {jobs[0].out} although their workers are done, the first is "
-            f"{lost[0]}; put --artifacts on a disk that this machine and all workers share, under the same path"
+            f"{len(lost)} of {sum(len(job.numbers) for job in jobs)} shards are not in {jobs[0].out} although their "
+            f"workers are done, the first is {lost[0]}; put --artifacts on a disk that this machine and all workers "
+            "share, under the same path"
         )
 
 
 def _writer(frame: pl.DataFrame) -> Callable[[Path], None]:
-    return lambda path: frame.rechunk().write_parquet(path, compression="zstd", row_group_size=ROW_GROUP)
-
-
-def _count_train(jobs: Sequence[ShardJob]) -> int:
-    asked = pl.scan_parquet([job.retrieve / "retrieved" / job.name for job in jobs])
-    return int(asked.select((pl.col("purpose") == "train").sum()).collect(engine="streaming").item())
-
-
-def _facts(out: Path, num_train: int) -> Facts:
-    left_out = {f"left_out_{name}": pl.col("shortened").struct.field(name) for name in SHORTENED.to_schema()}
-    counts = (
-        pl.scan_parquet(
-            [path for purpose in PURPOSES.categories for path in sorted((out / purpose).glob("shard-*.parquet"))]
-        )
-        .select("purpose", "num_tokens", chars=PROMPT_CHARS, **left_out)
-        .group_by("purpose")
-        .agg(
-            pl.col("chars", *left_out).sum(),
-            examples=pl.len(),
-            shortened=(pl.sum_horizontal(*left_out) > 0).sum(),
-            tokens=pl.col("num_tokens").sum(),
-            longest=pl.col("num_tokens").max(),
-        )
-        .collect(engine="streaming")
-    )
-    examples = {row["purpose"]: row["examples"] for row in counts.sort("purpose").iter_rows(named=True)}
-    total = sum(examples.values())
-    longest = counts["longest"].max()
-    told: Facts = {}
-    if longest is not None:
-        told = {
-            "mean_tokens": round(counts["tokens"].sum() / total, 1),
-            "longest_tokens": longest,
-            "shortened": counts["shortened"].sum(),
-            **{name: counts[name].sum() for name in left_out},
-        }
-    return {
-        "examples": examples,
-        "train_without_answer": num_train - examples.get("train", 0),
-        "mean_prompt_chars": round(counts["chars"].sum() / total, 1) if total else 0.0,
-        **told,
-    }
+    note = note_chars(frame)
+    return lambda path: frame.write_parquet(path, compression="zstd", row_group_size=ROW_GROUP, metadata=note)

@@ -1,0 +1,69 @@
+"""What the finished shards hold, in numbers, for the manifest."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import polars as pl
+
+from tripletune.paths import Facts
+from tripletune.schemas import PROMPT_CHARS, PURPOSES, SHORTENED
+
+_CHARS = "prompt_chars"
+"""In a shard's footer: the sum of ``PROMPT_CHARS``. To count it from the file would be to read all prompts again."""
+
+
+def note_chars(examples: pl.DataFrame) -> dict[str, str]:
+    """What a shard's footer says of its examples."""
+    return {_CHARS: str(examples.select(PROMPT_CHARS.sum()).item())}
+
+
+def count_shards(out: Path, retrieve: Path) -> Facts:
+    """Facts of the generate stage.
+
+    Args:
+        out: folder with the finished ``train|valid|test/shard-NNN.parquet``.
+        retrieve: of the finished stage.
+
+    Returns:
+        Examples by purpose, training viewers dropped because no answer was among their candidates, mean characters of
+        a prompt; where tokens were counted, their mean and highest number and what was left out for the budget.
+    """
+    left_out = {f"left_out_{name}": pl.col("shortened").struct.field(name) for name in SHORTENED.to_schema()}
+    paths = [path for purpose in PURPOSES.categories for path in sorted((out / purpose).glob("shard-*.parquet"))]
+    counts = (
+        pl.scan_parquet(paths)
+        .select("purpose", "num_tokens", **left_out)
+        .group_by("purpose")
+        .agg(
+            pl.col(*left_out).sum(),
+            examples=pl.len(),
+            shortened=(pl.sum_horizontal(*left_out) > 0).sum(),
+            tokens=pl.col("num_tokens").sum(),
+            longest=pl.col("num_tokens").max(),
+        )
+        .collect(engine="streaming")
+    )
+    examples = {row["purpose"]: row["examples"] for row in counts.sort("purpose").iter_rows(named=True)}
+    total = sum(examples.values())
+    chars = sum(int(pl.read_parquet_metadata(path)[_CHARS]) for path in paths)
+    longest = counts["longest"].max()
+    told: Facts = {}
+    if longest is not None:
+        told = {
+            "mean_tokens": round(counts["tokens"].sum() / total, 1),
+            "longest_tokens": longest,
+            "shortened": counts["shortened"].sum(),
+            **{name: counts[name].sum() for name in left_out},
+        }
+    return {
+        "examples": examples,
+        "train_without_answer": _count_train(retrieve) - examples.get("train", 0),
+        "mean_prompt_chars": round(chars / total, 1) if total else 0.0,
+        **told,
+    }
+
+
+def _count_train(retrieve: Path) -> int:
+    asked = pl.scan_parquet(sorted((retrieve / "retrieved").glob("shard-*.parquet")))
+    return int(asked.select((pl.col("purpose") == "train").sum()).collect(engine="streaming").item())
