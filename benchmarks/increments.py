@@ -94,7 +94,7 @@ def run_second_night(release: Path, artifacts: Path) -> dict[str, Any]:
     """Retrieve and generate under the pin; what they took, and what they say of themselves."""
     config = settings(release, pin=FIRST)
     paths = stages.resolve(config, artifacts)
-    audit, audit_seconds = audits.audit_shards, []
+    audit, audit_seconds = audits.audit_night, []
 
     def timed(*args: Any, **kwargs: Any) -> Any:
         began = time.perf_counter()
@@ -103,7 +103,7 @@ def run_second_night(release: Path, artifacts: Path) -> dict[str, Any]:
         finally:
             audit_seconds.append(time.perf_counter() - began)
 
-    audits.audit_shards = timed
+    audits.audit_night = timed
     start, used = time.perf_counter(), time.process_time()
     for stage in MEASURED:
         getattr(stages, f"run_{stage}")(paths, config)
