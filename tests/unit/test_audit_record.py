@@ -18,7 +18,8 @@ from written_run import Run, rewrite, title, with_text, write_run
 
 from tripletune.config import RunConfig
 from tripletune.fingerprint import sha256_file
-from tripletune.rank.audit_record import RECORD, write_record
+from tripletune.rank.audit_lines import named_films
+from tripletune.rank.audit_record import RECORD, take_notes, unproven, write_record
 from tripletune.rank.audit_split import SplitRows, digest
 from tripletune.rank.audits import Audit, audit_night, audit_shards
 from tripletune.rank.shards import read_rows
@@ -216,6 +217,23 @@ def test_a_title_that_tonight_makes_known_is_looked_for_in_what_is_proven(run: R
     rewrite(path, lambda rows: [offer(row, film) if row["user_id"] == other else row for row in rows])
     assert f"{user}:test" in {leak.subject for leak in audit(run).leaks}
     found(run)
+
+
+@pytest.mark.parametrize(("film", "name"), [("listed", "Nowhere (1900)"), (999, "listed"), (999, "Nowhere (1900)")])
+def test_a_new_title_sends_back_who_lists_its_film_or_names_it_and_nobody_else(
+    clean: Run, film: int | str, name: str
+) -> None:
+    examples = pl.read_parquet(clean.generate / "test" / "shard-000.parquet").head(2)
+    second = examples["prompt"][1][1]["content"]
+    only = next(one for one in examples["liked"][0] if title(one) not in second)
+    new = pl.DataFrame(
+        {"title": title(only) if name == "listed" else name, "number": 99, "said": only if film == "listed" else film}
+    )
+    titles = named_films(examples)
+    notes = take_notes("test/shard-000.parquet", examples, SplitRows(clean.split).digests(), titles)
+    assert unproven(examples, notes, notes, titles).is_empty()
+    left = unproven(examples, notes, notes, pl.concat([titles, new.select(titles.columns).cast(dict(titles.schema))]))
+    assert left["user_id"].to_list() == ([] if "listed" not in (film, name) else examples["user_id"].to_list()[:1])
 
 
 def offer(row: Row, film: int) -> Row:
