@@ -90,6 +90,10 @@ def test_where_nothing_changed_nothing_is_proven_again_and_the_record_stays(clea
     assert earlier["example_id"].n_unique() == ALL
 
 
+def test_the_record_is_no_shard_of_the_finished_folder(clean: Run) -> None:
+    assert audit_shards(clean.root / "earlier", clean.split, clean.retrieve, clean.specialists) == []
+
+
 def test_a_text_that_changed_while_its_columns_did_not_is_proven_anew(run: Run) -> None:
     def show(rows: list[Row]) -> None:
         rows[0]["prompt"][1]["content"] += f"\n- {title(run.order[rows[0]['user_id']][12])}"

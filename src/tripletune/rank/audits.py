@@ -2,7 +2,8 @@
 
 The four rules are those of the design. The audit reads shards, split and the ``trained_on`` lists of all that was
 fitted, and shares no code with what wrote them. It runs on a work folder before it is published, and on finished
-folders, where it also compares every file with its manifest.
+folders, where it also compares every file with its manifest. Before publishing it passes over what its own notes of an
+earlier night prove (``audit_record``); on finished folders it proves everything.
 """
 
 from __future__ import annotations
@@ -55,10 +56,10 @@ def audit_shards(
         split: the split's folder.
         retrieve: what was found for every example.
         trained: folders of the stages that learn from likes, by stage.
-        limit: leaks of one kind per file; None: all.
+        limit: leaks of one kind per file, or per some small ones; None: all.
 
     Returns:
-        The leaks, rule by rule within a file. Empty: proven.
+        The leaks, purpose by purpose and file by file. Empty: proven.
 
     Raises:
         InputError: there are no shards, or a file has other columns than its schema.
