@@ -38,6 +38,7 @@ def to_leaks(findings: Iterable[Finding], *, limit: int | None) -> list[Leak]:
     return [
         Leak(finding.rule, finding.kind, subject, detail)
         for finding in findings
+        if finding.rows.height  # most are empty, and each query costs
         for subject, detail in finding.rows.select("example_id", "detail").slice(0, limit).iter_rows()
     ]
 
