@@ -45,7 +45,8 @@ from tripletune.finetune.tiny import train_tokenizer
 from tripletune.graph.knowledge import write_knowledge
 from tripletune.prompts import engine, render
 from tripletune.prompts.shards import generate_shards
-from tripletune.rank.audits import audit_shards, refuse_leaks
+from tripletune.rank.audit_leaks import refuse_leaks
+from tripletune.rank.audits import audit_shards
 from tripletune.retrieve import buckets as buckets_of
 from tripletune.retrieve import candidates, ease, first_stage, retriever, sasrec, similar
 from tripletune.threads import map_in_threads

@@ -47,6 +47,7 @@ SHARE = 0.01
 FIRST = "first-night"
 BEFORE = ("ingest", "split", "knowledge")
 MEASURED = ("retrieve", "generate")
+TOLD = ("viewers_reused", "reused", "nothing_reused", "examples_proven_anew")
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +91,7 @@ class Night:
             "stages": {stage: paths.manifest(stage)["seconds"] for stage in MEASURED},
             "audit": sum(seconds),
             "examples": sum(facts["examples"].values()),
-            "taken over": {key: value for key, value in facts.items() if "reused" in key},
+            "taken over": {key: facts[key] for key in TOLD if key in facts},
             "changed": facts.get("viewers_changed"),
             "files": {
                 f"{stage}/{path.relative_to(paths.folder(stage))}": sha256_file(path)
@@ -101,7 +102,7 @@ class Night:
 
 
 def _clock_audit() -> list[float]:
-    audit, seconds = audits.audit_shards, []
+    audit, seconds = audits.audit_night, []
 
     def timed(*args: Any, **kwargs: Any) -> Any:
         began = time.perf_counter()
@@ -110,7 +111,7 @@ def _clock_audit() -> list[float]:
         finally:
             seconds.append(time.perf_counter() - began)
 
-    audits.audit_shards = timed
+    audits.audit_night = timed
     return seconds
 
 

@@ -224,7 +224,8 @@ def audit(
     artifacts: ArtifactsOption = ARTIFACTS,
 ) -> None:
     """Prove on the written shards that nothing leaked; exit code 1 and the example ids if something did."""
-    from tripletune.rank.audits import MAX_PER_KIND, audit_shards, format_leaks, write_leaks
+    from tripletune.rank.audit_leaks import MAX_PER_KIND, format_leaks, write_leaks
+    from tripletune.rank.audits import audit_shards
 
     record = read_run(artifacts, run or _latest_published(artifacts, "generate"), needs="generate")
     paths = record.paths(artifacts)

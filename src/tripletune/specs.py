@@ -135,7 +135,8 @@ def _generate_spec(config: RunConfig) -> StageSpec:
     return StageSpec(
         name="generate",
         parents=("ingest", "split", "retrieve", *config.trained_stages),
-        source=("prompts", "increments", "stable_hash", "schemas"),
+        # what is published passed this audit, and a later night takes its proofs over
+        source=("prompts", "increments", *_audit_modules(), "stable_hash", "schemas"),
         libraries=(
             *("polars", "pyarrow", "numpy", "matplotlib"),
             *(("tokenizers", "transformers") if config.counted_with else ()),
@@ -204,6 +205,11 @@ def _modules(room: str, *, without: tuple[str, ...]) -> tuple[str, ...]:
     """A room's modules but those that begin like ``without``: what is new in a room counts until it is left out."""
     names = sorted(path.stem for path in (PACKAGE / room).glob("*.py"))
     return tuple(f"{room}.{name}" for name in names if not name.startswith(("__init__", *without)))
+
+
+def _audit_modules() -> tuple[str, ...]:
+    """Those of the rank room that prove the shards."""
+    return (*(f"rank.{path.stem}" for path in sorted((PACKAGE / "rank").glob("audit*.py"))), "rank.shards")
 
 
 def tags_before(config: RunConfig) -> date | None:

@@ -350,7 +350,9 @@ def run_generate(paths: RunPaths, config: RunConfig, map_jobs: MapJobs | None = 
     from tripletune.prompts.card import Origin, write_card
     from tripletune.prompts.shards import generate_shards, one_after_the_other
     from tripletune.prompts.template import load_template
-    from tripletune.rank.audits import audit_shards, refuse_leaks
+    from tripletune.rank.audit_leaks import refuse_leaks
+    from tripletune.rank.audit_record import write_record
+    from tripletune.rank.audits import audit_night
 
     require_one_answer(config)
     ingest, split, retrieve = paths.require("ingest"), paths.require("split"), paths.require("retrieve")
@@ -377,8 +379,14 @@ def run_generate(paths: RunPaths, config: RunConfig, map_jobs: MapJobs | None = 
             unchanged=unchanged if isinstance(found, Earlier) else None,
         )
         log.info(describe("generate", found, changes))
-        refuse_leaks(audit_shards(work, split, retrieve, trained))
+        earlier = found.folder if isinstance(found, Earlier) else None
+        audit = audit_night(work, split, retrieve, trained, earlier=earlier)
+        refuse_leaks(audit.leaks)
+        write_record(work, audit.proven)
+        log.info("generate: %s of %s examples proven anew", f"{audit.anew:,}", f"{audit.proven.height:,}")
         write_card(work, load_template(config.prompt.template), Origin.of(config, paths.fingerprints))
+        if earlier:
+            changes["examples_proven_anew"] = audit.anew
         return facts | changes | _reused(found)
 
     return paths.build("generate", make)

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from written_run import Run, rewrite, write_run
 
-from tripletune.rank.audits import Leak, audit_shards
+from tripletune.rank.audit_leaks import Leak
+from tripletune.rank.audits import audit_shards
 
 VIEWER, GRAPH, VALID, TEST, UNSEEN = 3, 2, 12, 13, 5
 

@@ -17,7 +17,8 @@ from tripletune.cli import main
 from tripletune.config import RunConfig
 from tripletune.errors import InputError
 from tripletune.paths import RunPaths
-from tripletune.rank.audits import Leak, audit_shards, format_leaks, refuse_leaks, write_leaks
+from tripletune.rank.audit_leaks import Leak, format_leaks, refuse_leaks, write_leaks
+from tripletune.rank.audits import audit_shards
 from tripletune.runs import RunRecord, read_run
 from tripletune.runs import write_run as write_record
 

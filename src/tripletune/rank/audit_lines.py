@@ -11,13 +11,16 @@ MARK = r"^(?:- |\d+[.)] |[A-Z]{1,2}\. )"
 """What a line of data starts with."""
 
 
-def named_films(pairs: pl.DataFrame) -> pl.DataFrame:
-    """Every title once: ``title, number, said``; ``said`` is its film, null where titles and films are not one to one.
+def named_films(examples: pl.DataFrame) -> pl.DataFrame:
+    """Every title of a candidate once: ``title, number, said``; ``said`` is its film, null where titles and films are
+    not one to one.
 
     Args:
-        pairs: ``movie_id, title`` of the candidates of one shard.
+        examples: EXAMPLES of one shard; those with more or fewer titles than candidates name nothing.
     """
-    named = pairs.select("title", "movie_id").unique()
+    listed = examples.select(movie_id="candidates", title="candidate_titles")
+    whole = listed.filter(pl.col("movie_id").list.len() == pl.col("title").list.len())
+    named = whole.explode("movie_id", "title", empty_as_null=False).select("title", "movie_id").unique()
     known = named.filter(~pl.col("movie_id").is_duplicated(), ~pl.col("title").is_duplicated())
     titles = named.select(pl.col("title").unique()).with_row_index("number")
     return titles.join(known.rename({"movie_id": "said"}), on="title", how="left")

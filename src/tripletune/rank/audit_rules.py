@@ -5,7 +5,7 @@ A finding lists ``example_id, detail`` of all examples that break one rule in on
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import polars as pl
@@ -37,8 +37,11 @@ def liked_films(trained: pl.LazyFrame) -> dict[str, pl.DataFrame]:
     Args:
         trained: TRAINED_ON of LightGCN, whose viewers are the similar ones; of an earlier night where it is pinned.
     """
-    films = trained.select("fit", "movie_id").unique().collect(engine="streaming")
-    return {purpose: films.filter(pl.col("fit") == fit).select("movie_id").unique() for purpose, fit in FIT_OF.items()}
+    films = {
+        fit: trained.filter(pl.col("fit") == fit).select("movie_id").unique().collect(engine="streaming")
+        for fit in FIT_LABELS
+    }
+    return {purpose: films[fit] for purpose, fit in FIT_OF.items()}
 
 
 def pinned_findings(specialist: str, trained: pl.LazyFrame, asked: pl.DataFrame) -> Iterator[Finding]:
@@ -50,11 +53,18 @@ def pinned_findings(specialist: str, trained: pl.LazyFrame, asked: pl.DataFrame)
         asked: tonight's answers: ``example_id, user_id, unseen, fit`` (that writes the hints), ``movie_id``.
     """
     column = pl.lit(f"{specialist} was trained on").alias("column")
-    answers = asked.lazy().join(trained, on=["user_id", "movie_id", "fit"], how="semi")
-    found = answers.collect(engine="streaming").sort("example_id", "movie_id").with_columns(column)
+    answers = asked.with_columns(pair=pair("user_id"))
+    parts = []
+    for (fit,), part in answers.group_by("fit"):
+        learned = trained.filter(pl.col("fit") == fit).select(pair=pair("user_id"))
+        # a table of what is asked, much less than what was learned from
+        known = learned.join(part.lazy().select("pair"), on="pair", how="semi").collect(engine="streaming")
+        parts.append(part.join(known, on="pair", how="semi"))
+    found = pl.concat([answers.clear(), *parts]).sort("example_id", "movie_id").with_columns(column)
     yield Finding(1, "a pinned fit was trained on the answer", _details(found))
-    viewers = asked.lazy().filter("unseen").join(trained, on="user_id", how="semi")
-    found = viewers.collect(engine="streaming").sort("example_id", "movie_id").with_columns(column)
+    unseen = asked.filter("unseen")
+    viewers = trained.select("user_id").join(unseen.lazy(), on="user_id", how="semi").collect(engine="streaming")
+    found = unseen.join(viewers, on="user_id", how="semi").sort("example_id", "movie_id").with_columns(column)
     yield Finding(1, "a pinned fit was trained on a viewer said to be unseen", _details(found))
 
 
@@ -83,7 +93,7 @@ def fit_findings(specialist: str, trained: pl.DataFrame, rows: pl.DataFrame) -> 
 
 
 def column_findings(
-    examples: pl.DataFrame, rows: pl.DataFrame, films: dict[str, pl.DataFrame], purpose: str
+    examples: pl.DataFrame, rows: pl.DataFrame, films: Mapping[str, pl.DataFrame], purpose: str
 ) -> Iterator[Finding]:
     """Rules 2 to 4 on one shard.
 
@@ -104,7 +114,7 @@ def column_findings(
 
 def _example_findings(examples: pl.DataFrame, rows: pl.DataFrame, purpose: str) -> Iterator[Finding]:
     """What an example says about itself against its folder and the split."""
-    viewers = rows.group_by("user_id").agg(pl.col("unseen").first().alias("is_unseen"))
+    viewers = rows.group_by("user_id").agg(pl.col("unseen").max().alias("is_unseen"))
     known = examples.select("example_id", "user_id", "purpose", "cutoff", "unseen", "answers").join(
         viewers, on="user_id", how="left", maintain_order="left"
     )
@@ -167,7 +177,7 @@ def _evidence_findings(listed: pl.DataFrame) -> Iterator[Finding]:
     yield Finding(3, "answer in the evidence", _details(evidence.join(answers, on="shown", how="semi")))
 
 
-def _label_findings(listed: pl.DataFrame, films: dict[str, pl.DataFrame], purpose: str) -> Iterator[Finding]:
+def _label_findings(listed: pl.DataFrame, films: Mapping[str, pl.DataFrame], purpose: str) -> Iterator[Finding]:
     """Rule 4: answers carry the purpose's own label, and no test like serves another purpose."""
     answer = pl.col("column") == "answers"
     wrong = listed.filter(answer, pl.col("label").ne_missing(LABEL_OF[purpose]))

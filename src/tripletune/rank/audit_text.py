@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import polars as pl
 
-from tripletune.rank.audit_lines import MARK, named_films, prompt_lines
+from tripletune.rank.audit_lines import MARK, prompt_lines
 from tripletune.rank.audit_rules import Finding, pair
 from tripletune.rank.audit_sections import section_finding
 from tripletune.rank.shards import joined
@@ -21,11 +21,12 @@ NAMING = ("candidates", "ranking", "similar", "liked", "disliked")
 """Columns that each put a film's title on one line of the prompt."""
 
 
-def text_findings(examples: pl.DataFrame, purpose: str) -> Iterator[Finding]:
-    """Titles in prompts and completions of one shard.
+def text_findings(examples: pl.DataFrame, titles: pl.DataFrame, purpose: str) -> Iterator[Finding]:
+    """Titles in prompts and completions.
 
     Args:
-        examples: EXAMPLES.
+        examples: EXAMPLES of one shard, all or some.
+        titles: ``audit_lines.named_films`` of the whole shard.
         purpose: train, valid or test.
     """
     texts = examples.with_row_index("row").select(
@@ -59,7 +60,6 @@ def text_findings(examples: pl.DataFrame, purpose: str) -> Iterator[Finding]:
     pairs = whole.select("row", "example_id", movie_id="candidates", title="titles", name="names").explode(
         "movie_id", "title", "name", empty_as_null=False
     )
-    titles = named_films(pairs)
     lines = prompt_lines(whole, titles)
     numbered = pairs.join(titles, on="title", how="left", maintain_order="left")
     absent = numbered.join(lines, on=["row", "number"], how="anti", maintain_order="left")
