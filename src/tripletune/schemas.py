@@ -292,11 +292,12 @@ EXAMPLE_COLUMNS = {
 """What each column of ``EXAMPLES`` means, as the data card says it."""
 
 PROVEN = _columns(
-    {"file": pl.String, "example_id": pl.String, "example": pl.UInt64, "viewer": pl.UInt64, "clear": pl.Boolean}
+    {"group": pl.String, "example_id": pl.String, "example": pl.UInt64, "viewer": pl.UInt64, "clear": pl.Boolean}
 )
 """generate/audit/proven.parquet, in the order of the shards: the audit's notes of the examples, for a later night; it
-found a leak in none. ``file`` holds the example; ``example`` is a digest of its whole row, ``viewer`` of all its
-viewer's rows in the split; ``clear``: in this file each of its candidates has one title, which no other has."""
+found a leak in none. ``group`` is the first of the shards that were audited together; ``example`` is a digest of the
+whole row, ``viewer`` of all its viewer's rows in the split; ``clear``: in this group each of its candidates has one
+title, which no other has."""
 
 SYSTEMS = ("random", "retriever", "untuned", "tuned")
 PREDICTIONS = _columns(

@@ -212,6 +212,7 @@ def test_a_title_that_tonight_makes_known_is_looked_for_in_what_is_proven(run: R
     user, other = 4, 8
     path = run.generate / "test" / "shard-000.parquet"
     rewrite(path, lambda rows: [row for row in rows if row["user_id"] in (user, other)])
+    path.with_name("shard-001.parquet").unlink()  # of the same group
     hidden, shown = forge(run, user)
     first = audit_night(run.generate, run.split, run.retrieve, run.specialists, earlier=None)
     assert first.leaks == []
@@ -221,6 +222,13 @@ def test_a_title_that_tonight_makes_known_is_looked_for_in_what_is_proven(run: R
     rewrite(path, lambda rows: [offer(row, film) if row["user_id"] == other else row for row in rows])
     assert f"{user}:test" in {leak.subject for leak in audit(run).leaks}
     found(run)
+
+
+def test_a_title_is_known_from_any_shard_of_the_group(run: Run) -> None:
+    path = run.generate / "test" / "shard-000.parquet"
+    rewrite(path, lambda rows: [row for row in rows if row["user_id"] in (4, 8)])
+    forge(run, 4)
+    assert found(run) == {(2, "section of the prompt is not what its column says")}
 
 
 @pytest.mark.parametrize(("film", "name"), [("listed", "Nowhere (1900)"), (999, "listed"), (999, "Nowhere (1900)")])
@@ -254,6 +262,7 @@ def test_a_title_that_two_films_had_until_tonight_is_looked_for_in_what_is_prove
     user, other, namesake = 4, 8, 10
     path = run.generate / "test" / "shard-000.parquet"
     rewrite(path, lambda rows: [row for row in rows if row["user_id"] in (user, other, namesake)])
+    path.with_name("shard-001.parquet").unlink()  # of the same group
     hidden, _ = forge(run, user)
 
     def share(rows: list[Row]) -> None:

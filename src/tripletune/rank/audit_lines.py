@@ -16,7 +16,7 @@ def named_films(examples: pl.DataFrame) -> pl.DataFrame:
     not one to one.
 
     Args:
-        examples: EXAMPLES of one shard; those with more or fewer titles than candidates name nothing.
+        examples: EXAMPLES of some shards; those with more or fewer titles than candidates name nothing.
     """
     listed = examples.select(movie_id="candidates", title="candidate_titles")
     whole = listed.filter(pl.col("movie_id").list.len() == pl.col("title").list.len())

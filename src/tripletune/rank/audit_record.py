@@ -5,9 +5,9 @@ look at one example at a time read nothing else but
 
 - the films that somebody liked in the rows of LightGCN's fits (``audit_rules.liked_films``): a record counts only where
   every specialist is the very one it was written with;
-- the titles that the examples of its file know (``audit_lines.named_films``), by which a line of its prompt is
-  recognised. An example that a title could be about which was not known then is proven anew. Titles that are no longer
-  known take nothing from a proof: whatever the rules refuse without them they refuse with them;
+- the titles that the examples of its group of shards know (``audit_lines.named_films``), by which a line of its prompt
+  is recognised. An example that a title could be about which was not known then is proven anew. Titles that are no
+  longer known take nothing from a proof: whatever the rules refuse without them they refuse with them;
 - the code: what calls this sees to it that the record's night had the same.
 
 What the shards' writer says about who changed plays no part. Rules on several examples (an id written twice, stray
@@ -35,24 +35,24 @@ from tripletune.schemas import EXAMPLES, PROVEN
 RECORD = "audit/proven.parquet"
 """In generate's folder."""
 MOST_TITLES = 100
-"""New titles of a shard that its prompts are searched for; with more, all of them are proven anew."""
+"""New titles of a group that its prompts are searched for; with more, all of them are proven anew."""
 _KEYS = ("example_id", "example", "viewer")
 
 
-def take_notes(file: str, examples: pl.DataFrame, viewers: pl.DataFrame, titles: pl.DataFrame) -> pl.DataFrame:
-    """``schemas.PROVEN`` of every example of a shard, in its order; true once the shard has no leak.
+def take_notes(group: str, examples: pl.DataFrame, viewers: pl.DataFrame, titles: pl.DataFrame) -> pl.DataFrame:
+    """``schemas.PROVEN`` of every example of a group, in its order; true once there is no leak in it.
 
     Args:
-        file: its name below generate's folder.
+        group: the name of its first shard below generate's folder.
         examples: EXAMPLES.
         viewers: ``SplitRows.digests``.
-        titles: ``audit_lines.named_films`` of the shard.
+        titles: ``audit_lines.named_films`` of the group.
     """
     known = titles["said"].drop_nulls()
     notes = examples.select(
         "user_id",
         "example_id",
-        file=pl.lit(file),
+        group=pl.lit(group),
         example=digest(*EXAMPLES),
         clear=pl.col("candidates").list.eval(pl.element().is_in(known.implode())).list.all().fill_null(value=False),
     )
@@ -61,13 +61,13 @@ def take_notes(file: str, examples: pl.DataFrame, viewers: pl.DataFrame, titles:
 
 
 def unproven(examples: pl.DataFrame, notes: pl.DataFrame, earlier: pl.DataFrame, titles: pl.DataFrame) -> pl.DataFrame:
-    """The examples of a shard that an earlier night has not proven, in their order; EXAMPLES.
+    """The examples of a group that an earlier night has not proven, in their order; EXAMPLES.
 
     Args:
         examples: EXAMPLES.
         notes: ``take_notes`` of them.
-        earlier: ``schemas.PROVEN`` of the same file of an earlier night, without a leak.
-        titles: ``audit_lines.named_films`` of the shard.
+        earlier: ``schemas.PROVEN`` of the group of this name of an earlier night, without a leak.
+        titles: ``audit_lines.named_films`` of the group.
     """
     if earlier.is_empty():
         return examples

@@ -1,8 +1,8 @@
 """The audit's look at the prompt's sections: each lists what one column says, in its order, and no line is left over.
 
 A hint that was forged (a film or a fact that no column holds, put in, exchanged or left out) breaks that. A section is
-a run of lines of data; titles are known where a film is a candidate somewhere in the shard, and a fact's line must
-begin with its film and hold its entity's name, whatever words the template has for the relation.
+a run of lines of data; titles are known where a film is a candidate somewhere in the group of shards, and a fact's line
+must begin with its film and hold its entity's name, whatever words the template has for the relation.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _KEY = ("row", "section", "column")
 
 
 def section_finding(texts: pl.DataFrame, lines: pl.DataFrame, titles: pl.DataFrame, films: tuple[str, ...]) -> Finding:
-    """Rule 2 on the prompts of one shard.
+    """Rule 2 on some prompts.
 
     Args:
         texts: ``row, example_id, triples`` and ``films``.

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import polars as pl
 
@@ -17,20 +18,19 @@ from tripletune.rank.audit_text import text_findings
 from tripletune.rank.shards import read_rows
 from tripletune.schemas import EXAMPLES, PROVEN
 
-ENOUGH = 2048
-"""Examples at a time for the rules on columns; of the few that a night adds to a shard, those of several shards."""
+AT_A_TIME = 4096
+"""Examples that the rules are asked about; the lines of their prompts take some 100 MB."""
 
 
-@dataclass(frozen=True, slots=True)
-class Found:
-    """What some shards hold, shard by shard."""
+class Found(NamedTuple):
+    """What some shards hold."""
 
-    leaks: list[Leak] = field(default_factory=list)
-    seen: list[pl.DataFrame] = field(default_factory=list)
-    """For the rules across shards: ``example_id, user_id, unseen, answers, fit``; ``fit`` writes the hints."""
-    notes: list[pl.DataFrame] = field(default_factory=list)
-    """``schemas.PROVEN`` where notes are taken."""
-    anew: list[int] = field(default_factory=list)
+    leaks: list[Leak]
+    seen: pl.DataFrame
+    """For the rules on all examples: ``example_id, user_id, unseen, answers, fit``; ``fit`` writes the hints."""
+    notes: pl.DataFrame
+    """``schemas.PROVEN``; without rows where no notes are taken."""
+    anew: int
     """How many examples needed a proof."""
 
 
@@ -48,51 +48,29 @@ class ShardAudit:
     viewers: pl.DataFrame | None
     """``SplitRows.digests``; None: no notes are taken, and everything is proven."""
     record: Mapping[str, pl.DataFrame]
-    """``schemas.PROVEN`` by file: what is proven already."""
+    """``schemas.PROVEN`` by group: what is proven already."""
 
     def prove(self, purpose: str, paths: Sequence[Path]) -> Found:
-        """The rules that look at one example at a time.
+        """The rules that look at one example at a time, and know the titles of all shards given.
 
         Args:
             purpose: the folder that the shards lie in.
-            paths: the shards.
+            paths: the shards; of few examples that a night adds to each, all are asked about at once.
 
         Raises:
             InputError: one has other columns than ``schemas.EXAMPLES``.
         """
-        found = Found()
-        waiting: list[tuple[pl.DataFrame, pl.DataFrame]] = []
-        for path in paths:
-            examples = read_rows(path, EXAMPLES)
-            if examples.height:
-                titles = named_films(examples)
-                fit = pl.lit(FIT_OF[purpose])
-                found.seen.append(examples.select("example_id", "user_id", "unseen", "answers", fit=fit))
-                waiting.append((self._left(path, examples, titles, found), titles))
-            if path == paths[-1] or sum(left.height for left, _ in waiting) >= ENOUGH:
-                found.leaks.extend(self._prove(purpose, waiting))
-                waiting = []
-        return found
-
-    def _left(self, path: Path, examples: pl.DataFrame, titles: pl.DataFrame, found: Found) -> pl.DataFrame:
-        """The examples that need a proof; takes notes of all."""
-        left = examples
+        examples = pl.concat([read_rows(path, EXAMPLES) for path in paths])
+        titles, left, notes = named_films(examples), examples, PROVEN.to_frame()
         if self.viewers is not None:
-            file = path.relative_to(self.shards).as_posix()
-            notes = take_notes(file, examples, self.viewers, titles)
-            left = unproven(examples, notes, self.record.get(file, PROVEN.to_frame()), titles)
-            found.notes.append(notes)
-        found.anew.append(left.height)
-        return left
+            group = paths[0].relative_to(self.shards).as_posix()
+            notes = take_notes(group, examples, self.viewers, titles)
+            left = unproven(examples, notes, self.record.get(group, PROVEN.to_frame()), titles)
+        leaks = [leak for some in left.iter_slices(AT_A_TIME) for leak in self._prove(purpose, some, titles)]
+        seen = examples.select("example_id", "user_id", "unseen", "answers", fit=pl.lit(FIT_OF[purpose]))
+        return Found(leaks, seen, notes, left.height)
 
-    def _prove(self, purpose: str, waiting: Sequence[tuple[pl.DataFrame, pl.DataFrame]]) -> list[Leak]:
-        """Args: ``waiting`` are examples and titles by shard."""
-        some = [(left, titles) for left, titles in waiting if left.height]
-        if not some:
-            return []
-        together = pl.concat([left for left, _ in some])
-        known = self.rows.of(together["user_id"])
-        leaks = to_leaks(column_findings(together, known, self.films, purpose), limit=self.limit)
-        for left, titles in some:  # a shard's titles are its own
-            leaks += to_leaks(text_findings(left, titles, purpose), limit=self.limit)
-        return leaks
+    def _prove(self, purpose: str, examples: pl.DataFrame, titles: pl.DataFrame) -> Iterator[Leak]:
+        known = self.rows.of(examples["user_id"])
+        yield from to_leaks(column_findings(examples, known, self.films, purpose), limit=self.limit)
+        yield from to_leaks(text_findings(examples, titles, purpose), limit=self.limit)

@@ -25,8 +25,8 @@ def text_findings(examples: pl.DataFrame, titles: pl.DataFrame, purpose: str) ->
     """Titles in prompts and completions.
 
     Args:
-        examples: EXAMPLES of one shard, all or some.
-        titles: ``audit_lines.named_films`` of the whole shard.
+        examples: EXAMPLES, all of a group of shards or some.
+        titles: ``audit_lines.named_films`` of the whole group.
         purpose: train, valid or test.
     """
     texts = examples.with_row_index("row").select(

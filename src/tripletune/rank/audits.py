@@ -27,8 +27,8 @@ from tripletune.schemas import PROVEN, TRAINED_ON
 from tripletune.threads import map_in_threads
 
 PURPOSES = ("train", "valid", "test")
-IN_A_ROW = 8
-"""Shards that one thread takes."""
+TOGETHER = 8
+"""Shards of a group; one of MovieLens 32M's size is some 80 MB in memory."""
 
 
 class Audit(NamedTuple):
@@ -113,22 +113,22 @@ def _audit(
         films=liked_films(scan(trained["lightgcn"] / "trained_on.parquet")),
         limit=limit,
         viewers=None if record is None else rows.digests(),
-        record={} if record is None else {str(file): part for (file,), part in record.group_by("file")},
+        record={} if record is None else {str(group): part for (group,), part in record.group_by("group")},
     )
     groups: list[tuple[str, list[Path]]] = []
     for purpose in PURPOSES:
         paths = [path for path in parquet_files(shards, purpose) if path not in damaged]
-        groups += [(purpose, paths[start : start + IN_A_ROW]) for start in range(0, len(paths), IN_A_ROW)]
+        groups += [(purpose, paths[start : start + TOGETHER]) for start in range(0, len(paths), TOGETHER)]
     found = map_in_threads(lambda group: audit.prove(*group), groups, most=AT_ONCE)
     leaks += [leak for one in found for leak in one.leaks]
-    if any(one.seen for one in found):
-        whole = pl.concat([part for one in found for part in one.seen])
+    if found:
+        whole = pl.concat([one.seen for one in found])
         leaks += to_leaks([_repeated(whole)], limit=limit)
         asked = whole.rename({"answers": "movie_id"}).explode("movie_id")
         for name, folder in pinned.items():
             leaks += to_leaks(pinned_findings(name, scan(folder / "trained_on.parquet"), asked), limit=limit)
-    notes = pl.concat([PROVEN.to_frame(), *(part for one in found for part in one.notes)])
-    return Audit(leaks, notes, sum(sum(one.anew) for one in found))
+    notes = pl.concat([PROVEN.to_frame(), *(one.notes for one in found)])
+    return Audit(leaks, notes, sum(one.anew for one in found))
 
 
 def _split_of(trained: Path) -> str | None:

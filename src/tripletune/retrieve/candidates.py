@@ -7,6 +7,7 @@ What is computed is in ``retriever.py``, what an earlier night has computed in `
 from __future__ import annotations
 
 import math
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import polars as pl
@@ -67,28 +68,30 @@ def retrieve_all(
     Raises:
         InputError: an input is missing, damaged or does not fit the others.
     """
-    retriever = Retriever.load(
-        knowledge,
-        lightgcn,
-        rgat,
-        settings,
-        num_liked_triples=num_liked_triples,
-        seed=seed,
-        sasrec=sasrec,
-        ease=ease,
-        fits=tuple(sorted({FIT_OF[purpose] for purpose in settings.purposes})),
-    )
     files = shard_files(split)
     everybody = read_rows(list(files.values()))
+    asked_alone = read_asked(split)
+    askable = everybody if asked_alone is None else everybody.filter(pl.col("user_id").is_in(asked_alone.implode()))
+    with ThreadPoolExecutor(1) as pool:  # reads the split while what was fitted is loaded
+        known = pool.submit(find_known, list(files.values()), lightgcn)
+        ranked = pool.submit(ranked_viewers, askable, settings.ranked_viewers, seed)
+        retriever = Retriever.load(
+            knowledge,
+            lightgcn,
+            rgat,
+            settings,
+            num_liked_triples=num_liked_triples,
+            seed=seed,
+            sasrec=sasrec,
+            ease=ease,
+            fits=tuple(sorted({FIT_OF[purpose] for purpose in settings.purposes})),
+        )
     for name in (*TABLES, "viewers"):
         (out / name).mkdir(exist_ok=True)
     drawn = None
     if sample.method != "all" and "train" in settings.purposes:
         drawn = sample_viewers(everybody, retriever.lightgcn["a"], sample, seed)
         write_atomically(out / "sample.parquet", table_writer(drawn))
-    asked_alone = read_asked(split)
-    askable = everybody if asked_alone is None else everybody.filter(pl.col("user_id").is_in(asked_alone.implode()))
-    ranked = ranked_viewers(askable, settings.ranked_viewers, seed)
     night = EarlierNight.open(earlier) if earlier else None
     asking = Asking(
         retriever=retriever,
@@ -96,8 +99,8 @@ def retrieve_all(
         num_liked_triples=num_liked_triples,
         asked_alone=asked_alone,
         drawn=drawn,
-        known=find_known(list(files.values()), lightgcn),
-        ranked=ranked,
+        known=known.result(),
+        ranked=ranked.result(),
         night=night,
         out=out,
     )
@@ -110,7 +113,7 @@ def retrieve_all(
     done = [bucket for buckets, _ in written for bucket in buckets]
     rankings = [RANKINGS.to_frame(), *(part for _, parts in written for part in parts)]
     if night:
-        rankings.append(night.ranked(pl.concat(bucket.kept for bucket in done), ranked))
+        rankings.append(night.ranked(pl.concat(bucket.kept for bucket in done), asking.ranked))
     by_question = pl.concat(rankings).sort(*QUESTION, "retriever").rechunk()
     write_atomically(out / "rankings.parquet", table_writer(by_question))
     facts = _facts(
