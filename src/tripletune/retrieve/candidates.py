@@ -7,7 +7,6 @@ What is computed is in ``retriever.py``, what an earlier night has computed in `
 from __future__ import annotations
 
 import math
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import polars as pl
@@ -72,20 +71,17 @@ def retrieve_all(
     everybody = read_rows(list(files.values()))
     asked_alone = read_asked(split)
     askable = everybody if asked_alone is None else everybody.filter(pl.col("user_id").is_in(asked_alone.implode()))
-    with ThreadPoolExecutor(1) as pool:  # reads the split while what was fitted is loaded
-        known = pool.submit(find_known, list(files.values()), lightgcn)
-        ranked = pool.submit(ranked_viewers, askable, settings.ranked_viewers, seed)
-        retriever = Retriever.load(
-            knowledge,
-            lightgcn,
-            rgat,
-            settings,
-            num_liked_triples=num_liked_triples,
-            seed=seed,
-            sasrec=sasrec,
-            ease=ease,
-            fits=tuple(sorted({FIT_OF[purpose] for purpose in settings.purposes})),
-        )
+    retriever = Retriever.load(
+        knowledge,
+        lightgcn,
+        rgat,
+        settings,
+        num_liked_triples=num_liked_triples,
+        seed=seed,
+        sasrec=sasrec,
+        ease=ease,
+        fits=tuple(sorted({FIT_OF[purpose] for purpose in settings.purposes})),
+    )
     for name in (*TABLES, "viewers"):
         (out / name).mkdir(exist_ok=True)
     drawn = None
@@ -99,8 +95,8 @@ def retrieve_all(
         num_liked_triples=num_liked_triples,
         asked_alone=asked_alone,
         drawn=drawn,
-        known=known.result(),
-        ranked=ranked.result(),
+        known=find_known(list(files.values()), lightgcn),
+        ranked=ranked_viewers(askable, settings.ranked_viewers, seed),
         night=night,
         out=out,
     )

@@ -87,9 +87,10 @@ class EarlierNight:
             questions: tonight's.
             ranked: ids of the viewers who are ranked tonight; None: all.
         """
-        if not (self.folder / "retrieved" / name).is_file():
+        path = self.folder / "retrieved" / name
+        if not path.is_file():
             return questions.select(QUESTION).clear()
-        before = self._read("retrieved", name)
+        before = pl.read_parquet(path, columns=list(QUESTION))
         kept = questions.join(same, on="user_id", how="semi").join(before, on=QUESTION, how="semi").select(QUESTION)
         needs_rank = pl.col("purpose") != "train"
         if ranked is not None:

@@ -76,21 +76,27 @@ def find_known(files: list[Path], lightgcn: Path) -> pl.DataFrame:
     Returns:
         ``user_id, purpose``, unique: at no cutoff may they be asked.
     """
-    purposes = {label: purpose for purpose, label in ANSWER_LABEL.items()}
+    trained = pl.scan_parquet(lightgcn / "trained_on.parquet")
+    film = (pl.col("user_id").cast(pl.Int64) * (1 << 32) + pl.col("movie_id")).alias("film")
     held_out = (
         pl.scan_parquet(files, hive_partitioning=False)
-        .filter(pl.col("label").is_in(list(purposes)))
-        .select(
-            *("user_id", "movie_id", "unseen"),
-            purpose=pl.col("label").cast(pl.String).replace_strict(purposes, return_dtype=PURPOSES),
-            fit=pl.col("label").cast(pl.String).replace_strict({key: FIT_OF[name] for key, name in purposes.items()}),
-        )
+        .filter(pl.col("label").is_in(list(ANSWER_LABEL.values())))
+        .select("user_id", "label", "unseen", film)
+        .collect(engine="streaming")
     )
-    trained = pl.scan_parquet(lightgcn / "trained_on.parquet")
-    of_viewer = held_out.filter("unseen").join(trained, on="user_id", how="semi")
-    of_film = held_out.join(trained, on=["user_id", "movie_id", "fit"], how="semi")
-    known = pl.concat([part.select("user_id", "purpose") for part in (of_viewer, of_film)])
-    return known.unique().collect(engine="streaming").sort("user_id", "purpose")
+    found = []
+    for purpose, label in ANSWER_LABEL.items():
+        asked = held_out.filter(pl.col("label") == label)
+        # a table of what is held out, much less than what was learned from
+        films = trained.filter(pl.col("fit") == FIT_OF[purpose]).select(film)
+        of_film = films.join(asked.lazy().select("film"), on="film", how="semi").collect(engine="streaming")
+        unseen = asked.filter("unseen")
+        of_viewer = trained.select("user_id").join(unseen.lazy(), on="user_id", how="semi").collect(engine="streaming")
+        known = pl.concat(
+            [asked.join(of_film, on="film", how="semi"), unseen.join(of_viewer, on="user_id", how="semi")]
+        )
+        found.append(known.select("user_id", purpose=pl.lit(purpose, dtype=PURPOSES)))
+    return pl.concat(found).unique().sort("user_id", "purpose")
 
 
 def read_asked(split: Path) -> pl.Series | None:
