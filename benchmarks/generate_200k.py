@@ -46,7 +46,7 @@ from tripletune.graph.knowledge import write_knowledge
 from tripletune.prompts import engine, render
 from tripletune.prompts.shards import generate_shards
 from tripletune.rank.audit_leaks import refuse_leaks
-from tripletune.rank.audits import audit_shards
+from tripletune.rank.audits import audit_night
 from tripletune.retrieve import buckets as buckets_of
 from tripletune.retrieve import candidates, ease, first_stage, retriever, sasrec, similar
 from tripletune.threads import map_in_threads
@@ -169,8 +169,14 @@ def run_part(part: str, work: Path, buckets: int) -> dict[str, Any]:
             map_jobs=lambda write, jobs: map_in_threads(write, jobs, most=2) and None,
         )
     else:
-        leaks = audit_shards(first / "shards", first / "split", first / "retrieve", {"lightgcn": first / "lightgcn"})
-        refuse_leaks(leaks)
+        audit = audit_night(
+            first / "shards",
+            first / "split",
+            first / "retrieve",
+            {"lightgcn": first / "lightgcn"},
+            earlier=None,
+        )
+        refuse_leaks(audit.leaks)
         facts = {}
     return {"steps": steps.seconds, "facts": facts}
 

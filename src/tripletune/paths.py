@@ -196,6 +196,7 @@ class RunPaths:
                 shutil.rmtree(folder)
             work = folder.with_name(f"{folder.name}.work")
             make_folder(work, "--artifacts")
+            (work / MANIFEST).unlink(missing_ok=True)  # of a run killed as it published: it names what is made anew
             remove_leftovers(work)
             with Meter() as meter:
                 facts = make(work)

@@ -26,8 +26,13 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(num_threads)
 
 
+def num_threads(most: int) -> int:
+    """As many as torch would take, ``most`` at the most."""
+    return min(_ALL, most)
+
+
 def map_in_threads(function: Callable[[Item], Result], items: Iterable[Item], most: int) -> list[Result]:
-    """The results in the order of the items, made in as many threads as torch would take, ``most`` at the most.
+    """The results in the order of the items, made in ``num_threads(most)`` threads.
 
     Each has one torch thread of its own, so a result is the same whatever their number. The first error ends it.
     """
@@ -36,7 +41,7 @@ def map_in_threads(function: Callable[[Item], Result], items: Iterable[Item], mo
         with one_thread():
             return function(item)
 
-    with ThreadPoolExecutor(min(_ALL, most)) as pool:
+    with ThreadPoolExecutor(num_threads(most)) as pool:
         return list(pool.map(alone, items))
 
 

@@ -18,6 +18,7 @@ from written_run import Run, rewrite, title, with_text, write_run
 
 from tripletune.config import RunConfig
 from tripletune.fingerprint import sha256_file
+from tripletune.rank import audit_record
 from tripletune.rank.audit_lines import named_films
 from tripletune.rank.audit_record import RECORD, take_notes, unproven, write_record
 from tripletune.rank.audit_split import SplitRows, digest
@@ -246,6 +247,31 @@ def test_a_new_title_sends_back_who_lists_its_film_or_names_it_and_nobody_else(
     assert unproven(examples, notes, notes, titles).is_empty()
     left = unproven(examples, notes, notes, pl.concat([titles, new.select(titles.columns).cast(dict(titles.schema))]))
     assert left["user_id"].to_list() == ([] if "listed" not in (film, name) else examples["user_id"].to_list()[:1])
+
+
+@pytest.mark.parametrize("column", ["candidates", "ranking", "similar", "liked", "disliked", "triples"])
+def test_a_new_title_sends_back_who_lists_its_film_in_any_column(clean: Run, column: str) -> None:
+    examples = pl.read_parquet(clean.generate / "test" / "shard-000.parquet").head(2)
+    rows = examples.to_dicts()
+    rows[0][column].append({**rows[0]["triples"][0], "movie_id": 999} if column == "triples" else 999)
+    if column == "candidates":
+        rows[0]["candidate_titles"].append("Another (1901)")
+    examples = pl.DataFrame(rows, schema=EXAMPLES)
+    titles = named_films(examples).filter(pl.col("title") != "Another (1901)")
+    notes = take_notes("test/shard-000.parquet", examples, SplitRows(clean.split).digests(), titles)
+    new = pl.DataFrame({"title": "Nowhere (1900)", "number": 99, "said": 999}).cast(dict(titles.schema))
+    assert unproven(examples, notes, notes, new)["example_id"].to_list() == [rows[0]["example_id"]]
+
+
+def test_with_many_new_titles_everything_is_proven_anew(clean: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    examples = pl.read_parquet(clean.generate / "test" / "shard-000.parquet").head(2)
+    titles = named_films(examples)
+    notes = take_notes("test/shard-000.parquet", examples, SplitRows(clean.split).digests(), titles)
+    new = pl.DataFrame({"title": "Nowhere (1900)", "number": 99, "said": 999})
+    more = pl.concat([titles, new.select(titles.columns).cast(dict(titles.schema))])
+    assert unproven(examples, notes, notes, more).is_empty()
+    monkeypatch.setattr(audit_record, "MOST_TITLES", 0)
+    assert unproven(examples, notes, notes, more).equals(examples)
 
 
 def offer(row: Row, film: int) -> Row:

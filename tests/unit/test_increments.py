@@ -164,6 +164,7 @@ def test_changed_viewers_of_several_buckets_may_be_asked_at_once(second, first, 
     full, config = publish(tmp_path / "full", second, "b")
     run_retrieve(full, config)
     monkeypatch.setattr(candidates, "TURNS_OF_INCREMENT", turns)
+    monkeypatch.setattr(candidates, "BUCKETS_AT_ONCE", 1)
     monkeypatch.setattr(buckets, "ASKED_AT_ONCE", at_once)
     shutil.copytree(first, tmp_path / "next")
     tonight, _ = publish(tmp_path / "next", second, "b")
@@ -219,6 +220,27 @@ def test_what_is_taken_over_is_asked_in_both_nights_of_viewers_whose_rows_are_th
         "shard-001.parquet": [(2, "test", 7)],
         "shard-002.parquet": [],
     }
+
+
+@pytest.mark.parametrize("stage", ["retrieve", "generate"])
+def test_a_night_killed_as_it_published_is_published_by_the_next_try(second, first, tmp_path, monkeypatch, stage):
+    full = make(*publish(tmp_path / "full", second, "b"))
+    shutil.copytree(first, tmp_path / "next")
+    tonight, config = publish(tmp_path / "next", second, "b")
+    work = tonight.folder(stage).with_name(f"{tonight.fingerprints[stage]}.work")
+    rename = Path.rename
+
+    def die(self: Path, target: Path) -> Path:
+        if self == work:
+            raise KeyboardInterrupt
+        return rename(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", die)
+        with pytest.raises(KeyboardInterrupt):
+            make(tonight, config)
+    assert (work / "manifest.json").is_file()
+    assert files(make(tonight, config)) == files(full)
 
 
 def test_a_question_whose_pinned_fit_knows_the_answer_is_left_out_and_counted(second, first, tmp_path):

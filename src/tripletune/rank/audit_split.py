@@ -63,7 +63,7 @@ class SplitRows:
     def viewers_by_files(self) -> Iterator[pl.DataFrame]:
         """Every viewer once, with the first file that holds rows of the viewer, in groups of ``FILES_AT_ONCE`` files:
         ``user_id, file``."""
-        first = self.viewers.unique("user_id", keep="first", maintain_order=True)
+        first = self.viewers.select("user_id", "file").unique("user_id", keep="first", maintain_order=True)
         for number in range(0, len(self._files), FILES_AT_ONCE):
             yield first.filter(pl.col("file").is_between(number, number + FILES_AT_ONCE - 1))
 

@@ -24,7 +24,8 @@ from tripletune.schemas import COUNTS, QUESTION, conform
 
 ROW_GROUP = 1 << 16
 ASKED_AT_ONCE = 2048
-"""Questions from which on waiting buckets are answered; a bucket of MovieLens 32M has some 3,000 in a full night."""
+"""Questions from which on waiting buckets are answered; a bucket of MovieLens 32M has some 3,000 of each purpose in a
+full night."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -22,12 +22,12 @@ from tripletune.retrieve.sampling import sample_facts, sample_viewers
 from tripletune.retrieve.specialists import FIT_OF
 from tripletune.retrieve.viewers import find_known, read_asked, read_rows, shard_files
 from tripletune.schemas import QUESTION, RANKINGS
-from tripletune.threads import map_in_threads
+from tripletune.threads import map_in_threads, num_threads
 
 BUCKETS_AT_ONCE = 8
 """At the most; a bucket of 3,000 viewers of MovieLens 32M takes some 300 MB while it is worked on."""
 TURNS_OF_INCREMENT = 4
-"""Into which an increment's buckets are parted, each with few questions to ask at once."""
+"""At the least; into so many an increment's buckets are parted, each with few questions to ask at once."""
 EVERYBODY = SampleConfig()
 
 
@@ -101,7 +101,8 @@ def retrieve_all(
         out=out,
     )
     numbers = list(files)
-    several = math.ceil(len(numbers) / TURNS_OF_INCREMENT) if night else 1
+    num_turns = max(TURNS_OF_INCREMENT, num_threads(BUCKETS_AT_ONCE)) if night else len(numbers)
+    several = math.ceil(len(numbers) / num_turns)
     turns = [numbers[start : start + several] for start in range(0, len(numbers), several)]
     written = map_in_threads(
         lambda turn: asking.write_buckets({number: files[number] for number in turn}), turns, most=BUCKETS_AT_ONCE

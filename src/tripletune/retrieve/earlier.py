@@ -36,7 +36,7 @@ def digest_viewers(rows: pl.DataFrame) -> pl.DataFrame:
     What was rated after the last answer is no part of it.
 
     Args:
-        rows: of a bucket of the split (``viewers.read_rows``), sorted as there.
+        rows: of a bucket of the split (``viewers.read_rows``), sorted by user and position as split writes them.
     """
     user_E = rows["user_id"].to_numpy()
     place_E, start_U = np.arange(len(user_E)), np.flatnonzero(np.diff(user_E, prepend=-1))
