@@ -95,7 +95,7 @@ def fit_findings(specialist: str, trained: pl.DataFrame, rows: pl.DataFrame) -> 
 def column_findings(
     examples: pl.DataFrame, rows: pl.DataFrame, films: Mapping[str, pl.DataFrame], purpose: str
 ) -> Iterator[Finding]:
-    """Rules 2 to 4 on one shard.
+    """Rules 2 to 4 on some examples of one purpose.
 
     Args:
         examples: EXAMPLES; they count as ``purpose``, the folder they lie in, whatever they say.

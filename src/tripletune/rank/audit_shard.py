@@ -1,4 +1,4 @@
-"""The audit's rules on shards, each by itself: what is proven already is passed over, what is not is proven."""
+"""The audit's rules on shards, group by group: what is proven already is passed over, what is not is proven."""
 
 from __future__ import annotations
 

@@ -17,8 +17,6 @@ READ = pl.Schema({name: SPLIT[name] for name in ("user_id", "movie_id", "positio
 FILES_AT_ONCE = 16
 """Of the split, to whose viewers what was fitted is held at a time; it is read anew for every group. Of 64 files of the
 largest release some 4 to 8 million likes."""
-
-
 AT_ONCE = 2
 """Files read at the same time; more gain nothing, polars has threads itself."""
 

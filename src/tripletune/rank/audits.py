@@ -56,10 +56,10 @@ def audit_shards(
         split: the split's folder.
         retrieve: what was found for every example.
         trained: folders of the stages that learn from likes, by stage.
-        limit: leaks of one kind per file, or per some small ones; None: all.
+        limit: leaks of one kind for every some thousand examples (``audit_shard.AT_A_TIME``); None: all.
 
     Returns:
-        The leaks, purpose by purpose and file by file. Empty: proven.
+        The leaks, purpose by purpose and group of shards by group. Empty: proven.
 
     Raises:
         InputError: there are no shards, or a file has other columns than its schema.
