@@ -37,18 +37,20 @@ from generate_rowwise import render_by_row
 from generate_world import make_specialists
 from rich.console import Console
 
+from tripletune.audit.audit import audit_night
+from tripletune.audit.leaks import refuse_leaks
 from tripletune.config import RunConfig
-from tripletune.data.imdb import read_credits
-from tripletune.data.movielens import ingest_release
-from tripletune.data.split import write_split
+from tripletune.data.release.movielens import ingest_release
+from tripletune.data.split.write import write_split
 from tripletune.finetune.tiny import train_tokenizer
-from tripletune.graph.knowledge import write_knowledge
+from tripletune.knowledge.build import write_knowledge
+from tripletune.knowledge.imdb import read_credits
+from tripletune.models.ease import serve as ease
+from tripletune.models.sasrec import serve as sasrec
 from tripletune.prompts import engine, render
 from tripletune.prompts.shards import generate_shards
-from tripletune.rank.audit_leaks import refuse_leaks
-from tripletune.rank.audits import audit_night
 from tripletune.retrieve import buckets as buckets_of
-from tripletune.retrieve import candidates, ease, first_stage, retriever, sasrec, similar
+from tripletune.retrieve import candidates, first_stage, retriever, similar
 from tripletune.threads import map_in_threads
 
 CONFIG = RunConfig.model_validate(
@@ -89,7 +91,7 @@ def _once(folder: Path, make: Callable[[Path], Any]) -> None:
 def _release(work: Path, release: str) -> Path:
     if release:
         return Path(release)
-    synth = [sys.executable, "-m", "tripletune.cli", "synth", "--size", "ml-32m", "--out"]
+    synth = [sys.executable, "-m", "tripletune.cli.main", "synth", "--size", "ml-32m", "--out"]
     _once(work / "release", lambda out: subprocess.run([*synth, str(out / "ml-32m")], check=True))
     return work / "release" / "ml-32m"
 

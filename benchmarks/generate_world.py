@@ -21,8 +21,8 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from tripletune.config import RunConfig
+from tripletune.models.sasrec.model import SASRec, Shape
 from tripletune.schemas import ATTENTION, EASE_FILMS, RELATION_NAMES, TRAINED_ON, conform
-from tripletune.sequence import SASRec, Shape
 from tripletune.stable_hash import tie_order
 
 FIT, LABELS = "b", ("graph", "target")

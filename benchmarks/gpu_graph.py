@@ -37,13 +37,13 @@ from rich.console import Console
 from torch import Tensor
 
 from tripletune.config import LightGCNConfig, RgatConfig
-from tripletune.graph.interactions import Interactions, read_interactions
-from tripletune.graph.lightgcn_fit import LightGCNTrainer
-from tripletune.graph.ops import message_graph
-from tripletune.graph.rgat import RelationalGraph
-from tripletune.graph.rgat_fit import RgatTrainer
-from tripletune.graph.rgat_knowledge import Knowledge, read_knowledge
-from tripletune.graph.training import Model
+from tripletune.models.lightgcn.fit import LightGCNTrainer
+from tripletune.models.message_passing.interface import message_graph
+from tripletune.models.rgat.fit import RgatTrainer
+from tripletune.models.rgat.knowledge import Knowledge, read_knowledge
+from tripletune.models.rgat.model import RelationalGraph
+from tripletune.models.training.interactions import Interactions, read_interactions
+from tripletune.models.training.loop import Model
 
 REPORT = Path(__file__).with_name("gpu_graph.md")
 STAGES = ("ingest", "split", "knowledge")
@@ -138,7 +138,9 @@ def prepare(release: Path, work: Path) -> dict[str, Path]:
     folders = {}
     for stage in STAGES:
         where = ["--config", str(config), "--artifacts", str(work)]
-        subprocess.run([sys.executable, "-m", "tripletune.cli", stage, *where], check=True, stdout=subprocess.DEVNULL)
+        subprocess.run(
+            [sys.executable, "-m", "tripletune.cli.main", stage, *where], check=True, stdout=subprocess.DEVNULL
+        )
         (folders[stage],) = (path.parent for path in (work / "release" / stage).glob("*/manifest.json"))
     return folders
 
@@ -290,7 +292,7 @@ def main(
         work = Path(scratch)
         folder = Path(release) if release else work / "release"
         if not release:
-            synth = [sys.executable, "-m", "tripletune.cli", "synth", "--size", size, "--out", str(folder)]
+            synth = [sys.executable, "-m", "tripletune.cli.main", "synth", "--size", size, "--out", str(folder)]
             subprocess.run(synth, check=True, stdout=subprocess.DEVNULL)
         sampled = SAMPLED_FILMS if size == "ml-32m" else 0
         more, results = train_both(prepare(folder, work), place, sampled, steps)

@@ -31,15 +31,15 @@ import polars as pl
 import psutil
 import typer
 
-from tripletune import stages
+from tripletune.audit import audit as audits
 from tripletune.config import RunConfig, SyntheticConfig
-from tripletune.data.split import write_split
-from tripletune.data.synthetic import write_release
-from tripletune.fingerprint import Ingredients, sha256_file
-from tripletune.paths import Facts, RunPaths
-from tripletune.rank import audits
-from tripletune.runs import RunRecord, utc_now, write_run
-from tripletune.specs import stage_specs
+from tripletune.data.split.write import write_split
+from tripletune.pipeline import stages
+from tripletune.pipeline.specs import stage_specs
+from tripletune.store.fingerprint import Ingredients, sha256_file
+from tripletune.store.paths import Facts, RunPaths
+from tripletune.store.runs import RunRecord, utc_now, write_run
+from tripletune.synthetic.release import write_release
 from tripletune.threads import map_in_threads
 
 SEED = 7

@@ -30,16 +30,16 @@ import typer
 from rich.console import Console
 
 from tripletune.config import IngestConfig, KnowledgeConfig
-from tripletune.data.imdb import read_credits
-from tripletune.data.imdb_dumps import read_dump
-from tripletune.data.movielens import ingest_release
-from tripletune.graph.knowledge import write_knowledge
+from tripletune.data.release.movielens import ingest_release
+from tripletune.knowledge.build import write_knowledge
+from tripletune.knowledge.imdb import read_credits
+from tripletune.knowledge.imdb_dumps import read_dump
 from tripletune.schemas import LINKS
 
 COLUMNS = ("tconst", "ordering", "nconst", "category")
 COPIES = 4
 REPORT = Path(__file__).with_name("knowledge.md")
-SYNTH = "-m tripletune.cli synth --size ml-32m --out"
+SYNTH = "-m tripletune.cli.main synth --size ml-32m --out"
 
 
 def credits(ingest: Path, imdb: Path, out: Path) -> dict[str, Any]:

@@ -35,10 +35,10 @@ import typer
 from rich.console import Console
 
 from tripletune.config import IngestConfig, LightGCNConfig, SplitConfig
-from tripletune.data.movielens import ingest_release
-from tripletune.data.split import write_split
-from tripletune.graph.interactions import read_interactions
-from tripletune.graph.lightgcn_fit import LightGCNTrainer
+from tripletune.data.release.movielens import ingest_release
+from tripletune.data.split.write import write_split
+from tripletune.models.lightgcn.fit import LightGCNTrainer
+from tripletune.models.training.interactions import read_interactions
 
 SEED = 7
 REPORT = Path(__file__).with_name("lightgcn_32m.md")
@@ -192,7 +192,7 @@ def report(results: dict[str, dict[str, Any]], told: str) -> str:
 def make_split(work: Path) -> Path:
     """A synthetic release of the size of ml-32m, ingested and split."""
     release, ingest, split = work / "ml-32m", work / "ingest", work / "split"
-    synth = [sys.executable, "-m", "tripletune.cli", "synth", "--size", "ml-32m", "--out", str(release)]
+    synth = [sys.executable, "-m", "tripletune.cli.main", "synth", "--size", "ml-32m", "--out", str(release)]
     subprocess.run(synth, check=True)
     ingest.mkdir()
     split.mkdir()

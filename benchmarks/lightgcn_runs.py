@@ -18,12 +18,12 @@ from recbole_export import Asked, read_asked, training_likes
 from retrieval_runs import LENGTH, Ints
 
 from tripletune.config import LightGCNConfig
-from tripletune.graph.interactions import read_interactions
-from tripletune.graph.lightgcn import POOL_POWER
-from tripletune.graph.lightgcn_fit import LightGCNTrainer
-from tripletune.graph.training import judge
-from tripletune.retrieve.specialists import Catalogue, LightGCNFit, Likes
-from tripletune.retrieve.topk import Ragged, product_blocks, top_columns
+from tripletune.models.lightgcn.fit import LightGCNTrainer
+from tripletune.models.lightgcn.model import POOL_POWER
+from tripletune.models.serving.catalogue import Catalogue, LightGCNFit, Likes
+from tripletune.models.serving.topk import Ragged, product_blocks, top_columns
+from tripletune.models.training.interactions import read_interactions
+from tripletune.models.training.loop import judge
 
 RECOMMENDED = {"learning_rate": 0.002, "n_layers": 3, "reg_weight": 1e-4, "train_batch_size": 4096}
 """RecBole's own result of tuning LightGCN on ML-1M (results/general/ml-1m.md of RecBole-GNN)."""

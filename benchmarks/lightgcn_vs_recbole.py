@@ -44,8 +44,8 @@ from retrieval_runs import (
     told,
 )
 
-from tripletune.graph.interactions import read_interactions
-from tripletune.presets import load_config
+from tripletune.config.presets import load_config
+from tripletune.models.training.interactions import read_interactions
 
 REPORT = Path(__file__).with_suffix(".md")
 TIMED_EPOCHS, TIMING = 3, "-timing"

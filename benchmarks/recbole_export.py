@@ -20,9 +20,9 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from tripletune.graph.interactions import Interactions, read_interactions
-from tripletune.retrieve.specialists import Catalogue
-from tripletune.retrieve.viewers import find_answers, find_history, find_questions, find_seen, read_rows, shard_files
+from tripletune.models.serving.catalogue import Catalogue
+from tripletune.models.training.interactions import Interactions, read_interactions
+from tripletune.retrieve.histories import find_answers, find_history, find_questions, find_seen, read_rows, shard_files
 
 Ints = npt.NDArray[np.int64]
 MAX_SEQUENCE = 50

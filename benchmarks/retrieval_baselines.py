@@ -45,7 +45,7 @@ from retrieval_runs import (
     told,
 )
 
-from tripletune.presets import load_config
+from tripletune.config.presets import load_config
 
 REPORT = Path(__file__).with_suffix(".md")
 BASELINES: dict[str, list[dict[str, Any]]] = {

@@ -23,8 +23,8 @@ import psutil
 from recbole_export import Asked
 from rich.console import Console
 
-from tripletune.rank.metrics import score_lists
-from tripletune.rank.significance import Interval, paired_difference
+from tripletune.evaluate.metrics import score_lists
+from tripletune.evaluate.significance import Interval, paired_difference
 
 Ints = npt.NDArray[np.int64]
 SIDE = Path(__file__).with_name("recbole_side.py")
@@ -43,7 +43,10 @@ def run_stages(stages: tuple[str, ...], preset: Path, release: Path, artifacts: 
         asked = [stage, "--config", str(preset), "--movielens", str(release), "--artifacts", str(artifacts)]
         imdb_too = ["--imdb", imdb] if imdb else []
         done = subprocess.run(
-            [sys.executable, "-m", "tripletune.cli", *asked, *imdb_too], check=True, stdout=subprocess.PIPE, text=True
+            [sys.executable, "-m", "tripletune.cli.main", *asked, *imdb_too],
+            check=True,
+            stdout=subprocess.PIPE,
+            text=True,
         )
         folder = done.stdout.strip().splitlines()[-1]
         console.print(f"{stage}: {folder}", markup=False, highlight=False)

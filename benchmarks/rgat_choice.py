@@ -56,7 +56,7 @@ def make(artifacts: Path, preset: str, release: list[str]) -> tuple[dict[str, Pa
     for stage in STAGES:
         options = ["--config", str(config), "--artifacts", str(artifacts), *release]
         with tempfile.TemporaryFile("w+", encoding="utf-8") as told:
-            child = subprocess.Popen([sys.executable, "-m", "tripletune.cli", stage, *options], stdout=told)
+            child = subprocess.Popen([sys.executable, "-m", "tripletune.cli.main", stage, *options], stdout=told)
             _, status, usage = os.wait4(child.pid, 0)
             child.returncode = os.waitstatus_to_exitcode(status)
             if child.returncode:
@@ -159,7 +159,7 @@ def planted(
     if size:
         release = artifacts / f"release-{size}"
         if not (release / "truth.parquet").exists():
-            command = [sys.executable, "-m", "tripletune.cli", "synth", "--size", size, "--out", str(release)]
+            command = [sys.executable, "-m", "tripletune.cli.main", "synth", "--size", size, "--out", str(release)]
             subprocess.run(command, check=True)
         options = ["--movielens", str(release), "--imdb", str(release / "imdb")]
     else:

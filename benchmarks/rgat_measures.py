@@ -11,11 +11,11 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from tripletune.data.synthetic_oracle import Oracle
+from benchmarks.synthetic_oracle import Oracle
+from tripletune.models.serving.catalogue import FIT_OF, Likes, RgatFit, load_rgat
+from tripletune.retrieve.histories import find_answers, find_history, find_questions, read_rows, shard_files
 from tripletune.retrieve.profiles import build_profiles
-from tripletune.retrieve.specialists import FIT_OF, Likes, RgatFit, load_rgat
 from tripletune.retrieve.triples import Choice, TripleTable, choose_triples, read_triples
-from tripletune.retrieve.viewers import find_answers, find_history, find_questions, read_rows, shard_files
 
 # Shape letters in this file: U viewers, B draws of the bootstrap
 MODES: tuple[Choice, ...] = ("personal", "published", "most-shared", "random")

@@ -29,14 +29,14 @@ import typer
 from rich.console import Console
 
 from tripletune.config import IngestConfig, SplitConfig
-from tripletune.data.movielens import ingest_release
-from tripletune.data.split import write_split
+from tripletune.data.release.movielens import ingest_release
+from tripletune.data.split.write import write_split
 
 SHARDS = 64
 SEED = 7
 COMPARED = ("user_id", "movie_id", "rating", "timestamp", "position", "label")
 REPORT = Path(__file__).with_name("split.md")
-SYNTH = "python -m tripletune.cli synth --size ml-32m --out"
+SYNTH = "python -m tripletune.cli.main synth --size ml-32m --out"
 
 TYPED_READ = """
     SELECT userId AS user_id, movieId AS movie_id, rating, timestamp

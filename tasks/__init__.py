@@ -1,1 +1,1 @@
-"""Prefect tasks: one file per stage. They add retries, tags, a log line and tracking to ``tripletune.stages``."""
+"""Prefect tasks: one file per stage; retries, tags, a log line and tracking around ``pipeline.stages``."""

@@ -8,9 +8,9 @@ from pathlib import Path
 from prefect.artifacts import create_markdown_artifact
 
 from tasks.session import Session, logged_stage, stage_task
-from tripletune.stages import run_evaluate
+from tripletune.cli.inspect import markdown_summary
+from tripletune.pipeline.stages import run_evaluate
 from tripletune.tracking import StageRun
-from tripletune.views import markdown_summary
 
 
 @stage_task(name="evaluate")

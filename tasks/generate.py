@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tasks.session import Session, logged_stage, stage_task
 from tasks.workers import map_shards
-from tripletune.stages import run_generate
+from tripletune.pipeline.stages import run_generate
 
 
 @stage_task(name="generate", retries=2)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from tasks.session import Session, logged_stage, stage_task
-from tripletune.stages import run_promote
+from tripletune.pipeline.stages import run_promote
 
 
 @stage_task(name="promote", retries=0)

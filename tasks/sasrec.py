@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from tasks.session import Session, logged_stage, stage_task
-from tripletune.stages import run_sasrec
+from tripletune.pipeline.stages import run_sasrec
 
 
 @stage_task(name="sasrec")

@@ -21,11 +21,11 @@ from prefect.settings import PREFECT_API_URL
 
 import tripletune
 from tripletune.config import RunConfig, WorkersConfig
+from tripletune.config.presets import load_config
 from tripletune.errors import ConfigError, TrainingCrash, UserError
-from tripletune.paths import RunPaths, whoami
-from tripletune.presets import load_config
-from tripletune.runs import update_run
-from tripletune.stages import require_one_answer, resolve
+from tripletune.pipeline.stages import require_one_answer, resolve
+from tripletune.store.paths import RunPaths, whoami
+from tripletune.store.runs import update_run
 from tripletune.tracking import StageRun, Tracker, recorded_run, stage_run
 
 CHECKOUT = Path(__file__).parents[1]

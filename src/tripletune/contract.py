@@ -17,8 +17,8 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from tripletune.errors import ContractError, InputError, MissingArtifactError
-from tripletune.fingerprint import sha256_file, sha256_json
-from tripletune.paths import write_json
+from tripletune.store.fingerprint import sha256_file, sha256_json
+from tripletune.store.paths import write_json
 
 CONTRACT = "contract.json"
 TINY = "tiny"

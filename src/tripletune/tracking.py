@@ -28,9 +28,9 @@ from mlflow.exceptions import MlflowException
 
 from tripletune.config import RunConfig, TrackingConfig
 from tripletune.errors import MissingArtifactError
-from tripletune.fingerprint import sha256_json
-from tripletune.paths import Facts, RunPaths
-from tripletune.runs import RunRecord, new_run_name, tracking_uri, update_run, utc_now, write_run
+from tripletune.store.fingerprint import sha256_json
+from tripletune.store.paths import Facts, RunPaths
+from tripletune.store.runs import RunRecord, new_run_name, tracking_uri, update_run, utc_now, write_run
 
 CHAMPION = "champion"
 ADAPTER_FILES = "model"

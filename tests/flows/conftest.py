@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tripletune.paths import RunPaths
-from tripletune.runs import RunRecord, read_run
+from tripletune.store.paths import RunPaths
+from tripletune.store.runs import RunRecord, read_run
 
 ROOT = Path(__file__).parents[2]
 TRIPLETUNE = Path(sys.executable).with_name("tripletune")

@@ -108,9 +108,9 @@ def test_a_mistake_found_inside_the_flow_is_told_in_one_line_without_a_traceback
 
 
 def test_an_adapter_for_other_prompts_is_refused_by_field(micro, tmp_path):
+    from tripletune.config.presets import load_config
     from tripletune.contract import read_contract, require_same
     from tripletune.errors import ContractError
-    from tripletune.presets import load_config
     from tripletune.prompts.engine import prompt_contract
 
     config = load_config(micro.config)

@@ -19,10 +19,10 @@ from tripletune.config import FinetuneConfig, RankConfig, TinyLlamaConfig
 from tripletune.contract import read_contract
 from tripletune.errors import ContractError, TrainingError
 from tripletune.finetune.launch import finetune_adapter
-from tripletune.fingerprint import sha256_file
-from tripletune.paths import SCRATCH
 from tripletune.rank.predict import rank_examples, rank_shards
 from tripletune.schemas import PREDICTIONS
+from tripletune.store.fingerprint import sha256_file
+from tripletune.store.paths import SCRATCH
 
 ROOT = Path(__file__).parents[2]
 SETTINGS = FinetuneConfig(

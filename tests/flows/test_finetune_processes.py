@@ -13,8 +13,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tripletune.finetune import lifeline
-from tripletune.finetune.supervise import ProcessFailed, run_supervised
+from tripletune.processes import lifeline
+from tripletune.processes.supervise import ProcessFailed, run_supervised
 
 CHILD = "import os, sys, time; open(sys.argv[1], 'a').write(f'{os.getpid()}\\n'); time.sleep(600)"
 RANK = "from tripletune.finetune import lifeline; lifeline.hold(); " + CHILD
@@ -78,7 +78,7 @@ def test_a_stage_killed_outright_leaves_no_process(tmp_path: Path) -> None:
         f"""
         import os, sys
         from pathlib import Path
-        from tripletune.finetune.supervise import run_supervised
+        from tripletune.processes.supervise import run_supervised
         run_supervised([sys.executable, "-c", {LAUNCHER!r}, {str(noted)!r}, {RANK!r}], environment=os.environ,
                        note=Path({str(tmp_path / "launcher.json")!r}), deadline_seconds=60, on_line=lambda line: False)
         """

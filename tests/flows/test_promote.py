@@ -13,8 +13,8 @@ from mlflow import MlflowClient
 
 from tests.flows.conftest import MicroRun
 from tripletune.config import RunConfig
-from tripletune.paths import RunPaths
-from tripletune.stages import run_promote
+from tripletune.pipeline.stages import run_promote
+from tripletune.store.paths import RunPaths
 from tripletune.tracking import StageRun, recorded_run, stage_run
 
 ANOTHER = "f" * 32

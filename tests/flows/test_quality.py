@@ -12,9 +12,9 @@ from mlflow import MlflowClient
 
 from tests.flows.conftest import MicroRun
 from tripletune.errors import DriftError
-from tripletune.paths import RunPaths
-from tripletune.runs import read_run
-from tripletune.stages import run_quality
+from tripletune.pipeline.stages import run_quality
+from tripletune.store.paths import RunPaths
+from tripletune.store.runs import read_run
 from tripletune.tracking import recorded_run, stage_run
 
 ANOTHER = "e" * 32

@@ -15,8 +15,8 @@ import psutil
 import pytest
 
 from tests.flows.conftest import ROOT, TRIPLETUNE, MicroRun
-from tripletune.paths import read_manifest
 from tripletune.schemas import EXAMPLES, PREDICTIONS
+from tripletune.store.paths import read_manifest
 
 
 def shard_hashes(micro: MicroRun, root: Path | None = None) -> dict[str, str]:

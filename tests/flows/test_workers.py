@@ -27,10 +27,10 @@ from tests.flows.test_run import UP_TO_RETRIEVE, copy_upstream
 from tests.unit import small_world
 from tripletune.config import PromptConfig, RetrieveConfig, WorkersConfig
 from tripletune.errors import ConfigError, InputError
-from tripletune.paths import RunPaths
 from tripletune.prompts import shards
 from tripletune.prompts.shards import MapJobs, ShardJob, WriteShard, generate_shards, write_shard
 from tripletune.retrieve.candidates import retrieve_all
+from tripletune.store.paths import RunPaths
 
 BUCKETS = 8
 RETRIEVE = RetrieveConfig(retriever="lightgcn")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tripletune.graph.fixed_order import COLUMNS, INNER, matmul, total
+from tripletune.models.message_passing.fixed_order import COLUMNS, INNER, matmul, total
 
 THREADS = (1, 2, 3, 8)
 

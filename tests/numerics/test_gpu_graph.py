@@ -10,7 +10,7 @@ from types import ModuleType
 import pytest
 import torch
 
-from tripletune.graph.ops_torch import TorchGraph
+from tripletune.models.message_passing.torch_backend import TorchGraph
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "gpu_graph.py"
 

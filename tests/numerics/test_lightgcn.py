@@ -17,11 +17,11 @@ from tests.graph_cases import plant_split
 from tests.resuming import check_resumes
 from tripletune.config import LightGCNConfig
 from tripletune.errors import ConfigError, InputError, UserError
-from tripletune.graph.interactions import Batch, Likes, batches, newest_first_age, read_interactions
-from tripletune.graph.lightgcn import POOL_POWER, LightGCN, LikeGraph
-from tripletune.graph.lightgcn_fit import LightGCNTrainer, cut_histories, train_lightgcn
-from tripletune.graph.lightgcn_loss import FilmSample, Targets, bpr_loss, draw_negatives, draw_unliked, softmax_loss
-from tripletune.pooling import pool_viewers
+from tripletune.models.lightgcn.fit import LightGCNTrainer, cut_histories, train_lightgcn
+from tripletune.models.lightgcn.loss import FilmSample, Targets, bpr_loss, draw_negatives, draw_unliked, softmax_loss
+from tripletune.models.lightgcn.model import POOL_POWER, LightGCN, LikeGraph
+from tripletune.models.serving.pooling import pool_viewers
+from tripletune.models.training.interactions import Batch, Likes, batches, newest_first_age, read_interactions
 
 NUM_VIEWERS, NUM_MOVIES, DIM = 7, 5, 4
 BETWEEN = 0.16

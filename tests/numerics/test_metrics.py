@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 import pytrec_eval
 
-from tripletune.rank.metrics import hr_at_k, ndcg_at_k, score_lists
+from tripletune.evaluate.metrics import hr_at_k, ndcg_at_k, score_lists
 
 CUTOFFS = (1, 3, 5, 10)
 

@@ -8,8 +8,8 @@ import sys
 import pytest
 import torch
 
-from tripletune.graph import ops
-from tripletune.graph.ops import MessageGraph, inverse_sqrt_degree
+from tripletune.models.message_passing import interface as ops
+from tripletune.models.message_passing.interface import MessageGraph, inverse_sqrt_degree
 
 # name: (sources, destinations, number of sources, number of destinations)
 GRAPHS = {
@@ -211,7 +211,11 @@ def test_numbers_do_not_depend_on_the_number_of_threads():
 
 def test_import_is_silent():
     done = subprocess.run(
-        [sys.executable, "-c", "import tripletune.graph.ops_dgl, tripletune.graph.ops_torch"],
+        [
+            sys.executable,
+            "-c",
+            "import tripletune.models.message_passing.dgl_backend, tripletune.models.message_passing.torch_backend",
+        ],
         capture_output=True,
         text=True,
         check=True,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tripletune.pooling import pool_viewers
+from tripletune.models.serving.pooling import pool_viewers
 
 VIEWERS = torch.tensor([0, 0, 0, 2, 2, 3])
 ROWS = torch.tensor([4, 1, 1, 0, 3, 2])

@@ -17,12 +17,12 @@ from tests.graph_cases import FIRST_MOVIE, NUM_MOVIES, director_of, plant_knowle
 from tests.resuming import check_resumes
 from tripletune.config import RgatConfig
 from tripletune.errors import InputError
-from tripletune.graph.interactions import Likes, newest_first_age, read_interactions
-from tripletune.graph.rgat import NEGATIVE_SLOPE, RelationalGraph, Rgat
-from tripletune.graph.rgat_fit import NO_TRIPLES_BIAS, RgatTrainer, train_rgat
-from tripletune.graph.rgat_knowledge import Knowledge, read_knowledge
-from tripletune.graph.rgat_scores import FilmScores, renormalise, segment_logsumexp
-from tripletune.pooling import pool_viewers
+from tripletune.models.rgat.fit import NO_TRIPLES_BIAS, RgatTrainer, train_rgat
+from tripletune.models.rgat.knowledge import Knowledge, read_knowledge
+from tripletune.models.rgat.model import NEGATIVE_SLOPE, RelationalGraph, Rgat
+from tripletune.models.rgat.scores import FilmScores, renormalise, segment_logsumexp
+from tripletune.models.serving.pooling import pool_viewers
+from tripletune.models.training.interactions import Likes, newest_first_age, read_interactions
 
 # seven nodes: films 0..2, facts 3..5, and 6 that nothing touches; two relations between 0 and 3
 TRIPLES = [(0, 0, 3), (0, 1, 3), (0, 1, 4), (1, 0, 3), (1, 1, 5), (2, 0, 4)]

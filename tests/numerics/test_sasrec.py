@@ -14,13 +14,13 @@ from safetensors.torch import load_file, save_file
 from tests.graph_cases import plant_split
 from tripletune.config import SasrecConfig
 from tripletune.errors import InputError
-from tripletune.graph.interactions import Batch, Likes, read_interactions
-from tripletune.graph.sasrec_fit import SasrecTrainer, ask_next, cut_windows, train_sasrec
-from tripletune.graph.sasrec_init import film_factors
-from tripletune.graph.training import judge
-from tripletune.retrieve import specialists
-from tripletune.retrieve.sasrec import load_sasrec
-from tripletune.sequence import SASRec, Shape, pack_newest
+from tripletune.models.sasrec.fit import SasrecTrainer, ask_next, cut_windows, train_sasrec
+from tripletune.models.sasrec.model import SASRec, Shape, pack_newest
+from tripletune.models.sasrec.serve import load_sasrec
+from tripletune.models.sasrec.start import film_factors
+from tripletune.models.serving import catalogue as specialists
+from tripletune.models.training.interactions import Batch, Likes, read_interactions
+from tripletune.models.training.loop import judge
 
 SHAPE = Shape(num_movies=30, dim=8, layers=2, heads=2, max_length=20)
 

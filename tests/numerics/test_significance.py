@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from tripletune.rank import significance
-from tripletune.rank.significance import bootstrap_means, mean_interval, paired_difference
+from tripletune.evaluate import significance
+from tripletune.evaluate.significance import bootstrap_means, mean_interval, paired_difference
 
 
 @pytest.mark.parametrize("confidence", [0.9, 0.95])

@@ -16,7 +16,7 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from tripletune.presets import load_config
+from tripletune.config.presets import load_config
 
 ROOT = Path(__file__).parents[2]
 PRESETS = sorted((ROOT / "configs").glob("*.toml"))
@@ -108,10 +108,10 @@ def test_only_tracking_imports_mlflow_and_only_flows_and_tasks_import_prefect():
 
 
 def test_every_stage_has_a_function_a_task_and_a_source_that_exists():
-    from tripletune import stages
-    from tripletune.cli import STAGES
+    from tripletune.cli.main import STAGES
     from tripletune.config import RetrieveConfig, RunConfig
-    from tripletune.specs import stage_specs
+    from tripletune.pipeline import stages
+    from tripletune.pipeline.specs import stage_specs
 
     with_all = RunConfig(dataset="x", retrieve=RetrieveConfig(retriever="sasrec"))
     found = stage_specs(with_all)

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tripletune.data import archive
-from tripletune.data.archive import unpack
+from tripletune.data.release import archive
+from tripletune.data.release.archive import unpack
 from tripletune.errors import InputError
 
 WANTED = frozenset({"ratings.csv", "movies.csv"})

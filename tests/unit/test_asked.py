@@ -9,8 +9,8 @@ import pytest
 import small_world
 
 from tripletune.config import RetrieveConfig
+from tripletune.config.presets import parse_config
 from tripletune.errors import ConfigError
-from tripletune.presets import parse_config
 from tripletune.retrieve.candidates import retrieve_all
 from tripletune.schemas import QUESTION
 from tripletune.stable_hash import VIEWERS, mix

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from written_run import Run, rewrite, write_run
 
-from tripletune.rank.audit_leaks import Leak
-from tripletune.rank.audits import audit_shards
+from tripletune.audit.audit import audit_shards
+from tripletune.audit.leaks import Leak
 
 VIEWER, GRAPH, VALID, TEST, UNSEEN = 3, 2, 12, 13, 5
 

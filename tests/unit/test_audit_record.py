@@ -16,16 +16,16 @@ import polars as pl
 import pytest
 from written_run import Run, rewrite, title, with_text, write_run
 
+from tripletune.audit import record as audit_record
+from tripletune.audit.audit import Audit, audit_night, audit_shards
+from tripletune.audit.lines import named_films
+from tripletune.audit.record import RECORD, take_notes, unproven, write_record
+from tripletune.audit.split_rows import SplitRows, digest
 from tripletune.config import RunConfig
-from tripletune.fingerprint import sha256_file
-from tripletune.rank import audit_record
-from tripletune.rank.audit_lines import named_films
-from tripletune.rank.audit_record import RECORD, take_notes, unproven, write_record
-from tripletune.rank.audit_split import SplitRows, digest
-from tripletune.rank.audits import Audit, audit_night, audit_shards
-from tripletune.rank.shards import read_rows
+from tripletune.pipeline.specs import stage_specs
 from tripletune.schemas import EXAMPLES, MESSAGE, PROVEN, SHORTENED
-from tripletune.specs import stage_specs
+from tripletune.store.fingerprint import sha256_file
+from tripletune.store.parquet import read_rows
 
 Row = dict[str, Any]
 ALL = 24 * 2 + 22
@@ -351,8 +351,8 @@ def test_rows_that_cancel_out_or_change_places_do_not_hide_in_a_viewers_digest(r
 
 def test_another_process_and_another_number_of_threads_write_the_same_record(clean: Run, tmp_path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from tripletune.rank.audits import audit_night;"
-        "from tripletune.rank.audit_record import write_record; root, out = map(Path, sys.argv[1:]); out.mkdir();"
+        "import sys; from pathlib import Path; from tripletune.audit.audit import audit_night;"
+        "from tripletune.audit.record import write_record; root, out = map(Path, sys.argv[1:]); out.mkdir();"
         "trained = {name: root / name for name in ('rgat', 'lightgcn')};"
         "audit = audit_night(root / 'generate', root / 'split', root / 'retrieve', trained, earlier=None);"
         "write_record(out, audit.proven)"

@@ -13,14 +13,14 @@ import polars as pl
 import pytest
 from written_run import Run, rewrite, title, with_text, write_run
 
-from tripletune.cli import main
+from tripletune.audit.audit import audit_shards
+from tripletune.audit.leaks import Leak, format_leaks, refuse_leaks, write_leaks
+from tripletune.cli.main import main
 from tripletune.config import RunConfig
 from tripletune.errors import InputError
-from tripletune.paths import RunPaths
-from tripletune.rank.audit_leaks import Leak, format_leaks, refuse_leaks, write_leaks
-from tripletune.rank.audits import audit_shards
-from tripletune.runs import RunRecord, read_run
-from tripletune.runs import write_run as write_record
+from tripletune.store.paths import RunPaths
+from tripletune.store.runs import RunRecord, read_run
+from tripletune.store.runs import write_run as write_record
 
 Row = dict[str, Any]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from tripletune import cli
+from tripletune.cli import main as cli
 
 FILES = {
     "ratings": b"userId,movieId,rating,timestamp\r\n"

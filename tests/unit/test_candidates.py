@@ -15,11 +15,11 @@ from safetensors.torch import load_file, save_file
 from tripletune import schemas
 from tripletune.config import RetrieveConfig
 from tripletune.errors import InputError
+from tripletune.models.serving.catalogue import Catalogue, load_lightgcn, load_rgat
 from tripletune.retrieve.candidates import retrieve_all
 from tripletune.retrieve.kerag import best_answers
 from tripletune.retrieve.rankings import FilmEvidence, film_scores
 from tripletune.retrieve.retriever import Retriever
-from tripletune.retrieve.specialists import Catalogue, load_lightgcn, load_rgat
 
 SEED = 7
 FIT = {"train": "a", "valid": "b", "test": "b"}

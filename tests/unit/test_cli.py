@@ -9,15 +9,15 @@ import pytest
 from rich.console import Console
 
 from tests.unit.written_run import write_run
-from tripletune import runs
-from tripletune.cli import CHECKOUT, SYNTHETIC, main
+from tripletune.cli.inspect import headline, show_run
+from tripletune.cli.main import CHECKOUT, SYNTHETIC, main
+from tripletune.cli.recommend import explain_prompt
 from tripletune.config import RunConfig
+from tripletune.config.presets import load_config
 from tripletune.errors import InputError
-from tripletune.paths import RunPaths
-from tripletune.presets import load_config
-from tripletune.recommend import explain_prompt
-from tripletune.runs import RunRecord
-from tripletune.views import headline, show_run
+from tripletune.store import runs
+from tripletune.store.paths import RunPaths
+from tripletune.store.runs import RunRecord
 
 MOVIES = "movieId,title,genres\n1,Heat (1995),Crime\n2,Ronin (1998),Action\n"
 RATINGS = "userId,movieId,rating,timestamp\n" + "".join(

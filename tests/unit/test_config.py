@@ -8,8 +8,8 @@ import pytest
 from pydantic import ValidationError
 
 from tripletune.config import RunConfig
+from tripletune.config.presets import load_config
 from tripletune.errors import ConfigError
-from tripletune.presets import load_config
 
 
 def write(tmp_path: Path, text: str) -> Path:

@@ -15,15 +15,15 @@ import small_world
 from small_world import World
 
 from tripletune import schemas
+from tripletune.audit.audit import audit_shards
+from tripletune.cli.recommend import explain_prompt
 from tripletune.config import PromptConfig, RetrieveConfig, RunConfig
 from tripletune.errors import InputError
-from tripletune.paths import Facts, RunPaths
 from tripletune.prompts.evidence import collect_answers, collect_evidence
 from tripletune.prompts.shards import generate_shards
-from tripletune.rank.audits import audit_shards
-from tripletune.recommend import explain_prompt
 from tripletune.retrieve.candidates import retrieve_all
-from tripletune.retrieve.viewers import find_answers, find_history, find_questions, find_seen
+from tripletune.retrieve.histories import find_answers, find_history, find_questions, find_seen
+from tripletune.store.paths import Facts, RunPaths
 
 SEED = 7
 NUM_CUTOFFS = 3

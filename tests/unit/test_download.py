@@ -17,9 +17,9 @@ from pathlib import Path
 import pytest
 from bad_http_server import BadServer, Behaviour, serving
 
-from tripletune import cli
-from tripletune.data.download import RELEASES, Downloaded, download
-from tripletune.data.retries import Patience
+from tripletune.cli import main as cli
+from tripletune.data.download.fetch import RELEASES, Downloaded, download
+from tripletune.data.download.retries import Patience
 from tripletune.errors import InputError
 
 BODY = random.Random(1).randbytes(300_000)
@@ -111,7 +111,7 @@ def test_what_a_failed_download_left_is_gone_on_with_by_the_next_one(tmp_path):
 
 def test_a_killed_download_is_gone_on_with_by_the_next_process(tmp_path):
     code = (
-        "import sys; from pathlib import Path; from tripletune.data.download import download; "
+        "import sys; from pathlib import Path; from tripletune.data.download.fetch import download; "
         "download('ml-1m', Path(sys.argv[2]), base_url=sys.argv[1], "
         "report=lambda done, total: print(done, flush=True) if done >= 200_000 else None)"
     )

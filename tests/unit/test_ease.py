@@ -16,12 +16,12 @@ from scipy import sparse
 from tripletune import schemas
 from tripletune.config import RetrieveConfig
 from tripletune.errors import InputError
-from tripletune.graph.ease_fit import require_memory, solve, train_ease
+from tripletune.models.ease.fit import require_memory, solve, train_ease
+from tripletune.models.ease.serve import EaseFit, load_ease
+from tripletune.models.serving.catalogue import Catalogue, Likes, load_lightgcn
+from tripletune.models.serving.topk import Ragged
 from tripletune.retrieve.candidates import retrieve_all
-from tripletune.retrieve.ease import EaseFit, load_ease
 from tripletune.retrieve.retriever import Retriever
-from tripletune.retrieve.specialists import Catalogue, Likes, load_lightgcn
-from tripletune.retrieve.topk import Ragged
 
 SEED = 7
 FIT = {"train": ("a", ("graph",)), "valid": ("b", ("graph", "target")), "test": ("b", ("graph", "target"))}

@@ -14,11 +14,11 @@ import pytest
 from rich.console import Console
 from written_run import UNSEEN, Run, rewrite, write_run
 
+from tripletune.cli.inspect import metrics_tables
 from tripletune.config import EvaluateConfig
 from tripletune.errors import InputError
-from tripletune.rank.evaluate import evaluate_run
-from tripletune.rank.promotion import promotion_scores
-from tripletune.views import metrics_tables
+from tripletune.evaluate.evaluate import evaluate_run
+from tripletune.promote.decision import promotion_scores
 
 SETTINGS = EvaluateConfig(bootstrap_resamples=200)
 

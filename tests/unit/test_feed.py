@@ -13,12 +13,13 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from tripletune import cli, stages
+from tripletune.cli import main as cli
 from tripletune.config import RunConfig
-from tripletune.data import feed as feed_module
+from tripletune.config.presets import parse_config
+from tripletune.data.feed import parse as feed_module
 from tripletune.errors import InputError
-from tripletune.paths import RunPaths
-from tripletune.presets import parse_config
+from tripletune.pipeline import stages
+from tripletune.store.paths import RunPaths
 
 NUM_FILMS = 60
 COLUMNS = ["uid", "item", "stars", "ts"]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tripletune import fingerprint as fp
-from tripletune.presets import parse_config
+from tripletune.config.presets import parse_config
+from tripletune.store import fingerprint as fp
 
 SPEC = fp.StageSpec(
     name="split",

@@ -12,14 +12,14 @@ from safetensors.torch import load_file, save_file
 
 from tripletune.config import RetrieveConfig, RunConfig, SasrecConfig
 from tripletune.errors import ConfigError, InputError
-from tripletune.graph.ease_fit import train_ease
-from tripletune.graph.sasrec_fit import train_sasrec
+from tripletune.models.ease.fit import train_ease
+from tripletune.models.sasrec.fit import train_sasrec
+from tripletune.models.sasrec.model import SASRec, Shape
+from tripletune.pipeline.specs import stage_specs
+from tripletune.pipeline.stages import resolve, run_sasrec
 from tripletune.prompts.engine import prompt_contract
 from tripletune.retrieve.candidates import retrieve_all
-from tripletune.runs import RunRecord, write_run
-from tripletune.sequence import SASRec, Shape
-from tripletune.specs import stage_specs
-from tripletune.stages import resolve, run_sasrec
+from tripletune.store.runs import RunRecord, write_run
 
 SEED = 7
 WEIGHTS = {"lightgcn": 1.0, "ease": 2.0, "sasrec": 0.5}

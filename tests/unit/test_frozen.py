@@ -10,17 +10,17 @@ import pytest
 
 from tests.unit.test_split import random_ratings
 from tests.unit.test_split_protocols import days_of_2000, global_time
-from tripletune.cli import main
+from tripletune.cli.main import main
 from tripletune.config import RunConfig, SplitConfig
-from tripletune.data.frozen import freeze_questions
-from tripletune.data.split import split_ratings, write_split
+from tripletune.config.presets import parse_config
+from tripletune.data.split.frozen import freeze_questions
+from tripletune.data.split.write import split_ratings, write_split
 from tripletune.errors import ConfigError, InputError
-from tripletune.paths import RunPaths
-from tripletune.presets import parse_config
-from tripletune.retrieve.viewers import find_answers, find_history, find_questions, find_seen, read_asked
-from tripletune.runs import RunRecord, write_run
+from tripletune.pipeline.stages import resolve
+from tripletune.retrieve.histories import find_answers, find_history, find_questions, find_seen, read_asked
 from tripletune.schemas import FROZEN, RATINGS
-from tripletune.stages import resolve
+from tripletune.store.paths import RunPaths
+from tripletune.store.runs import RunRecord, write_run
 
 SEED = 11
 COLUMNS = ["movie_id", "rating", "timestamp", "position"]

@@ -9,10 +9,10 @@ import pytest
 import small_world
 
 from tests.unit.test_engine import SEED, examples, generate, retrieve
+from tripletune.audit.audit import audit_shards
 from tripletune.config import RetrieveConfig, SplitConfig
-from tripletune.data.frozen import freeze_questions
-from tripletune.data.split import write_split
-from tripletune.rank.audits import audit_shards
+from tripletune.data.split.frozen import freeze_questions
+from tripletune.data.split.write import write_split
 from tripletune.schemas import RATINGS
 
 FROZEN = 12

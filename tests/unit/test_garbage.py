@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from tripletune.cli import main
+from tripletune.cli.main import main
 from tripletune.errors import InputError
-from tripletune.garbage import find_garbage, kept_runs, remove
-from tripletune.paths import RunPaths, write_json
-from tripletune.runs import RunRecord, write_run
+from tripletune.pipeline.garbage import find_garbage, kept_runs, remove
+from tripletune.store.paths import RunPaths, write_json
+from tripletune.store.runs import RunRecord, write_run
 
 NOW = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 

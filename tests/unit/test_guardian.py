@@ -12,7 +12,7 @@ import psutil
 
 PARENT = """
 import subprocess, sys, time
-from tripletune.guardian import guard_this_process
+from tripletune.processes.guardian import guard_this_process
 guard_this_process()
 child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
 time.sleep(1.2)
@@ -35,7 +35,8 @@ def test_sigkill_of_a_guarded_process_ends_its_detached_children_and_the_guardia
 
 
 def test_the_guardian_of_a_process_that_ends_well_ends_too():
-    code = "from tripletune.guardian import guard_this_process as g; import os, psutil, time; g(); time.sleep(1)\n"
+    code = "from tripletune.processes.guardian import guard_this_process as g; import os, psutil, time\n"
+    code += "g(); time.sleep(1)\n"
     code += "print(psutil.Process().children()[0].pid)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     deadline = time.monotonic() + 10

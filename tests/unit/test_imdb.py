@@ -14,8 +14,8 @@ import polars as pl
 import pytest
 
 from tripletune.config import KnowledgeConfig
-from tripletune.data.imdb import CREDITS, read_credits
 from tripletune.errors import InputError
+from tripletune.knowledge.imdb import CREDITS, read_credits
 from tripletune.schemas import LINKS, MOVIES
 
 CREW = """tconst	directors	writers
@@ -357,7 +357,7 @@ def test_the_number_of_threads_does_not_matter(tmp_path):
     links(*MANY).sink_parquet(tmp_path / "links.parquet")
     code = (
         "import polars, sys, pathlib; from tripletune.config import KnowledgeConfig as K; "
-        "from tripletune.data.imdb import read_credits; root = pathlib.Path(sys.argv[1]); "
+        "from tripletune.knowledge.imdb import read_credits; root = pathlib.Path(sys.argv[1]); "
         "credits, _ = read_credits(root / 'dumps', polars.scan_parquet(root / 'links.parquet'), K()); "
         "print(polars.thread_pool_size()); credits.write_parquet(root / (sys.argv[2] + '.parquet'))"
     )

@@ -12,12 +12,12 @@ import small_world
 
 from tripletune import schemas
 from tripletune.config import RunConfig
-from tripletune.graph.ease_fit import train_ease
-from tripletune.increments import write_unchanged
-from tripletune.paths import RunPaths
+from tripletune.models.ease.fit import train_ease
+from tripletune.pipeline.stages import run_generate, run_retrieve
 from tripletune.retrieve import buckets, candidates
-from tripletune.retrieve.earlier import digest_viewers
-from tripletune.stages import run_generate, run_retrieve
+from tripletune.retrieve.reuse import digest_viewers
+from tripletune.store.increments import write_unchanged
+from tripletune.store.paths import RunPaths
 
 SEED = 7
 CONFIG: dict[str, Any] = {

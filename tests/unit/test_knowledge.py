@@ -12,12 +12,12 @@ import polars as pl
 import pytest
 
 from tripletune.config import KnowledgeConfig
+from tripletune.config.presets import parse_config
 from tripletune.errors import InputError
-from tripletune.graph.knowledge import write_knowledge
-from tripletune.graph.knowledge_facts import normalise_tag
-from tripletune.presets import parse_config
+from tripletune.knowledge.build import write_knowledge
+from tripletune.knowledge.facts import normalise_tag
+from tripletune.pipeline.stages import resolve, run_ingest, run_knowledge
 from tripletune.schemas import COVERAGE, ENTITIES, MOVIES, RATINGS, RELATION_NAMES, RELATIONS, TAGS, TRIPLES
-from tripletune.stages import resolve, run_ingest, run_knowledge
 
 CREDITS = {"movie_id": pl.Int32, "relation": pl.String, "person": pl.String, "name": pl.String}
 

@@ -11,8 +11,8 @@ import polars as pl
 import pytest
 
 from tripletune.config import IngestConfig
-from tripletune.data import archive
-from tripletune.data.movielens import ingest_release
+from tripletune.data.release import archive
+from tripletune.data.release.movielens import ingest_release
 from tripletune.errors import InputError
 from tripletune.schemas import LINKS, MOVIES, RATINGS, REJECTS, TAGS, USERS
 

@@ -11,21 +11,21 @@ import small_world
 import torch
 
 from tripletune.config import RetrieveConfig, SasrecConfig
-from tripletune.graph.ease_fit import train_ease
-from tripletune.graph.sasrec_fit import train_sasrec
-from tripletune.pooling import pool_viewers
-from tripletune.retrieve.ease import EaseFit
+from tripletune.models.ease.fit import train_ease
+from tripletune.models.ease.serve import EaseFit
+from tripletune.models.sasrec.fit import train_sasrec
+from tripletune.models.sasrec.model import SASRec, Shape
+from tripletune.models.sasrec.serve import SasrecFit
+from tripletune.models.serving.catalogue import Catalogue, LightGCNFit, Likes, RgatFit
+from tripletune.models.serving.pooling import pool_viewers
+from tripletune.models.serving.topk import Ragged, product_blocks, top_columns
+from tripletune.retrieve.histories import find_answers, find_history, find_questions, find_seen
 from tripletune.retrieve.profiles import RelationTable, build_profiles, find_profiles
 from tripletune.retrieve.rankings import FilmEvidence, film_scores
 from tripletune.retrieve.retriever import Retriever
-from tripletune.retrieve.sasrec import SasrecFit
 from tripletune.retrieve.similar import Neighbours
-from tripletune.retrieve.specialists import Catalogue, LightGCNFit, Likes, RgatFit
-from tripletune.retrieve.topk import Ragged, product_blocks, top_columns
 from tripletune.retrieve.triples import TripleTable, choose_triples, score_personally
-from tripletune.retrieve.viewers import find_answers, find_history, find_questions, find_seen
 from tripletune.schemas import QUESTION
-from tripletune.sequence import SASRec, Shape
 
 SEED, NUM, FILMS, ENTITIES, DIM = 7, 150, 700, 400, 64
 SETTINGS = RetrieveConfig(ease_lambda=3.0, num_candidates=8, hint_films=5, fused_lightgcn=0.5, triples_per_film=2)

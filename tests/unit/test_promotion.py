@@ -6,7 +6,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from tripletune.rank.promotion import PromotionDecision, decide_promotion
+from tripletune.promote.decision import PromotionDecision, decide_promotion
 
 RNG = np.random.default_rng(0)
 BASE_U = RNG.random(400)

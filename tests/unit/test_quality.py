@@ -14,10 +14,10 @@ from written_run import Run, rewrite, write_run
 
 from tripletune.config import QualityConfig
 from tripletune.errors import DriftError, InputError
-from tripletune.paths import RunPaths
-from tripletune.rank.quality import Quality, refuse_drift, report_quality
-from tripletune.runs import RunRecord, earlier_run
-from tripletune.runs import write_run as write_record
+from tripletune.quality.report import Quality, refuse_drift, report_quality
+from tripletune.store.paths import RunPaths
+from tripletune.store.runs import RunRecord, earlier_run
+from tripletune.store.runs import write_run as write_record
 
 HOSTILE = "</code><script>alert('x')</script>\x07"
 

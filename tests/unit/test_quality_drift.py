@@ -12,8 +12,8 @@ import pytest
 from scipy import stats
 from written_run import write_run
 
-from tripletune.rank.quality_drift import Shift, find_shifts, in_bins, stability_index
-from tripletune.rank.quality_measures import Measures, film_popularity, measure_shards
+from tripletune.quality.drift import Shift, find_shifts, in_bins, stability_index
+from tripletune.quality.measures import Measures, film_popularity, measure_shards
 
 
 @pytest.fixture(scope="module")

@@ -12,8 +12,8 @@ import pytest
 from scipy import stats
 from written_run import NUM_RATED, Run, label, rewrite, write_run
 
-from tripletune.rank.quality_figures import figures_of, headline, positions
-from tripletune.rank.quality_measures import Measures, film_popularity, measure_shards
+from tripletune.quality.figures import figures_of, headline, positions
+from tripletune.quality.measures import Measures, film_popularity, measure_shards
 
 Row = dict[str, Any]
 LEARNED = {"train": ("graph",), "valid": ("graph", "target"), "test": ("graph", "target")}

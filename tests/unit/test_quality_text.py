@@ -5,7 +5,7 @@ from __future__ import annotations
 import polars as pl
 import pytest
 
-from tripletune.rank.quality_text import FLAWS, find_flaws
+from tripletune.quality.text import FLAWS, find_flaws
 
 FLAWED = {
     "not in Unicode NFC": ["Ame\u0301lie", "Å is \u212b", "\u1112\u1161\u11ab"],

@@ -13,10 +13,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tripletune.config import FeedColumns, IngestConfig
-from tripletune.data import ratings_text
-from tripletune.data.rating_rows import RatingsFormat
-from tripletune.data.ratings import Parsed, parse_ratings
-from tripletune.data.tables import TextTable
+from tripletune.data.release import ratings_text
+from tripletune.data.release.rating_rows import RatingsFormat
+from tripletune.data.release.ratings import Parsed, parse_ratings
+from tripletune.data.release.tables import TextTable
 from tripletune.errors import InputError
 
 SETTINGS = IngestConfig(earliest=date(1970, 1, 1))

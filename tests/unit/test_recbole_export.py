@@ -16,10 +16,10 @@ import pytest
 import small_world
 import torch
 
-from tripletune.graph.interactions import read_interactions
-from tripletune.graph.training import judge
-from tripletune.retrieve.specialists import Catalogue
-from tripletune.retrieve.topk import Ragged, top_columns
+from tripletune.models.serving.catalogue import Catalogue
+from tripletune.models.serving.topk import Ragged, top_columns
+from tripletune.models.training.interactions import read_interactions
+from tripletune.models.training.loop import judge
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 SEED = 7

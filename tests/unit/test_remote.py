@@ -16,9 +16,9 @@ import pytest
 import s3fs
 from moto.server import ThreadedMotoServer
 
-from tripletune.data import stores
-from tripletune.data.remote import SourceFile, fetch, list_files
-from tripletune.data.retries import Patience
+from tripletune.data.download.retries import Patience
+from tripletune.data.feed import stores
+from tripletune.data.feed.remote import SourceFile, fetch, list_files
 from tripletune.errors import InputError
 
 BODY = b"userId,movieId,rating,timestamp\n" + b"".join(b"%d,1,4.0,1000000000\n" % user for user in range(2000))

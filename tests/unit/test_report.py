@@ -11,8 +11,8 @@ import pytest
 from written_run import Run, rewrite, write_run
 
 from tripletune.config import EvaluateConfig
-from tripletune.rank.evaluate import evaluate_run
-from tripletune.rank.pictures import Dot, draw_bars, draw_curves, draw_dots
+from tripletune.evaluate.evaluate import evaluate_run
+from tripletune.html.pictures import Dot, draw_bars, draw_curves, draw_dots
 
 HOSTILE = "</pre><script>alert('x')</script>"
 

@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 import small_world
 
-from tripletune.presets import load_config
+from tripletune.config.presets import load_config
 
 ROOT = Path(__file__).parents[2]
 

@@ -13,11 +13,11 @@ from test_engine import PURPOSES, SEED, SPECIALISTS, retrieve
 
 from tripletune.config import PromptConfig, RetrieveConfig, RunConfig, WorkersConfig
 from tripletune.errors import ConfigError, InputError
+from tripletune.pipeline.stages import resolve
 from tripletune.prompts import made_with, shards
 from tripletune.prompts.engine import Frame
 from tripletune.prompts.shards import generate_shards, one_after_the_other, write_shard
 from tripletune.schemas import QUESTION
-from tripletune.stages import resolve
 
 RETRIEVE = RetrieveConfig(retriever="lightgcn")
 

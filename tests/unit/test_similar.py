@@ -8,10 +8,10 @@ import pytest
 import small_world
 import torch
 
+from tripletune.models.serving.catalogue import LOOKED_UP, Catalogue, LightGCNFit, load_lightgcn
+from tripletune.models.serving.topk import Ragged
+from tripletune.retrieve.histories import read_fit_likes
 from tripletune.retrieve.similar import Neighbours
-from tripletune.retrieve.specialists import LOOKED_UP, Catalogue, LightGCNFit, load_lightgcn
-from tripletune.retrieve.topk import Ragged
-from tripletune.retrieve.viewers import read_fit_likes
 
 
 @pytest.fixture(scope="module")

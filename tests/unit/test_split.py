@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 
 from tripletune.config import SplitConfig
-from tripletune.data.split import split_ratings, write_split
+from tripletune.data.split.write import split_ratings, write_split
 from tripletune.errors import InputError
 from tripletune.schemas import RATINGS, SPLIT
 from tripletune.stable_hash import mix, pair_hash

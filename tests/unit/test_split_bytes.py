@@ -13,8 +13,8 @@ import pytest
 
 from tests.unit.test_split import random_ratings
 from tripletune.config import SplitConfig
-from tripletune.data import split
-from tripletune.data.split import write_split
+from tripletune.data.split import write as split
+from tripletune.data.split.write import write_split
 from tripletune.schemas import SPLIT
 
 SETTINGS = SplitConfig(shards=3)
@@ -22,7 +22,7 @@ PROGRAM = """
 import sys
 from pathlib import Path
 from tests.unit.test_split_bytes import SETTINGS, digests
-from tripletune.data.split import write_split
+from tripletune.data.split.write import write_split
 write_split(Path(sys.argv[1]), Path(sys.argv[2]), SETTINGS, 0)
 print(digests(Path(sys.argv[2])))
 """

@@ -10,14 +10,15 @@ import polars as pl
 import pytest
 
 from tests.unit.test_split_protocols import days_of_2000
-from tripletune import cli, stages
+from tripletune.cli import main as cli
 from tripletune.config import RunConfig, SplitConfig
-from tripletune.data.split import split_ratings, write_split
+from tripletune.data.split.write import split_ratings, write_split
 from tripletune.errors import ConfigError
-from tripletune.graph.interactions import Interactions, read_interactions
-from tripletune.paths import RunPaths
+from tripletune.models.training.interactions import Interactions, read_interactions
+from tripletune.pipeline import stages
 from tripletune.prompts.evidence import collect_evidence
-from tripletune.retrieve.viewers import find_answers, find_history, find_questions
+from tripletune.retrieve.histories import find_answers, find_history, find_questions
+from tripletune.store.paths import RunPaths
 
 GLOBAL_TIME = SplitConfig(protocol="global_time", valid_from=date(2000, 1, 3), test_from=date(2000, 1, 5))
 RATIO = SplitConfig(protocol="ratio", valid_share=0.3, test_share=0.3, like=1.0, dislike=1.0)

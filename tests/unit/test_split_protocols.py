@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from tests.unit.test_split import random_ratings
 from tripletune.config import SplitConfig
-from tripletune.data.split import split_ratings, write_split
+from tripletune.config.presets import load_config
+from tripletune.data.split.write import split_ratings, write_split
 from tripletune.errors import ConfigError
-from tripletune.presets import load_config
 from tripletune.schemas import RATINGS
 
 DAY = 86_400

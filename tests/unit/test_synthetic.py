@@ -12,11 +12,11 @@ import polars as pl
 import pytest
 
 from tripletune.config import IngestConfig, KnowledgeConfig, SplitConfig, SyntheticConfig
-from tripletune.data.imdb import read_credits
-from tripletune.data.movielens import ingest_release
-from tripletune.data.split import split_ratings
-from tripletune.data.synthetic import write_release
-from tripletune.graph.knowledge import write_knowledge
+from tripletune.data.release.movielens import ingest_release
+from tripletune.data.split.write import split_ratings
+from tripletune.knowledge.build import write_knowledge
+from tripletune.knowledge.imdb import read_credits
+from tripletune.synthetic.release import write_release
 
 SETTINGS = SyntheticConfig()
 

@@ -12,11 +12,11 @@ import numpy as np
 import polars as pl
 import pytest
 
+from benchmarks.synthetic_oracle import Oracle
 from tripletune.config import SyntheticConfig
-from tripletune.data.synthetic import write_world
-from tripletune.data.synthetic_oracle import Oracle
-from tripletune.data.synthetic_sizes import configured_size
 from tripletune.errors import InputError
+from tripletune.synthetic.release import write_world
+from tripletune.synthetic.sizes import configured_size
 
 HOUR = 3600
 DAY = 24 * HOUR

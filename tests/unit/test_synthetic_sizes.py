@@ -14,13 +14,13 @@ import numpy as np
 import polars as pl
 import pytest
 
-from tripletune.cli import main
+from tripletune.cli.main import main
 from tripletune.config import IngestConfig, SplitConfig
-from tripletune.data import synthetic
-from tripletune.data.movielens import ingest_release
-from tripletune.data.split import split_ratings
-from tripletune.data.synthetic import synthesise
-from tripletune.data.synthetic_sizes import SIZES
+from tripletune.data.release.movielens import ingest_release
+from tripletune.data.split.write import split_ratings
+from tripletune.synthetic import release as synthetic
+from tripletune.synthetic.release import synthesise
+from tripletune.synthetic.sizes import SIZES
 
 DUMPS = ("title.basics", "title.crew", "title.principals", "name.basics")
 
@@ -186,7 +186,7 @@ def test_the_dumps_carry_no_time_stamp_and_are_one_gzip_stream(small):
 
 def test_the_bytes_do_not_depend_on_the_number_of_threads(small, tmp_path):
     code = (
-        "import sys; from pathlib import Path; from tripletune.data.synthetic import synthesise;"
+        "import sys; from pathlib import Path; from tripletune.synthetic.release import synthesise;"
         "synthesise(Path(sys.argv[1]), 'small', 3, principals=200_000)"
     )
     subprocess.run(

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from tripletune.config import SyntheticConfig
-from tripletune.data.synthetic_sizes import configured_size
-from tripletune.data.world import Entity, draw_catalogue
-from tripletune.data.world_channels import MOODS, STYLES, TASTES, Channels, build_channels
-from tripletune.data.world_draw import draw_films
-from tripletune.data.world_viewers import STEP, draw_viewers, walk_tastes
+from tripletune.synthetic.channels import MOODS, STYLES, TASTES, Channels, build_channels
+from tripletune.synthetic.draw import draw_films
+from tripletune.synthetic.sizes import configured_size
+from tripletune.synthetic.users import STEP, draw_viewers, walk_tastes
+from tripletune.synthetic.world import Entity, draw_catalogue
 
 TASTE, TALK, ENTITY = ([6, 2, 1, 1], [0, 0, 5, 5], [0, 7, 3, 0])
 SLOTS = 10

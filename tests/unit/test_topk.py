@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from tripletune.models.serving.topk import BLOCK, Ragged, product_blocks, top_columns
 from tripletune.retrieve.retriever import as_lists
-from tripletune.retrieve.topk import BLOCK, Ragged, product_blocks, top_columns
 
 NOTHING_MASKED = Ragged(np.zeros(1000, dtype=np.int64), np.empty(0, dtype=np.int64))
 

@@ -14,11 +14,11 @@ import torch
 from tests.graph_cases import FIRST_MOVIE, LIKES, NUM_MOVIES, plant_split
 from tripletune.config import LightGCNConfig, RunConfig
 from tripletune.errors import InputError, UserError
-from tripletune.graph.checkpoints import Checkpoints
-from tripletune.graph.interactions import Likes, ValidQuestions, batches, newest_first_age, read_interactions
-from tripletune.graph.progress import Progress
-from tripletune.graph.training import Run, Scorer, judge, train_both
-from tripletune.specs import stage_specs
+from tripletune.models.training.checkpoints import Checkpoints
+from tripletune.models.training.interactions import Likes, ValidQuestions, batches, newest_first_age, read_interactions
+from tripletune.models.training.loop import Run, Scorer, judge, train_both
+from tripletune.models.training.progress import Progress
+from tripletune.pipeline.specs import stage_specs
 
 LIMITS = LightGCNConfig(max_steps=70, eval_every=10, patience=2)
 

@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from tripletune.config import FinetuneConfig
-from tripletune.paths import SCRATCH
+from tripletune.store.paths import SCRATCH
 
 COLUMNS = ["example_id", "prompt", "completion"]
 """What training reads of an example."""

@@ -22,10 +22,10 @@ from tripletune.contract import TINY, AdapterContract, BaseIdentity, identify_ba
 from tripletune.errors import ConfigError, InputError, TrainingCrash, TrainingError
 from tripletune.finetune.checkpoints import last_whole
 from tripletune.finetune.job import COLUMNS, TrainingJob, receive
-from tripletune.finetune.supervise import ProcessFailed, clean_environment, end_noted, run_supervised
-from tripletune.paths import SCRATCH, Facts, write_atomically, write_json
+from tripletune.processes.supervise import ProcessFailed, clean_environment, end_noted, run_supervised
 from tripletune.schemas import EXAMPLES
 from tripletune.stable_hash import mix
+from tripletune.store.paths import SCRATCH, Facts, write_atomically, write_json
 
 OnLog = Callable[[int, Mapping[str, float]], None]
 ADAPTER_CURVE = pl.Schema({"step": pl.Int32, "metric": pl.String, "value": pl.Float64})

@@ -11,8 +11,8 @@ import sys
 from pathlib import Path
 
 from tripletune.errors import UserError
-from tripletune.finetune import lifeline
 from tripletune.finetune.job import TrainingJob, send
+from tripletune.processes import lifeline
 
 
 def main(argv: list[str]) -> int:

@@ -17,10 +17,10 @@ from typing import Any
 import polars as pl
 
 from tripletune.config import RunConfig
-from tripletune.paths import write_atomically
 from tripletune.prompts.histogram import draw_histogram
 from tripletune.prompts.template import Template
 from tripletune.schemas import EXAMPLE_COLUMNS, EXAMPLES, PROMPT_CHARS, PURPOSES
+from tripletune.store.paths import write_atomically
 
 CARD, PICTURE = "README.md", "lengths.png"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import metadata
 from pathlib import Path
 
-from tripletune.fingerprint import TOKENIZER_FILES, sha256_file, sha256_json, source_hash
+from tripletune.store.fingerprint import TOKENIZER_FILES, sha256_file, sha256_json, source_hash
 
 _SOURCE = sha256_json([source_hash(name) for name in ("prompts", "schemas", "stable_hash")])
 """As this process loaded it: a worker that stays does not see the files change."""

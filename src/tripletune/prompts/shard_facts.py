@@ -6,8 +6,8 @@ from pathlib import Path
 
 import polars as pl
 
-from tripletune.paths import Facts
 from tripletune.schemas import PROMPT_CHARS, PURPOSES, SHORTENED
+from tripletune.store.paths import Facts
 
 _CHARS = "prompt_chars"
 """In a shard's footer: the sum of ``PROMPT_CHARS``. To count it from the file would be to read all prompts again."""

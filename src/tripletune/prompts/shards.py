@@ -20,13 +20,13 @@ import pyarrow.parquet as pq
 
 from tripletune.config import PromptConfig, RetrieveConfig
 from tripletune.errors import ConfigError, InputError
-from tripletune.paths import Facts, remove_leftovers, write_atomically
 from tripletune.prompts.engine import Frame, build_examples
 from tripletune.prompts.evidence import SPLIT_COLUMNS, collect_answers, collect_evidence
 from tripletune.prompts.made_with import digest_code
 from tripletune.prompts.shard_facts import count_shards, note_chars
 from tripletune.prompts.template import load_template
 from tripletune.schemas import EXAMPLES, PURPOSES, QUESTION
+from tripletune.store.paths import Facts, remove_leftovers, write_atomically
 
 ROW_GROUP = 1024
 """Examples in a row group, which a streaming reader decodes as one: some 6 MB in memory, 1.5 MB in the file; about as

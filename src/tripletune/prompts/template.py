@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Literal, cast, get_args
 
 from tripletune.errors import ConfigError
-from tripletune.fingerprint import sha256_json
 from tripletune.prompts.wording import Wording, parse_wording
+from tripletune.store.fingerprint import sha256_json
 
 FOLDER = Path(__file__).parent / "templates"
 SLOTS = ("liked", "disliked", "ranking", "similar", "triples", "candidates")

@@ -16,11 +16,11 @@ from rich.progress import track
 
 from tripletune.config import RankConfig
 from tripletune.contract import read_contract, require_same
-from tripletune.paths import SCRATCH, Facts, write_atomically
 from tripletune.rank.decoding import NUM_ANSWERS
-from tripletune.rank.shards import parquet_files
 from tripletune.schemas import PREDICTIONS, conform
 from tripletune.stable_hash import VIEWERS, mix, pair_hash_expr
+from tripletune.store.parquet import parquet_files
+from tripletune.store.paths import SCRATCH, Facts, write_atomically
 
 if TYPE_CHECKING:
     from tripletune.rank.answerer import Answerer

@@ -14,13 +14,13 @@ from pathlib import Path
 import polars as pl
 
 from tripletune.config import RetrieveConfig
-from tripletune.paths import write_atomically
-from tripletune.retrieve.earlier import EarlierNight, digest_viewers
+from tripletune.retrieve.histories import find_answers, find_history, find_questions, find_seen, read_rows
 from tripletune.retrieve.profiles import find_profiles
 from tripletune.retrieve.retriever import Retriever, told_films
+from tripletune.retrieve.reuse import EarlierNight, digest_viewers
 from tripletune.retrieve.sampling import keep_drawn
-from tripletune.retrieve.viewers import find_answers, find_history, find_questions, find_seen, read_rows
 from tripletune.schemas import COUNTS, QUESTION, conform
+from tripletune.store.paths import write_atomically
 
 ROW_GROUP = 1 << 16
 ASKED_AT_ONCE = 2048

@@ -12,16 +12,16 @@ from pathlib import Path
 import polars as pl
 
 from tripletune.config import RetrieveConfig, SampleConfig
-from tripletune.increments import count_changes
-from tripletune.paths import Facts, write_atomically
+from tripletune.models.serving.catalogue import FIT_OF
 from tripletune.retrieve.buckets import Asking, table_writer
-from tripletune.retrieve.earlier import TABLES, EarlierNight
+from tripletune.retrieve.histories import find_known, read_asked, read_rows, shard_files
 from tripletune.retrieve.rankings import ranked_viewers
 from tripletune.retrieve.retriever import Retriever
+from tripletune.retrieve.reuse import TABLES, EarlierNight
 from tripletune.retrieve.sampling import sample_facts, sample_viewers
-from tripletune.retrieve.specialists import FIT_OF
-from tripletune.retrieve.viewers import find_known, read_asked, read_rows, shard_files
 from tripletune.schemas import QUESTION, RANKINGS
+from tripletune.store.increments import count_changes
+from tripletune.store.paths import Facts, write_atomically
 from tripletune.threads import map_in_threads, num_threads
 
 BUCKETS_AT_ONCE = 8

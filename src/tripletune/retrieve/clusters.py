@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tripletune.retrieve.topk import Ints
+from tripletune.models.serving.topk import Ints
 from tripletune.stable_hash import exponential
 from tripletune.threads import one_thread
 

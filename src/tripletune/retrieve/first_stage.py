@@ -16,11 +16,11 @@ from torch import Tensor
 
 from tripletune.config import RetrieveConfig
 from tripletune.errors import InputError
-from tripletune.retrieve.ease import EaseFit
+from tripletune.models.ease.serve import EaseFit
+from tripletune.models.sasrec.serve import SasrecFit
+from tripletune.models.serving.catalogue import LightGCNFit, Likes
+from tripletune.models.serving.topk import Ints, Ragged, product_blocks, top_columns
 from tripletune.retrieve.fuse import fuse
-from tripletune.retrieve.sasrec import SasrecFit
-from tripletune.retrieve.specialists import LightGCNFit, Likes
-from tripletune.retrieve.topk import Ints, Ragged, product_blocks, top_columns
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from tripletune.retrieve.topk import Ints
+from tripletune.models.serving.topk import Ints
 
 UNIT = float(1 << 40)
 """Counts are whole multiples of 1 / this: sums are exact, and ties do not hang on the order of the lists."""

@@ -14,8 +14,8 @@ import numpy as np
 import polars as pl
 from torch import Tensor
 
-from tripletune.retrieve.specialists import LightGCNFit
-from tripletune.retrieve.topk import Ints
+from tripletune.models.serving.catalogue import LightGCNFit
+from tripletune.models.serving.topk import Ints
 from tripletune.schemas import QUESTION
 
 NUM_FILMS = 10

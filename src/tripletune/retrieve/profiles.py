@@ -17,8 +17,8 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from tripletune.retrieve.specialists import FIT_OF, Likes, RgatFit
-from tripletune.retrieve.topk import Floats, Ints
+from tripletune.models.serving.catalogue import FIT_OF, Likes, RgatFit
+from tripletune.models.serving.topk import Floats, Ints
 from tripletune.retrieve.triples import TripleTable, spread
 from tripletune.schemas import PROFILES, QUESTION, conform
 

@@ -19,8 +19,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from tripletune.config import LISTED_FILMS
-from tripletune.retrieve.specialists import Likes, RgatFit
-from tripletune.retrieve.topk import BLOCK, Ints, Ragged, top_columns
+from tripletune.models.serving.catalogue import Likes, RgatFit
+from tripletune.models.serving.topk import BLOCK, Ints, Ragged, top_columns
 from tripletune.schemas import QUESTION
 from tripletune.stable_hash import VIEWERS, mix
 

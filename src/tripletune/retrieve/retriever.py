@@ -20,17 +20,17 @@ import pyarrow as pa
 from torch import Tensor
 
 from tripletune.config import LISTED_FILMS, RetrieveConfig
-from tripletune.retrieve.ease import load_ease
+from tripletune.models.ease.serve import load_ease
+from tripletune.models.sasrec.serve import load_sasrec
+from tripletune.models.serving.catalogue import FIT_OF, Catalogue, LightGCNFit, Likes, RgatFit, load_lightgcn, load_rgat
+from tripletune.models.serving.topk import Ints, Ragged
 from tripletune.retrieve.first_stage import FirstStage, Lists, first_stages
+from tripletune.retrieve.histories import read_fit_likes
 from tripletune.retrieve.kerag import best_answers, put_in
 from tripletune.retrieve.profiles import RelationTable
 from tripletune.retrieve.rankings import FilmEvidence, as_rows, rank_by_popularity, rank_by_rgat
-from tripletune.retrieve.sasrec import load_sasrec
 from tripletune.retrieve.similar import Neighbours
-from tripletune.retrieve.specialists import FIT_OF, Catalogue, LightGCNFit, Likes, RgatFit, load_lightgcn, load_rgat
-from tripletune.retrieve.topk import Ints, Ragged
 from tripletune.retrieve.triples import TripleTable, choose_triples, read_triples
-from tripletune.retrieve.viewers import read_fit_likes
 from tripletune.schemas import CHOICES, QUESTION, RANKINGS, RETRIEVED, conform
 
 

@@ -25,10 +25,10 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from tripletune.config import SampleConfig
+from tripletune.models.serving.catalogue import LightGCNFit, Likes
+from tripletune.models.serving.topk import Ints
 from tripletune.retrieve.clusters import cluster_viewers
-from tripletune.retrieve.specialists import LightGCNFit, Likes
-from tripletune.retrieve.topk import Ints
-from tripletune.retrieve.viewers import with_age
+from tripletune.retrieve.histories import with_age
 from tripletune.schemas import SAMPLE, conform
 from tripletune.stable_hash import exponential
 from tripletune.threads import one_thread

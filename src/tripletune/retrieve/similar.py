@@ -17,8 +17,8 @@ from scipy import sparse
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from tripletune.retrieve.specialists import LightGCNFit, Likes
-from tripletune.retrieve.topk import Ints, Ragged, product_blocks, top_columns
+from tripletune.models.serving.catalogue import LightGCNFit, Likes
+from tripletune.models.serving.topk import Ints, Ragged, product_blocks, top_columns
 from tripletune.stable_hash import tie_order
 
 VOTES_AT_ONCE = 64

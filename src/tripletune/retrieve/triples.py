@@ -20,8 +20,8 @@ import numpy.typing as npt
 import polars as pl
 import torch
 
-from tripletune.retrieve.specialists import Likes, RgatFit
-from tripletune.retrieve.topk import Ints
+from tripletune.models.serving.catalogue import Likes, RgatFit
+from tripletune.models.serving.topk import Ints
 from tripletune.stable_hash import TIES, mix, pair_hash
 
 Choice = Literal["personal", "published", "most-shared", "random", "none"]

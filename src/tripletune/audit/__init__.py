@@ -1,0 +1,1 @@
+"""Proof on the written shards that nothing leaked."""

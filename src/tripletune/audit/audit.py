@@ -1,0 +1,189 @@
+"""Proof on the written files that nothing leaks from the answers into the prompts, or from test into training.
+
+The four rules are those of the design. The audit reads shards, split and the ``trained_on`` lists of all that was
+fitted, and shares no code with what wrote them. It runs on a work folder before it is published, and on finished
+folders, where it also compares every file with its manifest. Before publishing it passes over what its own notes of an
+earlier night prove (``audit_record``); on finished folders it proves everything.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import polars as pl
+
+from tripletune.audit.leaks import MAX_PER_KIND, Leak, to_leaks
+from tripletune.audit.record import read_record
+from tripletune.audit.rules import Finding, fit_findings, liked_films, pinned_findings
+from tripletune.audit.shard import ShardAudit
+from tripletune.audit.split_rows import AT_ONCE, SplitRows
+from tripletune.errors import InputError
+from tripletune.schemas import PROVEN, TRAINED_ON
+from tripletune.store.parquet import parquet_files, scan
+from tripletune.store.paths import MANIFEST, damaged_files, read_manifest
+from tripletune.threads import map_in_threads
+
+PURPOSES = ("train", "valid", "test")
+TOGETHER = 8
+"""Shards of a group; one of MovieLens 32M's size is some 80 MB in memory."""
+
+
+class Audit(NamedTuple):
+    """What a night's audit found.
+
+    ``proven`` is ``schemas.PROVEN`` of all examples, true where ``leaks`` is empty; ``anew`` of them were not proven by
+    the earlier night.
+    """
+
+    leaks: list[Leak]
+    proven: pl.DataFrame
+    anew: int
+
+
+def audit_shards(
+    shards: Path, split: Path, retrieve: Path, trained: Mapping[str, Path], *, limit: int | None = MAX_PER_KIND
+) -> list[Leak]:
+    """Check the four rules on every example of every shard and on everything that was fitted to likes.
+
+    What was fitted to another split than tonight's, as a pinned specialist is, must not know what tonight asks; what it
+    knew of its own night was proven then.
+
+    Args:
+        shards: generate's folder, or its work folder, with ``train``, ``valid``, ``test``.
+        split: the split's folder.
+        retrieve: what was found for every example.
+        trained: folders of the stages that learn from likes, by stage.
+        limit: leaks of one kind for every some thousand examples (``audit_shard.AT_A_TIME``); None: all.
+
+    Returns:
+        The leaks, purpose by purpose and group of shards by group. Empty: proven.
+
+    Raises:
+        InputError: there are no shards, or a file has other columns than its schema.
+    """
+    return _audit(shards, split, retrieve, trained, limit, record=None).leaks
+
+
+def audit_night(
+    shards: Path, split: Path, retrieve: Path, trained: Mapping[str, Path], *, earlier: Path | None
+) -> Audit:
+    """``audit_shards`` of a night's work folder, without what stands in an earlier night's record; see audit_record.
+
+    Args:
+        shards, split, retrieve, trained: as there.
+        earlier: finished generate folder of an earlier night with the same code and settings; None: all is proven.
+
+    Raises:
+        InputError: as there.
+    """
+    return _audit(shards, split, retrieve, trained, MAX_PER_KIND, record=read_record(earlier, trained))
+
+
+def _audit(
+    shards: Path,
+    split: Path,
+    retrieve: Path,
+    trained: Mapping[str, Path],
+    limit: int | None,
+    record: pl.DataFrame | None,
+) -> Audit:
+    """Args: ``record`` is what needs no proof, ``schemas.PROVEN``; None: everything does, and nothing is noted."""
+    leaks: list[Leak] = []
+    damaged: set[Path] = set()
+    sources = (split, retrieve, *trained.values())
+    for folder in (shards, *sources):
+        for name, reason in _damage(folder) if (folder / MANIFEST).is_file() else ():
+            damaged.add(folder / name)
+            leaks.append(Leak(0, "damaged", f"{folder.name}/{name}", reason))
+    if shards / MANIFEST in damaged or any(path.is_relative_to(folder) for path in damaged for folder in sources):
+        return Audit(leaks, PROVEN.to_frame(), 0)  # nothing can be proven against files that their stage did not write
+    leaks += _strays(shards)
+    rows = SplitRows(split)
+    pinned = {name: folder for name, folder in trained.items() if _split_of(folder) not in (None, split.name)}
+    for name, folder in trained.items():
+        _require_columns(name, folder)
+        if name not in pinned:
+            leaks += _audit_fits(name, folder, rows, limit)
+    audit = ShardAudit(
+        shards=shards,
+        rows=rows,
+        films=liked_films(scan(trained["lightgcn"] / "trained_on.parquet")),
+        limit=limit,
+        viewers=None if record is None else rows.digests(),
+        record={} if record is None else {str(group): part for (group,), part in record.group_by("group")},
+    )
+    groups: list[tuple[str, list[Path]]] = []
+    for purpose in PURPOSES:
+        paths = [path for path in parquet_files(shards, purpose) if path not in damaged]
+        groups += [(purpose, paths[start : start + TOGETHER]) for start in range(0, len(paths), TOGETHER)]
+    found = map_in_threads(lambda group: audit.prove(*group), groups, most=AT_ONCE)
+    leaks += [leak for one in found for leak in one.leaks]
+    if found:
+        whole = pl.concat([one.seen for one in found])
+        leaks += to_leaks([_repeated(whole)], limit=limit)
+        asked = whole.rename({"answers": "movie_id"}).explode("movie_id")
+        for name, folder in pinned.items():
+            leaks += to_leaks(pinned_findings(name, scan(folder / "trained_on.parquet"), asked), limit=limit)
+    notes = pl.concat([PROVEN.to_frame(), *(one.notes for one in found)])
+    return Audit(leaks, notes, sum(one.anew for one in found))
+
+
+def _split_of(trained: Path) -> str | None:
+    """Fingerprint of the split that a stage was trained on; None for a folder without a manifest."""
+    manifest = read_manifest(trained)
+    return manifest["parents"].get("split") if manifest else None
+
+
+def _damage(folder: Path) -> Iterator[tuple[str, str]]:
+    """Names of the files that are not what their stage wrote, each with what is wrong."""
+    try:
+        stated = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
+        names = damaged_files(folder)
+    except (ValueError, KeyError, TypeError):
+        yield MANIFEST, "it is no JSON with 'files'"
+        return
+    for name in names:
+        path = folder / name
+        if not path.is_file():
+            yield name, "it is not there"
+        elif path.stat().st_size != stated[name]["bytes"]:
+            yield name, f"it has {path.stat().st_size:,} bytes, the manifest states {stated[name]['bytes']:,}"
+        else:
+            yield name, "its bytes differ from the manifest"
+
+
+def _strays(shards: Path) -> Iterator[Leak]:
+    """Shards that the manifest does not name: what reads the folder learns from them, and no rule was proven."""
+    if (shards / MANIFEST).is_file():
+        named = set(parquet_files(shards))
+        for path in sorted(set(shards.rglob("*.parquet")) - named):
+            name = f"{shards.name}/{path.relative_to(shards).as_posix()}"
+            yield Leak(0, "shard that the manifest does not name", name, "remove it, or run generate again")
+
+
+def _repeated(example_ids: pl.DataFrame) -> Finding:
+    twice = example_ids.group_by("example_id", maintain_order=True).len().filter(pl.col("len") > 1)
+    return Finding(0, "example written twice", twice.select("example_id", detail=pl.format("{} rows", "len")))
+
+
+def _require_columns(name: str, folder: Path) -> None:
+    missing = set(TRAINED_ON) - set(scan(folder / "trained_on.parquet").collect_schema())
+    if missing:
+        raise InputError(f"{folder / 'trained_on.parquet'}: no column {', '.join(sorted(missing))}; run {name} again")
+
+
+def _audit_fits(name: str, folder: Path, rows: SplitRows, limit: int | None) -> list[Leak]:
+    """Rule 1, viewers of some split files at a time, so that memory does not grow with the release."""
+    trained = scan(folder / "trained_on.parquet").select(list(TRAINED_ON))
+    leaks: list[Leak] = []
+    for viewers in rows.viewers_by_files():
+        group = trained.join(viewers.lazy(), on="user_id", how="inner", maintain_order="left").collect()
+        # file by file: what is looked up among few rows is several times as fast
+        for part in group.partition_by("file", include_key=False):
+            leaks += to_leaks(fit_findings(name, part, rows.of(part["user_id"])), limit=limit)
+    strangers = trained.join(rows.viewers.lazy(), on="user_id", how="anti").slice(0, limit).collect()
+    leaks += to_leaks(fit_findings(name, strangers, rows.of(strangers["user_id"])), limit=limit)
+    return leaks

@@ -1,0 +1,122 @@
+"""The audit's look at the prompt's sections: each lists what one column says, in its order, and no line is left over.
+
+A hint that was forged (a film or a fact that no column holds, put in, exchanged or left out) breaks that. A section is
+a run of lines of data; titles are known where a film is a candidate somewhere in the group of shards, and a fact's line
+must begin with its film and hold its entity's name, whatever words the template has for the relation.
+"""
+
+from __future__ import annotations
+
+import polars as pl
+
+from tripletune.audit.rules import Finding
+
+_KEY = ("row", "section", "column")
+
+
+def section_finding(texts: pl.DataFrame, lines: pl.DataFrame, titles: pl.DataFrame, films: tuple[str, ...]) -> Finding:
+    """Rule 2 on some prompts.
+
+    Args:
+        texts: ``row, example_id, triples`` and ``films``.
+        lines: ``audit_lines.prompt_lines`` of these texts, at least.
+        titles: ``audit_lines.named_films``.
+        films: the columns that a section of the prompt lists, film by film.
+    """
+    data = lines.filter(pl.col("section").is_not_null(), pl.col("row").is_in(texts["row"].implode()))
+    items = _items(texts, titles, films)
+    sections, columns = _runs(data, "section"), _runs(items, "column")
+    told = _told(data, items, sections, columns)
+    strange = sections.join(told, on="section", how="anti", maintain_order="left")
+    untold = columns.join(told, on=["row", "column"], how="anti", maintain_order="left")
+    bad = pl.concat([strange.select("row"), untold.select("row")]).unique().sort("row")
+    first = _first_strange(_of_runs(data, strange), _of_runs(items, untold))
+    named = bad.join(first, on="row", how="left", maintain_order="left")
+    missing = untold.group_by("row", maintain_order=True).agg(pl.col("column").first())
+    named = named.join(missing, on="row", how="left", maintain_order="left").select(
+        "row", detail=pl.coalesce("detail", pl.format("{}: in no section", "column"))
+    )
+    rows = named.join(texts.select("row", "example_id"), on="row", maintain_order="left")
+    return Finding(2, "section of the prompt is not what its column says", rows.select("example_id", "detail"))
+
+
+def _items(texts: pl.DataFrame, titles: pl.DataFrame, films: tuple[str, ...]) -> pl.DataFrame:
+    """What the columns list: ``row, column, movie_id, entity, title``, column by column; ``entity`` of facts alone."""
+    columns = {name: pl.col(name) for name in films}
+    columns["triples"] = pl.col("triples").list.eval(pl.element().struct.field("movie_id"))
+    entities = pl.col("triples").list.eval(pl.element().struct.field("entity_name"))
+    names = pl.Enum(list(columns))
+    parts = [
+        texts.select(
+            "row",
+            pl.lit(name, names).alias("column"),
+            movie_id=films,
+            **({"entity": entities} if name == "triples" else {}),
+        )
+        .filter(pl.col("movie_id").list.len() > 0)
+        .explode("movie_id", *(("entity",) if name == "triples" else ()), empty_as_null=False)
+        for name, films in columns.items()
+    ]
+    known = titles.filter(pl.col("said").is_not_null()).select("title", movie_id="said")
+    whole = pl.concat(parts, how="diagonal")
+    return whole.join(known, on="movie_id", how="left", maintain_order="left")
+
+
+def _runs(rows: pl.DataFrame, name: str) -> pl.DataFrame:
+    """Rows that follow one another with the same ``row`` and ``name``: both, with ``start`` and ``length``."""
+    runs = rows.lazy().select("row", name, start=pl.int_range(pl.len(), dtype=pl.Int64))
+    begins = pl.any_horizontal(pl.col(key).ne_missing(pl.col(key).shift()) for key in ("row", name))
+    ends = pl.col("start").shift(-1, fill_value=rows.height)
+    return runs.filter(begins).with_columns(length=ends - pl.col("start")).collect()
+
+
+def _told(lines: pl.DataFrame, items: pl.DataFrame, sections: pl.DataFrame, columns: pl.DataFrame) -> pl.DataFrame:
+    """Sections and columns that say the same from the first line to the last: ``row, section, column``."""
+    pairs = sections.join(columns, on=["row", "length"], suffix="_of_column").with_row_index("pair")
+    places = {
+        name: pl.int_ranges(start, pl.col(start) + pl.col("length"))
+        for name, start in (("line", "start"), ("item", "start_of_column"))
+    }
+    at = pairs.select("pair", **places).explode("line", "item", empty_as_null=False)
+    said, listed = lines.select("line", "said")[at["line"]], items.select("movie_id", "entity", "title")[at["item"]]
+    agree = _agreeing(pl.concat([at.select("pair"), said, listed], how="horizontal")).group_by("pair").len()
+    return pairs.join(agree, on="pair").filter(pl.col("len") == pl.col("length")).select(_KEY)
+
+
+def _of_runs(rows: pl.DataFrame, runs: pl.DataFrame) -> pl.DataFrame:
+    """All rows of some runs, with ``place`` in the run, from 0."""
+    places = pl.int_ranges(0, pl.col("length"))
+    at = runs.select("start", place=places).explode("place", empty_as_null=False)
+    return rows[at["start"] + at["place"]].with_columns(at["place"])
+
+
+def _agreeing(pairs: pl.DataFrame) -> pl.DataFrame:
+    """The pairs of a line that says what an item lists, as far as titles are known."""
+    film = pl.col("said").eq_missing(pl.col("movie_id")) | (pl.col("said").is_null() & pl.col("title").is_null())
+    begins = pl.col("title").is_null() | pl.col("line").str.starts_with(pl.col("title"))
+    fact = begins & pl.col("line").str.contains(pl.col("entity"), literal=True)
+    is_film = pl.col("entity").is_null()
+    return pl.concat([pairs.filter(is_film).filter(film), pairs.filter(~is_film).filter(fact)])
+
+
+def _first_strange(strange: pl.DataFrame, untold: pl.DataFrame) -> pl.DataFrame:
+    """``row, detail``: of the first section that is no column's, the first line that the likeliest column does not
+    have there."""
+    first = strange.filter(pl.col("section") == pl.col("section").min().over("row"))
+    pairs = _agreeing(first.join(untold, on=["row", "place"], suffix="_of_column"))
+    # lines agree from the first on as long as the place is the number of those before
+    agreed = pairs.sort("place").with_columns(before=pl.int_range(pl.len()).over(_KEY))
+    likeliest = (
+        agreed.filter(pl.col("place") == pl.col("before"))
+        .group_by("row", pl.col("column").cast(pl.String))
+        .agg(agreed=pl.len().cast(pl.Int64))
+        .sort("row", "agreed", "column", descending=[False, True, False])
+        .unique("row", keep="first", maintain_order=True)
+    )
+    sections = first.group_by("row", maintain_order=True).agg("line")
+    named = sections.join(likeliest, on="row", how="left", maintain_order="left").with_columns(
+        pl.col("agreed").fill_null(0), pl.col("column").fill_null("no column")
+    )
+    line = pl.col("line").list.get(pl.col("agreed"), null_on_oob=True)
+    ended = pl.format("ends after {} lines", "agreed")
+    return named.select("row", detail=pl.format("{}: {}", "column", pl.coalesce(line, ended)))

@@ -1,0 +1,142 @@
+"""The audit's look at the text itself: what the model reads and learns must say what the columns say.
+
+Columns without a leak prove nothing if the text was rendered from something else. A line of data that consists of a
+title names a film; and a completion names them by title or, where the prompt labels its candidates, by label.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import polars as pl
+
+from tripletune.audit.lines import MARK, prompt_lines
+from tripletune.audit.rules import Finding, pair
+from tripletune.audit.sections import section_finding
+from tripletune.store.parquet import joined
+
+NUM_ANSWERS = 5
+"""Films that a completion names."""
+NAMING = ("candidates", "ranking", "similar", "liked", "disliked")
+"""Columns that each put a film's title on one line of the prompt."""
+
+
+def text_findings(examples: pl.DataFrame, titles: pl.DataFrame, purpose: str) -> Iterator[Finding]:
+    """Titles in prompts and completions.
+
+    Args:
+        examples: EXAMPLES, all of a group of shards or some.
+        titles: ``audit_lines.named_films`` of the whole group.
+        purpose: train, valid or test.
+    """
+    texts = examples.with_row_index("row").select(
+        "row",
+        "example_id",
+        "answers",
+        *NAMING,
+        "retrieved",
+        "triples",
+        titles="candidate_titles",
+        lettered=_has_letters(),
+        names=pl.when(_has_letters()).then("candidate_letters").otherwise("candidate_titles"),
+        prompt=joined("prompt"),
+        completion=joined("completion"),
+    )
+    ragged = pl.col("candidates").list.len() != pl.col("titles").list.len()
+    yield Finding(
+        0, "candidates and titles differ in number", texts.filter(ragged).select("example_id", detail=pl.lit("columns"))
+    )
+    whole = texts.filter(~ragged)
+    shared = whole.filter(pl.col("titles").list.n_unique() < pl.col("titles").list.len())
+    yield Finding(0, "two candidates share a title", shared.select("example_id", detail=pl.lit("candidate_titles")))
+    labelled = whole.filter("lettered")
+    unlike = (pl.col("names").list.len() != pl.col("titles").list.len()) | (
+        pl.col("names").list.n_unique() < pl.col("names").list.len()
+    )
+    misnamed = labelled.filter(unlike).select("example_id", detail=pl.lit("candidate_letters"))
+    yield Finding(0, "labels are not one to a candidate", misnamed)
+    whole = whole.join(misnamed, on="example_id", how="anti", maintain_order="left")
+    yield _label_finding(labelled.join(misnamed, on="example_id", how="anti", maintain_order="left"))
+    pairs = whole.select("row", "example_id", movie_id="candidates", title="titles", name="names").explode(
+        "movie_id", "title", "name", empty_as_null=False
+    )
+    lines = prompt_lines(whole, titles)
+    numbered = pairs.join(titles, on="title", how="left", maintain_order="left")
+    absent = numbered.join(lines, on=["row", "number"], how="anti", maintain_order="left")
+    yield Finding(0, "candidate's title is no line of the prompt", _named(absent))
+    yield from _prompt_findings(whole, lines, titles)
+    yield from _completion_findings(whole, pairs, purpose)
+
+
+def _label_finding(texts: pl.DataFrame) -> Finding:
+    """A label stands before the title that it names: another one would teach another film."""
+    wanted = texts.select("example_id", name="names", title="titles").explode("name", "title", empty_as_null=False)
+    wanted = wanted.with_columns(line=pl.format("{}. {}", "name", "title"))
+    lines = texts.select("example_id", line=pl.col("prompt").str.split("\n")).explode("line")
+    absent = wanted.join(lines, on=["example_id", "line"], how="anti", maintain_order="left")
+    return Finding(0, "label does not stand before its title", _named(absent))
+
+
+def _prompt_findings(texts: pl.DataFrame, lines: pl.DataFrame, titles: pl.DataFrame) -> Iterator[Finding]:
+    """Rules 2 and 3: no film stands in the prompt more often than its columns say, least of all an answer."""
+    said = lines.filter(pl.col("said").is_not_null()).select("row", movie_id="said").with_columns(shown=pair("row"))
+    counted = said.group_by("shown").agg(pl.len(), pl.col("row", "movie_id").first())
+    columns = [_films(texts, name) for name in NAMING]
+    expected = pl.concat(columns).group_by("shown").len("expected")
+    found = (
+        counted.join(expected, on="shown", how="left")
+        .filter(pl.col("len") > pl.col("expected").fill_null(0))
+        .join(titles.select("title", movie_id="said"), on="movie_id")
+        .join(texts.select("row", "example_id"), on="row")
+        .sort("row", "movie_id")
+    )
+    is_answer = pl.col("shown").is_in(_films(texts, "answers")["shown"].implode())
+    yield Finding(3, "answer stands in the prompt beyond candidates and hints", _named(found.filter(is_answer)))
+    yield Finding(2, "prompt names a film that its columns do not", _named(found.filter(~is_answer)))
+    # what is named already is not named again
+    rest = texts.join(found, on="row", how="anti", maintain_order="left")
+    yield section_finding(rest, lines, titles, NAMING)
+
+
+def _completion_findings(texts: pl.DataFrame, pairs: pl.DataFrame, purpose: str) -> Iterator[Finding]:
+    """Rule 3: the text to be learnt names the answers first, and then what the retriever's order says, nothing else."""
+    in_order = texts.select(
+        "example_id", movie_id=pl.concat_list("answers", "retrieved").list.unique(maintain_order=True)
+    )
+    wanted = (
+        in_order.explode("movie_id", empty_as_null=False)
+        .join(pairs, on=["example_id", "movie_id"], maintain_order="left")
+        .group_by("example_id", maintain_order=True)
+        .agg(wanted=pl.col("name").head(NUM_ANSWERS))
+    )
+    said = texts.select("example_id", "answers", "candidates", "completion", found=_lines("completion"))
+    said = said.join(wanted, on="example_id", how="left", maintain_order="left")
+    detail = pl.format("says: {}", pl.col("completion").str.replace_all("\n", " | "))
+    if purpose == "train":
+        outside = said.filter(pl.col("answers").list.set_difference(pl.col("candidates")).list.len() > 0)
+        yield Finding(3, "answer of a training example is no candidate", outside.select("example_id", detail=detail))
+    differs = pl.col("found").ne_missing(pl.col("wanted"))
+    yield Finding(
+        3,
+        "completion is not the answers, then the retriever's order",
+        said.filter(differs).select("example_id", detail=detail),
+    )
+
+
+def _films(texts: pl.DataFrame, column: str) -> pl.DataFrame:
+    """Each film of a column, as ``shown``: one number of row and film."""
+    films = texts.select("row", movie_id=column).explode("movie_id", empty_as_null=False)
+    return films.select(shown=pair("row"))
+
+
+def _has_letters() -> pl.Expr:
+    return pl.col("candidate_letters").list.len().fill_null(0) > 0
+
+
+def _lines(text: str) -> pl.Expr:
+    """The lines of a text without their marks."""
+    return pl.col(text).str.split("\n").list.eval(pl.element().str.replace(MARK, ""))
+
+
+def _named(rows: pl.DataFrame) -> pl.DataFrame:
+    return rows.group_by("example_id", maintain_order=True).agg(detail=pl.col("title").str.join(", "))

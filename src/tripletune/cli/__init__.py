@@ -1,0 +1,1 @@
+"""Command line: one Typer app, and what it prints."""

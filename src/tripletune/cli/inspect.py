@@ -1,0 +1,228 @@
+"""What ``plan``, ``show`` and the end of a run print: rich tables made from manifests and metrics."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from tripletune.config import EvaluateConfig, RunConfig
+from tripletune.pipeline.garbage import Removable
+from tripletune.schemas import FURTHER_RETRIEVERS, RETRIEVERS
+from tripletune.store.fingerprint import differences
+from tripletune.store.paths import MANIFEST, RunPaths, read_manifest
+from tripletune.store.runs import RunRecord, tracking_uri
+
+RERANK_ROWS = ("random", "retriever", "untuned", "tuned")
+FEW_VIEWERS = 100
+"""Fewer test viewers are pointed out: of a hit rate of .1 the 95 % interval is then wider than +-.06."""
+_ROW_COUNTS = {"rows_kept", "rows_rejected"}
+_HEADLINES = {
+    "rgat": ("steps", "best_valid_ndcg_at_10", "movies", "triples"),
+    "lightgcn": ("steps", "best_valid_ndcg_at_10", "movies"),
+    "sasrec": ("steps", "best_valid_ndcg_at_10", "movies"),
+    "ease": ("films",),
+    "retrieve": ("films", "viewers", "ceiling"),
+    "generate": ("examples", "train_without_answer"),
+    "finetune": ("examples", "steps", "eval_loss_before", "eval_loss"),
+    "rank": ("viewers", "rows"),
+    "evaluate": ("retrieval_ceiling", "retriever_ndcg_at_5", "untuned_ndcg_at_5", "tuned_ndcg_at_5"),
+}
+"""Facts that stand for a stage where nothing else is said of it."""
+
+
+def plan_table(paths: RunPaths) -> Table:
+    """Which stages a run would reuse or make, and which ingredient changed since the latest output of each."""
+    table = Table("stage", "what", "fingerprint", "because", title=f"plan for {paths.dataset}", title_justify="left")
+    for stage in paths.fingerprints:
+        done = paths.is_done(stage)
+        what, reasons = ("[green]reuse[/]", "") if done else ("[yellow]make[/]", "\n".join(_reasons(paths, stage)))
+        table.add_row(stage, what, paths.fingerprints[stage][:10], reasons)
+        if stage == "generate":
+            table.add_row("quality", "[yellow]make[/]", "", "never reused: it compares with the last night")
+    table.add_row("promote", "[yellow]make[/]", "", "never reused: the champion may have changed")
+    return table
+
+
+def _reasons(paths: RunPaths, stage: str) -> list[str]:
+    work = paths.folder(stage).with_name(f"{paths.fingerprints[stage]}.work")
+    left = [f"a run that stopped half-way left its work in {work}"] if work.is_dir() else []
+    finished = [path for path in paths.folder(stage).parent.glob(f"*/{MANIFEST}") if path.parent.suffix != ".work"]
+    manifests = sorted(finished, key=lambda path: path.stat().st_mtime)
+    if not manifests:
+        return [*left, "there is no earlier output"]
+    before = json.loads(manifests[-1].read_text(encoding="utf-8"))["ingredients"]
+    return left + (differences(before, paths.ingredients[stage]) or ["its files are gone or were changed"])
+
+
+def garbage_table(garbage: Sequence[Removable], kept: Sequence[RunRecord]) -> Table:
+    """What ``gc`` would remove, by dataset and stage, under a title that says what it keeps."""
+    names = ", ".join(run.name for run in kept) or "none"
+    table = Table("dataset", "stage", "outputs", "MiB", title=f"kept runs: {names}", title_justify="left")
+    for (dataset, stage), found in groupby(garbage, key=lambda one: (one.dataset, one.stage)):
+        sizes = [one.num_bytes for one in found]
+        table.add_row(dataset, stage, str(len(sizes)), f"{sum(sizes) / 2**20:,.1f}")
+    return table
+
+
+def show_run(record: RunRecord, root: Path) -> Group:
+    """Lineage and facts of every stage of a run, then its metrics."""
+    paths = record.paths(root)
+    lines = Text(f"run {record.name}: {record.status}, {record.started} to {record.finished or '...'}")
+    if record.error:
+        lines.append(f"\n{record.error}", style="red")
+    table = Table("stage", "this run", "fingerprint", "from", "seconds", "peak GiB", "facts")
+    for stage, fingerprint in record.fingerprints.items():
+        manifest = read_manifest(paths.folder(stage))
+        if manifest is None:
+            table.add_row(stage, record.stages.get(stage, "not there"), fingerprint[:10])
+            continue
+        parents = "\n".join(f"{name} {value[:10]}" for name, value in manifest["parents"].items())
+        files = ", ".join(sorted(manifest["ingredients"].get("inputs", {})))
+        facts = "\n".join(line for key, value in manifest["facts"].items() for line in _fact_lines(key, value))
+        table.add_row(
+            stage,
+            record.stages.get(stage, ""),
+            fingerprint[:10],
+            "\n".join(filter(None, [parents, files])),
+            f"{manifest['seconds']:.1f}",
+            f"{manifest['peak_bytes'] / 2**30:.2f}",
+            facts,
+        )
+    parts: list[RenderableType] = [lines, table]
+    if "evaluate" in record.fingerprints and paths.is_done("evaluate"):
+        parts.append(metrics_tables(paths.folder("evaluate"), record.settings().evaluate))
+    return Group(*parts)
+
+
+def _fact_lines(key: str, value: Any) -> list[str]:
+    """A fact on one line; one that holds further groups, such as counts by table, on a line per group."""
+    if isinstance(value, dict) and any(isinstance(inner, dict) for inner in value.values()):
+        return [key, *(f"  {name} {_fact(inner)}" for name, inner in value.items())]
+    return [f"{key} {_fact(value)}"]
+
+
+def _fact(value: Any) -> str:
+    if isinstance(value, dict) and value.keys() >= _ROW_COUNTS:
+        return f"{value['rows_kept']:,} kept, {value['rows_rejected']:,} rejected"
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_fact(inner)}" for key, inner in value.items()) or "none"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    return str(value)
+
+
+def headline(stage: str, facts: Mapping[str, Any]) -> str:
+    """One line of what a finished stage made; rejected rows and a test of few viewers are always said."""
+    if stage == "ingest":
+        return _ingest_headline(facts)
+    if stage == "split":
+        return _split_headline(facts)
+    if stage == "knowledge":
+        films = facts["entities"]["movie"]
+        return f"{films:,} films, {facts.get('films_with_credits', 0):,} with credits, {facts['triples']:,} triples"
+    kept = {name.replace("_", " "): facts[name] for name in _HEADLINES[stage] if name in facts}
+    return ", ".join(
+        f"{name} ({_fact(value)})" if isinstance(value, dict) else f"{name} {_fact(value)}"
+        for name, value in kept.items()
+    )
+
+
+def _ingest_headline(facts: Mapping[str, Any]) -> str:
+    tables = {name: counts["rows_rejected"] for name, counts in facts["tables"].items() if name != "ratings"}
+    counts = {"": facts["rows_rejected"]} | {f" {name}": count for name, count in tables.items()}
+    rejected = [f"{count:,}{name} rejected" for name, count in counts.items() if count]
+    if rejected:
+        rejected[-1] += " (see rejects.parquet)"
+    totals = [f"{facts['viewers']:,} viewers", f"{facts['movies']:,} films"]
+    return ", ".join([f"{facts['rows_kept']:,} ratings kept", *rejected, *totals])
+
+
+def _split_headline(facts: Mapping[str, Any]) -> str:
+    labels = ", ".join(f"{count:,} {name}" for name, count in facts["labels"].items())
+    asked = facts["asked_viewers"]
+    test = f"{asked['test']:,} of {facts['viewers']:,} viewers are asked for test"
+    if asked["test"] < FEW_VIEWERS:
+        test = f"only {asked['test']:,} viewers are asked for test"
+    if frozen := facts.get("frozen"):
+        test += f", {frozen['missing']:,} of {frozen['viewers']:,} frozen ones could not be held"
+    return f"{facts['protocol']}: {labels}; {test}"
+
+
+def metrics_tables(evaluate: Path, settings: EvaluateConfig) -> Group:
+    """The tables at the end of a run, from ``evaluate/metrics.parquet`` and ``metrics.json``."""
+    frame = pl.read_parquet(evaluate / "metrics.parquet")
+    flat = json.loads((evaluate / "metrics.json").read_text(encoding="utf-8"))
+    everyone = frame.filter(pl.col("group") == "all")
+    sure = f"{settings.confidence:.0%} interval"
+    rows = (*RETRIEVERS, *(name for name in FURTHER_RETRIEVERS if name in everyone["row"]))
+    retrieval = _metric_table(everyone, f"first stage, all films, {sure}", rows, settings.retrieval_cutoffs)
+    reranking = _metric_table(everyone, f"same candidates, re-ranked, {sure}", RERANK_ROWS, settings.rerank_cutoffs)
+    shares = Table("figure", "value", title="bounds and form", title_justify="left")
+    shares.add_row("retrieval ceiling (held-out film among the candidates)", _percent(flat.get("retrieval_ceiling")))
+    for system in ("untuned", "tuned"):
+        for mode in ("constrained", "unconstrained"):
+            share = _percent(flat.get(f"{system}_valid_answers_{mode}"))
+            shares.add_row(f"valid answers, {system}, {mode}", share)
+    return Group(retrieval, reranking, shares)
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f} %"
+
+
+def _metric_table(frame: pl.DataFrame, title: str, rows: Sequence[str], cutoffs: Sequence[int]) -> Table:
+    names = [f"{metric}_at_{k}" for k in cutoffs for metric in ("hr", "ndcg")]
+    viewers = frame.filter(pl.col("row").is_in(rows)).get_column("num_viewers").max()
+    table = Table("", *names, title=f"{title}, {viewers!s} test viewers", title_justify="left")
+    cells = {(row["row"], row["metric"]): row for row in frame.iter_rows(named=True)}
+
+    def cell(row: str, name: str) -> str:
+        found = cells.get((row, name))
+        return f"{found['value']:.3f} ({found['low']:.3f}-{found['high']:.3f})" if found else "-"
+
+    for row in rows:
+        table.add_row(row, *(cell(row, name) for name in names))
+    return table
+
+
+def where_things_are(record: RunRecord, root: Path, config: RunConfig) -> Text:
+    """Folders of the shards, adapter and reports, and the commands that open the pages."""
+    paths = record.paths(root)
+    uri = tracking_uri(config.tracking, root)
+    page = uri if uri.startswith("http") else "http://127.0.0.1:5000"
+    serve = "MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false .venv/bin/mlflow server --host 127.0.0.1 --port 5000"
+    store = "" if uri.startswith("http") else f"{serve} --backend-store-uri {shlex.quote(uri)}\n           then "
+    return Text(
+        f"run        {record.name}\n"
+        f"shards     {paths.folder('generate')}\n"
+        f"quality    {root / record.dataset / 'quality' / record.name / 'quality.html'}\n"
+        f"adapter    {paths.folder('finetune') / 'adapter'}\n"
+        f"report     {paths.folder('evaluate') / 'report.html'}\n"
+        f"MLflow     {store}open {page}/#/experiments/{_experiment(record)}\n"
+        f"Prefect    PREFECT_SERVER_ANALYTICS_ENABLED=false .venv/bin/prefect server start\n"
+        f"           then open http://127.0.0.1:4200/runs\n"
+        f"lineage    .venv/bin/tripletune show {record.name}"
+    )
+
+
+def _experiment(record: RunRecord) -> str:
+    return f"{record.mlflow_experiment_id}/runs?workflowType=machine_learning"
+
+
+def markdown_summary(evaluate: Path) -> str:
+    """The metrics as a Markdown table, for Prefect's page."""
+    frame = pl.read_parquet(evaluate / "metrics.parquet")
+    names = ("row", "group", "metric", "value", "low", "high")
+    rows = [[_fact(row[name]) for name in names] for row in frame.iter_rows(named=True)]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in [names, ["---"] * len(names), *rows])

@@ -1,0 +1,196 @@
+"""Recommend to one viewer, today: somebody in the data, or anybody who can name a few films.
+
+The same retriever, the same prompt function and the same constrained decoding as the shards and the ranking, on all of
+the viewer's rows: no vector is looked up by user, so a viewer whom no fit has seen is served alike.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import polars as pl
+
+from tripletune.config import RunConfig
+from tripletune.contract import read_contract, require_same
+from tripletune.errors import InputError
+from tripletune.prompts.engine import Frame, build_examples, prompt_contract
+from tripletune.prompts.evidence import collect_evidence
+from tripletune.prompts.explain import TripleKey, explain_lines
+from tripletune.prompts.template import load_template
+from tripletune.rank.predict import rank_examples
+from tripletune.retrieve.histories import find_history, find_seen, read_rows, shard_files
+from tripletune.retrieve.retriever import Retriever
+from tripletune.schemas import PURPOSES, QUESTION, SPLIT
+from tripletune.store.paths import RunPaths
+
+NOBODY = -1
+"""User id of a viewer who is only a list of films; no release has it."""
+TODAY = "test"
+"""Purpose whose fit (b, on everything up to valid) and hints a viewer of today gets."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recommendation:
+    """One film and the fact that explains it."""
+
+    title: str
+    reason: str
+    """The triple that matters most to this viewer, or a plain word that the film has none."""
+
+
+def recommend_to_user(paths: RunPaths, config: RunConfig, user: int) -> list[Recommendation]:
+    """Top five for a viewer of the data, from everything the viewer has rated.
+
+    Raises:
+        InputError: no such viewer; the message says what ids there are.
+    """
+    rows = read_rows(list(shard_files(paths.require("split")).values()))
+    mine = rows.filter(pl.col("user_id") == user).collect()
+    if mine.is_empty():
+        span = rows.select(low=pl.col("user_id").min(), high=pl.col("user_id").max()).collect().row(0)
+        raise InputError(f"--user {user}: no ratings of this viewer; ids in this run are {span[0]} to {span[1]}")
+    return _recommend(paths, config, mine)
+
+
+def recommend_to_stranger(paths: RunPaths, config: RunConfig, liked: Sequence[str]) -> list[Recommendation]:
+    """Top five for a viewer the system has never seen.
+
+    Args:
+        paths, config: of the run whose specialists and adapter answer.
+        liked: titles as in the release, oldest first; case and surrounding spaces do not matter.
+
+    Raises:
+        InputError: a title is unknown (the nearest ones are named) or belongs to several films.
+    """
+    movies = pl.read_parquet(paths.require("ingest") / "movies.parquet", columns=["movie_id", "title"])
+    films = list(dict.fromkeys(_find_film(title, movies) for title in liked))
+    data = {
+        "user_id": [NOBODY] * len(films),
+        "movie_id": films,
+        "rating": [5.0] * len(films),
+        "position": range(len(films)),
+        "label": ["graph"] * len(films),
+        "unseen": [True] * len(films),
+    }
+    columns = {name: SPLIT[name] for name in data}
+    return _recommend(paths, config, pl.DataFrame(data, schema=columns))
+
+
+def _find_film(title: str, movies: pl.DataFrame) -> int:
+    wanted = title.strip().casefold()
+    titles = [text.casefold() for text in movies["title"]]
+    found = [index for index, text in enumerate(titles) if text == wanted]
+    if len(found) == 1:
+        return int(movies["movie_id"][found[0]])
+    if found:
+        ids = ", ".join(str(movies["movie_id"][index]) for index in found)
+        raise InputError(f"--like {title!r}: several films have this title (movie ids {ids}); name another film")
+    near = difflib.get_close_matches(wanted, titles, n=3, cutoff=0.5)
+    names = ", ".join(repr(movies["title"][titles.index(text)]) for text in near)
+    raise InputError(
+        f"--like {title!r}: no such film; " + (f"did you mean {names}?" if near else "titles end in a year")
+    )
+
+
+def _recommend(paths: RunPaths, config: RunConfig, rows: pl.DataFrame) -> list[Recommendation]:
+    adapter = paths.require("finetune")
+    require_same(prompt_contract(config.prompt, config.retrieve), read_contract(adapter))
+    questions = rows.group_by("user_id").agg(
+        pl.lit(TODAY, dtype=PURPOSES).alias("purpose"), pl.col("unseen").first(), cutoff=pl.col("position").max() + 1
+    )
+    retriever = Retriever.load(
+        paths.require("knowledge"),
+        paths.require("lightgcn"),
+        paths.require("rgat"),
+        config.retrieve,
+        num_liked_triples=config.prompt.triples_for_liked,
+        seed=config.seed,
+        sasrec=paths.require("sasrec") if "sasrec" in config.retrieve.lists else None,
+        ease=paths.require("ease") if "ease" in config.retrieve.lists else None,
+        fits=("b",),
+    )
+    nothing = pl.DataFrame(
+        schema={
+            "user_id": pl.Int32,
+            "purpose": PURPOSES,
+            "cutoff": pl.Int32,
+            "movie_id": pl.Int32,
+            "rating": pl.Float32,
+        }
+    )
+    retrieved, choices = retriever.retrieve_viewers(
+        questions, find_history(rows, questions), find_seen(rows, questions), nothing
+    )
+    evidence = collect_evidence(
+        rows,
+        retrieved,
+        dislike=config.split.dislike,
+        max_liked=config.prompt.max_liked,
+        max_disliked=config.prompt.max_disliked,
+    )
+    specialists = {stage: paths.fingerprints[stage] for stage in ("lightgcn", "rgat")}
+    frame = Frame.load(paths.require("ingest"), config.prompt, specialists, config.seed, config.counted_with)
+    examples = build_examples(retrieved, choices, evidence, nothing, frame)
+    answers = rank_examples(examples, adapter, tuned=True, constrained=True, batch_size=1)["answers"][0]
+    return _explain(examples, answers.to_list())
+
+
+def _explain(examples: pl.DataFrame, answers: list[int]) -> list[Recommendation]:
+    example = examples.row(0, named=True)
+    titles = dict(zip(example["candidates"], example["candidate_titles"], strict=True))
+    facts: dict[int, str] = {}
+    for triple in example["triples"]:
+        facts.setdefault(triple["movie_id"], f"{triple['relation']}: {triple['entity_name']}")
+    return [Recommendation(titles[movie], facts.get(movie, "no fact is known")) for movie in answers]
+
+
+def explain_prompt(
+    paths: RunPaths, config: RunConfig, user: int, purpose: str, cutoff: int | None = None
+) -> list[tuple[str, str]]:
+    """A viewer's prompt as it stands in the shards, each line with where it comes from, then the known answer.
+
+    Args:
+        paths, config, user, purpose: whose prompt of which run.
+        cutoff: of the example; None: the viewer's earliest.
+
+    Raises:
+        InputError: the viewer has no example of this purpose, or none at this cutoff.
+    """
+    shards = sorted((paths.require("generate") / purpose).glob("shard-*.parquet"))
+    found = pl.scan_parquet(shards).filter(pl.col("user_id") == user).collect()
+    if found.is_empty():
+        why = "viewers with too few likes have none"
+        if purpose == "train":
+            why += ", nor have unseen ones and those whose answers retrieval missed"
+        other = "another id" if purpose == "test" else "--purpose test or another id"
+        raise InputError(f"--user {user}: no {purpose} example; {why}; try {other}")
+    asked = found if cutoff is None else found.filter(pl.col("cutoff") == cutoff)
+    if asked.is_empty():
+        there = ", ".join(map(str, found["cutoff"]))
+        raise InputError(f"--cutoff {cutoff}: no such {purpose} example of viewer {user}; there are {there}")
+    example = asked.row(0, named=True)
+    system = [(line, "template, system message") for line in example["prompt"][0]["content"].split("\n")]
+    lines = explain_lines(
+        example,
+        load_template(config.prompt.template),
+        positions=_positions(paths, user),
+        scores=_scores(paths, example),
+    )
+    answer = [(line, "completion") for line in example["completion"][0]["content"].split("\n")]
+    truth = ", ".join(map(str, example["answers"]))
+    return [*system, *lines, *answer, (f"held-out likes: {truth}", f"answers, from position {example['cutoff']} on")]
+
+
+def _positions(paths: RunPaths, user: int) -> dict[int, int]:
+    rows = read_rows(list(shard_files(paths.require("split")).values())).filter(pl.col("user_id") == user)
+    return dict(rows.select("movie_id", "position").collect().iter_rows())
+
+
+def _scores(paths: RunPaths, example: Mapping[str, Any]) -> Mapping[TripleKey, float]:
+    files = sorted((paths.require("retrieve") / "choices").glob("shard-*.parquet"))
+    mine = pl.scan_parquet(files).filter(pl.col(name) == example[name] for name in QUESTION)
+    rows = mine.select("movie_id", "relation", "entity", "score").collect().iter_rows()
+    return {(movie, relation, entity): score for movie, relation, entity, score in rows}

@@ -1,0 +1,112 @@
+"""Read a TOML preset, and say in one line what is wrong with it."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Sequence
+from datetime import date, time
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from pydantic.fields import FieldInfo
+
+from tripletune.config import RunConfig
+from tripletune.errors import ConfigError
+
+
+def load_config(path: Path, **source: str) -> RunConfig:
+    """Read a TOML preset.
+
+    A relative ``finetune.accelerate_config`` that the working directory has not is taken from beside the preset: the
+    checkout's ``configs/`` is then found from anywhere.
+
+    Args:
+        path: the preset.
+        source: values for ``[source]`` from the command line; empty ones are ignored.
+
+    Raises:
+        ConfigError: the file is missing or not TOML, a key is unknown, or a value is out of range.
+    """
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"no config file {path}; {_shipped_presets()}") from None
+    except IsADirectoryError:
+        raise ConfigError(f"{path} is a folder; give a .toml file; {_shipped_presets()}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+        raise ConfigError(f"{path} cannot be read as TOML: {error}") from None
+    data.setdefault("source", {})
+    if isinstance(data["source"], dict):
+        data["source"] |= {key: value for key, value in source.items() if value}
+    return _found_from_anywhere(parse_config(data, where=str(path)), path)
+
+
+def _shipped_presets() -> str:
+    folder = Path(__file__).parents[3] / "configs"
+    here = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
+    presets = sorted(path.name for path in folder.glob("*.toml"))
+    return f"presets in {here}: {', '.join(presets)}" if presets else "the presets are in configs/ of the checkout"
+
+
+def _found_from_anywhere(config: RunConfig, preset: Path) -> RunConfig:
+    named, folder = Path(config.finetune.accelerate_config), preset.resolve().parent
+    if named.exists():
+        return config
+    for beside in (folder.parent / named, folder / named):
+        if beside.is_file():
+            finetune = config.finetune.model_copy(update={"accelerate_config": str(beside)})
+            return config.model_copy(update={"finetune": finetune})
+    return config
+
+
+def parse_config(data: dict[str, Any], where: str) -> RunConfig:
+    """Validate plain data; ``where`` names its origin in error messages.
+
+    Raises:
+        ConfigError: the first thing that is wrong, with the key, what is allowed and where.
+    """
+    try:
+        return RunConfig.model_validate(data)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise ConfigError(
+            f"{where}: {_explain(first['loc'], first['type'], first['msg'], first.get('input'))}"
+        ) from None
+
+
+def _explain(loc: tuple[int | str, ...], kind: str, message: str, value: Any) -> str:
+    parts = [str(part) for part in loc]
+    if kind == "extra_forbidden":
+        section = _section(parts[:-1])
+        place = f"in [{'.'.join(parts[:-1])}]" if parts[:-1] else "at the top"
+        return f"unknown key '{parts[-1]}' {place}; the keys there are: {', '.join(sorted(section.model_fields))}"
+    if kind == "missing":
+        return f"'{'.'.join(parts)}' is missing; add it"
+    if kind == "value_error":
+        return f"[{'.'.join(parts)}] {message.removeprefix('Value error, ')}"
+    if kind == "tuple_type":
+        wanted = f"should be a list such as {_example(_section(parts[:-1]).model_fields[parts[-1]])}"
+    elif kind == "model_type":
+        name, field = next(iter(_section(parts).model_fields.items()))
+        wanted = f"should be a table such as {{ {name} = {_example(field)} }}"
+    elif kind.startswith("date_"):
+        wanted = "should be a day such as 2017-01-01"
+    else:
+        wanted = f"{message[0].lower()}{message[1:]}"
+    # a day or a time as it stands in the file, anything else in quotes where it has them
+    shown = value.isoformat() if isinstance(value, date | time) else repr(value)
+    return f"{'.'.join(parts)} = {shown}: {wanted}"
+
+
+def _section(parts: Sequence[str]) -> Any:
+    section: Any = RunConfig
+    for part in parts:
+        section = section.model_fields[part].annotation
+    return section
+
+
+def _example(field: FieldInfo) -> str:
+    """The field's default as TOML; three dots where it is empty."""
+    return json.dumps(field.default or (["..."] if isinstance(field.default, tuple) else "..."))

@@ -1,0 +1,1 @@
+"""Download of MovieLens releases, resumed and checked."""

@@ -1,0 +1,64 @@
+"""The files of a feed of ratings: each is parsed once, in whatever night it arrives, and read back from then on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import polars as pl
+
+from tripletune.config import FeedColumns, IngestConfig
+from tripletune.data.release.rating_rows import PARSED, RatingsFormat
+from tripletune.data.release.ratings import Parsed, parse_ratings
+from tripletune.data.release.tables import TextTable
+from tripletune.schemas import REJECTS
+from tripletune.store.paths import Facts, read_manifest
+
+_ROW_GROUP = 1 << 18
+
+
+@dataclass(frozen=True, slots=True)
+class FeedPart:
+    """A file of the feed as it was parsed: the folder of ``parse_feed_file``, finished, and the file's name tonight."""
+
+    folder: Path
+    name: str
+
+
+def parse_feed_file(path: Path, shown: str, out: Path, columns: FeedColumns, settings: IngestConfig) -> Facts:
+    """Parse one file of a feed into ``rows rejects .parquet``, so that a later night need not.
+
+    Args:
+        path: CSV with a header, plain or ``.gz``, or Parquet.
+        shown: what to call it in messages.
+        out: the work folder.
+        columns: what its columns are called.
+        settings: domain of a rating and of its time.
+
+    Raises:
+        InputError: the file is empty or cannot be read to its end, or its columns are not the expected ones.
+    """
+    told = columns.model_dump()
+    hint = "name its columns in [source.feed.columns]"
+    table = TextTable(file=path.name, columns=tuple(told.values()), quoted=True, hint=hint)
+    parsed = parse_ratings(path, RatingsFormat(table, told, settings, shown))
+    parsed.rows.write_parquet(out / "rows.parquet", compression="lz4", row_group_size=_ROW_GROUP)
+    parsed.rejects.write_parquet(out / "rejects.parquet")
+    return {
+        "movie_column": columns.movie_id,
+        "rows_kept": parsed.rows.height,
+        "rows_rejected": parsed.rejects.height,
+    }
+
+
+def load_parsed(part: FeedPart) -> Parsed:
+    """The rows of one file, and its rejects under the file's name."""
+    manifest = read_manifest(part.folder)
+    assert manifest is not None, f"{part.folder} is no finished output"
+    rejects = pl.read_parquet(part.folder / "rejects.parquet", schema=REJECTS)
+    return Parsed(
+        file=part.name,
+        movie_column=manifest["facts"]["movie_column"],
+        rows=pl.read_parquet(part.folder / "rows.parquet", schema=PARSED),
+        rejects=rejects.with_columns(file=pl.lit(part.name)),
+    )

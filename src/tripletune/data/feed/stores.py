@@ -1,0 +1,178 @@
+"""Object stores through fsspec: which ones, what they say of a file, and their errors in one line.
+
+Credentials and endpoint come from where s3fs looks for them: the environment (``AWS_*``) or a profile. None is taken
+from a URL (``holds_secret`` tells one that may have any), and none stands in a message.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import fsspec  # type: ignore[import-untyped]
+
+from tripletune.data.download.retries import Interrupted
+from tripletune.errors import InputError
+
+WILD = re.compile(r"[*?\[]")
+
+_SECRET = re.compile(r"@|\?.*=", re.DOTALL)
+_PACKAGES = {"s3": "tripletune[s3]", "gs": "gcsfs", "abfs": "adlfs"}
+_CHUNK = 8 << 20
+_NO_CREDENTIALS = ("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound", "CredentialRetrievalError")
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A file or a folder of a store."""
+
+    url: str
+    size: int
+    etag: str
+    """Empty for a folder."""
+    is_folder: bool = False
+
+
+def holds_secret(url: str) -> bool:
+    """Whether a URL that a user wrote may hold credentials or a signature, so that no message may repeat it.
+
+    Wherever they stand: a password may hold a slash, which ends the host for every parser.
+    """
+    return bool(_SECRET.search(url))
+
+
+class Store:
+    """The store that a URL names.
+
+    Args:
+        url: ``s3://bucket/key``, ``gs://...`` or ``abfs://...``, with a bucket. Messages repeat it.
+
+    Raises:
+        InputError: another protocol, no bucket, or a package that is not installed.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.protocol, _, self.path = url.partition("://")
+        self.path = self.path.rstrip("/")
+        bucket = self.path.split("/")[0]
+        if self.protocol not in _PACKAGES:
+            raise InputError(
+                f"{self.protocol}://{bucket}/...: files are read from local paths, s3://, gs:// and abfs://; "
+                "copy it to one of them"
+            )
+        if not bucket or WILD.search(bucket):
+            raise InputError(f"{url}: the bucket has to be written out, as in {self.protocol}://bucket/ratings-*.csv")
+        self.url = url
+        try:
+            with _explained(url):
+                self._files = fsspec.filesystem(self.protocol, use_listings_cache=False)
+        except ImportError:
+            raise InputError(
+                f"{url}: the package that reads {self.protocol}:// is not installed; install {_PACKAGES[self.protocol]}"
+            ) from None
+
+    def match(self) -> list[Entry]:
+        """The files and folders that the URL's wildcards stand for."""
+        with _explained(self.url):
+            return self._entries(self._files.glob(self.path, detail=True).values())
+
+    def named(self) -> tuple[list[Entry], bool]:
+        """The file of this URL, or the files and folders directly below it, and whether it is a folder."""
+        with _explained(self.url):
+            try:
+                info = self._files.info(self.path)
+            except FileNotFoundError:
+                return [], False
+            is_folder = info["type"] == "directory"
+            return self._entries(self._files.ls(self.path, detail=True) if is_folder else [info]), is_folder
+
+    def why_nothing(self, folder: str) -> str:
+        """The store's own word on a folder without matches: a glob is silent on a missing bucket or right."""
+        try:
+            with _explained(self.url, but=FileNotFoundError):
+                self._files.ls(folder)
+        except FileNotFoundError as error:
+            return _reason(error)
+        return ""
+
+    def entry_now(self) -> Entry:
+        """The file as it is now.
+
+        Raises:
+            InputError: it is not there, or may not be read.
+            Interrupted: any other failure; it may pass.
+        """
+        with _interruptions(self.url):
+            return self._entry(self._files.info(self.path))
+
+    def chunks(self, first: int) -> Iterator[bytes]:
+        """The file's bytes from ``first`` on, 8 MiB at a time; raises like ``entry_now``."""
+        with (
+            _interruptions(self.url),
+            self._files.open(self.path, "rb", block_size=_CHUNK, cache_type="none") as source,
+        ):
+            source.seek(first)
+            while chunk := source.read(_CHUNK):
+                yield chunk
+
+    def _entries(self, infos: Any) -> list[Entry]:
+        # a file whose key ends in a slash is what the web console puts down for a folder
+        return [self._entry(info) for info in infos if info["type"] == "directory" or not info["name"].endswith("/")]
+
+    def _entry(self, info: dict[str, Any]) -> Entry:
+        url = f"{self.protocol}://{info['name']}"
+        if info["type"] == "directory":
+            return Entry(url.rstrip("/"), 0, "", is_folder=True)
+        etag = str(info.get("ETag") or info.get("etag") or "").strip('"')
+        if not etag:
+            raise InputError(f"{url}: the store gives no ETag, so a change would not be noticed; copy it to local disk")
+        return Entry(url, info["size"], etag)
+
+
+@contextmanager
+def _explained(url: str, *, but: type[Exception] | tuple[()] = ()) -> Iterator[None]:
+    """Turn what a store's library raises into one line. Each has error classes of its own, so all are taken."""
+    try:
+        yield
+    except (InputError, ImportError):
+        raise
+    except Exception as error:
+        if isinstance(error, but):
+            raise
+        raise InputError(f"{url} {_diagnosis(error)}") from None
+
+
+@contextmanager
+def _interruptions(url: str) -> Iterator[None]:
+    """Any failure of the store may pass, but for a file or a right that is missing."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        if isinstance(error, (FileNotFoundError, PermissionError)) or type(error).__name__ in _NO_CREDENTIALS:
+            raise InputError(f"{url} {_diagnosis(error)}") from None
+        raise Interrupted(f"{url} cannot be read ({_reason(error)})") from None
+
+
+def _diagnosis(error: Exception) -> str:
+    if isinstance(error, FileNotFoundError):
+        return f"is not there ({_reason(error)}); check bucket and key"
+    if isinstance(error, PermissionError):
+        return f"is refused by the store ({_reason(error)}); check the credentials in the environment and their rights"
+    if type(error).__name__ in _NO_CREDENTIALS:
+        return (
+            f"needs credentials ({_reason(error)}); set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE to "
+            "a profile that exists"
+        )
+    if isinstance(error, ValueError):
+        return f"cannot be looked up ({_reason(error)}); write the pattern in another way"
+    return f"cannot be read ({_reason(error)}); check the network and AWS_ENDPOINT_URL"
+
+
+def _reason(error: Exception) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return re.sub(r"//\S*@", "//", text)[:300]  # an endpoint may hold a password, and that a slash

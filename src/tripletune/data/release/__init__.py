@@ -1,0 +1,1 @@
+"""Ingest: MovieLens releases into typed Parquet."""

@@ -1,0 +1,125 @@
+"""The three layouts in which GroupLens has published MovieLens, and how to tell them apart by file name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tripletune.config import FeedConfig
+from tripletune.data.release.tables import TextTable
+from tripletune.errors import InputError
+
+RATING_FIELDS = ("userId", "movieId", "rating", "timestamp")
+GENRES_100K = (
+    *(
+        "unknown",
+        "Action",
+        "Adventure",
+        "Animation",
+        "Children's",
+        "Comedy",
+        "Crime",
+        "Documentary",
+        "Drama",
+        "Fantasy",
+    ),
+    *("Film-Noir", "Horror", "Musical", "Mystery", "Romance", "Sci-Fi", "Thriller", "War", "Western"),
+)
+"""Order of the flags at the end of a line of u.item."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layout:
+    """The tables of one kind of release; ``tags``, ``links`` and ``users`` may be absent from it."""
+
+    name: str
+    tables: Mapping[str, TextTable] = field(default_factory=dict)
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        return tuple(table.file for table in self.tables.values())
+
+
+def _dat(file: str, *columns: str) -> TextTable:
+    return TextTable(file=file, columns=columns, separator="::", header=False, encoding="latin-1")
+
+
+LAYOUTS = (
+    Layout(
+        name="csv",
+        tables={
+            "ratings": TextTable(file="ratings.csv", columns=RATING_FIELDS, quoted=True),
+            "movies": TextTable(file="movies.csv", columns=("movieId", "title", "genres"), quoted=True),
+            "tags": TextTable(file="tags.csv", columns=("userId", "movieId", "tag", "timestamp"), quoted=True),
+            "links": TextTable(file="links.csv", columns=("movieId", "imdbId", "tmdbId"), quoted=True),
+        },
+    ),
+    Layout(
+        name="dat",
+        tables={
+            "ratings": _dat("ratings.dat", *RATING_FIELDS),
+            "movies": _dat("movies.dat", "movieId", "title", "genres"),
+            "tags": _dat("tags.dat", "userId", "movieId", "tag", "timestamp"),
+            "users": _dat("users.dat", "userId", "gender", "age", "occupation", "zip"),
+        },
+    ),
+    Layout(
+        name="100k",
+        tables={
+            "ratings": TextTable(file="u.data", columns=RATING_FIELDS, separator="\t", header=False),
+            "movies": TextTable(
+                file="u.item",
+                columns=("movieId", "title", "released", "released_video", "url", *GENRES_100K),
+                separator="|",
+                header=False,
+                encoding="latin-1",
+            ),
+            "users": TextTable(
+                file="u.user",
+                columns=("userId", "age", "gender", "occupation", "zip"),
+                separator="|",
+                header=False,
+                encoding="latin-1",
+            ),
+        },
+    ),
+)
+"""csv: ml-latest*, ml-20m, ml-25m, ml-32m; dat: ml-1m, ml-10m; 100k: ml-100k."""
+
+KNOWN_FILES = frozenset(file for layout in LAYOUTS for file in layout.files)
+
+
+def files_read(feed: FeedConfig) -> frozenset[str]:
+    """Names of the files that ingest reads in a release: its ratings only when they do not come by the feed."""
+    return KNOWN_FILES - (frozenset(layout.tables["ratings"].file for layout in LAYOUTS) if feed.ratings else set())
+
+
+def find_layout(folder: Path, shown_as: Path, *, told_by: str = "ratings") -> tuple[Layout, Path]:
+    """The layout of a release, in the folder or in one of its direct subfolders.
+
+    Args:
+        folder: where to look.
+        shown_as: what to call it in messages (the zip it was unpacked from).
+        told_by: the table whose file tells the layout: ``ratings``, or ``movies`` where the ratings come by a feed.
+
+    Raises:
+        InputError: no such file of a known name, more than one release, or ratings without movies.
+    """
+    for places in ([folder], sorted(path for path in folder.iterdir() if path.is_dir())):
+        found = [
+            (layout, place) for place in places for layout in LAYOUTS if (place / layout.tables[told_by].file).is_file()
+        ]
+        if len(found) > 1:
+            names = ", ".join(f"{place.name}/{layout.tables[told_by].file}" for layout, place in found)
+            raise InputError(f"{shown_as} holds more than one release ({names}); name the folder of one of them")
+        if found:
+            layout, place = found[0]
+            movies = layout.tables["movies"].file
+            if not (place / movies).is_file():
+                raise InputError(f"{shown_as} has {layout.tables['ratings'].file} but no {movies} beside it; add it")
+            return found[0]
+    looked_for = ", ".join(layout.tables[told_by].file for layout in LAYOUTS)
+    raise InputError(
+        f"{shown_as} is not a MovieLens release: looked for {looked_for} in it and one folder down; name another folder"
+    )

@@ -1,0 +1,149 @@
+"""A MovieLens release into typed Parquet: good rows kept, bad rows counted and named in ``rejects.parquet``."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import polars as pl
+
+from tripletune.config import FeedColumns, IngestConfig
+from tripletune.data.feed.parse import FeedPart, load_parsed
+from tripletune.data.release.archive import unpack
+from tripletune.data.release.catalogue import read_links, read_movies, read_tags, read_users
+from tripletune.data.release.layouts import KNOWN_FILES, Layout, find_layout
+from tripletune.data.release.merge import merge_ratings
+from tripletune.data.release.rating_rows import RatingsFormat
+from tripletune.data.release.ratings import parse_ratings
+from tripletune.data.release.rules import DUPLICATE
+from tripletune.data.release.tables import Sifted
+from tripletune.errors import InputError
+from tripletune.store.paths import SCRATCH, Facts, write_atomically
+
+_ROW_GROUP = 1 << 18
+
+
+def ingest_release(release: Path, out: Path, settings: IngestConfig, feed: Sequence[FeedPart] | None = None) -> Facts:
+    """Read a release and write ``ratings movies tags links users rejects .parquet``.
+
+    Args:
+        release: a folder or a zip in one of the layouts of ``layouts.py``; also when it lies one folder down.
+        out: the work folder.
+        settings: domain of a rating and of its time, and the share of refused ratings at which to stop.
+        feed: parsed files that take the place of the release's ratings.
+
+    Returns:
+        ``rows_in = rows_kept + rows_rejected`` of the ratings, the same for each table under ``tables``, rejects by
+        reason over all tables, and counts of viewers and movies.
+
+    Raises:
+        InputError: the release is missing, damaged or of no known layout, a header is not the expected one, a table
+            has no usable rows, or more than ``max_reject_share`` of the ratings were refused.
+    """
+    unpacked = out / SCRATCH / "unpacked"
+    try:
+        layout, folder = _open(release, unpacked, told_by="ratings" if feed is None else "movies")
+        written = _Written(release, out, settings)
+        movies = read_movies(folder, layout)
+        movie_ids = movies.kept["movie_id"]
+        written.add("movies", movies)
+        # each table is written before the next is read: the ratings need most of the memory
+        ratings = _merge_feed(feed, movie_ids) if feed else _read_ratings(folder, layout, movie_ids, settings)
+        viewers = ratings.kept["user_id"].n_unique()
+        written.add("ratings", ratings, source="" if feed is None else "source.feed.ratings")
+        del ratings
+        written.add("tags", read_tags(folder, layout, movie_ids, settings))
+        written.add("links", read_links(folder, layout, movie_ids))
+        written.add("users", read_users(folder, layout))
+    finally:
+        shutil.rmtree(unpacked, ignore_errors=True)
+    rejects = pl.concat(written.rejects).sort("file", "line")
+    _write(rejects, out / "rejects.parquet")
+    by_reason = rejects.group_by("reason").len().sort("reason").iter_rows()
+    return {
+        "layout": layout.name,
+        **written.counts["ratings"],
+        "rejected_by_reason": dict(by_reason),
+        "tables": written.counts,
+        "viewers": viewers,
+        "movies": movie_ids.len(),
+    }
+
+
+@dataclass(slots=True)
+class _Written:
+    """The tables that are written: their counts by name, and their rejects."""
+
+    release: Path
+    out: Path
+    settings: IngestConfig
+    counts: dict[str, Facts] = field(default_factory=dict)
+    rejects: list[pl.DataFrame] = field(default_factory=list)
+
+    def add(self, name: str, table: Sifted, source: str = "") -> None:
+        """Write a table; only its rejects are held from then on.
+
+        Raises:
+            InputError: too many of its rows were refused; ``source`` is where they came from, if not the release.
+        """
+        _refuse_damage(source or str(self.release), name, table, self.settings)
+        _write(table.kept, self.out / f"{name}.parquet")
+        self.counts[name] = _counts(table)
+        self.rejects.append(table.rejects)
+
+
+def _merge_feed(feed: Sequence[FeedPart], movie_ids: pl.Series) -> Sifted:
+    ratings = merge_ratings([load_parsed(part) for part in feed], movie_ids)
+    if ratings.kept.is_empty() and ratings.rejects.is_empty():
+        raise InputError("source.feed.ratings: not one row in its files; give files with ratings")
+    return ratings
+
+
+def _read_ratings(folder: Path, layout: Layout, movie_ids: pl.Series, settings: IngestConfig) -> Sifted:
+    table, told = layout.tables["ratings"], FeedColumns().model_dump()
+    parsed = parse_ratings(folder / table.file, RatingsFormat(table, told, settings, str(folder / table.file)))
+    if parsed.rows.is_empty() and parsed.rejects.is_empty():
+        raise InputError(f"{folder / table.file} has no ratings; expected rows below {table.describe()}")
+    return merge_ratings([parsed], movie_ids)
+
+
+def _open(release: Path, unpacked: Path, told_by: str) -> tuple[Layout, Path]:
+    if not release.exists():
+        raise InputError(f"{release} does not exist; name a MovieLens release, a folder or a zip")
+    if release.is_dir():
+        return find_layout(release, release, told_by=told_by)
+    if release.suffix.lower() != ".zip":
+        raise InputError(f"{release} is neither a folder nor a .zip; name the folder of the release, or its zip")
+    shutil.rmtree(unpacked, ignore_errors=True)  # of a run that was killed
+    return find_layout(unpack(release, KNOWN_FILES, unpacked), release, told_by=told_by)
+
+
+def _refuse_damage(source: str, name: str, table: Sifted, settings: IngestConfig) -> None:
+    """Stop when too much is wrong; a rating that another one replaces is no damage."""
+    rows, bad = _counts(table)["rows_in"], table.rejects.filter(pl.col("reason") != DUPLICATE)
+    allowed = settings.max_reject_share * rows
+    if not bad.height or (bad.height <= allowed and not (name == "ratings" and table.kept.is_empty())):
+        return
+    reasons = bad.group_by("reason").agg(pl.len().alias("rows"))
+    worst = reasons.sort("rows", "reason", descending=[True, False]).row(0, named=True)
+    example = bad.filter(pl.col("reason") == worst["reason"]).sort("file", "line").row(0, named=True)
+    where = f"{example['file']} line {example['line']}" + (f", {example['column']}" if example["column"] else "")
+    limit, way_out = "and none is left", "repair the file"
+    if bad.height > allowed:
+        limit = f"more than the share ingest.max_reject_share = {settings.max_reject_share}"
+        way_out += " or raise the share"
+    raise InputError(
+        f"{source}: {bad.height} of {rows} {name} were refused, {limit}; most often ({worst['rows']}): "
+        f"{worst['reason']}, such as {example['value']!r} in {where}; {way_out}"
+    )
+
+
+def _counts(table: Sifted) -> Facts:
+    kept, rejected = table.kept.height, table.rejects.height
+    return {"rows_in": kept + rejected, "rows_kept": kept, "rows_rejected": rejected}
+
+
+def _write(frame: pl.DataFrame, path: Path) -> None:
+    write_atomically(path, lambda part: frame.write_parquet(part, compression="zstd", row_group_size=_ROW_GROUP))

@@ -1,0 +1,170 @@
+"""Ratings from text, block by block: a clean block at full speed, a damaged one line by line.
+
+Each block goes through polars' typed CSV reader first. Where that reader finds anything unusual, or a row breaks a
+rule, the block is halved until the trouble lies in a small one, and that one is read exactly (``tables.py``), so that
+every line is either kept or refused by number. Both ways give the same rows for the same text; tests hold them
+together. A record in quotes may run over several lines, so a block with quotes is not halved, and what is open at its
+end is read with the next.
+"""
+
+from __future__ import annotations
+
+import codecs
+import gzip
+import re
+import zlib
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass, replace
+from io import BufferedReader
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from tripletune.data.release.rating_rows import RatingsFormat, sift_rows
+from tripletune.data.release.rules import Rule, first_fault, number, rating_rules
+from tripletune.data.release.tables import Sifted, TextTable, find_columns, parse_records
+from tripletune.errors import InputError
+from tripletune.schemas import RATINGS, REJECTS
+
+_BLOCK = 1 << 24
+_SMALL = 1 << 20
+"""Bytes of a block that is read exactly rather than halved again."""
+_LONGEST_LINE = 1 << 20
+
+
+def text_parts(path: Path, form: RatingsFormat) -> Iterator[Sifted]:
+    """The ratings of a text file, plain or ``.gz``, in pieces, in the order of the file.
+
+    Raises:
+        InputError: the file is empty or cannot be read to its end, lacks a column, or has a line beyond all measure.
+    """
+    try:
+        with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as file:
+            stream = BufferedReader(file, _BLOCK)
+            line, table = _below_header(stream, form)
+            block = _Block(table, form, rating_rules(form.settings))
+            rest = b""
+            while chunk := stream.read(_BLOCK):
+                data = rest + chunk
+                cut = data.rfind(b"\n") + 1
+                used = yield from block.parse(data[:cut], line, more=True)
+                line += data.count(b"\n", 0, used)
+                rest = data[used:]
+                if len(data) - cut > _LONGEST_LINE:
+                    raise InputError(_too_long(form, line + rest.count(b"\n")))
+            yield from block.parse(rest, line, more=False)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise InputError(f"{form.shown} cannot be unpacked ({error}); fetch it again") from None
+
+
+def _below_header(stream: BufferedReader[Any], form: RatingsFormat) -> tuple[int, TextTable]:
+    """Number of the first line below the header, and the table with our names for the columns we know."""
+    table = form.table
+    if stream.peek(3).startswith(codecs.BOM_UTF8):
+        stream.read(3)
+    if not stream.peek(1):
+        raise InputError(f"{form.shown} is empty; expected {table.describe()}")
+    if not table.header:
+        ours = {told: name for name, told in form.columns.items()}
+        return 1, replace(table, columns=tuple(ours[told] for told in table.columns))
+    header = stream.readline(_LONGEST_LINE)
+    if len(header) == _LONGEST_LINE:
+        raise InputError(_too_long(form, 1))
+    if not header.strip() and not stream.read(_LONGEST_LINE).strip():
+        raise InputError(f"{form.shown} is empty; expected {table.describe()}")
+    return 2, find_columns(form.shown, header, table, form.columns)
+
+
+def _too_long(form: RatingsFormat, line: int) -> str:
+    return (
+        f"{form.shown} line {line} is longer than {_LONGEST_LINE >> 20} MiB; give a table with a line for each rating"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Block:
+    """Reads blocks of one file. ``table`` has our names for the columns we know."""
+
+    table: TextTable
+    form: RatingsFormat
+    rules: Sequence[Rule]
+
+    def parse(self, data: bytes, line: int, *, more: bool) -> Generator[Sifted, None, int]:
+        """The rows of whole lines, of which the first has the number ``line``.
+
+        Returns:
+            How many bytes were used; the rest belongs to a record that may end in the lines to come (``more``).
+        """
+        if not data:
+            return 0
+        rows = self._read_clean(data, line)
+        quotes = self.table.quoted and b'"' in data
+        cut = data.find(b"\n", len(data) // 2) + 1
+        if rows is not None:
+            yield Sifted(rows, pl.DataFrame(schema=REJECTS))
+        elif quotes or len(data) <= _SMALL or cut in (0, len(data)):
+            sifted, open_line = self._read_exactly(data, line, more)
+            yield sifted
+            if open_line is not None:
+                return _offset(data, open_line - line)
+        else:
+            yield from self.parse(data[:cut], line, more=True)
+            yield from self.parse(data[cut:], line + data.count(b"\n", 0, cut), more=more)
+        return len(data)
+
+    def _read_clean(self, data: bytes, line: int) -> pl.DataFrame | None:
+        """The rows of a block in which every line is a good row, or None."""
+        lines = data.count(b"\n") + (not data.endswith(b"\n"))
+        separator = self.table.separator
+        quotes = self.table.quoted and b'"' in data
+        if separator == "::":  # the typed reader knows separators of one byte
+            if b"\t" in data:
+                return None
+            separator, data = "\t", data.replace(b"::", b"\t")
+        fields = len(self.table.columns)
+        try:
+            # the reader fills short lines; it stops at long ones, but not when it is to read some columns alone
+            if not (_simply_quoted(data, separator, fields) if quotes else _full(data, separator, fields, lines)):
+                return None
+            typed = pl.read_csv(
+                data,
+                has_header=False,
+                schema={name: RATINGS.get(name, pl.String()) for name in self.table.columns},
+                separator=separator,
+                quote_char='"' if quotes else None,
+            )
+        except pl.exceptions.PolarsError:
+            return None
+        # fewer or more rows than lines: blank lines
+        if typed.height != lines or typed.select(first_fault(self.rules).is_not_null().any()).item():
+            return None
+        return typed.select(*RATINGS, line=pl.int_range(line, line + lines, dtype=pl.UInt32))
+
+    def _read_exactly(self, data: bytes, line: int, more: bool) -> tuple[Sifted, int | None]:
+        """The rows of a block line by line, and the line where an open record begins."""
+        records = parse_records(data, self.table, line, more=more)
+        sifted = sift_rows(records.rows, {name: number(name, dtype) for name, dtype in RATINGS.items()}, self.form)
+        rejects = pl.concat([records.rejects, sifted.rejects]).sort("line")
+        return Sifted(sifted.kept, rejects), records.open_line
+
+
+def _full(data: bytes, separator: str, fields: int, lines: int) -> bool:
+    """Whether lines without quotes have as many separators as they should, all together."""
+    return data.count(separator.encode()) == lines * (fields - 1)
+
+
+def _simply_quoted(data: bytes, separator: str, fields: int) -> bool:
+    """Whether each line has its fields, and quotes only at their very beginning and end: no reader can doubt those."""
+    between = re.escape(separator)
+    field = f'(?:[^"{between}]*|"[^"]*")'
+    pattern = f"^{field}(?:{between}{field}){{{fields - 1}}}$"
+    return bool(pl.read_lines(data, name="text")["text"].str.contains(pattern).all())
+
+
+def _offset(data: bytes, number: int) -> int:
+    """Where the line with this number begins, counted from 0, in data that ends with a line end."""
+    place = len(data)
+    for _ in range(data.count(b"\n") - number + 1):
+        place = data.rfind(b"\n", 0, place)
+    return place + 1

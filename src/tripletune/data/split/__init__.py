@@ -1,0 +1,1 @@
+"""Split of every rating by the protocol, and frozen evaluation sets."""

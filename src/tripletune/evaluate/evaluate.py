@@ -1,0 +1,279 @@
+"""The evaluate stage: how good retrieval and re-ranking are, how sure that is, and the report about it.
+
+Retrieval is ranked over the whole catalogue, re-ranking over the same viewers for every system, and a held-out film
+that retrieval missed counts 0 for all of them. Every number is a mean over viewers with a bootstrap interval; every
+pair of rows of a family is compared on the same viewers.
+"""
+
+# Shape letters in this file:
+#   U viewers, V = rows x metrics, R resamples
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import combinations
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from tripletune.config import EvaluateConfig
+from tripletune.errors import InputError
+from tripletune.evaluate.metrics import score_lists
+from tripletune.evaluate.report import write_report
+from tripletune.evaluate.significance import Interval, bootstrap_means, mean_interval, summarise
+from tripletune.schemas import (
+    FURTHER_RETRIEVERS,
+    PREDICTIONS,
+    PURPOSES,
+    RANKINGS,
+    RETRIEVERS,
+    SYSTEMS,
+    conform,
+)
+from tripletune.store.parquet import parquet_files, scan
+from tripletune.store.paths import Facts, write_atomically, write_json
+
+GROUPS = ("all", "warm", "unseen")
+"""``warm`` viewers may be in the fits and in training examples; ``unseen`` ones are in neither."""
+PROMOTION_CUTOFF = 5
+"""Promotion compares ndcg_at_5, so it is measured whatever the configured cut-offs."""
+
+METRICS = pl.Schema(
+    {
+        "row": pl.String,
+        "group": pl.String,
+        "metric": pl.String,
+        "value": pl.Float64,
+        "low": pl.Float64,
+        "high": pl.Float64,
+        "num_viewers": pl.Int64,
+    }
+)
+"""evaluate/metrics.parquet: ``low`` and ``high`` are null with fewer than two viewers; an empty group has no line."""
+COMPARISONS = pl.Schema(
+    {
+        "row_a": pl.String,
+        "row_b": pl.String,
+        "metric": pl.String,
+        "group": pl.String,
+        "difference": pl.Float64,
+        "low": pl.Float64,
+        "high": pl.Float64,
+        "num_viewers": pl.Int64,
+    }
+)
+"""evaluate/comparisons.parquet: ``difference`` is a - b over the same viewers."""
+
+
+class Measured(NamedTuple):
+    """Lines of METRICS and of COMPARISONS."""
+
+    metrics: list[tuple[Any, ...]]
+    comparisons: list[tuple[Any, ...]]
+
+
+def evaluate_run(
+    predictions: Path,
+    shards: Path,
+    retrieve: Path,
+    out: Path,
+    settings: EvaluateConfig,
+    seed: int,
+    trained: Mapping[str, Path],
+) -> Facts:
+    """Measure a run and write the report.
+
+    Args:
+        predictions: the rank stage's folder.
+        shards: the generate stage's folder; its test and valid examples hold the held-out films.
+        retrieve: its rankings and choices.
+        out: receives per_viewer, metrics and comparisons.parquet, metrics.json, report.html.
+        settings: cut-offs, resamples and confidence.
+        seed: of the bootstrap.
+        trained: folders of ``rgat``, ``lightgcn``, ``finetune`` and, where there is one, ``sasrec``: their curves and
+            attention go into the report.
+
+    Returns:
+        The means under flat names: ``<row>_<metric>`` for all viewers, ``..._warm`` and ``..._unseen`` for the groups.
+
+    Raises:
+        InputError: a system or retriever is missing, viewers were ranked twice, or a cut-off is deeper than the lists.
+    """
+    held_out = _held_out(shards)
+    answered = _answered(predictions, held_out)
+    rerank_cutoffs = sorted({*settings.rerank_cutoffs, PROMOTION_CUTOFF})
+    retrieval = _retrieval_scores(retrieve / "rankings.parquet", list(settings.retrieval_cutoffs))
+    reranked = _rerank_scores(answered, rerank_cutoffs)
+    on_test = reranked.filter(pl.col("purpose") == "test")
+
+    measured = Measured([], [])
+    ranked_by = _ranked_by(retrieval["row"])
+    _measure_family(measured, retrieval, ranked_by, settings, seed)
+    _measure_family(measured, on_test, SYSTEMS, settings, seed)
+    _measure_shares(measured, answered, reranked, settings, seed)
+    metrics = pl.DataFrame(measured.metrics, METRICS, orient="row")
+    comparisons = pl.DataFrame(measured.comparisons, COMPARISONS, orient="row")
+
+    per_viewer = pl.concat([retrieval, reranked], how="diagonal").sort("row", "purpose", "user_id", maintain_order=True)
+    for name, frame in (("per_viewer", per_viewer), ("metrics", metrics), ("comparisons", comparisons)):
+        _write(frame, out / f"{name}.parquet")
+    facts = _flat(metrics) | {
+        "retrieval_viewers": retrieval["user_id"].n_unique(),
+        "rerank_viewers": on_test["user_id"].n_unique(),
+    }
+    write_json(out / "metrics.json", facts)
+    folders = {"rank": predictions, "generate": shards, "retrieve": retrieve, **trained}
+    write_report(out / "report.html", metrics, comparisons, folders, confidence=settings.confidence, seed=seed)
+    return facts
+
+
+def _write(frame: pl.DataFrame, path: Path) -> None:
+    write_atomically(path, lambda part: frame.write_parquet(part, compression="zstd", row_group_size=1 << 18))
+
+
+def _held_out(shards: Path) -> pl.DataFrame:
+    """``user_id, purpose, unseen, answer, is_candidate`` of every valid and test example."""
+    parts = [
+        scan(parquet_files(shards, purpose)).select(
+            "user_id",
+            pl.lit(purpose).cast(PURPOSES).alias("purpose"),
+            "unseen",
+            answer=pl.col("answers").list.first(),
+            is_candidate=pl.col("candidates").list.contains(pl.col("answers").list.first()),
+        )
+        for purpose in ("valid", "test")
+    ]
+    return pl.concat(parts).collect()
+
+
+def _answered(predictions: Path, held_out: pl.DataFrame) -> pl.DataFrame:
+    """Predictions beside what was held out; the two trivial orders can only name candidates: they are constrained."""
+    path = predictions / "predictions.parquet"
+    frame = conform(pl.read_parquet(path), PREDICTIONS).drop("text")
+    trivial = pl.col("system").is_in(["random", "retriever"])
+    frame = frame.with_columns(constrained=pl.col("constrained") | trivial)
+    key = ["user_id", "purpose", "system", "constrained"]
+    if frame.select(key).is_duplicated().any():
+        raise InputError(f"{path}: a viewer was answered twice by one system; run rank again in an empty folder")
+    joined = frame.join(held_out, on=["user_id", "purpose"], how="left", validate="m:1", maintain_order="left")
+    strangers = joined.filter(pl.col("answer").is_null())
+    if strangers.height:
+        raise InputError(
+            f"{path}: viewer {strangers['user_id'][0]} has no {strangers['purpose'][0]} example in the shards; "
+            "give the shards that were ranked"
+        )
+    return joined
+
+
+def _rerank_scores(answered: pl.DataFrame, cutoffs: list[int]) -> pl.DataFrame:
+    """Values per viewer, purpose and system of constrained answers; test viewers are those that every system ranked."""
+    constrained = answered.filter(pl.col("constrained")).rename({"system": "row"})
+    tested = constrained.filter(pl.col("purpose") == "test")
+    same = _in_every_row(tested, SYSTEMS, "systems of rank/predictions.parquet")
+    tuned_valid = constrained.filter(pl.col("purpose") == "valid", pl.col("row") == "tuned")
+    return _scored(pl.concat([same, tuned_valid]), "answers", cutoffs)
+
+
+def _retrieval_scores(rankings: Path, cutoffs: list[int]) -> pl.DataFrame:
+    frame = conform(scan(rankings).filter(pl.col("purpose") == "test").collect(), RANKINGS)
+    rows = _ranked_by(frame["retriever"])
+    same = _in_every_row(frame.rename({"retriever": "row"}), rows, "retrievers of retrieve/rankings.parquet")
+    return _scored(same, "top", cutoffs)
+
+
+def _ranked_by(names: pl.Series) -> tuple[str, ...]:
+    """The retrievers that every run has, and those of the others that are there."""
+    return (*RETRIEVERS, *(name for name in FURTHER_RETRIEVERS if name in names))
+
+
+def _in_every_row(frame: pl.DataFrame, rows: tuple[str, ...], what: str) -> pl.DataFrame:
+    """Only the viewers that stand in all rows: means over different viewers can't be compared."""
+    missing = [row for row in rows if row not in frame["row"]]
+    if missing:
+        raise InputError(f"{what}: no test viewers of {', '.join(missing)}; run that stage again")
+    kept = frame.filter(pl.col("row").is_in(rows))
+    return kept.filter(pl.col("row").n_unique().over("user_id") == len(rows))
+
+
+def _scored(frame: pl.DataFrame, lists: str, cutoffs: list[int]) -> pl.DataFrame:
+    deepest = frame.select(pl.col(lists).list.len().max()).item() or 0
+    if frame.height and max(cutoffs) > deepest:
+        raise InputError(
+            f"a cut-off of {max(cutoffs)} is deeper than every list of '{lists}' ({deepest} films); "
+            "lower evaluate.retrieval_cutoffs or evaluate.rerank_cutoffs"
+        )
+    scores = score_lists(frame[lists], frame["answer"], cutoffs)
+    return pl.concat([frame.select("user_id", "purpose", "unseen", "row"), scores], how="horizontal")
+
+
+def _measure_family(
+    measured: Measured, frame: pl.DataFrame, rows: tuple[str, ...], settings: EvaluateConfig, seed: int
+) -> None:
+    """Means of every row and differences of every pair of rows, by group, from one bootstrap of each group."""
+    names = [name for name in frame.columns if name.startswith(("hr_at_", "ndcg_at_"))]
+    for group in GROUPS:
+        part = _group(frame, group)
+        if not part.height:
+            continue
+        values_UV = np.hstack([_values(part, row, names) for row in rows])
+        means_RV = bootstrap_means(values_UV, resamples=settings.bootstrap_resamples, seed=seed)
+        column = {(row, name): v for v, (row, name) in enumerate((row, name) for row in rows for name in names)}
+        for (row, name), v in column.items():
+            found = summarise(values_UV[:, v], means_RV[:, v], confidence=settings.confidence)
+            measured.metrics.append((row, group, name, *_numbers(found)))
+        for (row_b, row_a), name in ((pair, name) for pair in combinations(rows, 2) for name in names):
+            a, b = column[row_a, name], column[row_b, name]
+            found = summarise(
+                values_UV[:, a] - values_UV[:, b], means_RV[:, a] - means_RV[:, b], confidence=settings.confidence
+            )
+            measured.comparisons.append((row_a, row_b, name, group, *_numbers(found)))
+
+
+def _numbers(found: Interval) -> tuple[float, float | None, float | None, int]:
+    return found.value, found.low, found.high, found.num_viewers
+
+
+def _group(frame: pl.DataFrame, group: str) -> pl.DataFrame:
+    return frame if group == "all" else frame.filter(pl.col("unseen") == (group == "unseen"))
+
+
+def _values(frame: pl.DataFrame, row: str, names: list[str]) -> npt.NDArray[np.float64]:
+    """Shape (U, metrics), viewers in order of id, so that the columns of all rows are the same viewers'."""
+    return frame.filter(pl.col("row") == row).sort("user_id").select(names).to_numpy()
+
+
+def _measure_shares(
+    measured: Measured, answered: pl.DataFrame, reranked: pl.DataFrame, settings: EvaluateConfig, seed: int
+) -> None:
+    """The ceiling that retrieval sets, the shares of valid answers, and the tuned model on valid answers."""
+    test = answered.filter(pl.col("purpose") == "test")
+    ranked = reranked.filter(pl.col("purpose") == "test").unique("user_id")
+    ceiling = test.unique("user_id").join(ranked, on="user_id", how="semi").select("user_id", "unseen", "is_candidate")
+    shares = [("retrieval", "ceiling", ceiling, "is_candidate")]
+    for constrained, name in ((True, "valid_answers_constrained"), (False, "valid_answers_unconstrained")):
+        for system in SYSTEMS:
+            part = test.filter(pl.col("system") == system, pl.col("constrained") == constrained)
+            shares.append((system, name, part, "valid"))
+    tuned_valid = reranked.filter(pl.col("purpose") == "valid")
+    name = f"ndcg_at_{PROMOTION_CUTOFF}"
+    shares.append(("tuned", f"valid_{name}", tuned_valid, name))
+    for row, metric, frame, column in shares:
+        for group in GROUPS:
+            part = _group(frame, group)
+            if not part.height:
+                continue
+            values_U = part.sort("user_id")[column].cast(pl.Float64).to_numpy()
+            found = mean_interval(
+                values_U, confidence=settings.confidence, resamples=settings.bootstrap_resamples, seed=seed
+            )
+            measured.metrics.append((row, group, metric, *_numbers(found)))
+
+
+def _flat(metrics: pl.DataFrame) -> dict[str, Any]:
+    return {
+        f"{row}_{metric}" if group == "all" else f"{row}_{metric}_{group}": value
+        for row, group, metric, value in metrics.select("row", "group", "metric", "value").iter_rows()
+    }

@@ -1,0 +1,238 @@
+"""The HTML report of a run: one file, no network, the same bytes for the same inputs.
+
+It gathers what the stages wrote, and lets Jinja2 escape every text that comes from data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from tripletune.html.pages import write_page
+from tripletune.html.pictures import Dot, draw_bars, draw_curves, draw_dots
+from tripletune.schemas import FURTHER_RETRIEVERS, RETRIEVERS, SYSTEMS
+from tripletune.store.parquet import parquet_files, scan
+from tripletune.store.paths import read_manifest
+
+MAX_EXAMPLES = 3
+MAX_RELATIONS = 16
+FAMILIES: tuple[dict[str, Any], ...] = (
+    {
+        "title": "Retrieval",
+        "about": "Test likes ranked among the whole catalogue, films rated before the cutoff left out.",
+        "rows": (*RETRIEVERS, *FURTHER_RETRIEVERS),
+        "groups": ("all", "warm", "unseen"),
+        "below": False,
+    },
+    {
+        "title": "Re-ranking",
+        "about": "The candidates put in order by each system, over the same viewers, with constrained decoding. "
+        "A held-out film that is not among the candidates counts 0 for every system; "
+        "the dashed line is the share of all viewers whose film is.",
+        "rows": SYSTEMS,
+        "groups": ("all", "warm", "unseen"),
+        "below": True,
+    },
+)
+HEADLINES = (
+    ("tuned", "ndcg_at_5", "tuned model, ndcg_at_5"),
+    ("retriever", "ndcg_at_5", "retriever's order, ndcg_at_5"),
+    ("fused", "ndcg_at_10", "fused retriever, ndcg_at_10"),
+    ("lightgcn", "ndcg_at_10", "LightGCN, ndcg_at_10"),
+    ("retrieval", "ceiling", "held-out film is a candidate"),
+    ("tuned", "valid_answers_unconstrained", "valid answers without constraint"),
+)
+
+
+def write_report(
+    path: Path,
+    metrics: pl.DataFrame,
+    comparisons: pl.DataFrame,
+    folders: Mapping[str, Path],
+    *,
+    confidence: float,
+    seed: int,
+) -> None:
+    """Write the report.
+
+    Args:
+        path: the HTML file.
+        metrics, comparisons: what evaluate measured.
+        folders: of ``rank, generate, retrieve, rgat, lightgcn, finetune``, by stage; ``sasrec`` may be among them.
+        confidence: of the intervals.
+        seed: of the run.
+    """
+    write_page(
+        path,
+        "templates/report.html.j2",
+        dataset=_dataset(folders),
+        seed=seed,
+        confidence=confidence,
+        headlines=_headlines(metrics),
+        families=[_family(family, metrics, comparisons) for family in FAMILIES],
+        shares=_shares(metrics),
+        curves=_curves(folders),
+        attention=_attention(folders),
+        examples=_examples(folders["generate"], folders["rank"]),
+        lineage=_lineage(folders),
+    )
+
+
+def _dataset(folders: Mapping[str, Path]) -> str:
+    manifest = read_manifest(folders["rank"]) or {}
+    return str(manifest.get("dataset", "unpublished"))
+
+
+def _headlines(metrics: pl.DataFrame) -> list[dict[str, Any]]:
+    found = {(line["row"], line["metric"]): line for line in metrics.filter(pl.col("group") == "all").to_dicts()}
+    return [found[row, metric] | {"label": label} for row, metric, label in HEADLINES if (row, metric) in found]
+
+
+def _family(family: Mapping[str, Any], metrics: pl.DataFrame, comparisons: pl.DataFrame) -> dict[str, Any]:
+    measured = metrics.filter(pl.col("row").is_in(family["rows"]), pl.col("metric").str.contains("^(hr|ndcg)_at_"))
+    names = measured["metric"].unique(maintain_order=True).to_list()
+    present = measured["row"].unique().to_list()
+    groups = []
+    for group in family["groups"]:
+        part = measured.filter(pl.col("group") == group)
+        if part.height:
+            cells = {(line["row"], line["metric"]): line for line in part.to_dicts()}
+            rows = [(row, [cells[row, name] for name in names]) for row in family["rows"] if row in present]
+            groups.append({"name": group, "num_viewers": part["num_viewers"][0], "rows": rows})
+    lines = comparisons.filter(pl.col("row_a").is_in(family["rows"])).to_dicts()
+    compared = [line | {"words": _words(line)} for line in lines]
+    deepest = names[-1] if names else ""
+    ceiling = metrics.filter(pl.col("metric") == "ceiling", pl.col("group") == "all")["value"]
+    limit = ceiling[0] if family["below"] and len(ceiling) else None
+    limits = {name: limit for name in names if name.startswith("hr_")}
+    return {
+        "title": family["title"],
+        "about": family["about"],
+        "names": names,
+        "groups": groups,
+        "pictures": [_dots(family["title"], measured, name, limits.get(name)) for name in names[-2:]],
+        "compared": [line for line in compared if line["metric"] == deepest and line["group"] == "all"],
+        "compared_more": [line for line in compared if line["metric"] != deepest or line["group"] != "all"],
+    }
+
+
+def _words(line: Mapping[str, Any]) -> str:
+    if line["low"] is None:
+        return "too few viewers"
+    if line["low"] > 0:
+        return "better"
+    return "worse" if line["high"] < 0 else "no difference shown"
+
+
+def _dots(title: str, measured: pl.DataFrame, metric: str, limit: float | None) -> str:
+    chosen = measured.filter(pl.col("metric") == metric, pl.col("group") != "warm")
+    dots = [
+        Dot(line["row"], f"{line['group']} viewers", line["value"], line["low"], line["high"])
+        for line in chosen.to_dicts()
+    ]
+    return draw_dots(dots, title=f"{title}: {metric} by row, with intervals", xlabel=metric, limit=limit)
+
+
+def _shares(metrics: pl.DataFrame) -> list[dict[str, Any]]:
+    """Everything that is no ranking metric of a family: the ceiling, valid answers, the promotion's metric."""
+    other = ~pl.col("metric").str.contains("^(hr|ndcg)_at_")
+    return metrics.filter(other, pl.col("group") == "all").to_dicts()
+
+
+def _curves(folders: Mapping[str, Path]) -> list[dict[str, str]]:
+    pictures = []
+    tuned = pl.read_parquet(folders["finetune"] / "curve.parquet").filter(pl.col("metric").is_in(["loss", "eval_loss"]))
+    lines = _lines(tuned.with_columns(name=pl.col("metric")), "value")
+    if lines:
+        picture = draw_curves(lines, title="Loss of the language model by step", ylabel="loss")
+        pictures.append({"caption": "Language model: training and evaluation loss", "picture": picture})
+    for stage, name in (("lightgcn", "LightGCN"), ("rgat", "R-GAT"), ("sasrec", "SASRec")):
+        if stage not in folders:
+            continue
+        curve = pl.read_parquet(folders[stage] / "curve.parquet").with_columns(name=pl.format("fit {}", "fit"))
+        for column, label in (("loss", "training loss"), ("valid_ndcg_at_10", "valid ndcg_at_10")):
+            lines = _lines(curve, column)
+            if lines:
+                picture = draw_curves(lines, title=f"{name}: {label} by step", ylabel=label)
+                pictures.append({"caption": f"{name}: {label}", "picture": picture})
+    return pictures
+
+
+def _lines(curve: pl.DataFrame, column: str) -> dict[str, list[tuple[float, float]]]:
+    points = curve.filter(pl.col(column).is_finite()).sort("name", "step", descending=[True, False])
+    names = points["name"].unique(maintain_order=True).to_list()
+    return {name: list(points.filter(pl.col("name") == name).select("step", column).iter_rows()) for name in names}
+
+
+def _attention(folders: Mapping[str, Path]) -> dict[str, Any]:
+    """Three shares by relation: of the triples there are, of R-GAT's attention, of the triples chosen for viewers."""
+    weights = (
+        scan(folders["rgat"] / "attention.parquet")
+        .filter(pl.col("fit") == "b")
+        .group_by("relation")
+        .agg(triples=pl.len().cast(pl.Float64), attention=pl.col("alpha").cast(pl.Float64).sum())
+    )
+    chosen = (
+        scan(parquet_files(folders["retrieve"], "choices")).group_by("relation").agg(chosen=pl.len().cast(pl.Float64))
+    )
+    joined = weights.join(chosen, on="relation", how="full", coalesce=True).fill_null(0.0).collect()
+    total = joined.select(pl.sum("triples", "attention", "chosen")).row(0, named=True)
+    shares = joined.with_columns(pl.col(name) / (total[name] or 1.0) for name in total)
+    shares = shares.sort(pl.col("attention").round(9), "relation", descending=[True, False])
+    # sums over threads differ in the last bits; the report's bytes must not
+    table = shares.with_columns(pl.col(*total).round(9)).to_dicts()
+    if not table:
+        return {"table": [], "picture": ""}
+    top = table[:MAX_RELATIONS]
+    series = {"triples": "of all triples", "attention": "of attention", "chosen": "of chosen triples"}
+    picture = draw_bars(
+        [line["relation"] for line in top],
+        {label: [line[name] for line in top] for name, label in series.items()},
+        title="Triples, attention and choices by relation",
+        xlabel="share",
+    )
+    return {"table": table, "picture": picture}
+
+
+def _examples(generate: Path, rank: Path) -> list[dict[str, Any]]:
+    """The first test viewers that the tuned model answered: prompt, held-out film, what each system said."""
+    predictions = pl.read_parquet(rank / "predictions.parquet").filter(pl.col("purpose") == "test")
+    tuned = predictions.filter(pl.col("system") == "tuned", pl.col("constrained"))
+    viewers = tuned["user_id"].unique().sort().head(MAX_EXAMPLES)
+    shown = scan(parquet_files(generate, "test")).filter(pl.col("user_id").is_in(viewers.implode())).sort("user_id")
+    examples = []
+    for example in shown.collect().to_dicts():
+        titles = dict(zip(example["candidates"], example["candidate_titles"], strict=True))
+        answer = example["answers"][0]
+        said = predictions.filter(pl.col("user_id") == example["user_id"]).with_columns(
+            pl.col("system").cast(pl.Enum(SYSTEMS))
+        )
+        answers = [
+            {
+                "system": line["system"],
+                "constrained": line["constrained"],
+                "films": [(titles.get(film, f"film {film}"), film == answer) for film in line["answers"]],
+                "text": line["text"],
+                "valid": line["valid"],
+            }
+            for line in said.sort("system", "constrained", descending=[False, True]).to_dicts()
+        ]
+        held_out = titles.get(answer, f"film {answer}, which retrieval did not find")
+        examples.append({**example, "held_out": held_out, "predictions": answers})
+    return examples
+
+
+def _lineage(folders: Mapping[str, Path]) -> list[dict[str, Any]]:
+    """Stage, fingerprint and parents of every folder the report was made from, and of their parents."""
+    known: dict[str, str] = {}
+    parents: dict[str, list[str]] = {}
+    for stage, folder in folders.items():
+        manifest = read_manifest(folder) or {}
+        known[stage] = manifest.get("fingerprint", folder.name)
+        parents[stage] = sorted(manifest.get("parents", {}))
+        for parent, fingerprint in manifest.get("parents", {}).items():
+            known.setdefault(parent, fingerprint)
+    return [{"stage": stage, "fingerprint": known[stage], "parents": parents.get(stage, [])} for stage in sorted(known)]

@@ -1,0 +1,1 @@
+"""HTML pages and pictures shared by the report and the quality page."""

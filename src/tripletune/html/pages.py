@@ -1,0 +1,29 @@
+"""HTML pages of one file: no network, the same bytes for the same inputs, every text from data escaped by Jinja2."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from tripletune.store.paths import write_atomically
+
+
+def write_page(path: Path, template: str, **values: Any) -> None:
+    """Write a page.
+
+    Args:
+        path: the HTML file.
+        template: below ``tripletune/html``; pages share ``templates/style.html.j2``.
+        values: what the template names; all of it must be there.
+    """
+    environment = Environment(
+        loader=PackageLoader("tripletune.html", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    html = environment.get_template(template).render(**values)
+    write_atomically(path, lambda part: part.write_text(html, encoding="utf-8"))

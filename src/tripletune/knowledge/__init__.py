@@ -1,0 +1,1 @@
+"""Film knowledge graph from genres, decades, tags, credits and extra triples."""

@@ -1,0 +1,1 @@
+"""Models that learn from likes, one folder each, and what they share."""

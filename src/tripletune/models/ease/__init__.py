@@ -1,0 +1,1 @@
+"""EASE: closed-form item-item model."""

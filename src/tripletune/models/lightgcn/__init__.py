@@ -1,0 +1,1 @@
+"""LightGCN: collaborative filtering on the graph of likes."""

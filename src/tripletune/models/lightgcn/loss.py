@@ -1,0 +1,217 @@
+"""What LightGCN is trained with: one softmax over all films or over a sample, or the published pairwise loss.
+
+All are summed over (viewer, film) rows with a weight each.
+"""
+
+# Shape letters in this file: B viewers, M films, D width, R target rows, K rows of known likes, V viewers of a block,
+#   C films of a sample
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from tripletune.models.message_passing.fixed_order import product
+from tripletune.models.message_passing.interface import take_rows
+
+BLOCK_VIEWERS = 128
+"""Scores of so many viewers and all films are held at once: 128 x 87,585 floats are 45 MB."""
+
+
+@dataclass(frozen=True, slots=True)
+class Targets:
+    """Which films should come out on top for the viewers of a batch. All rows are sorted by viewer.
+
+    ``known_*``: likes that made the viewer's vector; they stand outside the softmax and are never negatives.
+    """
+
+    viewer_R: Tensor
+    movie_R: Tensor
+    weight_R: Tensor
+    known_viewer_K: Tensor
+    known_movie_K: Tensor
+
+    def to(self, device: torch.device) -> Targets:
+        """The rows on another device."""
+        return Targets(*(getattr(self, column.name).to(device) for column in fields(self)))
+
+
+@dataclass(frozen=True, slots=True)
+class FilmSample:
+    """The films that stand for all in one step's softmax, ascending, and what is added to the score of each.
+
+    The batch's targets are all there and stand for themselves. Of the other films some are drawn, all equally likely;
+    each stands for ``1 / its chance`` of them, and the log of that is added (importance sampling, Bengio & Senecal,
+    IEEE TNN 2008; as the log-q correction of Yi et al., RecSys 2019). So the sum in the softmax is right on average,
+    for every viewer.
+    """
+
+    movie_C: Tensor
+    correction_C: Tensor
+
+    @classmethod
+    def draw(cls, target_movie_R: Tensor, num_movies: int, size: int, generator: torch.Generator) -> FilmSample:
+        """Draw ``size`` films beside the targets; all others when there are no more than that."""
+        is_in_M = torch.zeros(num_movies, dtype=torch.bool)
+        is_in_M[target_movie_R] = True
+        others = (~is_in_M).nonzero().squeeze(1)
+        drawn = others[torch.randperm(others.numel(), generator=generator)[:size]]
+        correction_M = torch.zeros(num_movies)
+        correction_M[drawn] = math.log(others.numel() / max(drawn.numel(), 1)) if others.numel() else 0.0
+        is_in_M[drawn] = True
+        movie_C = is_in_M.nonzero().squeeze(1)
+        return cls(movie_C, correction_M[movie_C])
+
+    def columns(self, targets: Targets, num_movies: int) -> Targets:
+        """The rows with places in the sample for films; known likes outside the sample are left out."""
+        place_M = torch.full((num_movies,), -1)
+        place_M[self.movie_C] = torch.arange(self.movie_C.numel())
+        known_K = place_M[targets.known_movie_K]
+        kept_K = known_K >= 0
+        return replace(
+            targets,
+            movie_R=place_M[targets.movie_R],
+            known_viewer_K=targets.known_viewer_K[kept_K],
+            known_movie_K=known_K[kept_K],
+        )
+
+    def to(self, device: torch.device) -> FilmSample:
+        """The sample on another device."""
+        return FilmSample(self.movie_C.to(device), self.correction_C.to(device))
+
+
+class _SoftmaxOverFilms(torch.autograd.Function):
+    """Computes its gradients in the forward pass, block by block, so that the B x M scores are never held.
+
+    Ten times faster than autograd over ``log_softmax`` of the whole matrix: blocks stay in the cache.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, viewers_BD: Tensor, movies_MD: Tensor, bias_M: Tensor, targets: Targets) -> Tensor:
+        """The sum over the batch's likes of ``-weight * log softmax`` of their films; a scalar.
+
+        Args:
+            viewers_BD, movies_MD: vectors of the batch's viewers and of the films ranked.
+            bias_M: added to every viewer's scores.
+            targets: likes and what is masked, both sorted by viewer.
+        """
+        num_viewers = viewers_BD.shape[0]
+        grad_viewers_BD, grad_movies_MD = torch.empty_like(viewers_BD), torch.zeros_like(movies_MD)
+        grad_bias_M = torch.zeros_like(bias_M)
+        loss = viewers_BD.new_zeros(())
+        bounds = _bounds(num_viewers)
+        blocks = zip(
+            itertools.pairwise(bounds),
+            _rows(targets.viewer_R, bounds),
+            _rows(targets.known_viewer_K, bounds),
+            strict=True,
+        )
+        for (start, stop), rows, known in blocks:
+            viewer_R, movie_R = targets.viewer_R[rows] - start, targets.movie_R[rows]
+            weight_R = targets.weight_R[rows].to(viewers_BD.dtype)
+            scores_VM = torch.addmm(bias_M, viewers_BD[start:stop], movies_MD.T)
+            scores_VM[targets.known_viewer_K[known] - start, targets.known_movie_K[known]] = -torch.inf
+            wanted_R, top_V = scores_VM[viewer_R, movie_R], scores_VM.amax(dim=1)
+            mass_VM = scores_VM.sub_(top_V.unsqueeze(1)).exp_()  # in place: the matrix is what takes the time
+            sum_V = mass_VM.sum(dim=1)
+            loss += (weight_R * ((top_V + sum_V.log())[viewer_R] - wanted_R)).sum()
+            total_V = weight_R.new_zeros(stop - start).index_add_(0, viewer_R, weight_R)
+            grad_VM = mass_VM.mul_((total_V / sum_V).unsqueeze(1))
+            grad_VM.view(-1).index_add_(0, viewer_R * movies_MD.shape[0] + movie_R, -weight_R)
+            grad_viewers_BD[start:stop] = product(grad_VM, movies_MD)
+            grad_movies_MD.addmm_(grad_VM.T, viewers_BD[start:stop])
+            grad_bias_M += grad_VM.sum(dim=0)
+        ctx.save_for_backward(grad_viewers_BD, grad_movies_MD, grad_bias_M)
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        grad_viewers_BD, grad_movies_MD, grad_bias_M = ctx.saved_tensors
+        (grad,) = grads
+        return grad * grad_viewers_BD, grad * grad_movies_MD, grad * grad_bias_M, None
+
+
+def softmax_loss(
+    viewers_BD: Tensor, movies_MD: Tensor, bias_M: Tensor, targets: Targets, sample: FilmSample | None = None
+) -> Tensor:
+    """``- sum over rows of weight * log softmax(<viewer, film> + bias)``, known likes left out of the softmax.
+
+    Args:
+        targets: no row may be a known like of its viewer. With a sample: its ``columns``.
+        sample: the films of the softmax; None: all.
+
+    Returns:
+        A scalar, differentiable in the first three arguments.
+    """
+    if sample is not None:
+        movies_MD = take_rows(movies_MD, sample.movie_C)
+        bias_M = take_rows(bias_M, sample.movie_C) + sample.correction_C.to(bias_M.dtype)
+    if viewers_BD.shape[0] == 1:  # see _bounds; a viewer without a target costs nothing
+        viewers_BD = functional.pad(viewers_BD, (0, 0, 0, 1))
+    loss: Tensor = _SoftmaxOverFilms.apply(viewers_BD, movies_MD, bias_M, targets)  # type: ignore[no-untyped-call]
+    return loss
+
+
+def bpr_loss(viewers_BD: Tensor, movies_MD: Tensor, targets: Targets, negative_R: Tensor) -> Tensor:
+    """Bayesian personalised ranking (Rendle et al., UAI 2009; LightGCN equation 15): a negative for each target row.
+
+    Returns:
+        ``- sum over rows of weight * log sigmoid(score of the target - score of the negative)``, a scalar.
+    """
+    viewers_RD = take_rows(viewers_BD, targets.viewer_R)
+    difference_RD = take_rows(movies_MD, targets.movie_R) - take_rows(movies_MD, negative_R)
+    margin_R = (viewers_RD * difference_RD).sum(dim=1)
+    return -(targets.weight_R.to(margin_R.dtype) * functional.logsigmoid(margin_R)).sum()
+
+
+def draw_negatives(targets: Targets, num_movies: int, generator: torch.Generator) -> Tensor:
+    """A film for each target row, uniform over those that are neither a target nor a known like of its viewer."""
+    target_R = targets.viewer_R * num_movies + targets.movie_R
+    known_K = targets.known_viewer_K * num_movies + targets.known_movie_K
+    liked = torch.unique_consecutive(torch.cat([target_R, known_K]).sort().values)
+    return draw_unliked(targets.viewer_R, liked, num_movies, generator)
+
+
+def draw_unliked(viewer_R: Tensor, liked: Tensor, num_movies: int, generator: torch.Generator) -> Tensor:
+    """A film for each row, uniform over those whose ``viewer * num_movies + film`` is not in ``liked`` (ascending).
+
+    The j-th unliked film of a viewer is found by counting the liked ones below it, so nothing is drawn twice.
+
+    Returns:
+        int64, shape (R,).
+
+    Raises:
+        ValueError: a viewer of the rows likes every film.
+    """
+    liked_viewer = liked // num_movies
+    first_R, end_R = torch.searchsorted(liked_viewer, viewer_R), torch.searchsorted(liked_viewer, viewer_R, right=True)
+    num_unliked_R = num_movies - (end_R - first_R)
+    if bool((num_unliked_R == 0).any()):
+        raise ValueError("a viewer likes every film: there is no negative to draw")
+    wish_R = (torch.rand(viewer_R.shape, generator=generator, dtype=torch.float64) * num_unliked_R).long()
+    # liked film number k (from 0) has (film - k) unliked ones before it: the sought film lies behind all with <= wish
+    place = torch.arange(liked.numel()) - torch.searchsorted(liked_viewer, liked_viewer)
+    gaps = liked - place  # ascending within a viewer, and across viewers since a viewer has at least one unliked film
+    behind_R = torch.searchsorted(gaps, viewer_R * num_movies + wish_R, right=True)
+    return wish_R + behind_R - first_R
+
+
+def _bounds(num_viewers: int) -> list[int]:
+    """Where blocks of viewers begin and end; none is of one, as the bits of its sums know the number of threads."""
+    starts = list(range(0, num_viewers, BLOCK_VIEWERS))
+    if len(starts) > 1 and num_viewers - starts[-1] == 1:
+        starts.pop()
+    return [*starts, num_viewers]
+
+
+def _rows(sorted_viewer: Tensor, bounds: list[int]) -> list[slice]:
+    """The rows of the viewers from each bound to the next."""
+    wanted = torch.tensor(bounds, device=sorted_viewer.device)
+    return [
+        slice(first, last) for first, last in itertools.pairwise(torch.searchsorted(sorted_viewer, wanted).tolist())
+    ]

@@ -1,0 +1,53 @@
+"""What a fit of LightGCN takes of memory: stated before it starts, and refused where it cannot fit."""
+
+from __future__ import annotations
+
+import torch
+
+from tripletune.config import LightGCNConfig
+from tripletune.models.lightgcn.loss import BLOCK_VIEWERS
+from tripletune.models.training.interactions import Likes
+from tripletune.store.meter import claim_memory
+
+FLOAT = 4
+GRAPH_BYTES_PER_LIKE = {"dgl": 96, "torch": 64}
+"""Both directions at the peak of their making, when the edges are sorted; 16 of torch's stay."""
+
+
+def memory_parts(likes: Likes, num_movies: int, settings: LightGCNConfig) -> dict[str, int]:
+    """Bytes of each part of a fit at its peak."""
+    num_edges, film_table = likes.viewer_E.numel(), num_movies * settings.dim * FLOAT
+    backend = "dgl" if settings.message_passing == "dgl" else "torch"
+    viewer_table = likes.num_viewers * settings.dim * FLOAT
+    weights = 3 * FLOAT * num_edges if settings.edge_half_life else 0
+    return {
+        "graph": GRAPH_BYTES_PER_LIKE[backend] * num_edges + weights,
+        # the embedding, its gradient, Adam's two averages, the two exported tables of the best step, twice when saved
+        "parameters": 8 * (film_table + num_movies * FLOAT),
+        # for each pair of layers the sums of both sides, scaled and unscaled, and their gradients
+        "activations": max(1, settings.layers // 2) * (3 * viewer_table + 6 * film_table)
+        # the block of scores and its gradient
+        + 3 * BLOCK_VIEWERS * num_movies * FLOAT,
+    }
+
+
+def state_memory(likes: Likes, num_movies: int, settings: LightGCNConfig, device: torch.device) -> None:
+    """Log what a fit to these likes takes, part by part, and what is free.
+
+    Raises:
+        InputError: less is free.
+    """
+    parts = memory_parts(likes, num_movies, settings)
+    told = ", ".join(f"{name} {size / 2**30:.2f}" for name, size in parts.items())
+    advice = (
+        "learn from fewer ratings (a higher split.like)"
+        if parts["graph"] > sum(parts.values()) / 2
+        else "lower lightgcn.dim or lightgcn.layers"
+    )
+    claim_memory(
+        f"LightGCN on {likes.num_viewers:,} viewers, {num_movies:,} films and {likes.viewer_E.numel():,} likes "
+        f"(GiB: {told})",
+        sum(parts.values()),
+        advice,
+        torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None,
+    )

@@ -1,0 +1,119 @@
+"""LightGCN (He et al., SIGIR 2020, https://arxiv.org/abs/2002.02126) without a table of users.
+
+The published model learns a base vector for each user and each film. Here a user's base vector is zero, so that a
+viewer's vector is always what arrives from the liked films: a viewer whom no fit has seen gets one too, and a new like
+counts at once. Everything else is as published: symmetric normalisation, no weights but the embeddings, and the mean of
+the layers 0..K. With a zero base, odd layers are zero for films and even ones for viewers; they count in the mean.
+"""
+
+# Shape letters in this file: M films, U viewers, E likes, D embedding width, K layers
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from tripletune.models.message_passing.interface import Backend, MessageGraph, inverse_sqrt_degree, message_graph
+
+POOL_POWER = 0.5
+"""The viewer's side of the symmetric normalisation, 1 / sqrt(number of likes), as ``pool_viewers`` applies it."""
+
+
+@dataclass(frozen=True, slots=True)
+class LikeGraph:
+    """Who liked what, in both directions, with ``degree ** -0.5`` of each side (0 where there is no like).
+
+    The normalisation of an edge, 1 / sqrt(deg(u) deg(i)), is a product of two node terms: nodes are scaled before and
+    after an unweighted sum, so that no edge needs a weight. Where likes have weights of their own, a degree is the sum
+    of a node's weights, and the sums are weighted.
+    """
+
+    to_viewers: MessageGraph
+    to_movies: MessageGraph
+    weight_E: Tensor | None
+    """What each like weighs in the sums; None: all alike."""
+    viewer_scale_U1: Tensor
+    movie_scale_M1: Tensor
+    pool_scale_M1: Tensor
+    """Of the films a viewer is made of. All likes count alike here: the likes of a film that nobody liked lately have a
+    sum near 0, and what divides by its root would drown the rest of a history."""
+
+    @classmethod
+    def build(
+        cls,
+        viewer_E: Tensor,
+        movie_E: Tensor,
+        num_viewers: int,
+        num_movies: int,
+        backend: Backend = "auto",
+        weight_E: Tensor | None = None,
+    ) -> LikeGraph:
+        """From the likes, on their device.
+
+        Args:
+            backend: as in ``message_graph``, but ``auto`` is torch on a CPU too: its plain sums are many times faster
+                than DGL's, whose libxsmm must stay off.
+            weight_E: of each like; None: all alike.
+        """
+        scales = (
+            _scale(viewer_E, num_viewers, weight_E),
+            _scale(movie_E, num_movies, weight_E),
+            _scale(movie_E, num_movies, None),
+        )
+        chosen: Backend = "torch" if backend == "auto" else backend
+        to_viewers = message_graph(movie_E, viewer_E, num_movies, num_viewers, chosen)
+        return cls(to_viewers, to_viewers.reversed(), weight_E, *scales)
+
+    def sum_to_viewers(self, movies_MD: Tensor) -> Tensor:
+        """Sum over each viewer's likes: (M, D) to (U, D)."""
+        return self._sum(self.to_viewers, movies_MD)
+
+    def sum_to_movies(self, viewers_UD: Tensor) -> Tensor:
+        """Sum over each film's likes: (U, D) to (M, D)."""
+        return self._sum(self.to_movies, viewers_UD)
+
+    def _sum(self, graph: MessageGraph, source_SD: Tensor) -> Tensor:
+        if self.weight_E is None:
+            return graph.sum_neighbours(source_SD)
+        weight_E1 = self.weight_E.to(source_SD.dtype).unsqueeze(1)
+        return graph.weighted_sum(source_SD.unsqueeze(1), weight_E1).squeeze(1)
+
+
+def _scale(node_E: Tensor, num_nodes: int, weight_E: Tensor | None) -> Tensor:
+    if weight_E is None:
+        return inverse_sqrt_degree(node_E, num_nodes).unsqueeze(1)
+    degree_N = torch.bincount(node_E, weights=weight_E.double(), minlength=num_nodes).float()
+    return torch.where(degree_N > 0, degree_N.rsqrt(), 0.0).unsqueeze(1)
+
+
+class LightGCN(nn.Module):
+    """Film embeddings smoothed over the graph of likes."""
+
+    def __init__(self, num_movies: int, dim: int, layers: int, generator: torch.Generator) -> None:
+        super().__init__()
+        self.layers = layers
+        self.embedding_MD = nn.Parameter(torch.empty(num_movies, dim))
+        nn.init.normal_(self.embedding_MD, std=0.1, generator=generator)  # as in the authors' code
+
+    def forward(self, graph: LikeGraph) -> tuple[Tensor, Tensor]:
+        """Propagate, and average the layers.
+
+        Returns:
+            ``movies_MD``: mean of the films' layers 0..K. ``pool_MD``: what a viewer is a sum of. A viewer's mean over
+            the layers 0..K is ``sum over likes of pool_MD[i] / sqrt(number of likes)``, so
+            ``pool_viewers(pool_MD, ..., half_life=0, power=POOL_POWER)`` is the model's own viewer vector. Both in the
+            embedding's dtype; ``pool_MD`` is zero for films without a like.
+        """
+        viewer_scale_U1 = graph.viewer_scale_U1.to(self.embedding_MD.dtype)
+        movie_scale_M1 = graph.movie_scale_M1.to(self.embedding_MD.dtype)
+        layer_MD: Tensor = self.embedding_MD
+        movies_MD = sources_MD = layer_MD
+        for layer in range(2, self.layers + 1, 2):  # two steps at once: films -> viewers -> films
+            viewers_UD = viewer_scale_U1 * graph.sum_to_viewers(movie_scale_M1 * layer_MD)
+            layer_MD = movie_scale_M1 * graph.sum_to_movies(viewer_scale_U1 * viewers_UD)
+            movies_MD = movies_MD + layer_MD
+            if layer < self.layers:  # viewers' layer k + 1 comes from the films' layer k
+                sources_MD = sources_MD + layer_MD
+        mean = 1 / (self.layers + 1)
+        return movies_MD * mean, graph.pool_scale_M1.to(movie_scale_M1.dtype) * sources_MD * mean

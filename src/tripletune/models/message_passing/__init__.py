@@ -1,0 +1,1 @@
+"""Message passing over graphs, with a DGL and a torch back end."""

@@ -1,0 +1,1 @@
+"""R-GAT: relational graph attention over the film knowledge graph."""

@@ -1,0 +1,1 @@
+"""SASRec: causal transformer over a user's likes."""

@@ -1,0 +1,153 @@
+"""Train SASRec's two fits and write their weights: the stage ``sasrec``.
+
+Each step reads a window of every viewer of the batch and asks, at every place of it, for what comes next. What the
+window holds up to that place is known and stands outside the softmax.
+"""
+
+# Shape letters in this file: M films, D width, B viewers of a batch, W likes of a window, L = W - 1 places asked at, P
+#   places asked at in the whole batch, K rows of known likes
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from tripletune.config import SasrecConfig
+from tripletune.models.lightgcn.loss import FilmSample, Targets, softmax_loss
+from tripletune.models.sasrec.model import SASRec, Shape
+from tripletune.models.sasrec.start import film_factors
+from tripletune.models.training.checkpoints import Checkpoints, load_training_state, training_state
+from tripletune.models.training.interactions import Batch, Likes, batches, read_interactions
+from tripletune.models.training.loop import Scorer, train_both, write_fits
+from tripletune.store.paths import Facts, write_json
+from tripletune.threads import one_thread
+
+
+class SasrecTrainer:
+    """One fit: model, optimiser, batches. Implements ``training.Model``."""
+
+    def __init__(self, likes: Likes, num_movies: int, settings: SasrecConfig, seed: int) -> None:
+        self._settings = settings
+        self._generator = torch.Generator().manual_seed(seed)
+        self._batches = batches(likes, settings.batch_viewers, self._generator)
+        shape = Shape(num_movies, settings.dim, settings.layers, settings.heads, settings.max_length)
+        self._model = SASRec(shape, self._generator)
+        count_M = torch.bincount(likes.movie_E, minlength=num_movies).float()
+        with torch.no_grad():
+            self._model.embedding_MD.copy_(film_factors(likes, num_movies, settings.dim, self._generator))
+            # popularity from the start, so that the vectors need only learn what departs from it
+            self._model.bias_M.copy_(count_M.log1p())
+        self._parameters = dict(self._model.named_parameters())
+        self._optimizer = torch.optim.Adam(self._parameters.values(), lr=settings.learning_rate)
+        self._steps = 0
+
+    def step(self) -> float:
+        """One step over one batch of viewers; the softmax, about half of the work, runs on all threads."""
+        settings, model = self._settings, self._model
+        window_BW, length_B = cut_windows(next(self._batches), settings.max_length + 1, self._generator)
+        targets, asked_BL = ask_next(window_BW, length_B)
+        with one_thread():
+            viewers_PD = model(window_BW[:, :-1], settings.dropout, self._generator)[asked_BL]
+        sample, num_movies = None, model.shape.num_movies
+        if 0 < settings.sampled_films < num_movies:
+            sample = FilmSample.draw(targets.movie_R, num_movies, settings.sampled_films, self._generator)
+            targets = sample.columns(targets, num_movies)
+        loss = softmax_loss(viewers_PD, model.embedding_MD, model.bias_M, targets, sample)
+        self._steps += 1
+        for group in self._optimizer.param_groups:
+            group["lr"] = settings.learning_rate * min(1.0, self._steps / settings.warmup_steps)
+        self._optimizer.zero_grad()
+        with one_thread():
+            loss.backward()  # type: ignore[no-untyped-call]
+        self._optimizer.step()
+        return float(loss.detach())
+
+    def scorer(self, likes: Likes, age_E: Tensor) -> Scorer:
+        """Score all films for viewers with these likes."""
+        model = self._model
+        viewers_UD = model.encode(likes.viewer_E, likes.movie_E, likes.num_viewers)
+        movies_MD, bias_M = model.embedding_MD.detach(), model.bias_M.detach()
+        return lambda viewer_V: torch.addmm(bias_M, viewers_UD[viewer_V], movies_MD.T)
+
+    def export(self) -> dict[str, Tensor]:
+        """The model's tensors; embedding and bias under the names that retrieval reads."""
+        tensors = {name: tensor.detach().clone() for name, tensor in self._model.state_dict().items()}
+        tensors["movie_vectors"], tensors["movie_bias"] = tensors.pop("embedding_MD"), tensors.pop("bias_M")
+        return tensors
+
+    def state(self) -> dict[str, Tensor]:
+        """All that the next step depends on."""
+        state = training_state(self._parameters, self._optimizer, self._generator, self._batches)
+        return state | {"steps": torch.tensor(self._steps)}
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Take up what ``state`` gave."""
+        load_training_state(state, self._parameters, self._optimizer, self._generator, self._batches)
+        self._steps = int(state["steps"])
+
+
+def cut_windows(batch: Batch, width: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """A run of at most ``width`` likes of each viewer, ending at a random place where there are more.
+
+    Returns:
+        ``row_BW`` (oldest first, 0 behind the end) and ``length_B``.
+    """
+    length_B = batch.count_B.clamp(max=width)
+    spare_B = batch.count_B - length_B
+    start_B = (torch.rand(batch.num_viewers, generator=generator) * (spare_B + 1)).long()
+    place_R = batch.place_R - start_B[batch.viewer_R]
+    kept_R = (place_R >= 0) & (place_R < length_B[batch.viewer_R])
+    row_BW = batch.movie_R.new_zeros(batch.num_viewers, max(2, int(length_B.max())))
+    row_BW[batch.viewer_R[kept_R], place_R[kept_R]] = batch.movie_R[kept_R]
+    return row_BW, length_B
+
+
+def ask_next(window_BW: Tensor, length_B: Tensor) -> tuple[Targets, Tensor]:
+    """At every place of the windows but each one's last: which film comes next. All weigh alike, one in sum.
+
+    Returns:
+        The targets, in which a "viewer" is a place asked at; and which places are asked, (B, L) with L = W - 1.
+    """
+    place_L = torch.arange(window_BW.shape[1] - 1)
+    asked_BL = place_L < (length_B - 1).unsqueeze(1)
+    viewer_P, place_P = asked_BL.nonzero(as_tuple=True)
+    known_P, known_L = (place_L <= place_P.unsqueeze(1)).nonzero(as_tuple=True)
+    num_asked = viewer_P.numel()
+    targets = Targets(
+        torch.arange(num_asked),
+        window_BW[viewer_P, place_P + 1],
+        torch.full((num_asked,), 1 / max(1, num_asked)),
+        known_P,
+        window_BW[viewer_P[known_P], known_L],
+    )
+    return targets, asked_BL
+
+
+def train_sasrec(split: Path, out: Path, settings: SasrecConfig, seed: int) -> Facts:
+    """Train both fits on a split and write the stage's files.
+
+    Args:
+        split: output of the split stage.
+        out: work folder; gets ``fit_a.safetensors`` and ``fit_b.safetensors`` (the model's tensors; ``movie_vectors``
+            (M, D) and ``movie_bias`` (M,) score), ``model.json``, ``movies.parquet``, ``trained_on.parquet``,
+            ``curve.parquet``.
+        settings: section ``[sasrec]``.
+        seed: of the run; each fit draws from a generator of its own.
+
+    Raises:
+        InputError: the split holds nothing to train on. UserError: the loss ran away.
+    """
+    interactions = read_interactions(split)
+
+    def make(fit: str) -> SasrecTrainer:
+        return SasrecTrainer(interactions.fits[fit], interactions.num_movies, settings, 2 * seed + (fit == "b"))
+
+    checkpoints = Checkpoints(out, settings.checkpoint_minutes)
+    runs = train_both(make, interactions.valid, settings, checkpoints, "SASRec")
+    facts = write_fits(out, runs, interactions)
+    names = ("dim", "layers", "heads", "max_length")
+    write_json(out / "model.json", {name: getattr(settings, name) for name in names})
+    checkpoints.remove()
+    return facts

@@ -1,0 +1,1 @@
+"""What trained models share when they rank: film order, pooling, exact top-k."""

@@ -1,0 +1,219 @@
+# Shape letters in this file:
+#   U viewers, M films, N entities, D vector width, E likes
+"""The two specialists as retrieve reads them: vectors by film and entity, and how viewers are pooled.
+
+They may come from an earlier night (``specialists.pin``), so everything is looked up by movie id and entity key. A film
+that a specialist does not know cannot be scored by it, and is no candidate.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from tripletune.errors import InputError
+from tripletune.models.serving.pooling import pool_viewers
+from tripletune.models.serving.topk import Ints
+from tripletune.stable_hash import tie_order
+
+FIT_OF = {"train": "a", "valid": "b", "test": "b"}
+"""Which fit writes the hints of which purpose: fit a never saw the ``target`` likes that training examples ask for."""
+
+
+LOOKED_UP = 1 << 22
+"""Movie ids below this are looked up in a table of up to 34 MB, ten times as fast as searched for; MovieLens has none
+above 300,000."""
+
+
+class Catalogue:
+    """The films a specialist knows, in the order in which ties between them fall: by a seeded hash of the id.
+
+    Ids in order would favour old films, which MovieLens numbered first and which are the more popular ones.
+    """
+
+    def __init__(self, movie_ids_M: npt.ArrayLike, seed: int) -> None:
+        given_M = np.asarray(movie_ids_M).astype(np.int64)
+        self.order_M: Ints = tie_order(given_M, seed)
+        self.ids_M: Ints = given_M[self.order_M]
+        self._by_id_M: Ints = np.argsort(self.ids_M)
+        self._sorted_M: Ints = self.ids_M[self._by_id_M]
+        self._column_of_id: Ints | None = None
+        if len(given_M) and self._sorted_M[0] >= 0 and self._sorted_M[-1] < LOOKED_UP:
+            # the last place is nobody's: where an id outside ends up
+            self._column_of_id = np.full(self._sorted_M[-1] + 2, -1, dtype=np.int64)
+            self._column_of_id[self.ids_M] = np.arange(len(self.ids_M))
+
+    def __len__(self) -> int:
+        return len(self.ids_M)
+
+    def columns(self, movie_ids: npt.ArrayLike) -> Ints:
+        """Column of each film, -1 for a film that is not known; any shape."""
+        wanted = np.asarray(movie_ids).astype(np.int64)
+        if self._column_of_id is not None:
+            # as unsigned numbers, those below 0 are large
+            place = np.minimum(wanted.view(np.uint64), np.uint64(len(self._column_of_id) - 1)).view(np.int64)
+            return self._column_of_id[place]
+        place = np.minimum(np.searchsorted(self._sorted_M, wanted), len(self) - 1)
+        return np.where(self._sorted_M[place] == wanted, self._by_id_M[place], -1)
+
+    def movie_ids(self, columns: Ints) -> Ints:
+        """Movie id of each column; -1 stays -1."""
+        return np.where(columns < 0, -1, self.ids_M[columns])
+
+
+@dataclass(frozen=True, slots=True)
+class Likes:
+    """Likes of viewers numbered from 0: ``age_E`` counts likes, the newest is 0."""
+
+    viewer_E: Ints
+    movie_E: Ints
+    age_E: Ints
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fit:
+    """What both specialists have: films, and vectors from which a viewer is pooled."""
+
+    catalogue: Catalogue
+    pool_vectors_MD: Tensor
+    bias_M: Tensor
+    half_life: float
+    power: float
+
+    def pool(self, likes: Likes, num_viewers: int) -> Tensor:
+        """Viewer vectors (U, D) from the likes of known films; zeros for a viewer without any."""
+        column_E = self.catalogue.columns(likes.movie_E)
+        known_E = column_E >= 0
+        row_E, viewer_E, age_E = (torch.from_numpy(ints[known_E]) for ints in (column_E, likes.viewer_E, likes.age_E))
+        return pool_viewers(self.pool_vectors_MD, viewer_E, row_E, age_E, num_viewers, self.half_life, self.power)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LightGCNFit(Fit):
+    """LightGCN: score of a film = <viewer, ``movie_vectors``> + ``bias``."""
+
+    movie_vectors_MD: Tensor
+
+    def in_order(self, films_US: Ints, users_UD: Tensor) -> Ints:
+        """Columns (U, S) put in this model's order, best first, ties by the lower column; -1 stays at the end."""
+        vectors_USD = self.movie_vectors_MD[np.maximum(films_US, 0)]
+        scores_US = ((vectors_USD * users_UD[:, None, :]).sum(dim=2) + self.bias_M[np.maximum(films_US, 0)]).numpy()
+        order_US = np.lexsort((films_US, np.where(films_US >= 0, -scores_US, np.inf)), axis=1)
+        return np.take_along_axis(films_US, order_US, axis=1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RgatFit(Fit):
+    """R-GAT: attention over a film's triples, and entity vectors that the viewer is compared with."""
+
+    entity_vectors_ND: Tensor
+    entity_rows: pl.DataFrame
+    """Columns ``row``, ``entity`` (key)."""
+    attention: pl.DataFrame
+    """Columns ``movie_id, relation, entity, alpha`` of this fit."""
+    beta: float
+
+
+def load_lightgcn(folder: Path, seed: int, fits: Iterable[str] = ("a", "b")) -> dict[str, LightGCNFit]:
+    """Read LightGCN's fits.
+
+    Raises:
+        InputError: a file is missing, damaged, not finite, or does not belong to the others.
+    """
+    catalogue = Catalogue(read_table(folder / "movies.parquet").sort("row")["movie_id"].to_numpy(), seed)
+    loaded = {}
+    for fit in fits:
+        tensors = read_tensors(folder / f"fit_{fit}.safetensors", ("movie_vectors", "pool_vectors", "movie_bias"))
+        films = in_catalogue_order(folder / f"fit_{fit}.safetensors", tensors, catalogue)
+        loaded[fit] = LightGCNFit(
+            catalogue=catalogue,
+            pool_vectors_MD=films["pool_vectors"],
+            bias_M=films["movie_bias"],
+            movie_vectors_MD=films["movie_vectors"],
+            **_pooling(folder),
+        )
+    return loaded
+
+
+def load_rgat(folder: Path, seed: int, fits: Iterable[str] = ("a", "b")) -> dict[str, RgatFit]:
+    """Read the R-GAT's fits; errors as in ``load_lightgcn``."""
+    catalogue = Catalogue(read_table(folder / "movies.parquet").sort("row")["movie_id"].to_numpy(), seed)
+    entities = read_table(folder / "entities.parquet").select("row", entity="key")
+    attention = read_table(folder / "attention.parquet")
+    loaded = {}
+    for fit in fits:
+        path = folder / f"fit_{fit}.safetensors"
+        tensors = read_tensors(path, ("entity_vectors", "pool_vectors", "movie_bias", "beta"))
+        if tensors["entity_vectors"].shape[0] != len(entities):
+            raise InputError(f"{path} has another number of entities than entities.parquet beside it; train rgat again")
+        films = in_catalogue_order(path, {name: tensors[name] for name in ("pool_vectors", "movie_bias")}, catalogue)
+        loaded[fit] = RgatFit(
+            catalogue=catalogue,
+            pool_vectors_MD=films["pool_vectors"],
+            bias_M=films["movie_bias"],
+            entity_vectors_ND=tensors["entity_vectors"],
+            entity_rows=entities,
+            attention=attention.filter(pl.col("fit") == fit).drop("fit"),
+            beta=float(tensors["beta"].reshape(-1)[0]),
+            **_pooling(folder),
+        )
+    return loaded
+
+
+def read_table(path: Path) -> pl.DataFrame:
+    """Parquet of a stage that trains; InputError when it cannot be read."""
+    try:
+        return pl.read_parquet(path)
+    except (OSError, pl.exceptions.PolarsError) as error:
+        raise InputError(f"{path} cannot be read ({error}); train the specialist again") from None
+
+
+def read_tensors(path: Path, names: tuple[str, ...]) -> dict[str, Tensor]:
+    """Named tensors of a fit in float32; InputError when one is missing or not finite, or the file is damaged."""
+    try:
+        tensors = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{path} cannot be read ({error}); train the specialist again") from None
+    for name in names:
+        if name not in tensors:
+            raise InputError(f"{path} has no tensor '{name}'; it holds {', '.join(sorted(tensors))}")
+        if not _is_finite(tensors[name]):
+            raise InputError(f"{path}: tensor '{name}' holds NaN or infinity; lower the learning rate and train again")
+    return {name: tensors[name].float() for name in names}
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    # the ends of the range are NaN where any number is, and nothing of the tensor's size is made
+    return not tensor.numel() or bool(torch.stack(torch.aminmax(tensor)).isfinite().all())
+
+
+def in_catalogue_order(path: Path, tensors: dict[str, Tensor], catalogue: Catalogue) -> dict[str, Tensor]:
+    """Tensors with a row per film (M, ...) in the order of the catalogue; InputError when their length is another."""
+    for name, tensor in tensors.items():
+        if tensor.shape[0] != len(catalogue):
+            raise InputError(
+                f"{path}: '{name}' has {tensor.shape[0]} rows, but movies.parquet beside it has {len(catalogue)}; "
+                "train the specialist again"
+            )
+    order_M = torch.from_numpy(catalogue.order_M)
+    return {name: tensor[order_M].contiguous() for name, tensor in tensors.items()}
+
+
+def _pooling(folder: Path) -> dict[str, float]:
+    try:
+        pooling = json.loads((folder / "pooling.json").read_text(encoding="utf-8"))
+        return {"half_life": float(pooling["half_life"]), "power": float(pooling["power"])}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{folder / 'pooling.json'} must hold numbers 'half_life' and 'power' ({error}); train the specialist again"
+        ) from None

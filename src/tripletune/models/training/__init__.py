@@ -1,0 +1,1 @@
+"""What models share when they train: batches, loop, early stopping, checkpoints."""

@@ -1,0 +1,251 @@
+"""How all that learns from likes is trained: fit B stops early on ``valid``, fit A runs as many steps without looking.
+
+R-GAT, LightGCN and SASRec bring a ``Model`` each; here are the two runs, the judge that ranks each held-out like
+against the whole catalogue, and the files that all of them write in the same layout.
+"""
+
+# Shape letters in this file: M films, U viewers, E likes, S rated rows, V viewers of a block
+from __future__ import annotations
+
+import functools
+import logging
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import polars as pl
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from tripletune.errors import UserError
+from tripletune.models.training.checkpoints import Checkpoints
+from tripletune.models.training.interactions import Interactions, Likes, ValidQuestions, newest_first_age
+from tripletune.models.training.progress import Progress
+from tripletune.schemas import CURVE, TRAINED_ON, conform
+from tripletune.store.paths import write_atomically, write_json
+
+log = logging.getLogger(__name__)
+
+VALID_TOP = 10
+BLOCK_VIEWERS = 64
+"""Viewers whose scores of all films are held at once when the judge ranks."""
+ROW_GROUP = 1 << 20
+
+Scorer = Callable[[Tensor], Tensor]
+"""Scores of all films (V, M), on any device, for the viewers with the given numbers (V,), on the CPU."""
+
+
+class Model(Protocol):
+    """One fit of one specialist while it trains."""
+
+    def step(self) -> float:
+        """Take one optimiser step; the loss."""
+
+    def scorer(self, likes: Likes, age_E: Tensor) -> Scorer:
+        """Score viewers with these likes by the weights as they are now."""
+
+    def export(self) -> dict[str, Tensor]:
+        """The tensors of ``fit_<name>.safetensors`` by the weights as they are now, on the CPU."""
+
+    def state(self) -> dict[str, Tensor]:
+        """All that the next step depends on; ``checkpoints.training_state`` gathers it."""
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Take up what ``state`` gave, in a model newly built."""
+
+
+class Limits(Protocol):
+    """The settings that say how long to train; both specialists' sections have them."""
+
+    @property
+    def max_steps(self) -> int: ...
+    @property
+    def eval_every(self) -> int: ...
+    @property
+    def patience(self) -> int: ...
+
+
+@dataclass(slots=True)
+class Run:
+    """One fit on its way, or finished: its tensors at the best step, and the curve."""
+
+    fit: str
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    step: int = 0
+    best_step: int = 0
+    best_ndcg: float = -1.0
+    worse: int = 0
+    """Evaluations since the best one."""
+    curve: list[dict[str, Any]] = field(default_factory=list)
+    seconds: float = 0.0
+
+    def note(self, step: int, loss: float, ndcg: float | None) -> None:
+        """Add a row to the curve."""
+        self.curve.append({"fit": self.fit, "step": step, "loss": loss, "valid_ndcg_at_10": ndcg})
+
+
+def train_both(
+    make: Callable[[str], Model],
+    valid: ValidQuestions,
+    limits: Limits,
+    checkpoints: Checkpoints | None = None,
+    name: str = "training",
+) -> dict[str, Run]:
+    """Train fit B with early stopping, then fit A for as many steps as B's best one.
+
+    Args:
+        make: builds the model of fit ``"a"`` or ``"b"``.
+        valid: decides when B stops. Without a question (nobody has a ``valid`` like) B runs ``max_steps``.
+        limits: steps at most, steps between evaluations, evaluations without a better one before B stops.
+        checkpoints: where a training that was killed goes on. None: it starts anew.
+        name: of what is trained, for the log.
+
+    Raises:
+        UserError: a loss is not a finite number.
+    """
+
+    def train(fit: str, num_steps: int, asked: ValidQuestions | None) -> Run:
+        model, run = make(fit), Run(fit)
+        if checkpoints is not None:
+            _resume(model, run, checkpoints, name)
+        return _train(model, run, num_steps, limits, asked, checkpoints, name)
+
+    run_b = train("b", limits.max_steps, valid)
+    return {"a": train("a", run_b.best_step, None), "b": run_b}
+
+
+def _train(
+    model: Model,
+    run: Run,
+    num_steps: int,
+    limits: Limits,
+    valid: ValidQuestions | None,
+    checkpoints: Checkpoints | None,
+    name: str,
+) -> Run:
+    report = Progress(f"{name}, fit {run.fit}", run.step, num_steps)
+    while run.step < num_steps and run.worse < limits.patience:
+        start = time.perf_counter()
+        loss = model.step()
+        run.seconds += time.perf_counter() - start
+        run.step += 1
+        if not math.isfinite(loss):
+            raise UserError(f"fit {run.fit}: the loss is {loss} at step {run.step}; lower learning_rate")
+        if run.step % limits.eval_every == 0 or run.step == num_steps:
+            _evaluate(model, run, loss, valid)
+        report(run.step, loss, run.best_ndcg)
+        if checkpoints is not None and checkpoints.is_due():
+            _save(model, run, checkpoints)
+    if checkpoints is not None:
+        _save(model, run, checkpoints)
+    return run
+
+
+def _evaluate(model: Model, run: Run, loss: float, valid: ValidQuestions | None) -> None:
+    ndcg = judge(model, valid) if valid is not None and valid.answer_U.numel() else None
+    run.note(run.step, loss, ndcg)
+    if ndcg is None or ndcg > run.best_ndcg:
+        run.best_step, run.best_ndcg, run.worse = run.step, ndcg if ndcg is not None else -1.0, 0
+        run.tensors = model.export()
+    else:
+        run.worse += 1
+
+
+def _save(model: Model, run: Run, checkpoints: Checkpoints) -> None:
+    tensors = {f"state/{name}": tensor for name, tensor in model.state().items()}
+    tensors |= {f"best/{name}": tensor for name, tensor in run.tensors.items()}
+    checkpoints.save(run.fit, tensors, {name: getattr(run, name) for name in _RESUMED})
+
+
+def _resume(model: Model, run: Run, checkpoints: Checkpoints, name: str) -> None:
+    found = checkpoints.load(run.fit)
+    if found is None:
+        return
+    tensors, facts = found
+    model.load_state({key.removeprefix("state/"): value for key, value in tensors.items() if key.startswith("state/")})
+    run.tensors = {key.removeprefix("best/"): value for key, value in tensors.items() if key.startswith("best/")}
+    for key in _RESUMED:
+        setattr(run, key, facts[key])
+    log.info("%s, fit %s: goes on after step %d", name, run.fit, run.step)
+
+
+_RESUMED = ("step", "best_step", "best_ndcg", "worse", "curve", "seconds")
+"""What a checkpoint says of a run, beside its tensors."""
+
+
+@torch.no_grad()
+def judge(model: Model, valid: ValidQuestions) -> float:
+    """Mean ndcg_at_10 of the held-out likes, each ranked against every film its viewer had not rated before it.
+
+    One relevant film each, so a viewer's value is ``1 / log2(rank + 1)`` or 0. A tie counts as lost: equal scores for
+    everything are worth nothing.
+    """
+    likes = valid.likes
+    score = model.scorer(likes, newest_first_age(likes.viewer_E, likes.num_viewers))
+    gain = 0.0
+    for viewer_V in torch.split(torch.arange(likes.num_viewers), BLOCK_VIEWERS):
+        first, last = int(viewer_V[0]), int(viewer_V[-1])
+        scores_VM = score(viewer_V)
+        device = scores_VM.device
+        wanted_V1 = scores_VM.gather(1, valid.answer_U[viewer_V].unsqueeze(1).to(device))
+        rows = slice(
+            int(torch.searchsorted(valid.seen_viewer_S, first)),
+            int(torch.searchsorted(valid.seen_viewer_S, last, right=True)),
+        )
+        seen = ((valid.seen_viewer_S[rows] - first).to(device), valid.seen_movie_S[rows].to(device))
+        scores_VM.index_put_(seen, scores_VM.new_tensor(-torch.inf))
+        rank_V = (scores_VM >= wanted_V1).sum(dim=1)  # counts the wanted film itself, so the best rank is 1
+        gain += float(torch.where(rank_V <= VALID_TOP, 1 / torch.log2(rank_V + 1.0), 0.0).double().sum())
+    return gain / likes.num_viewers
+
+
+def write_table(frame: pl.DataFrame, path: Path) -> None:
+    """Write Parquet (zstd, fixed row groups) under a temporary name and rename it into place."""
+    write_atomically(path, lambda part: frame.write_parquet(part, compression="zstd", row_group_size=ROW_GROUP))
+
+
+def write_fits(
+    out: Path, runs: Mapping[str, Run], interactions: Interactions, pooling: Mapping[str, float] | None = None
+) -> dict[str, Any]:
+    """Write what is common to all that train: the fits, movies, trained_on and curve files.
+
+    Args:
+        pooling: of viewers from likes, ``half_life`` and ``power``, for ``pooling.json``; None: there is none.
+
+    Returns:
+        Facts: steps, best ndcg, seconds per step, likes of each fit.
+    """
+    for fit, run in runs.items():
+        tensors = {name: tensor.detach().float().contiguous() for name, tensor in sorted(run.tensors.items())}
+        write_atomically(out / f"fit_{fit}.safetensors", functools.partial(save_file, tensors))
+    movies = pl.DataFrame({"movie_id": pl.Series(interactions.movie_ids_M, dtype=pl.Int32)})
+    write_table(movies.select(pl.int_range(pl.len(), dtype=pl.Int32).alias("row"), "movie_id"), out / "movies.parquet")
+    if pooling is not None:
+        write_json(out / "pooling.json", pooling)
+    trained_on = [
+        pl.DataFrame(
+            {
+                "user_id": likes.user_ids_U[likes.viewer_E.numpy()],
+                "movie_id": interactions.movie_ids_M[likes.movie_E.numpy()],
+                "fit": [fit] * likes.viewer_E.numel(),
+            }
+        )
+        for fit, likes in interactions.fits.items()
+    ]
+    write_table(conform(pl.concat(trained_on), TRAINED_ON), out / "trained_on.parquet")
+    rows = [row for run in runs.values() for row in run.curve]
+    write_table(pl.DataFrame(rows, schema=CURVE), out / "curve.parquet")
+    steps = sum(run.curve[-1]["step"] for run in runs.values())
+    best = runs["b"].best_ndcg
+    return {
+        "steps": runs["b"].best_step,
+        "best_valid_ndcg_at_10": best if best >= 0 else None,
+        "seconds_per_step": round(sum(run.seconds for run in runs.values()) / steps, 4),
+        "movies": interactions.num_movies,
+        **{f"viewers_{fit}": likes.num_viewers for fit, likes in interactions.fits.items()},
+        **{f"likes_{fit}": likes.viewer_E.numel() for fit, likes in interactions.fits.items()},
+    }

@@ -1,0 +1,140 @@
+"""What ``tripletune gc`` removes: stage outputs that no kept run refers to.
+
+A run is kept when it is among the newest of its dataset, was named, is still going on, or when a kept run pins its
+specialists. Run files, promotion decisions and everything in MLflow stay: they are small, and they are the history.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from tripletune.errors import InputError
+from tripletune.pipeline.specs import PARSED
+from tripletune.store.paths import MANIFEST
+from tripletune.store.runs import RunRecord, list_runs
+
+GOING_ON = timedelta(days=2)
+"""A run that is said to be running counts as that for so long; one that was killed never says that it ended."""
+NO_STAGES = ("runs", "quality", "promote")
+
+
+@dataclass(frozen=True, slots=True)
+class Removable:
+    """A stage's output, or what a stopped run left of one."""
+
+    dataset: str
+    stage: str
+    folder: Path
+    num_bytes: int
+
+
+def kept_runs(root: Path, *, newest: int, named: Sequence[str]) -> list[RunRecord]:
+    """The runs whose outputs stay.
+
+    Args:
+        root: the artifact root.
+        newest: so many of each dataset, at least 1.
+        named: further ones.
+
+    Raises:
+        InputError: a named run, or one that a kept run pins, is not there.
+    """
+    runs = {run.name: run for run in list_runs(root)}
+    by_dataset: dict[str, list[RunRecord]] = {}
+    for run in runs.values():
+        by_dataset.setdefault(run.dataset, []).append(run)
+    wanted = [*named, *(run.name for of_one in by_dataset.values() for run in of_one[-newest:])]
+    wanted += [run.name for run in runs.values() if run.status == "running" and _is_young(run)]
+    kept: dict[str, RunRecord] = {}
+    while wanted:
+        name = wanted.pop()
+        if name in kept:
+            continue
+        if name not in runs:
+            raise InputError(f"no run {name!r} in {root}; runs there: {', '.join(list(runs)[-5:]) or 'none'}")
+        kept[name] = runs[name]
+        pinned = runs[name].config.get("specialists", {}).get("pin", "")
+        # a pin whose run file is gone protects nothing, and is no reason to stop
+        wanted += [pinned] if pinned in runs else []
+    return sorted(kept.values(), key=lambda run: (run.started, run.name))
+
+
+def _is_young(run: RunRecord) -> bool:
+    try:
+        return datetime.now(UTC) - datetime.fromisoformat(run.started) < GOING_ON
+    except ValueError:
+        return True
+
+
+def find_garbage(root: Path, kept: Iterable[RunRecord]) -> list[Removable]:
+    """Outputs and leftovers under ``root`` that no kept run refers to, by dataset and stage.
+
+    A parsed file of a feed stays while a kept run's ingest was made of it.
+    """
+    needed = {run.paths(root).folder(stage) for run in kept for stage in run.fingerprints}
+    feeds = {checksum for folder in needed for checksum in _feed_checksums(folder)}
+    found = []
+    for folder in _outputs(root):
+        finished = folder.with_name(folder.name.removesuffix(".work"))
+        is_feed = folder.parent.name == PARSED.name and _made_of(folder).get("file") in feeds
+        if finished not in needed and not is_feed:
+            found.append(Removable(folder.parents[1].name, folder.parent.name, folder, _size(folder)))
+    return found
+
+
+def _outputs(root: Path) -> Iterator[Path]:
+    for stage in sorted(path for path in root.glob("*/*") if path.is_dir()):
+        if stage.parent.name not in NO_STAGES and stage.name not in NO_STAGES:
+            yield from sorted(path for path in stage.iterdir() if path.is_dir() and _is_output(path))
+
+
+def _is_output(folder: Path) -> bool:
+    """Whether the store made it: a fingerprint's folder, finished or at work. Nothing else is ever touched."""
+    name = folder.name.removesuffix(".work")
+    return len(name) == 32 and set(name) <= set("0123456789abcdef")
+
+
+def _feed_checksums(folder: Path) -> list[str]:
+    return [checksum for name, checksum in _made_of(folder).items() if name.startswith("feed/")]
+
+
+def _made_of(folder: Path) -> dict[str, str]:
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        inputs: dict[str, str] = manifest["ingredients"]["inputs"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+    return inputs
+
+
+def _size(folder: Path) -> int:
+    return sum(path.lstat().st_size for path in folder.rglob("*") if not path.is_dir())
+
+
+def remove(garbage: Iterable[Removable]) -> tuple[list[Removable], list[Removable]]:
+    """Remove what nobody is working on.
+
+    The manifest goes first: a folder that is half removed counts as not there, and is made again when it is wanted.
+
+    Returns:
+        What was removed, and what a run holds at this moment.
+    """
+    removed, held = [], []
+    for one in garbage:
+        finished = one.folder.with_name(one.folder.name.removesuffix(".work"))
+        try:
+            with FileLock(finished.with_name(f"{finished.name}.lock"), timeout=0):
+                (one.folder / MANIFEST).unlink(missing_ok=True)
+                shutil.rmtree(one.folder)
+        except Timeout:
+            held.append(one)
+            continue
+        removed.append(one)
+    return removed, held

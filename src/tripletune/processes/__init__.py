@@ -1,0 +1,1 @@
+"""Subprocesses that end with their parent."""

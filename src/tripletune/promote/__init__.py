@@ -1,0 +1,1 @@
+"""Promotion of an adapter to champion."""

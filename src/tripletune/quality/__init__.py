@@ -1,0 +1,1 @@
+"""Measures of the shards and their drift since the last run."""

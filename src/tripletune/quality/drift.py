@@ -1,0 +1,133 @@
+"""How far one night's shards have moved from another's.
+
+Two measures from other fields: the population stability index of credit scoring for what falls into bins, and the
+Kolmogorov-Smirnov distance for numbers. Below ``MODERATE`` an index is by convention no shift, above ``MAJOR`` a major
+one; the distance, the largest gap between two cumulative shares, has no convention and gets words at ``FAR``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+from scipy import stats
+
+from tripletune.quality.measures import Measures
+
+MODERATE, MAJOR = 0.1, 0.25
+FAR = (0.05, 0.1)
+"""Distances from which a twentieth, and a tenth, of the examples have moved."""
+FLOOR = 1e-4
+"""A share of nothing counts as this; the index has no value there."""
+LIKED_BINS = (0, 2, 5, 10, 15)
+"""Upper ends of the bins of the number of likes shown."""
+NUMBERS = ("num_tokens", "chars", "liked", "history")
+
+
+Words = Literal["no shift", "moderate", "major"]
+
+
+class Shift(NamedTuple):
+    """One measure of two nights."""
+
+    statistic: Literal["psi", "ks"]
+    measure: str
+    value: float
+    p_value: float | None
+    """Of the distance: how often chance alone moves two samples of one population so far; None for an index."""
+    before: str
+    """The largest bin with its share, or the median."""
+    now: str
+    words: Words
+
+    @property
+    def name(self) -> str:
+        """As it is called among a run's metrics."""
+        return f"{self.statistic}_{self.measure}"
+
+
+def find_shifts(before: Measures, now: Measures) -> list[Shift]:
+    """Every measure that both nights have, indices first."""
+    return [*_binned_shifts(before, now), *_number_shifts(before, now)]
+
+
+def stability_index(before_B: npt.NDArray[np.float64], now_B: npt.NDArray[np.float64]) -> float:
+    """Population stability index, ``sum((q - p) ln(q / p))`` over the bins' shares.
+
+    Args:
+        before_B, now_B: counts in the same bins, shape (B,); neither is all 0.
+    """
+    p, q = (np.maximum(counts / counts.sum(), FLOOR) for counts in (before_B, now_B))
+    return float(np.sum((q - p) * np.log(q / p)))
+
+
+def in_bins(measures: Measures) -> dict[str, pl.DataFrame]:
+    """By measure, ``bin, count`` of everything that falls into bins, in the order of the bins."""
+    examples, popularity = measures.examples, measures.popularity
+    # 0, 1-2, 3-5, ...: the number of a bin is how many upper ends lie below
+    liked = pl.sum_horizontal(pl.col("liked") > end for end in LIKED_BINS).cast(pl.Int64)
+    names = [_bin_name(low, high) for low, high in zip((-1, *LIKED_BINS), (*LIKED_BINS, None), strict=True)]
+
+    def tenths(role: str) -> pl.DataFrame:
+        return popularity.filter(pl.col("role") == role).select(bin=pl.col("tenth") + 1, count="count")
+
+    binned = {
+        "popularity": tenths("candidates"),
+        "answer_popularity": tenths("answers"),
+        "answer_position": measures.places.select(bin=pl.col("place") + 1, count="count"),
+        "relation": measures.relations.select(bin="relation", count="count"),
+        "liked": examples.select(bin=liked).group_by("bin").len("count"),
+        "purpose": examples.select(bin="purpose").group_by("bin").len("count"),
+        "template": examples.select(bin="template").group_by("bin").len("count"),
+    }
+    summed = {name: rows.group_by("bin").agg(pl.col("count").sum()).sort("bin") for name, rows in binned.items()}
+    summed["liked"] = summed["liked"].with_columns(pl.col("bin").replace_strict(dict(enumerate(names))))
+    return {name: rows.with_columns(pl.col("bin").cast(pl.String)) for name, rows in summed.items()}
+
+
+def _bin_name(below: int, end: int | None) -> str:
+    if end is None:
+        return f"{below + 1} and more"
+    return str(end) if end == below + 1 else f"{below + 1}-{end}"
+
+
+def _binned_shifts(before: Measures, now: Measures) -> Iterator[Shift]:
+    earlier = in_bins(before)
+    for measure, counts in in_bins(now).items():
+        both = earlier[measure].join(counts, on="bin", how="full", coalesce=True, suffix="_now").fill_null(0)
+        both = both.sort("bin")
+        before_B, now_B = (both[name].cast(pl.Float64).to_numpy() for name in ("count", "count_now"))
+        if not (before_B.sum() and now_B.sum()):
+            continue  # a template without triples has no relations
+        value = stability_index(before_B, now_B)
+        words = _words(value, MODERATE, MAJOR)
+        yield Shift("psi", measure, value, None, _largest(earlier[measure]), _largest(counts), words)
+
+
+def _words(value: float, moderate: float, major: float) -> Words:
+    if value < moderate:
+        return "no shift"
+    return "moderate" if value <= major else "major"
+
+
+def _largest(counts: pl.DataFrame) -> str:
+    first = counts.sort("count", "bin", descending=[True, False]).row(0, named=True)
+    return f"{first['bin']}: {first['count'] / counts['count'].sum():.1%}"
+
+
+def _number_shifts(before: Measures, now: Measures) -> Iterator[Shift]:
+    for measure in NUMBERS:
+        earlier, tonight = (_numbers(night, measure) for night in (before, now))
+        if not (len(earlier) and len(tonight)):
+            continue  # tokens that nobody counted
+        found = stats.ks_2samp(earlier, tonight, method="asymp")
+        value = float(found.statistic)
+        medians = [f"median {np.median(sample):,.0f}" for sample in (earlier, tonight)]
+        yield Shift("ks", measure, value, float(found.pvalue), medians[0], medians[1], _words(value, *FAR))
+
+
+def _numbers(night: Measures, measure: str) -> npt.NDArray[np.float64]:
+    return night.examples[measure].drop_nulls().cast(pl.Float64).to_numpy()

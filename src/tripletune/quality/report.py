@@ -1,0 +1,138 @@
+"""The quality report on a night's shards: what they hold, and how far they moved from the last night's.
+
+It runs after generate and stops the run, where limits are set, before anything learns from shards that moved too far.
+Whether they leak is the audit's question.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tripletune.config import QualityConfig
+from tripletune.errors import DriftError, InputError
+from tripletune.quality.drift import Shift, find_shifts
+from tripletune.quality.figures import figures_of, headline
+from tripletune.quality.measures import Measures, film_popularity, measure_shards
+from tripletune.quality.page import LABELS, write_quality_page
+from tripletune.store.paths import read_manifest, write_json
+
+PAGE, FIGURES = "quality.html", "quality.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Quality:
+    """What was found."""
+
+    metrics: dict[str, float]
+    """Headline figures by the name they have among a run's metrics, drift included."""
+    too_far: tuple[Shift, ...]
+    """Shifts above their limit, the furthest first."""
+    page: Path
+
+
+def report_quality(
+    generate: Path,
+    split: Path,
+    out: Path,
+    settings: QualityConfig,
+    *,
+    run: str,
+    before: tuple[str, Path] | None,
+) -> Quality:
+    """Measure the shards, compare them with the last night's, and write ``quality.html`` and ``quality.json``.
+
+    Args:
+        generate, split: folders of the finished stages.
+        out: where the two files go.
+        settings: the limits.
+        run: its name.
+        before: name and generate folder of the run to compare with.
+
+    Raises:
+        InputError: tonight's shards cannot be read. That the other night's cannot is said on the page.
+    """
+    popularity = film_popularity(split)
+    measures = measure_shards(generate, popularity, read_text=True)
+    earlier, not_compared = None, "there is no other completed run of this dataset whose shards are there and differ."
+    if before:
+        try:
+            earlier, not_compared = measure_shards(before[1], popularity, read_text=False), ""
+        except InputError as error:
+            not_compared = f"the shards of {before[0]} cannot be read as tonight's: {error}"
+    shifts = find_shifts(earlier, measures) if earlier else []
+    too_far = _above(shifts, settings, measures, earlier)
+    figures = {
+        "run": run,
+        "shards": generate.name,
+        "compared_with": {"run": before[0], "shards": before[1].name} if before and earlier else None,
+        "not_compared": not_compared,
+        "shifts": [
+            {**shift._asdict(), "limit": _limit(shift, settings), "above": shift in too_far} for shift in shifts
+        ],
+        **figures_of(measures),
+    }
+    metrics = headline(figures) | {shift.name: shift.value for shift in shifts}
+    facts = (read_manifest(generate) or {}).get("facts", {})
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(out / FIGURES, figures)
+    tiles = _tiles(figures, metrics)
+    write_quality_page(out / PAGE, figures, measures, earlier, tiles, dropped=facts.get("train_without_answer"))
+    return Quality(metrics=metrics, too_far=tuple(too_far), page=out / PAGE)
+
+
+def _limit(shift: Shift, settings: QualityConfig) -> float:
+    return settings.max_psi if shift.statistic == "psi" else settings.max_ks
+
+
+def _above(shifts: Sequence[Shift], settings: QualityConfig, now: Measures, before: Measures | None) -> list[Shift]:
+    if before is None or min(len(now.examples), len(before.examples)) < settings.min_examples:
+        return []
+    limited = [(shift, _limit(shift, settings)) for shift in shifts]
+    above = [(shift.value / limit, shift) for shift, limit in limited if limit and shift.value > limit]
+    return [shift for _, shift in sorted(above, key=lambda pair: -pair[0])]
+
+
+def _tiles(figures: dict[str, Any], metrics: dict[str, float]) -> list[dict[str, str]]:
+    def tile(label: str, value: str, about: str) -> dict[str, str]:
+        return {"label": label, "value": value, "about": about}
+
+    def number(name: str, form: str) -> str:
+        return format(metrics[name], form) if name in metrics else "none"
+
+    flawed = figures["flaws"]["examples"] + figures["repeated_prompts"]["examples"]
+    tiles = [
+        tile("examples", f"{figures['examples']:,}", "train, valid and test"),
+        tile("p-value, answers in every place alike", number("answer_position_p_value", ".3g"), "chi-square"),
+        tile("of test answers retrieved", number("share_answers_retrieved", ".1%"), "the ceiling of re-ranking"),
+        tile("AUC of popularity", number("answer_popularity_auc", ".3f"), ".5 tells nothing"),
+        tile("flawed or repeated", f"{flawed:,}", "examples, by their text"),
+    ]
+    for statistic in ("psi", "ks"):
+        found = [line for line in figures["shifts"] if line["statistic"] == statistic]
+        if found:
+            furthest = max(found, key=lambda line: line["value"])
+            about = LABELS[furthest["measure"]]
+            tiles.append(tile(f"largest {statistic.upper()}", f"{furthest['value']:.3f}", about))
+    return tiles
+
+
+def refuse_drift(quality: Quality, settings: QualityConfig) -> None:
+    """Stop a run whose shards moved too far.
+
+    Raises:
+        DriftError: a shift is above its limit; the line names the furthest.
+    """
+    if not quality.too_far:
+        return
+    first, *others = quality.too_far
+    setting = f"max_{first.statistic}"
+    more = f" (and {len(others)} more above their limits)" if others else ""
+    raise DriftError(
+        f"{first.name} = {first.value:.4f} is above quality.{setting} = {_limit(first, settings):g}{more}: tonight's "
+        f"shards moved too far from the last night's ({first.before} -> {first.now}); see {quality.page}. The shards "
+        f"stay published and nothing was trained on them: repair the input, or raise the limit (0: no limit) and run "
+        f"again"
+    )

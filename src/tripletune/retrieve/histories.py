@@ -1,0 +1,174 @@
+"""Who is asked about, up to when, and from which rows: the border that no later row may cross.
+
+A question is a (viewer, purpose, cutoff). Its cutoff is the position of the first answer in the viewer's own order of
+time; everything that retrieve computes for it comes from rows with a lower position. For train a viewer may be asked
+at several cutoffs: fit a never saw a ``target`` like, so those before a cutoff are newer history and nothing more.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from tripletune.errors import InputError
+from tripletune.models.serving.catalogue import FIT_OF
+from tripletune.schemas import ANSWER_LABEL, ASKED, LIKE_LABELS, PURPOSES, QUESTION, SPLIT, TRAINED_ON, conform
+
+
+def shard_files(split: Path) -> dict[str, Path]:
+    """The split's buckets by number (``000``...).
+
+    Raises:
+        InputError: there are none.
+    """
+    files = {path.parent.name.removeprefix("shard="): path for path in sorted(split.glob("shard=*/part.parquet"))}
+    if not files:
+        raise InputError(f"no shard=NNN/part.parquet in {split}; run the split stage")
+    return files
+
+
+def read_rows(files: list[Path]) -> pl.LazyFrame:
+    """Rows of some buckets, without the timestamp, whose work is done by ``position``."""
+    return pl.scan_parquet(files, hive_partitioning=False).select(name for name in SPLIT.names() if name != "timestamp")
+
+
+def read_fit_likes(lightgcn: Path, fit: str) -> pl.DataFrame:
+    """The likes that a fit was really trained on, which a pinned one has not from tonight's split.
+
+    Args:
+        lightgcn: folder of that stage; the other fits of a run are made of the same rows.
+        fit: ``a`` or ``b``.
+
+    Returns:
+        ``user_id, movie_id, age`` with age in likes, the newest 0; sorted by user and age.
+
+    Raises:
+        InputError: the file is missing or damaged.
+    """
+    path = lightgcn / "trained_on.parquet"
+    try:
+        likes = conform(pl.scan_parquet(path).filter(pl.col("fit") == fit).collect(engine="streaming"), TRAINED_ON)
+    except (OSError, pl.exceptions.PolarsError) as error:
+        raise InputError(f"{path} cannot be read ({error}); train the specialist again") from None
+    user_E = likes["user_id"].to_numpy()
+    start_U = np.flatnonzero(np.diff(user_E, prepend=-1))
+    if (np.diff(user_E) < 0).any():
+        raise InputError(f"{path} is not sorted by user; train the specialist again")
+    count_U = np.diff(start_U, append=len(user_E))
+    age_E = np.arange(len(user_E)) - np.repeat(start_U, count_U)
+    oldest_first = np.repeat(start_U + count_U - 1, count_U) - age_E
+    return likes.select("user_id", pl.col("movie_id").gather(oldest_first), age=pl.Series(age_E, dtype=pl.Int32))
+
+
+def find_known(files: list[Path], lightgcn: Path) -> pl.DataFrame:
+    """Questions that may not be asked: whose fit was trained on an answer, or on a viewer who is unseen tonight.
+
+    Tonight's split may contradict the one that pinned specialists were trained on: a film that is rated again moves to
+    the end of its viewer's order, from ``graph`` to a later label.
+
+    Args:
+        files: buckets of the split.
+        lightgcn: folder of that stage; the other fits of a run are made of the same rows, or of some of them.
+
+    Returns:
+        ``user_id, purpose``, unique: at no cutoff may they be asked.
+    """
+    trained = pl.scan_parquet(lightgcn / "trained_on.parquet")
+    film = (pl.col("user_id").cast(pl.Int64) * (1 << 32) + pl.col("movie_id")).alias("film")
+    held_out = (
+        pl.scan_parquet(files, hive_partitioning=False)
+        .filter(pl.col("label").is_in(list(ANSWER_LABEL.values())))
+        .select("user_id", "label", "unseen", film)
+        .collect(engine="streaming")
+    )
+    found = []
+    for purpose, label in ANSWER_LABEL.items():
+        asked = held_out.filter(pl.col("label") == label)
+        # a table of what is held out, much less than what was learned from
+        films = trained.filter(pl.col("fit") == FIT_OF[purpose]).select(film)
+        of_film = films.join(asked.lazy().select("film"), on="film", how="semi").collect(engine="streaming")
+        unseen = asked.filter("unseen")
+        of_viewer = trained.select("user_id").join(unseen.lazy(), on="user_id", how="semi").collect(engine="streaming")
+        known = pl.concat(
+            [asked.join(of_film, on="film", how="semi"), unseen.join(of_viewer, on="user_id", how="semi")]
+        )
+        found.append(known.select("user_id", purpose=pl.lit(purpose, dtype=PURPOSES)))
+    return pl.concat(found).unique().sort("user_id", "purpose")
+
+
+def read_asked(split: Path) -> pl.Series | None:
+    """Whom valid and test questions are asked, where the split holds an evaluation set from an earlier night; None:
+    everybody."""
+    path = split / ASKED
+    return pl.Series(json.loads(path.read_text("utf-8"))["users"], dtype=pl.Int32) if path.is_file() else None
+
+
+def find_questions(rows: pl.DataFrame, asked_alone: pl.Series | None = None, *, train_cutoffs: int = 1) -> pl.DataFrame:
+    """``user_id, purpose, unseen, cutoff``, sorted by user, purpose and cutoff.
+
+    Train: warm viewers with at least one ``target`` like; valid and test: everyone who has that like, or of them just
+    those of ``read_asked``.
+
+    Args:
+        rows: of the split.
+        asked_alone: of ``read_asked``.
+        train_cutoffs: training questions of a viewer. T ``target`` likes, oldest first, are cut into m windows, of
+            ``train_cutoffs`` and T the smaller, the k-th (from 0) from like floor(k * T / m) on; each begins at a
+            cutoff. The windows' lengths differ by one at most, the first begins at the first ``target`` like, and the
+            last holds a like at least, so that no question is without an answer.
+    """
+    found = []
+    for purpose, label in ANSWER_LABEL.items():
+        asked = rows.filter(pl.col("label") == label)
+        num_likes = pl.len().over("user_id").cast(pl.Int64)
+        num_windows = pl.min_horizontal(num_likes, train_cutoffs if purpose == "train" else 1)
+        if purpose == "train":
+            asked = asked.filter(~pl.col("unseen"))
+        elif asked_alone is not None:
+            asked = asked.filter(pl.col("user_id").is_in(asked_alone.implode()))
+        # the largest k with floor(k * T / m) <= r - 1, for the r-th like
+        window = (pl.col("position").rank("ordinal").over("user_id") * num_windows - 1) // num_likes
+        found.append(
+            asked.group_by("user_id", window.alias("window"))
+            .agg(pl.col("unseen").first(), cutoff=pl.col("position").min())
+            .select("user_id", pl.lit(purpose, dtype=PURPOSES).alias("purpose"), "unseen", "cutoff")
+        )
+    return pl.concat(found).sort(QUESTION)
+
+
+def find_history(rows: pl.DataFrame, questions: pl.DataFrame) -> pl.DataFrame:
+    """Likes before the cutoff: ``user_id, purpose, cutoff, movie_id, age`` with age in likes, the newest 0."""
+    likes = rows.filter(pl.col("label").is_in(LIKE_LABELS)).select("user_id", "movie_id", "position")
+    return with_age(_before(likes, questions), QUESTION)
+
+
+def find_seen(rows: pl.DataFrame, questions: pl.DataFrame) -> pl.DataFrame:
+    """Everything rated before the cutoff, liked or not: ``user_id, purpose, cutoff, movie_id``; the one
+    mask."""
+    return _before(rows.select("user_id", "movie_id", "position"), questions).select(*QUESTION, "movie_id")
+
+
+def find_answers(rows: pl.DataFrame, questions: pl.DataFrame) -> pl.DataFrame:
+    """The held-out likes from the cutoff on: ``user_id, purpose, cutoff, movie_id, rating``."""
+    labels = pl.DataFrame(
+        {"purpose": list(ANSWER_LABEL), "label": list(ANSWER_LABEL.values())},
+        schema={"purpose": PURPOSES, "label": rows.schema["label"]},
+    )
+    asked = questions.select(*QUESTION).join(labels, on="purpose")
+    answers = asked.join(rows, on=["user_id", "label"], how="inner").filter(pl.col("position") >= pl.col("cutoff"))
+    return answers.sort(*QUESTION, "position").select(*QUESTION, "movie_id", "rating")
+
+
+def with_age(likes: pl.DataFrame, by: tuple[str, ...]) -> pl.DataFrame:
+    """Replace ``position`` by ``age``: how many of the group's likes are newer."""
+    newest_first = likes.sort(*by, "position", descending=[False] * len(by) + [True])
+    age = pl.int_range(pl.len(), dtype=pl.Int32).over(by)
+    return newest_first.with_columns(age=age).select(*by, "movie_id", "age")
+
+
+def _before(rows: pl.DataFrame, questions: pl.DataFrame) -> pl.DataFrame:
+    joined = questions.select(*QUESTION).join(rows, on="user_id", how="inner")
+    return joined.filter(pl.col("position") < pl.col("cutoff")).sort(*QUESTION, "position")

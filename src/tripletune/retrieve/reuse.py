@@ -1,0 +1,129 @@
+# Shape letters in this file:
+#   E rows of ratings, U viewers (those with an answer, where there is a rating's count)
+"""What retrieve takes over from an earlier night: the rows of the viewers whose evidence is the same.
+
+A question's rows hang on its viewer's own ratings up to the answers, on what was fitted, on the facts that the R-GAT
+weighs, and on settings. The last three are the same (``increments.find_earlier``); the first has a digest.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from tripletune.retrieve.triples import read_triples
+from tripletune.schemas import ANSWER_LABEL, QUESTION, VIEWERS, conform
+from tripletune.stable_hash import mix, pair_hash
+from tripletune.store.increments import compare_viewers, same_files
+
+TABLES = {
+    "retrieved": QUESTION,
+    "choices": (*QUESTION, "movie_id", "rank"),
+    "profiles": (*QUESTION, "relation"),
+    "counts": QUESTION,
+}
+"""What each bucket has a file of, and the columns it is sorted by."""
+_FILM, _ROW = 10 << 40, 11 << 40
+"""Seeds of the digests; nothing else may draw the same numbers."""
+
+
+def digest_viewers(rows: pl.DataFrame) -> pl.DataFrame:
+    """A digest of the rows that any question of a viewer can see: ``schemas.VIEWERS``, viewers with an answer alone.
+
+    What was rated after the last answer is no part of it.
+
+    Args:
+        rows: of a bucket of the split (``viewers.read_rows``), sorted by user and position as split writes them.
+    """
+    user_E = rows["user_id"].to_numpy()
+    place_E, start_U = np.arange(len(user_E)), np.flatnonzero(np.diff(user_E, prepend=-1))
+    if not len(user_E):
+        return VIEWERS.to_frame()
+    is_answer_E = rows["label"].is_in(list(ANSWER_LABEL.values())).to_numpy()
+    last_U = np.maximum.reduceat(np.where(is_answer_E, place_E, -1), start_U)
+    known = rows.filter(pl.Series(place_E <= np.repeat(last_U, np.diff(start_U, append=len(user_E)))))
+    user_U, ratings_U = user_E[start_U][last_U >= 0], (last_U - start_U + 1)[last_U >= 0]
+    movie_E, position_E, mark_E = (
+        known[name].to_physical().to_numpy().astype(np.int64) for name in ("movie_id", "position", "label")
+    )
+    rating_E = known["rating"].to_numpy().astype(np.float32).view(np.uint32).astype(np.int64)
+    mark_E = mark_E * 2 + known["unseen"].to_numpy()
+    sums = {
+        name: np.add.reduceat(hash_E, np.cumsum(ratings_U) - ratings_U) if len(hash_E) else hash_E
+        for name, hash_E in (
+            ("films", mix(movie_E, _FILM)),
+            ("rows", pair_hash(position_E << 32 | movie_E, mark_E << 32 | rating_E, _ROW)),
+        )
+    }
+    return conform(pl.DataFrame({"user_id": user_U, "ratings": ratings_U, **sums}), VIEWERS)
+
+
+@dataclass(frozen=True, slots=True)
+class EarlierNight:
+    """A finished retrieve output that differs from tonight's in ratings alone."""
+
+    folder: Path
+    rankings: pl.DataFrame
+
+    @classmethod
+    def open(cls, folder: Path) -> EarlierNight:
+        """Read its rankings, which are one file."""
+        return cls(folder, pl.read_parquet(folder / "rankings.parquet"))
+
+    def compare(self, name: str, viewers: pl.DataFrame) -> pl.DataFrame:
+        """``increments.compare_viewers`` of a bucket, by the name of its file."""
+        path = self.folder / "viewers" / name
+        return compare_viewers(pl.read_parquet(path) if path.is_file() else VIEWERS.to_frame(), viewers)
+
+    def keep(self, name: str, same: pl.DataFrame, questions: pl.DataFrame, ranked: pl.Series | None) -> pl.DataFrame:
+        """The questions of a bucket whose rows are all there: ``schemas.QUESTION``.
+
+        Args:
+            name: of the bucket's file.
+            same: ``user_id`` of those whose evidence is the same.
+            questions: tonight's.
+            ranked: ids of the viewers who are ranked tonight; None: all.
+        """
+        path = self.folder / "retrieved" / name
+        if not path.is_file():
+            return questions.select(QUESTION).clear()
+        before = pl.read_parquet(path, columns=list(QUESTION))
+        kept = questions.join(same, on="user_id", how="semi").join(before, on=QUESTION, how="semi").select(QUESTION)
+        needs_rank = pl.col("purpose") != "train"
+        if ranked is not None:
+            needs_rank &= pl.col("user_id").is_in(ranked.implode())
+        unranked = kept.filter(needs_rank).join(self.rankings, on=QUESTION, how="anti")
+        return kept.join(unranked, on=QUESTION, how="anti")
+
+    def add(self, table: str, name: str, rows: pl.DataFrame, kept: pl.DataFrame) -> pl.DataFrame:
+        """Tonight's rows of a bucket and those of the questions kept, as a full run has them."""
+        if kept.is_empty():
+            return rows
+        mine = self._read(table, name).join(kept, on=QUESTION, how="semi")
+        return pl.concat([rows, mine.select(rows.columns)]).sort(TABLES[table]).rechunk()
+
+    def ranked(self, kept: pl.DataFrame, ranked: pl.Series | None) -> pl.DataFrame:
+        """The rankings of the questions kept."""
+        mine = self.rankings.join(kept, on=QUESTION, how="semi")
+        return mine if ranked is None else mine.filter(pl.col("user_id").is_in(ranked.implode()))
+
+    def _read(self, table: str, name: str) -> pl.DataFrame:
+        return pl.read_parquet(self.folder / table / name)
+
+
+def same_facts(before: Path, now: Path, rgat: Path) -> bool:
+    """Whether two knowledge folders say the same about the triples that the R-GAT weighs; others are never told.
+
+    Args:
+        before, now: finished outputs of the knowledge stage.
+        rgat: folder of that stage.
+    """
+    if same_files(before, now, ("entities.parquet", "relations.parquet", "triples.parquet")):
+        return True
+    key = ["movie_id", "relation", "entity"]
+    weighed = pl.read_parquet(rgat / "attention.parquet", columns=key).unique()
+    told = [read_triples(folder).join(weighed, on=key, how="semi").sort(key) for folder in (before, now)]
+    return told[0].equals(told[1])

@@ -1,0 +1,1 @@
+"""Artifact store: outputs by fingerprint, manifests, run records."""

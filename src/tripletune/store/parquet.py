@@ -1,0 +1,65 @@
+"""Which Parquet files of a stage's folder count: those its manifest names, or all while it is still a work folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import polars as pl
+
+from tripletune.errors import InputError
+from tripletune.schemas import conform
+from tripletune.store.paths import MANIFEST
+
+
+def parquet_files(folder: Path, below: str = "") -> list[Path]:
+    """The Parquet files of a folder, sorted by name; a stray file beside the manifest's is not data.
+
+    Args:
+        folder: a stage's output; without a manifest every Parquet file in it counts.
+        below: only files in this sub-folder, such as ``test``.
+
+    Raises:
+        InputError: there is none, or the manifest cannot be read.
+    """
+    manifest = folder / MANIFEST
+    if manifest.is_file():
+        try:
+            names = list(json.loads(manifest.read_text(encoding="utf-8"))["files"])
+        except (ValueError, KeyError, TypeError):
+            raise InputError(
+                f"{manifest} is damaged: expected JSON with 'files'; delete the folder and run the stage again"
+            ) from None
+        found = [folder / name for name in names]
+    else:
+        found = [path for path in folder.rglob("*") if not path.name.startswith(".")]
+    start = folder / below
+    files = sorted(path for path in found if path.suffix == ".parquet" and path.is_relative_to(start))
+    if not files:
+        raise InputError(f"no Parquet files in {start}; run the stage that writes them, or give its output folder")
+    return files
+
+
+def scan(files: list[Path] | Path) -> pl.LazyFrame:
+    """Read the named files only, and take no column from their folders' names (``shard=000``)."""
+    return pl.scan_parquet(files, hive_partitioning=False)
+
+
+def joined(messages: str) -> pl.Expr:
+    """The text of all messages of a chat, one after the other."""
+    return pl.col(messages).list.eval(pl.element().struct.field("content")).list.join("\n")
+
+
+def read_rows(path: Path, schema: pl.Schema) -> pl.DataFrame:
+    """One file, with the columns of its schema.
+
+    Raises:
+        InputError: it cannot be read, or has other columns.
+    """
+    try:
+        return conform(pl.read_parquet(path, hive_partitioning=False), schema)
+    except (pl.exceptions.PolarsError, OSError) as error:
+        first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(
+            f"{path}: cannot be read as {', '.join(list(schema)[:3])}, ...: {first_line}; run its stage again"
+        ) from None

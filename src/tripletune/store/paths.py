@@ -1,0 +1,241 @@
+"""The artifact store: where a stage's output lives, and how it gets there exactly once.
+
+``<root>/<dataset>/<stage>/<fingerprint>/`` holds a finished output. A stage works in ``<fingerprint>.work`` under a
+file lock, writes ``manifest.json`` last, and is renamed into place; a valid manifest means done. A second run that
+wants the same output waits on the lock and then reuses it. A work folder left by a killed run is handed to the next
+one as it is, so a stage that finishes its files one by one (temporary name, then a rename) goes on where it was.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+import socket
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+from filelock import FileLock
+
+from tripletune.errors import InputError, MissingArtifactError
+from tripletune.store.fingerprint import Ingredients, sha256_file
+from tripletune.store.meter import Meter
+
+MANIFEST = "manifest.json"
+SCRATCH = "_scratch"
+"""Folder inside a work folder for what must survive a kill but is not part of the output; removed before publishing."""
+
+Facts = dict[str, Any]
+"""What a stage reports beside its files: counts and metrics, plain JSON data."""
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON under a temporary name, flush it to disk and rename it into place."""
+    write_atomically(path, lambda part: part.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8"))
+
+
+def write_atomically(path: Path, write: Callable[[Path], object], *, unique: bool = False) -> None:
+    """Let ``write`` fill a temporary neighbour of ``path``, flush it to disk and rename it into place.
+
+    Args:
+        path: the file.
+        write: writes to the path it is given.
+        unique: another process may be writing the same file now: give the neighbour a name of its own.
+    """
+    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part" if unique else f".{path.name}.part")
+    write(part)
+    _sync(part)
+    part.replace(path)
+    _sync(path.parent)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove the temporary files of writers that were killed; a writer that is still at one fails at its rename."""
+    for leftover in folder.rglob(".*.part"):
+        leftover.unlink(missing_ok=True)
+
+
+def make_folder(folder: Path, option: str) -> None:
+    """Make a folder for output, and those above it.
+
+    Args:
+        folder: may be there already.
+        option: of the command line, with which the user names another.
+
+    Raises:
+        InputError: nothing can be written there.
+    """
+    with writing_to(folder, option):
+        folder.mkdir(parents=True, exist_ok=True)
+
+
+@contextmanager
+def writing_to(folder: Path, option: str) -> Iterator[None]:
+    """Tell the user, in one line, that output cannot be written to this folder; for its making, not for its filling."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise InputError(f"cannot write {folder} ({reason}); name another folder with {option}") from None
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def read_manifest(folder: Path) -> dict[str, Any] | None:
+    """The manifest of a finished folder, or None when there is none or a file it names is gone or has another size."""
+    try:
+        manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        for name, file in manifest["files"].items():
+            if (folder / name).stat().st_size != file["bytes"]:
+                return None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return manifest
+
+
+def whoami() -> str:
+    """Host and process id; stands in a manifest, so that a run which waited for another knows that it reused."""
+    return f"{socket.gethostname()}:{os.getpid()}"
+
+
+def damaged_files(folder: Path) -> list[str]:
+    """Names of the files whose bytes no longer have the SHA-256 that the manifest states."""
+    manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    return [
+        name
+        for name, file in manifest["files"].items()
+        if not (folder / name).is_file() or sha256_file(folder / name) != file["sha256"]
+    ]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunPaths:
+    """Where the stages of one run read and write.
+
+    Args:
+        root: the artifact root.
+        dataset: name of the dataset; runs of one dataset share outputs.
+        fingerprints: one per stage; made by ``stages.resolve``.
+        ingredients: what each fingerprint was made of; stands in the manifests.
+    """
+
+    root: Path
+    dataset: str
+    fingerprints: Mapping[str, str]
+    ingredients: Mapping[str, Ingredients] = field(default_factory=dict)
+
+    def folder(self, stage: str) -> Path:
+        """Where the stage's finished output is, or will be.
+
+        Raises:
+            MissingArtifactError: the run knows no such stage.
+        """
+        if stage not in self.fingerprints:
+            raise MissingArtifactError(f"this run has no {stage!r}; an older version made it: run it again")
+        return self.root / self.dataset / stage / self.fingerprints[stage]
+
+    def is_done(self, stage: str) -> bool:
+        """Whether the stage's output is finished and whole (sizes are checked, hashes are not)."""
+        return read_manifest(self.folder(stage)) is not None
+
+    def require(self, stage: str) -> Path:
+        """The folder of a finished stage.
+
+        Raises:
+            MissingArtifactError: it has not finished; the message gives the command that produces it.
+        """
+        folder = self.folder(stage)
+        if read_manifest(folder) is None:
+            raise MissingArtifactError(
+                f"no finished '{stage}' output for this config and input (looked in {folder}); "
+                f"produce it with: tripletune {stage}, with the same --config, --movielens, --imdb and --artifacts"
+            )
+        return folder
+
+    def manifest(self, stage: str) -> dict[str, Any]:
+        """The manifest of a finished stage; raises MissingArtifactError like ``require``."""
+        manifest = read_manifest(self.require(stage))
+        assert manifest is not None
+        return manifest
+
+    def build(self, stage: str, make: Callable[[Path], Facts]) -> Path:
+        """Reuse the stage's output, or make it.
+
+        Args:
+            stage: its name.
+            make: fills the work folder it is given (which may hold what a killed run finished) and returns facts.
+
+        Returns:
+            The finished folder. When ``make`` raises, the work folder stays as it is.
+
+        Raises:
+            InputError: the store's folders cannot be made.
+        """
+        folder = self.folder(stage)
+        if read_manifest(folder) is not None:
+            return folder
+        make_folder(folder.parent, "--artifacts")
+        with writing_to(folder.parent, "--artifacts"):
+            held = FileLock(folder.with_name(f"{folder.name}.lock")).acquire()
+        with held:
+            if read_manifest(folder) is not None:
+                return folder
+            if folder.exists():  # damaged: what it says it holds is not there
+                shutil.rmtree(folder)
+            work = folder.with_name(f"{folder.name}.work")
+            make_folder(work, "--artifacts")
+            (work / MANIFEST).unlink(missing_ok=True)  # of a run killed as it published: it names what is made anew
+            remove_leftovers(work)
+            with Meter() as meter:
+                facts = make(work)
+            self._publish(stage, work, folder, facts, meter)
+        return folder
+
+    def _publish(self, stage: str, work: Path, folder: Path, facts: Facts, meter: Meter) -> None:
+        shutil.rmtree(work / SCRATCH, ignore_errors=True)
+        remove_leftovers(work)
+        ingredients = self.ingredients.get(stage, {})
+        files = {
+            path.relative_to(work).as_posix(): _describe(path)
+            for path in sorted(work.rglob("*"))
+            if path.is_file() and path.name != MANIFEST and path.suffix != ".part"
+        }
+        for name in files:
+            _sync(work / name)
+        manifest = {
+            "stage": stage,
+            "dataset": self.dataset,
+            "fingerprint": self.fingerprints[stage],
+            "parents": ingredients.get("parents", {}),
+            "ingredients": ingredients,
+            "files": files,
+            "facts": facts,
+            "made_by": whoami(),
+            "seconds": round(meter.seconds, 3),
+            "peak_bytes": meter.peak_bytes,
+            "tripletune": metadata.version("tripletune"),
+        }
+        write_json(work / MANIFEST, manifest)
+        work.rename(folder)
+        _sync(folder.parent)
+
+
+def _describe(path: Path) -> dict[str, Any]:
+    described: dict[str, Any] = {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
+    if path.suffix == ".parquet":
+        parquet = pq.ParquetFile(path)
+        described["rows"] = parquet.metadata.num_rows
+        described["schema"] = {field.name: str(field.type) for field in parquet.schema_arrow}
+    return described

@@ -1,0 +1,1 @@
+"""Synthetic MovieLens-like releases with planted preferences."""
