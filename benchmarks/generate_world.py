@@ -22,7 +22,11 @@ from torch.nn.functional import normalize
 
 from tripletune.config import RunConfig
 from tripletune.models.sasrec.model import SASRec, Shape
-from tripletune.schemas import ATTENTION, EASE_FILMS, RELATION_NAMES, TRAINED_ON, conform
+from tripletune.schemas.base import conform
+from tripletune.schemas.ease import EASE_FILMS
+from tripletune.schemas.knowledge import RELATION_NAMES
+from tripletune.schemas.rgat import ATTENTION
+from tripletune.schemas.training import TRAINED_ON
 from tripletune.stable_hash import tie_order
 
 FIT, LABELS = "b", ("graph", "target")

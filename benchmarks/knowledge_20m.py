@@ -34,7 +34,7 @@ from tripletune.data.release.movielens import ingest_release
 from tripletune.knowledge.build import write_knowledge
 from tripletune.knowledge.imdb import read_credits
 from tripletune.knowledge.imdb_dumps import read_dump
-from tripletune.schemas import LINKS
+from tripletune.schemas.ingest import LINKS
 
 COLUMNS = ("tconst", "ordering", "nconst", "category")
 COPIES = 4

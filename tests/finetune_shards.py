@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from tripletune.schemas import EXAMPLES
+from tripletune.schemas.generate import EXAMPLES
 
 _FIRST = [
     "Silent",

@@ -7,7 +7,9 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from tripletune.schemas import ENTITIES, RELATIONS, SPLIT, TRIPLES, conform
+from tripletune.schemas.base import conform
+from tripletune.schemas.knowledge import ENTITIES, RELATIONS, TRIPLES
+from tripletune.schemas.split import SPLIT
 
 NUM_MOVIES = 60
 NUM_DIRECTORS = 6

@@ -20,7 +20,7 @@ from tripletune.contract import read_contract
 from tripletune.errors import ContractError, TrainingError
 from tripletune.finetune.launch import finetune_adapter
 from tripletune.rank.predict import rank_examples, rank_shards
-from tripletune.schemas import PREDICTIONS
+from tripletune.schemas.rank import PREDICTIONS
 from tripletune.store.fingerprint import sha256_file
 from tripletune.store.paths import SCRATCH
 

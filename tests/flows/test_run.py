@@ -15,7 +15,8 @@ import psutil
 import pytest
 
 from tests.flows.conftest import ROOT, TRIPLETUNE, MicroRun
-from tripletune.schemas import EXAMPLES, PREDICTIONS
+from tripletune.schemas.generate import EXAMPLES
+from tripletune.schemas.rank import PREDICTIONS
 from tripletune.store.paths import read_manifest
 
 

@@ -15,7 +15,7 @@ from tripletune.config import PromptConfig, RetrieveConfig, TinyLlamaConfig
 from tripletune.finetune.tiny import write_tiny_llama
 from tripletune.prompts.shards import generate_shards
 from tripletune.retrieve.candidates import retrieve_all
-from tripletune.schemas import EXAMPLES
+from tripletune.schemas.generate import EXAMPLES
 
 RETRIEVE = RetrieveConfig(retriever="lightgcn")
 

@@ -8,17 +8,21 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from tripletune import schemas
 from tripletune.config import PromptConfig
 from tripletune.finetune.tiny import train_tokenizer
 from tripletune.prompts.engine import Frame, build_examples
 from tripletune.prompts.sanitise import display_titles
 from tripletune.prompts.template import load_template, shipped
 from tripletune.prompts.tokens import TokenCounter
+from tripletune.schemas.base import conform
+from tripletune.schemas.generate import EXAMPLES
+from tripletune.schemas.knowledge import RELATION_NAMES
+from tripletune.schemas.query import QUESTION
+from tripletune.schemas.retrieve import CHOICES, RETRIEVED
 
 NUM_FILMS = 120
 NUM_VIEWERS = 30
-RELATIONS = [*schemas.RELATION_NAMES, "shot_in"]
+RELATIONS = [*RELATION_NAMES, "shot_in"]
 _WORDS = (
     "Night",
     "Ruë",
@@ -79,13 +83,13 @@ def frames(names: list[str], relations: list[str], num_candidates: int = 20) -> 
         for film in [*liked[:5], *shown[: user % 13]] if user % 7 else []:
             for rank in range(int(rng.integers(0, 3))):
                 facts.append((user, "test", 50, film, rank, *_fact(rng, names, relations), 0.0))
-    told = pl.DataFrame(rows, schema_overrides=schemas.EXAMPLES.to_frame().select(schemas.QUESTION).schema)
-    key = schemas.QUESTION
+    told = pl.DataFrame(rows, schema_overrides=EXAMPLES.to_frame().select(QUESTION).schema)
+    key = QUESTION
     lists = told.select(*key, pl.col("liked", "disliked").cast(pl.List(pl.Int32)))
     answers = told.select(*key, movie_id=pl.col("answer").cast(pl.Int32), rating=pl.lit(4.5, pl.Float32))
     return (
-        schemas.conform(told, schemas.RETRIEVED),
-        pl.DataFrame(facts, schema=schemas.CHOICES, orient="row"),
+        conform(told, RETRIEVED),
+        pl.DataFrame(facts, schema=CHOICES, orient="row"),
         lists,
         answers,
     )

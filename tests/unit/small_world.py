@@ -15,7 +15,12 @@ import polars as pl
 import torch
 from safetensors.torch import save_file
 
-from tripletune import schemas
+from tripletune.schemas.base import conform
+from tripletune.schemas.ingest import MOVIES
+from tripletune.schemas.knowledge import ENTITIES, RELATION_NAMES, RELATIONS
+from tripletune.schemas.rgat import ATTENTION
+from tripletune.schemas.split import SPLIT
+from tripletune.schemas.training import TRAINED_ON
 
 NUM_VIEWERS, NUM_FILMS, NUM_PEOPLE = 40, 60, 12
 GENRES = ("Crime", "Drama", "Comedy", "Horror")
@@ -40,7 +45,7 @@ def make_world(root: Path) -> World:
         "year": [1950 + n for n in range(1, NUM_FILMS + 1)],
         "genres": [[GENRES[n % 4]] for n in range(1, NUM_FILMS + 1)],
     }
-    pl.DataFrame(movies, schema=schemas.MOVIES).write_parquet(world.ingest / "movies.parquet")
+    pl.DataFrame(movies, schema=MOVIES).write_parquet(world.ingest / "movies.parquet")
     write_split(world, make_rows())
     _write_knowledge(world)
     _write_specialists(world)
@@ -77,7 +82,7 @@ def make_rows() -> pl.DataFrame:
                 }
             )
         )
-    return schemas.conform(pl.concat(parts), schemas.SPLIT)
+    return conform(pl.concat(parts), SPLIT)
 
 
 def write_split(world: World, rows: pl.DataFrame) -> None:
@@ -95,7 +100,7 @@ def write_trained_on(world: World) -> None:
         warm.filter(pl.col("label").is_in(labels)).with_columns(fit=pl.lit(fit))
         for fit, labels in (("a", ["graph"]), ("b", ["graph", "target"]))
     ]
-    schemas.conform(pl.concat(parts), schemas.TRAINED_ON).write_parquet(world.lightgcn / "trained_on.parquet")
+    conform(pl.concat(parts), TRAINED_ON).write_parquet(world.lightgcn / "trained_on.parquet")
 
 
 def read_split(world: World) -> pl.DataFrame:
@@ -121,12 +126,8 @@ def _write_knowledge(world: World) -> None:
     keys = [f"movie:{n}" for n in range(1, NUM_FILMS + 1)] + facts["entity"].unique().sort().to_list()
     kinds = [key.split(":")[0] for key in keys]
     names = [None if key == "person:nm9" else key.split(":")[1].replace("nm", "Person ") for key in keys]
-    entities = pl.DataFrame(
-        {"entity_id": range(len(keys)), "key": keys, "kind": kinds, "name": names}, schema=schemas.ENTITIES
-    )
-    relations = pl.DataFrame(
-        {"relation_id": range(len(schemas.RELATION_NAMES)), "name": schemas.RELATION_NAMES}, schema=schemas.RELATIONS
-    )
+    entities = pl.DataFrame({"entity_id": range(len(keys)), "key": keys, "kind": kinds, "name": names}, schema=ENTITIES)
+    relations = pl.DataFrame({"relation_id": range(len(RELATION_NAMES)), "name": RELATION_NAMES}, schema=RELATIONS)
     ids = dict(zip(keys, range(len(keys)), strict=True))
     rows = facts.select(
         head=pl.format("movie:{}", "movie_id").replace_strict(ids, return_dtype=pl.Int32),
@@ -166,7 +167,7 @@ def _write_specialists(world: World) -> None:
             },
             world.rgat / f"fit_{fit}.safetensors",
         )
-    schemas.conform(pl.concat(attention), schemas.ATTENTION).write_parquet(world.rgat / "attention.parquet")
+    conform(pl.concat(attention), ATTENTION).write_parquet(world.rgat / "attention.parquet")
     pl.DataFrame(
         {"row": range(len(keys)), "key": keys, "name": keys}, schema={"row": pl.Int32, "key": str, "name": str}
     ).write_parquet(world.rgat / "entities.parquet")

@@ -12,7 +12,7 @@ from tripletune.config import RetrieveConfig
 from tripletune.config.presets import parse_config
 from tripletune.errors import ConfigError
 from tripletune.retrieve.candidates import retrieve_all
-from tripletune.schemas import QUESTION
+from tripletune.schemas.query import QUESTION
 from tripletune.stable_hash import VIEWERS, mix
 
 SEED = 7

@@ -23,7 +23,7 @@ from tripletune.audit.record import RECORD, take_notes, unproven, write_record
 from tripletune.audit.split_rows import SplitRows, digest
 from tripletune.config import RunConfig
 from tripletune.pipeline.specs import stage_specs
-from tripletune.schemas import EXAMPLES, MESSAGE, PROVEN, SHORTENED
+from tripletune.schemas.generate import EXAMPLES, MESSAGE, PROVEN, SHORTENED
 from tripletune.store.fingerprint import sha256_file
 from tripletune.store.parquet import read_rows
 

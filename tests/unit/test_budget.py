@@ -15,7 +15,7 @@ from tripletune.prompts.engine import prompt_contract
 from tripletune.prompts.render import render_prompts
 from tripletune.prompts.sanitise import display_titles
 from tripletune.prompts.template import load_template
-from tripletune.schemas import EXAMPLES
+from tripletune.schemas.generate import EXAMPLES
 
 KEPT = ("candidates", "candidate_titles", "candidate_letters", "retrieved", "ranking", "answers", "completion")
 LISTS = ("liked", "disliked", "similar", "triples")

@@ -12,7 +12,6 @@ import small_world
 import torch
 from safetensors.torch import load_file, save_file
 
-from tripletune import schemas
 from tripletune.config import RetrieveConfig
 from tripletune.errors import InputError
 from tripletune.models.serving.catalogue import Catalogue, load_lightgcn, load_rgat
@@ -20,6 +19,8 @@ from tripletune.retrieve.candidates import retrieve_all
 from tripletune.retrieve.kerag import best_answers
 from tripletune.retrieve.rankings import FilmEvidence, film_scores
 from tripletune.retrieve.retriever import Retriever
+from tripletune.schemas.query import PURPOSES, QUESTION
+from tripletune.schemas.retrieve import CHOICES, RANKINGS, RETRIEVED, RETRIEVERS
 
 SEED = 7
 FIT = {"train": "a", "valid": "b", "test": "b"}
@@ -105,16 +106,16 @@ def test_viewers_with_too_few_likes_are_not_asked_about(out):
 
 def test_rankings_agree_with_dense_references(world, out, rows):
     rankings = pl.read_parquet(out / "rankings.parquet")
-    assert rankings.schema == schemas.RANKINGS
+    assert rankings.schema == RANKINGS
     counts = rows.filter(pl.col("label").is_in(["graph", "target"]) & ~pl.col("unseen"))["movie_id"].value_counts()
     popularity = np.zeros(small_world.NUM_FILMS)
     popularity[counts["movie_id"].to_numpy() - 1] = counts["count"].to_numpy()
     retrieved = {(row["user_id"], row["purpose"]): row for row in read(out, "retrieved").iter_rows(named=True)}
     attention = pl.read_parquet(world.rgat / "attention.parquet").filter(pl.col("fit") == "b")
     entity_rows = dict(pl.read_parquet(world.rgat / "entities.parquet").select("key", "row").iter_rows())
-    assert set(schemas.RETRIEVERS) <= set(rankings["retriever"])
+    assert set(RETRIEVERS) <= set(rankings["retriever"])
     # test_ease.py has the reference of the others
-    for ranking in rankings.filter(pl.col("retriever").is_in(schemas.RETRIEVERS)).iter_rows(named=True):
+    for ranking in rankings.filter(pl.col("retriever").is_in(RETRIEVERS)).iter_rows(named=True):
         question = retrieved[ranking["user_id"], ranking["purpose"]]
         seen, liked = history(rows, question)
         if ranking["retriever"] == "lightgcn":
@@ -152,7 +153,7 @@ def test_the_ceiling_is_the_share_of_answers_among_candidates(world, out, rows, 
 
 def test_choices_cover_candidates_and_the_newest_liked_films(out, rows):
     choices = read(out, "choices")
-    assert choices.schema == schemas.CHOICES
+    assert choices.schema == CHOICES
     for question in read(out, "retrieved").iter_rows(named=True):
         _, liked = history(rows, question)
         told = choices.filter(user_id=question["user_id"], purpose=question["purpose"])["movie_id"].to_list()
@@ -224,7 +225,7 @@ def test_kerag_shows_ten_films_that_hold_the_answers(world, rows, tmp_path):
 
 def test_kerag_takes_the_five_best_rated_answers(world):
     fit = load_lightgcn(world.lightgcn, SEED)["a"]
-    key = {"user_id": pl.Int32, "purpose": schemas.PURPOSES, "cutoff": pl.Int32}
+    key = {"user_id": pl.Int32, "purpose": PURPOSES, "cutoff": pl.Int32}
     asked = {"user_id": [2, 3], "purpose": ["train"] * 2, "cutoff": [9] * 2}
     questions = pl.DataFrame(asked, schema_overrides=key)
     answers = pl.DataFrame(
@@ -281,9 +282,9 @@ def test_an_ad_hoc_viewer_gets_what_a_viewer_of_the_split_gets(world, out, rows)
     )
     question = read(out, "retrieved").filter(unseen=True, purpose="test").row(0, named=True)
     seen, liked = history(rows, question)
-    asked = schemas.RETRIEVED.to_frame().select(*schemas.QUESTION, "unseen")
+    asked = RETRIEVED.to_frame().select(*QUESTION, "unseen")
     asked = asked.vstack(pl.DataFrame([(-1, "test", question["cutoff"], True)], asked.schema, orient="row"))
-    stranger = asked.select(schemas.QUESTION)
+    stranger = asked.select(QUESTION)
     films = pl.Series("movie_id", liked[::-1], pl.Int32).to_frame()
     given = stranger.join(films, how="cross").with_row_index("age")
     mask = stranger.join(pl.Series("movie_id", seen, pl.Int32).to_frame(), how="cross")

@@ -12,10 +12,11 @@ import yaml
 from datasets import load_dataset
 
 from tests.unit.test_engine import generate, retrieve
-from tripletune import schemas
 from tripletune.config import RetrieveConfig, RunConfig, SampleConfig, SourceConfig
 from tripletune.prompts.card import Origin, write_card
 from tripletune.prompts.template import load_template
+from tripletune.schemas.generate import EXAMPLE_COLUMNS, EXAMPLES
+from tripletune.schemas.query import PURPOSES
 
 HOSTILE = ["```", "~~~ </pre> (1999)", "a ````` b", "## Licences\nnone", "``` text\r```"]
 PRINTS = dict.fromkeys(
@@ -65,7 +66,7 @@ def outside_fences(text):
 
 def test_datasets_loads_the_folder_as_the_card_says(shards, tmp_path):
     loaded = load_dataset(str(shards), cache_dir=str(tmp_path))
-    for purpose in schemas.PURPOSES.categories:
+    for purpose in PURPOSES.categories:
         rows = pl.concat(pl.read_parquet(path) for path in sorted((shards / purpose).glob("*.parquet")))
         assert loaded[purpose].num_rows == len(rows) > 0
         assert loaded[purpose]["example_id"] == rows["example_id"].to_list()
@@ -109,8 +110,8 @@ def test_not_even_whole_lines_of_backticks_break_out(shards, tmp_path):
 
 
 def test_every_column_and_its_meaning_is_told(shards):
-    assert list(schemas.EXAMPLE_COLUMNS) == schemas.EXAMPLES.names()
-    for name, meaning in schemas.EXAMPLE_COLUMNS.items():
+    assert list(EXAMPLE_COLUMNS) == EXAMPLES.names()
+    for name, meaning in EXAMPLE_COLUMNS.items():
         assert re.search(rf"^\| `{name}` \| [^|]+ \| {re.escape(meaning)} \|$", card(shards), re.MULTILINE)
 
 

@@ -14,7 +14,6 @@ import pytest
 import small_world
 from small_world import World
 
-from tripletune import schemas
 from tripletune.audit.audit import audit_shards
 from tripletune.cli.recommend import explain_prompt
 from tripletune.config import PromptConfig, RetrieveConfig, RunConfig
@@ -23,6 +22,11 @@ from tripletune.prompts.evidence import collect_answers, collect_evidence
 from tripletune.prompts.shards import generate_shards
 from tripletune.retrieve.candidates import retrieve_all
 from tripletune.retrieve.histories import find_answers, find_history, find_questions, find_seen
+from tripletune.schemas.base import conform
+from tripletune.schemas.generate import EXAMPLES
+from tripletune.schemas.query import QUESTION
+from tripletune.schemas.split import SPLIT, SPLIT_LABELS
+from tripletune.schemas.training import TRAINED_ON
 from tripletune.store.paths import Facts, RunPaths
 
 SEED = 7
@@ -50,7 +54,7 @@ ROWS = pl.DataFrame(
         (2, 11, 4.0, 0, 1, "target", True),
         (2, 12, 4.0, 0, 2, "valid", True),
     ],
-    schema=schemas.SPLIT,
+    schema=SPLIT,
     orient="row",
 )
 
@@ -107,7 +111,7 @@ def test_windows_are_spread_evenly_from_the_first_target_like_on() -> None:
             "label": ["target"] * num_likes,
             "unseen": [False] * num_likes,
         }
-        rows = pl.DataFrame(likes, schema={name: schemas.SPLIT[name] for name in likes})
+        rows = pl.DataFrame(likes, schema={name: SPLIT[name] for name in likes})
         for asked in range(1, 16):
             # in another order of the rows, which must not matter
             shuffled = rows.sample(fraction=1, shuffle=True, seed=asked)
@@ -141,7 +145,7 @@ def make(world: World, out: Path, settings: RetrieveConfig) -> tuple[Facts, Fact
 
 def read(folder: Path) -> pl.DataFrame:
     frame = pl.concat(pl.read_parquet(path) for path in sorted(folder.glob("shard-*.parquet")))
-    return frame.sort(schemas.QUESTION, maintain_order=True)
+    return frame.sort(QUESTION, maintain_order=True)
 
 
 @pytest.fixture(scope="module")
@@ -175,9 +179,7 @@ def before_window(rows: pl.DataFrame, number: int) -> pl.DataFrame:
             starts = targets
         start = starts[number] if number < len(starts) else 99
         moved = (pl.col("label") == "target") & (pl.col("position") < start)
-        numbered.append(
-            own.with_columns(label=pl.when(moved).then(pl.lit("graph", schemas.SPLIT_LABELS)).otherwise("label"))
-        )
+        numbered.append(own.with_columns(label=pl.when(moved).then(pl.lit("graph", SPLIT_LABELS)).otherwise("label")))
     return pl.concat(numbered)
 
 
@@ -197,8 +199,8 @@ def test_each_example_is_the_one_that_a_later_first_target_like_would_give(
     for name in ("generate/train", "retrieve/retrieved", "retrieve/choices", "retrieve/profiles"):
         got = read(tmp_path / "many" / name).filter(purpose="train")
         want = pl.concat(read(out / name).filter(purpose="train") for out in parts)
-        assert got.select(schemas.QUESTION).n_unique() > got["user_id"].n_unique()
-        assert got.equals(want.sort(schemas.QUESTION, maintain_order=True))
+        assert got.select(QUESTION).n_unique() > got["user_id"].n_unique()
+        assert got.equals(want.sort(QUESTION, maintain_order=True))
 
 
 def test_valid_and_test_and_the_earliest_examples_are_those_of_a_single_cutoff(
@@ -234,7 +236,7 @@ def test_rows_from_a_cutoff_on_change_nothing_that_is_known_there(
     moved = rows.join(second, on="user_id", how="left").with_columns(is_late=is_late.fill_null(False))
     backwards = pl.col("movie_id").reverse().over("user_id", "is_late")
     moved = moved.with_columns(movie_id=pl.when("is_late").then(backwards).otherwise("movie_id"))
-    other = with_rows(world, tmp_path / "world", schemas.conform(moved, schemas.SPLIT))
+    other = with_rows(world, tmp_path / "world", conform(moved, SPLIT))
     make(other, tmp_path / "out", MANY)
     for name in ("retrieved", "choices"):
         before, after = (
@@ -257,7 +259,7 @@ def run(world: World, facts: tuple[Facts, Facts], tmp_path: Path) -> World:
     ]
     for stage in ("lightgcn", "rgat"):
         path = tmp_path / "run" / stage / "trained_on.parquet"
-        schemas.conform(pl.concat(trained), schemas.TRAINED_ON).write_parquet(path)
+        conform(pl.concat(trained), TRAINED_ON).write_parquet(path)
     return World(tmp_path / "run")
 
 
@@ -283,7 +285,7 @@ def plant(run: World, change: Callable[[Row, Row], object]) -> tuple[str, str]:
     earlier, later = next(pair for pair in pairwise(rows) if pair[0]["user_id"] == pair[1]["user_id"])
     ids = (earlier["example_id"], later["example_id"])
     change(earlier, later)
-    pl.DataFrame(rows, schema=schemas.EXAMPLES).write_parquet(path)
+    pl.DataFrame(rows, schema=EXAMPLES).write_parquet(path)
     return ids
 
 
@@ -346,7 +348,7 @@ def test_one_question_under_two_ids_is_found(run: World) -> None:
 def test_a_fit_a_that_learned_from_evidence_of_a_later_cutoff_is_found(run: World) -> None:
     example = read(run.generate / "train").row(0, named=True)
     path = run.lightgcn / "trained_on.parquet"
-    stolen = pl.DataFrame([(example["user_id"], example["answers"][0], "a")], schemas.TRAINED_ON, orient="row")
+    stolen = pl.DataFrame([(example["user_id"], example["answers"][0], "a")], TRAINED_ON, orient="row")
     pl.concat([pl.read_parquet(path), stolen]).write_parquet(path)
     assert leaks(run) == [(1, "fit a trained on more than graph likes", f"lightgcn fit a, viewer {example['user_id']}")]
 

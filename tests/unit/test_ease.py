@@ -13,7 +13,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from scipy import sparse
 
-from tripletune import schemas
 from tripletune.config import RetrieveConfig
 from tripletune.errors import InputError
 from tripletune.models.ease.fit import require_memory, solve, train_ease
@@ -22,6 +21,8 @@ from tripletune.models.serving.catalogue import Catalogue, Likes, load_lightgcn
 from tripletune.models.serving.topk import Ragged
 from tripletune.retrieve.candidates import retrieve_all
 from tripletune.retrieve.retriever import Retriever
+from tripletune.schemas.query import PURPOSES
+from tripletune.schemas.retrieve import RETRIEVERS
 
 SEED = 7
 FIT = {"train": ("a", ("graph",)), "valid": ("b", ("graph", "target")), "test": ("b", ("graph", "target"))}
@@ -159,7 +160,7 @@ def test_rankings_hold_ease_and_plain_ease_under_the_same_mask(out, rows):
     weights_MM = ridge_by_column(likes_of_fit(rows, FIT["test"][1]), 3.0)
     rankings = pl.read_parquet(out / "rankings.parquet")
     cutoffs = {(row["user_id"], row["purpose"]): row["cutoff"] for row in read(out).iter_rows(named=True)}
-    names = {*schemas.RETRIEVERS, "ease", "ease-plain"}
+    names = {*RETRIEVERS, "ease", "ease-plain"}
     assert rankings.group_by("user_id", "purpose").agg(pl.col("retriever").sort())["retriever"].to_list() == [
         sorted(names)
     ] * (2 * 39)
@@ -204,7 +205,7 @@ def test_a_catalogue_beyond_the_limit_has_no_baseline(world, tmp_path):
     assert fit_films(world, tmp_path / "ease", settings)["films"] == {}
     assert pl.read_parquet(tmp_path / "ease" / "trained_on.parquet").is_empty()
     retrieve(world, tmp_path / "a", tmp_path / "ease", settings)
-    assert set(pl.read_parquet(tmp_path / "a" / "rankings.parquet")["retriever"]) == set(schemas.RETRIEVERS)
+    assert set(pl.read_parquet(tmp_path / "a" / "rankings.parquet")["retriever"]) == set(RETRIEVERS)
 
 
 def test_as_the_retriever_it_keeps_the_most_liked_films_within_the_limit(world, rows, tmp_path):
@@ -331,7 +332,7 @@ def test_an_ad_hoc_viewer_gets_what_a_viewer_of_the_split_gets(world, fitted, ou
     question = read(out).filter(unseen=True, purpose="test").row(0, named=True)
     mine = rows.filter(user_id=question["user_id"]).filter(pl.col("position") < question["cutoff"])
     liked = mine.filter(pl.col("rating") >= 4)["movie_id"].to_list()[::-1]
-    key = {"user_id": pl.Int32, "purpose": schemas.PURPOSES, "cutoff": pl.Int32, "movie_id": pl.Int32}
+    key = {"user_id": pl.Int32, "purpose": PURPOSES, "cutoff": pl.Int32, "movie_id": pl.Int32}
     asked = pl.DataFrame({"user_id": [-1], "purpose": ["test"], "unseen": [True], "cutoff": [0]})
     stranger = {"user_id": -1, "purpose": "test", "cutoff": 0}
     given = pl.DataFrame([{**stranger, "movie_id": film, "age": age} for age, film in enumerate(liked)])

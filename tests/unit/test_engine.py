@@ -9,7 +9,6 @@ import pytest
 import small_world
 from prompt_frames import llama_like_tokenizer
 
-from tripletune import schemas
 from tripletune.config import PromptConfig, RetrieveConfig
 from tripletune.errors import ConfigError, InputError
 from tripletune.prompts.engine import Frame, build_examples, prompt_contract
@@ -17,6 +16,8 @@ from tripletune.prompts.shards import generate_shards
 from tripletune.prompts.template import load_template
 from tripletune.retrieve.candidates import retrieve_all
 from tripletune.retrieve.retriever import Retriever
+from tripletune.schemas.generate import EXAMPLES
+from tripletune.schemas.query import PURPOSES as PURPOSE_TYPE
 
 SEED = 7
 SPECIALISTS = {"lightgcn": "l" * 32, "rgat": "r" * 32}
@@ -83,7 +84,7 @@ def rows(world):
 def test_examples_have_the_schema_and_one_row_per_question(world, out):
     for purpose in PURPOSES:
         for path in (out / purpose).glob("*.parquet"):
-            assert pl.read_parquet(path).schema == schemas.EXAMPLES
+            assert pl.read_parquet(path).schema == EXAMPLES
     retrieved = pl.concat(pl.read_parquet(path) for path in (world.retrieve / "retrieved").glob("*.parquet"))
     for purpose in ("valid", "test"):
         asked = retrieved.filter(purpose=purpose)["user_id"].sort()
@@ -295,7 +296,7 @@ def test_an_ad_hoc_viewer_gets_a_prompt_by_the_same_way(world):
         seed=SEED,
         fits=("b",),
     )
-    key = {"user_id": pl.Int32, "purpose": schemas.PURPOSES, "cutoff": pl.Int32}
+    key = {"user_id": pl.Int32, "purpose": PURPOSE_TYPE, "cutoff": pl.Int32}
     film = {"movie_id": pl.Int32}
     asked = pl.DataFrame({"user_id": [-1], "purpose": ["test"], "unseen": [True], "cutoff": [3]}, schema_overrides=key)
     base = {"user_id": [-1, -1], "purpose": ["test"] * 2, "cutoff": [3] * 2}

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import polars as pl
 
-from tripletune import schemas
 from tripletune.prompts.evidence import collect_answers, collect_evidence
+from tripletune.schemas.query import PURPOSES
+from tripletune.schemas.split import SPLIT
 
 ROWS = pl.DataFrame(
     [
@@ -21,12 +22,12 @@ ROWS = pl.DataFrame(
         (1, 19, 4.0, 0, 9, "test", False),
         (2, 10, 4.0, 0, 0, "graph", True),
     ],
-    schema=schemas.SPLIT,
+    schema=SPLIT,
     orient="row",
 )
 QUESTIONS = pl.DataFrame(
     {"user_id": [1, 1, 1, 2], "purpose": ["train", "valid", "test", "test"], "cutoff": [5, 8, 9, 1]},
-    schema={"user_id": pl.Int32, "purpose": schemas.PURPOSES, "cutoff": pl.Int32},
+    schema={"user_id": pl.Int32, "purpose": PURPOSES, "cutoff": pl.Int32},
 )
 
 

@@ -18,7 +18,8 @@ from tripletune.data.split.write import split_ratings, write_split
 from tripletune.errors import ConfigError, InputError
 from tripletune.pipeline.stages import resolve
 from tripletune.retrieve.histories import find_answers, find_history, find_questions, find_seen, read_asked
-from tripletune.schemas import FROZEN, RATINGS
+from tripletune.schemas.ingest import RATINGS
+from tripletune.schemas.split import FROZEN
 from tripletune.store.paths import RunPaths
 from tripletune.store.runs import RunRecord, write_run
 

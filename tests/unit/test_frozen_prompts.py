@@ -13,7 +13,7 @@ from tripletune.audit.audit import audit_shards
 from tripletune.config import RetrieveConfig, SplitConfig
 from tripletune.data.split.frozen import freeze_questions
 from tripletune.data.split.write import write_split
-from tripletune.schemas import RATINGS
+from tripletune.schemas.ingest import RATINGS
 
 FROZEN = 12
 

@@ -16,7 +16,7 @@ import pytest
 from tripletune.config import KnowledgeConfig
 from tripletune.errors import InputError
 from tripletune.knowledge.imdb import CREDITS, read_credits
-from tripletune.schemas import LINKS, MOVIES
+from tripletune.schemas.ingest import LINKS, MOVIES
 
 CREW = """tconst	directors	writers
 tt0000001	nm1	nm2,nm1

@@ -10,12 +10,16 @@ import polars as pl
 import pytest
 import small_world
 
-from tripletune import schemas
 from tripletune.config import RunConfig
 from tripletune.models.ease.fit import train_ease
 from tripletune.pipeline.stages import run_generate, run_retrieve
 from tripletune.retrieve import buckets, candidates
 from tripletune.retrieve.reuse import digest_viewers
+from tripletune.schemas.ingest import MOVIES
+from tripletune.schemas.knowledge import ENTITIES
+from tripletune.schemas.query import QUESTION
+from tripletune.schemas.retrieve import RETRIEVED, VIEWERS
+from tripletune.schemas.split import SPLIT_LABELS
 from tripletune.store.increments import write_unchanged
 from tripletune.store.paths import RunPaths
 
@@ -99,7 +103,7 @@ def add(rows: pl.DataFrame, user: int, film: int, rating: float, label: str) -> 
 def move_on(rows: pl.DataFrame, user: int) -> pl.DataFrame:
     """Every held-out like of a viewer becomes the one before it, as when there is a newer like."""
     older = {"test": "valid", "valid": "target"}
-    label = pl.col("label").cast(pl.String).replace(older).cast(schemas.SPLIT_LABELS)
+    label = pl.col("label").cast(pl.String).replace(older).cast(SPLIT_LABELS)
     return rows.with_columns(label=pl.when(pl.col("user_id") == user).then(label).otherwise("label"))
 
 
@@ -182,9 +186,9 @@ def write_night(folder: Path, viewers: list[tuple[str, int, int]], asked: list[t
     for bucket in ("000", "001", "002"):
         name = f"shard-{bucket}.parquet"
         rows = [(user, 9, digest, digest) for where, user, digest in viewers if where == bucket]
-        pl.DataFrame(rows, schema=schemas.VIEWERS, orient="row").write_parquet(folder / "viewers" / name)
+        pl.DataFrame(rows, schema=VIEWERS, orient="row").write_parquet(folder / "viewers" / name)
         questions = [question for where, *question in asked if where == bucket]
-        schema = {column: schemas.RETRIEVED[column] for column in schemas.QUESTION}
+        schema = {column: RETRIEVED[column] for column in QUESTION}
         pl.DataFrame(questions, schema=schema, orient="row").write_parquet(folder / "retrieved" / name)
     return folder
 
@@ -291,12 +295,10 @@ def test_other_facts_take_nothing_over_and_facts_that_nobody_weighs_do(world, se
 
     more = changed_world(second, tmp_path / "more")
     film = {"entity_id": len(entities), "key": "movie:999", "kind": "movie", "name": "New"}
-    pl.concat([entities, pl.DataFrame([film], schema=schemas.ENTITIES)]).write_parquet(
-        more.knowledge / "entities.parquet"
-    )
+    pl.concat([entities, pl.DataFrame([film], schema=ENTITIES)]).write_parquet(more.knowledge / "entities.parquet")
     movies = pl.read_parquet(more.ingest / "movies.parquet")
     new = {"movie_id": 999, "title": "New (2026)", "year": 2026, "genres": ["Drama"]}
-    pl.concat([movies, pl.DataFrame([new], schema=schemas.MOVIES)]).write_parquet(more.ingest / "movies.parquet")
+    pl.concat([movies, pl.DataFrame([new], schema=MOVIES)]).write_parquet(more.ingest / "movies.parquet")
     shutil.copytree(first, tmp_path / "third")
     tonight = make(*publish(tmp_path / "third", more, "b"))
     assert tonight.manifest("generate")["facts"]["viewers_reused"] == 36
@@ -333,7 +335,7 @@ def test_a_digest_sees_each_column_and_no_row_after_the_last_answer(world):
     changes = {
         "movie_id": pl.lit(999, pl.Int32),
         "rating": pl.col("rating") + 0.5,
-        "label": pl.lit("later", schemas.SPLIT_LABELS),
+        "label": pl.lit("later", SPLIT_LABELS),
         "unseen": ~pl.col("unseen"),
     }
     for name, other in changes.items():

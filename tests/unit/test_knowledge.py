@@ -17,7 +17,8 @@ from tripletune.errors import InputError
 from tripletune.knowledge.build import write_knowledge
 from tripletune.knowledge.facts import normalise_tag
 from tripletune.pipeline.stages import resolve, run_ingest, run_knowledge
-from tripletune.schemas import COVERAGE, ENTITIES, MOVIES, RATINGS, RELATION_NAMES, RELATIONS, TAGS, TRIPLES
+from tripletune.schemas.ingest import MOVIES, RATINGS, TAGS
+from tripletune.schemas.knowledge import COVERAGE, ENTITIES, RELATION_NAMES, RELATIONS, TRIPLES
 
 CREDITS = {"movie_id": pl.Int32, "relation": pl.String, "person": pl.String, "name": pl.String}
 

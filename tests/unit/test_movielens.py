@@ -14,7 +14,7 @@ from tripletune.config import IngestConfig
 from tripletune.data.release import archive
 from tripletune.data.release.movielens import ingest_release
 from tripletune.errors import InputError
-from tripletune.schemas import LINKS, MOVIES, RATINGS, REJECTS, TAGS, USERS
+from tripletune.schemas.ingest import LINKS, MOVIES, RATINGS, REJECTS, TAGS, USERS
 
 MOVIES_CSV = 'movieId,title,genres\r\n1,Toy Story (1995),Animation|Comedy\r\n7,"Net, The (1995)",Thriller\r\n'
 RATINGS_CSV = "userId,movieId,rating,timestamp\r\n5,7,4.0,200\r\n5,1,3.5,100\r\n9,1,0.5,50\r\n"

@@ -25,7 +25,7 @@ from tripletune.retrieve.rankings import FilmEvidence, film_scores
 from tripletune.retrieve.retriever import Retriever
 from tripletune.retrieve.similar import Neighbours
 from tripletune.retrieve.triples import TripleTable, choose_triples, score_personally
-from tripletune.schemas import QUESTION
+from tripletune.schemas.query import QUESTION
 
 SEED, NUM, FILMS, ENTITIES, DIM = 7, 150, 700, 400, 64
 SETTINGS = RetrieveConfig(ease_lambda=3.0, num_candidates=8, hint_films=5, fused_lightgcn=0.5, triples_per_film=2)

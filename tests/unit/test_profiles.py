@@ -14,7 +14,8 @@ from safetensors.numpy import load_file
 from tripletune.config import RetrieveConfig
 from tripletune.retrieve import profiles
 from tripletune.retrieve.candidates import retrieve_all
-from tripletune.schemas import PROFILES, QUESTION
+from tripletune.schemas.query import QUESTION
+from tripletune.schemas.retrieve import PROFILES
 
 SEED = 7
 FIT = {"train": "a", "valid": "b", "test": "b"}

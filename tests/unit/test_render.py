@@ -5,11 +5,12 @@ from __future__ import annotations
 import polars as pl
 import pytest
 
-from tripletune import schemas
 from tripletune.prompts.explain import explain_lines
 from tripletune.prompts.render import candidate_letters, render_prompts
 from tripletune.prompts.template import load_template
 from tripletune.prompts.wording import words_of_relations
+from tripletune.schemas.generate import EXAMPLES, MESSAGE
+from tripletune.schemas.knowledge import RELATION_NAMES
 
 TITLES = pl.DataFrame(
     {
@@ -36,7 +37,7 @@ EXAMPLES = pl.DataFrame(
         "completion": [[5, 4], [6, 5]],
     },
     schema=dict.fromkeys(("liked", "disliked", "ranking", "similar"), FILMS)
-    | {"triples": schemas.EXAMPLES["triples"], "candidates": FILMS, "completion": FILMS},
+    | {"triples": EXAMPLES["triples"], "candidates": FILMS, "completion": FILMS},
 )
 
 LIKED = "Films the viewer liked, newest first:\n- Alien (1979)\n- Big (1988)\n\n"
@@ -165,11 +166,11 @@ def test_braces_in_a_title_are_not_slots():
 def test_no_example_gives_no_prompt():
     rendered = render_prompts(EXAMPLES.clear(), load_template("hints-first"), "arrow", TITLES)
     assert rendered.is_empty()
-    assert rendered.schema["prompt"] == pl.List(schemas.MESSAGE)
+    assert rendered.schema["prompt"] == pl.List(MESSAGE)
 
 
 def test_every_relation_has_words_in_both_forms():
-    names = [*schemas.RELATION_NAMES, "shot_in", "<|eot_id|>", "\n"]
+    names = [*RELATION_NAMES, "shot_in", "<|eot_id|>", "\n"]
     assert words(names, "sentence") == {
         "genre": (" is of the genre ", "."),
         "decade": (" is from the ", "."),

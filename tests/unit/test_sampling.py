@@ -14,11 +14,12 @@ import torch
 from pydantic import ValidationError
 from scipy.cluster.vq import kmeans2
 
-from tripletune import schemas
 from tripletune.config import RetrieveConfig, SampleConfig
 from tripletune.retrieve.candidates import retrieve_all
 from tripletune.retrieve.clusters import cluster_viewers
 from tripletune.retrieve.sampling import draw_viewers, keep_drawn
+from tripletune.schemas.query import PURPOSES
+from tripletune.schemas.retrieve import SAMPLE
 
 USERS = np.array([3, 14, 15, 92])
 LIKES = np.array([3, 8, 30, 200])
@@ -174,7 +175,7 @@ def test_training_is_asked_of_the_drawn_alone_and_every_answer_stays_as_it_was(t
     world = small_world.make_world(tmp_path)
     facts = retrieve(world, tmp_path / "out", SampleConfig(method=method, viewers=9, clusters=3))
     sample = pl.read_parquet(tmp_path / "out" / "sample.parquet")
-    assert sample.schema == schemas.SAMPLE
+    assert sample.schema == SAMPLE
     assert sample["user_id"].to_list() == everybody.filter(purpose="train")["user_id"].to_list()
     drawn = sample.filter(pl.col("draws") > 0)["user_id"]
     is_asked = (pl.col("purpose") != "train") | pl.col("user_id").is_in(drawn.implode())
@@ -193,8 +194,8 @@ def test_training_is_asked_of_the_drawn_alone_and_every_answer_stays_as_it_was(t
 def test_a_viewer_drawn_twice_keeps_the_two_newest_cutoffs():
     asked = [(1, "train", 3), (1, "train", 5), (1, "train", 9), (1, "valid", 12), (2, "train", 4), (3, "train", 4)]
     asked += [(3, "test", 8), (4, "test", 8)]
-    schema = {"user_id": pl.Int32, "purpose": schemas.PURPOSES, "cutoff": pl.Int32}
-    sample = pl.DataFrame({"user_id": [1, 2, 3], "draws": [2, 1, 0]}, schema_overrides=schemas.SAMPLE)
+    schema = {"user_id": pl.Int32, "purpose": PURPOSES, "cutoff": pl.Int32}
+    sample = pl.DataFrame({"user_id": [1, 2, 3], "draws": [2, 1, 0]}, schema_overrides=SAMPLE)
     kept = keep_drawn(pl.DataFrame(asked, schema=schema, orient="row"), sample)
     assert kept.rows() == [asked[number] for number in (1, 2, 3, 4, 6, 7)]
 

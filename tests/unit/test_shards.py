@@ -17,7 +17,7 @@ from tripletune.pipeline.stages import resolve
 from tripletune.prompts import made_with, shards
 from tripletune.prompts.engine import Frame
 from tripletune.prompts.shards import generate_shards, one_after_the_other, write_shard
-from tripletune.schemas import QUESTION
+from tripletune.schemas.query import QUESTION
 
 RETRIEVE = RetrieveConfig(retriever="lightgcn")
 

@@ -11,7 +11,8 @@ import pytest
 from tripletune.config import SplitConfig
 from tripletune.data.split.write import split_ratings, write_split
 from tripletune.errors import InputError
-from tripletune.schemas import RATINGS, SPLIT
+from tripletune.schemas.ingest import RATINGS
+from tripletune.schemas.split import SPLIT
 from tripletune.stable_hash import mix, pair_hash
 
 

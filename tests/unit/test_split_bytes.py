@@ -15,7 +15,7 @@ from tests.unit.test_split import random_ratings
 from tripletune.config import SplitConfig
 from tripletune.data.split import write as split
 from tripletune.data.split.write import write_split
-from tripletune.schemas import SPLIT
+from tripletune.schemas.split import SPLIT
 
 SETTINGS = SplitConfig(shards=3)
 PROGRAM = """

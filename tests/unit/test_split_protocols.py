@@ -15,7 +15,7 @@ from tripletune.config import SplitConfig
 from tripletune.config.presets import load_config
 from tripletune.data.split.write import split_ratings, write_split
 from tripletune.errors import ConfigError
-from tripletune.schemas import RATINGS
+from tripletune.schemas.ingest import RATINGS
 
 DAY = 86_400
 EPOCH = datetime(2000, 1, 1, tzinfo=UTC).timestamp()

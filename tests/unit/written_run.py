@@ -9,7 +9,13 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from tripletune.schemas import ATTENTION, CHOICES, CURVE, EXAMPLES, PREDICTIONS, RANKINGS, SPLIT, TRAINED_ON, conform
+from tripletune.schemas.base import conform
+from tripletune.schemas.generate import EXAMPLES
+from tripletune.schemas.rank import PREDICTIONS
+from tripletune.schemas.retrieve import CHOICES, RANKINGS
+from tripletune.schemas.rgat import ATTENTION
+from tripletune.schemas.split import SPLIT
+from tripletune.schemas.training import CURVE, TRAINED_ON
 
 NUM_VIEWERS, NUM_FILMS, NUM_RATED = 24, 60, 14
 UNSEEN = (5, 17)

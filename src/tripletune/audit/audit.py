@@ -21,7 +21,8 @@ from tripletune.audit.rules import Finding, fit_findings, liked_films, pinned_fi
 from tripletune.audit.shard import ShardAudit
 from tripletune.audit.split_rows import AT_ONCE, SplitRows
 from tripletune.errors import InputError
-from tripletune.schemas import PROVEN, TRAINED_ON
+from tripletune.schemas.generate import PROVEN
+from tripletune.schemas.training import TRAINED_ON
 from tripletune.store.parquet import parquet_files, scan
 from tripletune.store.paths import MANIFEST, damaged_files, read_manifest
 from tripletune.threads import map_in_threads

@@ -27,7 +27,7 @@ import polars as pl
 from tripletune.audit.split_rows import digest
 from tripletune.audit.text import NAMING
 from tripletune.errors import InputError
-from tripletune.schemas import EXAMPLES, PROVEN
+from tripletune.schemas.generate import EXAMPLES, PROVEN
 from tripletune.store.fingerprint import sha256_file
 from tripletune.store.parquet import read_rows
 from tripletune.store.paths import read_manifest, write_atomically

@@ -15,7 +15,7 @@ from tripletune.audit.record import take_notes, unproven
 from tripletune.audit.rules import FIT_OF, column_findings
 from tripletune.audit.split_rows import SplitRows
 from tripletune.audit.text import text_findings
-from tripletune.schemas import EXAMPLES, PROVEN
+from tripletune.schemas.generate import EXAMPLES, PROVEN
 from tripletune.store.parquet import read_rows
 
 AT_A_TIME = 4096

@@ -8,7 +8,8 @@ from pathlib import Path
 import polars as pl
 
 from tripletune.errors import InputError
-from tripletune.schemas import SPLIT, conform
+from tripletune.schemas.base import conform
+from tripletune.schemas.split import SPLIT
 from tripletune.store.parquet import parquet_files, scan
 from tripletune.threads import map_in_threads
 

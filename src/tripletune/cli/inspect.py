@@ -16,7 +16,7 @@ from rich.text import Text
 
 from tripletune.config import EvaluateConfig, RunConfig
 from tripletune.pipeline.garbage import Removable
-from tripletune.schemas import FURTHER_RETRIEVERS, RETRIEVERS
+from tripletune.schemas.retrieve import FURTHER_RETRIEVERS, RETRIEVERS
 from tripletune.store.fingerprint import differences
 from tripletune.store.paths import MANIFEST, RunPaths, read_manifest
 from tripletune.store.runs import RunRecord, tracking_uri

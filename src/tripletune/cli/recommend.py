@@ -23,7 +23,8 @@ from tripletune.prompts.template import load_template
 from tripletune.rank.predict import rank_examples
 from tripletune.retrieve.histories import find_history, find_seen, read_rows, shard_files
 from tripletune.retrieve.retriever import Retriever
-from tripletune.schemas import PURPOSES, QUESTION, SPLIT
+from tripletune.schemas.query import PURPOSES, QUESTION
+from tripletune.schemas.split import SPLIT
 from tripletune.store.paths import RunPaths
 
 NOBODY = -1

@@ -24,15 +24,10 @@ from tripletune.errors import InputError
 from tripletune.evaluate.metrics import score_lists
 from tripletune.evaluate.report import write_report
 from tripletune.evaluate.significance import Interval, bootstrap_means, mean_interval, summarise
-from tripletune.schemas import (
-    FURTHER_RETRIEVERS,
-    PREDICTIONS,
-    PURPOSES,
-    RANKINGS,
-    RETRIEVERS,
-    SYSTEMS,
-    conform,
-)
+from tripletune.schemas.base import conform
+from tripletune.schemas.query import PURPOSES
+from tripletune.schemas.rank import PREDICTIONS, SYSTEMS
+from tripletune.schemas.retrieve import FURTHER_RETRIEVERS, RANKINGS, RETRIEVERS
 from tripletune.store.parquet import parquet_files, scan
 from tripletune.store.paths import Facts, write_atomically, write_json
 

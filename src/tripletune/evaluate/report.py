@@ -13,7 +13,8 @@ import polars as pl
 
 from tripletune.html.pages import write_page
 from tripletune.html.pictures import Dot, draw_bars, draw_curves, draw_dots
-from tripletune.schemas import FURTHER_RETRIEVERS, RETRIEVERS, SYSTEMS
+from tripletune.schemas.rank import SYSTEMS
+from tripletune.schemas.retrieve import FURTHER_RETRIEVERS, RETRIEVERS
 from tripletune.store.parquet import parquet_files, scan
 from tripletune.store.paths import read_manifest
 

@@ -23,7 +23,7 @@ from tripletune.errors import ConfigError, InputError, TrainingCrash, TrainingEr
 from tripletune.finetune.checkpoints import last_whole
 from tripletune.finetune.job import COLUMNS, TrainingJob, receive
 from tripletune.processes.supervise import ProcessFailed, clean_environment, end_noted, run_supervised
-from tripletune.schemas import EXAMPLES
+from tripletune.schemas.generate import EXAMPLES
 from tripletune.stable_hash import mix
 from tripletune.store.paths import SCRATCH, Facts, write_atomically, write_json
 

@@ -11,18 +11,9 @@ import polars as pl
 
 from tripletune.config import KnowledgeConfig
 from tripletune.knowledge.facts import credit_facts, decade_facts, extra_facts, genre_facts, tag_facts
-from tripletune.schemas import (
-    COVERAGE,
-    ENTITIES,
-    ENTITY_KINDS,
-    MOVIES,
-    RATINGS,
-    RELATION_NAMES,
-    RELATIONS,
-    TAGS,
-    TRIPLES,
-    conform,
-)
+from tripletune.schemas.base import conform
+from tripletune.schemas.ingest import MOVIES, RATINGS, TAGS
+from tripletune.schemas.knowledge import COVERAGE, ENTITIES, ENTITY_KINDS, RELATION_NAMES, RELATIONS, TRIPLES
 from tripletune.store.paths import Facts, write_atomically
 
 

@@ -10,7 +10,8 @@ from pathlib import Path
 import polars as pl
 
 from tripletune.errors import InputError
-from tripletune.schemas import conform, midnight
+from tripletune.schemas.base import conform
+from tripletune.schemas.ingest import midnight
 from tripletune.store.paths import Facts
 
 FILM_FACTS = pl.Schema(

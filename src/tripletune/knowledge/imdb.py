@@ -13,7 +13,8 @@ import polars as pl
 
 from tripletune.config import KnowledgeConfig
 from tripletune.knowledge.imdb_dumps import Dump, dump_path, read_dump
-from tripletune.schemas import LINKS, MOVIES, conform
+from tripletune.schemas.base import conform
+from tripletune.schemas.ingest import LINKS, MOVIES
 from tripletune.store.paths import Facts
 
 CREDITS = pl.Schema({"movie_id": pl.Int32, "relation": pl.String, "person": pl.String, "name": pl.String})

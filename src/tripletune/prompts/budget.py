@@ -18,7 +18,7 @@ import polars as pl
 from tripletune.errors import InputError
 from tripletune.prompts.render import Lines
 from tripletune.prompts.tokens import TokenCounter, Tokens
-from tripletune.schemas import EXAMPLE_ID, EXAMPLES
+from tripletune.schemas.generate import EXAMPLE_ID, EXAMPLES
 
 DROPPABLE = ("liked", "disliked", "similar")
 _NEWEST = 5

@@ -19,7 +19,8 @@ import polars as pl
 from tripletune.config import RunConfig
 from tripletune.prompts.histogram import draw_histogram
 from tripletune.prompts.template import Template
-from tripletune.schemas import EXAMPLE_COLUMNS, EXAMPLES, PROMPT_CHARS, PURPOSES
+from tripletune.schemas.generate import EXAMPLE_COLUMNS, EXAMPLES, PROMPT_CHARS
+from tripletune.schemas.query import PURPOSES
 from tripletune.store.paths import write_atomically
 
 CARD, PICTURE = "README.md", "lengths.png"

@@ -19,7 +19,9 @@ from tripletune.prompts.render import NUM_ANSWERS, Lines, draw_lines, join_promp
 from tripletune.prompts.sanitise import clean_names, display_titles
 from tripletune.prompts.template import SLOTS, Template, load_template
 from tripletune.prompts.tokens import TokenCounter, load_counter
-from tripletune.schemas import EXAMPLE_ID, EXAMPLES, QUESTION, conform
+from tripletune.schemas.base import conform
+from tripletune.schemas.generate import EXAMPLE_ID, EXAMPLES
+from tripletune.schemas.query import QUESTION
 from tripletune.stable_hash import pair_hash_expr
 
 DISPLAY = 3 << 40

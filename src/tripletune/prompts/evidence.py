@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import polars as pl
 
-from tripletune.schemas import LIKE_LABELS, PURPOSES, QUESTION
+from tripletune.schemas.query import PURPOSES, QUESTION
+from tripletune.schemas.split import LIKE_LABELS
 
 SPLIT_COLUMNS = ("user_id", "movie_id", "rating", "position", "label")
 """What is read here of the split's rows."""

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import polars as pl
 
-from tripletune.schemas import PROMPT_CHARS, PURPOSES, SHORTENED
+from tripletune.schemas.generate import PROMPT_CHARS, SHORTENED
+from tripletune.schemas.query import PURPOSES
 from tripletune.store.paths import Facts
 
 _CHARS = "prompt_chars"

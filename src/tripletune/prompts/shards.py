@@ -25,7 +25,8 @@ from tripletune.prompts.evidence import SPLIT_COLUMNS, collect_answers, collect_
 from tripletune.prompts.made_with import digest_code
 from tripletune.prompts.shard_facts import count_shards, note_chars
 from tripletune.prompts.template import load_template
-from tripletune.schemas import EXAMPLES, PURPOSES, QUESTION
+from tripletune.schemas.generate import EXAMPLES
+from tripletune.schemas.query import PURPOSES, QUESTION
 from tripletune.store.paths import Facts, remove_leftovers, write_atomically
 
 ROW_GROUP = 1024

@@ -10,7 +10,7 @@ import polars as pl
 
 from tripletune.errors import ConfigError
 from tripletune.prompts.sanitise import clean_text
-from tripletune.schemas import RELATION_NAMES
+from tripletune.schemas.knowledge import RELATION_NAMES
 
 TripleForm = Literal["arrow", "sentence"]
 

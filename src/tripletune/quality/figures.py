@@ -9,7 +9,7 @@ import polars as pl
 from scipy import stats
 
 from tripletune.quality.measures import LEFT_OUT, Measures
-from tripletune.schemas import PURPOSES
+from tripletune.schemas.query import PURPOSES
 
 NAMED = 20
 """Example ids named for one flaw or one repeated prompt."""

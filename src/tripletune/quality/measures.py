@@ -14,7 +14,8 @@ import polars as pl
 
 from tripletune.audit.rules import FIT_LABELS, FIT_OF
 from tripletune.quality.text import find_flaws
-from tripletune.schemas import EXAMPLES, PURPOSES, SHORTENED
+from tripletune.schemas.generate import EXAMPLES, SHORTENED
+from tripletune.schemas.query import PURPOSES
 from tripletune.store.parquet import joined, parquet_files, read_rows, scan
 
 TENTHS = 10

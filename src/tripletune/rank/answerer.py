@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tripletune.contract import AdapterContract, locate_base, read_contract
 from tripletune.rank.decoding import AnswerConstraint, LineTokens, Names, read_answer
-from tripletune.schemas import PREDICTIONS
+from tripletune.schemas.rank import PREDICTIONS
 
 _SHARED = ("user_id", "answers", "valid", "text")
 ANSWERED = pl.Schema({**{name: PREDICTIONS[name] for name in _SHARED}, "num_tokens": pl.Int32()})

@@ -17,7 +17,8 @@ from rich.progress import track
 from tripletune.config import RankConfig
 from tripletune.contract import read_contract, require_same
 from tripletune.rank.decoding import NUM_ANSWERS
-from tripletune.schemas import PREDICTIONS, conform
+from tripletune.schemas.base import conform
+from tripletune.schemas.rank import PREDICTIONS
 from tripletune.stable_hash import VIEWERS, mix, pair_hash_expr
 from tripletune.store.parquet import parquet_files
 from tripletune.store.paths import SCRATCH, Facts, write_atomically

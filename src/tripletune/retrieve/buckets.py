@@ -19,7 +19,9 @@ from tripletune.retrieve.profiles import find_profiles
 from tripletune.retrieve.retriever import Retriever, told_films
 from tripletune.retrieve.reuse import EarlierNight, digest_viewers
 from tripletune.retrieve.sampling import keep_drawn
-from tripletune.schemas import COUNTS, QUESTION, conform
+from tripletune.schemas.base import conform
+from tripletune.schemas.query import QUESTION
+from tripletune.schemas.retrieve import COUNTS
 from tripletune.store.paths import write_atomically
 
 ROW_GROUP = 1 << 16

@@ -19,7 +19,8 @@ from tripletune.retrieve.rankings import ranked_viewers
 from tripletune.retrieve.retriever import Retriever
 from tripletune.retrieve.reuse import TABLES, EarlierNight
 from tripletune.retrieve.sampling import sample_facts, sample_viewers
-from tripletune.schemas import QUESTION, RANKINGS
+from tripletune.schemas.query import QUESTION
+from tripletune.schemas.retrieve import RANKINGS
 from tripletune.store.increments import count_changes
 from tripletune.store.paths import Facts, write_atomically
 from tripletune.threads import map_in_threads, num_threads

@@ -15,7 +15,10 @@ import polars as pl
 
 from tripletune.errors import InputError
 from tripletune.models.serving.catalogue import FIT_OF
-from tripletune.schemas import ANSWER_LABEL, ASKED, LIKE_LABELS, PURPOSES, QUESTION, SPLIT, TRAINED_ON, conform
+from tripletune.schemas.base import conform
+from tripletune.schemas.query import ANSWER_LABEL, PURPOSES, QUESTION
+from tripletune.schemas.split import ASKED, LIKE_LABELS, SPLIT
+from tripletune.schemas.training import TRAINED_ON
 
 
 def shard_files(split: Path) -> dict[str, Path]:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from tripletune.models.serving.catalogue import LightGCNFit
 from tripletune.models.serving.topk import Ints
-from tripletune.schemas import QUESTION
+from tripletune.schemas.query import QUESTION
 
 NUM_FILMS = 10
 MAX_ANSWERS = 5

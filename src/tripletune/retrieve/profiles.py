@@ -20,7 +20,9 @@ import polars as pl
 from tripletune.models.serving.catalogue import FIT_OF, Likes, RgatFit
 from tripletune.models.serving.topk import Floats, Ints
 from tripletune.retrieve.triples import TripleTable, spread
-from tripletune.schemas import PROFILES, QUESTION, conform
+from tripletune.schemas.base import conform
+from tripletune.schemas.query import QUESTION
+from tripletune.schemas.retrieve import PROFILES
 
 LIKES_AT_ONCE = 1 << 13
 """Likes whose triples are scored at a time, at least; with some 15 triples a film that is 100,000 rows, some MiB."""

@@ -21,7 +21,7 @@ from torch.nn import functional
 from tripletune.config import LISTED_FILMS
 from tripletune.models.serving.catalogue import Likes, RgatFit
 from tripletune.models.serving.topk import BLOCK, Ints, Ragged, top_columns
-from tripletune.schemas import QUESTION
+from tripletune.schemas.query import QUESTION
 from tripletune.stable_hash import VIEWERS, mix
 
 

@@ -31,7 +31,9 @@ from tripletune.retrieve.profiles import RelationTable
 from tripletune.retrieve.rankings import FilmEvidence, as_rows, rank_by_popularity, rank_by_rgat
 from tripletune.retrieve.similar import Neighbours
 from tripletune.retrieve.triples import TripleTable, choose_triples, read_triples
-from tripletune.schemas import CHOICES, QUESTION, RANKINGS, RETRIEVED, conform
+from tripletune.schemas.base import conform
+from tripletune.schemas.query import QUESTION
+from tripletune.schemas.retrieve import CHOICES, RANKINGS, RETRIEVED
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

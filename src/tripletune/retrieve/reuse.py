@@ -15,7 +15,9 @@ import numpy as np
 import polars as pl
 
 from tripletune.retrieve.triples import read_triples
-from tripletune.schemas import ANSWER_LABEL, QUESTION, VIEWERS, conform
+from tripletune.schemas.base import conform
+from tripletune.schemas.query import ANSWER_LABEL, QUESTION
+from tripletune.schemas.retrieve import VIEWERS
 from tripletune.stable_hash import mix, pair_hash
 from tripletune.store.increments import compare_viewers, same_files
 

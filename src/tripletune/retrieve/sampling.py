@@ -29,7 +29,8 @@ from tripletune.models.serving.catalogue import LightGCNFit, Likes
 from tripletune.models.serving.topk import Ints
 from tripletune.retrieve.clusters import cluster_viewers
 from tripletune.retrieve.histories import with_age
-from tripletune.schemas import SAMPLE, conform
+from tripletune.schemas.base import conform
+from tripletune.schemas.retrieve import SAMPLE
 from tripletune.stable_hash import exponential
 from tripletune.threads import one_thread
 

@@ -15,7 +15,8 @@ from typing import Any
 
 import polars as pl
 
-from tripletune.schemas import QUESTION, RETRIEVED
+from tripletune.schemas.query import QUESTION
+from tripletune.schemas.retrieve import RETRIEVED
 from tripletune.store.fingerprint import Ingredients, differences
 from tripletune.store.paths import MANIFEST, RunPaths, damaged_files, read_manifest, write_atomically
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import polars as pl
 
 from tripletune.errors import InputError
-from tripletune.schemas import conform
+from tripletune.schemas.base import conform
 from tripletune.store.paths import MANIFEST
 
 

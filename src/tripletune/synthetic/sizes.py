@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import date
 
 from tripletune.config import SyntheticConfig
-from tripletune.schemas import midnight
+from tripletune.schemas.ingest import midnight
 
 MIN_RATINGS = 20
 """Nobody in a MovieLens release has fewer."""

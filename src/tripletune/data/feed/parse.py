@@ -11,7 +11,7 @@ from tripletune.config import FeedColumns, IngestConfig
 from tripletune.data.release.rating_rows import PARSED, RatingsFormat
 from tripletune.data.release.ratings import Parsed, parse_ratings
 from tripletune.data.release.tables import TextTable
-from tripletune.schemas import REJECTS
+from tripletune.schemas.ingest import REJECTS
 from tripletune.store.paths import Facts, read_manifest
 
 _ROW_GROUP = 1 << 18

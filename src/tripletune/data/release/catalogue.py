@@ -12,7 +12,8 @@ from tripletune.data.release.layouts import GENRES_100K, Layout
 from tripletune.data.release.rules import Rule, imdb_digits, link_rules, movie_rules, number, tag_rules, user_rules
 from tripletune.data.release.tables import Sifted, TextTable, read_table
 from tripletune.errors import InputError
-from tripletune.schemas import LINKS, MOVIES, REJECTS, TAGS, USERS, conform
+from tripletune.schemas.base import conform
+from tripletune.schemas.ingest import LINKS, MOVIES, REJECTS, TAGS, USERS
 
 NO_GENRES = "(no genres listed)"
 _CLOSING_YEAR = r"\((1[89]\d\d|20\d\d)\)\s*$"

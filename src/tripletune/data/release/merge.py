@@ -10,7 +10,7 @@ from tripletune.data.release.rating_rows import PARSED
 from tripletune.data.release.ratings import Parsed
 from tripletune.data.release.rules import DUPLICATE, UNKNOWN_MOVIE, Rule
 from tripletune.data.release.tables import Sifted, field_rejects
-from tripletune.schemas import RATINGS, REJECTS
+from tripletune.schemas.ingest import RATINGS, REJECTS
 
 _MERGED = pl.Schema([*PARSED.items(), ("file", pl.UInt32())])
 _PIECE = 1 << 21

@@ -10,7 +10,7 @@ import polars as pl
 from tripletune.config import IngestConfig
 from tripletune.data.release.rules import first_fault, rating_rules
 from tripletune.data.release.tables import Sifted, TextTable, field_rejects
-from tripletune.schemas import RATINGS, REJECTS
+from tripletune.schemas.ingest import RATINGS, REJECTS
 
 PARSED = pl.Schema([*RATINGS.items(), ("line", pl.UInt32())])
 """A rating and its line (in a Parquet file: its row), from 1."""

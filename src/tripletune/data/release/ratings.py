@@ -10,7 +10,7 @@ import polars as pl
 from tripletune.data.release.rating_rows import PARSED, RatingsFormat
 from tripletune.data.release.ratings_parquet import parquet_parts
 from tripletune.data.release.ratings_text import text_parts
-from tripletune.schemas import REJECTS
+from tripletune.schemas.ingest import REJECTS
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from tripletune.data.release.rating_rows import RatingsFormat, sift_rows
 from tripletune.data.release.rules import number
 from tripletune.data.release.tables import Sifted
 from tripletune.errors import InputError
-from tripletune.schemas import RATINGS
+from tripletune.schemas.ingest import RATINGS
 
 _BATCH = 1 << 20
 

@@ -25,7 +25,7 @@ from tripletune.data.release.rating_rows import RatingsFormat, sift_rows
 from tripletune.data.release.rules import Rule, first_fault, number, rating_rules
 from tripletune.data.release.tables import Sifted, TextTable, find_columns, parse_records
 from tripletune.errors import InputError
-from tripletune.schemas import RATINGS, REJECTS
+from tripletune.schemas.ingest import RATINGS, REJECTS
 
 _BLOCK = 1 << 24
 _SMALL = 1 << 20

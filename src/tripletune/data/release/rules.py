@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import polars as pl
 
 from tripletune.config import IngestConfig
-from tripletune.schemas import midnight
+from tripletune.schemas.ingest import midnight
 
 UNKNOWN_MOVIE = "movie is not in the movies file"
 DUPLICATE = "duplicate: another rating of the same film by the same user counts, the newest, or the highest of these"

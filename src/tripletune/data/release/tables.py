@@ -16,7 +16,8 @@ import polars as pl
 
 from tripletune.data.release.rules import NOT_UTF8, Rule, first_fault
 from tripletune.errors import InputError
-from tripletune.schemas import REJECTS, conform
+from tripletune.schemas.base import conform
+from tripletune.schemas.ingest import REJECTS
 
 MAX_RECORD_LINES = 100
 """A quoted field that runs over more lines than this is an unclosed quote, not text."""

@@ -21,7 +21,9 @@ import polars as pl
 from tripletune.config import SplitConfig
 from tripletune.data.split.history import Ratings
 from tripletune.errors import ConfigError, InputError
-from tripletune.schemas import ASKED, FROZEN, SPLIT, conform, midnight
+from tripletune.schemas.base import conform
+from tripletune.schemas.ingest import midnight
+from tripletune.schemas.split import ASKED, FROZEN, SPLIT
 from tripletune.stable_hash import UInt64Array, mix, pair_hash
 from tripletune.store.paths import write_json
 

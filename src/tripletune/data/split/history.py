@@ -16,7 +16,7 @@ import numpy.typing as npt
 import polars as pl
 
 from tripletune.errors import InputError
-from tripletune.schemas import RATINGS
+from tripletune.schemas.ingest import RATINGS
 from tripletune.stable_hash import UInt64Array, pair_hash
 
 Ints = npt.NDArray[np.int64]

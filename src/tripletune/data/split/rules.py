@@ -15,7 +15,8 @@ import numpy.typing as npt
 from tripletune.config import SplitConfig
 from tripletune.data.split.frozen import Held
 from tripletune.data.split.history import Ratings
-from tripletune.schemas import SPLIT_LABELS, midnight
+from tripletune.schemas.ingest import midnight
+from tripletune.schemas.split import SPLIT_LABELS
 from tripletune.stable_hash import pair_hash
 
 Ints = npt.NDArray[np.int64]

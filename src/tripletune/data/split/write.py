@@ -22,7 +22,7 @@ from tripletune.data.split.frozen import Frozen
 from tripletune.data.split.history import Ratings, group_ratings, in_time_order, read_ratings
 from tripletune.data.split.rules import label_ratings
 from tripletune.errors import ConfigError
-from tripletune.schemas import LIKE_LABELS, SPLIT, SPLIT_LABELS
+from tripletune.schemas.split import LIKE_LABELS, SPLIT, SPLIT_LABELS
 from tripletune.stable_hash import mix, share_hash_expr
 from tripletune.store.paths import Facts, write_atomically
 

@@ -24,7 +24,9 @@ from tripletune.config import RetrieveConfig
 from tripletune.errors import InputError
 from tripletune.models.training.interactions import FIT_LABELS
 from tripletune.models.training.loop import write_table
-from tripletune.schemas import EASE_FILMS, TRAINED_ON, conform
+from tripletune.schemas.base import conform
+from tripletune.schemas.ease import EASE_FILMS
+from tripletune.schemas.training import TRAINED_ON
 from tripletune.stable_hash import tie_order
 from tripletune.store.meter import claim_memory
 from tripletune.store.paths import Facts, write_atomically

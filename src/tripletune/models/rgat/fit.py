@@ -29,7 +29,8 @@ from tripletune.models.serving.pooling import pool_viewers
 from tripletune.models.training.checkpoints import Checkpoints, load_training_state, training_state
 from tripletune.models.training.interactions import Likes, batches, newest_first_age, read_interactions
 from tripletune.models.training.loop import Run, Scorer, train_both, write_fits, write_table
-from tripletune.schemas import ATTENTION, conform
+from tripletune.schemas.base import conform
+from tripletune.schemas.rgat import ATTENTION
 from tripletune.store.paths import Facts
 
 NO_TRIPLES_BIAS = -100.0

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from tripletune.errors import InputError
-from tripletune.schemas import ENTITIES, RELATIONS, TRIPLES, conform
+from tripletune.schemas.base import conform
+from tripletune.schemas.knowledge import ENTITIES, RELATIONS, TRIPLES
 
 MOVIE_KEY = "movie:"
 

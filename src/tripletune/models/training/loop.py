@@ -25,7 +25,8 @@ from tripletune.errors import UserError
 from tripletune.models.training.checkpoints import Checkpoints
 from tripletune.models.training.interactions import Interactions, Likes, ValidQuestions, newest_first_age
 from tripletune.models.training.progress import Progress
-from tripletune.schemas import CURVE, TRAINED_ON, conform
+from tripletune.schemas.base import conform
+from tripletune.schemas.training import CURVE, TRAINED_ON
 from tripletune.store.paths import write_atomically, write_json
 
 log = logging.getLogger(__name__)

@@ -1,0 +1,87 @@
+"""Columns of the generate stage's files: the examples, and the audit's record of them."""
+
+from __future__ import annotations
+
+import polars as pl
+
+from tripletune.schemas.base import columns
+from tripletune.schemas.query import PURPOSES
+
+MESSAGE = pl.Struct({"role": pl.String, "content": pl.String})
+SHORTENED = pl.Struct({"liked": pl.Int16, "disliked": pl.Int16, "similar": pl.Int16, "triples": pl.Int16})
+EXAMPLE_ID = (
+    pl.when(pl.col("purpose") == "train")
+    .then(pl.format("{}:train:{}", "user_id", "cutoff"))
+    .otherwise(pl.format("{}:{}", "user_id", pl.col("purpose").cast(pl.String)))
+    .alias("example_id")
+)
+"""``<user>:valid`` and ``<user>:test``, of which a viewer has one each, and ``<user>:train:<cutoff>``: unique, and made
+of the question alone, so that an example keeps its id however many others its viewer has."""
+PROMPT_CHARS = pl.col("prompt").list.eval(pl.element().struct.field("content").str.len_chars()).list.sum()
+"""Characters of an example's prompt, all messages together."""
+TRIPLE = pl.Struct({"movie_id": pl.Int32, "relation": pl.String, "entity": pl.String, "entity_name": pl.String})
+EXAMPLES = columns(
+    {
+        "example_id": pl.String,
+        "user_id": pl.Int32,
+        "purpose": PURPOSES,
+        "unseen": pl.Boolean,
+        "cutoff": pl.Int32,
+        "prompt": pl.List(MESSAGE),
+        "completion": pl.List(MESSAGE),
+        "answers": pl.List(pl.Int32),
+        "candidates": pl.List(pl.Int32),
+        "candidate_titles": pl.List(pl.String),
+        "candidate_letters": pl.List(pl.String),
+        "retrieved": pl.List(pl.Int32),
+        "liked": pl.List(pl.Int32),
+        "disliked": pl.List(pl.Int32),
+        "ranking": pl.List(pl.Int32),
+        "similar": pl.List(pl.Int32),
+        "triples": pl.List(TRIPLE),
+        "num_tokens": pl.Int32,
+        "shortened": SHORTENED,
+        "template_id": pl.String,
+        "template_sha256": pl.String,
+        "lightgcn": pl.String,
+        "rgat": pl.String,
+    }
+)
+"""generate/<purpose>/shard-NNN.parquet, the product, sorted by user; column by column in ``EXAMPLE_COLUMNS``."""
+EXAMPLE_COLUMNS = {
+    "example_id": "`<user>:train:<cutoff>`, `<user>:valid` or `<user>:test`, unique",
+    "user_id": "the viewer, as in the release",
+    "purpose": "train, valid or test, as the folder",
+    "unseen": "the viewer is in no fit and in no training example",
+    "cutoff": "place of the first answer in the viewer's order of time, from 0; all that is shown comes from before",
+    "prompt": "chat messages: system and user",
+    "completion": "chat message: the answer, five of the candidates",
+    "answers": "train: the target likes (from the cutoff on) among the candidates, best rated first, then in the "
+    "retriever's order, five at most, as in the completion; valid and test: the one held-out like, also when it is not "
+    "a candidate",
+    "candidates": "films to choose from, in the order shown",
+    "candidate_titles": "their titles exactly as in the prompt, distinct within it",
+    "candidate_letters": "the labels before them that an answer names them by; empty where answers are titles",
+    "retrieved": "the candidates in the retriever's order",
+    "liked": "liked films shown, newest first; like the next four, empty where the template has no such section",
+    "disliked": "disliked films shown, newest first",
+    "ranking": "hint 1: the first of the candidates in LightGCN's order",
+    "similar": "hint 1: films that similar viewers liked",
+    "triples": "hint 2: the facts shown, as chosen by the R-GAT",
+    "num_tokens": "tokens of prompt and completion under the model's chat template; null for the tiny model, whose "
+    "tokenizer is trained on the prompts",
+    "shortened": "films and facts left out of each list to keep within `prompt.max_tokens`",
+    "template_id": "name of the template",
+    "template_sha256": "hash of what the template says",
+    "lightgcn": "fingerprint of the LightGCN that wrote hint 1",
+    "rgat": "fingerprint of the R-GAT that wrote hint 2",
+}
+"""What each column of ``EXAMPLES`` means, as the data card says it."""
+
+PROVEN = columns(
+    {"group": pl.String, "example_id": pl.String, "example": pl.UInt64, "viewer": pl.UInt64, "clear": pl.Boolean}
+)
+"""generate/audit/proven.parquet, in the order of the shards: the audit's notes of the examples, for a later night; it
+found a leak in none. ``group`` is the first of the shards that were audited together; ``example`` is a digest of the
+whole row, ``viewer`` of all its viewer's rows in the split; ``clear``: in this group each of its candidates has one
+title, which no other has."""

@@ -1,0 +1,32 @@
+"""Columns of the ingest stage's files. Movie ids, user ids and times are MovieLens's own."""
+
+from __future__ import annotations
+
+from datetime import UTC, date, datetime, time
+
+import polars as pl
+
+from tripletune.schemas.base import columns
+
+
+def midnight(day: date) -> int:
+    """How the beginning of a day (UTC) stands in a column ``timestamp``: whole seconds since 1970."""
+    return int(datetime.combine(day, time.min, UTC).timestamp())
+
+
+RATINGS = columns({"user_id": pl.Int32, "movie_id": pl.Int32, "rating": pl.Float32, "timestamp": pl.Int64})
+"""ingest/ratings.parquet: one row per kept rating, sorted by user and movie; seconds since 1970 UTC."""
+
+MOVIES = columns({"movie_id": pl.Int32, "title": pl.String, "year": pl.Int16, "genres": pl.List(pl.String)})
+"""ingest/movies.parquet: ``title`` as in the release; ``year`` from its closing brackets, null if none;
+``genres`` is empty for "(no genres listed)"."""
+
+TAGS = columns({"user_id": pl.Int32, "movie_id": pl.Int32, "tag": pl.String, "timestamp": pl.Int64})
+LINKS = columns({"movie_id": pl.Int32, "imdb_id": pl.String})
+"""ingest/links.parquet: ``imdb_id`` as in IMDb's dumps: ``tt`` and at least seven digits."""
+
+USERS = columns({"user_id": pl.Int32, "gender": pl.String, "age": pl.Int32, "occupation": pl.String, "zip": pl.String})
+"""ingest/users.parquet: demographics, which ml-1m (codes) and ml-100k (words) have; empty for the other releases."""
+
+REJECTS = columns({"file": pl.String, "line": pl.Int64, "column": pl.String, "value": pl.String, "reason": pl.String})
+"""ingest/rejects.parquet: rows that were refused; ``line`` counts from 1, the header included."""

@@ -1,0 +1,99 @@
+"""Columns of the retrieve stage's files."""
+
+from __future__ import annotations
+
+import polars as pl
+
+from tripletune.schemas.base import columns
+from tripletune.schemas.query import PURPOSES
+
+RETRIEVED = columns(
+    {
+        "user_id": pl.Int32,
+        "purpose": PURPOSES,
+        "unseen": pl.Boolean,
+        "cutoff": pl.Int32,
+        "candidates": pl.List(pl.Int32),
+        "ranking": pl.List(pl.Int32),
+        "similar": pl.List(pl.Int32),
+    }
+)
+"""retrieve/retrieved/shard=NNN.parquet, sorted by question. Everything is computed from the viewer's rows with
+``position < cutoff``, the position of the first answer. ``candidates`` in the retriever's order (shown shuffled),
+``ranking`` is hint 1 (the first of the candidates in LightGCN's order, whoever retrieved them), ``similar`` what
+similar viewers liked."""
+
+SAMPLE = columns({"user_id": pl.Int32, "likes": pl.Int32, "decile": pl.Int8, "cluster": pl.Int16, "draws": pl.Int32})
+"""retrieve/sample.parquet, where ``sample.method`` is not ``all``: every viewer whom a training question can be asked,
+sorted by user. ``likes`` before the cutoff, their ``decile`` among these viewers (0 the fewest), the ``cluster`` (null
+where the method makes none), and how often the viewer was drawn: 0 is not asked for training."""
+
+CHOICES = columns(
+    {
+        "user_id": pl.Int32,
+        "purpose": PURPOSES,
+        "cutoff": pl.Int32,
+        "movie_id": pl.Int32,
+        "rank": pl.Int8,
+        "relation": pl.String,
+        "entity": pl.String,
+        "entity_name": pl.String,
+        "score": pl.Float32,
+    }
+)
+"""retrieve/choices/shard=NNN.parquet: the triples chosen for a viewer's candidates and liked films; rank from 0."""
+
+PROFILES = columns(
+    {
+        "user_id": pl.Int32,
+        "purpose": PURPOSES,
+        "cutoff": pl.Int32,
+        "relation": pl.String,
+        "films": pl.Int32,
+        "mass": pl.Float32,
+        "attention": pl.Float32,
+    }
+)
+"""retrieve/profiles/shard-NNN.parquet, sorted by question and relation: the viewer's preference profile.
+``films``: liked films before the cutoff of which a fact is known, the same in each row of a question; ``mass``: the
+R-GAT's posterior over a film's triples for this viewer, summed by relation, mean over the films; ``attention``: the
+same without the viewer, alpha alone. Both sum to one over a question's rows; relations that no such film has are left
+out."""
+
+COUNTS = columns(
+    {
+        "user_id": pl.Int32,
+        "purpose": PURPOSES,
+        "cutoff": pl.Int32,
+        "answers": pl.Int32,
+        "hits": pl.Int32,
+        "pairs": pl.Int32,
+        "told": pl.Int32,
+    }
+)
+"""retrieve/counts/shard-NNN.parquet, sorted by question, for the manifest: held-out likes, how many of them are
+candidates, films that hint 2 is chosen for, and how many of them have a triple."""
+
+VIEWERS = columns({"user_id": pl.Int32, "ratings": pl.Int32, "films": pl.UInt64, "rows": pl.UInt64})
+"""retrieve/viewers/shard-NNN.parquet, sorted by user: what the questions of a viewer can see, by which a later night
+finds whom it must ask again. ``ratings`` up to the last answer; sums of the hashes of their films, and of whole rows
+(film, rating, position, label, unseen)."""
+
+RANKINGS = columns(
+    {
+        "user_id": pl.Int32,
+        "purpose": PURPOSES,
+        "cutoff": pl.Int32,
+        "unseen": pl.Boolean,
+        "retriever": pl.String,
+        "answer": pl.Int32,
+        "top": pl.List(pl.Int32),
+    }
+)
+"""retrieve/rankings.parquet: full-catalogue top films of each of ``RETRIEVERS`` for valid and test, same mask."""
+RETRIEVERS = ("popularity", "lightgcn", "rgat")
+"""Retrievers that every run ranks by."""
+FURTHER_RETRIEVERS = ("ease-plain", "ease", "sasrec", "fused")
+"""Retrievers that a run may rank by besides. ``ease`` weighs a viewer's history by recency, ``ease-plain`` does not;
+both are there when the catalogue fits ``retrieve.ease_max_films`` or when candidates come of EASE. ``sasrec`` is there
+where it was trained, ``fused`` where it is the retriever."""

@@ -1,0 +1,42 @@
+"""Columns of the split stage's files. ``position`` counts a user's rows in time order from 0."""
+
+from __future__ import annotations
+
+import polars as pl
+
+from tripletune.schemas.base import columns
+
+LIKE_LABELS = ("graph", "target", "valid", "test", "later")
+SPLIT_LABELS = pl.Enum([*LIKE_LABELS, "other"])
+SPLIT = columns(
+    {
+        "user_id": pl.Int32,
+        "movie_id": pl.Int32,
+        "rating": pl.Float32,
+        "timestamp": pl.Int64,
+        "position": pl.Int32,
+        "label": SPLIT_LABELS,
+        "unseen": pl.Boolean,
+    }
+)
+"""split/shard=NNN/part.parquet, sorted by user and position. ``LIKE_LABELS`` are the labels of likes: ``graph`` and
+``target`` are learned from, ``valid`` and ``test`` are asked, ``later`` (protocol global_time) is neither, and evidence
+of questions about later likes only. Every rating below the like threshold is ``other``. ``unseen`` viewers are in no
+fit and no training example."""
+
+ASKED = "asked.json"
+"""In the split's folder where ``split.frozen`` is given: ``users``, whom valid and test questions are asked; without it
+everybody who has such a like."""
+
+FROZEN = columns(
+    {
+        "user_id": pl.Int32,
+        "purpose": pl.Enum(["valid", "test"]),
+        "movie_id": pl.Int32,
+        "timestamp": pl.Int64,
+        "position": pl.Int32,
+        "evidence": pl.UInt64,
+    }
+)
+"""The file that ``tripletune freeze`` writes, sorted by user and purpose: an answer, its place in the viewer's order of
+time, and a hash of the viewer's rows up to it."""
