@@ -38,7 +38,7 @@ from torch import Tensor
 
 from tripletune.config import LightGCNConfig, RgatConfig
 from tripletune.models.lightgcn.fit import LightGCNTrainer
-from tripletune.models.message_passing.interface import message_graph
+from tripletune.models.message_passing.graph import message_graph
 from tripletune.models.rgat.fit import RgatTrainer
 from tripletune.models.rgat.knowledge import Knowledge, read_knowledge
 from tripletune.models.rgat.model import RelationalGraph

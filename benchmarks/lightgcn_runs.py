@@ -20,7 +20,8 @@ from retrieval_runs import LENGTH, Ints
 from tripletune.config import LightGCNConfig
 from tripletune.models.lightgcn.fit import LightGCNTrainer
 from tripletune.models.lightgcn.model import POOL_POWER
-from tripletune.models.serving.catalogue import Catalogue, LightGCNFit, Likes
+from tripletune.models.lightgcn.serve import LightGCNFit
+from tripletune.models.serving.catalogue import Catalogue, Likes
 from tripletune.models.serving.topk import Ragged, product_blocks, top_columns
 from tripletune.models.training.interactions import read_interactions
 from tripletune.models.training.loop import judge

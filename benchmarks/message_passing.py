@@ -37,7 +37,7 @@ import typer
 from rich.console import Console
 from torch import Tensor
 
-from tripletune.models.message_passing.interface import message_graph
+from tripletune.models.message_passing.graph import message_graph
 
 REPORT = Path(__file__).with_name("message_passing.md")
 COPY_BYTES = 1 << 29

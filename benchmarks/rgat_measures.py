@@ -12,10 +12,12 @@ import numpy.typing as npt
 import polars as pl
 
 from benchmarks.synthetic_oracle import Oracle
-from tripletune.models.serving.catalogue import FIT_OF, Likes, RgatFit, load_rgat
+from tripletune.models.rgat.serve import RgatFit, load_rgat
+from tripletune.models.serving.catalogue import Likes
 from tripletune.retrieve.histories import find_answers, find_history, find_questions, read_rows, shard_files
 from tripletune.retrieve.profiles import build_profiles
 from tripletune.retrieve.triples import Choice, TripleTable, choose_triples, read_triples
+from tripletune.schemas.query import FIT_OF
 
 # Shape letters in this file: U viewers, B draws of the bootstrap
 MODES: tuple[Choice, ...] = ("personal", "published", "most-shared", "random")

@@ -8,8 +8,9 @@ import sys
 import pytest
 import torch
 
-from tripletune.models.message_passing import interface as ops
-from tripletune.models.message_passing.interface import MessageGraph, inverse_sqrt_degree
+from tripletune.models.message_passing import graph
+from tripletune.models.message_passing.gather import inverse_sqrt_degree
+from tripletune.models.message_passing.interface import MessageGraph
 
 # name: (sources, destinations, number of sources, number of destinations)
 GRAPHS = {
@@ -23,8 +24,8 @@ GRAPHS = {
 HEADS, WIDTH = 2, 3
 
 
-BACKENDS: list[ops.Backend] = ["dgl", "torch"]
-chosen: list[ops.Backend] = []
+BACKENDS: list[graph.Backend] = ["dgl", "torch"]
+chosen: list[graph.Backend] = []
 """The back end of the test that runs."""
 
 
@@ -35,7 +36,7 @@ def backend(request: pytest.FixtureRequest) -> str:
 
 
 def message_graph(src_E: torch.Tensor, dst_E: torch.Tensor, num_src: int, num_dst: int) -> MessageGraph:
-    return ops.message_graph(src_E, dst_E, num_src, num_dst, chosen[0])
+    return graph.message_graph(src_E, dst_E, num_src, num_dst, chosen[0])
 
 
 @pytest.fixture(params=GRAPHS)

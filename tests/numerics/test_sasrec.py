@@ -18,7 +18,7 @@ from tripletune.models.sasrec.fit import SasrecTrainer, ask_next, cut_windows, t
 from tripletune.models.sasrec.model import SASRec, Shape, pack_newest
 from tripletune.models.sasrec.serve import load_sasrec
 from tripletune.models.sasrec.start import film_factors
-from tripletune.models.serving import catalogue as specialists
+from tripletune.models.serving.catalogue import Likes as ServedLikes
 from tripletune.models.training.interactions import Batch, Likes, read_interactions
 from tripletune.models.training.loop import judge
 
@@ -196,7 +196,7 @@ def test_what_retrieval_reads_scores_like_what_was_trained(trained):
     fit = load_sasrec(out, seed=5)["b"]
     age_E = (likes.counts().cumsum(0)[likes.viewer_E] - 1 - torch.arange(likes.viewer_E.numel())).numpy()
     shuffled = np.random.default_rng(0).permutation(len(age_E))
-    read = specialists.Likes(
+    read = ServedLikes(
         likes.viewer_E.numpy()[shuffled],
         interactions.movie_ids_M[likes.movie_E.numpy()][shuffled].astype(np.int64),
         age_E[shuffled].astype(np.int64),
@@ -208,8 +208,8 @@ def test_what_retrieval_reads_scores_like_what_was_trained(trained):
 
 def test_films_that_the_fit_does_not_know_are_passed_over(trained):
     fit = load_sasrec(trained[1], seed=5, fits=("b",))["b"]
-    known = specialists.Likes(np.array([0, 0]), np.array([100, 101]), np.array([2, 0]))
-    more = specialists.Likes(np.array([0, 0, 0, 1]), np.array([100, 9999, 101, 9999]), np.array([2, 1, 0, 0]))
+    known = ServedLikes(np.array([0, 0]), np.array([100, 101]), np.array([2, 0]))
+    more = ServedLikes(np.array([0, 0, 0, 1]), np.array([100, 9999, 101, 9999]), np.array([2, 1, 0, 0]))
     users_UD = fit.users(more, 3)
     assert users_UD[0].tolist() == fit.users(known, 1)[0].tolist()
     assert users_UD[1:].tolist() == torch.zeros(2, 16).tolist()

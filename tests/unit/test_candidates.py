@@ -14,7 +14,9 @@ from safetensors.torch import load_file, save_file
 
 from tripletune.config import RetrieveConfig
 from tripletune.errors import InputError
-from tripletune.models.serving.catalogue import Catalogue, load_lightgcn, load_rgat
+from tripletune.models.lightgcn.serve import load_lightgcn
+from tripletune.models.rgat.serve import load_rgat
+from tripletune.models.serving.catalogue import Catalogue
 from tripletune.retrieve.candidates import retrieve_all
 from tripletune.retrieve.kerag import best_answers
 from tripletune.retrieve.rankings import FilmEvidence, film_scores

@@ -17,7 +17,8 @@ from tripletune.config import RetrieveConfig
 from tripletune.errors import InputError
 from tripletune.models.ease.fit import require_memory, solve, train_ease
 from tripletune.models.ease.serve import EaseFit, load_ease
-from tripletune.models.serving.catalogue import Catalogue, Likes, load_lightgcn
+from tripletune.models.lightgcn.serve import load_lightgcn
+from tripletune.models.serving.catalogue import Catalogue, Likes
 from tripletune.models.serving.topk import Ragged
 from tripletune.retrieve.candidates import retrieve_all
 from tripletune.retrieve.retriever import Retriever

@@ -13,10 +13,12 @@ import torch
 from tripletune.config import RetrieveConfig, SasrecConfig
 from tripletune.models.ease.fit import train_ease
 from tripletune.models.ease.serve import EaseFit
+from tripletune.models.lightgcn.serve import LightGCNFit
+from tripletune.models.rgat.serve import RgatFit
 from tripletune.models.sasrec.fit import train_sasrec
 from tripletune.models.sasrec.model import SASRec, Shape
 from tripletune.models.sasrec.serve import SasrecFit
-from tripletune.models.serving.catalogue import Catalogue, LightGCNFit, Likes, RgatFit
+from tripletune.models.serving.catalogue import Catalogue, Likes
 from tripletune.models.serving.pooling import pool_viewers
 from tripletune.models.serving.topk import Ragged, product_blocks, top_columns
 from tripletune.retrieve.histories import find_answers, find_history, find_questions, find_seen

@@ -8,7 +8,8 @@ import pytest
 import small_world
 import torch
 
-from tripletune.models.serving.catalogue import LOOKED_UP, Catalogue, LightGCNFit, load_lightgcn
+from tripletune.models.lightgcn.serve import LightGCNFit, load_lightgcn
+from tripletune.models.serving.catalogue import LOOKED_UP, Catalogue
 from tripletune.models.serving.topk import Ragged
 from tripletune.retrieve.histories import read_fit_likes
 from tripletune.retrieve.similar import Neighbours

@@ -12,7 +12,8 @@ import small_world
 import torch
 from safetensors.torch import load_file
 
-from tripletune.models.serving.catalogue import Likes, load_rgat
+from tripletune.models.rgat.serve import load_rgat
+from tripletune.models.serving.catalogue import Likes
 from tripletune.models.serving.pooling import pool_viewers
 from tripletune.retrieve.triples import TripleTable, choose_triples, read_triples
 

@@ -10,12 +10,11 @@ from typing import NamedTuple
 
 import polars as pl
 
+from tripletune.schemas.query import ANSWER_LABEL, FIT_LABELS, FIT_OF
+
 EVIDENCE = ("liked", "disliked")
 MASKED = ("candidates", "retrieved", "ranking", "similar")
 """Columns that may not hold what the viewer had rated before the cutoff."""
-LABEL_OF = {"train": "target", "valid": "valid", "test": "test"}
-FIT_LABELS = {"a": ["graph"], "b": ["graph", "target"]}
-FIT_OF = {"train": "a", "valid": "b", "test": "b"}
 
 
 class Finding(NamedTuple):
@@ -140,7 +139,7 @@ def _order_findings(
     examples: pl.DataFrame, listed: pl.DataFrame, facts: pl.DataFrame, purpose: str
 ) -> Iterator[Finding]:
     """Rule 2: everything an example is made of precedes its first answer, whichever of the viewer's cutoffs it has."""
-    held_out = facts.filter(pl.col("label") == LABEL_OF[purpose]).select("user_id", cutoff="position")
+    held_out = facts.filter(pl.col("label") == ANSWER_LABEL[purpose]).select("user_id", cutoff="position")
     stray = examples.join(held_out, on=["user_id", "cutoff"], how="anti", maintain_order="left")
     yield Finding(
         2, "no held-out like at the cutoff", stray.select("example_id", detail=pl.format("cutoff {}", "cutoff"))
@@ -180,8 +179,8 @@ def _evidence_findings(listed: pl.DataFrame) -> Iterator[Finding]:
 def _label_findings(listed: pl.DataFrame, films: Mapping[str, pl.DataFrame], purpose: str) -> Iterator[Finding]:
     """Rule 4: answers carry the purpose's own label, and no test like serves another purpose."""
     answer = pl.col("column") == "answers"
-    wrong = listed.filter(answer, pl.col("label").ne_missing(LABEL_OF[purpose]))
-    yield Finding(4, f"answer of a {purpose} example is not a {LABEL_OF[purpose]} like", _details(wrong))
+    wrong = listed.filter(answer, pl.col("label").ne_missing(ANSWER_LABEL[purpose]))
+    yield Finding(4, f"answer of a {purpose} example is not a {ANSWER_LABEL[purpose]} like", _details(wrong))
     if purpose != "test":
         own = listed.filter(answer | pl.col("column").is_in(EVIDENCE), pl.col("label") == "test")
         yield Finding(4, f"test like in a {purpose} example", _details(own))

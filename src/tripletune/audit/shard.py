@@ -12,10 +12,11 @@ import polars as pl
 from tripletune.audit.leaks import Leak, to_leaks
 from tripletune.audit.lines import named_films
 from tripletune.audit.record import take_notes, unproven
-from tripletune.audit.rules import FIT_OF, column_findings
+from tripletune.audit.rules import column_findings
 from tripletune.audit.split_rows import SplitRows
 from tripletune.audit.text import text_findings
 from tripletune.schemas.generate import EXAMPLES, PROVEN
+from tripletune.schemas.query import FIT_OF
 from tripletune.store.parquet import read_rows
 
 AT_A_TIME = 4096

@@ -12,10 +12,9 @@ from pathlib import Path
 
 import polars as pl
 
-from tripletune.audit.rules import FIT_LABELS, FIT_OF
 from tripletune.quality.text import find_flaws
 from tripletune.schemas.generate import EXAMPLES, SHORTENED
-from tripletune.schemas.query import PURPOSES
+from tripletune.schemas.query import FIT_LABELS, FIT_OF, PURPOSES
 from tripletune.store.parquet import joined, parquet_files, read_rows, scan
 
 TENTHS = 10

@@ -12,14 +12,13 @@ from pathlib import Path
 import polars as pl
 
 from tripletune.config import RetrieveConfig, SampleConfig
-from tripletune.models.serving.catalogue import FIT_OF
 from tripletune.retrieve.buckets import Asking, table_writer
 from tripletune.retrieve.histories import find_known, read_asked, read_rows, shard_files
 from tripletune.retrieve.rankings import ranked_viewers
 from tripletune.retrieve.retriever import Retriever
 from tripletune.retrieve.reuse import TABLES, EarlierNight
 from tripletune.retrieve.sampling import sample_facts, sample_viewers
-from tripletune.schemas.query import QUESTION
+from tripletune.schemas.query import FIT_OF, QUESTION
 from tripletune.schemas.retrieve import RANKINGS
 from tripletune.store.increments import count_changes
 from tripletune.store.paths import Facts, write_atomically

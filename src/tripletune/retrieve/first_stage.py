@@ -17,8 +17,9 @@ from torch import Tensor
 from tripletune.config import RetrieveConfig
 from tripletune.errors import InputError
 from tripletune.models.ease.serve import EaseFit
+from tripletune.models.lightgcn.serve import LightGCNFit
 from tripletune.models.sasrec.serve import SasrecFit
-from tripletune.models.serving.catalogue import LightGCNFit, Likes
+from tripletune.models.serving.catalogue import Likes
 from tripletune.models.serving.topk import Ints, Ragged, product_blocks, top_columns
 from tripletune.retrieve.fuse import fuse
 

@@ -14,9 +14,8 @@ import numpy as np
 import polars as pl
 
 from tripletune.errors import InputError
-from tripletune.models.serving.catalogue import FIT_OF
 from tripletune.schemas.base import conform
-from tripletune.schemas.query import ANSWER_LABEL, PURPOSES, QUESTION
+from tripletune.schemas.query import ANSWER_LABEL, FIT_OF, PURPOSES, QUESTION
 from tripletune.schemas.split import ASKED, LIKE_LABELS, SPLIT
 from tripletune.schemas.training import TRAINED_ON
 

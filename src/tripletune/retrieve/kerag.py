@@ -14,7 +14,7 @@ import numpy as np
 import polars as pl
 from torch import Tensor
 
-from tripletune.models.serving.catalogue import LightGCNFit
+from tripletune.models.lightgcn.serve import LightGCNFit
 from tripletune.models.serving.topk import Ints
 from tripletune.schemas.query import QUESTION
 

@@ -17,11 +17,12 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from tripletune.models.serving.catalogue import FIT_OF, Likes, RgatFit
+from tripletune.models.rgat.serve import RgatFit
+from tripletune.models.serving.catalogue import Likes
 from tripletune.models.serving.topk import Floats, Ints
 from tripletune.retrieve.triples import TripleTable, spread
 from tripletune.schemas.base import conform
-from tripletune.schemas.query import QUESTION
+from tripletune.schemas.query import FIT_OF, QUESTION
 from tripletune.schemas.retrieve import PROFILES
 
 LIKES_AT_ONCE = 1 << 13

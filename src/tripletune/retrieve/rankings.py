@@ -19,7 +19,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from tripletune.config import LISTED_FILMS
-from tripletune.models.serving.catalogue import Likes, RgatFit
+from tripletune.models.rgat.serve import RgatFit
+from tripletune.models.serving.catalogue import Likes
 from tripletune.models.serving.topk import BLOCK, Ints, Ragged, top_columns
 from tripletune.schemas.query import QUESTION
 from tripletune.stable_hash import VIEWERS, mix

@@ -21,8 +21,10 @@ from torch import Tensor
 
 from tripletune.config import LISTED_FILMS, RetrieveConfig
 from tripletune.models.ease.serve import load_ease
+from tripletune.models.lightgcn.serve import LightGCNFit, load_lightgcn
+from tripletune.models.rgat.serve import RgatFit, load_rgat
 from tripletune.models.sasrec.serve import load_sasrec
-from tripletune.models.serving.catalogue import FIT_OF, Catalogue, LightGCNFit, Likes, RgatFit, load_lightgcn, load_rgat
+from tripletune.models.serving.catalogue import Catalogue, Likes
 from tripletune.models.serving.topk import Ints, Ragged
 from tripletune.retrieve.first_stage import FirstStage, Lists, first_stages
 from tripletune.retrieve.histories import read_fit_likes
@@ -32,7 +34,7 @@ from tripletune.retrieve.rankings import FilmEvidence, as_rows, rank_by_populari
 from tripletune.retrieve.similar import Neighbours
 from tripletune.retrieve.triples import TripleTable, choose_triples, read_triples
 from tripletune.schemas.base import conform
-from tripletune.schemas.query import QUESTION
+from tripletune.schemas.query import FIT_OF, QUESTION
 from tripletune.schemas.retrieve import CHOICES, RANKINGS, RETRIEVED
 
 

@@ -25,7 +25,8 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from tripletune.config import SampleConfig
-from tripletune.models.serving.catalogue import LightGCNFit, Likes
+from tripletune.models.lightgcn.serve import LightGCNFit
+from tripletune.models.serving.catalogue import Likes
 from tripletune.models.serving.topk import Ints
 from tripletune.retrieve.clusters import cluster_viewers
 from tripletune.retrieve.histories import with_age

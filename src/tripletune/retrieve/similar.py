@@ -17,7 +17,8 @@ from scipy import sparse
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from tripletune.models.serving.catalogue import LightGCNFit, Likes
+from tripletune.models.lightgcn.serve import LightGCNFit
+from tripletune.models.serving.catalogue import Likes
 from tripletune.models.serving.topk import Ints, Ragged, product_blocks, top_columns
 from tripletune.stable_hash import tie_order
 

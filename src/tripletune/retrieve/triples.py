@@ -20,7 +20,8 @@ import numpy.typing as npt
 import polars as pl
 import torch
 
-from tripletune.models.serving.catalogue import Likes, RgatFit
+from tripletune.models.rgat.serve import RgatFit
+from tripletune.models.serving.catalogue import Likes
 from tripletune.models.serving.topk import Ints
 from tripletune.stable_hash import TIES, mix, pair_hash
 

@@ -22,10 +22,10 @@ from torch import Tensor
 
 from tripletune.config import RetrieveConfig
 from tripletune.errors import InputError
-from tripletune.models.training.interactions import FIT_LABELS
 from tripletune.models.training.loop import write_table
 from tripletune.schemas.base import conform
 from tripletune.schemas.ease import EASE_FILMS
+from tripletune.schemas.query import FIT_LABELS
 from tripletune.schemas.training import TRAINED_ON
 from tripletune.stable_hash import tie_order
 from tripletune.store.meter import claim_memory

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from tripletune.models.message_passing.fixed_order import product
-from tripletune.models.message_passing.interface import take_rows
+from tripletune.models.message_passing.gather import take_rows
 
 BLOCK_VIEWERS = 128
 """Scores of so many viewers and all films are held at once: 128 x 87,585 floats are 45 MB."""

@@ -14,7 +14,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from tripletune.models.message_passing.interface import Backend, MessageGraph, inverse_sqrt_degree, message_graph
+from tripletune.models.message_passing.gather import inverse_sqrt_degree
+from tripletune.models.message_passing.graph import Backend, message_graph
+from tripletune.models.message_passing.interface import MessageGraph
 
 POOL_POWER = 0.5
 """The viewer's side of the symmetric normalisation, 1 / sqrt(number of likes), as ``pool_viewers`` applies it."""

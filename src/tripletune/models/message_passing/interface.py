@@ -1,19 +1,16 @@
-"""Message passing: the three operations that both specialists are made of, behind one interface.
+# Shape letters in this file: S source nodes, D destination nodes, E edges, H heads, W feature width
+"""Message passing: the three operations that R-GAT and LightGCN are made of, behind one interface.
 
 A ``MessageGraph`` is a fixed directed graph from S source nodes to D destination nodes (the two sets may be the same).
-Models know only the interface; ``message_graph`` picks the back end: DGL on the CPU, torch everywhere else.
+Models know only the interface; ``graph.message_graph`` picks the back end.
 """
 
-# Shape letters in this file: S source nodes, D destination nodes, E edges, H heads, W feature width
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Literal
 
 import torch
 from torch import Tensor
-
-Backend = Literal["auto", "dgl", "torch"]
 
 
 class MessageGraph(ABC):
@@ -67,50 +64,6 @@ class MessageGraph(ABC):
 
     @abstractmethod
     def _weighted_sum(self, source_SHW: Tensor, weight_EH: Tensor) -> Tensor: ...
-
-
-def message_graph(src_E: Tensor, dst_E: Tensor, num_src: int, num_dst: int, backend: Backend = "auto") -> MessageGraph:
-    """Build the graph with the back end for the tensors' device.
-
-    Args:
-        src_E, dst_E: end points of each edge, integer, ``0 <= src < num_src`` and ``0 <= dst < num_dst``.
-        num_src, num_dst: sizes of the two node sets; equal ones may mean the same nodes.
-        backend: ``auto`` takes DGL on a CPU and torch elsewhere. The two differ in the last bits.
-
-    Raises:
-        ValueError: the tensors differ in length or an end point is out of range.
-    """
-    if src_E.shape != dst_E.shape or src_E.dim() != 1:
-        raise ValueError(
-            f"src and dst must be two lists of one length, got {tuple(src_E.shape)} and {tuple(dst_E.shape)}"
-        )
-    for name, end_E, size in (("src", src_E, num_src), ("dst", dst_E, num_dst)):
-        if end_E.numel() and not 0 <= int(end_E.min()) <= int(end_E.max()) < size:
-            raise ValueError(f"{name} must be within 0..{size - 1}, got {int(end_E.min())}..{int(end_E.max())}")
-    if backend == "torch" or (backend == "auto" and src_E.device.type != "cpu"):
-        from tripletune.models.message_passing.torch_backend import (
-            TorchGraph,  # here: the back ends import the interface
-        )
-
-        return TorchGraph.build(src_E, dst_E, num_src, num_dst)
-    from tripletune.models.message_passing.dgl_backend import DglGraph  # here: a GPU machine need not load DGL
-
-    return DglGraph(src_E, dst_E, num_src, num_dst)
-
-
-def take_rows(features: Tensor, row_E: Tensor) -> Tensor:
-    """``features[row_E]`` for what is differentiated.
-
-    The gradient of plain indexing adds with atomic operations on several threads, so that sums change from run to run
-    in their last bits; that of ``index_select`` adds in order, and was ten times faster on 250,000 rows.
-    """
-    return features.index_select(0, row_E)
-
-
-def inverse_sqrt_degree(node_E: Tensor, num_nodes: int) -> Tensor:
-    """``degree ** -0.5`` of each node, 0 for a node without edges; shape (N,), float32."""
-    degree_N = torch.bincount(node_E.long(), minlength=num_nodes).float()
-    return torch.where(degree_N > 0, degree_N.rsqrt(), 0.0)
 
 
 def _widen(features: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from torch.nn import functional
 from tripletune.config import RgatConfig
 from tripletune.models.message_passing.device import choose_device
 from tripletune.models.message_passing.fixed_order import total
-from tripletune.models.message_passing.interface import take_rows
+from tripletune.models.message_passing.gather import take_rows
 from tripletune.models.rgat.knowledge import Knowledge, read_knowledge
 from tripletune.models.rgat.model import RelationalGraph, Rgat
 from tripletune.models.rgat.scores import FilmScores, renormalise

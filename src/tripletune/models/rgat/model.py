@@ -24,7 +24,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tripletune.models.message_passing.fixed_order import matmul
-from tripletune.models.message_passing.interface import Backend, MessageGraph, message_graph, take_rows
+from tripletune.models.message_passing.gather import take_rows
+from tripletune.models.message_passing.graph import Backend, message_graph
+from tripletune.models.message_passing.interface import MessageGraph
 
 NEGATIVE_SLOPE = 0.2
 EMBEDDING_STD = 0.5

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from tripletune.models.message_passing.fixed_order import matmul
-from tripletune.models.message_passing.interface import take_rows
+from tripletune.models.message_passing.gather import take_rows
 from tripletune.models.rgat.knowledge import Knowledge
 
 ALPHA_MIN = 1e-12

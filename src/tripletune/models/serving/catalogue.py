@@ -1,15 +1,13 @@
-# Shape letters in this file:
-#   U viewers, M films, N entities, D vector width, E likes
-"""The two specialists as retrieve reads them: vectors by film and entity, and how viewers are pooled.
+# Shape letters in this file: U users, M films, D vector width, E likes
+"""What serves every trained model: films in their order of ties, pooled users, and checked tables and tensors.
 
-They may come from an earlier night (``specialists.pin``), so everything is looked up by movie id and entity key. A film
-that a specialist does not know cannot be scored by it, and is no candidate.
+A model may come from an earlier run (``specialists.pin``), so everything is looked up by movie id and entity key. A
+film that a model does not know cannot be scored by it, and is no candidate.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,10 +23,6 @@ from tripletune.errors import InputError
 from tripletune.models.serving.pooling import pool_viewers
 from tripletune.models.serving.topk import Ints
 from tripletune.stable_hash import tie_order
-
-FIT_OF = {"train": "a", "valid": "b", "test": "b"}
-"""Which fit writes the hints of which purpose: fit a never saw the ``target`` likes that training examples ask for."""
-
 
 LOOKED_UP = 1 << 22
 """Movie ids below this are looked up in a table of up to 34 MB, ten times as fast as searched for; MovieLens has none
@@ -98,78 +92,6 @@ class Fit:
         return pool_viewers(self.pool_vectors_MD, viewer_E, row_E, age_E, num_viewers, self.half_life, self.power)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LightGCNFit(Fit):
-    """LightGCN: score of a film = <viewer, ``movie_vectors``> + ``bias``."""
-
-    movie_vectors_MD: Tensor
-
-    def in_order(self, films_US: Ints, users_UD: Tensor) -> Ints:
-        """Columns (U, S) put in this model's order, best first, ties by the lower column; -1 stays at the end."""
-        vectors_USD = self.movie_vectors_MD[np.maximum(films_US, 0)]
-        scores_US = ((vectors_USD * users_UD[:, None, :]).sum(dim=2) + self.bias_M[np.maximum(films_US, 0)]).numpy()
-        order_US = np.lexsort((films_US, np.where(films_US >= 0, -scores_US, np.inf)), axis=1)
-        return np.take_along_axis(films_US, order_US, axis=1)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RgatFit(Fit):
-    """R-GAT: attention over a film's triples, and entity vectors that the viewer is compared with."""
-
-    entity_vectors_ND: Tensor
-    entity_rows: pl.DataFrame
-    """Columns ``row``, ``entity`` (key)."""
-    attention: pl.DataFrame
-    """Columns ``movie_id, relation, entity, alpha`` of this fit."""
-    beta: float
-
-
-def load_lightgcn(folder: Path, seed: int, fits: Iterable[str] = ("a", "b")) -> dict[str, LightGCNFit]:
-    """Read LightGCN's fits.
-
-    Raises:
-        InputError: a file is missing, damaged, not finite, or does not belong to the others.
-    """
-    catalogue = Catalogue(read_table(folder / "movies.parquet").sort("row")["movie_id"].to_numpy(), seed)
-    loaded = {}
-    for fit in fits:
-        tensors = read_tensors(folder / f"fit_{fit}.safetensors", ("movie_vectors", "pool_vectors", "movie_bias"))
-        films = in_catalogue_order(folder / f"fit_{fit}.safetensors", tensors, catalogue)
-        loaded[fit] = LightGCNFit(
-            catalogue=catalogue,
-            pool_vectors_MD=films["pool_vectors"],
-            bias_M=films["movie_bias"],
-            movie_vectors_MD=films["movie_vectors"],
-            **_pooling(folder),
-        )
-    return loaded
-
-
-def load_rgat(folder: Path, seed: int, fits: Iterable[str] = ("a", "b")) -> dict[str, RgatFit]:
-    """Read the R-GAT's fits; errors as in ``load_lightgcn``."""
-    catalogue = Catalogue(read_table(folder / "movies.parquet").sort("row")["movie_id"].to_numpy(), seed)
-    entities = read_table(folder / "entities.parquet").select("row", entity="key")
-    attention = read_table(folder / "attention.parquet")
-    loaded = {}
-    for fit in fits:
-        path = folder / f"fit_{fit}.safetensors"
-        tensors = read_tensors(path, ("entity_vectors", "pool_vectors", "movie_bias", "beta"))
-        if tensors["entity_vectors"].shape[0] != len(entities):
-            raise InputError(f"{path} has another number of entities than entities.parquet beside it; train rgat again")
-        films = in_catalogue_order(path, {name: tensors[name] for name in ("pool_vectors", "movie_bias")}, catalogue)
-        loaded[fit] = RgatFit(
-            catalogue=catalogue,
-            pool_vectors_MD=films["pool_vectors"],
-            bias_M=films["movie_bias"],
-            entity_vectors_ND=tensors["entity_vectors"],
-            entity_rows=entities,
-            attention=attention.filter(pl.col("fit") == fit).drop("fit"),
-            beta=float(tensors["beta"].reshape(-1)[0]),
-            **_pooling(folder),
-        )
-    return loaded
-
-
 def read_table(path: Path) -> pl.DataFrame:
     """Parquet of a stage that trains; InputError when it cannot be read."""
     try:
@@ -209,7 +131,7 @@ def in_catalogue_order(path: Path, tensors: dict[str, Tensor], catalogue: Catalo
     return {name: tensor[order_M].contiguous() for name, tensor in tensors.items()}
 
 
-def _pooling(folder: Path) -> dict[str, float]:
+def read_pooling(folder: Path) -> dict[str, float]:
     try:
         pooling = json.loads((folder / "pooling.json").read_text(encoding="utf-8"))
         return {"half_life": float(pooling["half_life"]), "power": float(pooling["power"])}

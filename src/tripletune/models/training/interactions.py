@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from tripletune.errors import InputError
+from tripletune.schemas.query import FIT_LABELS
 
-FIT_LABELS = {"a": ("graph",), "b": ("graph", "target")}
 HISTORY_LABELS = ("graph", "target")
 """Likes that can precede the ``valid`` like."""
 
