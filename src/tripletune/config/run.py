@@ -1,0 +1,97 @@
+"""All settings of a run."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+from urllib.parse import urlsplit
+
+from pydantic import Field, model_validator
+
+from tripletune.config.base import Name, Section
+from tripletune.config.data import IngestConfig, KnowledgeConfig, SourceConfig, SplitConfig, SyntheticConfig
+from tripletune.config.llm import EvaluateConfig, FinetuneConfig, PromoteConfig, RankConfig
+from tripletune.config.models import LightGCNConfig, RgatConfig, SasrecConfig, SpecialistsConfig
+from tripletune.config.prompts import PromptConfig, QualityConfig, RetrieveConfig, SampleConfig, WorkersConfig
+
+
+class TrackingConfig(Section):
+    """Where runs are logged."""
+
+    uri: str = ""
+    """MLflow tracking store. Empty: what ``MLFLOW_TRACKING_URI`` names, else ``sqlite:///<artifacts>/mlflow.db``."""
+    experiment: Name = "tripletune"
+
+    @model_validator(mode="after")
+    def _no_password(self) -> TrackingConfig:
+        if urlsplit(self.uri).password:
+            raise ValueError("uri holds a password, and settings are logged; name the store in MLFLOW_TRACKING_URI")
+        return self
+
+
+class RunConfig(Section):
+    """All settings of a run."""
+
+    dataset: Name
+    """Folder under the artifact root; runs of one dataset share stage outputs."""
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    source: SourceConfig = SourceConfig()
+    synthetic: SyntheticConfig = SyntheticConfig()
+    ingest: IngestConfig = IngestConfig()
+    split: SplitConfig = SplitConfig()
+    knowledge: KnowledgeConfig = KnowledgeConfig()
+    rgat: RgatConfig = RgatConfig()
+    lightgcn: LightGCNConfig = LightGCNConfig()
+    sasrec: SasrecConfig = SasrecConfig()
+    retrieve: RetrieveConfig = RetrieveConfig()
+    sample: SampleConfig = SampleConfig()
+    prompt: PromptConfig = PromptConfig()
+    quality: QualityConfig = QualityConfig()
+    finetune: FinetuneConfig = FinetuneConfig()
+    rank: RankConfig = RankConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    promote: PromoteConfig = PromoteConfig()
+    tracking: TrackingConfig = TrackingConfig()
+    specialists: SpecialistsConfig = SpecialistsConfig()
+    workers: WorkersConfig = WorkersConfig()
+
+    @model_validator(mode="after")
+    def _budget_can_be_kept(self) -> RunConfig:
+        budget, longest = self.prompt.max_tokens, self.finetune.max_length
+        if budget and self.counted_with is None:
+            raise ValueError(
+                f"prompt.max_tokens = {budget} needs a tokenizer before the prompts, and that of finetune.model = "
+                "'tiny' is trained on them; set it to 0, or finetune.model to a local folder or a Hugging Face id"
+            )
+        if budget > longest:
+            raise ValueError(f"prompt.max_tokens = {budget} must not exceed finetune.max_length = {longest}")
+        return self
+
+    @property
+    def counted_with(self) -> tuple[str, str] | None:
+        """Model and revision whose tokenizer counts the prompts' tokens; None for the tiny one, made of the prompts."""
+        return None if self.finetune.model == "tiny" else (self.finetune.model, self.finetune.revision)
+
+    @property
+    def trained_stages(self) -> tuple[str, ...]:
+        """The stages that learn from likes: both specialists, SASRec where the candidates need it, and EASE."""
+        return ("rgat", "lightgcn", *(("sasrec",) if "sasrec" in self.retrieve.lists else ()), "ease")
+
+    def field(self, dotted: str) -> Any:
+        """The value under a dotted name such as ``split.like``, as plain JSON data."""
+        value: Any = self.model_dump(mode="json")
+        for part in dotted.split("."):
+            value = value[part]
+        return value
+
+    def flat(self) -> dict[str, Any]:
+        """Every setting under its dotted name; what MLflow shows as parameters."""
+
+        def walk(prefix: str, value: Any) -> dict[str, Any]:
+            if not isinstance(value, dict):
+                return {prefix: value}
+            rows: dict[str, Any] = {}
+            for key, inner in value.items():
+                rows |= walk(f"{prefix}.{key}" if prefix else key, inner)
+            return rows
+
+        return walk("", self.model_dump(mode="json"))
