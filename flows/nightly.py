@@ -6,11 +6,8 @@ from prefect import flow
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows.generate_shards import make_shards
-from tasks.evaluate import evaluate_task
-from tasks.finetune import finetune_task
-from tasks.promote import promote_task
-from tasks.rank import rank_task
 from tasks.session import open_session
+from tasks.stages import TASKS
 
 
 @flow(name="tripletune-nightly", task_runner=ThreadPoolTaskRunner(max_workers=2))
@@ -27,10 +24,8 @@ def nightly(
     """
     with open_session(config, movielens=movielens, imdb=imdb, artifacts=artifacts) as session:
         make_shards(session)
-        finetune_task(session)
-        rank_task(session)
-        evaluate_task(session)
-        promote_task(session)
+        for stage in ("finetune", "rank", "evaluate", "promote"):
+            TASKS[stage](session)
         return session.run
 
 

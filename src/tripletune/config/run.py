@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import date
 from typing import Annotated, Any
 from urllib.parse import urlsplit
 
@@ -75,6 +76,11 @@ class RunConfig(Section):
     def trained_stages(self) -> tuple[str, ...]:
         """The stages that learn from likes: both specialists, SASRec where the candidates need it, and EASE."""
         return ("rgat", "lightgcn", *(("sasrec",) if "sasrec" in self.retrieve.lists else ()), "ease")
+
+    @property
+    def tags_before(self) -> date | None:
+        """Day (UTC) from which on tags do not count: under global_time, later ones would tell of the future."""
+        return self.split.valid_from if self.split.protocol == "global_time" else None
 
     def field(self, dotted: str) -> Any:
         """The value under a dotted name such as ``split.like``, as plain JSON data."""
