@@ -5,18 +5,8 @@ from __future__ import annotations
 from prefect import flow
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from tasks.session import Session, open_session
-from tasks.stages import TASKS
-
-
-def make_shards(session: Session) -> None:
-    """Run the stages up to generate, and measure the shards; models train at once, as far as there are workers."""
-    for stage in ("ingest", "split", "knowledge"):
-        TASKS[stage](session)
-    for training in [TASKS[stage].submit(session) for stage in session.config.trained_stages]:
-        training.result()
-    for stage in ("retrieve", "generate", "quality"):
-        TASKS[stage](session)
+from tasks.session import open_session
+from tasks.stages import run_part
 
 
 @flow(name="tripletune-generate-shards", task_runner=ThreadPoolTaskRunner(max_workers=2))
@@ -25,7 +15,7 @@ def generate_shards(
 ) -> str:
     """Make the shards and return the run's name; arguments as in ``nightly``."""
     with open_session(config, movielens=movielens, imdb=imdb, artifacts=artifacts) as session:
-        make_shards(session)
+        run_part(session, "shards")
         return session.run
 
 

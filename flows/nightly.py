@@ -5,9 +5,8 @@ from __future__ import annotations
 from prefect import flow
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from flows.generate_shards import make_shards
 from tasks.session import open_session
-from tasks.stages import TASKS
+from tasks.stages import run_part
 
 
 @flow(name="tripletune-nightly", task_runner=ThreadPoolTaskRunner(max_workers=2))
@@ -23,9 +22,8 @@ def nightly(
         artifacts: the artifact root.
     """
     with open_session(config, movielens=movielens, imdb=imdb, artifacts=artifacts) as session:
-        make_shards(session)
-        for stage in ("finetune", "rank", "evaluate", "promote"):
-            TASKS[stage](session)
+        for part in ("shards", "finetune", "rank"):
+            run_part(session, part)
         return session.run
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from prefect import flow
 
 from tasks.session import open_session
-from tasks.stages import TASKS
+from tasks.stages import run_part
 
 
 @flow(name="tripletune-rank-models")
@@ -14,8 +14,7 @@ def rank_models(
 ) -> str:
     """Rank, evaluate and promote, and return the run's name; arguments as in ``nightly``."""
     with open_session(config, movielens=movielens, imdb=imdb, artifacts=artifacts) as session:
-        for stage in ("rank", "evaluate", "promote"):
-            TASKS[stage](session)
+        run_part(session, "rank")
         return session.run
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,21 @@ def _make_task(stage: Stage) -> Task[[Session], Path]:
 
     work.__doc__ = stage.run.__doc__
     return stage_task(name=stage.name, **stage.task)(work)
+
+
+def run_part(session: Session, part: str) -> None:
+    """Run the stages of one part of the nightly flow in the registry's order.
+
+    Neighbours that may run at once (the models) are submitted together, as far as the flow's task runner has workers.
+    """
+    needed = [stage for stage in STAGES if stage.part == part and stage.needed(session.config)]
+    for at_once, group in groupby(needed, key=lambda stage: stage.at_once):
+        if at_once:
+            for training in [TASKS[stage.name].submit(session) for stage in group]:
+                training.result()
+        else:
+            for stage in group:
+                TASKS[stage.name](session)
 
 
 TASKS = {stage.name: _make_task(stage) for stage in STAGES}

@@ -101,6 +101,7 @@ def release_checksums(config: RunConfig) -> dict[str, str]:
 PARSED = Stage(
     name="parsed",
     run=parse_feed,
+    part="shards",
     without=("data.feed.remote", "data.feed.stores"),  # where the bytes come from; their checksum counts
     libraries=("polars", "pyarrow"),
     fields=("source.feed.columns", "ingest.rating_min", "ingest.rating_max", "ingest.earliest", "ingest.latest"),

@@ -36,6 +36,7 @@ STAGES = (
     Stage(
         name="ingest",
         run=stages.run_ingest,
+        part="shards",
         fields=lambda config: (
             "ingest",
             *(("synthetic", "seed") if _is_synthetic(config) else ()),
@@ -53,6 +54,7 @@ STAGES = (
     Stage(
         name="split",
         run=stages.run_split,
+        part="shards",
         parents=("ingest",),
         fields=("split", "seed"),
         libraries=("polars", "pyarrow", "numpy"),
@@ -61,6 +63,7 @@ STAGES = (
     Stage(
         name="knowledge",
         run=stages.run_knowledge,
+        part="shards",
         parents=("ingest",),
         # under global_time tags are cut by date; the other protocols have no such date
         fields=lambda config: ("knowledge", *(("split.protocol", "split.valid_from") if config.tags_before else ())),
@@ -70,6 +73,8 @@ STAGES = (
     Stage(
         name="rgat",
         run=stages.run_rgat,
+        part="shards",
+        at_once=True,
         parents=("knowledge", "split"),
         fields=("rgat", "seed"),
         libraries=_MODEL_LIBRARIES,
@@ -78,6 +83,8 @@ STAGES = (
     Stage(
         name="lightgcn",
         run=stages.run_lightgcn,
+        part="shards",
+        at_once=True,
         parents=("split",),
         fields=("lightgcn", "seed"),
         libraries=_MODEL_LIBRARIES,
@@ -86,6 +93,8 @@ STAGES = (
     Stage(
         name="sasrec",
         run=stages.run_sasrec,
+        part="shards",
+        at_once=True,
         parents=("split",),
         fields=("sasrec", "seed"),
         libraries=("torch", "polars", "numpy", "scipy"),
@@ -95,6 +104,8 @@ STAGES = (
     Stage(
         name="ease",
         run=stages.run_ease,
+        part="shards",
+        at_once=True,
         parents=("split",),
         fields=lambda config: (
             *("retrieve.ease_lambda", "retrieve.ease_max_films", "seed"),
@@ -107,6 +118,7 @@ STAGES = (
     Stage(
         name="retrieve",
         run=stages.run_retrieve,
+        part="shards",
         parents=lambda config: ("knowledge", "split", *config.trained_stages),
         fields=("retrieve", "sample", "prompt.triples_for_liked", "split.dislike", "seed"),
         libraries=("torch", "polars", "numpy", "scipy", "pyarrow"),
@@ -116,6 +128,7 @@ STAGES = (
     Stage(
         name="generate",
         run=stages.run_generate,
+        part="shards",
         parents=lambda config: ("ingest", "split", "retrieve", *config.trained_stages),
         # a tokenizer on the hub is identified by its commit, one in a folder by its content and not by where it lies
         fields=lambda config: (
@@ -136,12 +149,14 @@ STAGES = (
     Stage(
         name="quality",
         run=stages.run_quality,
+        part="shards",
         parents=("generate", "split"),
         never_reused="it compares with the last run",
     ),
     Stage(
         name="finetune",
         run=stages.run_finetune,
+        part="finetune",
         parents=("generate",),
         fields=("finetune", "seed"),
         libraries=("torch", "transformers", "trl", "peft", "accelerate", "datasets", "tokenizers", "polars"),
@@ -155,6 +170,7 @@ STAGES = (
     Stage(
         name="rank",
         run=stages.run_rank,
+        part="rank",
         parents=("generate", "finetune"),
         fields=("rank", "seed"),
         libraries=("torch", "transformers", "peft", "polars"),
@@ -163,6 +179,7 @@ STAGES = (
     Stage(
         name="evaluate",
         run=stages.run_evaluate,
+        part="rank",
         parents=lambda config: ("rank", "generate", "retrieve", *config.trained_stages, "finetune"),
         fields=("evaluate", "seed"),
         libraries=("polars", "numpy", "matplotlib", "jinja2"),
@@ -172,6 +189,7 @@ STAGES = (
     Stage(
         name="promote",
         run=stages.run_promote,
+        part="rank",
         parents=("generate", "finetune", "evaluate"),
         never_reused="the champion may have changed",
         task={"retries": 0},

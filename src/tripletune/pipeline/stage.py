@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from tripletune.config import RunConfig, Section
 from tripletune.store.fingerprint import Ingredients, library_versions
@@ -40,6 +40,10 @@ class Stage:
     needed: Callable[[RunConfig], bool] = lambda config: True
     headline: tuple[str, ...] = ()
     """Facts that stand for the stage in one line."""
+    part: Literal["shards", "finetune", "rank"]
+    """The flow that runs it; the nightly flow runs all parts."""
+    at_once: bool = False
+    """May run at the same time as its neighbours in the registry, none of which reads the other's output."""
     never_reused: str = ""
     """Why the stage runs every time and has no fingerprint; empty for a stage whose output is reused."""
     task: Mapping[str, Any] = field(default_factory=dict)
