@@ -26,8 +26,8 @@ class Setting:
     """Table of the TOML file; empty for the top level."""
     name: str
     type: str
+    """Type and limits, such as ``integer ≥ 1``."""
     default: str
-    limits: str
     meaning: str
 
     @property
@@ -41,8 +41,7 @@ def settings(model: type[BaseModel] = RunConfig, section: str = "") -> Iterator[
     meanings = attribute_docstrings(inspect.getsource(model))
     for name, field in model.model_fields.items():
         if _section_of(field) is None:
-            kind, limits = _describe(field)
-            yield Setting(section, name, kind, _default(field), limits, meanings.get(name, ""))
+            yield Setting(section, name, _describe(field), _default(field), meanings.get(name, ""))
     for name, field in model.model_fields.items():
         if inner := _section_of(field):
             yield from settings(inner, f"{section}.{name}".lstrip("."))
@@ -68,14 +67,14 @@ def page() -> str:
     every = list(settings())
     for section, about in sections().items():
         rows = [
-            (f"`{one.name}`", one.type, one.default, one.limits, to_markdown(one.meaning))
+            (f"`{one.name}`", one.type, one.default, to_markdown(one.meaning))
             for one in every
             if one.section == section
         ]
         if rows:
             parts.append(f"## `[{section}]`" if section else "## Top level")
             parts.append(to_markdown(about))
-            parts.append(table(("setting", "type", "default", "limits", "meaning"), rows))
+            parts.append(table(("setting", "type", "default", "meaning"), rows))
     return "\n\n".join(parts) + "\n"
 
 
@@ -99,10 +98,10 @@ def _toml(value: Any) -> str:
     return f'"{value}"' if isinstance(value, str) else str(value)
 
 
-def _describe(field: FieldInfo) -> tuple[str, str]:
+def _describe(field: FieldInfo) -> str:
     """Type and limits in words."""
     kind, inner = _type(field.annotation)
-    return kind, ", ".join([*_limits(field.metadata), *inner])
+    return " ".join([kind, ", ".join([*_limits(field.metadata), *inner])]).strip()
 
 
 def _type(annotation: Any) -> tuple[str, list[str]]:
@@ -136,7 +135,7 @@ def _limits(metadata: list[Any]) -> list[str]:
     for one in metadata:
         inner = one.metadata if isinstance(one, FieldInfo) else [one]
         for limit in inner:
-            found += [f"{sign} {getattr(limit, name):g}" for name, sign in _SIGNS.items() if hasattr(limit, name)]
+            found += [f"{sign} {getattr(limit, name):.12g}" for name, sign in _SIGNS.items() if hasattr(limit, name)]
             if pattern := getattr(limit, "pattern", None):
                 found.append(f"matches `{pattern}`")
     return found
