@@ -95,6 +95,7 @@ def test_docstrings_are_read_from_the_source():
     body = '    """Of the class."""\n    a: int = 1\n    """Of a."""\n    b: int = 2\n    c = 3\n    """Of\n    c."""\n'
     source = f"class C:\n{body}"
     assert attribute_docstrings(source) == {"a": "Of a.", "c": "Of\nc."}
+    assert attribute_docstrings('A = 1\n"""Of A."""\nB = 2\n') == {"A": "Of A."}
     about, meanings = split_columns("A file.\n\nColumns:\n    a: one\n        and more: yes\n    b: two\n")
     assert about == "A file."
     assert meanings == {"a": "one and more: yes", "b": "two"}
