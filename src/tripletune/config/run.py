@@ -21,6 +21,7 @@ class TrackingConfig(Section):
     uri: str = ""
     """MLflow tracking store. Empty: what ``MLFLOW_TRACKING_URI`` names, else ``sqlite:///<artifacts>/mlflow.db``."""
     experiment: Name = "tripletune"
+    """Name of the MLflow experiment."""
 
     @model_validator(mode="after")
     def _no_password(self) -> TrackingConfig:
@@ -35,6 +36,7 @@ class RunConfig(Section):
     dataset: Name
     """Folder under the artifact root; runs of one dataset share stage outputs."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    """Seed of every draw: synthetic release, split, training, samples, bootstrap."""
     source: SourceConfig = SourceConfig()
     synthetic: SyntheticConfig = SyntheticConfig()
     ingest: IngestConfig = IngestConfig()
