@@ -26,6 +26,7 @@ from tripletune.processes.supervise import ProcessFailed, clean_environment, end
 from tripletune.schemas.generate import EXAMPLES
 from tripletune.stable_hash import mix
 from tripletune.store.paths import SCRATCH, Facts, write_atomically, write_json
+from tripletune.store.shards import shard_files
 
 OnLog = Callable[[int, Mapping[str, float]], None]
 ADAPTER_CURVE = pl.Schema({"step": pl.Int32, "metric": pl.String, "value": pl.Float64})
@@ -96,7 +97,7 @@ def finetune_adapter(
 
 
 def _train_shards(shards: Path) -> list[Path]:
-    train = sorted((shards / "train").glob("shard-*.parquet"))
+    train = shard_files(shards / "train")
     if not train or not pl.scan_parquet(train).select(pl.len()).collect().item():
         raise InputError(
             f"{shards / 'train'}: no training examples; more viewers, a larger retrieve.num_candidates "
@@ -107,7 +108,7 @@ def _train_shards(shards: Path) -> list[Path]:
 
 def _evaluation_examples(shards: Path, limit: int, seed: int) -> pl.DataFrame:
     """Valid examples that can be answered (the like is a candidate): the first ``limit`` by hash of user."""
-    valid = sorted((shards / "valid").glob("shard-*.parquet"))
+    valid = shard_files(shards / "valid")
     if not valid:
         return pl.DataFrame(schema={name: EXAMPLES[name] for name in COLUMNS})
     answerable = pl.scan_parquet(valid).filter(pl.col("candidates").list.contains(pl.col("answers").list.first()))

@@ -23,6 +23,7 @@ from tripletune.schemas.base import conform
 from tripletune.schemas.query import QUESTION
 from tripletune.schemas.retrieve import COUNTS
 from tripletune.store.paths import write_atomically
+from tripletune.store.shards import shard_name
 
 ROW_GROUP = 1 << 16
 ASKED_AT_ONCE = 2048
@@ -93,7 +94,7 @@ class Asking:
         rankings: list[pl.DataFrame] = []
         waiting: list[Bucket] = []
         for left, (number, path) in zip(reversed(range(len(files))), files.items(), strict=True):
-            waiting.append(self._open(f"shard-{number}.parquet", path))
+            waiting.append(self._open(shard_name(number), path))
             if not left or sum(len(bucket.asked) for bucket in waiting) >= ASKED_AT_ONCE:
                 tables, ranked = self._answer(waiting)
                 done += [self._write(bucket, tables) for bucket in waiting]

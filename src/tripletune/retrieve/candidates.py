@@ -13,7 +13,7 @@ import polars as pl
 
 from tripletune.config import RetrieveConfig, SampleConfig
 from tripletune.retrieve.buckets import Asking, table_writer
-from tripletune.retrieve.histories import find_known, read_asked, read_rows, shard_files
+from tripletune.retrieve.histories import find_known, read_asked, read_rows
 from tripletune.retrieve.rankings import ranked_viewers
 from tripletune.retrieve.retriever import Retriever
 from tripletune.retrieve.reuse import TABLES, EarlierNight
@@ -22,6 +22,7 @@ from tripletune.schemas.query import FIT_OF, QUESTION
 from tripletune.schemas.retrieve import RANKINGS
 from tripletune.store.increments import count_changes
 from tripletune.store.paths import Facts, write_atomically
+from tripletune.store.shards import split_files
 from tripletune.threads import map_in_threads, num_threads
 
 BUCKETS_AT_ONCE = 8
@@ -67,7 +68,7 @@ def retrieve_all(
     Raises:
         InputError: an input is missing, damaged or does not fit the others.
     """
-    files = shard_files(split)
+    files = split_files(split)
     everybody = read_rows(list(files.values()))
     asked_alone = read_asked(split)
     askable = everybody if asked_alone is None else everybody.filter(pl.col("user_id").is_in(asked_alone.implode()))

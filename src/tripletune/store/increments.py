@@ -19,6 +19,7 @@ from tripletune.schemas.query import QUESTION
 from tripletune.schemas.retrieve import RETRIEVED
 from tripletune.store.fingerprint import Ingredients, differences
 from tripletune.store.paths import MANIFEST, RunPaths, damaged_files, read_manifest, write_atomically
+from tripletune.store.shards import shard_files
 
 CARRIES_RATINGS = ("ingest", "split", "knowledge", "retrieve")
 """Parents that are new every night; what matters of them is compared viewer by viewer, or by content."""
@@ -163,7 +164,7 @@ def write_unchanged(before: Path, now: Path, out: Path) -> dict[str, Any]:
         ``count_changes``.
     """
     out.mkdir(parents=True, exist_ok=True)
-    names = sorted(path.name for path in (now / "viewers").glob("shard-*.parquet"))
+    names = [path.name for path in shard_files(now / "viewers")]
     # all buckets at once: each costs more for its queries than for its rows
     nights = [pl.read_parquet([folder / "viewers" / name for name in names]) for folder in (before, now)]
     changes = compare_viewers(*nights)
