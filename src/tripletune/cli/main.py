@@ -27,7 +27,7 @@ from tripletune.config.presets import load_config
 from tripletune.errors import UserError
 from tripletune.pipeline import stages
 from tripletune.processes.guardian import guard_this_process
-from tripletune.store.paths import MANIFEST, RunPaths, make_folder, write_atomically
+from tripletune.store.paths import MANIFEST, RunPaths, make_folder
 from tripletune.store.runs import RunRecord, list_runs, read_run, update_run
 
 CHECKOUT = Path(__file__).parents[3]
@@ -266,11 +266,12 @@ def freeze(
     they rate later trains nothing.
     """
     from tripletune.data.split.frozen import freeze_questions
+    from tripletune.store.parquet import write_parquet
 
     record = read_run(artifacts, run, needs="split")
     frozen = freeze_questions(record.paths(artifacts).require("split"), viewers, record.settings().seed)
     make_folder(out.parent, "--out")
-    write_atomically(out, frozen.write_parquet)
+    write_parquet(out, frozen)
     counts = f"{len(frozen):,} questions of {frozen['user_id'].n_unique():,} viewers"
     _console().print(f"{out}: {counts} of {record.name}", markup=False, highlight=False, soft_wrap=True)
 

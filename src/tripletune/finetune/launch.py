@@ -25,7 +25,8 @@ from tripletune.finetune.job import COLUMNS, TrainingJob, receive
 from tripletune.processes.supervise import ProcessFailed, clean_environment, end_noted, run_supervised
 from tripletune.schemas.generate import EXAMPLES
 from tripletune.stable_hash import mix
-from tripletune.store.paths import SCRATCH, Facts, write_atomically, write_json
+from tripletune.store.parquet import write_parquet
+from tripletune.store.paths import SCRATCH, Facts, write_json
 from tripletune.store.shards import shard_files
 
 OnLog = Callable[[int, Mapping[str, float]], None]
@@ -79,11 +80,11 @@ def finetune_adapter(
     )
     _take_over(job)
     if job.evaluation:
-        write_atomically(job.evaluation, evaluation.write_parquet)
+        write_parquet(job.evaluation, evaluation)
     if not (job.result.is_file() and job.adapter.is_dir()):
         _launch(job, on_log)
     result = json.loads(job.result.read_text(encoding="utf-8"))
-    write_atomically(out / "curve.parquet", lambda part: _curve(result["history"]).write_parquet(part))
+    write_parquet(out / "curve.parquet", _curve(result["history"]))
     contract = AdapterContract(
         prompt=dict(prompt_contract),
         tokenizer_sha256=base.tokenizer_sha256,

@@ -20,7 +20,6 @@ from tripletune.promote.decision import PromotionDecision, decide_promotion, pro
 from tripletune.prompts.engine import prompt_contract
 from tripletune.rank.predict import rank_examples
 from tripletune.store.paths import SCRATCH, RunPaths, write_json
-from tripletune.store.shards import shard_files
 from tripletune.tracking import Champion, StageRun, download_champion, find_champion, promote_adapter
 
 CUTOFF = 5
@@ -102,7 +101,7 @@ def _decide(config: RunConfig, scores: pl.DataFrame, theirs: pl.DataFrame | None
 
 
 def _champion_scores(paths: RunPaths, config: RunConfig, scores: pl.DataFrame, champion: Path) -> pl.DataFrame:
-    shards = shard_files(paths.require("generate") / "valid")
+    shards = sorted((paths.require("generate") / "valid").glob("*.parquet"))
     examples = pl.read_parquet(shards).join(scores.select("user_id"), on="user_id", how="semi")
     predictions = rank_examples(examples, champion, tuned=True, constrained=True, batch_size=config.rank.batch_size)
     both = predictions.join(examples.select("user_id", relevant="answers"), on="user_id", validate="1:1")

@@ -27,7 +27,8 @@ from tripletune.prompts.shard_facts import count_shards, note_chars
 from tripletune.prompts.template import load_template
 from tripletune.schemas.generate import EXAMPLES
 from tripletune.schemas.query import PURPOSES, QUESTION
-from tripletune.store.paths import Facts, remove_leftovers, write_atomically
+from tripletune.store.parquet import write_parquet
+from tripletune.store.paths import Facts, remove_leftovers
 from tripletune.store.shards import shard_files, shard_name, split_file, split_files
 
 ROW_GROUP = 1024
@@ -187,7 +188,8 @@ def write_shard(job: ShardJob) -> None:
         for purpose in purposes:
             part = _in_row_groups(rows, order.filter(pl.col("purpose") == purpose)["row"])
             # unique: a worker that was given up for lost may still be at the same shard
-            write_atomically(job.out / purpose / shard_name(number), _writer(part), unique=True)
+            path = job.out / purpose / shard_name(number)
+            write_parquet(path, part, row_group_size=ROW_GROUP, metadata=note_chars(part), unique=True)
 
 
 def _asked(job: ShardJob, number: str, purposes: Sequence[str]) -> pl.DataFrame:
@@ -300,8 +302,3 @@ def _require_all(jobs: Sequence[ShardJob]) -> None:
             f"workers are done, the first is {lost[0]}; put --artifacts on a disk that this machine and all workers "
             "share, under the same path"
         )
-
-
-def _writer(frame: pl.DataFrame) -> Callable[[Path], None]:
-    note = note_chars(frame)
-    return lambda path: frame.write_parquet(path, compression="zstd", row_group_size=ROW_GROUP, metadata=note)

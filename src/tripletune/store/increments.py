@@ -7,7 +7,6 @@ has the bytes of a full run. The earlier output is a shortcut: it is no part of 
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,8 @@ import polars as pl
 from tripletune.schemas.query import QUESTION
 from tripletune.schemas.retrieve import RETRIEVED
 from tripletune.store.fingerprint import Ingredients, differences
-from tripletune.store.paths import MANIFEST, RunPaths, damaged_files, read_manifest, write_atomically
+from tripletune.store.parquet import write_parquet
+from tripletune.store.paths import MANIFEST, RunPaths, damaged_files, read_manifest
 from tripletune.store.shards import shard_files
 
 CARRIES_RATINGS = ("ingest", "split", "knowledge", "retrieve")
@@ -184,8 +184,7 @@ def write_unchanged(before: Path, now: Path, out: Path) -> dict[str, Any]:
     by_name = {Path(file).name: rows for (file,), rows in kept.partition_by("file", as_dict=True).items()}
     nobody = pl.DataFrame(schema={name: RETRIEVED[name] for name in QUESTION})
     for name in names:
-        questions = by_name.get(name, nobody).select(*QUESTION)
-        write_atomically(out / name, functools.partial(questions.write_parquet, compression="zstd"))
+        write_parquet(out / name, by_name.get(name, nobody).select(*QUESTION))
     return count_changes(changes)
 
 
