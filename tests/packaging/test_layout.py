@@ -108,7 +108,7 @@ def test_only_tracking_imports_mlflow_and_only_flows_and_tasks_import_prefect():
 
 
 def test_every_stage_has_a_function_a_task_and_a_source_that_exists():
-    from tripletune.cli.main import STAGES
+    from tripletune.cli.stages import STAGES
     from tripletune.config import RetrieveConfig, RunConfig
     from tripletune.pipeline import stages
     from tripletune.pipeline.specs import stage_specs
