@@ -13,6 +13,7 @@ from tripletune.config.data import IngestConfig, KnowledgeConfig, SourceConfig, 
 from tripletune.config.llm import EvaluateConfig, FinetuneConfig, PromoteConfig, RankConfig
 from tripletune.config.models import LightGCNConfig, RgatConfig, SasrecConfig, SpecialistsConfig
 from tripletune.config.prompts import PromptConfig, QualityConfig, RetrieveConfig, SampleConfig, WorkersConfig
+from tripletune.flatten import flatten
 
 
 class TrackingConfig(Section):
@@ -93,13 +94,4 @@ class RunConfig(Section):
 
     def flat(self) -> dict[str, Any]:
         """Every setting under its dotted name; what MLflow shows as parameters."""
-
-        def walk(prefix: str, value: Any) -> dict[str, Any]:
-            if not isinstance(value, dict):
-                return {prefix: value}
-            rows: dict[str, Any] = {}
-            for key, inner in value.items():
-                rows |= walk(f"{prefix}.{key}" if prefix else key, inner)
-            return rows
-
-        return walk("", self.model_dump(mode="json"))
+        return flatten(self.model_dump(mode="json"))

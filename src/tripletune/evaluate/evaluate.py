@@ -28,8 +28,8 @@ from tripletune.schemas.base import conform
 from tripletune.schemas.query import PURPOSES
 from tripletune.schemas.rank import PREDICTIONS, SYSTEMS
 from tripletune.schemas.retrieve import FURTHER_RETRIEVERS, RANKINGS, RETRIEVERS
-from tripletune.store.parquet import parquet_files, scan
-from tripletune.store.paths import Facts, write_atomically, write_json
+from tripletune.store.parquet import ROW_GROUP, parquet_files, scan, write_parquet
+from tripletune.store.paths import Facts, write_json
 
 GROUPS = ("all", "warm", "unseen")
 """``warm`` viewers may be in the fits and in training examples; ``unseen`` ones are in neither."""
@@ -114,7 +114,7 @@ def evaluate_run(
 
     per_viewer = pl.concat([retrieval, reranked], how="diagonal").sort("row", "purpose", "user_id", maintain_order=True)
     for name, frame in (("per_viewer", per_viewer), ("metrics", metrics), ("comparisons", comparisons)):
-        _write(frame, out / f"{name}.parquet")
+        write_parquet(out / f"{name}.parquet", frame, row_group_size=ROW_GROUP)
     facts = _flat(metrics) | {
         "retrieval_viewers": retrieval["user_id"].n_unique(),
         "rerank_viewers": on_test["user_id"].n_unique(),
@@ -123,10 +123,6 @@ def evaluate_run(
     folders = {"rank": predictions, "generate": shards, "retrieve": retrieve, **trained}
     write_report(out / "report.html", metrics, comparisons, folders, confidence=settings.confidence, seed=seed)
     return facts
-
-
-def _write(frame: pl.DataFrame, path: Path) -> None:
-    write_atomically(path, lambda part: frame.write_parquet(part, compression="zstd", row_group_size=1 << 18))
 
 
 def _held_out(shards: Path) -> pl.DataFrame:

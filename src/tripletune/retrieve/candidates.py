@@ -12,8 +12,8 @@ from pathlib import Path
 import polars as pl
 
 from tripletune.config import RetrieveConfig, SampleConfig
-from tripletune.retrieve.buckets import Asking, table_writer
-from tripletune.retrieve.histories import find_known, read_asked, read_rows, shard_files
+from tripletune.retrieve.buckets import Asking, write_table
+from tripletune.retrieve.histories import find_known, read_asked, read_rows
 from tripletune.retrieve.rankings import ranked_viewers
 from tripletune.retrieve.retriever import Retriever
 from tripletune.retrieve.reuse import TABLES, EarlierNight
@@ -21,7 +21,8 @@ from tripletune.retrieve.sampling import sample_facts, sample_viewers
 from tripletune.schemas.query import FIT_OF, QUESTION
 from tripletune.schemas.retrieve import RANKINGS
 from tripletune.store.increments import count_changes
-from tripletune.store.paths import Facts, write_atomically
+from tripletune.store.paths import Facts
+from tripletune.store.shards import split_files
 from tripletune.threads import map_in_threads, num_threads
 
 BUCKETS_AT_ONCE = 8
@@ -67,7 +68,7 @@ def retrieve_all(
     Raises:
         InputError: an input is missing, damaged or does not fit the others.
     """
-    files = shard_files(split)
+    files = split_files(split)
     everybody = read_rows(list(files.values()))
     asked_alone = read_asked(split)
     askable = everybody if asked_alone is None else everybody.filter(pl.col("user_id").is_in(asked_alone.implode()))
@@ -87,7 +88,7 @@ def retrieve_all(
     drawn = None
     if sample.method != "all" and "train" in settings.purposes:
         drawn = sample_viewers(everybody, retriever.lightgcn["a"], sample, seed)
-        write_atomically(out / "sample.parquet", table_writer(drawn))
+        write_table(out / "sample.parquet", drawn)
     night = EarlierNight.open(earlier) if earlier else None
     asking = Asking(
         retriever=retriever,
@@ -112,7 +113,7 @@ def retrieve_all(
     if night:
         rankings.append(night.ranked(pl.concat(bucket.kept for bucket in done), asking.ranked))
     by_question = pl.concat(rankings).sort(*QUESTION, "retriever").rechunk()
-    write_atomically(out / "rankings.parquet", table_writer(by_question))
+    write_table(out / "rankings.parquet", by_question)
     facts = _facts(
         pl.concat(bucket.counts for bucket in done), num_films=len(next(iter(retriever.lightgcn.values())).catalogue)
     )

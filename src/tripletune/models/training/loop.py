@@ -27,6 +27,7 @@ from tripletune.models.training.interactions import Interactions, Likes, ValidQu
 from tripletune.models.training.progress import Progress
 from tripletune.schemas.base import conform
 from tripletune.schemas.training import CURVE, TRAINED_ON
+from tripletune.store.parquet import write_parquet
 from tripletune.store.paths import write_atomically, write_json
 
 log = logging.getLogger(__name__)
@@ -205,8 +206,8 @@ def judge(model: Model, valid: ValidQuestions) -> float:
 
 
 def write_table(frame: pl.DataFrame, path: Path) -> None:
-    """Write Parquet (zstd, fixed row groups) under a temporary name and rename it into place."""
-    write_atomically(path, lambda part: frame.write_parquet(part, compression="zstd", row_group_size=ROW_GROUP))
+    """Write a file of a training stage."""
+    write_parquet(path, frame, row_group_size=ROW_GROUP)
 
 
 def write_fits(
