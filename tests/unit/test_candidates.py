@@ -31,9 +31,7 @@ DEFAULT = RetrieveConfig(retriever="lightgcn", num_candidates=12, hint_films=6, 
 
 def retrieve(world, out, settings=DEFAULT):
     out.mkdir()
-    facts = retrieve_all(
-        world.split, world.knowledge, world.lightgcn, world.rgat, out, settings, num_liked_triples=4, seed=SEED
-    )
+    facts = retrieve_all(world.split, world.knowledge, world.specialists, out, settings, num_liked_triples=4, seed=SEED)
     return facts
 
 
@@ -279,9 +277,7 @@ def test_a_film_that_a_pinned_specialist_does_not_know_is_no_candidate(world, ro
 
 
 def test_an_ad_hoc_viewer_gets_what_a_viewer_of_the_split_gets(world, out, rows):
-    retriever = Retriever.load(
-        world.knowledge, world.lightgcn, world.rgat, DEFAULT, num_liked_triples=4, seed=SEED, fits=("b",)
-    )
+    retriever = Retriever.load(world.knowledge, world.specialists, DEFAULT, num_liked_triples=4, seed=SEED, fits=("b",))
     question = read(out, "retrieved").filter(unseen=True, purpose="test").row(0, named=True)
     seen, liked = history(rows, question)
     asked = RETRIEVED.to_frame().select(*QUESTION, "unseen")

@@ -51,13 +51,11 @@ def retrieve(world, out, ease, settings=DEFAULT):
     return retrieve_all(
         world.split,
         world.knowledge,
-        world.lightgcn,
-        world.rgat,
+        {**world.specialists, "ease": ease},
         out,
         settings,
         num_liked_triples=4,
         seed=SEED,
-        ease=ease,
     )
 
 
@@ -328,7 +326,10 @@ def test_two_threads_write_the_same_bytes_as_one(world, tmp_path):
 
 def test_an_ad_hoc_viewer_gets_what_a_viewer_of_the_split_gets(world, fitted, out, rows):
     retriever = Retriever.load(
-        world.knowledge, world.lightgcn, world.rgat, DEFAULT, num_liked_triples=4, seed=SEED, fits=("b",), ease=fitted
+        *(world.knowledge, {**world.specialists, "ease": fitted}, DEFAULT),
+        num_liked_triples=4,
+        seed=SEED,
+        fits=("b",),
     )
     question = read(out).filter(unseen=True, purpose="test").row(0, named=True)
     mine = rows.filter(user_id=question["user_id"]).filter(pl.col("position") < question["cutoff"])
