@@ -15,8 +15,8 @@ from rich.table import Table
 from rich.text import Text
 
 from tripletune.config import EvaluateConfig, RunConfig
+from tripletune.evaluate.tables import retrieval_rows
 from tripletune.pipeline.garbage import Removable
-from tripletune.schemas.retrieve import FURTHER_RETRIEVERS, RETRIEVERS
 from tripletune.store.fingerprint import differences
 from tripletune.store.paths import MANIFEST, RunPaths, read_manifest
 from tripletune.store.runs import RunRecord, tracking_uri
@@ -36,7 +36,7 @@ _HEADLINES = {
     "rank": ("viewers", "rows"),
     "evaluate": ("retrieval_ceiling", "retriever_ndcg_at_5", "untuned_ndcg_at_5", "tuned_ndcg_at_5"),
 }
-"""Facts that stand for a stage where nothing else is said of it."""
+"""Facts that stand for a stage where nothing else is said of it; the first three for one that is not named."""
 
 
 def plan_table(paths: RunPaths) -> Table:
@@ -131,7 +131,7 @@ def headline(stage: str, facts: Mapping[str, Any]) -> str:
     if stage == "knowledge":
         films = facts["entities"]["movie"]
         return f"{films:,} films, {facts.get('films_with_credits', 0):,} with credits, {facts['triples']:,} triples"
-    kept = {name.replace("_", " "): facts[name] for name in _HEADLINES[stage] if name in facts}
+    kept = {name.replace("_", " "): facts[name] for name in _HEADLINES.get(stage, tuple(facts)[:3]) if name in facts}
     return ", ".join(
         f"{name} ({_fact(value)})" if isinstance(value, dict) else f"{name} {_fact(value)}"
         for name, value in kept.items()
@@ -165,7 +165,7 @@ def metrics_tables(evaluate: Path, settings: EvaluateConfig) -> Group:
     flat = json.loads((evaluate / "metrics.json").read_text(encoding="utf-8"))
     everyone = frame.filter(pl.col("group") == "all")
     sure = f"{settings.confidence:.0%} interval"
-    rows = (*RETRIEVERS, *(name for name in FURTHER_RETRIEVERS if name in everyone["row"]))
+    rows = retrieval_rows(everyone["row"].unique().to_list())
     retrieval = _metric_table(everyone, f"first stage, all films, {sure}", rows, settings.retrieval_cutoffs)
     reranking = _metric_table(everyone, f"same candidates, re-ranked, {sure}", RERANK_ROWS, settings.rerank_cutoffs)
     shares = Table("figure", "value", title="bounds and form", title_justify="left")
