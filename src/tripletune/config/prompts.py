@@ -28,7 +28,7 @@ class RetrieveConfig(Section):
     fused_ease: Weight = 1.0
     fused_sasrec: Weight = 1.0
     """What a list counts in the fused one; 0 leaves it out."""
-    fused_more: dict[str, Weight] = Field(default_factory=dict)
+    fused_more: dict[str, Weight] = Field(default={})
     """The same for further retrievers, by name; one that is not named has no part."""
     fused_k: Annotated[float, Field(gt=0.0, le=1e6)] = 20.0
     """A film at place r (from 1) of a list of weight w counts w / (this + r)."""

@@ -49,7 +49,7 @@ class RunConfig(Section):
     rgat: RgatConfig = RgatConfig()
     lightgcn: LightGCNConfig = LightGCNConfig()
     sasrec: SasrecConfig = SasrecConfig()
-    models: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    models: dict[str, dict[str, Any]] = Field(default={})
     """Settings of further retrievers by name; what keys there are, the ``Settings`` of ``models/<name>/fit.py`` say."""
     retrieve: RetrieveConfig = RetrieveConfig()
     sample: SampleConfig = SampleConfig()

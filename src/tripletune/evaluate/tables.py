@@ -26,7 +26,7 @@ def retrieval_rows(names: Iterable[str]) -> tuple[str, ...]:
     return (*RANKED_ALWAYS, *sorted(further, key=_place), *(found & {"fused"}))
 
 
-def _place(name: str) -> tuple[int, bool, str]:
+def _place(name: str) -> tuple[int, str, bool, str]:
     retriever = name.split("-")[0]
     place = _ORDER.index(retriever) if retriever in _ORDER else len(_ORDER)
-    return place, name == retriever, name
+    return place, retriever, name == retriever, name
