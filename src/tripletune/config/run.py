@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import date
 from typing import Annotated, Any
 from urllib.parse import urlsplit
 
@@ -86,6 +87,11 @@ class RunConfig(Section):
         always = {"rgat", "lightgcn", *BASELINES}
         chosen = (name for name in RETRIEVERS if name in self.retrieve.lists and name not in always)
         return ("rgat", "lightgcn", *chosen, *BASELINES)
+
+    @property
+    def tags_before(self) -> date | None:
+        """Day (UTC) from which on tags do not count: under global_time, later ones would tell of the future."""
+        return self.split.valid_from if self.split.protocol == "global_time" else None
 
     def field(self, dotted: str) -> Any:
         """The value under a dotted name such as ``split.like``, as plain JSON data; ``{}`` for a ``models.<name>``
