@@ -45,7 +45,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> small_world.World:
         folder = world.split / f"shard={bucket:03d}"
         folder.mkdir(exist_ok=True)
         rows.filter(pl.col("user_id") % BUCKETS == bucket).write_parquet(folder / "part.parquet")
-    stages = (world.split, world.knowledge, world.lightgcn, world.rgat, world.retrieve)
+    stages = (world.split, world.knowledge, world.specialists, world.retrieve)
     retrieve_all(*stages, RETRIEVE, num_liked_triples=5, seed=small_world.SEED)
     return world
 

@@ -105,13 +105,10 @@ def _recommend(paths: RunPaths, config: RunConfig, rows: pl.DataFrame) -> list[R
     )
     retriever = Retriever.load(
         paths.require("knowledge"),
-        paths.require("lightgcn"),
-        paths.require("rgat"),
+        {stage: paths.require(stage) for stage in ("lightgcn", "rgat", *config.retrieve.lists)},
         config.retrieve,
         num_liked_triples=config.prompt.triples_for_liked,
         seed=config.seed,
-        sasrec=paths.require("sasrec") if "sasrec" in config.retrieve.lists else None,
-        ease=paths.require("ease") if "ease" in config.retrieve.lists else None,
         fits=("b",),
     )
     nothing = pl.DataFrame(

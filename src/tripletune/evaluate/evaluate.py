@@ -24,10 +24,11 @@ from tripletune.errors import InputError
 from tripletune.evaluate.metrics import score_lists
 from tripletune.evaluate.report import write_report
 from tripletune.evaluate.significance import Interval, bootstrap_means, mean_interval, summarise
+from tripletune.evaluate.tables import CEILING_ROW, retrieval_rows
 from tripletune.schemas.base import conform
 from tripletune.schemas.query import PURPOSES
 from tripletune.schemas.rank import PREDICTIONS, SYSTEMS
-from tripletune.schemas.retrieve import FURTHER_RETRIEVERS, RANKINGS, RETRIEVERS
+from tripletune.schemas.retrieve import RANKINGS
 from tripletune.store.parquet import ROW_GROUP, parquet_files, scan, write_parquet
 from tripletune.store.paths import Facts, write_json
 
@@ -88,8 +89,8 @@ def evaluate_run(
         out: receives per_viewer, metrics and comparisons.parquet, metrics.json, report.html.
         settings: cut-offs, resamples and confidence.
         seed: of the bootstrap.
-        trained: folders of ``rgat``, ``lightgcn``, ``finetune`` and, where there is one, ``sasrec``: their curves and
-            attention go into the report.
+        trained: folders of ``finetune`` and of the stages that learn from likes: their curves and R-GAT's attention
+            go into the report.
 
     Returns:
         The means under flat names: ``<row>_<metric>`` for all viewers, ``..._warm`` and ``..._unseen`` for the groups.
@@ -105,8 +106,7 @@ def evaluate_run(
     on_test = reranked.filter(pl.col("purpose") == "test")
 
     measured = Measured([], [])
-    ranked_by = _ranked_by(retrieval["row"])
-    _measure_family(measured, retrieval, ranked_by, settings, seed)
+    _measure_family(measured, retrieval, retrieval_rows(retrieval["row"]), settings, seed)
     _measure_family(measured, on_test, SYSTEMS, settings, seed)
     _measure_shares(measured, answered, reranked, settings, seed)
     metrics = pl.DataFrame(measured.metrics, METRICS, orient="row")
@@ -170,14 +170,9 @@ def _rerank_scores(answered: pl.DataFrame, cutoffs: list[int]) -> pl.DataFrame:
 
 def _retrieval_scores(rankings: Path, cutoffs: list[int]) -> pl.DataFrame:
     frame = conform(scan(rankings).filter(pl.col("purpose") == "test").collect(), RANKINGS)
-    rows = _ranked_by(frame["retriever"])
+    rows = retrieval_rows(frame["retriever"])
     same = _in_every_row(frame.rename({"retriever": "row"}), rows, "retrievers of retrieve/rankings.parquet")
     return _scored(same, "top", cutoffs)
-
-
-def _ranked_by(names: pl.Series) -> tuple[str, ...]:
-    """The retrievers that every run has, and those of the others that are there."""
-    return (*RETRIEVERS, *(name for name in FURTHER_RETRIEVERS if name in names))
 
 
 def _in_every_row(frame: pl.DataFrame, rows: tuple[str, ...], what: str) -> pl.DataFrame:
@@ -243,7 +238,7 @@ def _measure_shares(
     test = answered.filter(pl.col("purpose") == "test")
     ranked = reranked.filter(pl.col("purpose") == "test").unique("user_id")
     ceiling = test.unique("user_id").join(ranked, on="user_id", how="semi").select("user_id", "unseen", "is_candidate")
-    shares = [("retrieval", "ceiling", ceiling, "is_candidate")]
+    shares = [(CEILING_ROW, "ceiling", ceiling, "is_candidate")]
     for constrained, name in ((True, "valid_answers_constrained"), (False, "valid_answers_unconstrained")):
         for system in SYSTEMS:
             part = test.filter(pl.col("system") == system, pl.col("constrained") == constrained)

@@ -164,14 +164,11 @@ def run_retrieve(paths: RunPaths, config: RunConfig) -> Path:
         facts = retrieve_all(
             split,
             knowledge,
-            trained["lightgcn"],
-            trained["rgat"],
+            trained,
             work,
             config.retrieve,
             num_liked_triples=config.prompt.triples_for_liked,
             seed=config.seed,
-            sasrec=trained.get("sasrec"),
-            ease=trained["ease"],
             sample=config.sample,
             earlier=found.folder if isinstance(found, Earlier) else None,
         )
