@@ -15,10 +15,11 @@ import polars as pl
 
 from tripletune.config import PromptConfig, RetrieveConfig
 from tripletune.prompts.budget import count_left_out, shorten
-from tripletune.prompts.render import NUM_ANSWERS, Lines, draw_lines, join_prompts
+from tripletune.prompts.render import Lines, draw_lines, join_prompts
 from tripletune.prompts.sanitise import clean_names, display_titles
 from tripletune.prompts.template import SLOTS, Template, load_template
 from tripletune.prompts.tokens import TokenCounter, load_counter
+from tripletune.schemas.answers import NUM_ANSWERS
 from tripletune.schemas.base import conform
 from tripletune.schemas.generate import EXAMPLE_ID, EXAMPLES
 from tripletune.schemas.query import QUESTION

@@ -129,7 +129,7 @@ def generate_shards(
         map_jobs: who writes the shards.
 
     Returns:
-        Those of ``count_shards``, where the candidates come from, and the template's name.
+        Those of ``count_shards``, where the candidates come from, and the template with its answer style.
 
     Raises:
         ConfigError: the template is not there or not valid, or the tokenizer does not suit.
@@ -166,7 +166,12 @@ def generate_shards(
     _require_all(jobs)
     remove_leftovers(out)  # of writers that were killed while others went on
     facts = count_shards(out, retrieve)
-    return {**facts, "candidates": retrieve_settings.candidates, "template": template.id}
+    return {
+        **facts,
+        "candidates": retrieve_settings.candidates,
+        "template": template.id,
+        "answer_style": template.answer_style,
+    }
 
 
 def write_shard(job: ShardJob) -> None:

@@ -13,16 +13,14 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, cast, get_args
 
 from tripletune.errors import ConfigError
 from tripletune.prompts.wording import Wording, parse_wording
+from tripletune.schemas.answers import ANSWER_STYLES, AnswerStyle
 from tripletune.store.fingerprint import sha256_json
 
 FOLDER = Path(__file__).parent / "templates"
 SLOTS = ("liked", "disliked", "ranking", "similar", "triples", "candidates")
-AnswerStyle = Literal["titles", "letters"]
-"""titles: numbered lines with titles, as published; letters: lines with the candidates' labels."""
 
 _SECTIONS = (*SLOTS, "answer")
 _NEEDED = ("candidates", "answer")
@@ -44,11 +42,16 @@ class Template:
     sha256: str
     """Over all that shapes prompts: two templates that say the same have the same."""
     language: str
-    answer_style: AnswerStyle
+    answers: AnswerStyle
     system: str
     texts: tuple[str, ...]
     slots: tuple[str, ...]
     wording: Wording
+
+    @property
+    def answer_style(self) -> str:
+        """Name of the style in which answers are written."""
+        return self.answers.name
 
     @property
     def user(self) -> str:
@@ -158,8 +161,8 @@ def _assemble(file: _File, where: str) -> Template:
     if absent := [name for name in ("system", *sections, "words") if name not in file.parts]:
         raise ConfigError(f"template {where} has no part [{absent[0]}]{_hint()}")
     style, language = file.front["answers"], file.front["language"]
-    if style not in get_args(AnswerStyle):
-        raise ConfigError(f"template {where} says answers: {style}; write one of {', '.join(get_args(AnswerStyle))}")
+    if style not in ANSWER_STYLES:
+        raise ConfigError(f"template {where} says answers: {style}; write one of {', '.join(ANSWER_STYLES)}")
     if not _LANGUAGE.fullmatch(language):
         raise ConfigError(f"template {where} says language: {language}; write an ISO 639 code such as en or ja")
     for name in sections:
@@ -174,7 +177,7 @@ def _assemble(file: _File, where: str) -> Template:
         id=file.front["id"],
         sha256=sha256_json({**said, "words": sorted(words.split("\n"))}),
         language=language,
-        answer_style=cast(AnswerStyle, style),
+        answers=ANSWER_STYLES[style],
         system=file.parts["system"],
         texts=texts,
         slots=slots,
