@@ -23,12 +23,15 @@ from tripletune.audit.split_rows import AT_ONCE, SplitRows
 from tripletune.errors import InputError
 from tripletune.schemas.answers import TITLES, AnswerStyle, answer_style
 from tripletune.schemas.generate import PROVEN
+from tripletune.schemas.hints import HINTS
 from tripletune.schemas.training import TRAINED_ON
 from tripletune.store.parquet import parquet_files, scan
 from tripletune.store.paths import MANIFEST, damaged_files, read_manifest
 from tripletune.threads import map_in_threads
 
 PURPOSES = ("train", "valid", "test")
+LIKED_IN = sorted({hint.specialist.stage for hint in HINTS if hint.liked_in_fit})
+"""Stages whose ``trained_on.parquet`` says which films their specialist's hints may name."""
 TOGETHER = 8
 """Shards of a group; one of MovieLens 32M's size is some 80 MB in memory."""
 
@@ -137,7 +140,7 @@ def _audit(
     audit = ShardAudit(
         shards=shards,
         rows=rows,
-        films=liked_films(scan(trained["lightgcn"] / "trained_on.parquet")),
+        films={stage: liked_films(scan(trained[stage] / "trained_on.parquet")) for stage in LIKED_IN},
         style=style,
         limit=limit,
         viewers=None if record is None else rows.digests(),

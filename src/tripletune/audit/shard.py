@@ -43,8 +43,8 @@ class ShardAudit:
     shards: Path
     """Generate's folder."""
     rows: SplitRows
-    films: Mapping[str, pl.DataFrame]
-    """``audit_rules.liked_films``."""
+    films: Mapping[str, Mapping[str, pl.DataFrame]]
+    """``audit_rules.liked_films`` by stage, of the specialists whose hints must name such films."""
     style: AnswerStyle
     """In which the completions were written."""
     limit: int | None

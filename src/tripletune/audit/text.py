@@ -14,9 +14,10 @@ from tripletune.audit.lines import MARK, prompt_lines
 from tripletune.audit.rules import Finding, pair
 from tripletune.audit.sections import section_finding
 from tripletune.schemas.answers import NUM_ANSWERS, AnswerStyle
+from tripletune.schemas.hints import EVIDENCE, FILM_HINTS, TRIPLE_HINTS
 from tripletune.store.parquet import joined
 
-NAMING = ("candidates", "ranking", "similar", "liked", "disliked")
+NAMING = ("candidates", *(hint.name for hint in FILM_HINTS), *EVIDENCE)
 """Columns that each put a film's title on one line of the prompt."""
 _LABELS = "candidate_letters"
 
@@ -36,7 +37,7 @@ def text_findings(examples: pl.DataFrame, titles: pl.DataFrame, purpose: str, st
         "answers",
         *NAMING,
         "retrieved",
-        "triples",
+        *(hint.name for hint in TRIPLE_HINTS),
         titles="candidate_titles",
         labels="candidate_letters",
         names="candidate_letters" if style.is_labelled else "candidate_titles",

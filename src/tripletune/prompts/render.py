@@ -19,12 +19,11 @@ from tripletune.prompts.sanitise import UNTITLED
 from tripletune.prompts.template import Template
 from tripletune.prompts.wording import TripleForm, Wording, words_of_relations
 from tripletune.schemas.answers import AnswerStyle
+from tripletune.schemas.hints import HINT_OF
 
 BULLET = "-"
 COMPLETION = "completion"
 """Name of the answer's lines beside those of the template's slots."""
-
-NUMBERED_SLOTS = ("ranking",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,15 +69,14 @@ def draw_lines(examples: pl.DataFrame, template: Template, form: TripleForm, tit
     """The lines of each of the template's slots and of the completion; arguments as for ``render_prompts``."""
     lines = {}
     for slot in template.slots:
-        if slot == "triples":
-            lines[slot] = _triple_lines(examples["triples"], form, template.wording, titles)
+        listed, hint = examples[slot], HINT_OF.get(slot)
+        if hint and hint.kind == "triples":
+            lines[slot] = _triple_lines(listed, form, template.wording, titles)
+        elif hint:
+            lines[slot] = _film_lines(listed, _numbers(listed) if hint.numbered else _bullet(), titles)
         else:
-            films, marks = examples[slot], _bullet()
-            if slot in NUMBERED_SLOTS:
-                marks = _numbers(films)
-            elif slot == "candidates" and template.answers.is_labelled:
-                marks = _labels(films.list.len(), template.answers).explode(empty_as_null=False) + "."
-            lines[slot] = _film_lines(films, marks, titles)
+            is_labelled = slot == "candidates" and template.answers.is_labelled
+            lines[slot] = _film_lines(listed, _label_marks(listed, template) if is_labelled else _bullet(), titles)
     lines[COMPLETION] = _answer_lines(examples, template.answers, titles)
     return lines
 
@@ -165,6 +163,11 @@ def _numbers(films: pl.Series) -> pl.Series:
     starts = _starts(films)
     place = np.arange(starts[-1]) - np.repeat(starts[:-1], np.diff(starts))
     return pl.Series([f"{number}." for number in range(1, int(place.max(initial=0)) + 2)]).gather(place)
+
+
+def _label_marks(candidates: pl.Series, template: Template) -> pl.Series:
+    """Shape (L,): ``A.``, ``B.`` and so on in each example's list."""
+    return _labels(candidates.list.len(), template.answers).explode(empty_as_null=False) + "."
 
 
 def _answer_lines(examples: pl.DataFrame, style: AnswerStyle, titles: pl.DataFrame) -> Lines:

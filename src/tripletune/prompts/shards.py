@@ -49,7 +49,7 @@ class Recipe:
     ingest: Path
     settings: PromptConfig
     specialists: tuple[tuple[str, str], ...]
-    """Fingerprints of ``lightgcn`` and ``rgat``, which stand in every row."""
+    """Fingerprints by stage of ``SPECIALISTS``, which stand in every row."""
     seed: int
     tokenizer: tuple[str, str] | None
     """Model and revision whose tokenizer counts; None: tokens are not counted."""
@@ -122,7 +122,7 @@ def generate_shards(
         out: work folder; shards in it under their final names are kept.
         settings, retrieve_settings: of the run.
         dislike: a rating below this is a dislike.
-        specialists: fingerprints of ``lightgcn`` and ``rgat``, written into every row.
+        specialists: fingerprints by stage of ``SPECIALISTS``, written into every row.
         tokenizer: model and revision whose tokenizer counts; None: tokens are not counted.
         previous, unchanged: an earlier night's shards and the questions whose rows are taken from them; see
             ``ShardJob``.

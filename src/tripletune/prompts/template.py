@@ -17,10 +17,11 @@ from pathlib import Path
 from tripletune.errors import ConfigError
 from tripletune.prompts.wording import Wording, parse_wording
 from tripletune.schemas.answers import ANSWER_STYLES, AnswerStyle
+from tripletune.schemas.hints import EVIDENCE, HINTS
 from tripletune.store.fingerprint import sha256_json
 
 FOLDER = Path(__file__).parent / "templates"
-SLOTS = ("liked", "disliked", "ranking", "similar", "triples", "candidates")
+SLOTS = (*EVIDENCE, *(hint.name for hint in HINTS), "candidates")
 
 _SECTIONS = (*SLOTS, "answer")
 _NEEDED = ("candidates", "answer")
