@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import PurePath
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from tripletune.config.base import Name, Positive, PositiveFloat, Section, Share, Weight
+from tripletune.config.base import NameOrText, Positive, PositiveFloat, Section, Share, Weight
 
 RetrieverName = Literal["lightgcn", "ease", "sasrec"]
 LISTED_FILMS = 20
@@ -109,7 +110,9 @@ class SampleConfig(Section):
 class PromptConfig(Section):
     """How evidence becomes text."""
 
-    template: Name = "hints-first"
+    template: NameOrText = "hints-first"
+    """A shipped template's name, or the path of a file of your own, which ends in ``.txt``; the working directory is
+    where a relative one begins."""
     triple_form: Literal["arrow", "sentence"] = "arrow"
     max_liked: Positive = 15
     max_disliked: Annotated[int, Field(ge=0)] = 5
@@ -118,6 +121,16 @@ class PromptConfig(Section):
     max_tokens: Annotated[int, Field(ge=0)] = 0
     """Tokens of prompt and completion, counted with the model's own tokenizer and chat template; 0 sets no limit. A
     longer example loses its oldest likes, then dislikes, then similar viewers' films."""
+
+    @property
+    def names_a_file(self) -> bool:
+        """Whether the template is a file of the user's own, given by its path."""
+        return self.template.endswith(".txt")
+
+    @property
+    def template_id(self) -> str:
+        """The template's id, wherever its file lies."""
+        return PurePath(self.template).stem if self.names_a_file else self.template
 
 
 class QualityConfig(Section):

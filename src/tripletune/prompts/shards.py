@@ -53,6 +53,8 @@ class Recipe:
     seed: int
     tokenizer: tuple[str, str] | None
     """Model and revision whose tokenizer counts; None: tokens are not counted."""
+    template_sha256: str
+    """Of what the template says to this process; a worker may find another file under the same path."""
     made_with: str
     """``digest_code`` of this process. A worker of a standing cluster may run other code, and what it wrote would go by
     a fingerprint that is not its own."""
@@ -137,12 +139,15 @@ def generate_shards(
             with all left out that may be, or the workers wrote where this process cannot see it.
     """
     template = load_template(settings.template)
+    if settings.names_a_file:
+        settings = settings.model_copy(update={"template": str(Path(settings.template).resolve())})
     recipe = Recipe(
         ingest=ingest.resolve(),
         settings=settings,
         specialists=tuple(sorted(specialists.items())),
         seed=seed,
         tokenizer=_absolute(tokenizer),
+        template_sha256=template.sha256,
         made_with=digest_code(tokenizer),
     )
     job = ShardJob(
@@ -265,7 +270,13 @@ def _shared_frame(recipe: Recipe) -> Frame:
             "a worker runs other code, libraries or a tokenizer than this run; give the cluster the same checkout and "
             "model, and start it again"
         )
-    return Frame.load(recipe.ingest, recipe.settings, dict(recipe.specialists), recipe.seed, recipe.tokenizer)
+    frame = Frame.load(recipe.ingest, recipe.settings, dict(recipe.specialists), recipe.seed, recipe.tokenizer)
+    if frame.template.sha256 != recipe.template_sha256:
+        raise ConfigError(
+            f"prompt.template = {recipe.settings.template!r} says something else to a worker than to this run; leave "
+            "it alone while a run goes on, on a disk that this machine and all workers share, under the same path"
+        )
+    return frame
 
 
 def _name(number: str) -> str:
