@@ -3,6 +3,7 @@ SHELL := /bin/bash
 PYTHON ?= python3.11
 BIN := .venv/bin
 STAMP := .venv/.installed
+DOCS_STAMP := .venv/.docs
 
 CONFIG ?= configs/smoke.toml
 MOVIELENS ?=
@@ -10,7 +11,7 @@ IMDB ?=
 ARTIFACTS ?= artifacts
 PYTEST_ARGS ?=
 
-.PHONY: run test check lint types layers format install lock deploy clean
+.PHONY: run test check lint types layers format docs install lock deploy clean
 
 run: $(STAMP)  ## the nightly flow; CONFIG= MOVIELENS= IMDB= ARTIFACTS= run it on other input
 	$(BIN)/tripletune run --config "$(CONFIG)" --movielens "$(MOVIELENS)" --imdb "$(IMDB)" --artifacts "$(ARTIFACTS)"
@@ -18,7 +19,7 @@ run: $(STAMP)  ## the nightly flow; CONFIG= MOVIELENS= IMDB= ARTIFACTS= run it o
 test: $(STAMP)  ## every test; PYTEST_ARGS="--slow" adds those that take minutes
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
-check: lint types layers  ## what CI checks beside the tests
+check: lint types layers  ## what CI checks in addition to the tests and the site
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -33,6 +34,13 @@ layers: $(STAMP)
 format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: $(DOCS_STAMP)  ## the site in build/site: the pages, and a reference of every setting, command and column
+	$(BIN)/python -m docs.site
+
+$(DOCS_STAMP): $(STAMP)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[docs]"
+	@touch $(DOCS_STAMP)
 
 install: $(STAMP)
 
@@ -49,7 +57,7 @@ $(STAMP): pyproject.toml constraints.txt
 
 lock:  ## resolve anew and write constraints.txt
 	rm -rf .venv-lock && $(PYTHON) -m venv .venv-lock
-	.venv-lock/bin/python -m pip install --quiet -e ".[dev]"
+	.venv-lock/bin/python -m pip install --quiet -e ".[dev,docs]"
 	.venv-lock/bin/python -m pip freeze --exclude-editable | sed 's/+cpu$$//' > constraints.txt
 	rm -rf .venv-lock
 

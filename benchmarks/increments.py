@@ -35,7 +35,8 @@ from tripletune.audit import audit as audits
 from tripletune.config import RunConfig, SyntheticConfig
 from tripletune.data.split.write import write_split
 from tripletune.pipeline import stages
-from tripletune.pipeline.specs import stage_specs
+from tripletune.pipeline.registry import reusable_stages
+from tripletune.pipeline.resolve import resolve
 from tripletune.store.fingerprint import Ingredients, sha256_file
 from tripletune.store.paths import Facts, RunPaths
 from tripletune.store.runs import RunRecord, utc_now, write_run
@@ -120,7 +121,7 @@ def synthetic_nights(root: Path, viewers: int, movies: int) -> Night:
     release, artifacts = root / "release", root / "artifacts"
     print(write_release(release, SyntheticConfig(viewers=viewers, movies=movies), SEED), flush=True)
     config = _settings(release)
-    paths = stages.resolve(config, artifacts)
+    paths = resolve(config, artifacts)
     for stage in (*BEFORE, *config.trained_stages, *MEASURED):
         getattr(stages, f"run_{stage}")(paths, config)
         print(f"{stage}: {paths.manifest(stage)['seconds']:.1f} s", flush=True)
@@ -138,7 +139,7 @@ def synthetic_nights(root: Path, viewers: int, movies: int) -> Night:
     new = _one_more(ratings.rename({theirs: ours for ours, theirs in names.items()})).rename(names)
     pl.concat([ratings, new.cast(ratings.schema)]).write_csv(release / "ratings.csv")
     pinned = _settings(release, pin=FIRST)
-    tonight = stages.resolve(pinned, artifacts)
+    tonight = resolve(pinned, artifacts)
     for stage in BEFORE:
         getattr(stages, f"run_{stage}")(tonight, pinned)
     return Night.of(tonight, pinned)
@@ -183,18 +184,19 @@ def full_size_nights(root: Path, work: Path) -> Night:
 def _paths_by_hand(config: RunConfig, artifacts: Path, night: int) -> RunPaths:
     """The second night differs in the split and what comes after it; what was fitted is the first night's."""
     new = ("split", *MEASURED)
-    prints = {spec.name: str(night if spec.name in new else 0) * 32 for spec in stage_specs(config)}
+    prints = {spec.name: str(night if spec.name in new else 0) * 32 for spec in reusable_stages(config)}
     ingredients: dict[str, Ingredients] = {
         spec.name: {
             "source": {},
             "libraries": {},
             "fields": {},
             "parents": {
-                parent: "0" * 32 if spec.name in config.trained_stages else prints[parent] for parent in spec.parents
+                parent: "0" * 32 if spec.name in config.trained_stages else prints[parent]
+                for parent in spec.parents_of(config)
             },
             "inputs": {},
         }
-        for spec in stage_specs(config)
+        for spec in reusable_stages(config)
     }
     return RunPaths(root=artifacts, dataset=config.dataset, fingerprints=prints, ingredients=ingredients)
 

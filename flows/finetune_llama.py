@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from prefect import flow
 
-from tasks.finetune import finetune_task
 from tasks.session import open_session
+from tasks.stages import run_part
 
 
 @flow(name="tripletune-finetune-llama")
@@ -14,7 +14,7 @@ def finetune_llama(
 ) -> str:
     """Train the adapter for this config and input, and return the run's name; arguments as in ``nightly``."""
     with open_session(config, movielens=movielens, imdb=imdb, artifacts=artifacts) as session:
-        finetune_task(session)
+        run_part(session, "finetune")
         return session.run
 
 

@@ -5,12 +5,8 @@ from __future__ import annotations
 from prefect import flow
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from flows.generate_shards import make_shards
-from tasks.evaluate import evaluate_task
-from tasks.finetune import finetune_task
-from tasks.promote import promote_task
-from tasks.rank import rank_task
 from tasks.session import open_session
+from tasks.stages import run_part
 
 
 @flow(name="tripletune-nightly", task_runner=ThreadPoolTaskRunner(max_workers=2))
@@ -26,11 +22,8 @@ def nightly(
         artifacts: the artifact root.
     """
     with open_session(config, movielens=movielens, imdb=imdb, artifacts=artifacts) as session:
-        make_shards(session)
-        finetune_task(session)
-        rank_task(session)
-        evaluate_task(session)
-        promote_task(session)
+        for part in ("shards", "finetune", "rank"):
+            run_part(session, part)
         return session.run
 
 

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from prefect import flow
 
-from tasks.evaluate import evaluate_task
-from tasks.promote import promote_task
-from tasks.rank import rank_task
 from tasks.session import open_session
+from tasks.stages import run_part
 
 
 @flow(name="tripletune-rank-models")
@@ -16,9 +14,7 @@ def rank_models(
 ) -> str:
     """Rank, evaluate and promote, and return the run's name; arguments as in ``nightly``."""
     with open_session(config, movielens=movielens, imdb=imdb, artifacts=artifacts) as session:
-        rank_task(session)
-        evaluate_task(session)
-        promote_task(session)
+        run_part(session, "rank")
         return session.run
 
 

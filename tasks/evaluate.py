@@ -1,4 +1,4 @@
-"""Prefect task for the evaluate stage."""
+"""What the task of the evaluate stage adds: the headline on the parent run and on Prefect's page."""
 
 from __future__ import annotations
 
@@ -7,15 +7,14 @@ from pathlib import Path
 
 from prefect.artifacts import create_markdown_artifact
 
-from tasks.session import Session, logged_stage, stage_task
+from tasks.session import Session, logged_stage
 from tripletune.cli.inspect import markdown_summary
 from tripletune.pipeline.stages import run_evaluate
 from tripletune.tracking import StageRun
 
 
-@stage_task(name="evaluate")
-def evaluate_task(session: Session) -> Path:
-    """Metrics, significance and the report; the headline goes to the parent run and to Prefect's page."""
+def run_and_publish(session: Session) -> Path:
+    """Run the stage; its headline goes to the parent run and to Prefect's page."""
 
     def work(child: StageRun) -> Path:
         folder = run_evaluate(session.paths, session.config)

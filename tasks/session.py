@@ -23,7 +23,8 @@ import tripletune
 from tripletune.config import RunConfig, WorkersConfig
 from tripletune.config.presets import load_config
 from tripletune.errors import ConfigError, TrainingCrash, UserError
-from tripletune.pipeline.stages import require_one_answer, resolve
+from tripletune.pipeline.resolve import resolve
+from tripletune.pipeline.stages import require_one_answer
 from tripletune.store.paths import RunPaths, whoami
 from tripletune.store.runs import update_run
 from tripletune.tracking import StageRun, Tracker, recorded_run, stage_run

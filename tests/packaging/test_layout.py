@@ -107,19 +107,17 @@ def test_only_tracking_imports_mlflow_and_only_flows_and_tasks_import_prefect():
         assert "mlflow" not in imported or path.name == "tracking.py", path
 
 
-def test_every_stage_has_a_function_a_task_and_a_source_that_exists():
-    from tripletune.cli.main import STAGES
+def test_every_stage_has_a_command_and_a_task_and_reads_settings_that_exist():
+    from tasks.stages import TASKS
+    from tripletune.cli.main import app
     from tripletune.config import RetrieveConfig, RunConfig
-    from tripletune.pipeline import stages
-    from tripletune.pipeline.specs import stage_specs
+    from tripletune.pipeline.registry import STAGES
+    from tripletune.pipeline.resolve import resolve
 
+    names = {stage.name for stage in STAGES}
+    commands = {command.name or command.callback.__name__ for command in app.registered_commands}
+    assert names <= commands
+    assert names == TASKS.keys()
+    # computing every fingerprint proves that each source and setting exists
     with_all = RunConfig(dataset="x", retrieve=RetrieveConfig(retriever="sasrec"))
-    found = stage_specs(with_all)
-    assert tuple(spec.name for spec in found) == STAGES
-    for spec in found:
-        assert callable(getattr(stages, f"run_{spec.name}"))
-        assert (ROOT / "tasks" / f"{spec.name}.py").is_file()
-        for field in spec.fields:
-            with_all.field(field)
-    # hashing every source also proves that each exists
-    stages.resolve(with_all, ROOT / "artifacts")
+    assert resolve(with_all, ROOT / "artifacts").fingerprints.keys() == names - {"quality", "promote"}

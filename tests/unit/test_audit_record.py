@@ -22,7 +22,7 @@ from tripletune.audit.lines import named_films
 from tripletune.audit.record import RECORD, take_notes, unproven, write_record
 from tripletune.audit.split_rows import SplitRows, digest
 from tripletune.config import RunConfig
-from tripletune.pipeline.specs import stage_specs
+from tripletune.pipeline.registry import BY_NAME
 from tripletune.schemas.generate import EXAMPLES, MESSAGE, PROVEN, SHORTENED
 from tripletune.store.fingerprint import sha256_file
 from tripletune.store.parquet import read_rows
@@ -368,7 +368,5 @@ def test_another_process_and_another_number_of_threads_write_the_same_record(cle
 
 def test_a_change_of_the_audits_code_rebuilds_the_shards() -> None:
     """Which keeps an earlier night's record from counting: it was proven by other rules."""
-    (generate,) = [spec for spec in stage_specs(RunConfig(dataset="d")) if spec.name == "generate"]
-    assert {"rank.audits", "rank.audit_rules", "rank.audit_text", "rank.audit_record", "rank.shards"} <= set(
-        generate.source
-    )
+    sources = BY_NAME["generate"].sources(RunConfig(dataset="d")).hashes
+    assert {"audit.audit", "audit.rules", "audit.text", "audit.record", "store.parquet"} <= sources.keys()

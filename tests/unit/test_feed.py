@@ -19,6 +19,7 @@ from tripletune.config.presets import parse_config
 from tripletune.data.feed import parse as feed_module
 from tripletune.errors import InputError
 from tripletune.pipeline import stages
+from tripletune.pipeline.resolve import resolve
 from tripletune.store.paths import RunPaths
 
 NUM_FILMS = 60
@@ -57,7 +58,7 @@ def settings(catalogue: Path, *feed: Path | str, columns: dict[str, str] = RENAM
 
 
 def ingest(config: RunConfig, artifacts: Path) -> RunPaths:
-    paths = stages.resolve(config, artifacts)
+    paths = resolve(config, artifacts)
     stages.run_ingest(paths, config)
     return paths
 
@@ -95,9 +96,10 @@ def test_the_number_of_threads_does_not_change_a_byte(rows, catalogue, tmp_path)
     for threads in ("1", "2", "3"):
         config, artifacts = settings(catalogue, feed), tmp_path / threads
         script = (
-            "import sys; from pathlib import Path; from tripletune import stages;"
+            "import sys; from pathlib import Path; from tripletune.pipeline import stages;"
+            "from tripletune.pipeline.resolve import resolve;"
             "from tripletune.config import RunConfig;"
-            "config = RunConfig.model_validate_json(sys.argv[1]); paths = stages.resolve(config, Path(sys.argv[2]));"
+            "config = RunConfig.model_validate_json(sys.argv[1]); paths = resolve(config, Path(sys.argv[2]));"
             "stages.run_ingest(paths, config); stages.run_split(paths, config)"
         )
         subprocess.run(
@@ -105,7 +107,7 @@ def test_the_number_of_threads_does_not_change_a_byte(rows, catalogue, tmp_path)
             env={**os.environ, "POLARS_MAX_THREADS": threads},
             check=True,
         )
-        seen.append(hashes(stages.resolve(config, artifacts), config))
+        seen.append(hashes(resolve(config, artifacts), config))
     assert seen[0] == seen[1] == seen[2]
 
 
@@ -156,11 +158,11 @@ def test_a_file_that_arrives_during_a_run_is_for_the_next_and_one_that_changes_s
     feed = tmp_path / "feed"
     write(feed / "a.csv", rows[:500])
     config = settings(catalogue, feed)
-    paths = stages.resolve(config, tmp_path / "a")
+    paths = resolve(config, tmp_path / "a")
     write(feed / "b.csv", rows[500:])
     stages.run_ingest(paths, config)
     assert paths.manifest("ingest")["facts"]["rows_in"] == 500
-    paths = stages.resolve(config, tmp_path / "a")
+    paths = resolve(config, tmp_path / "a")
     write(feed / "b.csv", rows[600:])
     with pytest.raises(InputError, match=r"b.csv in the feed was changed since this run began; run again"):
         stages.run_ingest(paths, config)
@@ -195,7 +197,7 @@ def test_what_changes_while_it_is_read_is_not_published(rows, catalogue, tmp_pat
     with pytest.raises(InputError, match=r"feed.csv was changed while it was read; run again"):
         ingest(config, tmp_path / "a")
     monkeypatch.setattr(feed_module, "parse_ratings", parse)
-    paths = stages.resolve(config, tmp_path / "a")
+    paths = resolve(config, tmp_path / "a")
     (catalogue / "movies.csv").write_text((catalogue / "movies.csv").read_text().replace("Film 7 ", "Film VII "))
     with pytest.raises(InputError, match=r"movies.csv was changed while it was read; run again"):
         stages.run_ingest(paths, config)

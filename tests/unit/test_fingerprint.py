@@ -5,20 +5,21 @@ from __future__ import annotations
 import pytest
 
 from tripletune.config.presets import parse_config
+from tripletune.pipeline.registry import BY_NAME
+from tripletune.pipeline.resolve import resolve
 from tripletune.store import fingerprint as fp
+from tripletune.store import sources
 
-SPEC = fp.StageSpec(
-    name="split",
-    parents=("ingest",),
-    source=("schemas", "stable_hash"),
-    libraries=("polars",),
-    fields=("split", "seed"),
-)
+SPLIT = BY_NAME["split"]
+
+
+def ingredients(config: dict | None = None, parent: str = "p", inputs: dict | None = None) -> fp.Ingredients:
+    settings = parse_config({"dataset": "toy", **(config or {})}, "test")
+    return SPLIT.ingredients(settings, {"ingest": parent}, inputs or {})
 
 
 def make(config: dict | None = None, parent: str = "p", inputs: dict | None = None) -> str:
-    settings = parse_config({"dataset": "toy", **(config or {})}, "test")
-    return fp.fingerprint("split", fp.gather(SPEC, settings, {"ingest": parent}, inputs or {}))
+    return fp.fingerprint("split", ingredients(config, parent, inputs))
 
 
 def test_the_same_ingredients_give_the_same_fingerprint():
@@ -50,31 +51,41 @@ def test_a_library_version_counts(monkeypatch):
 
 
 def test_source_counts_but_its_comments_do_not(monkeypatch, tmp_path):
-    monkeypatch.setattr(fp, "PACKAGE", tmp_path)
+    monkeypatch.setattr(sources, "PACKAGE", tmp_path)
     module = tmp_path / "thing.py"
 
     def hashed(text: str) -> dict[str, str]:
         module.write_text(text)
-        fp.source_hash.cache_clear()
-        return fp.source_hash("thing")
+        return sources.close_over(["thing"]).hashes
 
     first = hashed("x = 1\n")
     assert hashed("# why\nx   = 1\n") == first
     assert hashed("x = 2\n") != first
-    fp.source_hash.cache_clear()
+
+
+def test_a_string_that_is_data_counts_and_one_that_stands_alone_does_not(monkeypatch, tmp_path):
+    monkeypatch.setattr(sources, "PACKAGE", tmp_path)
+
+    def hashed(text: str) -> dict[str, str]:
+        (tmp_path / "thing.py").write_text(text)
+        return sources.close_over(["thing"]).hashes
+
+    first = hashed('def f():\n    """Says."""\n    return "a"\n')
+    assert hashed('"""Module."""\n\ndef f():\n    return "a"\n') == first
+    assert hashed('def f():\n    """Says."""\n    return "b"\n') != first
 
 
 def test_a_module_that_does_not_exist_is_an_error_not_an_empty_hash():
     with pytest.raises(ValueError, match="names no file"):
-        fp.source_hash("data.nowhere")
+        sources.close_over(["data.nowhere"])
+    with pytest.raises(ValueError, match="does not exist"):
+        sources.close_over(["pipeline.stages:run_nothing"])
 
 
 def test_differences_name_the_ingredient_and_both_values():
-    settings = parse_config({"dataset": "toy"}, "test")
-    other = parse_config({"dataset": "toy", "split": {"like": 3.5}}, "test")
     lines = fp.differences(
-        fp.gather(SPEC, settings, {"ingest": "p"}, {"ratings.csv": "a"}),
-        fp.gather(SPEC, other, {"ingest": "p"}, {}),
+        ingredients(inputs={"ratings.csv": "a"}),
+        ingredients({"split": {"like": 3.5}}),
     )
     assert lines == ["fields split.like: 4.0 -> 3.5", "inputs ratings.csv: a -> absent"]
 
@@ -106,3 +117,24 @@ def test_a_build_of_a_library_does_not_count(monkeypatch):
     before = make()
     monkeypatch.setattr(fp.metadata, "version", lambda name: "2.13.0+cpu")
     assert make() == before
+
+
+def test_of_a_model_folder_only_what_shapes_weights_tokens_template_or_decoding_counts(tmp_path):
+    (tmp_path / "original").mkdir()
+    (tmp_path / ".cache/huggingface/download").mkdir(parents=True)
+    for name in ("config.json", "model.safetensors", "tokenizer.json", "generation_config.json"):
+        (tmp_path / name).write_text("{}")
+
+    def known_by() -> str:
+        settings = parse_config({"dataset": "toy", "finetune": {"model": str(tmp_path)}}, "test")
+        return resolve(settings, tmp_path / "artifacts").fingerprints["finetune"]
+
+    before = known_by()
+    for name in ("README.md", ".gitattributes", "original/consolidated.00.pth", "original/params.json"):
+        (tmp_path / name).write_text("x")
+    (tmp_path / ".cache/huggingface/download/config.json.metadata").write_text("2026-11-27")
+    assert known_by() == before
+    for name in ("config.json", "model.safetensors", "tokenizer.json", "generation_config.json", "chat_template.jinja"):
+        old, path = known_by(), tmp_path / name
+        path.write_text("changed")
+        assert known_by() != old, name

@@ -15,8 +15,9 @@ from tripletune.errors import ConfigError, InputError
 from tripletune.models.ease.fit import train_ease
 from tripletune.models.sasrec.fit import train_sasrec
 from tripletune.models.sasrec.model import SASRec, Shape
-from tripletune.pipeline.specs import stage_specs
-from tripletune.pipeline.stages import resolve, run_sasrec
+from tripletune.pipeline.registry import reusable_stages
+from tripletune.pipeline.resolve import resolve
+from tripletune.pipeline.stages import run_sasrec
 from tripletune.prompts.engine import prompt_contract
 from tripletune.retrieve.candidates import retrieve_all
 from tripletune.store.runs import RunRecord, write_run
@@ -142,7 +143,7 @@ def config(**retrieve: object) -> RunConfig:
 
 def test_sasrec_is_a_stage_only_where_the_candidates_need_it():
     def stages(**retrieve: object) -> list[str]:
-        return [spec.name for spec in stage_specs(config(**retrieve))]
+        return [stage.name for stage in reusable_stages(config(**retrieve))]
 
     assert "sasrec" in stages(retriever="sasrec")
     assert "sasrec" in stages(retriever="fused", fused_sasrec=0.1)

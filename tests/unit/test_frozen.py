@@ -16,7 +16,7 @@ from tripletune.config.presets import parse_config
 from tripletune.data.split.frozen import freeze_questions
 from tripletune.data.split.write import split_ratings, write_split
 from tripletune.errors import ConfigError, InputError
-from tripletune.pipeline.stages import resolve
+from tripletune.pipeline.resolve import resolve
 from tripletune.retrieve.histories import find_answers, find_history, find_questions, find_seen, read_asked
 from tripletune.schemas.ingest import RATINGS
 from tripletune.schemas.split import FROZEN

@@ -16,7 +16,8 @@ from tripletune.config.presets import parse_config
 from tripletune.errors import InputError
 from tripletune.knowledge.build import write_knowledge
 from tripletune.knowledge.facts import normalise_tag
-from tripletune.pipeline.stages import resolve, run_ingest, run_knowledge
+from tripletune.pipeline.resolve import resolve
+from tripletune.pipeline.stages import run_ingest, run_knowledge
 from tripletune.schemas.ingest import MOVIES, RATINGS, TAGS
 from tripletune.schemas.knowledge import COVERAGE, ENTITIES, RELATION_NAMES, RELATIONS, TRIPLES
 

@@ -13,7 +13,7 @@ from test_engine import PURPOSES, SEED, SPECIALISTS, retrieve
 
 from tripletune.config import PromptConfig, RetrieveConfig, RunConfig, WorkersConfig
 from tripletune.errors import ConfigError, InputError
-from tripletune.pipeline.stages import resolve
+from tripletune.pipeline.resolve import resolve
 from tripletune.prompts import made_with, shards
 from tripletune.prompts.engine import Frame
 from tripletune.prompts.shards import generate_shards, one_after_the_other, write_shard

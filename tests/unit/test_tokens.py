@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 from tripletune.config import FinetuneConfig, RunConfig
 from tripletune.errors import ConfigError, InputError
 from tripletune.finetune.tiny import CHAT_TEMPLATE
-from tripletune.pipeline.stages import resolve
+from tripletune.pipeline.resolve import resolve
 from tripletune.prompts.template import load_template, shipped
 from tripletune.prompts.tokens import TokenCounter, load_counter
 

@@ -16,6 +16,7 @@ from rich.text import Text
 
 from tripletune.config import EvaluateConfig, RunConfig
 from tripletune.pipeline.garbage import Removable
+from tripletune.pipeline.registry import BY_NAME, STAGES
 from tripletune.schemas.retrieve import FURTHER_RETRIEVERS, RETRIEVERS
 from tripletune.store.fingerprint import differences
 from tripletune.store.paths import MANIFEST, RunPaths, read_manifest
@@ -25,30 +26,18 @@ RERANK_ROWS = ("random", "retriever", "untuned", "tuned")
 FEW_VIEWERS = 100
 """Fewer test viewers are pointed out: of a hit rate of .1 the 95 % interval is then wider than +-.06."""
 _ROW_COUNTS = {"rows_kept", "rows_rejected"}
-_HEADLINES = {
-    "rgat": ("steps", "best_valid_ndcg_at_10", "movies", "triples"),
-    "lightgcn": ("steps", "best_valid_ndcg_at_10", "movies"),
-    "sasrec": ("steps", "best_valid_ndcg_at_10", "movies"),
-    "ease": ("films",),
-    "retrieve": ("films", "viewers", "ceiling"),
-    "generate": ("examples", "train_without_answer"),
-    "finetune": ("examples", "steps", "eval_loss_before", "eval_loss"),
-    "rank": ("viewers", "rows"),
-    "evaluate": ("retrieval_ceiling", "retriever_ndcg_at_5", "untuned_ndcg_at_5", "tuned_ndcg_at_5"),
-}
-"""Facts that stand for a stage where nothing else is said of it."""
 
 
 def plan_table(paths: RunPaths) -> Table:
     """Which stages a run would reuse or make, and which ingredient changed since the latest output of each."""
     table = Table("stage", "what", "fingerprint", "because", title=f"plan for {paths.dataset}", title_justify="left")
-    for stage in paths.fingerprints:
-        done = paths.is_done(stage)
-        what, reasons = ("[green]reuse[/]", "") if done else ("[yellow]make[/]", "\n".join(_reasons(paths, stage)))
-        table.add_row(stage, what, paths.fingerprints[stage][:10], reasons)
-        if stage == "generate":
-            table.add_row("quality", "[yellow]make[/]", "", "never reused: it compares with the last night")
-    table.add_row("promote", "[yellow]make[/]", "", "never reused: the champion may have changed")
+    for stage in STAGES:
+        if stage.never_reused:
+            table.add_row(stage.name, "[yellow]make[/]", "", f"never reused: {stage.never_reused}")
+        elif stage.name in paths.fingerprints:
+            done = paths.is_done(stage.name)
+            what, reasons = ("[green]reuse[/]", []) if done else ("[yellow]make[/]", _reasons(paths, stage.name))
+            table.add_row(stage.name, what, paths.fingerprints[stage.name][:10], "\n".join(reasons))
     return table
 
 
@@ -131,7 +120,7 @@ def headline(stage: str, facts: Mapping[str, Any]) -> str:
     if stage == "knowledge":
         films = facts["entities"]["movie"]
         return f"{films:,} films, {facts.get('films_with_credits', 0):,} with credits, {facts['triples']:,} triples"
-    kept = {name.replace("_", " "): facts[name] for name in _HEADLINES[stage] if name in facts}
+    kept = {name.replace("_", " "): facts[name] for name in BY_NAME[stage].headline if name in facts}
     return ", ".join(
         f"{name} ({_fact(value)})" if isinstance(value, dict) else f"{name} {_fact(value)}"
         for name, value in kept.items()

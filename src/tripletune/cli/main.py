@@ -26,6 +26,7 @@ from tripletune.config import RunConfig
 from tripletune.config.presets import load_config
 from tripletune.errors import UserError
 from tripletune.pipeline import stages
+from tripletune.pipeline.resolve import resolve
 from tripletune.processes.guardian import guard_this_process
 from tripletune.store.paths import MANIFEST, RunPaths, make_folder, write_atomically
 from tripletune.store.runs import RunRecord, list_runs, read_run, update_run
@@ -71,7 +72,7 @@ def _console() -> Console:
 
 def _resolve(config: str, movielens: str, imdb: str, artifacts: Path) -> tuple[RunConfig, RunPaths]:
     settings = load_config(Path(config), movielens=movielens, imdb=imdb)
-    return settings, stages.resolve(settings, artifacts)
+    return settings, resolve(settings, artifacts)
 
 
 @app.command(rich_help_panel="Data")

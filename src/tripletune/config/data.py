@@ -16,9 +16,13 @@ class FeedColumns(Section):
     """What the columns of the feed are called."""
 
     user_id: str = "userId"
+    """Column of the user's id."""
     movie_id: str = "movieId"
+    """Column of the film's id, as in ``movies.csv`` of the release."""
     rating: str = "rating"
+    """Column of the rating."""
     timestamp: str = "timestamp"
+    """Column of the time: whole seconds since 1970, or dates and times in Parquet."""
 
     @model_validator(mode="after")
     def _four_columns(self) -> FeedColumns:
@@ -59,7 +63,9 @@ class SyntheticConfig(Section):
     """Size and signal of the generated release."""
 
     viewers: Positive = 500
+    """Users of the generated release."""
     movies: Annotated[int, Field(ge=50)] = 400
+    """Films of the generated release."""
     mean_ratings: Annotated[int, Field(ge=20)] = 60
     """Mean ratings per viewer; nobody has fewer than 20, as in the real releases."""
     preference_strength: PositiveFloat = 2.5
@@ -71,7 +77,9 @@ class IngestConfig(Section):
     """What counts as a rating."""
 
     rating_min: float = 0.5
+    """A rating below this is refused."""
     rating_max: float = 5.0
+    """A rating above this is refused."""
     earliest: date = date(1995, 1, 1)
     """A rating before this day (UTC) is refused; MovieLens began in that year."""
     latest: date = date(2100, 1, 1)
@@ -118,6 +126,7 @@ class SplitConfig(Section):
     unseen_share: Annotated[float, Field(ge=0.0, le=0.5)] = 0.05
     """Share of viewers kept out of both fits and of all training examples."""
     shards: Annotated[int, Field(ge=1, le=999)] = 8
+    """Files the users are spread over, by a seeded hash of the user; prompt shards follow them."""
     frozen: str = ""
     """File that ``tripletune freeze`` wrote: its valid and test questions are asked, with the same cutoffs, and no
     others, so that nightly metrics are of the same questions. Empty: everybody is asked, up to tonight."""

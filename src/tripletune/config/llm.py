@@ -15,11 +15,17 @@ class TinyLlamaConfig(Section):
     """Shape of the local Llama that ``model = "tiny"`` builds and initialises."""
 
     vocab_size: Annotated[int, Field(ge=300)] = 2000
+    """Tokens of the tokenizer, at most; it is trained on the prompts."""
     hidden_size: Positive = 96
+    """Width of the hidden states."""
     intermediate_size: Positive = 192
+    """Width of the feed-forward layers."""
     num_layers: Positive = 2
+    """Decoder layers."""
     num_heads: Positive = 4
+    """Attention heads."""
     num_kv_heads: Positive = 2
+    """Heads of keys and values, shared by groups of attention heads."""
 
 
 class FinetuneConfig(Section):
@@ -33,20 +39,35 @@ class FinetuneConfig(Section):
     accelerate_config: str = "configs/accelerate/single.yaml"
     """File for ``accelerate launch``; says how many processes run."""
     lora_r: Positive = 16
+    """Rank of the LoRA matrices; all linear layers get them."""
     lora_alpha: Positive = 32
+    """LoRA's scale; what the matrices add is multiplied by ``lora_alpha / lora_r``."""
     lora_dropout: Share = 0.0
+    """Dropout before the LoRA matrices, in training."""
     learning_rate: PositiveFloat = 5e-3
+    """Highest step size; a cosine takes it to zero."""
     warmup_ratio: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.05
+    """Share of all steps over which the learning rate rises."""
     num_train_epochs: PositiveFloat = 3.0
+    """Passes over the training examples."""
     per_device_train_batch_size: Positive = 8
+    """Examples per process and forward pass, in training and evaluation."""
     gradient_accumulation_steps: Positive = 1
+    """Batches whose gradients make one step."""
     gradient_checkpointing: bool = False
+    """Whether activations are computed a second time in the backward pass, to save memory."""
     max_length: Positive = 2048
+    """Tokens of prompt and completion, at most. A longer example stops the stage; none is cut."""
     save_steps: Positive = 20
+    """Steps between two checkpoints, from which a killed training goes on; a multiple of ``logging_steps``."""
     eval_steps: Positive = 40
+    """Steps between two evaluations on valid examples."""
     logging_steps: Positive = 5
+    """Steps between two logged losses."""
     max_eval_examples: Positive = 64
+    """Valid examples of an evaluation, the first by hash of user, of those whose answer is a candidate."""
     timeout_minutes: PositiveFloat = 600.0
+    """Wall time after which the training is ended; the next run goes on at its last checkpoint."""
 
     @model_validator(mode="after")
     def _resumes_between_logs(self) -> FinetuneConfig:
@@ -73,6 +94,7 @@ class RankConfig(Section):
     """Answering the prompts."""
 
     batch_size: Positive = 32
+    """Prompts answered together."""
     max_viewers: Annotated[int, Field(ge=0)] = 0
     """Viewers ranked per purpose (the first by hash of user); 0 ranks all."""
     unconstrained_viewers: Annotated[int, Field(ge=0)] = 100
@@ -87,7 +109,9 @@ class EvaluateConfig(Section):
     rerank_cutoffs: tuple[Annotated[int, Field(ge=1, le=5)], ...] = (3, 5)
     """At most 5, the films of an answer."""
     bootstrap_resamples: Positive = 2000
+    """Resamples of the users for every interval, and for the decision to promote."""
     confidence: Annotated[float, Field(gt=0.5, lt=1.0)] = 0.95
+    """Coverage of the intervals."""
 
 
 class PromoteConfig(Section):
@@ -98,3 +122,4 @@ class PromoteConfig(Section):
     margin: Annotated[float, Field(ge=0.0)] = 0.01
     """How much worse than the champion tonight's ndcg_at_5 may be, at the one-sided bound."""
     confidence: Annotated[float, Field(gt=0.5, lt=1.0)] = 0.95
+    """Confidence of the one-sided bound."""

@@ -21,9 +21,11 @@ class RetrieveConfig(Section):
     """Where the candidates come from; hint 1 puts them in LightGCN's order in any case. sasrec adds a stage that trains
     it; fused joins the lists below by reciprocal rank."""
     fused_lightgcn: Weight = 0.0
+    """Weight of LightGCN's list in the fused one; 0 drops it."""
     fused_ease: Weight = 1.0
+    """Weight of EASE's list in the fused one; 0 drops it."""
     fused_sasrec: Weight = 1.0
-    """What a list counts in the fused one; 0 leaves it out."""
+    """Weight of SASRec's list in the fused one; 0 drops it."""
     fused_k: Annotated[float, Field(gt=0.0, le=1e6)] = 20.0
     """A film at place r (from 1) of a list of weight w counts w / (this + r)."""
     fused_films: Annotated[int, Field(ge=20)] = 100
@@ -46,10 +48,14 @@ class RetrieveConfig(Section):
     hint_films: Positive = 10
     """Length of hint 1: the first of the candidates in LightGCN's order."""
     similar_viewers: Positive = 20
+    """Users, nearest by LightGCN's vectors, whose likes make the second part of hint 1."""
     similar_films: Annotated[int, Field(ge=0)] = 5
     """Films in hint 1 that the similar viewers liked."""
     triple_choice: Literal["personal", "published", "most-shared", "random", "none"] = "personal"
+    """How hint 2 chooses a film's triples. personal: R-GAT's posterior for the user; published: attention times dot
+    product, without relation or user; most-shared: the entity most of the user's likes have in common; random; none."""
     triples_per_film: Annotated[int, Field(ge=0, le=5)] = 1
+    """Triples chosen for a film in hint 2; 0 chooses none."""
     purposes: Annotated[tuple[Literal["train", "valid", "test"], ...], Field(min_length=1)] = ("train", "valid", "test")
     """What examples are made for."""
     ranked_viewers: Annotated[int, Field(ge=0)] = 10_000
@@ -111,11 +117,14 @@ class PromptConfig(Section):
     """How evidence becomes text."""
 
     template: NameOrText = "hints-first"
-    """A shipped template's name, or the path of a file of your own, which ends in ``.txt``; the working directory is
-    where a relative one begins."""
+    """Name of a file in ``prompts/templates/``, without ``.txt``, or the path of a file anywhere, with it; a relative
+    path starts at the working directory or at the preset's folder."""
     triple_form: Literal["arrow", "sentence"] = "arrow"
+    """How a triple reads: ``film - relation - entity``, or a sentence."""
     max_liked: Positive = 15
+    """Liked films in the prompt, the newest ones."""
     max_disliked: Annotated[int, Field(ge=0)] = 5
+    """Disliked films in the prompt, the newest ones."""
     triples_for_liked: Annotated[int, Field(ge=0)] = 5
     """Newest liked films whose chosen triples stand in hint 2, beside those of the candidates."""
     max_tokens: Annotated[int, Field(ge=0)] = 0

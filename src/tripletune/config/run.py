@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import date
 from typing import Annotated, Any
 from urllib.parse import urlsplit
 
@@ -20,6 +21,7 @@ class TrackingConfig(Section):
     uri: str = ""
     """MLflow tracking store. Empty: what ``MLFLOW_TRACKING_URI`` names, else ``sqlite:///<artifacts>/mlflow.db``."""
     experiment: Name = "tripletune"
+    """Name of the MLflow experiment."""
 
     @model_validator(mode="after")
     def _no_password(self) -> TrackingConfig:
@@ -34,6 +36,7 @@ class RunConfig(Section):
     dataset: Name
     """Folder under the artifact root; runs of one dataset share stage outputs."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    """Seed of every draw: synthetic release, split, training, samples, bootstrap."""
     source: SourceConfig = SourceConfig()
     synthetic: SyntheticConfig = SyntheticConfig()
     ingest: IngestConfig = IngestConfig()
@@ -75,6 +78,11 @@ class RunConfig(Section):
     def trained_stages(self) -> tuple[str, ...]:
         """The stages that learn from likes: both specialists, SASRec where the candidates need it, and EASE."""
         return ("rgat", "lightgcn", *(("sasrec",) if "sasrec" in self.retrieve.lists else ()), "ease")
+
+    @property
+    def tags_before(self) -> date | None:
+        """Day (UTC) from which on tags do not count: under global_time, later ones would tell of the future."""
+        return self.split.valid_from if self.split.protocol == "global_time" else None
 
     def field(self, dotted: str) -> Any:
         """The value under a dotted name such as ``split.like``, as plain JSON data."""

@@ -16,7 +16,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from tripletune.errors import InputError
-from tripletune.pipeline.specs import PARSED
+from tripletune.pipeline.feed import PARSED
 from tripletune.store.paths import MANIFEST
 from tripletune.store.runs import RunRecord, list_runs
 

@@ -1,134 +1,31 @@
-"""The stages: ``run_<stage>(paths, config)``, paths in, paths out. Tasks and the command line call these.
+"""The stages: ``run_<stage>(paths, config)``, paths in, paths out. Prefect tasks and the command line call these.
 
-Each function says which folders a stage reads and which room does the work; ``specs.py`` says what its fingerprint is
-made of. Rooms are imported inside the functions, so that ``tripletune --help`` and ``plan`` do not wait
-for torch, DGL and transformers.
+Each function says which folders a stage reads and which package does the work; ``registry.py`` declares the stages.
+Packages are imported inside the functions: ``tripletune --help`` and ``plan`` then need not wait for torch, DGL and
+transformers, and a stage's fingerprint follows just these imports.
 """
 
 from __future__ import annotations
 
-import ast
-import hashlib
-import inspect
 import logging
-import shutil
-import textwrap
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tripletune.config import RunConfig
-from tripletune.errors import ConfigError, InputError, MissingArtifactError
-from tripletune.pipeline.specs import PARSED, stage_specs, tags_before
-from tripletune.store.fingerprint import (
-    TOKENIZER_FILES,
-    Ingredients,
-    StageSpec,
-    fingerprint,
-    gather,
-    input_checksums,
-    sha256_file,
-)
+from tripletune.errors import ConfigError
 from tripletune.store.increments import Earlier, SameContent, describe, find_earlier, write_unchanged
-from tripletune.store.paths import SCRATCH, Facts, RunPaths, damaged_files
-from tripletune.store.runs import earlier_run, read_run
+from tripletune.store.paths import SCRATCH, Facts, RunPaths
+from tripletune.store.runs import earlier_run
 
 if TYPE_CHECKING:
-    from tripletune.data.feed.parse import FeedPart
-    from tripletune.data.feed.remote import SourceFile
     from tripletune.prompts.shards import MapJobs
     from tripletune.tracking import StageRun
 
 log = logging.getLogger(__name__)
 
-DUMPS = frozenset(f"{table}.tsv.gz" for table in ("title.basics", "title.crew", "title.principals", "name.basics"))
-"""What is read in the IMDb folder."""
 LogCurve = Callable[[int, Mapping[str, float]], None]
-
-
-def resolve(config: RunConfig, artifacts: Path) -> RunPaths:
-    """Compute every stage's fingerprint, before anything runs.
-
-    Raises:
-        InputError: a file or folder named by the config does not exist.
-        MissingArtifactError, ConfigError: ``specialists.pin`` names no usable run, or there is no such template.
-    """
-    from tripletune.prompts.template import load_template
-
-    load_template(config.prompt.template)  # a wrong name should not show after the specialists have trained
-    fingerprints: dict[str, str] = {}
-    ingredients: dict[str, Ingredients] = {}
-    pinned = _pinned_specialists(config, artifacts)
-    for spec in stage_specs(config):
-        parts = gather(spec, config, fingerprints, _outside_inputs(spec, config))
-        parts["source"][f"stages.run_{spec.name}"] = _function_hash(globals()[f"run_{spec.name}"])
-        ingredients[spec.name] = parts
-        fingerprints[spec.name] = pinned.get(spec.name) or fingerprint(spec.name, parts)
-    return RunPaths(root=artifacts, dataset=config.dataset, fingerprints=fingerprints, ingredients=ingredients)
-
-
-def _function_hash(function: Callable[..., Any]) -> str:
-    tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
-    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()
-
-
-def _outside_inputs(spec: StageSpec, config: RunConfig) -> dict[str, str]:
-    from tripletune.data.release.layouts import files_read
-
-    source, finetune = config.source, config.finetune
-    named = {
-        "movielens": source.movielens,
-        "imdb": source.imdb,
-        **{f"extra_triples[{index}]": name for index, name in enumerate(source.extra_triples)},
-        "frozen": config.split.frozen,
-        "accelerate_config": finetune.accelerate_config,
-        "model": finetune.model if finetune.names_a_folder else "",
-        "tokenizer": finetune.model if finetune.names_a_folder else "",
-    }
-    wanted = {key: Path(text) for key, text in named.items() if text and key.split("[")[0] in spec.outside}
-    for key, path in wanted.items():
-        if not path.exists():
-            raise InputError(f"{key} = {str(path)!r}: no such file or folder; give a path that exists")
-        if key in ("imdb", "model", "tokenizer") and not path.is_dir():
-            raise InputError(f"{key} = {str(path)!r}: this is a file; give the folder that holds it")
-    read = {"movielens": files_read(config.source.feed), "imdb": DUMPS, "tokenizer": TOKENIZER_FILES}
-    checksums = input_checksums(wanted, read=read)
-    if "feed" in spec.outside:
-        checksums |= {f"feed/{file.name}": file.checksum for file in _feed_files(config)}
-    return checksums
-
-
-def _feed_files(config: RunConfig) -> list[SourceFile]:
-    from tripletune.data.feed.remote import list_files
-
-    return list_files(config.source.feed.ratings) if config.source.feed.ratings else []
-
-
-def _pinned_specialists(config: RunConfig, artifacts: Path) -> dict[str, str]:
-    if not config.specialists.pin:
-        return {}
-    run = read_run(artifacts, config.specialists.pin)
-    if run.dataset != config.dataset:
-        raise ConfigError(
-            f"specialists.pin = {run.name!r} is a run of dataset {run.dataset!r}, not of {config.dataset!r}; "
-            "name a run of the same dataset"
-        )
-    untrained = [stage for stage in config.trained_stages if stage not in run.fingerprints]
-    if untrained:
-        other = "set retrieve.retriever = 'ease' or 'lightgcn', " if untrained[0] == "sasrec" else ""
-        raise ConfigError(
-            f"specialists.pin = {run.name!r}, but that run has no {untrained[0]}, which tonight's run reads; "
-            f"pin a run that has, {other}or remove the pin for a night"
-        )
-    pinned = {stage: run.fingerprints[stage] for stage in config.trained_stages}
-    kept = RunPaths(root=artifacts, dataset=run.dataset, fingerprints=pinned)
-    for stage in pinned:
-        if not kept.is_done(stage):
-            raise MissingArtifactError(
-                f"specialists.pin = {run.name!r}, but its {stage} output is gone from {kept.folder(stage)}; "
-                "pin a run whose specialists are there, or remove the pin"
-            )
-    return pinned
+Train = Callable[..., Facts]
 
 
 def require_one_answer(config: RunConfig) -> None:
@@ -147,72 +44,19 @@ def require_one_answer(config: RunConfig) -> None:
 def run_ingest(paths: RunPaths, config: RunConfig) -> Path:
     """Read a release, or generate a synthetic one, into typed Parquet; bad rows go to rejects.parquet."""
     from tripletune.data.release.movielens import ingest_release
+    from tripletune.pipeline.feed import parse_feed, refuse_changes
     from tripletune.synthetic.release import write_release
 
     def make(work: Path) -> Facts:
         if not config.source.movielens:
             facts = write_release(work / "release", config.synthetic, config.seed)
             return {**facts, **ingest_release(work / "release", work, config.ingest)}
-        feed, facts = _parse_feed(paths, config, work / SCRATCH) if config.source.feed.ratings else (None, {})
+        feed, facts = parse_feed(paths, config, work / SCRATCH) if config.source.feed.ratings else (None, {})
         facts |= ingest_release(Path(config.source.movielens), work, config.ingest, feed)
-        _refuse_changes(paths, config)
+        refuse_changes(paths, config)
         return facts
 
     return paths.build("ingest", make)
-
-
-def _refuse_changes(paths: RunPaths, config: RunConfig) -> None:
-    """Nothing is published under a fingerprint whose release was another one when it was read."""
-    from tripletune.data.release.layouts import files_read
-
-    now = input_checksums(
-        {"movielens": Path(config.source.movielens)}, read={"movielens": files_read(config.source.feed)}
-    )
-    for name, checksum in now.items():
-        if paths.ingredients["ingest"]["inputs"].get(name) != checksum:
-            raise InputError(f"{name} was changed while it was read; run again")
-
-
-def _parse_feed(paths: RunPaths, config: RunConfig, scratch: Path) -> tuple[list[FeedPart], Facts]:
-    """The parsed rows of each file of the feed. A file is parsed once, in whatever night it arrives."""
-    from tripletune.data.feed.parse import FeedPart, parse_feed_file
-    from tripletune.data.feed.remote import fetch
-
-    parts, reused = [], 0
-    for file in _resolved_feed(paths, config):
-        made_of = gather(PARSED, config, {}, {"file": file.checksum})
-        one = RunPaths(
-            root=paths.root,
-            dataset=paths.dataset,
-            fingerprints={PARSED.name: fingerprint(PARSED.name, made_of)},
-            ingredients={PARSED.name: made_of},
-        )
-        # it is read again for months: a damaged one must not get into every night
-        if one.is_done(PARSED.name) and damaged_files(one.folder(PARSED.name)):
-            shutil.rmtree(one.folder(PARSED.name))
-        reused += one.is_done(PARSED.name)
-
-        def make(work: Path, file: SourceFile = file) -> Facts:
-            path = fetch(file, scratch)
-            facts = parse_feed_file(path, file.url, work, config.source.feed.columns, config.ingest)
-            if file.is_remote:
-                path.unlink()
-            elif sha256_file(path) != file.checksum:
-                raise InputError(f"{file.url} was changed while it was read; run again")
-            return facts
-
-        parts.append(FeedPart(one.build(PARSED.name, make), file.name))
-    return parts, {"feed_files": len(parts), "feed_files_parsed": len(parts) - reused}
-
-
-def _resolved_feed(paths: RunPaths, config: RunConfig) -> list[SourceFile]:
-    """The files that the fingerprint names; one that has come since is for the next run."""
-    wanted = {name: sha for name, sha in paths.ingredients["ingest"]["inputs"].items() if name.startswith("feed/")}
-    there = {f"feed/{file.name}": file for file in _feed_files(config)}
-    for name, checksum in wanted.items():
-        if name not in there or there[name].checksum != checksum:
-            raise InputError(f"{name.removeprefix('feed/')} in the feed was changed since this run began; run again")
-    return [there[name] for name in wanted]
 
 
 def run_split(paths: RunPaths, config: RunConfig) -> Path:
@@ -244,7 +88,7 @@ def run_knowledge(paths: RunPaths, config: RunConfig) -> Path:
             [Path(extra) for extra in config.source.extra_triples],
             work,
             config.knowledge,
-            tags_before(config),
+            config.tags_before,
         )
 
     return paths.build("knowledge", make)
@@ -253,54 +97,58 @@ def run_knowledge(paths: RunPaths, config: RunConfig) -> Path:
 def run_rgat(paths: RunPaths, config: RunConfig) -> Path:
     """Train the relational graph attention network, fits a and b."""
     from tripletune.models.rgat.fit import train_rgat
-    from tripletune.threads import take_all_threads
 
-    if paths.is_done("rgat"):  # also a pinned one, whose parents may be gone
-        return paths.folder("rgat")
-    knowledge, split = paths.require("knowledge"), paths.require("split")
-    take_all_threads()
-    return paths.build("rgat", lambda work: train_rgat(knowledge, split, work, config.rgat, config.seed))
+    def train(knowledge: Path, split: Path, work: Path) -> Facts:
+        return train_rgat(knowledge, split, work, config.rgat, config.seed)
+
+    return _train("rgat", paths, ("knowledge", "split"), train)
 
 
 def run_lightgcn(paths: RunPaths, config: RunConfig) -> Path:
     """Train LightGCN, fits a and b."""
     from tripletune.models.lightgcn.fit import train_lightgcn
-    from tripletune.threads import take_all_threads
 
-    if paths.is_done("lightgcn"):
-        return paths.folder("lightgcn")
-    split = paths.require("split")
-    take_all_threads()
-    return paths.build("lightgcn", lambda work: train_lightgcn(split, work, config.lightgcn, config.seed))
+    def train(split: Path, work: Path) -> Facts:
+        return train_lightgcn(split, work, config.lightgcn, config.seed)
+
+    return _train("lightgcn", paths, ("split",), train)
 
 
 def run_sasrec(paths: RunPaths, config: RunConfig) -> Path:
     """Train SASRec, fits a and b; for retrieve.retriever = "sasrec", or "fused" with a weight for it."""
     from tripletune.models.sasrec.fit import train_sasrec
-    from tripletune.threads import take_all_threads
 
     if "sasrec" not in config.trained_stages:
         raise ConfigError(
             f"retrieve.retriever = {config.retrieve.retriever!r} needs no SASRec; set it to 'sasrec', or to 'fused' "
             "with retrieve.fused_sasrec above 0"
         )
-    if paths.is_done("sasrec"):
-        return paths.folder("sasrec")
-    split = paths.require("split")
-    take_all_threads()
-    return paths.build("sasrec", lambda work: train_sasrec(split, work, config.sasrec, config.seed))
+
+    def train(split: Path, work: Path) -> Facts:
+        return train_sasrec(split, work, config.sasrec, config.seed)
+
+    return _train("sasrec", paths, ("split",), train)
 
 
 def run_ease(paths: RunPaths, config: RunConfig) -> Path:
     """Fit EASE in closed form, fits a and b; b alone, for the comparison, where it makes no candidates."""
     from tripletune.models.ease.fit import train_ease
+
+    def train(split: Path, work: Path) -> Facts:
+        return train_ease(split, work, config.retrieve, config.seed)
+
+    return _train("ease", paths, ("split",), train)
+
+
+def _train(stage: str, paths: RunPaths, parents: tuple[str, ...], train: Train) -> Path:
+    """Reuse a trained model, pinned ones too, whose parents may be gone; or train it on all threads."""
     from tripletune.threads import take_all_threads
 
-    if paths.is_done("ease"):
-        return paths.folder("ease")
-    split = paths.require("split")
+    if paths.is_done(stage):
+        return paths.folder(stage)
+    folders = [paths.require(parent) for parent in parents]
     take_all_threads()
-    return paths.build("ease", lambda work: train_ease(split, work, config.retrieve, config.seed))
+    return paths.build(stage, lambda work: train(*folders, work))
 
 
 def run_retrieve(paths: RunPaths, config: RunConfig) -> Path:
@@ -312,7 +160,7 @@ def run_retrieve(paths: RunPaths, config: RunConfig) -> Path:
     trained = {stage: paths.require(stage) for stage in config.trained_stages}
 
     def make(work: Path) -> Facts:
-        found = find_earlier(paths, "retrieve", _same_content(trained["rgat"]))
+        found = find_earlier(paths, "retrieve", _same_facts(trained["rgat"]))
         facts = retrieve_all(
             split,
             knowledge,
@@ -333,12 +181,18 @@ def run_retrieve(paths: RunPaths, config: RunConfig) -> Path:
     return paths.build("retrieve", make)
 
 
-def _same_content(rgat: Path) -> SameContent:
-    """What an increment compares of the parents that are new every night."""
-    from tripletune.prompts.reuse import same_titles
+def _same_facts(rgat: Path) -> SameContent:
+    """What an increment of retrieve compares of the parents that every run makes again."""
     from tripletune.retrieve.reuse import same_facts
 
-    return {"knowledge": lambda before, now: same_facts(before, now, rgat), "ingest": same_titles}
+    return {"knowledge": lambda before, now: same_facts(before, now, rgat)}
+
+
+def _same_facts_and_titles(rgat: Path) -> SameContent:
+    """What an increment of generate compares."""
+    from tripletune.prompts.reuse import same_titles
+
+    return {**_same_facts(rgat), "ingest": same_titles}
 
 
 def _reused(found: Earlier | str) -> Facts:
@@ -359,7 +213,7 @@ def run_generate(paths: RunPaths, config: RunConfig, map_jobs: MapJobs | None = 
     trained = {stage: paths.require(stage) for stage in config.trained_stages}
 
     def make(work: Path) -> Facts:
-        found = find_earlier(paths, "generate", _same_content(trained["rgat"]))
+        found = find_earlier(paths, "generate", _same_facts_and_titles(trained["rgat"]))
         unchanged, changes = work / SCRATCH / "unchanged", Facts()
         if isinstance(found, Earlier):
             changes = write_unchanged(found.parents["retrieve"], retrieve, unchanged)

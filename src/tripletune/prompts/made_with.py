@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from importlib import metadata
 from pathlib import Path
 
-from tripletune.store.fingerprint import TOKENIZER_FILES, sha256_file, sha256_json, source_hash
+from tripletune.store.fingerprint import TOKENIZER_FILES, library_versions, sha256_file, sha256_json
+from tripletune.store.sources import close_over
 
-_SOURCE = sha256_json([source_hash(name) for name in ("prompts", "schemas", "stable_hash")])
+_SOURCE = sha256_json(close_over(["prompts.shards"]).hashes)
 """As this process loaded it: a worker that stays does not see the files change."""
 
 
@@ -17,9 +17,7 @@ def digest_code(tokenizer: tuple[str, str] | None) -> str:
     Args:
         tokenizer: model and revision; of a local folder, its files count. None: tokens are not counted.
     """
-    versions = {
-        library: metadata.version(library).split("+")[0] for library in ("polars", "transformers", "tokenizers")
-    }
+    versions = library_versions(("polars", "transformers", "tokenizers"))
     folder = Path(tokenizer[0]) if tokenizer else Path()
     files = {name: sha256_file(folder / name) for name in sorted(TOKENIZER_FILES) if (folder / name).is_file()}
     return sha256_json({"source": _SOURCE, "versions": versions, "tokenizer": files if tokenizer else {}})

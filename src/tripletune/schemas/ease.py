@@ -7,4 +7,8 @@ import polars as pl
 from tripletune.schemas.base import columns
 
 EASE_FILMS = columns({"fit": pl.String, "row": pl.Int32, "movie_id": pl.Int32})
-"""ease/movies.parquet: the film of each row and column of a fit's weights."""
+"""ease/movies.parquet: the film of each row and column of a fit's weights.
+
+Columns:
+    row: row and column of the weights, from 0
+"""

@@ -79,4 +79,12 @@ PROVEN = columns(
 """generate/audit/proven.parquet, in the order of the shards: the audit's notes of the examples, for a later night; it
 found a leak in none. ``group`` is the first of the shards that were audited together; ``example`` is a digest of the
 whole row, ``viewer`` of all its viewer's rows in the split; ``clear``: in this group each of its candidates has one
-title, which no other has."""
+title, which no other has.
+
+Columns:
+    group: first of the shards that were audited together
+    example_id: as in EXAMPLES
+    example: digest of the whole row
+    viewer: digest of the user's rows in the split
+    clear: in this group each candidate has one title, and no other film has it
+"""

@@ -19,14 +19,45 @@ RATINGS = columns({"user_id": pl.Int32, "movie_id": pl.Int32, "rating": pl.Float
 
 MOVIES = columns({"movie_id": pl.Int32, "title": pl.String, "year": pl.Int16, "genres": pl.List(pl.String)})
 """ingest/movies.parquet: ``title`` as in the release; ``year`` from its closing brackets, null if none;
-``genres`` is empty for "(no genres listed)"."""
+``genres`` is empty for "(no genres listed)".
+
+Columns:
+    title: as in the release
+    year: from the title's closing brackets; null if there are none
+    genres: as in the release; empty for "(no genres listed)"
+"""
 
 TAGS = columns({"user_id": pl.Int32, "movie_id": pl.Int32, "tag": pl.String, "timestamp": pl.Int64})
+"""ingest/tags.parquet: one row per tag that a user gave a film.
+
+Columns:
+    tag: the user's words, as in the release
+"""
+
 LINKS = columns({"movie_id": pl.Int32, "imdb_id": pl.String})
-"""ingest/links.parquet: ``imdb_id`` as in IMDb's dumps: ``tt`` and at least seven digits."""
+"""ingest/links.parquet: ``imdb_id`` as in IMDb's dumps: ``tt`` and at least seven digits.
+
+Columns:
+    imdb_id: IMDb's id of the film
+"""
 
 USERS = columns({"user_id": pl.Int32, "gender": pl.String, "age": pl.Int32, "occupation": pl.String, "zip": pl.String})
-"""ingest/users.parquet: demographics, which ml-1m (codes) and ml-100k (words) have; empty for the other releases."""
+"""ingest/users.parquet: demographics, which ml-1m (codes) and ml-100k (words) have; empty for the other releases.
+
+Columns:
+    gender: as in the release
+    age: in ml-1m the code of an age group, in ml-100k years
+    occupation: a code in ml-1m, a word in ml-100k
+    zip: the user's postal code
+"""
 
 REJECTS = columns({"file": pl.String, "line": pl.Int64, "column": pl.String, "value": pl.String, "reason": pl.String})
-"""ingest/rejects.parquet: rows that were refused; ``line`` counts from 1, the header included."""
+"""ingest/rejects.parquet: rows that were refused; ``line`` counts from 1, the header included.
+
+Columns:
+    file: name of the file in the release or feed
+    line: line of the row in the file, from 1
+    column: column at fault
+    value: what stood there
+    reason: the rule it broke
+"""

@@ -21,12 +21,25 @@ RETRIEVED = columns(
 """retrieve/retrieved/shard=NNN.parquet, sorted by question. Everything is computed from the viewer's rows with
 ``position < cutoff``, the position of the first answer. ``candidates`` in the retriever's order (shown shuffled),
 ``ranking`` is hint 1 (the first of the candidates in LightGCN's order, whoever retrieved them), ``similar`` what
-similar viewers liked."""
+similar viewers liked.
+
+Columns:
+    candidates: films in the retriever's order
+    ranking: hint 1: the first candidates in LightGCN's order
+    similar: hint 1: films that similar users liked
+"""
 
 SAMPLE = columns({"user_id": pl.Int32, "likes": pl.Int32, "decile": pl.Int8, "cluster": pl.Int16, "draws": pl.Int32})
 """retrieve/sample.parquet, where ``sample.method`` is not ``all``: every viewer whom a training question can be asked,
 sorted by user. ``likes`` before the cutoff, their ``decile`` among these viewers (0 the fewest), the ``cluster`` (null
-where the method makes none), and how often the viewer was drawn: 0 is not asked for training."""
+where the method makes none), and how often the viewer was drawn: 0 is not asked for training.
+
+Columns:
+    likes: the user's likes before the cutoff
+    decile: of the likes among these users, 0 the fewest
+    cluster: of the user's vector; null where the method makes none
+    draws: times the user was drawn; 0: no training example
+"""
 
 CHOICES = columns(
     {
@@ -41,7 +54,15 @@ CHOICES = columns(
         "score": pl.Float32,
     }
 )
-"""retrieve/choices/shard=NNN.parquet: the triples chosen for a viewer's candidates and liked films; rank from 0."""
+"""retrieve/choices/shard=NNN.parquet: the triples chosen for a viewer's candidates and liked films; rank from 0.
+
+Columns:
+    rank: place of the triple among the film's chosen ones, from 0
+    relation: name of the relation
+    entity: key of the entity
+    entity_name: its name
+    score: by which the triple was chosen, under ``retrieve.triple_choice``
+"""
 
 PROFILES = columns(
     {
@@ -58,7 +79,14 @@ PROFILES = columns(
 ``films``: liked films before the cutoff of which a fact is known, the same in each row of a question; ``mass``: the
 R-GAT's posterior over a film's triples for this viewer, summed by relation, mean over the films; ``attention``: the
 same without the viewer, alpha alone. Both sum to one over a question's rows; relations that no such film has are left
-out."""
+out.
+
+Columns:
+    relation: name of the relation
+    films: liked films before the cutoff that have a triple
+    mass: posterior of the relation's triples for this user, mean over the films
+    attention: the same from alpha alone, without the user
+"""
 
 COUNTS = columns(
     {
@@ -72,12 +100,25 @@ COUNTS = columns(
     }
 )
 """retrieve/counts/shard-NNN.parquet, sorted by question, for the manifest: held-out likes, how many of them are
-candidates, films that hint 2 is chosen for, and how many of them have a triple."""
+candidates, films that hint 2 is chosen for, and how many of them have a triple.
+
+Columns:
+    answers: held-out likes
+    hits: those among the candidates
+    pairs: films that hint 2 is chosen for
+    told: those that have a triple
+"""
 
 VIEWERS = columns({"user_id": pl.Int32, "ratings": pl.Int32, "films": pl.UInt64, "rows": pl.UInt64})
 """retrieve/viewers/shard-NNN.parquet, sorted by user: what the questions of a viewer can see, by which a later night
 finds whom it must ask again. ``ratings`` up to the last answer; sums of the hashes of their films, and of whole rows
-(film, rating, position, label, unseen)."""
+(film, rating, position, label, unseen).
+
+Columns:
+    ratings: rows up to the last answer
+    films: sum of the hashes of their films
+    rows: sum of the hashes of the whole rows
+"""
 
 RANKINGS = columns(
     {
@@ -90,7 +131,13 @@ RANKINGS = columns(
         "top": pl.List(pl.Int32),
     }
 )
-"""retrieve/rankings.parquet: full-catalogue top films of each of ``RETRIEVERS`` for valid and test, same mask."""
+"""retrieve/rankings.parquet: full-catalogue top films of each of ``RETRIEVERS`` for valid and test, same mask.
+
+Columns:
+    retriever: name of the retriever, of RETRIEVERS or FURTHER_RETRIEVERS
+    answer: the held-out like
+    top: the retriever's first films of the whole catalogue, best first
+"""
 RETRIEVERS = ("popularity", "lightgcn", "rgat")
 """Retrievers that every run ranks by."""
 FURTHER_RETRIEVERS = ("ease-plain", "ease", "sasrec", "fused")

@@ -22,7 +22,11 @@ SPLIT = columns(
 """split/shard=NNN/part.parquet, sorted by user and position. ``LIKE_LABELS`` are the labels of likes: ``graph`` and
 ``target`` are learned from, ``valid`` and ``test`` are asked, ``later`` (protocol global_time) is neither, and evidence
 of questions about later likes only. Every rating below the like threshold is ``other``. ``unseen`` viewers are in no
-fit and no training example."""
+fit and no training example.
+
+Columns:
+    label: role of the row, one of SPLIT_LABELS
+"""
 
 ASKED = "asked.json"
 """In the split's folder where ``split.frozen`` is given: ``users``, whom valid and test questions are asked; without it
@@ -39,4 +43,12 @@ FROZEN = columns(
     }
 )
 """The file that ``tripletune freeze`` writes, sorted by user and purpose: an answer, its place in the viewer's order of
-time, and a hash of the viewer's rows up to it."""
+time, and a hash of the viewer's rows up to it.
+
+Columns:
+    timestamp: time of the answer
+    position: place of the answer in the user's order of time
+    movie_id: the answer
+    purpose: valid or test
+    evidence: hash of the user's rows up to the answer
+"""

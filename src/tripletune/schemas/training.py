@@ -13,4 +13,10 @@ make the similar viewers."""
 
 CURVE = columns({"fit": pl.String, "step": pl.Int32, "loss": pl.Float64, "valid_ndcg_at_10": pl.Float64})
 """rgat|lightgcn|sasrec/curve.parquet: one row per evaluation; ``valid_ndcg_at_10`` is null for fit a, which must not
-look."""
+look.
+
+Columns:
+    step: training steps done
+    loss: training loss at the step
+    valid_ndcg_at_10: of fit b on valid; null for fit a
+"""

@@ -127,7 +127,7 @@ class RunPaths:
     Args:
         root: the artifact root.
         dataset: name of the dataset; runs of one dataset share outputs.
-        fingerprints: one per stage; made by ``stages.resolve``.
+        fingerprints: one per stage; made by ``pipeline.resolve``.
         ingredients: what each fingerprint was made of; stands in the manifests.
     """
 

@@ -1,0 +1,204 @@
+"""Every stage, declared once, in an order in which they can run."""
+
+from __future__ import annotations
+
+from tripletune.config import RunConfig
+from tripletune.pipeline import stages
+from tripletune.pipeline.stage import Stage
+
+_MODEL_LIBRARIES = ("torch", "dgl", "polars", "numpy")
+
+
+def _is_synthetic(config: RunConfig) -> bool:
+    return not config.source.movielens
+
+
+def _has_feed(config: RunConfig) -> bool:
+    return bool(config.source.feed.ratings)
+
+
+def _tokenizer_on_hub(config: RunConfig) -> bool:
+    return config.counted_with is not None and not config.finetune.names_a_folder
+
+
+def _unused_sources(config: RunConfig) -> tuple[str, ...]:
+    """What ingest imports and does not run: the generator, or the readers of a feed."""
+    unused = () if _is_synthetic(config) else ("synthetic",)
+    return unused if _has_feed(config) else (*unused, "data.feed", "data.release.ratings_parquet")
+
+
+def _serving(config: RunConfig) -> tuple[str, ...]:
+    """Serving code of the trained models, which retrieve loads by name."""
+    return tuple(f"models.{stage}.serve" for stage in config.trained_stages)
+
+
+STAGES = (
+    Stage(
+        name="ingest",
+        run=stages.run_ingest,
+        part="shards",
+        fields=lambda config: (
+            "ingest",
+            *(("synthetic", "seed") if _is_synthetic(config) else ()),
+            *(("source.feed.columns",) if _has_feed(config) else ()),
+        ),
+        libraries=lambda config: (
+            "polars",
+            *(("numpy",) if _is_synthetic(config) else ()),
+            *(("pyarrow",) if _has_feed(config) else ()),
+        ),
+        outside=("movielens", "feed"),
+        also=lambda config: ("pipeline.feed:parse_feed",) if _has_feed(config) else (),
+        without=_unused_sources,
+    ),
+    Stage(
+        name="split",
+        run=stages.run_split,
+        part="shards",
+        parents=("ingest",),
+        fields=("split", "seed"),
+        libraries=("polars", "pyarrow", "numpy"),
+        outside=("frozen",),
+    ),
+    Stage(
+        name="knowledge",
+        run=stages.run_knowledge,
+        part="shards",
+        parents=("ingest",),
+        # under global_time tags are cut by date; the other protocols have no such date
+        fields=lambda config: ("knowledge", *(("split.protocol", "split.valid_from") if config.tags_before else ())),
+        libraries=("polars",),
+        outside=("imdb", "extra_triples"),
+    ),
+    Stage(
+        name="rgat",
+        run=stages.run_rgat,
+        part="shards",
+        at_once=True,
+        parents=("knowledge", "split"),
+        fields=("rgat", "seed"),
+        libraries=_MODEL_LIBRARIES,
+        headline=("steps", "best_valid_ndcg_at_10", "movies", "triples"),
+    ),
+    Stage(
+        name="lightgcn",
+        run=stages.run_lightgcn,
+        part="shards",
+        at_once=True,
+        parents=("split",),
+        fields=("lightgcn", "seed"),
+        libraries=_MODEL_LIBRARIES,
+        headline=("steps", "best_valid_ndcg_at_10", "movies"),
+    ),
+    Stage(
+        name="sasrec",
+        run=stages.run_sasrec,
+        part="shards",
+        at_once=True,
+        parents=("split",),
+        fields=("sasrec", "seed"),
+        libraries=("torch", "polars", "numpy", "scipy"),
+        needed=lambda config: "sasrec" in config.trained_stages,
+        headline=("steps", "best_valid_ndcg_at_10", "movies"),
+    ),
+    Stage(
+        name="ease",
+        run=stages.run_ease,
+        part="shards",
+        at_once=True,
+        parents=("split",),
+        fields=lambda config: (
+            *("retrieve.ease_lambda", "retrieve.ease_max_films", "seed"),
+            # as a baseline it may skip a large catalogue, as a retriever it may not
+            *(() if "ease" in config.retrieve.lists else ("retrieve.retriever",)),
+        ),
+        libraries=("torch", "polars", "numpy", "scipy"),
+        headline=("films",),
+    ),
+    Stage(
+        name="retrieve",
+        run=stages.run_retrieve,
+        part="shards",
+        parents=lambda config: ("knowledge", "split", *config.trained_stages),
+        fields=("retrieve", "sample", "prompt.triples_for_liked", "split.dislike", "seed"),
+        libraries=("torch", "polars", "numpy", "scipy", "pyarrow"),
+        also=_serving,
+        headline=("films", "viewers", "ceiling"),
+    ),
+    Stage(
+        name="generate",
+        run=stages.run_generate,
+        part="shards",
+        parents=lambda config: ("ingest", "split", "retrieve", *config.trained_stages),
+        # a tokenizer on the hub is identified by its commit, one in a folder by its content and not by where it lies
+        fields=lambda config: (
+            *("prompt", "retrieve", "split.dislike", "seed"),
+            *(("finetune.model", "finetune.revision") if _tokenizer_on_hub(config) else ()),
+        ),
+        libraries=lambda config: (
+            *("polars", "pyarrow", "numpy", "matplotlib"),
+            *(("tokenizers", "transformers") if config.counted_with else ()),
+        ),
+        outside=lambda config: (
+            "template",
+            *(("tokenizer",) if config.counted_with and not _tokenizer_on_hub(config) else ()),
+        ),
+        headline=("examples", "train_without_answer"),
+        task={"retries": 2},
+    ),
+    Stage(
+        name="quality",
+        run=stages.run_quality,
+        part="shards",
+        parents=("generate", "split"),
+        never_reused="it compares with the last run",
+    ),
+    Stage(
+        name="finetune",
+        run=stages.run_finetune,
+        part="finetune",
+        parents=("generate",),
+        fields=("finetune", "seed"),
+        libraries=("torch", "transformers", "trl", "peft", "accelerate", "datasets", "tokenizers", "polars"),
+        outside=("accelerate_config", "model"),
+        also=("finetune.train",),  # runs in processes of its own
+        headline=("examples", "steps", "eval_loss_before", "eval_loss"),
+        # the tag takes a concurrency limit, so that two runs never share the GPUs; the deadline is
+        # finetune.timeout_minutes, because a submitted sync task ignores Prefect's own timeout
+        task={"retry_delay_seconds": 30, "tags": ["tripletune", "gpu"]},
+    ),
+    Stage(
+        name="rank",
+        run=stages.run_rank,
+        part="rank",
+        parents=("generate", "finetune"),
+        fields=("rank", "seed"),
+        libraries=("torch", "transformers", "peft", "polars"),
+        headline=("viewers", "rows"),
+    ),
+    Stage(
+        name="evaluate",
+        run=stages.run_evaluate,
+        part="rank",
+        parents=lambda config: ("rank", "generate", "retrieve", *config.trained_stages, "finetune"),
+        fields=("evaluate", "seed"),
+        libraries=("polars", "numpy", "matplotlib", "jinja2"),
+        outside=("page",),
+        headline=("retrieval_ceiling", "retriever_ndcg_at_5", "untuned_ndcg_at_5", "tuned_ndcg_at_5"),
+    ),
+    Stage(
+        name="promote",
+        run=stages.run_promote,
+        part="rank",
+        parents=("generate", "finetune", "evaluate"),
+        never_reused="the champion may have changed",
+        task={"retries": 0},
+    ),
+)
+
+BY_NAME = {stage.name: stage for stage in STAGES}
+
+
+def reusable_stages(config: RunConfig) -> tuple[Stage, ...]:
+    """The stages of a run that have a fingerprint, in an order in which they can run."""
+    return tuple(stage for stage in STAGES if not stage.never_reused and stage.needed(config))

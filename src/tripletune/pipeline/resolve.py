@@ -1,0 +1,131 @@
+"""Fingerprints of all stages of a run, computed before anything runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from tripletune.config import RunConfig
+from tripletune.errors import ConfigError, InputError, MissingArtifactError
+from tripletune.pipeline.feed import feed_files, release_checksums
+from tripletune.pipeline.registry import reusable_stages
+from tripletune.pipeline.stage import Stage
+from tripletune.store.fingerprint import TOKENIZER_FILES, Ingredients, fingerprint, input_checksums
+from tripletune.store.paths import RunPaths
+from tripletune.store.runs import read_run
+from tripletune.store.sources import PACKAGE
+
+PAGES = PACKAGE / "html" / "templates"
+DUMPS = frozenset(f"{table}.tsv.gz" for table in ("title.basics", "title.crew", "title.principals", "name.basics"))
+"""What is read in the IMDb folder."""
+MODEL_FILES = TOKENIZER_FILES | {"config.json", "generation_config.json", "model.safetensors.index.json"}
+
+
+def resolve(config: RunConfig, artifacts: Path) -> RunPaths:
+    """Compute every stage's fingerprint.
+
+    Raises:
+        InputError: a file or folder named by the config does not exist.
+        MissingArtifactError, ConfigError: ``specialists.pin`` names no usable run, or there is no such template.
+    """
+    fingerprints: dict[str, str] = {}
+    ingredients: dict[str, Ingredients] = {}
+    pinned = _pinned_specialists(config, artifacts)
+    inputs = _Inputs(config)  # a wrong name should not show after the specialists have trained
+    for stage in reusable_stages(config):
+        parts = stage.ingredients(config, fingerprints, inputs.of(stage))
+        ingredients[stage.name] = parts
+        fingerprints[stage.name] = pinned.get(stage.name) or fingerprint(stage.name, parts)
+    return RunPaths(root=artifacts, dataset=config.dataset, fingerprints=fingerprints, ingredients=ingredients)
+
+
+class _Inputs:
+    """Checksums of what lies outside the store: data files, model folder, template.
+
+    Raises:
+        InputError: a named path does not exist. ConfigError: there is no such template.
+    """
+
+    def __init__(self, config: RunConfig) -> None:
+        from tripletune.prompts.template import load_template
+
+        self._config = config
+        self._template = load_template(config.prompt.template)
+        source, finetune = config.source, config.finetune
+        named = {
+            "movielens": source.movielens,
+            "imdb": source.imdb,
+            **{f"extra_triples[{index}]": name for index, name in enumerate(source.extra_triples)},
+            "frozen": config.split.frozen,
+            "accelerate_config": finetune.accelerate_config,
+            "model": finetune.model if finetune.names_a_folder else "",
+            "tokenizer": finetune.model if finetune.names_a_folder else "",
+        }
+        self._paths = {key: Path(text) for key, text in named.items() if text}
+
+    def of(self, stage: Stage) -> dict[str, str]:
+        """Checksums of what one stage reads."""
+        wanted = stage.outside_of(self._config)
+        checksums: dict[str, str] = {}
+        paths = {key: path for key, path in self._paths.items() if key.split("[")[0] in wanted}
+        for key, path in paths.items():
+            _require(key, path)
+        if paths.pop("movielens", None):
+            checksums |= release_checksums(self._config)
+        checksums |= input_checksums(paths, read=_READ)
+        if "feed" in wanted:
+            checksums |= {f"feed/{file.name}": file.checksum for file in feed_files(self._config)}
+        if "template" in wanted:
+            checksums |= {f"template/{self._template.id}": self._template.sha256}
+        if "page" in wanted:
+            checksums |= input_checksums({"page": PAGES / "report.html.j2", "style": PAGES / "style.html.j2"})
+        return dict(sorted(checksums.items()))
+
+
+def _require(key: str, path: Path) -> None:
+    if not path.exists():
+        raise InputError(f"{key} = {str(path)!r}: no such file or folder; give a path that exists")
+    if key in ("imdb", "model", "tokenizer") and not path.is_dir():
+        raise InputError(f"{key} = {str(path)!r}: this is a file; give the folder that holds it")
+
+
+def _is_model_file(below: Path) -> bool:
+    """Whether a file of a model folder shapes weights, tokens, the chat template or decoding.
+
+    A README, ``original/*.pth`` and the metadata that a download writes do not.
+    """
+    return len(below.parts) == 1 and (below.suffix == ".safetensors" or below.name in MODEL_FILES)
+
+
+_READ: dict[str, Callable[[Path], bool]] = {
+    "imdb": lambda below: below.name in DUMPS,
+    "tokenizer": lambda below: len(below.parts) == 1 and below.name in TOKENIZER_FILES,
+    "model": _is_model_file,
+}
+
+
+def _pinned_specialists(config: RunConfig, artifacts: Path) -> dict[str, str]:
+    if not config.specialists.pin:
+        return {}
+    run = read_run(artifacts, config.specialists.pin)
+    if run.dataset != config.dataset:
+        raise ConfigError(
+            f"specialists.pin = {run.name!r} is a run of dataset {run.dataset!r}, not of {config.dataset!r}; "
+            "name a run of the same dataset"
+        )
+    untrained = [stage for stage in config.trained_stages if stage not in run.fingerprints]
+    if untrained:
+        other = "set retrieve.retriever = 'ease' or 'lightgcn', " if untrained[0] == "sasrec" else ""
+        raise ConfigError(
+            f"specialists.pin = {run.name!r}, but that run has no {untrained[0]}, which tonight's run reads; "
+            f"pin a run that has, {other}or remove the pin for a night"
+        )
+    pinned = {stage: run.fingerprints[stage] for stage in config.trained_stages}
+    kept = RunPaths(root=artifacts, dataset=run.dataset, fingerprints=pinned)
+    for stage in pinned:
+        if not kept.is_done(stage):
+            raise MissingArtifactError(
+                f"specialists.pin = {run.name!r}, but its {stage} output is gone from {kept.folder(stage)}; "
+                "pin a run whose specialists are there, or remove the pin"
+            )
+    return pinned

@@ -1,0 +1,123 @@
+"""What a stage is: a function with parents, the settings it reads, and what its fingerprint is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias
+
+from tripletune.config import RunConfig, Section
+from tripletune.store.fingerprint import Ingredients, library_versions
+from tripletune.store.sources import Closure, close_over
+
+Names: TypeAlias = tuple[str, ...] | Callable[[RunConfig], tuple[str, ...]]
+"""Names, or a function that gives them for a config."""
+
+SHAPE_NO_BYTE = ("timeout_minutes", "checkpoint_minutes", "accelerate_config", "frozen")
+"""Settings that no fingerprint covers; of the accelerate config and of the frozen queries the content counts, not where
+they lie."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stage:
+    """A stage, declared once: command line, Prefect tasks, ``plan``, ``show`` and fingerprints are made from it."""
+
+    name: str
+    run: Callable[..., Any]
+    """``run(paths, config)`` gives the finished folder; its docstring is the command's help. Fingerprints follow the
+    imports of this function."""
+    parents: Names = ()
+    fields: Names = ()
+    """Settings: dotted names, or a section, of which those count that the stage's code mentions."""
+    libraries: Names = ()
+    """Installed packages whose versions shape bytes."""
+    outside: Names = ()
+    """Inputs from outside the store, such as ``movielens``; see ``resolve.outside_inputs``."""
+    also: Names = ()
+    """Further source by name: what runs in a subprocess, or is loaded because the config names it."""
+    without: Names = ()
+    """Source that the function imports and this config does not run."""
+    needed: Callable[[RunConfig], bool] = lambda config: True
+    headline: tuple[str, ...] = ()
+    """Facts that stand for the stage in one line."""
+    part: Literal["shards", "finetune", "rank"]
+    """The flow that runs it; the nightly flow runs all parts."""
+    at_once: bool = False
+    """May run at the same time as its neighbours in the registry, none of which reads the other's output."""
+    never_reused: str = ""
+    """Why the stage runs every time and has no fingerprint; empty for a stage whose output is reused."""
+    task: Mapping[str, Any] = field(default_factory=dict)
+    """Options of its Prefect task, where they differ from the usual ones."""
+
+    def parents_of(self, config: RunConfig) -> tuple[str, ...]:
+        """The stages whose outputs it reads under this config."""
+        return _for(self.parents, config)
+
+    def outside_of(self, config: RunConfig) -> tuple[str, ...]:
+        """The inputs from outside that it reads under this config."""
+        return _for(self.outside, config)
+
+    def sources(self, config: RunConfig) -> Closure:
+        """Modules and functions that can shape its output under this config."""
+        function = f"{self.run.__module__.removeprefix('tripletune.')}:{self.run.__name__}"
+        return close_over([function, *_for(self.also, config)], without=_for(self.without, config))
+
+    def ingredients(self, config: RunConfig, parents: Mapping[str, str], inputs: Mapping[str, str]) -> Ingredients:
+        """Everything that its fingerprint is made of.
+
+        Args:
+            config: of the run.
+            parents: fingerprints of the stages so far.
+            inputs: checksums of what lies outside the store.
+        """
+        closure = self.sources(config)
+        return {
+            "source": closure.hashes,
+            "libraries": library_versions(_for(self.libraries, config)),
+            "fields": read_settings(config, _for(self.fields, config), closure.names),
+            "parents": {name: parents[name] for name in self.parents_of(config)},
+            "inputs": dict(inputs),
+        }
+
+
+def _for(value: Names, config: RunConfig) -> tuple[str, ...]:
+    return value(config) if callable(value) else value
+
+
+def read_settings(config: RunConfig, fields: Iterable[str], mentioned: frozenset[str]) -> dict[str, Any]:
+    """Values of settings, as plain JSON data, by dotted name.
+
+    A section stands for those of its settings, and of what it computes from them, that the code mentions: a setting
+    that nobody reads counts for nobody. What a section computes (``retrieve.depth``) counts by value, because its code
+    is no source of the stage.
+    """
+    found: dict[str, Any] = {}
+    for name in fields:
+        section = _section(config, name)
+        found |= {name: config.field(name)} if section is None else _of_section(name, section, mentioned)
+    return found
+
+
+def _of_section(name: str, section: Section, mentioned: frozenset[str]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in sorted((section.model_dump(mode="json") | _computed(section)).items()):
+        if key in mentioned and key not in SHAPE_NO_BYTE:
+            inner = getattr(section, key)
+            dotted = f"{name}.{key}"
+            found |= _of_section(dotted, inner, mentioned) if isinstance(inner, Section) else {dotted: value}
+    return found
+
+
+def _section(config: RunConfig, dotted: str) -> Section | None:
+    value: Any = config
+    for part in dotted.split("."):
+        value = getattr(value, part)
+    return value if isinstance(value, Section) else None
+
+
+def _computed(section: Section) -> dict[str, Any]:
+    """What the section's own properties give."""
+    classes = [one for one in type(section).__mro__ if issubclass(one, Section)]
+    names = {name for one in classes for name, value in vars(one).items() if isinstance(value, property)}
+    values = {name: getattr(section, name) for name in names if not name.startswith("_")}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}

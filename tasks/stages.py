@@ -1,0 +1,61 @@
+"""Prefect tasks of all stages, made from the registry; evaluate, which also fills pages, has a module of its own."""
+
+from __future__ import annotations
+
+import functools
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from prefect import Task
+
+from tasks.evaluate import run_and_publish
+from tasks.session import Session, logged_stage, stage_task
+from tasks.workers import map_shards
+from tripletune.pipeline.registry import STAGES
+from tripletune.pipeline.stage import Stage
+from tripletune.tracking import StageRun
+
+
+def _more(stage: Stage, session: Session, child: StageRun) -> dict[str, Any]:
+    """What a stage's function takes besides paths and config."""
+    if stage.never_reused:
+        return {"run": session.run, "child": child}
+    if stage.name == "generate":
+        return {"map_jobs": functools.partial(map_shards, session.config.workers)}
+    if stage.name == "finetune":
+        return {"on_log": child.log_curve}
+    return {}
+
+
+def _make_task(stage: Stage) -> Task[[Session], Path]:
+    def work(session: Session) -> Path:
+        if stage.name == "evaluate":
+            return run_and_publish(session)
+        return logged_stage(
+            session,
+            stage.name,
+            lambda child: stage.run(session.paths, session.config, **_more(stage, session, child)),
+        )
+
+    work.__doc__ = stage.run.__doc__
+    return stage_task(name=stage.name, **stage.task)(work)
+
+
+def run_part(session: Session, part: str) -> None:
+    """Run the stages of one part of the nightly flow in the registry's order.
+
+    Neighbours that may run at once (the models) are submitted together, as far as the flow's task runner has workers.
+    """
+    needed = [stage for stage in STAGES if stage.part == part and stage.needed(session.config)]
+    for at_once, group in groupby(needed, key=lambda stage: stage.at_once):
+        if at_once:
+            for training in [TASKS[stage.name].submit(session) for stage in group]:
+                training.result()
+        else:
+            for stage in group:
+                TASKS[stage.name](session)
+
+
+TASKS = {stage.name: _make_task(stage) for stage in STAGES}
+"""By stage; each takes the session and returns the stage's folder."""

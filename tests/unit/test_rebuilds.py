@@ -1,0 +1,230 @@
+"""Which edits of the source rebuild which stages: exactly those whose bytes the edit can change."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tripletune.config import RetrieveConfig, RunConfig
+from tripletune.pipeline import resolve as resolving
+from tripletune.pipeline.registry import reusable_stages
+from tripletune.pipeline.resolve import resolve
+from tripletune.prompts import template
+from tripletune.store import sources
+
+HERE = Path(sources.__file__).parents[1]
+INGEST = "ingest split knowledge rgat lightgcn sasrec ease retrieve generate finetune rank evaluate"
+TRAINED = "rgat lightgcn sasrec ease retrieve generate finetune rank evaluate"
+RETRIEVE = "retrieve generate finetune rank evaluate"
+GENERATE = "generate finetune rank evaluate"
+FINETUNE = "finetune rank evaluate"
+RANK = "rank evaluate"
+NOTHING = ""
+
+CODE = "\nedited = 1\n"
+DOCSTRING = '\n"""A sentence about what stands above."""\n'
+
+EDITS = [
+    # what can change no byte
+    ("a docstring", "schemas/split.py", DOCSTRING, NOTHING),
+    ("a comment", "models/lightgcn/loss.py", "\n# why it is so\n", NOTHING),
+    ("blank lines", "retrieve/fuse.py", "\n\n\n", NOTHING),
+    ("an import for the type checker", "retrieve/fuse.py", "\nif TYPE_CHECKING:\n    import this\n", NOTHING),
+    ("a new module", "models/foo.py", CODE, NOTHING),
+    ("a new retriever that no config names", "models/itemknn/serve.py", CODE, NOTHING),
+    ("a template that is not chosen", "prompts/templates/letters.txt", "\nmore words", NOTHING),
+    ("a new template", "prompts/templates/mine.txt", "anything", NOTHING),
+    ("messages for the user", "errors.py", CODE, NOTHING),
+    ("where settings are defined", "config/prompts.py", CODE, NOTHING),
+    ("presets", "config/presets.py", CODE, NOTHING),
+    ("the store's folders", "store/paths.py", CODE, NOTHING),
+    ("run records", "store/runs.py", CODE, NOTHING),
+    ("what is logged to MLflow", "tracking.py", CODE, NOTHING),
+    ("the command line", "cli/main.py", CODE, NOTHING),
+    ("log lines of a training", "models/training/progress.py", CODE, NOTHING),
+    ("how a subprocess is watched", "processes/supervise.py", CODE, NOTHING),
+    ("the order of stages", "pipeline/registry.py", CODE, NOTHING),
+    ("a stage that is never reused", "promote/decision.py", CODE, NOTHING),
+    ("another stage that is never reused", "quality/drift.py", CODE, NOTHING),
+    ("its page", "html/templates/quality.html.j2", "\n", NOTHING),
+    ("readers of a feed, where there is none", "data/feed/parse.py", CODE, NOTHING),
+    ("a function of no stage in the stages' module", "pipeline/stages.py", "\ndef run_other() -> None: ...\n", NOTHING),
+    # what can
+    ("the synthetic world", "synthetic/world.py", CODE, INGEST),
+    ("columns of ingest", "schemas/ingest.py", CODE, INGEST),
+    ("hashes that order ties", "stable_hash.py", CODE, INGEST),
+    ("rules of the split", "data/split/rules.py", CODE, "split " + TRAINED),
+    ("facts of the knowledge graph", "knowledge/facts.py", CODE, "knowledge rgat " + RETRIEVE),
+    ("how many threads torch takes", "threads.py", CODE, TRAINED),
+    ("the training loop", "models/training/loop.py", CODE, TRAINED),
+    ("sums in a fixed order", "models/message_passing/fixed_order.py", CODE, "rgat lightgcn sasrec " + RETRIEVE),
+    ("the DGL back end", "models/message_passing/dgl_backend.py", CODE, "rgat lightgcn " + RETRIEVE),
+    ("the training of R-GAT", "models/rgat/fit.py", CODE, "rgat " + RETRIEVE),
+    ("the training of SASRec", "models/sasrec/fit.py", CODE, "sasrec " + RETRIEVE),
+    ("the model of SASRec, trained and served", "models/sasrec/model.py", CODE, "sasrec " + RETRIEVE),
+    ("the serving of EASE", "models/ease/serve.py", CODE, RETRIEVE),
+    ("rank fusion", "retrieve/fuse.py", CODE, RETRIEVE),
+    ("the chosen template", "prompts/templates/hints-first.txt", None, GENERATE),
+    ("how prompts are rendered", "prompts/render.py", CODE, GENERATE),
+    ("a rule of the audit", "audit/rules.py", CODE, GENERATE),
+    ("the adapter's contract", "contract.py", CODE, FINETUNE),
+    ("what the training's processes run", "finetune/train.py", CODE, FINETUNE),
+    ("constrained decoding", "rank/decoding.py", CODE, RANK),
+    ("columns of predictions", "schemas/rank.py", CODE, RANK),
+    ("a metric", "evaluate/metrics.py", CODE, "evaluate"),
+    ("the report's page", "html/templates/report.html.j2", "\n", "evaluate"),
+]
+
+
+@pytest.fixture
+def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A copy of the package that fingerprints are computed from."""
+    copy = tmp_path / "tripletune"
+    shutil.copytree(HERE, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(sources, "PACKAGE", copy)
+    monkeypatch.setattr(resolving, "PAGES", copy / "html" / "templates")
+    monkeypatch.setattr(template, "FOLDER", copy / "prompts" / "templates")
+    return copy
+
+
+def config(**settings: object) -> RunConfig:
+    return RunConfig.model_validate({"dataset": "toy", **settings})
+
+
+def rebuilt(settings: RunConfig, edit, after: RunConfig | None = None) -> list[str]:
+    """Stages whose fingerprint an edit changes."""
+    before = resolve(settings, Path("nowhere")).fingerprints
+    edit()
+    now = resolve(after or settings, Path("nowhere")).fingerprints
+    return [stage for stage in now if now[stage] != before[stage]]
+
+
+def append(path: Path, text: str | None) -> None:
+    path.parent.mkdir(exist_ok=True)
+    old = path.read_text(encoding="utf-8") if path.exists() else ""
+    changed = old.replace("Five", "Six").replace("five", "six") if text is None else old + text
+    assert changed != old
+    path.write_text(changed, encoding="utf-8")
+
+
+@pytest.mark.parametrize(("file", "text", "stages"), [row[1:] for row in EDITS], ids=[row[0] for row in EDITS])
+def test_an_edit_rebuilds_the_stages_whose_bytes_it_can_change_and_no_other(tree, file, text, stages):
+    assert rebuilt(config(), lambda: append(tree / file, text)) == stages.split()
+
+
+def test_an_edit_of_the_base_of_the_chosen_template_rebuilds_the_prompts(tree):
+    chosen = config(prompt={"template": "letters"})
+
+    def edit() -> None:
+        path = tree / "prompts/templates/hints-first.txt"
+        path.write_text(path.read_text(encoding="utf-8").replace("[liked]\n", "[liked]\nOf late, "), encoding="utf-8")
+
+    assert rebuilt(chosen, edit) == GENERATE.split()
+
+
+def test_the_generator_of_synthetic_data_does_not_count_for_a_real_release(tree, tmp_path):
+    (tmp_path / "ml").mkdir()
+    real = config(source={"movielens": str(tmp_path / "ml")})
+    assert rebuilt(real, lambda: append(tree / "synthetic/world.py", CODE)) == []
+
+
+def test_readers_of_a_feed_count_where_there_is_one(tree, tmp_path):
+    (tmp_path / "ml").mkdir()
+    (tmp_path / "new.csv").write_text("userId,movieId,rating,timestamp\n1,1,4.0,1000000000\n")
+    feed = {"ratings": [str(tmp_path / "new.csv")]}
+    real = config(source={"movielens": str(tmp_path / "ml"), "feed": feed})
+    assert rebuilt(real, lambda: append(tree / "data/feed/parse.py", CODE)) == INGEST.split()
+
+
+def test_code_of_a_retriever_that_is_not_trained_does_not_count(tree):
+    without = config(retrieve={"retriever": "ease"})
+    assert rebuilt(without, lambda: append(tree / "models/sasrec/fit.py", CODE)) == []
+    assert rebuilt(without, lambda: append(tree / "models/sasrec/serve.py", CODE)) == []
+
+
+def test_an_edit_of_a_stages_own_function_rebuilds_it(tree):
+    def edit() -> None:
+        path = tree / "pipeline/stages.py"
+        path.write_text(path.read_text().replace('paths.require("ingest") / "ratings.parquet"', 'paths.folder("x")', 1))
+
+    assert rebuilt(config(), edit) == ["split", *TRAINED.split()]
+
+
+class _Retrieve(RetrieveConfig):
+    surplus: int = 1
+
+
+class _Deeper(RetrieveConfig):
+    @property
+    def depth(self) -> int:
+        return 200
+
+
+class _Run(RunConfig):
+    retrieve: _Retrieve = _Retrieve()
+
+
+class _DeeperRun(RunConfig):
+    retrieve: _Deeper = _Deeper()
+
+
+def test_a_new_setting_that_no_stage_reads_rebuilds_nothing():
+    assert rebuilt(config(), lambda: None, _Run(dataset="toy")) == []
+
+
+def test_what_a_section_computes_counts_by_its_value():
+    assert rebuilt(config(), lambda: None, _DeeperRun(dataset="toy")) == RETRIEVE.split()
+
+
+@pytest.mark.parametrize(
+    ("changed", "stages"),
+    [
+        ({"retrieve": {"num_candidates": 30}}, RETRIEVE),
+        ({"retrieve": {"ease_lambda": 9.0}}, "ease " + RETRIEVE),
+        ({"retrieve": {"ease_max_films": 30}}, "ease " + RETRIEVE),
+        ({"rgat": {"checkpoint_minutes": 9.0}}, NOTHING),
+        ({"lightgcn": {"dim": 32}}, "lightgcn " + RETRIEVE),
+        ({"prompt": {"max_liked": 3}}, GENERATE),
+        ({"finetune": {"tiny": {"num_layers": 1}}}, FINETUNE),
+        ({"finetune": {"timeout_minutes": 1.0}}, NOTHING),
+        ({"rank": {"max_viewers": 5}}, RANK),
+        ({"evaluate": {"confidence": 0.9}}, "evaluate"),
+        ({"promote": {"margin": 0.5}, "workers": {"count": 9}, "tracking": {"experiment": "x"}}, NOTHING),
+    ],
+    ids=str,
+)
+def test_a_setting_rebuilds_the_stages_that_read_it(changed, stages):
+    assert rebuilt(config(), lambda: None, config(**changed)) == stages.split()
+
+
+def test_every_setting_of_a_run_counts_for_some_stage_or_is_known_not_to():
+    """A setting that a stage's declaration forgets would change bytes and rebuild nothing."""
+    settings = config(split={"frozen": ""})
+    counted: set[str] = set()
+    for stage in reusable_stages(settings):
+        counted |= stage.ingredients(settings, dict.fromkeys(INGEST.split(), ""), {})["fields"].keys()
+    sections = ("source", "quality", "promote", "tracking", "specialists", "workers")
+    by_content = {"split.frozen", "finetune.accelerate_config", "dataset"}
+    limits = {f"{name}.checkpoint_minutes" for name in ("rgat", "lightgcn", "sasrec")} | {"finetune.timeout_minutes"}
+    inside_weights = {f"retrieve.fused_{name}" for name in ("lightgcn", "ease", "sasrec", "films")}
+    rest = {name for name in settings.flat() if name.split(".")[0] not in sections} - counted
+    assert rest == by_content | limits | inside_weights | {"split.dislike"} - counted
+
+
+def test_the_libraries_that_a_stage_imports_are_those_it_declares():
+    settings = config()
+    no_bytes = {"rich", "filelock", "psutil", "pydantic", "yaml", "tenacity", "httpx", "fsspec", "safetensors"}
+    for stage in reusable_stages(settings):
+        closure = stage.sources(settings)
+        imported = sources.libraries_of(closure) - no_bytes
+        declared = stage.ingredients(settings, dict.fromkeys(INGEST.split(), ""), {})["libraries"].keys()
+        # imported on the way by modules of the prompts, which are parents' work where these are not declared
+        on_the_way = (
+            {"torch", "transformers", "tokenizers", "pyarrow", "numpy"}
+            if stage.name in ("generate", "finetune", "rank")
+            else set()
+        )
+        assert imported - declared - on_the_way == set(), stage.name
