@@ -45,7 +45,7 @@ _SECOND = [
     "Signal",
     "Circus",
 ]
-PROMPT_CONTRACT = {"template": "test", "num_candidates": 20}
+PROMPT_CONTRACT = {"template": "test", "answer_style": "titles", "num_candidates": 20}
 
 
 def title(movie: int) -> str:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import polars as pl
+import pytest
 import torch
 
 from tests.unit.test_decoding import model, tokenizer
-from tripletune.contract import AdapterContract
+from tripletune.contract import AdapterContract, write_contract
+from tripletune.errors import ContractError
 from tripletune.rank.answerer import Answerer
-from tripletune.rank.decoding import LineTokens
+from tripletune.rank.decoding import LineTokens, Names, read_answer
+from tripletune.schemas import answers
 
 LETTERS = list("ABCDEFGH")
-CONTRACT = AdapterContract(prompt={}, tokenizer_sha256="", base_model="tiny", base_revision="")
+CONTRACT = AdapterContract(prompt={"answer_style": "letters"}, tokenizer_sha256="", base_model="tiny", base_revision="")
 
 
 def examples() -> pl.DataFrame:
@@ -55,9 +60,23 @@ def test_an_example_is_answered_the_same_beside_one_that_takes_another_way() -> 
     tokenizer().padding_side = "left"
     answerer = Answerer(model(), tokenizer(), LineTokens(tokenizer()), CONTRACT)
     by_label = examples()
-    mixed = pl.concat([by_label[:1], by_label[1:2].with_columns(candidate_letters=pl.lit([], pl.List(pl.String)))])
     alone = answerer.answer(by_label, tuned=True, constrained=True, batch_size=1)
-    beside = answerer.answer(mixed, tuned=True, constrained=True, batch_size=2)
-    assert beside["text"][0] == alone["text"][0]
-    assert beside["valid"].all()
-    assert beside["text"][1].startswith("1. Film ")
+    names = [Names(LETTERS, answers.LETTERS), Names(by_label["candidate_titles"][1].to_list(), answers.TITLES)]
+    chats = [
+        tokenizer().apply_chat_template(one, tokenize=False, add_generation_prompt=True)
+        for one in by_label["prompt"][:2]
+    ]
+    ids = tokenizer()(chats, add_special_tokens=False)["input_ids"]
+    beside = [tokenizer().decode(tokens) for tokens in answerer._write(ids, names, constrained=True)]
+    assert beside[0] == alone["text"][0]
+    assert all(read_answer(text, name)[1] for text, name in zip(beside, names, strict=True))
+    assert beside[1].startswith("1. Film ")
+
+
+@pytest.mark.parametrize("prompt", [{}, {"answer_style": "numbers"}])
+def test_an_adapter_whose_style_is_not_known_is_refused_before_its_weights_are_read(
+    prompt: dict[str, str], tmp_path: Path
+) -> None:
+    write_contract(tmp_path, CONTRACT.model_copy(update={"prompt": prompt}))
+    with pytest.raises(ContractError, match=r"answer_style: (None|numbers); this version knows titles, letters"):
+        Answerer.load(tmp_path)

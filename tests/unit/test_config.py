@@ -71,6 +71,19 @@ def test_an_accelerate_config_beside_the_preset_is_found_from_another_working_di
     assert Path(load_config(Path("../checkout/configs/config.toml")).finetune.accelerate_config) == wanted
 
 
+def test_a_template_beside_the_preset_is_found_from_another_working_directory(tmp_path, monkeypatch):
+    preset = write(tmp_path, 'dataset = "x"\n[prompt]\ntemplate = "mine.txt"\n')
+    (tmp_path / "mine.txt").touch()
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert load_config(preset).prompt.template == str(tmp_path / "mine.txt")
+    monkeypatch.chdir(tmp_path)
+    assert load_config(preset).prompt.template == "mine.txt"
+    shipped = write(tmp_path, 'dataset = "x"\n[prompt]\ntemplate = "letters"\n')
+    (tmp_path / "letters").touch()
+    assert load_config(shipped).prompt.template == "letters"
+
+
 def test_an_accelerate_config_of_the_working_directory_keeps_its_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.yaml").write_text("num_processes: 1\n")

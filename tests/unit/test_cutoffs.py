@@ -392,3 +392,8 @@ def test_a_viewers_prompt_is_explained_at_the_cutoff_asked_for(run: World, tmp_p
         InputError, match=rf"--cutoff 0: no such train example of viewer {user}; there are {mine['cutoff'][0]}, "
     ):
         explain_prompt(paths, config, user, "train", 0)
+    other = config.model_copy(update={"prompt": PromptConfig(template="published")})
+    with pytest.raises(
+        InputError, match=r"prompt\.template = 'published' is no longer what these prompts were made with"
+    ):
+        explain_prompt(paths, other, user, "train")

@@ -15,12 +15,13 @@ from tripletune.config import TinyLlamaConfig
 from tripletune.errors import ContractError
 from tripletune.finetune.tiny import build_model, train_tokenizer
 from tripletune.rank.decoding import AnswerConstraint, AnswerState, LineTokens, Names, read_answer
+from tripletune.schemas import answers
 
 MICRO = TinyLlamaConfig(vocab_size=400, hidden_size=16, intermediate_size=32, num_layers=1, num_heads=2, num_kv_heads=1)
 TITLES = ["Alien", "Alien (1979)", "Aliens (1986)", "7", "7th Heaven: 2!", "...And Justice", "Amélie\u3000(2001)", "M"]
-NAMES = Names(TITLES, numbered=True)
-LETTERS = Names(list("ABCDEFGH"), numbered=False)
-PAIRS = Names([f"A{letter}" for letter in "ABCDEFGHIJKLMNOPQRSTUVWXYZ"], numbered=False)
+NAMES = Names(TITLES, answers.TITLES)
+LETTERS = Names(list("ABCDEFGH"), answers.LETTERS)
+PAIRS = Names([f"A{letter}" for letter in "ABCDEFGHIJKLMNOPQRSTUVWXYZ"], answers.LETTERS)
 """Labels as of more than 26 candidates; this small tokenizer cuts most of them."""
 
 
@@ -68,7 +69,7 @@ def test_any_path_through_the_constraint_is_a_valid_answer_in_the_tokens_of_trai
 def test_every_order_of_titles_that_begin_one_another_can_be_written() -> None:
     rng, seen = np.random.default_rng(0), set()
     for _ in range(300):
-        state = AnswerState(LineTokens(tokenizer()), Names(TITLES[:3], numbered=True))
+        state = AnswerState(LineTokens(tokenizer()), Names(TITLES[:3], answers.TITLES))
         walk(state, rng)
         seen.add(tuple(state.chosen))
     assert len(seen) == 6
@@ -83,7 +84,7 @@ def test_after_the_last_line_only_the_end_token_is_allowed() -> None:
 
 
 def test_generate_under_the_constraint_answers_every_row_of_a_padded_batch() -> None:
-    names = [Names([title(movie) for movie in range(start, start + 20)], numbered=True) for start in (0, 30, 60)]
+    names = [Names([title(movie) for movie in range(start, start + 20)], answers.TITLES) for start in (0, 30, 60)]
     prompts = ["1. ", "which five films of these", "x " * 30]
     tokenizer().padding_side = "left"
     inputs = tokenizer()(prompts, return_tensors="pt", padding=True, add_special_tokens=False)
@@ -115,7 +116,7 @@ def test_the_constraint_follows_the_models_preference_where_it_is_free() -> None
 
 
 def test_fewer_candidates_than_answers_give_as_many_lines_as_there_are() -> None:
-    constraint = AnswerConstraint(LineTokens(tokenizer()), [Names(TITLES[:2], numbered=True)], prompt_length=0)
+    constraint = AnswerConstraint(LineTokens(tokenizer()), [Names(TITLES[:2], answers.TITLES)], prompt_length=0)
     assert len(walk(constraint.states[0], np.random.default_rng(0))) > 0
     assert sorted(constraint.states[0].chosen) == [0, 1]
 
@@ -164,9 +165,15 @@ def test_labels_are_valid_only_alone_on_five_lines(text: str, found: list[int], 
     assert read_answer(text, LETTERS) == (found, valid)
 
 
-def test_candidates_are_named_by_their_labels_where_the_prompt_has_some() -> None:
-    assert Names.of(TITLES, list("ABCDEFGH")) == LETTERS
-    assert Names.of(TITLES, []) == Names.of(TITLES, None) == NAMES
+def test_the_style_says_whether_candidates_are_named_by_their_labels() -> None:
+    assert Names.of(answers.LETTERS, TITLES, list("ABCDEFGH")) == LETTERS
+    assert Names.of(answers.TITLES, TITLES, []) == Names.of(answers.TITLES, TITLES, None) == NAMES
+
+
+@pytest.mark.parametrize("labels", [[], None, ["A", "B"]])
+def test_labels_that_a_style_needs_and_an_example_lacks_are_refused(labels: list[str] | None) -> None:
+    with pytest.raises(ContractError, match=r"answers are letters, but an example has 8 candidates and [02] labels"):
+        Names.of(answers.LETTERS, TITLES, labels)
 
 
 def test_a_label_ranks_in_one_pass_only_where_one_token_says_it() -> None:

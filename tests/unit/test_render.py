@@ -6,9 +6,10 @@ import polars as pl
 import pytest
 
 from tripletune.prompts.explain import explain_lines
-from tripletune.prompts.render import candidate_letters, render_prompts
+from tripletune.prompts.render import render_prompts
 from tripletune.prompts.template import load_template
 from tripletune.prompts.wording import words_of_relations
+from tripletune.schemas.answers import candidate_letters
 from tripletune.schemas.generate import EXAMPLES, MESSAGE
 from tripletune.schemas.knowledge import RELATION_NAMES
 

@@ -36,10 +36,10 @@ def out(world, tmp_path_factory):
     return folder
 
 
-def generate(world, out, **options):
+def generate(world, out, prompt=None, **options):
     out.mkdir(exist_ok=True)
     return generate_shards(
-        *(world.ingest, world.split, world.retrieve, out, PromptConfig(), RETRIEVE),
+        *(world.ingest, world.split, world.retrieve, out, prompt or PromptConfig(), RETRIEVE),
         dislike=3.0,
         specialists=SPECIALISTS,
         seed=SEED,
@@ -80,6 +80,27 @@ def test_a_worker_that_loaded_other_code_writes_nothing(world, tmp_path, monkeyp
     with pytest.raises(ConfigError, match="a worker runs other code"):
         shards.write_shard(jobs[0])
     assert not files(tmp_path)
+
+
+MINE = "---\nid: mine\nbase: hints-first\n---\n[system]\n{}\n"
+
+
+def test_a_template_of_ones_own_travels_by_its_whole_path_and_its_content(world, tmp_path, monkeypatch):
+    (tmp_path / "mine.txt").write_text(MINE.format("Hello."))
+    monkeypatch.chdir(tmp_path)
+    out, given = tmp_path / "out", []
+
+    def map_jobs(write, jobs):
+        given.extend(jobs)
+        monkeypatch.chdir(world.root)
+        one_after_the_other(write, jobs)
+
+    generate(world, out, PromptConfig(template="mine.txt"), map_jobs=map_jobs)
+    assert set(pl.read_parquet(out / "*" / "*.parquet")["template_id"]) == {"mine"}
+    (tmp_path / "mine.txt").write_text(MINE.format("Good day."))
+    (out / "test" / "shard-000.parquet").unlink()
+    with pytest.raises(ConfigError, match=r"mine\.txt' says something else to a worker than to this run"):
+        write_shard(given[0])
 
 
 def test_who_writes_the_shards_is_in_no_fingerprint(tmp_path):

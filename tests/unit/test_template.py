@@ -4,8 +4,19 @@ from __future__ import annotations
 
 import pytest
 
+from tripletune.config import RunConfig
+from tripletune.config.presets import parse_config
 from tripletune.errors import ConfigError
-from tripletune.prompts.template import DATA_MARK, FOLDER, SLOTS, load_template, parse_template, shipped
+from tripletune.prompts.card import Origin
+from tripletune.prompts.template import (
+    DATA_MARK,
+    FOLDER,
+    SLOTS,
+    load_template,
+    parse_template,
+    shipped,
+    template_files,
+)
 
 GOOD = (FOLDER / "hints-first.txt").read_text(encoding="utf-8")
 ABLATIONS = {
@@ -139,3 +150,72 @@ def test_a_wrong_template_says_what_is_wrong(old, new, message):
 def test_bytes_that_are_not_text_are_refused():
     with pytest.raises(ConfigError, match="must be UTF-8 text"):
         parse_template(b"\xff\xfe", where="mine.txt")
+
+
+MINE = "---\nid: mine\nbase: hints-first\n---\n[system]\nHello.\n"
+
+
+def write_mine(folder, text=MINE, name="mine.txt"):
+    (folder / name).write_text(text, encoding="utf-8")
+    return str(folder / name)
+
+
+def test_a_template_may_lie_anywhere(tmp_path, monkeypatch):
+    path = write_mine(tmp_path)
+    mine = load_template(path)
+    assert (mine.id, mine.system, mine.sha256) == ("mine", "Hello.", parse(MINE).sha256)
+    monkeypatch.chdir(tmp_path)
+    assert load_template("mine.txt") == load_template("./mine.txt") == mine
+    assert RunConfig(dataset="d", prompt={"template": "mine.txt"}).prompt.template_id == "mine"
+
+
+def test_the_files_that_shape_a_template_are_its_own_and_its_bases(tmp_path):
+    path = write_mine(tmp_path)
+    assert template_files(path) == {"template": tmp_path / "mine.txt", "base": FOLDER / "hints-first.txt"}
+    assert template_files("letters") == {"template": FOLDER / "letters.txt", "base": FOLDER / "hints-first.txt"}
+    assert template_files("japanese") == {"template": FOLDER / "japanese.txt"}
+    with pytest.raises(ConfigError, match="'yours' is not there"):
+        template_files("yours")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("mine.txt", MINE.replace("id: mine", "id: yours"), "mine.txt says id: yours; the id must be .* name, mine"),
+        ("mine.txt", MINE.replace("hints-first", "theirs"), "mine.txt has base: theirs, which is none of"),
+        ("my own.txt", MINE.replace("id: mine", "id: my own"), "my own.txt: the file's name, without .txt, is the"),
+        ("mine.txt", "Hello.", "mine.txt must be UTF-8 text"),
+    ],
+)
+def test_a_wrong_file_of_ones_own_is_named_in_one_line(tmp_path, name, text, message):
+    path = write_mine(tmp_path, text, name)
+    with pytest.raises(ConfigError, match=message) as error:
+        load_template(path)
+    assert path in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_path_without_a_file_is_answered_with_the_shipped_templates(tmp_path):
+    (tmp_path / "folder.txt").mkdir()
+    for path in (tmp_path / "none.txt", tmp_path / "folder.txt"):
+        with pytest.raises(ConfigError, match=r"(none|folder)\.txt': no such file.*hint-1-only, .*, published"):
+            load_template(str(path))
+
+
+def test_a_name_that_is_neither_shipped_nor_a_path_is_refused_by_the_config():
+    with pytest.raises(ConfigError, match=r"prompt\.template = '\.\./mine'"):
+        parse_config({"dataset": "d", "prompt": {"template": "../mine"}}, where="mine.toml")
+    with pytest.raises(ConfigError, match=r"prompt\.template = 'mine\\n.txt'"):
+        parse_config({"dataset": "d", "prompt": {"template": "mine\n.txt"}}, where="mine.toml")
+
+
+def test_the_data_card_does_not_say_where_the_template_lies():
+    prints = dict.fromkeys(("ingest", "split", "knowledge", "rgat", "lightgcn", "sasrec", "ease"), "f") | {
+        "retrieve": "f",
+        "generate": "f",
+    }
+    cards = [
+        Origin.of(RunConfig(dataset="d", prompt={"template": template}), prints).settings["prompt"]["template"]
+        for template in ("/here/mine.txt", "there/mine.txt", "letters")
+    ]
+    assert cards == ["mine", "mine", "letters"]

@@ -21,13 +21,17 @@ from tripletune.audit.rules import Finding, fit_findings, liked_films, pinned_fi
 from tripletune.audit.shard import ShardAudit
 from tripletune.audit.split_rows import AT_ONCE, SplitRows
 from tripletune.errors import InputError
+from tripletune.schemas.answers import TITLES, AnswerStyle, answer_style
 from tripletune.schemas.generate import PROVEN
+from tripletune.schemas.hints import HINTS
 from tripletune.schemas.training import TRAINED_ON
 from tripletune.store.parquet import parquet_files, scan
 from tripletune.store.paths import MANIFEST, damaged_files, read_manifest
 from tripletune.threads import map_in_threads
 
 PURPOSES = ("train", "valid", "test")
+LIKED_IN = sorted({hint.specialist.stage for hint in HINTS if hint.liked_in_fit})
+"""Stages whose ``trained_on.parquet`` says which films their specialist's hints may name."""
 TOGETHER = 8
 """Shards of a group; one of MovieLens 32M's size is some 80 MB in memory."""
 
@@ -45,7 +49,13 @@ class Audit(NamedTuple):
 
 
 def audit_shards(
-    shards: Path, split: Path, retrieve: Path, trained: Mapping[str, Path], *, limit: int | None = MAX_PER_KIND
+    shards: Path,
+    split: Path,
+    retrieve: Path,
+    trained: Mapping[str, Path],
+    *,
+    style: AnswerStyle = TITLES,
+    limit: int | None = MAX_PER_KIND,
 ) -> list[Leak]:
     """Check the four rules on every example of every shard and on everything that was fitted to likes.
 
@@ -57,6 +67,7 @@ def audit_shards(
         split: the split's folder.
         retrieve: what was found for every example.
         trained: folders of the stages that learn from likes, by stage.
+        style: in which the completions were written; shards of another style are leaks, example by example.
         limit: leaks of one kind for every some thousand examples (``audit_shard.AT_A_TIME``); None: all.
 
     Returns:
@@ -65,22 +76,39 @@ def audit_shards(
     Raises:
         InputError: there are no shards, or a file has other columns than its schema.
     """
-    return _audit(shards, split, retrieve, trained, limit, record=None).leaks
+    return _audit(shards, split, retrieve, trained, style, limit, record=None).leaks
+
+
+def stated_style(shards: Path) -> AnswerStyle | None:
+    """The answer style that the manifest of finished shards states; None: it states none, as one of an older version.
+
+    Raises:
+        ConfigError: it states one that this version does not know.
+    """
+    manifest = read_manifest(shards)
+    stated = manifest["facts"].get("answer_style") if manifest else None
+    return answer_style(stated) if stated else None
 
 
 def audit_night(
-    shards: Path, split: Path, retrieve: Path, trained: Mapping[str, Path], *, earlier: Path | None
+    shards: Path,
+    split: Path,
+    retrieve: Path,
+    trained: Mapping[str, Path],
+    *,
+    style: AnswerStyle = TITLES,
+    earlier: Path | None,
 ) -> Audit:
     """``audit_shards`` of a night's work folder, without what stands in an earlier night's record; see audit_record.
 
     Args:
-        shards, split, retrieve, trained: as there.
+        shards, split, retrieve, trained, style: as there.
         earlier: finished generate folder of an earlier night with the same code and settings; None: all is proven.
 
     Raises:
         InputError: as there.
     """
-    return _audit(shards, split, retrieve, trained, MAX_PER_KIND, record=read_record(earlier, trained))
+    return _audit(shards, split, retrieve, trained, style, MAX_PER_KIND, record=read_record(earlier, trained))
 
 
 def _audit(
@@ -88,6 +116,7 @@ def _audit(
     split: Path,
     retrieve: Path,
     trained: Mapping[str, Path],
+    style: AnswerStyle,
     limit: int | None,
     record: pl.DataFrame | None,
 ) -> Audit:
@@ -111,7 +140,8 @@ def _audit(
     audit = ShardAudit(
         shards=shards,
         rows=rows,
-        films=liked_films(scan(trained["lightgcn"] / "trained_on.parquet")),
+        films={stage: liked_films(scan(trained[stage] / "trained_on.parquet")) for stage in LIKED_IN},
+        style=style,
         limit=limit,
         viewers=None if record is None else rows.digests(),
         record={} if record is None else {str(group): part for (group,), part in record.group_by("group")},

@@ -24,10 +24,12 @@ from pathlib import Path
 
 import polars as pl
 
+from tripletune.audit.rules import listed_films
 from tripletune.audit.split_rows import digest
 from tripletune.audit.text import NAMING
 from tripletune.errors import InputError
 from tripletune.schemas.generate import EXAMPLES, PROVEN
+from tripletune.schemas.hints import TRIPLE_HINTS
 from tripletune.store.fingerprint import sha256_file
 from tripletune.store.parquet import read_rows, write_parquet
 from tripletune.store.paths import read_manifest
@@ -84,9 +86,8 @@ def unproven(examples: pl.DataFrame, notes: pl.DataFrame, earlier: pl.DataFrame,
 def _could_be_about(titles: pl.DataFrame) -> pl.Expr:
     """Whether an example lists one of these films, or names one of these titles anywhere in its prompt."""
     films = titles["said"].implode()
-    lists = {name: pl.col(name) for name in NAMING}
-    lists["triples"] = pl.col("triples").list.eval(pl.element().struct.field("movie_id"))
-    listed = [films_of.list.eval(pl.element().is_in(films)).list.any() for films_of in lists.values()]
+    lists = [*(pl.col(name) for name in NAMING), *(listed_films(hint) for hint in TRIPLE_HINTS)]
+    listed = [films_of.list.eval(pl.element().is_in(films)).list.any() for films_of in lists]
     pattern = "|".join(pl.escape_regex(title) for title in titles["title"])
     named = pl.col("prompt").list.eval(pl.element().struct.field("content").str.contains(pattern)).list.any()
     return pl.any_horizontal(*listed, named).fill_null(value=True)

@@ -10,11 +10,17 @@ from typing import NamedTuple
 
 import polars as pl
 
+from tripletune.schemas.hints import EVIDENCE, HINTS, Hint
 from tripletune.schemas.query import ANSWER_LABEL, FIT_LABELS, FIT_OF
 
-EVIDENCE = ("liked", "disliked")
-MASKED = ("candidates", "retrieved", "ranking", "similar")
+MASKED = ("candidates", "retrieved", *(hint.name for hint in HINTS if hint.masked))
 """Columns that may not hold what the viewer had rated before the cutoff."""
+_WITHIN = {
+    **{hint.name: hint.within for hint in HINTS if hint.within},
+    "retrieved": ("candidates",),
+    "candidates": ("retrieved",),
+}
+"""Columns that are about films of other columns alone."""
 
 
 class Finding(NamedTuple):
@@ -30,11 +36,20 @@ def pair(first: str) -> pl.Expr:
     return pl.col(first).cast(pl.Int64) * (1 << 32) + pl.col("movie_id").cast(pl.Int64)
 
 
+def listed_films(hint: Hint) -> pl.Expr:
+    """The films that a hint's column is about, as a list of movie ids."""
+    match hint.kind:
+        case "films":
+            return pl.col(hint.name)
+        case "triples":
+            return pl.col(hint.name).list.eval(pl.element().struct.field("movie_id"))
+
+
 def liked_films(trained: pl.LazyFrame) -> dict[str, pl.DataFrame]:
     """By purpose, the films that somebody liked in the rows of the fit that writes its hints: ``movie_id``.
 
     Args:
-        trained: TRAINED_ON of LightGCN, whose viewers are the similar ones; of an earlier night where it is pinned.
+        trained: TRAINED_ON of the specialist whose hint must name such films; of an earlier night where it is pinned.
     """
     films = {
         fit: trained.filter(pl.col("fit") == fit).select("movie_id").unique().collect(engine="streaming")
@@ -92,14 +107,14 @@ def fit_findings(specialist: str, trained: pl.DataFrame, rows: pl.DataFrame) -> 
 
 
 def column_findings(
-    examples: pl.DataFrame, rows: pl.DataFrame, films: Mapping[str, pl.DataFrame], purpose: str
+    examples: pl.DataFrame, rows: pl.DataFrame, films: Mapping[str, Mapping[str, pl.DataFrame]], purpose: str
 ) -> Iterator[Finding]:
     """Rules 2 to 4 on some examples of one purpose.
 
     Args:
         examples: EXAMPLES; they count as ``purpose``, the folder they lie in, whatever they say.
         rows: the split's rows of their viewers.
-        films: ``liked_films``.
+        films: ``liked_films`` by stage of the specialists whose hints must name such films.
         purpose: train, valid or test.
     """
     facts = rows.select("user_id", "movie_id", "position", "label")
@@ -158,12 +173,7 @@ def _order_findings(
 
 def _membership_findings(listed: pl.DataFrame) -> Iterator[Finding]:
     """Rule 2: hints are about films that the prompt shows; the retriever's order is one of the same films."""
-    for column, within in (
-        ("triples", ("candidates", "liked")),
-        ("ranking", ("candidates",)),
-        ("retrieved", ("candidates",)),
-        ("candidates", ("retrieved",)),
-    ):
+    for column, within in _WITHIN.items():
         inside = listed.filter(pl.col("column").is_in(within)).select("shown")
         outside = listed.filter(pl.col("column") == column).join(inside, on="shown", how="anti", maintain_order="left")
         yield Finding(2, f"{column} name a film outside {' and '.join(within)}", _details(outside))
@@ -176,7 +186,9 @@ def _evidence_findings(listed: pl.DataFrame) -> Iterator[Finding]:
     yield Finding(3, "answer in the evidence", _details(evidence.join(answers, on="shown", how="semi")))
 
 
-def _label_findings(listed: pl.DataFrame, films: Mapping[str, pl.DataFrame], purpose: str) -> Iterator[Finding]:
+def _label_findings(
+    listed: pl.DataFrame, films: Mapping[str, Mapping[str, pl.DataFrame]], purpose: str
+) -> Iterator[Finding]:
     """Rule 4: answers carry the purpose's own label, and no test like serves another purpose."""
     answer = pl.col("column") == "answers"
     wrong = listed.filter(answer, pl.col("label").ne_missing(ANSWER_LABEL[purpose]))
@@ -184,15 +196,18 @@ def _label_findings(listed: pl.DataFrame, films: Mapping[str, pl.DataFrame], pur
     if purpose != "test":
         own = listed.filter(answer | pl.col("column").is_in(EVIDENCE), pl.col("label") == "test")
         yield Finding(4, f"test like in a {purpose} example", _details(own))
-    similar = listed.filter(pl.col("column") == "similar").join(films[purpose], on="movie_id", how="anti")
-    yield Finding(4, "similar viewers' film that nobody liked in the rows of the fit", _details(similar))
+    for hint in HINTS:
+        if hint.liked_in_fit:
+            liked = films[hint.specialist.stage][purpose]
+            strange = listed.filter(pl.col("column") == hint.name).join(liked, on="movie_id", how="anti")
+            yield Finding(4, f"{hint.liked_in_fit} that nobody liked in the rows of the fit", _details(strange))
 
 
 def _listed(examples: pl.DataFrame) -> pl.DataFrame:
     """One row per film and column of an example: ``example_id, row, cutoff, column, movie_id`` and two numbers to join
     by: ``pair`` of viewer and film, ``shown`` of example and film."""
-    films = {name: pl.col(name) for name in ("answers", *EVIDENCE, *MASKED)}
-    films["triples"] = pl.col("triples").list.eval(pl.element().struct.field("movie_id"))
+    films = {name: pl.col(name) for name in ("answers", *EVIDENCE, "candidates", "retrieved")}
+    films |= {hint.name: listed_films(hint) for hint in HINTS}
     names = pl.Enum(list(films))
     numbered = examples.with_row_index("row")
     parts = [

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import polars as pl
 
-from tripletune.audit.rules import Finding
+from tripletune.audit.rules import Finding, listed_films
+from tripletune.schemas.hints import TRIPLE_HINTS
 
 _KEY = ("row", "section", "column")
 
@@ -18,7 +19,7 @@ def section_finding(texts: pl.DataFrame, lines: pl.DataFrame, titles: pl.DataFra
     """Rule 2 on some prompts.
 
     Args:
-        texts: ``row, example_id, triples`` and ``films``.
+        texts: ``row, example_id``, the columns of the hints of triples, and ``films``.
         lines: ``audit_lines.prompt_lines`` of these texts, at least.
         titles: ``audit_lines.named_films``.
         films: the columns that a section of the prompt lists, film by film.
@@ -42,20 +43,16 @@ def section_finding(texts: pl.DataFrame, lines: pl.DataFrame, titles: pl.DataFra
 
 def _items(texts: pl.DataFrame, titles: pl.DataFrame, films: tuple[str, ...]) -> pl.DataFrame:
     """What the columns list: ``row, column, movie_id, entity, title``, column by column; ``entity`` of facts alone."""
-    columns = {name: pl.col(name) for name in films}
-    columns["triples"] = pl.col("triples").list.eval(pl.element().struct.field("movie_id"))
-    entities = pl.col("triples").list.eval(pl.element().struct.field("entity_name"))
-    names = pl.Enum(list(columns))
+    lists = {name: {"movie_id": pl.col(name)} for name in films}
+    for hint in TRIPLE_HINTS:
+        entities = pl.col(hint.name).list.eval(pl.element().struct.field("entity_name"))
+        lists[hint.name] = {"movie_id": listed_films(hint), "entity": entities}
+    names = pl.Enum(list(lists))
     parts = [
-        texts.select(
-            "row",
-            pl.lit(name, names).alias("column"),
-            movie_id=films,
-            **({"entity": entities} if name == "triples" else {}),
-        )
+        texts.select("row", pl.lit(name, names).alias("column"), **columns)
         .filter(pl.col("movie_id").list.len() > 0)
-        .explode("movie_id", *(("entity",) if name == "triples" else ()), empty_as_null=False)
-        for name, films in columns.items()
+        .explode(*columns, empty_as_null=False)
+        for name, columns in lists.items()
     ]
     known = titles.filter(pl.col("said").is_not_null()).select("title", movie_id="said")
     whole = pl.concat(parts, how="diagonal")

@@ -15,6 +15,7 @@ from tripletune.audit.record import take_notes, unproven
 from tripletune.audit.rules import column_findings
 from tripletune.audit.split_rows import SplitRows
 from tripletune.audit.text import text_findings
+from tripletune.schemas.answers import AnswerStyle
 from tripletune.schemas.generate import EXAMPLES, PROVEN
 from tripletune.schemas.query import FIT_OF
 from tripletune.store.parquet import read_rows
@@ -42,8 +43,10 @@ class ShardAudit:
     shards: Path
     """Generate's folder."""
     rows: SplitRows
-    films: Mapping[str, pl.DataFrame]
-    """``audit_rules.liked_films``."""
+    films: Mapping[str, Mapping[str, pl.DataFrame]]
+    """``audit_rules.liked_films`` by stage, of the specialists whose hints must name such films."""
+    style: AnswerStyle
+    """In which the completions were written."""
     limit: int | None
     """Leaks of one kind at a time; None: all."""
     viewers: pl.DataFrame | None
@@ -74,4 +77,4 @@ class ShardAudit:
     def _prove(self, purpose: str, examples: pl.DataFrame, titles: pl.DataFrame) -> Iterator[Leak]:
         known = self.rows.of(examples["user_id"])
         yield from to_leaks(column_findings(examples, known, self.films, purpose), limit=self.limit)
-        yield from to_leaks(text_findings(examples, titles, purpose), limit=self.limit)
+        yield from to_leaks(text_findings(examples, titles, purpose, self.style), limit=self.limit)

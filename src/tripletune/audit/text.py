@@ -13,21 +13,23 @@ import polars as pl
 from tripletune.audit.lines import MARK, prompt_lines
 from tripletune.audit.rules import Finding, pair
 from tripletune.audit.sections import section_finding
+from tripletune.schemas.answers import NUM_ANSWERS, AnswerStyle
+from tripletune.schemas.hints import EVIDENCE, FILM_HINTS, TRIPLE_HINTS
 from tripletune.store.parquet import joined
 
-NUM_ANSWERS = 5
-"""Films that a completion names."""
-NAMING = ("candidates", "ranking", "similar", "liked", "disliked")
+NAMING = ("candidates", *(hint.name for hint in FILM_HINTS), *EVIDENCE)
 """Columns that each put a film's title on one line of the prompt."""
+_LABELS = "candidate_letters"
 
 
-def text_findings(examples: pl.DataFrame, titles: pl.DataFrame, purpose: str) -> Iterator[Finding]:
+def text_findings(examples: pl.DataFrame, titles: pl.DataFrame, purpose: str, style: AnswerStyle) -> Iterator[Finding]:
     """Titles in prompts and completions.
 
     Args:
         examples: EXAMPLES, all of a group of shards or some.
         titles: ``audit_lines.named_films`` of the whole group.
         purpose: train, valid or test.
+        style: in which the completions were written.
     """
     texts = examples.with_row_index("row").select(
         "row",
@@ -35,10 +37,10 @@ def text_findings(examples: pl.DataFrame, titles: pl.DataFrame, purpose: str) ->
         "answers",
         *NAMING,
         "retrieved",
-        "triples",
+        *(hint.name for hint in TRIPLE_HINTS),
         titles="candidate_titles",
-        lettered=_has_letters(),
-        names=pl.when(_has_letters()).then("candidate_letters").otherwise("candidate_titles"),
+        labels="candidate_letters",
+        names="candidate_letters" if style.is_labelled else "candidate_titles",
         prompt=joined("prompt"),
         completion=joined("completion"),
     )
@@ -49,14 +51,14 @@ def text_findings(examples: pl.DataFrame, titles: pl.DataFrame, purpose: str) ->
     whole = texts.filter(~ragged)
     shared = whole.filter(pl.col("titles").list.n_unique() < pl.col("titles").list.len())
     yield Finding(0, "two candidates share a title", shared.select("example_id", detail=pl.lit("candidate_titles")))
-    labelled = whole.filter("lettered")
-    unlike = (pl.col("names").list.len() != pl.col("titles").list.len()) | (
-        pl.col("names").list.n_unique() < pl.col("names").list.len()
-    )
-    misnamed = labelled.filter(unlike).select("example_id", detail=pl.lit("candidate_letters"))
-    yield Finding(0, "labels are not one to a candidate", misnamed)
-    whole = whole.join(misnamed, on="example_id", how="anti", maintain_order="left")
-    yield _label_finding(labelled.join(misnamed, on="example_id", how="anti", maintain_order="left"))
+    if style.is_labelled:
+        misnamed = whole.filter(_are_not_one_to_a_title("labels")).select("example_id", detail=pl.lit(_LABELS))
+        yield Finding(0, "labels are not one to a candidate", misnamed)
+        whole = whole.join(misnamed, on="example_id", how="anti", maintain_order="left")
+        yield _label_finding(whole)
+    else:
+        strange = whole.filter(_length("labels") > 0).select("example_id", detail=pl.lit(_LABELS))
+        yield Finding(0, f"labels although answers are {style.name}", strange)
     pairs = whole.select("row", "example_id", movie_id="candidates", title="titles", name="names").explode(
         "movie_id", "title", "name", empty_as_null=False
     )
@@ -129,8 +131,12 @@ def _films(texts: pl.DataFrame, column: str) -> pl.DataFrame:
     return films.select(shown=pair("row"))
 
 
-def _has_letters() -> pl.Expr:
-    return pl.col("candidate_letters").list.len().fill_null(0) > 0
+def _length(column: str) -> pl.Expr:
+    return pl.col(column).list.len().fill_null(0)
+
+
+def _are_not_one_to_a_title(labels: str) -> pl.Expr:
+    return (_length(labels) != _length("titles")) | (pl.col(labels).list.n_unique() < _length(labels))
 
 
 def _lines(text: str) -> pl.Expr:

@@ -35,14 +35,17 @@ def audit(
     artifacts: ArtifactsOption = ARTIFACTS,
 ) -> None:
     """Prove on the written shards that nothing leaked; exit code 1 and the example ids if something did."""
-    from tripletune.audit.audit import audit_shards
+    from tripletune.audit.audit import audit_shards, stated_style
     from tripletune.audit.leaks import MAX_PER_KIND, format_leaks, write_leaks
+    from tripletune.prompts.template import load_template
 
     record = read_run(artifacts, run or _latest_published(artifacts, "generate"), needs="generate")
     paths = record.paths(artifacts)
     shards, split, retrieve = (_published(paths, stage) for stage in ("generate", "split", "retrieve"))
     trained = {stage: _published(paths, stage) for stage in record.settings().trained_stages}
-    leaks = audit_shards(shards, split, retrieve, trained, limit=None if out else MAX_PER_KIND)
+    # shards of versions that stated no style were made with a shipped template, which still has it
+    style = stated_style(shards) or load_template(record.settings().prompt.template).answers
+    leaks = audit_shards(shards, split, retrieve, trained, style=style, limit=None if out else MAX_PER_KIND)
     if out:
         make_folder(out.parent, "--out")
         write_leaks(out, leaks)

@@ -170,11 +170,16 @@ def explain_prompt(
     if asked.is_empty():
         there = ", ".join(map(str, found["cutoff"]))
         raise InputError(f"--cutoff {cutoff}: no such {purpose} example of viewer {user}; there are {there}")
-    example = asked.row(0, named=True)
+    example, template = asked.row(0, named=True), load_template(config.prompt.template)
+    if template.sha256 != example["template_sha256"]:
+        raise InputError(
+            f"prompt.template = {config.prompt.template!r} is no longer what these prompts were made with; restore it, "
+            "or generate prompts with it as it is"
+        )
     system = [(line, "template, system message") for line in example["prompt"][0]["content"].split("\n")]
     lines = explain_lines(
         example,
-        load_template(config.prompt.template),
+        template,
         positions=_positions(paths, user),
         scores=_scores(paths, example),
     )

@@ -11,6 +11,8 @@ Positive = Annotated[int, Field(ge=1)]
 PositiveFloat = Annotated[float, Field(gt=0.0)]
 Weight = Annotated[float, Field(ge=0.0, le=1000.0)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64)]
+NameOrText = Annotated[str, Field(pattern=r"^([A-Za-z0-9][A-Za-z0-9._-]{0,63}|[^\x00-\x1f]+\.txt)$")]
+"""A name, or the path of a text file, which ends in ``.txt``."""
 
 
 class Section(BaseModel):

@@ -19,8 +19,8 @@ from tripletune.errors import ConfigError
 def load_config(path: Path, **source: str) -> RunConfig:
     """Read a TOML preset.
 
-    A relative ``finetune.accelerate_config`` that the working directory has not is taken from beside the preset: the
-    checkout's ``configs/`` is then found from anywhere.
+    A relative ``finetune.accelerate_config`` or path of ``prompt.template`` that the working directory has not is taken
+    from beside the preset: the checkout's ``configs/`` is then found from anywhere.
 
     Args:
         path: the preset.
@@ -51,14 +51,23 @@ def _shipped_presets() -> str:
 
 
 def _found_from_anywhere(config: RunConfig, preset: Path) -> RunConfig:
-    named, folder = Path(config.finetune.accelerate_config), preset.resolve().parent
-    if named.exists():
-        return config
-    for beside in (folder.parent / named, folder / named):
-        if beside.is_file():
-            finetune = config.finetune.model_copy(update={"accelerate_config": str(beside)})
-            return config.model_copy(update={"finetune": finetune})
+    accelerate = _beside(preset, config.finetune.accelerate_config)
+    template = _beside(preset, config.prompt.template if config.prompt.names_a_file else "")
+    if accelerate:
+        finetune = config.finetune.model_copy(update={"accelerate_config": accelerate})
+        config = config.model_copy(update={"finetune": finetune})
+    if template:
+        config = config.model_copy(update={"prompt": config.prompt.model_copy(update={"template": template})})
     return config
+
+
+def _beside(preset: Path, name: str) -> str:
+    """The path of a file that the working directory has not and the preset's folder, or the one above, has; else
+    empty."""
+    named, folder = Path(name), preset.resolve().parent
+    if named.exists():
+        return ""
+    return next((str(path) for path in (folder.parent / named, folder / named) if path.is_file()), "")
 
 
 def parse_config(data: dict[str, Any], where: str) -> RunConfig:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import difflib
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from tripletune.config.base import Name, Positive, PositiveFloat, Section, Share, Weight
+from tripletune.config.base import NameOrText, Positive, PositiveFloat, Section, Share, Weight
 from tripletune.config.models import RETRIEVERS, SHIPPED_RETRIEVERS
 
 if TYPE_CHECKING:
@@ -131,8 +132,9 @@ class SampleConfig(Section):
 class PromptConfig(Section):
     """How evidence becomes text."""
 
-    template: Name = "hints-first"
-    """Name of a file in ``prompts/templates/``, without ``.txt``."""
+    template: NameOrText = "hints-first"
+    """Name of a file in ``prompts/templates/``, without ``.txt``, or the path of a file anywhere, with it; a relative
+    path starts at the working directory or at the preset's folder."""
     triple_form: Literal["arrow", "sentence"] = "arrow"
     """How a triple reads: ``film - relation - entity``, or a sentence."""
     max_liked: Positive = 15
@@ -144,6 +146,16 @@ class PromptConfig(Section):
     max_tokens: Annotated[int, Field(ge=0)] = 0
     """Tokens of prompt and completion, counted with the model's own tokenizer and chat template; 0 sets no limit. A
     longer example loses its oldest likes, then dislikes, then similar viewers' films."""
+
+    @property
+    def names_a_file(self) -> bool:
+        """Whether the template is a file of the user's own, given by its path."""
+        return self.template.endswith(".txt")
+
+    @property
+    def template_id(self) -> str:
+        """The template's id, wherever its file lies."""
+        return PurePath(self.template).stem if self.names_a_file else self.template
 
 
 class QualityConfig(Section):

@@ -231,11 +231,12 @@ def run_generate(paths: RunPaths, config: RunConfig, map_jobs: MapJobs | None = 
         )
         log.info(describe("generate", found, changes))
         earlier = found.folder if isinstance(found, Earlier) else None
-        audit = audit_night(work, split, retrieve, trained, earlier=earlier)
+        template = load_template(config.prompt.template)
+        audit = audit_night(work, split, retrieve, trained, style=template.answers, earlier=earlier)
         refuse_leaks(audit.leaks)
         write_record(work, audit.proven)
         log.info("generate: %s of %s examples proven anew", f"{audit.anew:,}", f"{audit.proven.height:,}")
-        write_card(work, load_template(config.prompt.template), Origin.of(config, paths.fingerprints))
+        write_card(work, template, Origin.of(config, paths.fingerprints))
         if earlier:
             changes["examples_proven_anew"] = audit.anew
         return facts | changes | _reused(found)

@@ -1,9 +1,10 @@
 """The token budget of a prompt, and what is left out of one that exceeds it.
 
 Films are left out one by one, in this order, until prompt and completion fit: the oldest likes, down to the newest
-five; the oldest dislikes; the last of the similar viewers' films; the older ones of the five newest likes, but for the
-newest. A like takes its facts of hint 2 with it. Candidates, facts about them, hint 1's ranking and the question are
-never touched: a prompt that is too long with these alone is refused by name.
+five; the oldest dislikes; the last films of the hints that may be shortened (the similar viewers'), in the order of
+``schemas.HINTS``; the older ones of the five newest likes, but for the newest. A like takes its facts of hint 2 with
+it. Candidates, facts about them, the other hints (hint 1's ranking) and the question are never touched: a prompt that
+is too long with these alone is refused by name.
 """
 # Shape letters in this file: E examples, K films of a section at most
 
@@ -18,9 +19,11 @@ import polars as pl
 from tripletune.errors import InputError
 from tripletune.prompts.render import Lines
 from tripletune.prompts.tokens import TokenCounter, Tokens
-from tripletune.schemas.generate import EXAMPLE_ID, EXAMPLES
+from tripletune.schemas.generate import EXAMPLE_ID, EXAMPLES, SHORTENED
+from tripletune.schemas.hints import EVIDENCE, FILM_HINTS
 
-DROPPABLE = ("liked", "disliked", "similar")
+_HINTS = tuple(hint.name for hint in FILM_HINTS if hint.shortened)
+DROPPABLE = (*EVIDENCE, *_HINTS)
 _NEWEST = 5
 
 Kept = dict[str, npt.NDArray[np.int64]]
@@ -78,7 +81,7 @@ def _after(step: int, sizes: Kept) -> Kept:
     room = {
         "old": np.maximum(sizes["liked"] - _NEWEST, 0),
         "disliked": sizes["disliked"],
-        "similar": sizes["similar"],
+        **{hint: sizes[hint] for hint in _HINTS},
         "new": np.maximum(np.minimum(sizes["liked"], _NEWEST) - 1, 0),
     }
     for name, most in room.items():
@@ -87,7 +90,7 @@ def _after(step: int, sizes: Kept) -> Kept:
     return {
         "liked": sizes["liked"] - gone["old"] - gone["new"],
         "disliked": sizes["disliked"] - gone["disliked"],
-        "similar": sizes["similar"] - gone["similar"],
+        **{hint: sizes[hint] - gone[hint] for hint in _HINTS},
     }
 
 
@@ -170,6 +173,6 @@ def count_left_out(before: pl.DataFrame, after: pl.DataFrame) -> pl.Series:
     """How many films of each section, and facts, ``after`` lacks: structs of ``schemas.EXAMPLES['shortened']``."""
     columns = {
         slot: before[slot].list.len().cast(pl.Int16) - after[slot].list.len().cast(pl.Int16)
-        for slot in (*DROPPABLE, "triples")
+        for slot in SHORTENED.to_schema()
     }
     return pl.DataFrame(columns).to_struct("shortened")

@@ -74,7 +74,8 @@ class Origin:
             dataset=config.dataset,
             sources=[name for name, given in read.items() if given],
             fingerprints={stage: fingerprints[stage] for stage in stages},
-            settings={name: config.field(name) for name in ("seed", "retrieve", "sample", "prompt")}
+            settings={name: config.field(name) for name in ("seed", "retrieve", "sample")}
+            | {"prompt": config.field("prompt") | {"template": config.prompt.template_id}}
             | {"split": {name: value for name, value in config.field("split").items() if name != "frozen"}},
         )
 

@@ -15,12 +15,14 @@ import polars as pl
 
 from tripletune.config import PromptConfig, RetrieveConfig
 from tripletune.prompts.budget import count_left_out, shorten
-from tripletune.prompts.render import NUM_ANSWERS, Lines, draw_lines, join_prompts
+from tripletune.prompts.render import Lines, draw_lines, join_prompts
 from tripletune.prompts.sanitise import clean_names, display_titles
 from tripletune.prompts.template import SLOTS, Template, load_template
 from tripletune.prompts.tokens import TokenCounter, load_counter
+from tripletune.schemas.answers import NUM_ANSWERS
 from tripletune.schemas.base import conform
 from tripletune.schemas.generate import EXAMPLE_ID, EXAMPLES
+from tripletune.schemas.hints import HINTS, SPECIALISTS
 from tripletune.schemas.query import QUESTION
 from tripletune.stable_hash import pair_hash_expr
 
@@ -41,7 +43,7 @@ class Frame:
     """``movie_id, display``."""
     settings: PromptConfig
     specialists: Mapping[str, str]
-    """Fingerprints of ``lightgcn`` and ``rgat``."""
+    """Fingerprints by stage of ``SPECIALISTS``."""
     seed: int
     counter: TokenCounter | None = None
     """None: tokens are not counted."""
@@ -108,8 +110,7 @@ def build_examples(
         EXAMPLE_ID,
         template_id=pl.lit(frame.template.id),
         template_sha256=pl.lit(frame.template.sha256),
-        lightgcn=pl.lit(frame.specialists["lightgcn"]),
-        rgat=pl.lit(frame.specialists["rgat"]),
+        **{one.stage: pl.lit(frame.specialists[one.stage]) for one in SPECIALISTS},
     )
     return conform(examples, EXAMPLES)
 
@@ -208,11 +209,7 @@ def prompt_contract(prompt: PromptConfig, retrieve: RetrieveConfig) -> dict[str,
         "num_candidates": _KERAG_FILMS if kerag else retrieve.num_candidates,
         "retriever": retrieve.retriever,
         "retriever_settings": _retriever_settings(retrieve),
-        "hint_films": retrieve.hint_films,
-        "similar_films": retrieve.similar_films,
-        "similar_viewers": retrieve.similar_viewers,
-        "triple_choice": retrieve.triple_choice,
-        "triples_per_film": retrieve.triples_per_film,
+        **{name: getattr(retrieve, name) for hint in HINTS for name in hint.settings},
         "triples_for_liked": prompt.triples_for_liked,
         "max_liked": prompt.max_liked,
         "max_disliked": prompt.max_disliked,

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tripletune.prompts.template import Template
+from tripletune.schemas.hints import HINT_OF
 
 TripleKey = tuple[int, str, str]
 """Movie id, relation, entity key."""
@@ -46,15 +47,15 @@ def _origins(
     items = example[slot]
     if not items:
         return [f"{slot}: nothing to show"]
+    hint = HINT_OF.get(slot)
+    if hint and hint.kind == "films":
+        about = [(movie, hint.origin.format(place=place)) for place, movie in enumerate(items, start=1)]
+        return [f"hint {hint.number}: movie {movie}, {origin}" for movie, origin in about]
     match slot:
         case "triples":
             keys = [(item["movie_id"], item["relation"], item["entity"]) for item in items]
             told = {key: f", score {scores[key]:.4g}" for key in keys if key in scores}
             return [f"hint 2: movie {key[0]}, {key[1]} {key[2]}{told.get(key, '')}" for key in keys]
-        case "ranking":
-            return [f"hint 1: movie {movie}, LightGCN rank {rank}" for rank, movie in enumerate(items, start=1)]
-        case "similar":
-            return [f"hint 1: movie {movie}, similar viewers liked it" for movie in items]
         case "candidates":
             return [f"candidate: movie {movie}" for movie in items]
         case _:

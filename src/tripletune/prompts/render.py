@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import product
-from string import ascii_uppercase
 
 import numpy as np
 import numpy.typing as npt
@@ -20,15 +18,12 @@ import pyarrow.compute as pc
 from tripletune.prompts.sanitise import UNTITLED
 from tripletune.prompts.template import Template
 from tripletune.prompts.wording import TripleForm, Wording, words_of_relations
-
-NUM_ANSWERS = 5
-"""Films that a completion names; the templates ask for this many in words."""
+from tripletune.schemas.answers import AnswerStyle
+from tripletune.schemas.hints import HINT_OF
 
 BULLET = "-"
 COMPLETION = "completion"
 """Name of the answer's lines beside those of the template's slots."""
-
-NUMBERED_SLOTS = ("ranking",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,16 +69,15 @@ def draw_lines(examples: pl.DataFrame, template: Template, form: TripleForm, tit
     """The lines of each of the template's slots and of the completion; arguments as for ``render_prompts``."""
     lines = {}
     for slot in template.slots:
-        if slot == "triples":
-            lines[slot] = _triple_lines(examples["triples"], form, template.wording, titles)
+        listed, hint = examples[slot], HINT_OF.get(slot)
+        if hint and hint.kind == "triples":
+            lines[slot] = _triple_lines(listed, form, template.wording, titles)
+        elif hint:
+            lines[slot] = _film_lines(listed, _numbers(listed) if hint.numbered else _bullet(), titles)
         else:
-            mark = "number" if slot in NUMBERED_SLOTS else "bullet"
-            is_lettered = slot == "candidates" and template.answer_style == "letters"
-            lines[slot] = _film_lines(examples[slot], "letter" if is_lettered else mark, titles)
-    if template.answer_style == "letters":
-        lines[COMPLETION] = _letter_lines(examples)
-    else:
-        lines[COMPLETION] = _film_lines(examples["completion"], "number", titles)
+            is_labelled = slot == "candidates" and template.answers.is_labelled
+            lines[slot] = _film_lines(listed, _label_marks(listed, template) if is_labelled else _bullet(), titles)
+    lines[COMPLETION] = _answer_lines(examples, template.answers, titles)
     return lines
 
 
@@ -99,25 +93,14 @@ def join_prompts(
     system = pl.Series([template.system]).new_from_index(0, len(user))
     shown = examples["candidates"]
     titles_L = _displayed(shown.explode(empty_as_null=False), titles)
-    is_lettered = template.answer_style == "letters"
     return pl.DataFrame(
         {
             "prompt": _messages({"system": system, "user": user}),
             "completion": _messages({"assistant": texts[COMPLETION]}),
             "candidate_titles": _lists(titles_L, _starts(shown)),
-            "candidate_letters": _letters(shown.list.len() * int(is_lettered)),
+            "candidate_letters": _labels(shown.list.len(), template.answers),
         }
     )
-
-
-def candidate_letters(number: int) -> list[str]:
-    """Labels of so many candidates in the order shown: A to Z, or AA, AB, ... for all of them when they are more.
-
-    One length for all: no label begins another, and none is longer to say.
-    """
-    if number <= len(ascii_uppercase):
-        return list(ascii_uppercase[:number])
-    return ["".join(pair) for pair, _ in zip(product(ascii_uppercase, repeat=2), range(number), strict=False)]
 
 
 def _messages(by_role: Mapping[str, pl.Series]) -> pl.Series:
@@ -140,14 +123,14 @@ def _lists(values: pl.Series, starts: npt.NDArray[np.int64]) -> pl.Series:
     return pl.Series(pa.LargeListArray.from_arrays(pa.array(starts), arrow), dtype=pl.List(values.dtype))
 
 
-def _letters(numbers: pl.Series) -> pl.Series:
-    """Shape (E,): the labels of each example's candidates."""
+def _labels(numbers: pl.Series, style: AnswerStyle) -> pl.Series:
+    """Shape (E,): the labels of each example's candidates, of which it has so many; empty where a style has none."""
     distinct = numbers.unique().to_list()
     labels = pl.DataFrame(
-        {"number": distinct, "letters": [candidate_letters(number) for number in distinct]},
-        schema={"number": numbers.dtype, "letters": pl.List(pl.String)},
+        {"number": distinct, "labels": [style.labels(number) if style.labels else [] for number in distinct]},
+        schema={"number": numbers.dtype, "labels": pl.List(pl.String)},
     )
-    return numbers.alias("number").to_frame().join(labels, on="number", how="left", maintain_order="left")["letters"]
+    return numbers.alias("number").to_frame().join(labels, on="number", how="left", maintain_order="left")["labels"]
 
 
 def _displayed(films: pl.Series, titles: pl.DataFrame) -> pl.Series:
@@ -165,35 +148,50 @@ def _nameless(films: pl.Series) -> pl.Series:
     return pl.select(pl.format("{} [{}]", pl.lit(UNTITLED), films)).to_series()
 
 
-def _film_lines(films: pl.Series, mark: str, titles: pl.DataFrame) -> Lines:
-    starts, flat = _starts(films), films.explode(empty_as_null=False)
-    display = _displayed(flat, titles)
-    if mark == "bullet":
-        return Lines(f"{BULLET} " + display, starts, (_bullet(), display))
-    place = np.arange(len(flat)) - np.repeat(starts[:-1], np.diff(starts))
-    if mark == "number":
-        numbers = [f"{number}." for number in range(1, int(place.max(initial=0)) + 2)]
-        marks = pl.Series(numbers).gather(place)
-    else:
-        marks = _letters(films.list.len()).explode(empty_as_null=False) + "."
-    return Lines(marks + " " + display, starts, (marks, display))
+def _film_lines(films: pl.Series, marks: pl.Series, titles: pl.DataFrame) -> Lines:
+    """Args: ``marks`` of each line, or the one of all lines."""
+    display = _displayed(films.explode(empty_as_null=False), titles)
+    return Lines(marks + " " + display, _starts(films), (marks, display))
 
 
 def _bullet() -> pl.Series:
     return pl.Series([BULLET])
 
 
-def _letter_lines(examples: pl.DataFrame) -> Lines:
-    """The label of each film of the completion: its place among the candidates."""
+def _numbers(films: pl.Series) -> pl.Series:
+    """Shape (L,): ``1.``, ``2.`` and so on in each example's list."""
+    starts = _starts(films)
+    place = np.arange(starts[-1]) - np.repeat(starts[:-1], np.diff(starts))
+    return pl.Series([f"{number}." for number in range(1, int(place.max(initial=0)) + 2)]).gather(place)
+
+
+def _label_marks(candidates: pl.Series, template: Template) -> pl.Series:
+    """Shape (L,): ``A.``, ``B.`` and so on in each example's list."""
+    return _labels(candidates.list.len(), template.answers).explode(empty_as_null=False) + "."
+
+
+def _answer_lines(examples: pl.DataFrame, style: AnswerStyle, titles: pl.DataFrame) -> Lines:
+    """The lines of the completion, as ``style.line`` makes one."""
     picks = examples["completion"]
+    if style.is_labelled:
+        names = _labels_of_picks(examples, style)
+    else:
+        names = _displayed(picks.explode(empty_as_null=False), titles)
+    if not style.numbered:
+        return Lines(names, _starts(picks), (names,))
+    numbers = _numbers(picks)
+    return Lines(numbers + " " + names, _starts(picks), (numbers, names))
+
+
+def _labels_of_picks(examples: pl.DataFrame, style: AnswerStyle) -> pl.Series:
+    """Shape (L,): the label of each film of the completion, by its place among the candidates."""
     shown = (
         examples.select(pl.row_index("row"), movie_id="candidates")
-        .with_columns(letter=_letters(examples["candidates"].list.len()))
-        .explode("movie_id", "letter", empty_as_null=False)
+        .with_columns(label=_labels(examples["candidates"].list.len(), style))
+        .explode("movie_id", "label", empty_as_null=False)
     )
-    asked = examples.select(pl.row_index("row"), movie_id=picks).explode("movie_id", empty_as_null=False)
-    named = asked.join(shown, on=["row", "movie_id"], how="left", maintain_order="left")
-    return Lines(named["letter"], _starts(picks), (named["letter"],))
+    picked = examples.select(pl.row_index("row"), movie_id="completion").explode("movie_id", empty_as_null=False)
+    return picked.join(shown, on=["row", "movie_id"], how="left", maintain_order="left")["label"]
 
 
 def _triple_lines(triples: pl.Series, form: TripleForm, wording: Wording, titles: pl.DataFrame) -> Lines:

@@ -51,10 +51,12 @@ class Recipe:
     ingest: Path
     settings: PromptConfig
     specialists: tuple[tuple[str, str], ...]
-    """Fingerprints of ``lightgcn`` and ``rgat``, which stand in every row."""
+    """Fingerprints by stage of ``SPECIALISTS``, which stand in every row."""
     seed: int
     tokenizer: tuple[str, str] | None
     """Model and revision whose tokenizer counts; None: tokens are not counted."""
+    template_sha256: str
+    """Of what the template says to this process; a worker may find another file under the same path."""
     made_with: str
     """``digest_code`` of this process. A worker of a standing cluster may run other code, and what it wrote would go by
     a fingerprint that is not its own."""
@@ -124,14 +126,14 @@ def generate_shards(
         out: work folder; shards in it under their final names are kept.
         settings, retrieve_settings: of the run.
         dislike: a rating below this is a dislike.
-        specialists: fingerprints of ``lightgcn`` and ``rgat``, written into every row.
+        specialists: fingerprints by stage of ``SPECIALISTS``, written into every row.
         tokenizer: model and revision whose tokenizer counts; None: tokens are not counted.
         previous, unchanged: an earlier night's shards and the questions whose rows are taken from them; see
             ``ShardJob``.
         map_jobs: who writes the shards.
 
     Returns:
-        Those of ``count_shards``, where the candidates come from, and the template's name.
+        Those of ``count_shards``, where the candidates come from, and the template with its answer style.
 
     Raises:
         ConfigError: the template is not there or not valid, or the tokenizer does not suit.
@@ -139,12 +141,15 @@ def generate_shards(
             with all left out that may be, or the workers wrote where this process cannot see it.
     """
     template = load_template(settings.template)
+    if settings.names_a_file:
+        settings = settings.model_copy(update={"template": str(Path(settings.template).resolve())})
     recipe = Recipe(
         ingest=ingest.resolve(),
         settings=settings,
         specialists=tuple(sorted(specialists.items())),
         seed=seed,
         tokenizer=_absolute(tokenizer),
+        template_sha256=template.sha256,
         made_with=digest_code(tokenizer),
     )
     job = ShardJob(
@@ -168,7 +173,12 @@ def generate_shards(
     _require_all(jobs)
     remove_leftovers(out)  # of writers that were killed while others went on
     facts = count_shards(out, retrieve)
-    return {**facts, "candidates": retrieve_settings.candidates, "template": template.id}
+    return {
+        **facts,
+        "candidates": retrieve_settings.candidates,
+        "template": template.id,
+        "answer_style": template.answer_style,
+    }
 
 
 def write_shard(job: ShardJob) -> None:
@@ -265,7 +275,13 @@ def _shared_frame(recipe: Recipe) -> Frame:
             "a worker runs other code, libraries or a tokenizer than this run; give the cluster the same checkout and "
             "model, and start it again"
         )
-    return Frame.load(recipe.ingest, recipe.settings, dict(recipe.specialists), recipe.seed, recipe.tokenizer)
+    frame = Frame.load(recipe.ingest, recipe.settings, dict(recipe.specialists), recipe.seed, recipe.tokenizer)
+    if frame.template.sha256 != recipe.template_sha256:
+        raise ConfigError(
+            f"prompt.template = {recipe.settings.template!r} says something else to a worker than to this run; leave "
+            "it alone while a run goes on, on a disk that this machine and all workers share, under the same path"
+        )
+    return frame
 
 
 def _numbers(split: Path, retrieve: Path) -> tuple[str, ...]:

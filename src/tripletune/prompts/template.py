@@ -1,4 +1,4 @@
-"""Prompt templates: files in ``templates/``, known by an id and the SHA-256 of what they say.
+"""Prompt templates: shipped files in ``templates/`` or files anywhere, known by an id and the SHA-256 of what they say.
 
 A file has front matter and parts. The front matter names the template, its language, how answers are written and the
 order of its sections; each part ``[section]`` holds that section's text. A section of data has its slot once, alone on
@@ -13,16 +13,15 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, cast, get_args
 
 from tripletune.errors import ConfigError
 from tripletune.prompts.wording import Wording, parse_wording
+from tripletune.schemas.answers import ANSWER_STYLES, AnswerStyle
+from tripletune.schemas.hints import EVIDENCE, HINTS
 from tripletune.store.fingerprint import sha256_json
 
 FOLDER = Path(__file__).parent / "templates"
-SLOTS = ("liked", "disliked", "ranking", "similar", "triples", "candidates")
-AnswerStyle = Literal["titles", "letters"]
-"""titles: numbered lines with titles, as published; letters: lines with the candidates' labels."""
+SLOTS = (*EVIDENCE, *(hint.name for hint in HINTS), "candidates")
 
 _SECTIONS = (*SLOTS, "answer")
 _NEEDED = ("candidates", "answer")
@@ -32,6 +31,7 @@ _LAYOUT = re.compile(r"---\n(?P<front>.*?)\n---\n(?P<parts>\[.*)", re.DOTALL)
 _PART = re.compile(r"^\[([a-z]+)\]\n", re.MULTILINE)
 _SLOT = re.compile(r"\{([^{}\n]*)\}")
 _LANGUAGE = re.compile(r"[a-z]{2,3}")
+_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 DATA_MARK = re.compile(r"- |\d+[.)] |[A-Z]{1,2}\. ")
 """What a line of data starts with, and no line of a template."""
 
@@ -44,11 +44,16 @@ class Template:
     sha256: str
     """Over all that shapes prompts: two templates that say the same have the same."""
     language: str
-    answer_style: AnswerStyle
+    answers: AnswerStyle
     system: str
     texts: tuple[str, ...]
     slots: tuple[str, ...]
     wording: Wording
+
+    @property
+    def answer_style(self) -> str:
+        """Name of the style in which answers are written."""
+        return self.answers.name
 
     @property
     def user(self) -> str:
@@ -79,18 +84,61 @@ def shipped() -> list[str]:
 
 
 def load_template(name: str) -> Template:
-    """Read a shipped template.
+    """Read a shipped template or a file of the user's own.
+
+    Args:
+        name: of a shipped template, or the path of a file, which ends in ``.txt``.
 
     Raises:
-        ConfigError: there is none of that name, or its file is not a valid template.
+        ConfigError: there is none, or its file is not a valid template.
     """
-    path = FOLDER / f"{name}.txt"
-    if name not in shipped():
-        raise ConfigError(f"prompt.template = {name!r} is not there; the shipped templates are: {', '.join(shipped())}")
-    template = parse_template(path.read_bytes(), where=path.name)
-    if template.id != name:
-        raise ConfigError(f"template {path.name} says id: {template.id}; the id must be the file's name, {name}")
+    path = _find(name)
+    where = path.name if path.parent == FOLDER else name
+    template = parse_template(_bytes_of(path, name), where)
+    if template.id != path.stem:
+        raise ConfigError(f"template {where} says id: {template.id}; the id must be the file's name, {path.stem}")
+    if not _ID.fullmatch(template.id):
+        raise ConfigError(
+            f"template {where}: the file's name, without .txt, is the template's id: 64 letters, digits and . _ - at "
+            "most, a letter or digit first; rename it, and change its line 'id:'"
+        )
     return template
+
+
+def template_files(name: str) -> dict[str, Path]:
+    """The files that shape a template, by what they are: ``template``, and ``base`` where it has one.
+
+    Args:
+        name: as in ``load_template``.
+
+    Raises:
+        ConfigError: as there.
+    """
+    load_template(name)
+    path = _find(name)
+    base = _read(_bytes_of(path, name), name).front.get("base")
+    return {"template": path, **({"base": FOLDER / f"{base}.txt"} if base else {})}
+
+
+def _find(name: str) -> Path:
+    known = f"the shipped templates are: {', '.join(shipped())}"
+    if name.endswith(".txt"):
+        if not Path(name).is_file():
+            raise ConfigError(f"prompt.template = {name!r}: no such file; give a path that exists, or a name; {known}")
+        return Path(name)
+    if name not in shipped():
+        raise ConfigError(
+            f"prompt.template = {name!r} is not there; {known}; one of your own is given by its path, ending in .txt"
+        )
+    return FOLDER / f"{name}.txt"
+
+
+def _bytes_of(path: Path, name: str) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise ConfigError(f"prompt.template = {name!r} cannot be read ({reason}); make it readable") from None
 
 
 def parse_template(content: bytes, where: str) -> Template:
@@ -158,8 +206,8 @@ def _assemble(file: _File, where: str) -> Template:
     if absent := [name for name in ("system", *sections, "words") if name not in file.parts]:
         raise ConfigError(f"template {where} has no part [{absent[0]}]{_hint()}")
     style, language = file.front["answers"], file.front["language"]
-    if style not in get_args(AnswerStyle):
-        raise ConfigError(f"template {where} says answers: {style}; write one of {', '.join(get_args(AnswerStyle))}")
+    if style not in ANSWER_STYLES:
+        raise ConfigError(f"template {where} says answers: {style}; write one of {', '.join(ANSWER_STYLES)}")
     if not _LANGUAGE.fullmatch(language):
         raise ConfigError(f"template {where} says language: {language}; write an ISO 639 code such as en or ja")
     for name in sections:
@@ -174,7 +222,7 @@ def _assemble(file: _File, where: str) -> Template:
         id=file.front["id"],
         sha256=sha256_json({**said, "words": sorted(words.split("\n"))}),
         language=language,
-        answer_style=cast(AnswerStyle, style),
+        answers=ANSWER_STYLES[style],
         system=file.parts["system"],
         texts=texts,
         slots=slots,

@@ -19,7 +19,9 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tripletune.contract import AdapterContract, locate_base, read_contract
+from tripletune.errors import ContractError
 from tripletune.rank.decoding import AnswerConstraint, LineTokens, Names, read_answer
+from tripletune.schemas.answers import ANSWER_STYLES, AnswerStyle
 from tripletune.schemas.rank import PREDICTIONS
 
 _SHARED = ("user_id", "answers", "valid", "text")
@@ -42,9 +44,11 @@ class Answerer:
         """Load base model and adapter of a finetuned folder, on the GPU where there is one.
 
         Raises:
-            MissingArtifactError, ContractError: no adapter, or its base model is no longer what it was.
+            MissingArtifactError, ContractError: no adapter, its base model is no longer what it was, or it answers in a
+                style that this version does not know.
         """
         contract = read_contract(finetuned)
+        _style_of(contract)  # before weights are read
         base = locate_base(finetuned, contract)
         tokenizer = AutoTokenizer.from_pretrained(base.source, revision=base.hub_revision, trust_remote_code=False)
         tokenizer.padding_side = "left"
@@ -61,6 +65,11 @@ class Answerer:
         model = PeftModel.from_pretrained(model, str(finetuned / "adapter"), is_trainable=False)
         model = model.to("cuda" if on_gpu else "cpu").eval()
         return cls(model, tokenizer, LineTokens(tokenizer), contract)
+
+    @property
+    def style(self) -> AnswerStyle:
+        """The style that the adapter was trained to answer in."""
+        return _style_of(self.contract)
 
     def answer(self, examples: pl.DataFrame, *, tuned: bool, constrained: bool, batch_size: int) -> pl.DataFrame:
         """Answer each example; rows of ``ANSWERED`` in the order of ``examples``.
@@ -79,7 +88,8 @@ class Answerer:
             for prompt in examples["prompt"].to_list()
         ]
         ids = self.tokenizer(prompts, add_special_tokens=False)["input_ids"]
-        names = [Names.of(*row) for row in examples.select("candidate_titles", "candidate_letters").iter_rows()]
+        named = examples.select("candidate_titles", "candidate_letters").iter_rows()
+        names = [Names.of(self.style, *row) for row in named]
         candidates: list[list[int]] = examples["candidates"].to_list()
         users = examples["user_id"].to_list()
         order = sorted(range(len(ids)), key=lambda row: (len(ids[row]), users[row]))
@@ -169,3 +179,13 @@ class Answerer:
                 total += max(map(len, lines))
             longest = max(longest, total)
         return longest
+
+
+def _style_of(contract: AdapterContract) -> AnswerStyle:
+    stated = contract.prompt.get("answer_style")
+    if stated not in ANSWER_STYLES:
+        raise ContractError(
+            f"the adapter's contract says answer_style: {stated}; this version knows {', '.join(ANSWER_STYLES)}; "
+            "run the finetune stage again"
+        )
+    return ANSWER_STYLES[stated]

@@ -10,15 +10,13 @@ those the adapter was trained on. Also reads free text, for answers that were no
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from tripletune.errors import ContractError
+from tripletune.schemas.answers import NUM_ANSWERS, AnswerStyle
 
-NUM_ANSWERS = 5
-_NUMBERED = re.compile(r"\s*(\d+)\s*[.)]\s*(.*?)\s*")
 _PROBE = [{"role": "user", "content": "?"}]
 
 
@@ -27,13 +25,23 @@ class Names:
     """What one viewer's answer calls the candidates, distinct."""
 
     names: Sequence[str]
-    numbered: bool
-    """Titles stand behind numbers, labels alone on their lines."""
+    style: AnswerStyle
 
     @classmethod
-    def of(cls, titles: Sequence[str], letters: Sequence[str] | None) -> Names:
-        """From ``candidate_titles`` and ``candidate_letters`` of an example."""
-        return cls(letters, numbered=False) if letters else cls(titles, numbered=True)
+    def of(cls, style: AnswerStyle, titles: Sequence[str], labels: Sequence[str] | None) -> Names:
+        """From ``candidate_titles`` and ``candidate_letters`` of an example, of which the style needs one.
+
+        Raises:
+            ContractError: the style names candidates by labels, and the example has not one for each.
+        """
+        if not style.is_labelled:
+            return cls(titles, style)
+        if labels is None or len(labels) != len(titles):
+            raise ContractError(
+                f"answers are {style.name}, but an example has {len(titles)} candidates and {len(labels or ())} "
+                "labels; generate the prompts again"
+            )
+        return cls(labels, style)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -45,7 +53,7 @@ class Names:
 
     def line(self, number: int, index: int) -> str:
         """Line ``number`` (from 1) of an answer that names candidate ``index`` there."""
-        return f"{number}. {self.names[index]}" if self.numbered else self.names[index]
+        return self.style.line(number, self.names[index])
 
 
 class LineTokens:
@@ -105,7 +113,7 @@ class LineTokens:
 
     def single(self, names: Names) -> list[int] | None:
         """The token of each label where one token says it all, at the start of an answer; else None."""
-        if names.numbered:
+        if names.style.numbered:
             return None
         lines = self.lines(names.names, first=True, last=True)
         tokens = [line[0] for line in lines if len(line) == 2]
@@ -199,8 +207,7 @@ def read_answer(text: str, names: Names) -> tuple[list[int], bool]:
     lines = text.split("\n")
     found: list[int] = []
     for line in lines:
-        match = _NUMBERED.fullmatch(line) if names.numbered else None
-        index = index_of.get(match.group(2) if match else "" if names.numbered else line.strip())
+        index = index_of.get(names.style.name_in(line))
         if index is not None and index not in found:
             found.append(index)
     asked = [names.line(number, index) for number, index in enumerate(found, 1)]

@@ -16,7 +16,7 @@ from rich.progress import track
 
 from tripletune.config import RankConfig
 from tripletune.contract import read_contract, require_same
-from tripletune.rank.decoding import NUM_ANSWERS
+from tripletune.schemas.answers import NUM_ANSWERS
 from tripletune.schemas.base import conform
 from tripletune.schemas.rank import PREDICTIONS
 from tripletune.stable_hash import VIEWERS, mix, pair_hash_expr

@@ -5,10 +5,11 @@ from __future__ import annotations
 import polars as pl
 
 from tripletune.schemas.base import columns
+from tripletune.schemas.hints import EVIDENCE, HINTS, SPECIALISTS, written_by
 from tripletune.schemas.query import PURPOSES
 
 MESSAGE = pl.Struct({"role": pl.String, "content": pl.String})
-SHORTENED = pl.Struct({"liked": pl.Int16, "disliked": pl.Int16, "similar": pl.Int16, "triples": pl.Int16})
+SHORTENED = pl.Struct(dict.fromkeys((*EVIDENCE, *(hint.name for hint in HINTS if hint.shortened)), pl.Int16))
 EXAMPLE_ID = (
     pl.when(pl.col("purpose") == "train")
     .then(pl.format("{}:train:{}", "user_id", "cutoff"))
@@ -19,7 +20,6 @@ EXAMPLE_ID = (
 of the question alone, so that an example keeps its id however many others its viewer has."""
 PROMPT_CHARS = pl.col("prompt").list.eval(pl.element().struct.field("content").str.len_chars()).list.sum()
 """Characters of an example's prompt, all messages together."""
-TRIPLE = pl.Struct({"movie_id": pl.Int32, "relation": pl.String, "entity": pl.String, "entity_name": pl.String})
 EXAMPLES = columns(
     {
         "example_id": pl.String,
@@ -36,15 +36,12 @@ EXAMPLES = columns(
         "retrieved": pl.List(pl.Int32),
         "liked": pl.List(pl.Int32),
         "disliked": pl.List(pl.Int32),
-        "ranking": pl.List(pl.Int32),
-        "similar": pl.List(pl.Int32),
-        "triples": pl.List(TRIPLE),
+        **{hint.name: hint.dtype for hint in HINTS},
         "num_tokens": pl.Int32,
         "shortened": SHORTENED,
         "template_id": pl.String,
         "template_sha256": pl.String,
-        "lightgcn": pl.String,
-        "rgat": pl.String,
+        **{specialist.stage: pl.String for specialist in SPECIALISTS},
     }
 )
 """generate/<purpose>/shard-NNN.parquet, the product, sorted by user; column by column in ``EXAMPLE_COLUMNS``."""
@@ -63,18 +60,16 @@ EXAMPLE_COLUMNS = {
     "candidate_titles": "their titles exactly as in the prompt, distinct within it",
     "candidate_letters": "the labels before them that an answer names them by; empty where answers are titles",
     "retrieved": "the candidates in the retriever's order",
-    "liked": "liked films shown, newest first; like the next four, empty where the template has no such section",
+    "liked": "liked films shown, newest first; like the dislikes and the hints, empty where the template has no such "
+    "section",
     "disliked": "disliked films shown, newest first",
-    "ranking": "hint 1: the first of the candidates in LightGCN's order",
-    "similar": "hint 1: films that similar viewers liked",
-    "triples": "hint 2: the facts shown, as chosen by the R-GAT",
+    **{hint.name: f"hint {hint.number}: {hint.meaning}" for hint in HINTS},
     "num_tokens": "tokens of prompt and completion under the model's chat template; null for the tiny model, whose "
     "tokenizer is trained on the prompts",
     "shortened": "films and facts left out of each list to keep within `prompt.max_tokens`",
     "template_id": "name of the template",
     "template_sha256": "hash of what the template says",
-    "lightgcn": "fingerprint of the LightGCN that wrote hint 1",
-    "rgat": "fingerprint of the R-GAT that wrote hint 2",
+    **{one.stage: f"fingerprint of the {one.label} that wrote {written_by(one)}" for one in SPECIALISTS},
 }
 """What each column of ``EXAMPLES`` means, as the data card says it."""
 

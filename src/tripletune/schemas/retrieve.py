@@ -5,6 +5,7 @@ from __future__ import annotations
 import polars as pl
 
 from tripletune.schemas.base import columns
+from tripletune.schemas.hints import FILM_HINTS
 from tripletune.schemas.query import PURPOSES
 
 RETRIEVED = columns(
@@ -14,8 +15,7 @@ RETRIEVED = columns(
         "unseen": pl.Boolean,
         "cutoff": pl.Int32,
         "candidates": pl.List(pl.Int32),
-        "ranking": pl.List(pl.Int32),
-        "similar": pl.List(pl.Int32),
+        **{hint.name: hint.dtype for hint in FILM_HINTS},
     }
 )
 """retrieve/retrieved/shard=NNN.parquet, sorted by question. Everything is computed from the viewer's rows with
