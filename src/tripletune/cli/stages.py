@@ -12,7 +12,7 @@ PANEL = "One stage, without Prefect"
 
 
 def _add_command(stage: Stage) -> None:
-    @takes_inputs(stage.name, panel=PANEL, help=stage.run.__doc__)
+    @takes_inputs(stage.name, panel=PANEL, help=stage.help)
     def run_stage(inputs: Inputs) -> None:
         from tripletune.cli.inspect import headline
 
