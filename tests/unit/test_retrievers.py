@@ -13,7 +13,6 @@ import torch
 
 import tripletune.models
 from tripletune.cli.inspect import headline
-from tripletune.cli.main import STAGES
 from tripletune.config import BASELINES, RETRIEVERS, RunConfig
 from tripletune.config import prompts as config_of_prompts
 from tripletune.config import run as config_of_run
@@ -25,6 +24,7 @@ from tripletune.models.registry import check_settings, load_retriever, model_set
 from tripletune.models.serving.catalogue import Likes
 from tripletune.models.serving.retriever import Histories, RetrieverSpec
 from tripletune.models.serving.topk import Ragged
+from tripletune.pipeline.registry import BY_NAME
 from tripletune.prompts.engine import prompt_contract
 from tripletune.retrieve import first_stage
 from tripletune.retrieve.candidates import retrieve_all
@@ -62,7 +62,7 @@ def test_every_registered_folder_declares_a_retriever_of_its_name(name):
 
 
 def test_no_retriever_has_the_name_of_another_stage_or_row():
-    others = set(STAGES) - set(RETRIEVERS)
+    others = set(BY_NAME) - set(RETRIEVERS)
     assert not set(RETRIEVERS) & (others | {*SYSTEMS, "popularity", "rgat", "fused", "retrieval"})
     assert set(BASELINES) <= set(RETRIEVERS)
 
