@@ -12,7 +12,7 @@ import torch
 
 from tripletune.models.message_passing.torch_backend import TorchGraph
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "gpu_graph.py"
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "gpu" / "gpu_graph.py"
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,7 @@
 """Both specialists on a GPU: checks against dense float64, then seconds, bytes per second and memory at full size.
 
-    python benchmarks/gpu_graph.py --release FOLDER              # writes benchmarks/gpu_graph.md
-    python benchmarks/gpu_graph.py --device cpu --size small     # the same on a CPU with small data: does it run?
+    python benchmarks/gpu/gpu_graph.py --release FOLDER              # writes benchmarks/gpu_graph.md
+    python benchmarks/gpu/gpu_graph.py --device cpu --size small     # the same on a CPU with small data: does it run?
 
 ``--release`` is a release on disk; without it one is made (`tripletune synth --size ml-32m`, some minutes). Without a
 GPU it says so and ends. What is measured:
@@ -297,7 +297,7 @@ def main(
         sampled = SAMPLED_FILMS if size == "ml-32m" else 0
         more, results = train_both(prepare(folder, work), place, sampled, steps)
     copied = copy_rate(place, COPY_BYTES if device == "cuda" else COPY_BYTES >> 3)
-    shown = " ".join(["python benchmarks/gpu_graph.py", f"--device {device} --size {size}"])
+    shown = " ".join(["python benchmarks/gpu/gpu_graph.py", f"--device {device} --size {size}"])
     out.write_text(report(checks + more, results, copied, place, shown), encoding="utf-8")
     Console(width=200).print(out.read_text(encoding="utf-8"), markup=False)
 
