@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import importlib
 import sys
 from pathlib import Path
 
@@ -12,8 +14,6 @@ import small_world
 import torch
 
 import tripletune.models
-from tripletune.cli.inspect import headline
-from tripletune.cli.main import STAGES
 from tripletune.config import BASELINES, RETRIEVERS, RunConfig
 from tripletune.config import prompts as config_of_prompts
 from tripletune.config import run as config_of_run
@@ -25,6 +25,7 @@ from tripletune.models.registry import check_settings, load_retriever, model_set
 from tripletune.models.serving.catalogue import Likes
 from tripletune.models.serving.retriever import Histories, RetrieverSpec
 from tripletune.models.serving.topk import Ragged
+from tripletune.pipeline.registry import BY_NAME
 from tripletune.prompts.engine import prompt_contract
 from tripletune.retrieve import first_stage
 from tripletune.retrieve.candidates import retrieve_all
@@ -32,7 +33,7 @@ from tripletune.schemas.rank import SYSTEMS
 from tripletune.schemas.retrieve import RANKED_ALWAYS
 from tripletune.schemas.training import TRAINED_ON
 
-EXAMPLE = Path(__file__).parents[2] / "docs" / "examples" / "itemknn" / "models"
+EXAMPLE = Path(__file__).parents[2] / "docs" / "examples" / "retriever" / "src" / "tripletune" / "models"
 SEED = 7
 
 
@@ -62,7 +63,7 @@ def test_every_registered_folder_declares_a_retriever_of_its_name(name):
 
 
 def test_no_retriever_has_the_name_of_another_stage_or_row():
-    others = set(STAGES) - set(RETRIEVERS)
+    others = BY_NAME.keys() - set(RETRIEVERS)
     assert not set(RETRIEVERS) & (others | {*SYSTEMS, "popularity", "rgat", "fused", "retrieval"})
     assert set(BASELINES) <= set(RETRIEVERS)
 
@@ -70,6 +71,14 @@ def test_no_retriever_has_the_name_of_another_stage_or_row():
 def test_a_folder_without_a_declaration_is_no_retriever():
     with pytest.raises(TypeError, match=r"models/rgat/serve\.py must declare RETRIEVER, a RetrieverSpec named 'rgat'"):
         load_retriever("rgat")
+
+
+def test_a_declaration_under_another_name_is_refused(itemknn, monkeypatch):
+    spec = load_retriever("itemknn")
+    other = dataclasses.replace(spec, name="other", lists=("other",))
+    monkeypatch.setattr(sys.modules["tripletune.models.itemknn.serve"], "RETRIEVER", other)
+    with pytest.raises(TypeError, match=r"models/itemknn/serve\.py must declare RETRIEVER, .* named 'itemknn'"):
+        load_retriever("itemknn")
 
 
 @pytest.mark.parametrize("lists", [(), ("mine-plain",), ("mine", "other"), ("mine", "mine2")])
@@ -144,6 +153,19 @@ def test_settings_of_a_further_retriever_are_checked_by_its_own_class(itemknn, m
         check_settings(config(models))
 
 
+def test_a_setting_without_a_default_must_be_given_where_the_retriever_is_trained(itemknn, monkeypatch):
+    load_retriever("itemknn")
+    fit = importlib.import_module("tripletune.models.itemknn.fit")
+
+    class Settings(fit.Settings):
+        window: int
+
+    monkeypatch.setattr(fit, "Settings", Settings)
+    check_settings(config(retriever="ease"))
+    with pytest.raises(ConfigError, match=r"^'models.itemknn.window' is missing; add it"):
+        check_settings(config())
+
+
 def test_a_further_retriever_is_trained_where_candidates_need_it(itemknn):
     assert config().trained_stages == ("rgat", "lightgcn", "itemknn", "ease")
     assert config(retriever="ease").trained_stages == ("rgat", "lightgcn", "ease")
@@ -201,7 +223,7 @@ def dense_scores(rows: pl.DataFrame, labels: tuple[str, ...], liked: list[int]) 
 def test_item_knn_ranks_as_plain_python_does_and_makes_the_candidates(itemknn, tmp_path):
     world = small_world.make_world(tmp_path / "world")
     facts, out = fit_and_retrieve(world, tmp_path / "out")
-    assert headline("itemknn", facts).startswith("movies 60, likes (a ")
+    assert facts["movies"] == small_world.NUM_FILMS
     rows = small_world.read_split(world)
     rankings = pl.read_parquet(out / "rankings.parquet").filter(retriever="itemknn")
     shown = pl.read_parquet(out / "retrieved" / "shard-*.parquet")
