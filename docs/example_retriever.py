@@ -1,70 +1,62 @@
-"""Add the guide's retriever, item-kNN, to a copy of this checkout and run it: ``python -m docs.example_retriever``.
+"""Add the retriever of the guide, item-kNN, to a copy of the checkout: ``python -m docs.example_retriever [--run]``.
 
-With ``--until retrieve`` only the stages up to retrieve are run, without Prefect and without a language model.
+Without ``--run`` the stages up to retrieve run. With it the whole flow does: the retriever is then in the run's table
+and report, and answers ``recommend``.
 """
 
 from __future__ import annotations
 
-import argparse
-import tempfile
+import sys
 from pathlib import Path
 
-from docs.example_checkout import ROOT, Checkout
-
-EXAMPLE = ROOT / "docs" / "examples" / "itemknn"
-CONFIG = "configs/itemknn.toml"
-UP_TO_RETRIEVE = ("ingest", "split", "knowledge", "rgat", "lightgcn", "itemknn", "ease", "retrieve")
-RUN_STAGES = """
-import sys
-from tripletune.cli.main import app
-
-for stage in sys.argv[2:]:
-    app(args=[stage, "--config", sys.argv[1]], standalone_mode=False)
-"""
-COUNT_LISTS = """
-import glob
 import polars as pl
 
-(path,) = glob.glob("artifacts/itemknn/retrieve/*/rankings.parquet")
-print(pl.read_parquet(path)["retriever"].value_counts().sort("retriever").rows())
+from docs.checkout import TINY, Checkout, with_example
+
+SETTINGS = f"""{TINY}
+[models.itemknn]
+neighbours = 20
+[retrieve]
+retriever = "itemknn"
+num_candidates = 10
+[finetune]
+num_train_epochs = 0.5
+save_steps = 5
+[finetune.tiny]
+vocab_size = 800
+hidden_size = 32
+intermediate_size = 64
+num_heads = 2
+num_kv_heads = 1
+[rank]
+max_viewers = 24
 """
+STAGES = ("ingest", "split", "knowledge", "rgat", "lightgcn", "itemknn", "ease", "retrieve")
 
 
-def add_retriever(checkout: Checkout) -> None:
-    """All that the guide tells to do: a folder below ``models/``, its name in the list, and a preset that uses it."""
-    checkout.add(EXAMPLE / "models", "src/tripletune/models")
-    checkout.replace(
-        "src/tripletune/config/models.py",
-        "RETRIEVERS = (*SHIPPED_RETRIEVERS,)",
-        'RETRIEVERS = (*SHIPPED_RETRIEVERS, "itemknn")',
-    )
-    (checkout.folder / CONFIG).write_bytes((EXAMPLE / "itemknn.toml").read_bytes())
+def main(run: bool = False) -> str:
+    """What came of the new retriever, and how many existing lines it took."""
+    with with_example("retriever") as checkout:
+        found = run_flow(checkout) if run else run_stages(checkout)
+        return "\n".join([found, checkout.changed_lines()])
 
 
-def run_until_retrieve(checkout: Checkout) -> str:
-    """What the stages print, and how many rows of ``rankings.parquet`` each list has."""
-    printed = checkout.python("-c", RUN_STAGES, CONFIG, *UP_TO_RETRIEVE)
-    return printed + checkout.python("-c", COUNT_LISTS)
+def run_stages(checkout: Checkout) -> str:
+    """What the stages print, and the lists in the rankings that they end with."""
+    printed = [checkout.tripletune(stage, settings=SETTINGS) for stage in STAGES]
+    rankings = pl.read_parquet(Path(checkout.folder, printed[-1].splitlines()[-1]) / "rankings.parquet")
+    return "".join(printed) + f"lists: {', '.join(rankings['retriever'].unique().sort())}"
 
 
-def run_all(checkout: Checkout) -> str:
-    """The retriever's row of the run's table, and what ``recommend`` prints."""
-    printed = checkout.tripletune("run", "--config", CONFIG)
-    rows = [line for line in printed.splitlines() if line.split()[:1] == ["itemknn"]]
-    return "\n".join([*rows, checkout.tripletune("recommend", "--user", "1")])
-
-
-def main() -> None:
-    """Print what the example changes, and what came of it."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--until", choices=["retrieve"], help="run the stages up to this one")
-    arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        checkout = Checkout.copy(Path(folder) / "tripletune")
-        add_retriever(checkout)
-        print(checkout.changes())
-        print(run_until_retrieve(checkout) if arguments.until else run_all(checkout))
+def run_flow(checkout: Checkout) -> str:
+    """The retriever's row of the run's table, whether the report has it, and what it recommends."""
+    table = checkout.tripletune("run", settings=SETTINGS)
+    row = next(line for line in table.splitlines() if line.split()[:1] == ["itemknn"])
+    (report,) = checkout.folder.glob("artifacts/tiny/evaluate/*/report.html")
+    is_in_report = "<td>itemknn</td>" in report.read_text(encoding="utf-8")
+    films = checkout.run("-m", "tripletune.cli.main", "recommend", "--user", "1", "--artifacts", "artifacts")
+    return f"{row}\nin the report: {is_in_report}\n{films}"
 
 
 if __name__ == "__main__":
-    main()
+    print(main(run="--run" in sys.argv[1:]))

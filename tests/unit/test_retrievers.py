@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import importlib
 import sys
 from pathlib import Path
 
@@ -12,7 +14,6 @@ import small_world
 import torch
 
 import tripletune.models
-from tripletune.cli.inspect import headline
 from tripletune.config import BASELINES, RETRIEVERS, RunConfig
 from tripletune.config import prompts as config_of_prompts
 from tripletune.config import run as config_of_run
@@ -32,7 +33,7 @@ from tripletune.schemas.rank import SYSTEMS
 from tripletune.schemas.retrieve import RANKED_ALWAYS
 from tripletune.schemas.training import TRAINED_ON
 
-EXAMPLE = Path(__file__).parents[2] / "docs" / "examples" / "itemknn" / "models"
+EXAMPLE = Path(__file__).parents[2] / "docs" / "examples" / "retriever" / "src" / "tripletune" / "models"
 SEED = 7
 
 
@@ -62,7 +63,7 @@ def test_every_registered_folder_declares_a_retriever_of_its_name(name):
 
 
 def test_no_retriever_has_the_name_of_another_stage_or_row():
-    others = set(BY_NAME) - set(RETRIEVERS)
+    others = BY_NAME.keys() - set(RETRIEVERS)
     assert not set(RETRIEVERS) & (others | {*SYSTEMS, "popularity", "rgat", "fused", "retrieval"})
     assert set(BASELINES) <= set(RETRIEVERS)
 
@@ -70,6 +71,14 @@ def test_no_retriever_has_the_name_of_another_stage_or_row():
 def test_a_folder_without_a_declaration_is_no_retriever():
     with pytest.raises(TypeError, match=r"models/rgat/serve\.py must declare RETRIEVER, a RetrieverSpec named 'rgat'"):
         load_retriever("rgat")
+
+
+def test_a_declaration_under_another_name_is_refused(itemknn, monkeypatch):
+    spec = load_retriever("itemknn")
+    other = dataclasses.replace(spec, name="other", lists=("other",))
+    monkeypatch.setattr(sys.modules["tripletune.models.itemknn.serve"], "RETRIEVER", other)
+    with pytest.raises(TypeError, match=r"models/itemknn/serve\.py must declare RETRIEVER, .* named 'itemknn'"):
+        load_retriever("itemknn")
 
 
 @pytest.mark.parametrize("lists", [(), ("mine-plain",), ("mine", "other"), ("mine", "mine2")])
@@ -116,7 +125,7 @@ def test_a_run_without_further_retrievers_has_the_settings_and_the_contract_it_h
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"retriever": "eas"}, "retrieve.retriever = 'eas': input should be 'lightgcn', 'sasrec', 'ease' or 'fused'"),
+        ({"retriever": "eas"}, "retrieve.retriever = 'eas': input should be 'lightgcn', 'ease', 'sasrec' or 'fused'"),
         ({"fused_more": {"ease": 1}}, "ease has a key of its own; set retrieve.fused_ease instead"),
         ({"fused_more": {"itemknn": 1}}, "'itemknn' is no further retriever; config/models.py registers none"),
         ({"fused_more": {"itemknn": -1}}, "retrieve.fused_more.itemknn = -1: input should be greater than or equal"),
@@ -144,14 +153,27 @@ def test_settings_of_a_further_retriever_are_checked_by_its_own_class(itemknn, m
         check_settings(config(models))
 
 
+def test_a_setting_without_a_default_must_be_given_where_the_retriever_is_trained(itemknn, monkeypatch):
+    load_retriever("itemknn")
+    fit = importlib.import_module("tripletune.models.itemknn.fit")
+
+    class Settings(fit.Settings):
+        window: int
+
+    monkeypatch.setattr(fit, "Settings", Settings)
+    check_settings(config(retriever="ease"))
+    with pytest.raises(ConfigError, match=r"^'models.itemknn.window' is missing; add it"):
+        check_settings(config())
+
+
 def test_a_further_retriever_is_trained_where_candidates_need_it(itemknn):
     assert config().trained_stages == ("rgat", "lightgcn", "itemknn", "ease")
     assert config(retriever="ease").trained_stages == ("rgat", "lightgcn", "ease")
     mixed = config(retriever="fused", fused_more={"itemknn": 0.5})
     assert mixed.trained_stages == ("rgat", "lightgcn", "sasrec", "itemknn", "ease")
-    assert mixed.retrieve.fused_weights == {"sasrec": 1.0, "ease": 1.0, "itemknn": 0.5}
+    assert mixed.retrieve.fused_weights == {"ease": 1.0, "sasrec": 1.0, "itemknn": 0.5}
     assert prompt_contract(mixed.prompt, mixed.retrieve)["retriever_settings"]["fused_more"] == {"itemknn": 0.5}
-    assert config(retriever="fused", fused_more={"itemknn": 0.0}).retrieve.lists == ("sasrec", "ease")
+    assert config(retriever="fused", fused_more={"itemknn": 0.0}).retrieve.lists == ("ease", "sasrec")
     with pytest.raises(ValueError, match=r"'itemkn' is no further retriever; did you mean itemknn\?"):
         config(retriever="fused", fused_more={"itemkn": 0.5})
 
@@ -201,7 +223,7 @@ def dense_scores(rows: pl.DataFrame, labels: tuple[str, ...], liked: list[int]) 
 def test_item_knn_ranks_as_plain_python_does_and_makes_the_candidates(itemknn, tmp_path):
     world = small_world.make_world(tmp_path / "world")
     facts, out = fit_and_retrieve(world, tmp_path / "out")
-    assert headline("itemknn", facts).startswith("movies 60, likes (a ")
+    assert facts["movies"] == small_world.NUM_FILMS
     rows = small_world.read_split(world)
     rankings = pl.read_parquet(out / "rankings.parquet").filter(retriever="itemknn")
     shown = pl.read_parquet(out / "retrieved" / "shard-*.parquet")
