@@ -8,7 +8,7 @@ to 128,000 entries, trained here on titles and names: Llama's own is gated). The
 ``generate_world.py``: what is measured does not depend on what they learned. Growth: the same catalogue, and a half, a
 quarter and an eighth of the viewers, also among those in whom similar viewers are looked for. Retrieval, shards and
 audit each run in a process of their own, with two threads; wall, CPU and peak memory are the kernel's. At last some
-thousand of the examples are rendered once more, by ``render_prompts`` and row by row (``generate_rowwise.py``), and
+thousand of the examples are rendered once more, by ``prompts.render`` and row by row (``generate_rowwise.py``), and
 the texts compared. Results go to benchmarks/generate_200k.md.
 """
 
@@ -212,7 +212,7 @@ def _watch_shards(steps: Steps) -> None:
 
 
 def render_both_ways(work: Path, buckets: int) -> dict[str, Any]:
-    """Seconds for the same examples by ``render_prompts`` and row by row, on one thread; the texts must be equal."""
+    """Seconds for the same examples by ``prompts.render`` and row by row, on one thread; the texts must be equal."""
     seen: list[tuple[Any, ...]] = []
     original = engine.draw_lines
     engine.draw_lines = lambda *args: seen.append(args) or original(*args)  # type: ignore[func-returns-value]
@@ -224,7 +224,7 @@ def render_both_ways(work: Path, buckets: int) -> dict[str, Any]:
     examples, template, form, titles = seen[0]
     examples = examples.head(SAMPLE)
     start = time.process_time()
-    ours = render.render_prompts(examples, template, form, titles)
+    ours = render.join_prompts(examples, render.draw_lines(examples, template, form, titles), template, titles)
     ours_seconds = time.process_time() - start
     columns = [*template.slots, "completion"]
     by_row = examples.select(columns).to_pandas()

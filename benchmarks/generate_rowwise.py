@@ -1,6 +1,6 @@
 """A straightforward generator, in the manner of published research code: example by example, film by film.
 
-pandas look-ups and f-strings; it starts where ``render_prompts`` starts, from lists of film ids and chosen facts, and
+pandas look-ups and f-strings; it starts where ``prompts.render`` starts, from lists of film ids and chosen facts, and
 must come to the same text.
 """
 

@@ -24,7 +24,7 @@ from recbole_export import Asked
 from rich.console import Console
 
 from tripletune.evaluate.metrics import score_lists
-from tripletune.evaluate.significance import Interval, paired_difference
+from tripletune.evaluate.significance import Interval, mean_interval
 
 Ints = npt.NDArray[np.int64]
 SIDE = Path(__file__).with_name("recbole_side.py")
@@ -122,9 +122,8 @@ def mean(scores: pl.DataFrame, metric: str) -> float:
 
 def difference(first: pl.DataFrame, second: pl.DataFrame, metric: str, seed: int) -> Interval:
     """First minus second over the same viewers."""
-    return paired_difference(
-        first[metric].to_numpy(), second[metric].to_numpy(), confidence=CONFIDENCE, resamples=RESAMPLES, seed=seed
-    )
+    gain_U = first[metric].to_numpy() - second[metric].to_numpy()
+    return mean_interval(gain_U, confidence=CONFIDENCE, resamples=RESAMPLES, seed=seed)
 
 
 def told(interval: Interval) -> str:

@@ -24,10 +24,13 @@ import numpy.typing as npt
 import polars as pl
 
 from tripletune.errors import InputError
-from tripletune.synthetic.clock import SESSION_GAP, epoch_of
+from tripletune.synthetic.clock import epoch_of
 from tripletune.synthetic.world import BoolArray, FloatArray, IntArray
 
 _LIKE = 4.0
+_SESSION_GAP = 8 * 3600
+"""A pause of this many seconds or more begins a new session: ``synthetic.clock`` leaves nine hours between two, and its
+pauses within one are seconds."""
 _TRUTH = ("truth_movies", "truth_entities", "truth_channels")
 
 
@@ -108,7 +111,7 @@ class Oracle:
 
     def _log_watched(self, film_R: IntArray, time_R: IntArray) -> FloatArray:
         """Log-likelihood of the sequence of films under each preference. Shape (H,)."""
-        opens_R = np.append(True, np.diff(time_R) >= SESSION_GAP)
+        opens_R = np.append(True, np.diff(time_R) >= _SESSION_GAP)
         begin_S = np.flatnonzero(opens_R)
         epoch_S = epoch_of(time_R[begin_S], self._model["first_year"], self._model["epochs"])
         epoch_R = epoch_S[np.cumsum(opens_R) - 1]

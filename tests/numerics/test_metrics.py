@@ -9,13 +9,17 @@ import polars as pl
 import pytest
 import pytrec_eval
 
-from tripletune.evaluate.metrics import hr_at_k, ndcg_at_k, score_lists
+from tripletune.evaluate.metrics import score_lists
 
 CUTOFFS = (1, 3, 5, 10)
 
 
 def films(rows: list[list[int]]) -> pl.Series:
     return pl.Series(rows, dtype=pl.List(pl.Int32))
+
+
+def at(metric: str, k: int, lists: pl.Series, relevant: pl.Series) -> np.ndarray:
+    return score_lists(lists, relevant, [k])[f"{metric}_at_{k}"].to_numpy()
 
 
 @pytest.mark.parametrize("num_relevant", [1, 12])
@@ -41,29 +45,29 @@ def test_agrees_with_trec_eval_on_random_rankings(num_relevant: int) -> None:
 def test_one_held_out_film_by_hand() -> None:
     lists = films([[7, 8, 9], [8, 7, 9], [8, 9, 7], [8, 9, 1], [7], []])
     answer = pl.Series([7, 7, 7, 7, 7, 7])
-    assert hr_at_k(lists, answer, 2).tolist() == [1, 1, 0, 0, 1, 0]
+    assert at("hr", 2, lists, answer).tolist() == [1, 1, 0, 0, 1, 0]
     want = [1, 1 / math.log2(3), 0.5, 0, 1, 0]
-    np.testing.assert_allclose(ndcg_at_k(lists, answer, 3), want, rtol=1e-15)
+    np.testing.assert_allclose(at("ndcg", 3, lists, answer), want, rtol=1e-15)
 
 
 def test_several_held_out_films_by_hand() -> None:
     # hits at ranks 1 and 3 of two shown; three are relevant, the ideal list of three has all of them
-    got = ndcg_at_k(films([[1, 5, 2]]), films([[1, 2, 3]]), 3)
+    got = at("ndcg", 3, films([[1, 5, 2]]), films([[1, 2, 3]]))
     ideal = 1 + 1 / math.log2(3) + 1 / math.log2(4)
     assert got[0] == pytest.approx((1 + 1 / math.log2(4)) / ideal, abs=1e-15)
     # with k = 2 the ideal list is cut at two
-    got = ndcg_at_k(films([[1, 5, 2]]), films([[1, 2, 3]]), 2)
+    got = at("ndcg", 2, films([[1, 5, 2]]), films([[1, 2, 3]]))
     assert got[0] == pytest.approx(1 / (1 + 1 / math.log2(3)), abs=1e-15)
 
 
 def test_a_viewer_with_nothing_relevant_is_nan_and_not_zero() -> None:
     lists, relevant = films([[1, 2], [1, 2]]), films([[], [2]])
-    assert np.isnan(hr_at_k(lists, relevant, 2)).tolist() == [True, False]
-    assert np.isnan(ndcg_at_k(lists, relevant, 2)).tolist() == [True, False]
+    assert np.isnan(at("hr", 2, lists, relevant)).tolist() == [True, False]
+    assert np.isnan(at("ndcg", 2, lists, relevant)).tolist() == [True, False]
 
 
 def test_relevant_films_named_twice_count_once() -> None:
-    assert ndcg_at_k(films([[1, 2]]), films([[1, 1]]), 2)[0] == 1.0
+    assert at("ndcg", 2, films([[1, 2]]), films([[1, 1]]))[0] == 1.0
 
 
 @pytest.mark.parametrize(
@@ -77,8 +81,8 @@ def test_relevant_films_named_twice_count_once() -> None:
 )
 def test_broken_input_is_refused(lists: list[list[int]], relevant: list[list[int]], k: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        hr_at_k(films(lists), films(relevant), k)
+        at("hr", k, films(lists), films(relevant))
 
 
 def test_no_viewers_give_no_values() -> None:
-    assert hr_at_k(films([]), pl.Series([], dtype=pl.Int32), 3).shape == (0,)
+    assert at("hr", 3, films([]), pl.Series([], dtype=pl.Int32)).shape == (0,)

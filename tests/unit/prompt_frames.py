@@ -11,8 +11,9 @@ import polars as pl
 from tripletune.config import PromptConfig
 from tripletune.finetune.tiny import train_tokenizer
 from tripletune.prompts.engine import Frame, build_examples
+from tripletune.prompts.render import draw_lines, join_prompts
 from tripletune.prompts.sanitise import display_titles
-from tripletune.prompts.template import load_template, shipped
+from tripletune.prompts.template import Template, load_template, shipped
 from tripletune.prompts.tokens import TokenCounter
 from tripletune.schemas.base import conform
 from tripletune.schemas.generate import EXAMPLES
@@ -135,3 +136,8 @@ def ids_of_whole(tokenizer: Any, example: dict[str, Any]) -> list[int]:
     """As TRL tokenises an example: the whole conversation under the chat template."""
     chat = [*example["prompt"], *example["completion"]]
     return list(tokenizer.apply_chat_template(chat, tokenize=True, return_dict=True)["input_ids"])
+
+
+def render_prompts(examples: pl.DataFrame, template: Template, form: Any, titles: pl.DataFrame) -> pl.DataFrame:
+    """Prompts and completions of examples that fit any budget."""
+    return join_prompts(examples, draw_lines(examples, template, form, titles), template, titles)

@@ -6,13 +6,12 @@ from typing import Any
 
 import polars as pl
 import pytest
-from prompt_frames import build, ids_of_whole, llama_like_tokenizer, movies, plain_titles
+from prompt_frames import build, ids_of_whole, llama_like_tokenizer, movies, plain_titles, render_prompts
 from pydantic import ValidationError
 
 from tripletune.config import FinetuneConfig, PromptConfig, RetrieveConfig, RunConfig
 from tripletune.errors import InputError
 from tripletune.prompts.engine import prompt_contract
-from tripletune.prompts.render import render_prompts
 from tripletune.prompts.sanitise import display_titles
 from tripletune.prompts.template import load_template
 from tripletune.schemas.generate import EXAMPLES

@@ -8,13 +8,14 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from tests.unit.split_frames import split_ratings
 from tests.unit.test_split import random_ratings
 from tests.unit.test_split_protocols import days_of_2000, global_time
 from tripletune.cli.main import main
 from tripletune.config import RunConfig, SplitConfig
 from tripletune.config.presets import parse_config
 from tripletune.data.split.frozen import freeze_questions
-from tripletune.data.split.write import split_ratings, write_split
+from tripletune.data.split.write import write_split
 from tripletune.errors import ConfigError, InputError
 from tripletune.pipeline.resolve import resolve
 from tripletune.retrieve.histories import find_answers, find_history, find_questions, find_seen, read_asked

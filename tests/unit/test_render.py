@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import polars as pl
 import pytest
+from prompt_frames import render_prompts
 
 from tripletune.prompts.explain import explain_lines
-from tripletune.prompts.render import render_prompts
 from tripletune.prompts.template import load_template
 from tripletune.prompts.wording import words_of_relations
 from tripletune.schemas.answers import candidate_letters

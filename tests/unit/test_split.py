@@ -8,8 +8,9 @@ import numpy as np
 import polars as pl
 import pytest
 
+from tests.unit.split_frames import split_ratings
 from tripletune.config import SplitConfig
-from tripletune.data.split.write import split_ratings, write_split
+from tripletune.data.split.write import write_split
 from tripletune.errors import InputError
 from tripletune.schemas.ingest import RATINGS
 from tripletune.schemas.split import SPLIT

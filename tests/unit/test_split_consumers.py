@@ -9,10 +9,11 @@ import numpy as np
 import polars as pl
 import pytest
 
+from tests.unit.split_frames import split_ratings
 from tests.unit.test_split_protocols import days_of_2000
 from tripletune.cli import main as cli
 from tripletune.config import RunConfig, SplitConfig
-from tripletune.data.split.write import split_ratings, write_split
+from tripletune.data.split.write import write_split
 from tripletune.errors import ConfigError
 from tripletune.models.training.interactions import Interactions, read_interactions
 from tripletune.pipeline import stages

@@ -10,10 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.unit.split_frames import split_ratings
 from tests.unit.test_split import random_ratings
 from tripletune.config import SplitConfig
 from tripletune.config.presets import load_config
-from tripletune.data.split.write import split_ratings, write_split
+from tripletune.data.split.write import write_split
 from tripletune.errors import ConfigError
 from tripletune.schemas.ingest import RATINGS
 

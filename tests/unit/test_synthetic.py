@@ -11,9 +11,9 @@ import numpy as np
 import polars as pl
 import pytest
 
+from tests.unit.split_frames import split_ratings
 from tripletune.config import IngestConfig, KnowledgeConfig, SplitConfig, SyntheticConfig
 from tripletune.data.release.movielens import ingest_release
-from tripletune.data.split.write import split_ratings
 from tripletune.knowledge.build import write_knowledge
 from tripletune.knowledge.imdb import read_credits
 from tripletune.synthetic.release import write_release

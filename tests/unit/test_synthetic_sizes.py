@@ -14,10 +14,10 @@ import numpy as np
 import polars as pl
 import pytest
 
+from tests.unit.split_frames import split_ratings
 from tripletune.cli.main import main
 from tripletune.config import IngestConfig, SplitConfig
 from tripletune.data.release.movielens import ingest_release
-from tripletune.data.split.write import split_ratings
 from tripletune.synthetic import release as synthetic
 from tripletune.synthetic.release import synthesise
 from tripletune.synthetic.sizes import SIZES

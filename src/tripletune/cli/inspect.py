@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tripletune.config import EvaluateConfig, RunConfig
+from tripletune.evaluate.metrics import metric_names
 from tripletune.evaluate.tables import retrieval_rows
 from tripletune.pipeline.garbage import Removable
 from tripletune.pipeline.registry import BY_NAME, STAGES
@@ -172,7 +173,7 @@ def _percent(value: float | None) -> str:
 
 
 def _metric_table(frame: pl.DataFrame, title: str, rows: Sequence[str], cutoffs: Sequence[int]) -> Table:
-    names = [f"{metric}_at_{k}" for k in cutoffs for metric in ("hr", "ndcg")]
+    names = metric_names(cutoffs)
     viewers = frame.filter(pl.col("row").is_in(rows)).get_column("num_viewers").max()
     table = Table("", *names, title=f"{title}, {viewers!s} test viewers", title_justify="left")
     cells = {(row["row"], row["metric"]): row for row in frame.iter_rows(named=True)}

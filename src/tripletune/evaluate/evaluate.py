@@ -34,6 +34,8 @@ from tripletune.store.paths import Facts, write_json
 
 GROUPS = ("all", "warm", "unseen")
 """``warm`` viewers may be in the fits and in training examples; ``unseen`` ones are in neither."""
+KEY = ("user_id", "purpose", "unseen", "row")
+"""What a line of per-user values belongs to; every other column is a metric."""
 PROMOTION_CUTOFF = 5
 """Promotion compares ndcg_at_5, so it is measured whatever the configured cut-offs."""
 
@@ -192,14 +194,14 @@ def _scored(frame: pl.DataFrame, lists: str, cutoffs: list[int]) -> pl.DataFrame
             "lower evaluate.retrieval_cutoffs or evaluate.rerank_cutoffs"
         )
     scores = score_lists(frame[lists], frame["answer"], cutoffs)
-    return pl.concat([frame.select("user_id", "purpose", "unseen", "row"), scores], how="horizontal")
+    return pl.concat([frame.select(KEY), scores], how="horizontal")
 
 
 def _measure_family(
     measured: Measured, frame: pl.DataFrame, rows: tuple[str, ...], settings: EvaluateConfig, seed: int
 ) -> None:
     """Means of every row and differences of every pair of rows, by group, from one bootstrap of each group."""
-    names = [name for name in frame.columns if name.startswith(("hr_at_", "ndcg_at_"))]
+    names = [name for name in frame.columns if name not in KEY]
     for group in GROUPS:
         part = _group(frame, group)
         if not part.height:

@@ -1,64 +1,43 @@
-"""Ranking metrics of lists of film ids against the held-out films, one value per viewer.
+"""Ranking metrics of lists of film ids against the held-out films, one value per user.
 
 Ranked lists are what retrieval and the language model write, so the metrics read lists, not score matrices: a held-out
 film that a list does not hold counts 0, whether the list is short, or a retriever never found the film.
+
+``METRICS`` is the only place that names them: evaluate measures and compares all of them, and metrics.parquet,
+metrics.json, tables, report and MLflow show what evaluate measured.
 """
 
 # Shape letters in this file:
-#   U viewers (one list each), K positions of a list that are looked at
+#   U users (one list each), K positions of a list that are looked at
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+BoolArray = npt.NDArray[np.bool_]
+IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]
 
+Metric = Callable[[BoolArray, IntArray], FloatArray]
+"""From ``hit_UK`` (is the film at this place of the list relevant?) and ``num_relevant_U`` to a float64 per user, shape
+(U,); NaN for a user with nothing relevant, so that a plain mean shows the mistake."""
 
-def hr_at_k(lists: pl.Series, relevant: pl.Series, k: int) -> FloatArray:
-    """Hit rate: 1 for a viewer with a relevant film among the first ``k`` of the list, else 0.
 
-    Args:
-        lists: List of film ids, best first, without duplicates; may be shorter than ``k``.
-        relevant: what was held out for the same viewers, in the same order: one film id each, or a List of them.
-        k: cut-off, at least 1.
-
-    Returns:
-        Shape (U,), float64; NaN for a viewer with nothing relevant, so that a plain mean shows the mistake.
-
-    Raises:
-        ValueError: ``k`` is below 1, the lengths differ, an entry is null, or a list names a film twice.
-    """
-    hit_UK, num_relevant_U = _hits(lists, relevant, k)
+def hit_rate(hit_UK: BoolArray, num_relevant_U: IntArray) -> FloatArray:
+    """1 for a user with a relevant film among the first K of the list, else 0."""
     return np.where(num_relevant_U > 0, hit_UK.any(axis=1).astype(np.float64), np.nan)
 
 
-def ndcg_at_k(lists: pl.Series, relevant: pl.Series, k: int) -> FloatArray:
-    """Normalised discounted cumulative gain of the first ``k`` films.
+def ndcg(hit_UK: BoolArray, num_relevant_U: IntArray) -> FloatArray:
+    """Normalised discounted cumulative gain of the first K films, in [0, 1].
 
-    Binary gain, log2 discount, ideal list cut at ``k`` (Jarvelin & Kekalainen, TOIS 2002). With one relevant film this
-    is 1 / log2(rank + 1), rank from 1.
-
-    Args, returns and errors as for ``hr_at_k``; values in [0, 1].
+    Binary gain, log2 discount, ideal list cut at K (Jarvelin & Kekalainen, TOIS 2002). With one relevant film this is
+    1 / log2(rank + 1), rank from 1.
     """
-    hit_UK, num_relevant_U = _hits(lists, relevant, k)
-    return _ndcg(hit_UK, num_relevant_U)
-
-
-def score_lists(lists: pl.Series, relevant: pl.Series, cutoffs: Sequence[int]) -> pl.DataFrame:
-    """Columns ``hr_at_<k>`` and ``ndcg_at_<k>`` for every cut-off, one row per list, in one pass over the lists."""
-    hit_UK, num_relevant_U = _hits(lists, relevant, max(cutoffs))
-    columns: dict[str, FloatArray] = {}
-    for k in cutoffs:
-        columns[f"hr_at_{k}"] = np.where(num_relevant_U > 0, hit_UK[:, :k].any(axis=1).astype(np.float64), np.nan)
-        columns[f"ndcg_at_{k}"] = _ndcg(hit_UK[:, :k], num_relevant_U)
-    return pl.DataFrame(columns)
-
-
-def _ndcg(hit_UK: npt.NDArray[np.bool_], num_relevant_U: npt.NDArray[np.int64]) -> FloatArray:
     k = hit_UK.shape[1]
     discount_K = 1.0 / np.log2(np.arange(2, k + 2, dtype=np.float64))
     ideal_by_count = np.concatenate([[np.nan], np.cumsum(discount_K)])  # NaN where nothing is relevant
@@ -68,10 +47,38 @@ def _ndcg(hit_UK: npt.NDArray[np.bool_], num_relevant_U: npt.NDArray[np.int64]) 
     return ndcg_U
 
 
-def _hits(lists: pl.Series, relevant: pl.Series, k: int) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.int64]]:
+METRICS: Mapping[str, Metric] = {"hr": hit_rate, "ndcg": ndcg}
+"""By the name in front of ``_at_<k>``."""
+
+
+def metric_names(cutoffs: Sequence[int]) -> list[str]:
+    """The columns of ``score_lists``: ``hr_at_<k>``, ``ndcg_at_<k>``, for each cut-off in turn."""
+    return [f"{name}_at_{k}" for k in cutoffs for name in METRICS]
+
+
+def score_lists(lists: pl.Series, relevant: pl.Series, cutoffs: Sequence[int]) -> pl.DataFrame:
+    """Every metric at every cut-off, one row per list, in one pass over the lists.
+
+    Args:
+        lists: List of film ids, best first, without duplicates; may be shorter than a cut-off.
+        relevant: what was held out for the same users, in the same order: one film id each, or a List of them.
+        cutoffs: places that count, at least 1.
+
+    Returns:
+        Columns ``metric_names(cutoffs)``, Float64.
+
+    Raises:
+        ValueError: a cut-off is below 1, the lengths differ, an entry is null, or a list names a film twice.
+    """
+    if min(cutoffs) < 1:
+        raise ValueError(f"cut-offs must be at least 1, got {min(cutoffs)}")
+    hit_UK, num_relevant_U = _hits(lists, relevant, max(cutoffs))
+    columns = [metric(hit_UK[:, :k], num_relevant_U) for k in cutoffs for metric in METRICS.values()]
+    return pl.DataFrame(dict(zip(metric_names(cutoffs), columns, strict=True)))
+
+
+def _hits(lists: pl.Series, relevant: pl.Series, k: int) -> tuple[BoolArray, IntArray]:
     """Which of the first ``k`` entries are relevant, shape (U, K), and how many films are, shape (U,)."""
-    if k < 1:
-        raise ValueError(f"k must be at least 1, got {k}")
     if len(lists) != len(relevant):
         raise ValueError(f"{len(lists)} lists but {len(relevant)} viewers' relevant films; both need one per viewer")
     if not isinstance(relevant.dtype, pl.List):

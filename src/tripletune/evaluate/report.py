@@ -76,7 +76,7 @@ def write_report(
         confidence=confidence,
         headlines=_headlines(metrics),
         families=[_family(family, metrics, comparisons) for family in FAMILIES],
-        shares=_shares(metrics),
+        shares=_shares(metrics, comparisons),
         curves=_curves(folders),
         attention=_attention(folders),
         examples=_examples(folders["generate"], folders["rank"]),
@@ -96,7 +96,7 @@ def _headlines(metrics: pl.DataFrame) -> list[dict[str, Any]]:
 
 def _family(family: Mapping[str, Any], metrics: pl.DataFrame, comparisons: pl.DataFrame) -> dict[str, Any]:
     family_rows = family["rows"](metrics["row"].unique().to_list())
-    measured = metrics.filter(pl.col("row").is_in(family_rows), pl.col("metric").str.contains("^(hr|ndcg)_at_"))
+    measured = metrics.filter(pl.col("row").is_in(family_rows), _is_ranking_metric(comparisons))
     names = measured["metric"].unique(maintain_order=True).to_list()
     present = measured["row"].unique().to_list()
     groups = []
@@ -108,18 +108,20 @@ def _family(family: Mapping[str, Any], metrics: pl.DataFrame, comparisons: pl.Da
             groups.append({"name": group, "num_viewers": part["num_viewers"][0], "rows": rows})
     lines = comparisons.filter(pl.col("row_a").is_in(family_rows)).to_dicts()
     compared = [line | {"words": _words(line)} for line in lines]
-    deepest = names[-1] if names else ""
+    cutoff = names[-1].rpartition("_at_")[2] if names else ""
+    deepest = [name for name in names if name.endswith(f"_at_{cutoff}")]
     ceiling = metrics.filter(pl.col("metric") == "ceiling", pl.col("group") == "all")["value"]
     limit = ceiling[0] if family["below"] and len(ceiling) else None
     limits = {name: limit for name in names if name.startswith("hr_")}
+    first = (f"ndcg_at_{cutoff}", "all")
     return {
         "title": family["title"],
         "about": family["about"],
         "names": names,
         "groups": groups,
-        "pictures": [_dots(family["title"], measured, name, limits.get(name)) for name in names[-2:]],
-        "compared": [line for line in compared if line["metric"] == deepest and line["group"] == "all"],
-        "compared_more": [line for line in compared if line["metric"] != deepest or line["group"] != "all"],
+        "pictures": [_dots(family["title"], measured, name, limits.get(name)) for name in deepest],
+        "compared": [line for line in compared if (line["metric"], line["group"]) == first],
+        "compared_more": [line for line in compared if (line["metric"], line["group"]) != first],
     }
 
 
@@ -140,10 +142,14 @@ def _dots(title: str, measured: pl.DataFrame, metric: str, limit: float | None) 
     return draw_dots(dots, title=f"{title}: {metric} by row, with intervals", xlabel=metric, limit=limit)
 
 
-def _shares(metrics: pl.DataFrame) -> list[dict[str, Any]]:
+def _is_ranking_metric(comparisons: pl.DataFrame) -> pl.Expr:
+    """Whether a line is of a ranking metric: rows are compared by these, and by nothing else."""
+    return pl.col("metric").is_in(comparisons["metric"].unique().implode())
+
+
+def _shares(metrics: pl.DataFrame, comparisons: pl.DataFrame) -> list[dict[str, Any]]:
     """Everything that is no ranking metric of a family: the ceiling, valid answers, the promotion's metric."""
-    other = ~pl.col("metric").str.contains("^(hr|ndcg)_at_")
-    return metrics.filter(other, pl.col("group") == "all").to_dicts()
+    return metrics.filter(~_is_ranking_metric(comparisons), pl.col("group") == "all").to_dicts()
 
 
 def _curves(folders: Mapping[str, Path]) -> list[dict[str, str]]:

@@ -86,16 +86,3 @@ def mean_interval(values_U: FloatArray, *, confidence: float, resamples: int, se
     """
     means_RV = bootstrap_means(values_U[:, None], resamples=resamples, seed=seed)
     return summarise(values_U, means_RV[:, 0], confidence=confidence)
-
-
-def paired_difference(
-    first_U: FloatArray, second_U: FloatArray, *, confidence: float, resamples: int, seed: int
-) -> Interval:
-    """The mean of ``first - second`` over the same viewers in the same order, with its interval.
-
-    Raises:
-        ValueError: the lengths differ, there is no viewer, or a value is not finite.
-    """
-    if first_U.shape != second_U.shape:
-        raise ValueError(f"paired values are needed: {len(first_U)} viewers against {len(second_U)}")
-    return mean_interval(first_U - second_U, confidence=confidence, resamples=resamples, seed=seed)

@@ -46,8 +46,8 @@ class Lines:
         return joined.zip_with(~empty, pl.Series([nothing]))
 
 
-def render_prompts(examples: pl.DataFrame, template: Template, form: TripleForm, titles: pl.DataFrame) -> pl.DataFrame:
-    """Prompt, completion and shown titles of each example.
+def draw_lines(examples: pl.DataFrame, template: Template, form: TripleForm, titles: pl.DataFrame) -> dict[str, Lines]:
+    """The lines of each of the template's slots and of the completion.
 
     Args:
         examples: lists of movie ids of the template's slots, ``candidates`` in the order shown, and ``completion`` (the
@@ -56,17 +56,7 @@ def render_prompts(examples: pl.DataFrame, template: Template, form: TripleForm,
         template: fixed text, words and order of the sections.
         form: how a triple reads, ``Heat (1995) - directed by - Michael Mann`` or as a sentence.
         titles: ``movie_id, display`` of ``sanitise.display_titles``.
-
-    Returns:
-        One row per example, in order: ``prompt`` and ``completion`` (chat messages), ``candidate_titles`` and
-        ``candidate_letters`` (empty where answers are titles). A completion is lines joined by newlines, without one
-        at the end.
     """
-    return join_prompts(examples, draw_lines(examples, template, form, titles), template, titles)
-
-
-def draw_lines(examples: pl.DataFrame, template: Template, form: TripleForm, titles: pl.DataFrame) -> dict[str, Lines]:
-    """The lines of each of the template's slots and of the completion; arguments as for ``render_prompts``."""
     lines = {}
     for slot in template.slots:
         listed, hint = examples[slot], HINT_OF.get(slot)
@@ -84,7 +74,17 @@ def draw_lines(examples: pl.DataFrame, template: Template, form: TripleForm, tit
 def join_prompts(
     examples: pl.DataFrame, lines: Mapping[str, Lines], template: Template, titles: pl.DataFrame
 ) -> pl.DataFrame:
-    """What ``render_prompts`` returns, from lines that are drawn already."""
+    """Prompt, completion and shown titles of each example.
+
+    Args:
+        examples, template, titles: as for ``draw_lines``.
+        lines: those of ``draw_lines``.
+
+    Returns:
+        One row per example, in order: ``prompt`` and ``completion`` (chat messages), ``candidate_titles`` and
+        ``candidate_letters`` (empty where answers are titles). A completion is lines joined by newlines, without one
+        at the end.
+    """
     texts = pl.DataFrame({name: section.folded(template.wording.nothing) for name, section in lines.items()})
     parts: list[pl.Expr] = [pl.lit(template.texts[0])]
     for slot, text in zip(template.slots, template.texts[1:], strict=True):

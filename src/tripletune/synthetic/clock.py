@@ -9,8 +9,6 @@ import numpy.typing as npt
 from tripletune.synthetic.sizes import Size
 from tripletune.synthetic.world import EPOCHS_PER_YEAR, IntArray
 
-SESSION_GAP = 8 * 3600
-"""A pause of this many seconds or more begins a new session; none within a session is as long."""
 _REST = 9 * 3600
 _USUAL_GAP = 12 * 86_400.0
 _SAME_SECOND = 0.2

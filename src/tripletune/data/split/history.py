@@ -61,21 +61,10 @@ def read_ratings(path: Path) -> Ratings:
         InputError: it is not sorted by user.
     """
     scan = pl.scan_parquet(path, schema=RATINGS)
-    return _group(
-        {name: scan.select(name).collect().to_series().rechunk().to_numpy() for name in RATINGS}, name=str(path)
-    )
-
-
-def group_ratings(ratings: pl.DataFrame) -> Ratings:
-    """``ratings`` (schema RATINGS, any row order) by viewer."""
-    ordered = ratings.select(*RATINGS).sort("user_id")
-    return _group({name: ordered[name].to_numpy() for name in RATINGS}, name="ratings")
-
-
-def _group(columns: dict[str, npt.NDArray[Any]], name: str) -> Ratings:
+    columns = {name: scan.select(name).collect().to_series().rechunk().to_numpy() for name in RATINGS}
     user_R = columns.pop("user_id")
     if (user_R[1:] < user_R[:-1]).any():
-        raise InputError(f"{name} is not sorted by user_id; run ingest again")
+        raise InputError(f"{path} is not sorted by user_id; run ingest again")
     first_V = np.flatnonzero(np.diff(user_R, prepend=user_R[:1] - 1))
     count_V = np.diff(first_V, append=len(user_R))
     return Ratings(user_R[first_V], count_V, first_V, columns["movie_id"], columns["rating"], columns["timestamp"])

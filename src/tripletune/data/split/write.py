@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from tripletune.config import SplitConfig
 from tripletune.data.split.frozen import Frozen
-from tripletune.data.split.history import Ratings, group_ratings, in_time_order, read_ratings
+from tripletune.data.split.history import Ratings, in_time_order, read_ratings
 from tripletune.data.split.rules import label_ratings
 from tripletune.errors import ConfigError
 from tripletune.schemas.split import LIKE_LABELS, SPLIT, SPLIT_LABELS
@@ -37,29 +37,14 @@ _ENCODING = dict.fromkeys(("user_id", "movie_id", "timestamp", "position"), "DEL
 polars' own writer 7.4, and a third less time. Rating and label have few values and get a dictionary."""
 
 
-def split_ratings(ratings: pl.DataFrame, settings: SplitConfig, seed: int) -> pl.DataFrame:
-    """Label each rating and number each viewer's rows in time order.
-
-    Args:
-        ratings: columns of ``RATINGS``, a (user, movie) pair at most once. Any row order.
-        settings: the protocol, thresholds, and how many likes each label takes.
-        seed: orders ties in time, draws the unseen viewers and the likes of a random ``ratio``.
-
-    Returns:
-        Columns of ``SPLIT``, sorted by user and position.
-    """
-    grouped = group_ratings(ratings)
-    return _split_viewers(grouped, np.arange(grouped.num_viewers), settings, seed, _read_frozen(settings))[0]
-
-
 def write_split(ratings: Path, out: Path, settings: SplitConfig, seed: int) -> Facts:
     """Split and write ``out/shard=NNN/part.parquet``, one per bucket of viewers, each sorted by user and position.
 
     Args:
         ratings: Parquet, schema RATINGS, sorted by user.
         out: the work folder.
-        settings: as in ``split_ratings``, and the number of shards.
-        seed: as in ``split_ratings``; also draws the bucket of a viewer.
+        settings: the protocol, thresholds, how many likes each label takes, and the number of shards.
+        seed: orders ties in time, draws the unseen viewers, the likes of a random ``ratio`` and the bucket of a viewer.
 
     Returns:
         The protocol; counts of rows, viewers, unseen viewers, likes and of each label; viewers asked by purpose; what
@@ -74,7 +59,7 @@ def write_split(ratings: Path, out: Path, settings: SplitConfig, seed: int) -> F
     frozen = _read_frozen(settings)
 
     def write(number: int) -> tuple[Counter[str], Ints]:
-        shard, held = _split_shard(grouped, shards[number], settings, seed, frozen)
+        shard, held = split_shard(grouped, shards[number], settings, seed, frozen)
         file = split_file(out, f"{number:03d}")
         file.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(file, lambda path: _write_parquet(shard, path))
@@ -114,10 +99,22 @@ def _read_frozen(settings: SplitConfig) -> Frozen | None:
     return Frozen.read(Path(settings.frozen), settings) if settings.frozen else None
 
 
-def _split_shard(
+def split_shard(
     ratings: Ratings, viewers_B: Ints, settings: SplitConfig, seed: int, frozen: Frozen | None
 ) -> tuple[pl.DataFrame, Ints]:
-    """As ``_split_viewers``, block by block."""
+    """Label and number the rows of some viewers, block by block.
+
+    Args:
+        ratings: of all viewers.
+        viewers_B: numbers of the shard's viewers.
+        settings: the protocol, thresholds, and how many likes each label takes.
+        seed: orders ties in time, draws the unseen viewers and the likes of a random ``ratio``.
+        frozen: the questions of ``split.frozen``, where it is set.
+
+    Returns:
+        Columns of ``SPLIT``, viewers in the given order and rows by position; ids of the viewers whose frozen questions
+        are held.
+    """
     count_B = ratings.count_V[viewers_B]
     block_B = (np.cumsum(count_B) - count_B) // _BLOCK
     blocks = np.split(viewers_B, np.flatnonzero(np.diff(block_B)) + 1)
