@@ -146,14 +146,12 @@ def run_part(part: str, work: Path, buckets: int) -> dict[str, Any]:
         facts = candidates.retrieve_all(
             first / "split",
             work / "knowledge",
-            first / "lightgcn",
-            work / "specialists" / "rgat",
+            {"lightgcn": first / "lightgcn"}
+            | {name: work / "specialists" / name for name in ("rgat", "sasrec", "ease")},
             out,
             CONFIG.retrieve,
             num_liked_triples=CONFIG.prompt.triples_for_liked,
             seed=CONFIG.seed,
-            sasrec=work / "specialists" / "sasrec",
-            ease=work / "specialists" / "ease",
         )
     elif part == "shards":
         _watch_shards(steps)

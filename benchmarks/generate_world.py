@@ -28,6 +28,7 @@ from tripletune.schemas.knowledge import RELATION_NAMES
 from tripletune.schemas.rgat import ATTENTION
 from tripletune.schemas.training import TRAINED_ON
 from tripletune.stable_hash import tie_order
+from tripletune.store.shards import split_files
 
 FIT, LABELS = "b", ("graph", "target")
 """Test questions read fit b alone."""
@@ -37,7 +38,7 @@ Ints = npt.NDArray[np.int64]
 
 def make_specialists(split: Path, knowledge: Path, out: Path, config: RunConfig) -> None:
     """Write ``lightgcn``, ``sasrec``, ``rgat`` and ``ease``, each a folder under ``out``, for fit b."""
-    rows = pl.scan_parquet(sorted(split.glob("shard=*/part.parquet")), hive_partitioning=False)
+    rows = pl.scan_parquet(list(split_files(split).values()), hive_partitioning=False)
     films_M = rows.select(pl.col("movie_id").unique().sort()).collect(engine="streaming")["movie_id"].to_numpy()
     fitted = rows.filter(pl.col("label").is_in(LABELS), ~pl.col("unseen"))
     likes = fitted.select("user_id", "movie_id", "position").collect(engine="streaming")

@@ -22,7 +22,8 @@ import polars as pl
 
 from tripletune.models.serving.catalogue import Catalogue
 from tripletune.models.training.interactions import Interactions, read_interactions
-from tripletune.retrieve.histories import find_answers, find_history, find_questions, find_seen, read_rows, shard_files
+from tripletune.retrieve.histories import find_answers, find_history, find_questions, find_seen, read_rows
+from tripletune.store.shards import split_files
 
 Ints = npt.NDArray[np.int64]
 MAX_SEQUENCE = 50
@@ -45,7 +46,7 @@ class Asked:
 
 def read_asked(split: Path, purpose: str) -> Asked:
     """Who is asked for ``purpose`` ("valid" or "test"), from retrieve's own reading of the split."""
-    rows = read_rows(list(shard_files(split).values())).collect()
+    rows = read_rows(list(split_files(split).values())).collect()
     questions = find_questions(rows).filter(pl.col("purpose") == purpose, ~pl.col("unseen"))
     users = questions.select("user_id").sort("user_id").with_row_index("row")
     first = find_answers(rows, questions).unique("user_id", keep="first", maintain_order=True)

@@ -14,10 +14,11 @@ import polars as pl
 from benchmarks.synthetic_oracle import Oracle
 from tripletune.models.rgat.serve import RgatFit, load_rgat
 from tripletune.models.serving.catalogue import Likes
-from tripletune.retrieve.histories import find_answers, find_history, find_questions, read_rows, shard_files
+from tripletune.retrieve.histories import find_answers, find_history, find_questions, read_rows
 from tripletune.retrieve.profiles import build_profiles
 from tripletune.retrieve.triples import Choice, TripleTable, choose_triples, read_triples
 from tripletune.schemas.query import FIT_OF
+from tripletune.store.shards import split_files
 
 # Shape letters in this file: U viewers, B draws of the bootstrap
 MODES: tuple[Choice, ...] = ("personal", "published", "most-shared", "random")
@@ -41,7 +42,7 @@ class Questions:
 
     @classmethod
     def read(cls, folders: dict[str, Path], purpose: str) -> Questions:
-        rows = read_rows(list(shard_files(folders["split"]).values())).collect()
+        rows = read_rows(list(split_files(folders["split"]).values())).collect()
         asked = find_questions(rows).filter(pl.col("purpose") == purpose).sort("user_id")
         numbers = asked.select("user_id").with_row_index("viewer").cast({"viewer": pl.Int64})
         likes = find_history(rows, asked).join(numbers, on="user_id").select("viewer", "movie_id", "age")
@@ -121,7 +122,7 @@ def measure_planted(folders: dict[str, Path], release: Path) -> dict[str, Any]:
 
 
 def _posterior(asked: Questions, split: Path, release: Path) -> pl.DataFrame:
-    rows = pl.read_parquet(list(shard_files(split).values()), hive_partitioning=False)
+    rows = pl.read_parquet(list(split_files(split).values()), hive_partitioning=False)
     before = rows.join(asked.viewers, on="user_id").filter(pl.col("position") < pl.col("cutoff"))
     found = Oracle(release).posterior(before.sort("user_id", "position"))
     return found.with_columns(pl.col("kind").cast(pl.String))

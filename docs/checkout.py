@@ -49,7 +49,11 @@ class Checkout:
         Raises:
             RuntimeError: it failed; the message ends with what it printed.
         """
-        environment = {**os.environ, "PYTHONPATH": f"{self.folder / 'src'}{os.pathsep}{self.folder}"}
+        environment = {
+            **os.environ,
+            "PYTHONPATH": f"{self.folder / 'src'}{os.pathsep}{self.folder}",
+            "PREFECT_HOME": str(self.folder / ".prefect"),
+        }
         command = [sys.executable, *arguments]
         done = subprocess.run(command, cwd=self.folder, env=environment, capture_output=True, text=True, check=False)
         if done.returncode:

@@ -18,7 +18,7 @@ from docs.reference import columns, commands, settings
 
 ROOT = Path(__file__).parents[1]
 SOURCE, CONFIG = ROOT / "build" / "docs", ROOT / "mkdocs.yml"
-PAGES = ("*.md", "docs/*.md", "docs/guides/*.md", "configs/*.md", "benchmarks/*.md")
+PAGES = ("*.md", "docs/*.md", "docs/guides/*.md", "configs/*.md", "benchmarks/*.md", "benchmarks/gpu/*.md")
 ASSETS = "docs/assets/*"
 GENERATED = {"settings": settings.page, "commands": commands.page, "columns": columns.page}
 _LINK = re.compile(r"\]\(([^)\s#]+)(?:#[^)\s]*)?\)")

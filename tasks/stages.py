@@ -38,7 +38,7 @@ def _make_task(stage: Stage) -> Task[[Session], Path]:
             lambda child: stage.run(session.paths, session.config, **_more(stage, session, child)),
         )
 
-    work.__doc__ = stage.run.__doc__
+    work.__doc__ = stage.help
     return stage_task(name=stage.name, **stage.task)(work)
 
 

@@ -121,7 +121,10 @@ def _type(annotation: Any) -> tuple[str, list[str]]:
     if origin is tuple:
         name, limits = _type(arguments[0])
         return f"list of {name}", [f"each {limit}" for limit in limits]
-    return {"str": "text", "float": "number", "int": "integer", "bool": "true or false"}.get(
+    if origin is dict:
+        name, limits = _type(arguments[1])
+        return f"table of {name}", [f"each {limit}" for limit in limits]
+    return {"Any": "any value", "str": "text", "float": "number", "int": "integer", "bool": "true or false"}.get(
         annotation.__name__, annotation.__name__
     ), []
 

@@ -17,6 +17,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from tripletune.errors import ContractError, InputError, MissingArtifactError
+from tripletune.flatten import flatten
 from tripletune.store.fingerprint import sha256_file, sha256_json
 from tripletune.store.paths import write_json
 
@@ -139,7 +140,7 @@ def require_same(prompts: Mapping[str, Any], adapter: AdapterContract) -> None:
     Raises:
         ContractError: names up to three fields that differ, with both values.
     """
-    theirs, ours = _flat(adapter.prompt), _flat(prompts)
+    theirs, ours = _as_json(adapter.prompt), _as_json(prompts)
     differing = [name for name in sorted(theirs | ours) if theirs.get(name) != ours.get(name)]
     if not differing:
         return
@@ -173,13 +174,9 @@ def locate_base(finetuned: Path, contract: AdapterContract) -> BaseIdentity:
     return base
 
 
-def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+def _as_json(prompt: Mapping[str, Any]) -> dict[str, str]:
     """Dotted names to canonical JSON, so that a tuple and the list it becomes in a file are the same."""
-    rows: dict[str, str] = {}
-    for key, inner in value.items():
-        name = f"{prefix}{key}"
-        rows |= _flat(inner, f"{name}.") if isinstance(inner, Mapping) else {name: json.dumps(inner, sort_keys=True)}
-    return rows
+    return {name: json.dumps(value, sort_keys=True) for name, value in flatten(prompt).items()}
 
 
 def _show(rows: Mapping[str, str], name: str) -> str:

@@ -28,8 +28,9 @@ from mlflow.exceptions import MlflowException
 
 from tripletune.config import RunConfig, TrackingConfig
 from tripletune.errors import MissingArtifactError
+from tripletune.flatten import flatten
 from tripletune.store.fingerprint import sha256_json
-from tripletune.store.paths import Facts, RunPaths
+from tripletune.store.paths import RunPaths
 from tripletune.store.runs import RunRecord, new_run_name, tracking_uri, update_run, utc_now, write_run
 
 CHAMPION = "champion"
@@ -152,7 +153,7 @@ class StageRun:
     def log_output(self, paths: RunPaths, stage: str, *, reused: bool) -> None:
         """Log a finished stage: facts, curve, inputs with their fingerprints as digests, report and metrics file."""
         client, manifest = self.tracker.client(), paths.manifest(stage)
-        facts = _flat({**manifest["facts"], "stage_seconds": manifest["seconds"]})
+        facts = flatten({**manifest["facts"], "stage_seconds": manifest["seconds"]})
         facts["stage_peak_gib"] = manifest["peak_bytes"] / 2**30
         now = _now()
         metrics = [Metric(_metric_name(key), float(value), now, 0) for key, value in facts.items() if _number(value)]
@@ -201,13 +202,6 @@ def _now() -> int:
 
 def _number(value: Any) -> bool:
     return isinstance(value, int | float)
-
-
-def _flat(facts: Facts, prefix: str = "") -> Facts:
-    rows: Facts = {}
-    for key, value in facts.items():
-        rows |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return rows
 
 
 def _metric_name(key: str) -> str:

@@ -24,7 +24,7 @@ RETRIEVE = RetrieveConfig(retriever="lightgcn")
 def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("world")
     world = small_world.make_world(folder / "stages")
-    stages = (world.split, world.knowledge, world.lightgcn, world.rgat, world.retrieve)
+    stages = (world.split, world.knowledge, world.specialists, world.retrieve)
     retrieve_all(*stages, RETRIEVE, num_liked_triples=5, seed=small_world.SEED)
     (folder / "shards").mkdir()
     generate_shards(

@@ -10,8 +10,9 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -44,7 +45,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> small_world.World:
         folder = world.split / f"shard={bucket:03d}"
         folder.mkdir(exist_ok=True)
         rows.filter(pl.col("user_id") % BUCKETS == bucket).write_parquet(folder / "part.parquet")
-    stages = (world.split, world.knowledge, world.lightgcn, world.rgat, world.retrieve)
+    stages = (world.split, world.knowledge, world.specialists, world.retrieve)
     retrieve_all(*stages, RETRIEVE, num_liked_triples=5, seed=small_world.SEED)
     return world
 
@@ -118,15 +119,12 @@ def write_and_die_once(job: ShardJob, *, died: Path) -> None:
     """Write the shard, but the first worker that comes to number 003 is killed with half of it written."""
     if job.number == "003" and not died.exists():
 
-        def die(frame: pl.DataFrame) -> Callable[[Path], None]:
-            def write(path: Path) -> None:
-                path.write_bytes(b"PAR1 and no more")
-                died.touch()
-                os.kill(os.getpid(), signal.SIGKILL)
+        def die(path: Path, frame: pl.DataFrame, **options: Any) -> None:
+            path.with_name(f".{path.name}.0123abcd.part").write_bytes(b"PAR1 and no more")
+            died.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
 
-            return write
-
-        shards._writer = die  # in the worker, which does not outlive it
+        shards.write_parquet = die  # in the worker, which does not outlive it
     write_shard(job)
 
 

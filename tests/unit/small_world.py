@@ -34,6 +34,10 @@ class World:
     def __getattr__(self, stage: str) -> Path:
         return self.root / stage
 
+    @property
+    def specialists(self) -> dict[str, Path]:
+        return {"lightgcn": self.lightgcn, "rgat": self.rgat}
+
 
 def make_world(root: Path) -> World:
     world = World(root)

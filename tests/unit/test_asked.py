@@ -26,7 +26,7 @@ def world(tmp_path_factory):
 def retrieve(world, out: Path, **settings) -> dict:
     out.mkdir()
     config = RetrieveConfig(retriever="lightgcn", num_candidates=6, **settings)
-    stages = world.split, world.knowledge, world.lightgcn, world.rgat, out, config
+    stages = world.split, world.knowledge, world.specialists, out, config
     return retrieve_all(*stages, num_liked_triples=2, seed=SEED)
 
 

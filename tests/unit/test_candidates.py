@@ -22,7 +22,7 @@ from tripletune.retrieve.kerag import best_answers
 from tripletune.retrieve.rankings import FilmEvidence, film_scores
 from tripletune.retrieve.retriever import Retriever
 from tripletune.schemas.query import PURPOSES, QUESTION
-from tripletune.schemas.retrieve import CHOICES, RANKINGS, RETRIEVED, RETRIEVERS
+from tripletune.schemas.retrieve import CHOICES, RANKED_ALWAYS, RANKINGS, RETRIEVED
 
 SEED = 7
 FIT = {"train": "a", "valid": "b", "test": "b"}
@@ -31,9 +31,7 @@ DEFAULT = RetrieveConfig(retriever="lightgcn", num_candidates=12, hint_films=6, 
 
 def retrieve(world, out, settings=DEFAULT):
     out.mkdir()
-    facts = retrieve_all(
-        world.split, world.knowledge, world.lightgcn, world.rgat, out, settings, num_liked_triples=4, seed=SEED
-    )
+    facts = retrieve_all(world.split, world.knowledge, world.specialists, out, settings, num_liked_triples=4, seed=SEED)
     return facts
 
 
@@ -115,9 +113,9 @@ def test_rankings_agree_with_dense_references(world, out, rows):
     retrieved = {(row["user_id"], row["purpose"]): row for row in read(out, "retrieved").iter_rows(named=True)}
     attention = pl.read_parquet(world.rgat / "attention.parquet").filter(pl.col("fit") == "b")
     entity_rows = dict(pl.read_parquet(world.rgat / "entities.parquet").select("key", "row").iter_rows())
-    assert set(RETRIEVERS) <= set(rankings["retriever"])
+    assert set(RANKED_ALWAYS) <= set(rankings["retriever"])
     # test_ease.py has the reference of the others
-    for ranking in rankings.filter(pl.col("retriever").is_in(RETRIEVERS)).iter_rows(named=True):
+    for ranking in rankings.filter(pl.col("retriever").is_in(RANKED_ALWAYS)).iter_rows(named=True):
         question = retrieved[ranking["user_id"], ranking["purpose"]]
         seen, liked = history(rows, question)
         if ranking["retriever"] == "lightgcn":
@@ -279,9 +277,7 @@ def test_a_film_that_a_pinned_specialist_does_not_know_is_no_candidate(world, ro
 
 
 def test_an_ad_hoc_viewer_gets_what_a_viewer_of_the_split_gets(world, out, rows):
-    retriever = Retriever.load(
-        world.knowledge, world.lightgcn, world.rgat, DEFAULT, num_liked_triples=4, seed=SEED, fits=("b",)
-    )
+    retriever = Retriever.load(world.knowledge, world.specialists, DEFAULT, num_liked_triples=4, seed=SEED, fits=("b",))
     question = read(out, "retrieved").filter(unseen=True, purpose="test").row(0, named=True)
     seen, liked = history(rows, question)
     asked = RETRIEVED.to_frame().select(*QUESTION, "unseen")

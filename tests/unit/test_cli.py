@@ -9,8 +9,10 @@ import pytest
 from rich.console import Console
 
 from tests.unit.written_run import write_run
+from tripletune.cli.app import CHECKOUT
+from tripletune.cli.data import SYNTHETIC
 from tripletune.cli.inspect import headline, show_run
-from tripletune.cli.main import CHECKOUT, SYNTHETIC, main
+from tripletune.cli.main import main
 from tripletune.cli.recommend import explain_prompt
 from tripletune.config import RunConfig
 from tripletune.config.presets import load_config

@@ -127,7 +127,7 @@ def make(world: World, out: Path, settings: RetrieveConfig) -> tuple[Facts, Fact
     """Folders ``retrieve`` and ``generate`` in ``out``."""
     for stage in ("retrieve", "generate"):
         (out / stage).mkdir(parents=True)
-    sources = (world.split, world.knowledge, world.lightgcn, world.rgat, out / "retrieve")
+    sources = (world.split, world.knowledge, world.specialists, out / "retrieve")
     found = retrieve_all(*sources, settings, num_liked_triples=5, seed=SEED)
     written = generate_shards(
         world.ingest,

@@ -23,7 +23,7 @@ from tripletune.models.serving.topk import Ragged
 from tripletune.retrieve.candidates import retrieve_all
 from tripletune.retrieve.retriever import Retriever
 from tripletune.schemas.query import PURPOSES
-from tripletune.schemas.retrieve import RETRIEVERS
+from tripletune.schemas.retrieve import RANKED_ALWAYS
 
 SEED = 7
 FIT = {"train": ("a", ("graph",)), "valid": ("b", ("graph", "target")), "test": ("b", ("graph", "target"))}
@@ -51,13 +51,11 @@ def retrieve(world, out, ease, settings=DEFAULT):
     return retrieve_all(
         world.split,
         world.knowledge,
-        world.lightgcn,
-        world.rgat,
+        {**world.specialists, "ease": ease},
         out,
         settings,
         num_liked_triples=4,
         seed=SEED,
-        ease=ease,
     )
 
 
@@ -161,7 +159,7 @@ def test_rankings_hold_ease_and_plain_ease_under_the_same_mask(out, rows):
     weights_MM = ridge_by_column(likes_of_fit(rows, FIT["test"][1]), 3.0)
     rankings = pl.read_parquet(out / "rankings.parquet")
     cutoffs = {(row["user_id"], row["purpose"]): row["cutoff"] for row in read(out).iter_rows(named=True)}
-    names = {*RETRIEVERS, "ease", "ease-plain"}
+    names = {*RANKED_ALWAYS, "ease", "ease-plain"}
     assert rankings.group_by("user_id", "purpose").agg(pl.col("retriever").sort())["retriever"].to_list() == [
         sorted(names)
     ] * (2 * 39)
@@ -206,7 +204,7 @@ def test_a_catalogue_beyond_the_limit_has_no_baseline(world, tmp_path):
     assert fit_films(world, tmp_path / "ease", settings)["films"] == {}
     assert pl.read_parquet(tmp_path / "ease" / "trained_on.parquet").is_empty()
     retrieve(world, tmp_path / "a", tmp_path / "ease", settings)
-    assert set(pl.read_parquet(tmp_path / "a" / "rankings.parquet")["retriever"]) == set(RETRIEVERS)
+    assert set(pl.read_parquet(tmp_path / "a" / "rankings.parquet")["retriever"]) == set(RANKED_ALWAYS)
 
 
 def test_as_the_retriever_it_keeps_the_most_liked_films_within_the_limit(world, rows, tmp_path):
@@ -328,7 +326,10 @@ def test_two_threads_write_the_same_bytes_as_one(world, tmp_path):
 
 def test_an_ad_hoc_viewer_gets_what_a_viewer_of_the_split_gets(world, fitted, out, rows):
     retriever = Retriever.load(
-        world.knowledge, world.lightgcn, world.rgat, DEFAULT, num_liked_triples=4, seed=SEED, fits=("b",), ease=fitted
+        *(world.knowledge, {**world.specialists, "ease": fitted}, DEFAULT),
+        num_liked_triples=4,
+        seed=SEED,
+        fits=("b",),
     )
     question = read(out).filter(unseen=True, purpose="test").row(0, named=True)
     mine = rows.filter(user_id=question["user_id"]).filter(pl.col("position") < question["cutoff"])

@@ -28,8 +28,7 @@ def retrieve(world, settings):
     retrieve_all(
         world.split,
         world.knowledge,
-        world.lightgcn,
-        world.rgat,
+        world.specialists,
         world.retrieve,
         settings,
         num_liked_triples=5,
@@ -289,8 +288,7 @@ def test_kerag_prompts_show_ten_films_with_every_answer(world, tmp_path):
 def test_an_ad_hoc_viewer_gets_a_prompt_by_the_same_way(world):
     retriever = Retriever.load(
         world.knowledge,
-        world.lightgcn,
-        world.rgat,
+        world.specialists,
         RetrieveConfig(retriever="lightgcn"),
         num_liked_triples=5,
         seed=SEED,

@@ -165,6 +165,30 @@ def test_retrievers_that_a_run_may_have_are_measured_where_they_are(damaged: Run
     assert "ease " in table.export_text()
 
 
+def test_a_further_retriever_is_a_row_and_its_training_a_picture_under_its_own_name(run: Run, tmp_path: Path) -> None:
+    further = Run(tmp_path / "copy", run.order)
+    shutil.copytree(run.root, further.root, ignore=shutil.ignore_patterns("evaluate"))
+    rewrite(
+        further.retrieve / "rankings.parquet",
+        lambda rows: [*rows, *({**row, "retriever": "mine"} for row in rows if row["retriever"] == "lightgcn")],
+    )
+    (tmp_path / "mine").mkdir()
+    shutil.copy(further.specialists["lightgcn"] / "curve.parquet", tmp_path / "mine")
+    trained = {**further.specialists, "mine": tmp_path / "mine", "finetune": further.finetune}
+    (tmp_path / "out").mkdir()
+    facts = evaluate_run(further.rank, further.generate, further.retrieve, tmp_path / "out", SETTINGS, 3, trained)
+    assert facts["mine_ndcg_at_10"] == facts["lightgcn_ndcg_at_10"]
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert "<td>mine</td>" in page
+    assert "mine: training loss" in page
+    assert "finetune: " not in page
+    frame = pl.read_parquet(tmp_path / "out" / "comparisons.parquet")
+    assert {"popularity", "lightgcn", "rgat"} == set(frame.filter(pl.col("row_a") == "mine")["row_b"])
+    table = Console(width=200, record=True, file=io.StringIO())
+    table.print(metrics_tables(tmp_path / "out", SETTINGS))
+    assert "mine " in table.export_text()
+
+
 def test_only_viewers_that_every_system_ranked_are_re_ranked(damaged: Run, tmp_path: Path) -> None:
     rewrite(
         damaged.rank / "predictions.parquet",

@@ -52,14 +52,11 @@ def retrieve(world, out: Path, settings: RetrieveConfig, sasrec: Path | None = N
     retrieve_all(
         world.split,
         world.knowledge,
-        world.lightgcn,
-        world.rgat,
+        {**world.specialists, "sasrec": sasrec or world.sasrec, "ease": world.ease},
         out,
         settings,
         num_liked_triples=4,
         seed=SEED,
-        sasrec=sasrec or world.sasrec,
-        ease=world.ease,
     )
     return out
 

@@ -41,8 +41,8 @@ def asked(tmp_path_factory):
     train_sasrec(world.split, world.sasrec, SasrecConfig(dim=8, max_length=6, max_steps=10, eval_every=10), SEED)
     world.ease.mkdir()
     train_ease(world.split, world.ease, SETTINGS, SEED)
-    folders = world.knowledge, world.lightgcn, world.rgat
-    retriever = Retriever.load(*folders, SETTINGS, num_liked_triples=4, seed=SEED, sasrec=world.sasrec, ease=world.ease)
+    trained = {**world.specialists, "sasrec": world.sasrec, "ease": world.ease}
+    retriever = Retriever.load(world.knowledge, trained, SETTINGS, num_liked_triples=4, seed=SEED)
     rows = small_world.read_split(world)
     questions = find_questions(rows)
     parts = find_history(rows, questions), find_seen(rows, questions), find_answers(rows, questions)

@@ -29,7 +29,7 @@ def world(tmp_path_factory):
 
 
 def run(world) -> pl.DataFrame:
-    stages = world.split, world.knowledge, world.lightgcn, world.rgat, world.retrieve
+    stages = world.split, world.knowledge, world.specialists, world.retrieve
     retrieve_all(*stages, RetrieveConfig(retriever="lightgcn", num_candidates=5), num_liked_triples=3, seed=SEED)
     return read(world)
 

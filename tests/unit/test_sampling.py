@@ -146,8 +146,7 @@ def retrieve(world, out, sample, **changes):
     return retrieve_all(
         world.split,
         world.knowledge,
-        world.lightgcn,
-        world.rgat,
+        world.specialists,
         out,
         RetrieveConfig(retriever="lightgcn", **changes),
         num_liked_triples=4,

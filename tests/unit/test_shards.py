@@ -142,20 +142,16 @@ def test_workers_that_write_to_another_disk_are_noticed(world, tmp_path):
 
 
 def test_two_writers_of_one_shard_do_not_meet_in_its_temporary_file(world, out, tmp_path, monkeypatch):
-    writer = shards._writer
+    write = pl.DataFrame.write_parquet
 
-    def overtaken(frame):
-        monkeypatch.setattr(shards, "_writer", writer)
+    def overtaken(frame, path, **options):
+        monkeypatch.setattr(pl.DataFrame, "write_parquet", write)
+        write(frame, path, **options)
+        for job in jobs_of(world, tmp_path):
+            write_shard(job)  # another one comes, writes the same and is done first
+        assert path.exists()
 
-        def write(path):
-            writer(frame)(path)
-            for job in jobs_of(world, tmp_path):
-                write_shard(job)  # another one comes, writes the same and is done first
-            assert path.exists()
-
-        return write
-
-    monkeypatch.setattr(shards, "_writer", overtaken)
+    monkeypatch.setattr(pl.DataFrame, "write_parquet", overtaken)
     generate(world, tmp_path)
     assert files(tmp_path) == files(out)
 

@@ -31,8 +31,8 @@ from tripletune.errors import InputError
 from tripletune.schemas.generate import EXAMPLES, PROVEN
 from tripletune.schemas.hints import TRIPLE_HINTS
 from tripletune.store.fingerprint import sha256_file
-from tripletune.store.parquet import read_rows
-from tripletune.store.paths import read_manifest, write_atomically
+from tripletune.store.parquet import read_rows, write_parquet
+from tripletune.store.paths import read_manifest
 
 RECORD = "audit/proven.parquet"
 """In generate's folder."""
@@ -121,4 +121,4 @@ def write_record(shards: Path, proven: pl.DataFrame) -> None:
     """
     path = shards / RECORD
     path.parent.mkdir(exist_ok=True)
-    write_atomically(path, lambda part: proven.rechunk().write_parquet(part, compression="zstd"))
+    write_parquet(path, proven.rechunk())

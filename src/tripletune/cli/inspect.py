@@ -15,9 +15,9 @@ from rich.table import Table
 from rich.text import Text
 
 from tripletune.config import EvaluateConfig, RunConfig
+from tripletune.evaluate.tables import retrieval_rows
 from tripletune.pipeline.garbage import Removable
 from tripletune.pipeline.registry import BY_NAME, STAGES
-from tripletune.schemas.retrieve import FURTHER_RETRIEVERS, RETRIEVERS
 from tripletune.store.fingerprint import differences
 from tripletune.store.paths import MANIFEST, RunPaths, read_manifest
 from tripletune.store.runs import RunRecord, tracking_uri
@@ -120,7 +120,8 @@ def headline(stage: str, facts: Mapping[str, Any]) -> str:
     if stage == "knowledge":
         films = facts["entities"]["movie"]
         return f"{films:,} films, {facts.get('films_with_credits', 0):,} with credits, {facts['triples']:,} triples"
-    kept = {name.replace("_", " "): facts[name] for name in BY_NAME[stage].headline if name in facts}
+    named = BY_NAME[stage].headline or tuple(facts)[:3]
+    kept = {name.replace("_", " "): facts[name] for name in named if name in facts}
     return ", ".join(
         f"{name} ({_fact(value)})" if isinstance(value, dict) else f"{name} {_fact(value)}"
         for name, value in kept.items()
@@ -154,7 +155,7 @@ def metrics_tables(evaluate: Path, settings: EvaluateConfig) -> Group:
     flat = json.loads((evaluate / "metrics.json").read_text(encoding="utf-8"))
     everyone = frame.filter(pl.col("group") == "all")
     sure = f"{settings.confidence:.0%} interval"
-    rows = (*RETRIEVERS, *(name for name in FURTHER_RETRIEVERS if name in everyone["row"]))
+    rows = retrieval_rows(everyone["row"].unique().to_list())
     retrieval = _metric_table(everyone, f"first stage, all films, {sure}", rows, settings.retrieval_cutoffs)
     reranking = _metric_table(everyone, f"same candidates, re-ranked, {sure}", RERANK_ROWS, settings.rerank_cutoffs)
     shares = Table("figure", "value", title="bounds and form", title_justify="left")

@@ -21,12 +21,13 @@ from tripletune.prompts.evidence import collect_evidence
 from tripletune.prompts.explain import TripleKey, explain_lines
 from tripletune.prompts.template import load_template
 from tripletune.rank.predict import rank_examples
-from tripletune.retrieve.histories import find_history, find_seen, read_rows, shard_files
+from tripletune.retrieve.histories import find_history, find_seen, read_rows
 from tripletune.retrieve.retriever import Retriever
 from tripletune.schemas.hints import SPECIALISTS
 from tripletune.schemas.query import PURPOSES, QUESTION
 from tripletune.schemas.split import SPLIT
 from tripletune.store.paths import RunPaths
+from tripletune.store.shards import shard_files, split_files
 
 NOBODY = -1
 """User id of a viewer who is only a list of films; no release has it."""
@@ -49,7 +50,7 @@ def recommend_to_user(paths: RunPaths, config: RunConfig, user: int) -> list[Rec
     Raises:
         InputError: no such viewer; the message says what ids there are.
     """
-    rows = read_rows(list(shard_files(paths.require("split")).values()))
+    rows = read_rows(list(split_files(paths.require("split")).values()))
     mine = rows.filter(pl.col("user_id") == user).collect()
     if mine.is_empty():
         span = rows.select(low=pl.col("user_id").min(), high=pl.col("user_id").max()).collect().row(0)
@@ -105,13 +106,10 @@ def _recommend(paths: RunPaths, config: RunConfig, rows: pl.DataFrame) -> list[R
     )
     retriever = Retriever.load(
         paths.require("knowledge"),
-        paths.require("lightgcn"),
-        paths.require("rgat"),
+        {stage: paths.require(stage) for stage in ("lightgcn", "rgat", *config.retrieve.lists)},
         config.retrieve,
         num_liked_triples=config.prompt.triples_for_liked,
         seed=config.seed,
-        sasrec=paths.require("sasrec") if "sasrec" in config.retrieve.lists else None,
-        ease=paths.require("ease") if "ease" in config.retrieve.lists else None,
         fits=("b",),
     )
     nothing = pl.DataFrame(
@@ -161,7 +159,7 @@ def explain_prompt(
     Raises:
         InputError: the viewer has no example of this purpose, or none at this cutoff.
     """
-    shards = sorted((paths.require("generate") / purpose).glob("shard-*.parquet"))
+    shards = shard_files(paths.require("generate") / purpose)
     found = pl.scan_parquet(shards).filter(pl.col("user_id") == user).collect()
     if found.is_empty():
         why = "viewers with too few likes have none"
@@ -192,12 +190,12 @@ def explain_prompt(
 
 
 def _positions(paths: RunPaths, user: int) -> dict[int, int]:
-    rows = read_rows(list(shard_files(paths.require("split")).values())).filter(pl.col("user_id") == user)
+    rows = read_rows(list(split_files(paths.require("split")).values())).filter(pl.col("user_id") == user)
     return dict(rows.select("movie_id", "position").collect().iter_rows())
 
 
 def _scores(paths: RunPaths, example: Mapping[str, Any]) -> Mapping[TripleKey, float]:
-    files = sorted((paths.require("retrieve") / "choices").glob("shard-*.parquet"))
-    mine = pl.scan_parquet(files).filter(pl.col(name) == example[name] for name in QUESTION)
+    choices = pl.scan_parquet(shard_files(paths.require("retrieve") / "choices"))
+    mine = choices.filter(pl.col(name) == example[name] for name in QUESTION)
     rows = mine.select("movie_id", "relation", "entity", "score").collect().iter_rows()
     return {(movie, relation, entity): score for movie, relation, entity, score in rows}

@@ -18,7 +18,15 @@ from tripletune.config.data import (
     SyntheticConfig,
 )
 from tripletune.config.llm import EvaluateConfig, FinetuneConfig, PromoteConfig, RankConfig, TinyLlamaConfig
-from tripletune.config.models import LightGCNConfig, RgatConfig, SasrecConfig, SpecialistsConfig
+from tripletune.config.models import (
+    BASELINES,
+    RETRIEVERS,
+    SHIPPED_RETRIEVERS,
+    LightGCNConfig,
+    RgatConfig,
+    SasrecConfig,
+    SpecialistsConfig,
+)
 from tripletune.config.prompts import (
     LISTED_FILMS,
     PromptConfig,
@@ -31,7 +39,10 @@ from tripletune.config.prompts import (
 from tripletune.config.run import RunConfig, TrackingConfig
 
 __all__ = [
+    "BASELINES",
     "LISTED_FILMS",
+    "RETRIEVERS",
+    "SHIPPED_RETRIEVERS",
     "Credit",
     "EvaluateConfig",
     "FeedColumns",

@@ -8,6 +8,14 @@ from pydantic import Field, model_validator
 
 from tripletune.config.base import Positive, PositiveFloat, Section
 
+SHIPPED_RETRIEVERS = ("lightgcn", "ease", "sasrec")
+"""Retrievers with settings of their own: ``[lightgcn]``, ``[sasrec]``, ``retrieve.ease_*``, ``retrieve.fused_*``."""
+RETRIEVERS = (*SHIPPED_RETRIEVERS,)
+"""Folders below ``models/`` whose ``serve.py`` declares a retriever. The name of a further one is added here; its
+settings are ``[models.<name>]``, its weight in the fused list is ``retrieve.fused_more.<name>``."""
+BASELINES = ("ease",)
+"""Retrievers that every run fits, for the comparison."""
+
 
 class RgatConfig(Section):
     """Relational graph attention."""

@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from tripletune.config import RunConfig
+from tripletune.config import RunConfig, Section
 from tripletune.config.base import is_path
 from tripletune.errors import ConfigError
 
@@ -80,16 +80,23 @@ def parse_config(data: dict[str, Any], where: str) -> RunConfig:
     try:
         return RunConfig.model_validate(data)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        raise ConfigError(
-            f"{where}: {_explain(first['loc'], first['type'], first['msg'], first.get('input'))}"
-        ) from None
+        raise ConfigError(f"{where}: {explain(error, RunConfig)}") from None
 
 
-def _explain(loc: tuple[int | str, ...], kind: str, message: str, value: Any) -> str:
-    parts = [str(part) for part in loc]
+def explain(error: ValidationError, settings: type[Section], within: Sequence[str] = ()) -> str:
+    """The first mistake of a validation in one line: the key, its value and what is allowed.
+
+    Args:
+        error: of ``settings.model_validate``.
+        settings: the section that was validated.
+        within: the tables that this section stands in, such as ``("models", "itemknn")``.
+    """
+    first = error.errors(include_url=False)[0]
+    kind, message, value = first["type"], first["msg"], first.get("input")
+    keys = [str(part) for part in first["loc"]]
+    parts = [*within, *keys]
     if kind == "extra_forbidden":
-        section = _section(parts[:-1])
+        section = _section(settings, keys[:-1])
         place = f"in [{'.'.join(parts[:-1])}]" if parts[:-1] else "at the top"
         return f"unknown key '{parts[-1]}' {place}; the keys there are: {', '.join(sorted(section.model_fields))}"
     if kind == "missing":
@@ -97,9 +104,9 @@ def _explain(loc: tuple[int | str, ...], kind: str, message: str, value: Any) ->
     if kind == "value_error":
         return f"[{'.'.join(parts)}] {message.removeprefix('Value error, ')}"
     if kind == "tuple_type":
-        wanted = f"should be a list such as {_example(_section(parts[:-1]).model_fields[parts[-1]])}"
+        wanted = f"should be a list such as {_example(_section(settings, keys[:-1]).model_fields[keys[-1]])}"
     elif kind == "model_type":
-        name, field = next(iter(_section(parts).model_fields.items()))
+        name, field = next(iter(_section(settings, keys).model_fields.items()))
         wanted = f"should be a table such as {{ {name} = {_example(field)} }}"
     elif kind.startswith("date_"):
         wanted = "should be a day such as 2017-01-01"
@@ -110,9 +117,9 @@ def _explain(loc: tuple[int | str, ...], kind: str, message: str, value: Any) ->
     return f"{'.'.join(parts)} = {shown}: {wanted}"
 
 
-def _section(parts: Sequence[str]) -> Any:
-    section: Any = RunConfig
-    for part in parts:
+def _section(settings: type[Section], keys: Sequence[str]) -> Any:
+    section: Any = settings
+    for part in keys:
         section = section.model_fields[part].annotation
     return section
 

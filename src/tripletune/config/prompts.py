@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import difflib
 from pathlib import PurePath
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from tripletune.config.base import NameOrText, Positive, PositiveFloat, Section, Share, Weight, is_path
+from tripletune.config.models import RETRIEVERS, SHIPPED_RETRIEVERS
 
-RetrieverName = Literal["lightgcn", "ease", "sasrec"]
+if TYPE_CHECKING:
+    RetrieverName = str
+else:
+    RetrieverName = Literal[(*RETRIEVERS, "fused")]  # pydantic names them all where another is given
 LISTED_FILMS = 20
 """Films of a first-stage list that are kept and measured."""
 
@@ -17,7 +22,7 @@ LISTED_FILMS = 20
 class RetrieveConfig(Section):
     """Candidates and hints."""
 
-    retriever: RetrieverName | Literal["fused"] = "fused"
+    retriever: RetrieverName = "fused"
     """Where the candidates come from; hint 1 puts them in LightGCN's order in any case. sasrec adds a stage that trains
     it; fused joins the lists below by reciprocal rank."""
     fused_lightgcn: Weight = 0.0
@@ -26,6 +31,8 @@ class RetrieveConfig(Section):
     """Weight of EASE's list in the fused one; 0 drops it."""
     fused_sasrec: Weight = 1.0
     """Weight of SASRec's list in the fused one; 0 drops it."""
+    fused_more: dict[str, Weight] = Field(default={})
+    """Weights of further retrievers' lists in the fused one, by name; a retriever that is not named has no part."""
     fused_k: Annotated[float, Field(gt=0.0, le=1e6)] = 20.0
     """A film at place r (from 1) of a list of weight w counts w / (this + r)."""
     fused_films: Annotated[int, Field(ge=20)] = 100
@@ -63,17 +70,13 @@ class RetrieveConfig(Section):
     standard error of ndcg is then .004 at most. 0 takes all."""
 
     @property
-    def fused_weights(self) -> dict[RetrieverName, float]:
-        """Weight of each list that has a part in the fused one."""
-        weights: dict[RetrieverName, float] = {
-            "lightgcn": self.fused_lightgcn,
-            "ease": self.fused_ease,
-            "sasrec": self.fused_sasrec,
-        }
+    def fused_weights(self) -> dict[str, float]:
+        """Weight of each retriever whose list has a part in the fused one."""
+        weights = {name: getattr(self, f"fused_{name}") for name in SHIPPED_RETRIEVERS} | self.fused_more
         return {name: weight for name, weight in weights.items() if weight}
 
     @property
-    def lists(self) -> tuple[RetrieverName, ...]:
+    def lists(self) -> tuple[str, ...]:
         """The retrievers whose lists make the candidates."""
         return tuple(self.fused_weights) if self.retriever == "fused" else (self.retriever,)
 
@@ -81,6 +84,19 @@ class RetrieveConfig(Section):
     def depth(self) -> int:
         """Films ranked for each viewer by each retriever."""
         return max(LISTED_FILMS, self.num_candidates, self.fused_films if self.retriever == "fused" else 0)
+
+    @field_validator("fused_more")
+    @classmethod
+    def _names_further_retrievers(cls, weights: dict[str, float]) -> dict[str, float]:
+        further = [name for name in RETRIEVERS if name not in SHIPPED_RETRIEVERS]
+        for name in weights:
+            if name in SHIPPED_RETRIEVERS:
+                raise ValueError(f"{name} has a key of its own; set retrieve.fused_{name} instead")
+            if name not in further:
+                nearest = difflib.get_close_matches(name, further, n=3, cutoff=0.0)
+                there = f"did you mean {', '.join(nearest)}?" if nearest else "config/models.py registers none"
+                raise ValueError(f"{name!r} is no further retriever; {there}")
+        return weights
 
     @model_validator(mode="after")
     def _fuses_something(self) -> RetrieveConfig:

@@ -11,8 +11,16 @@ from pydantic import Field, model_validator
 from tripletune.config.base import Name, Section
 from tripletune.config.data import IngestConfig, KnowledgeConfig, SourceConfig, SplitConfig, SyntheticConfig
 from tripletune.config.llm import EvaluateConfig, FinetuneConfig, PromoteConfig, RankConfig
-from tripletune.config.models import LightGCNConfig, RgatConfig, SasrecConfig, SpecialistsConfig
+from tripletune.config.models import (
+    BASELINES,
+    RETRIEVERS,
+    LightGCNConfig,
+    RgatConfig,
+    SasrecConfig,
+    SpecialistsConfig,
+)
 from tripletune.config.prompts import PromptConfig, QualityConfig, RetrieveConfig, SampleConfig, WorkersConfig
+from tripletune.flatten import flatten
 
 
 class TrackingConfig(Section):
@@ -45,6 +53,8 @@ class RunConfig(Section):
     rgat: RgatConfig = RgatConfig()
     lightgcn: LightGCNConfig = LightGCNConfig()
     sasrec: SasrecConfig = SasrecConfig()
+    models: dict[str, dict[str, Any]] = Field(default={})
+    """Settings of further retrievers by name; what keys there are, the ``Settings`` of ``models/<name>/fit.py`` say."""
     retrieve: RetrieveConfig = RetrieveConfig()
     sample: SampleConfig = SampleConfig()
     prompt: PromptConfig = PromptConfig()
@@ -76,8 +86,10 @@ class RunConfig(Section):
 
     @property
     def trained_stages(self) -> tuple[str, ...]:
-        """The stages that learn from likes: both specialists, SASRec where the candidates need it, and EASE."""
-        return ("rgat", "lightgcn", *(("sasrec",) if "sasrec" in self.retrieve.lists else ()), "ease")
+        """The stages that learn from likes: both specialists, the retrievers that candidates come of, the baselines."""
+        always = {"rgat", "lightgcn", *BASELINES}
+        chosen = (name for name in RETRIEVERS if name in self.retrieve.lists and name not in always)
+        return ("rgat", "lightgcn", *chosen, *BASELINES)
 
     @property
     def tags_before(self) -> date | None:
@@ -85,7 +97,11 @@ class RunConfig(Section):
         return self.split.valid_from if self.split.protocol == "global_time" else None
 
     def field(self, dotted: str) -> Any:
-        """The value under a dotted name such as ``split.like``, as plain JSON data."""
+        """The value under a dotted name such as ``split.like``, as plain JSON data; ``{}`` for a ``models.<name>``
+        that sets nothing."""
+        section, _, name = dotted.partition(".")
+        if section == "models" and name not in self.models:
+            return {}
         value: Any = self.model_dump(mode="json")
         for part in dotted.split("."):
             value = value[part]
@@ -93,13 +109,4 @@ class RunConfig(Section):
 
     def flat(self) -> dict[str, Any]:
         """Every setting under its dotted name; what MLflow shows as parameters."""
-
-        def walk(prefix: str, value: Any) -> dict[str, Any]:
-            if not isinstance(value, dict):
-                return {prefix: value}
-            rows: dict[str, Any] = {}
-            for key, inner in value.items():
-                rows |= walk(f"{prefix}.{key}" if prefix else key, inner)
-            return rows
-
-        return walk("", self.model_dump(mode="json"))
+        return flatten(self.model_dump(mode="json"))

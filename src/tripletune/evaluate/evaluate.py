@@ -24,12 +24,13 @@ from tripletune.errors import InputError
 from tripletune.evaluate.metrics import score_lists
 from tripletune.evaluate.report import write_report
 from tripletune.evaluate.significance import Interval, bootstrap_means, mean_interval, summarise
+from tripletune.evaluate.tables import CEILING_ROW, retrieval_rows
 from tripletune.schemas.base import conform
 from tripletune.schemas.query import PURPOSES
 from tripletune.schemas.rank import PREDICTIONS, SYSTEMS
-from tripletune.schemas.retrieve import FURTHER_RETRIEVERS, RANKINGS, RETRIEVERS
-from tripletune.store.parquet import parquet_files, scan
-from tripletune.store.paths import Facts, write_atomically, write_json
+from tripletune.schemas.retrieve import RANKINGS
+from tripletune.store.parquet import ROW_GROUP, parquet_files, scan, write_parquet
+from tripletune.store.paths import Facts, write_json
 
 GROUPS = ("all", "warm", "unseen")
 """``warm`` viewers may be in the fits and in training examples; ``unseen`` ones are in neither."""
@@ -88,8 +89,8 @@ def evaluate_run(
         out: receives per_viewer, metrics and comparisons.parquet, metrics.json, report.html.
         settings: cut-offs, resamples and confidence.
         seed: of the bootstrap.
-        trained: folders of ``rgat``, ``lightgcn``, ``finetune`` and, where there is one, ``sasrec``: their curves and
-            attention go into the report.
+        trained: folders of ``finetune`` and of the stages that learn from likes: their curves and R-GAT's attention
+            go into the report.
 
     Returns:
         The means under flat names: ``<row>_<metric>`` for all viewers, ``..._warm`` and ``..._unseen`` for the groups.
@@ -105,8 +106,7 @@ def evaluate_run(
     on_test = reranked.filter(pl.col("purpose") == "test")
 
     measured = Measured([], [])
-    ranked_by = _ranked_by(retrieval["row"])
-    _measure_family(measured, retrieval, ranked_by, settings, seed)
+    _measure_family(measured, retrieval, retrieval_rows(retrieval["row"]), settings, seed)
     _measure_family(measured, on_test, SYSTEMS, settings, seed)
     _measure_shares(measured, answered, reranked, settings, seed)
     metrics = pl.DataFrame(measured.metrics, METRICS, orient="row")
@@ -114,7 +114,7 @@ def evaluate_run(
 
     per_viewer = pl.concat([retrieval, reranked], how="diagonal").sort("row", "purpose", "user_id", maintain_order=True)
     for name, frame in (("per_viewer", per_viewer), ("metrics", metrics), ("comparisons", comparisons)):
-        _write(frame, out / f"{name}.parquet")
+        write_parquet(out / f"{name}.parquet", frame, row_group_size=ROW_GROUP)
     facts = _flat(metrics) | {
         "retrieval_viewers": retrieval["user_id"].n_unique(),
         "rerank_viewers": on_test["user_id"].n_unique(),
@@ -123,10 +123,6 @@ def evaluate_run(
     folders = {"rank": predictions, "generate": shards, "retrieve": retrieve, **trained}
     write_report(out / "report.html", metrics, comparisons, folders, confidence=settings.confidence, seed=seed)
     return facts
-
-
-def _write(frame: pl.DataFrame, path: Path) -> None:
-    write_atomically(path, lambda part: frame.write_parquet(part, compression="zstd", row_group_size=1 << 18))
 
 
 def _held_out(shards: Path) -> pl.DataFrame:
@@ -174,14 +170,9 @@ def _rerank_scores(answered: pl.DataFrame, cutoffs: list[int]) -> pl.DataFrame:
 
 def _retrieval_scores(rankings: Path, cutoffs: list[int]) -> pl.DataFrame:
     frame = conform(scan(rankings).filter(pl.col("purpose") == "test").collect(), RANKINGS)
-    rows = _ranked_by(frame["retriever"])
+    rows = retrieval_rows(frame["retriever"])
     same = _in_every_row(frame.rename({"retriever": "row"}), rows, "retrievers of retrieve/rankings.parquet")
     return _scored(same, "top", cutoffs)
-
-
-def _ranked_by(names: pl.Series) -> tuple[str, ...]:
-    """The retrievers that every run has, and those of the others that are there."""
-    return (*RETRIEVERS, *(name for name in FURTHER_RETRIEVERS if name in names))
 
 
 def _in_every_row(frame: pl.DataFrame, rows: tuple[str, ...], what: str) -> pl.DataFrame:
@@ -247,7 +238,7 @@ def _measure_shares(
     test = answered.filter(pl.col("purpose") == "test")
     ranked = reranked.filter(pl.col("purpose") == "test").unique("user_id")
     ceiling = test.unique("user_id").join(ranked, on="user_id", how="semi").select("user_id", "unseen", "is_candidate")
-    shares = [("retrieval", "ceiling", ceiling, "is_candidate")]
+    shares = [(CEILING_ROW, "ceiling", ceiling, "is_candidate")]
     for constrained, name in ((True, "valid_answers_constrained"), (False, "valid_answers_unconstrained")):
         for system in SYSTEMS:
             part = test.filter(pl.col("system") == system, pl.col("constrained") == constrained)

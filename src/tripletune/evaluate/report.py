@@ -11,10 +11,10 @@ from typing import Any
 
 import polars as pl
 
+from tripletune.evaluate.tables import retrieval_rows
 from tripletune.html.pages import write_page
 from tripletune.html.pictures import Dot, draw_bars, draw_curves, draw_dots
 from tripletune.schemas.rank import SYSTEMS
-from tripletune.schemas.retrieve import FURTHER_RETRIEVERS, RETRIEVERS
 from tripletune.store.parquet import parquet_files, scan
 from tripletune.store.paths import read_manifest
 
@@ -24,7 +24,7 @@ FAMILIES: tuple[dict[str, Any], ...] = (
     {
         "title": "Retrieval",
         "about": "Test likes ranked among the whole catalogue, films rated before the cutoff left out.",
-        "rows": (*RETRIEVERS, *FURTHER_RETRIEVERS),
+        "rows": retrieval_rows,
         "groups": ("all", "warm", "unseen"),
         "below": False,
     },
@@ -33,11 +33,13 @@ FAMILIES: tuple[dict[str, Any], ...] = (
         "about": "The candidates put in order by each system, over the same viewers, with constrained decoding. "
         "A held-out film that is not among the candidates counts 0 for every system; "
         "the dashed line is the share of all viewers whose film is.",
-        "rows": SYSTEMS,
+        "rows": lambda names: SYSTEMS,
         "groups": ("all", "warm", "unseen"),
         "below": True,
     },
 )
+CURVE_NAMES = {"lightgcn": "LightGCN", "rgat": "R-GAT", "sasrec": "SASRec"}
+"""Names over the curves of a training; any other stage that writes a ``curve.parquet`` goes by its own."""
 HEADLINES = (
     ("tuned", "ndcg_at_5", "tuned model, ndcg_at_5"),
     ("retriever", "ndcg_at_5", "retriever's order, ndcg_at_5"),
@@ -62,7 +64,7 @@ def write_report(
     Args:
         path: the HTML file.
         metrics, comparisons: what evaluate measured.
-        folders: of ``rank, generate, retrieve, rgat, lightgcn, finetune``, by stage; ``sasrec`` may be among them.
+        folders: of ``rank, generate, retrieve, finetune`` and of the stages that learn from likes, by stage.
         confidence: of the intervals.
         seed: of the run.
     """
@@ -93,7 +95,8 @@ def _headlines(metrics: pl.DataFrame) -> list[dict[str, Any]]:
 
 
 def _family(family: Mapping[str, Any], metrics: pl.DataFrame, comparisons: pl.DataFrame) -> dict[str, Any]:
-    measured = metrics.filter(pl.col("row").is_in(family["rows"]), pl.col("metric").str.contains("^(hr|ndcg)_at_"))
+    family_rows = family["rows"](metrics["row"].unique().to_list())
+    measured = metrics.filter(pl.col("row").is_in(family_rows), pl.col("metric").str.contains("^(hr|ndcg)_at_"))
     names = measured["metric"].unique(maintain_order=True).to_list()
     present = measured["row"].unique().to_list()
     groups = []
@@ -101,9 +104,9 @@ def _family(family: Mapping[str, Any], metrics: pl.DataFrame, comparisons: pl.Da
         part = measured.filter(pl.col("group") == group)
         if part.height:
             cells = {(line["row"], line["metric"]): line for line in part.to_dicts()}
-            rows = [(row, [cells[row, name] for name in names]) for row in family["rows"] if row in present]
+            rows = [(row, [cells[row, name] for name in names]) for row in family_rows if row in present]
             groups.append({"name": group, "num_viewers": part["num_viewers"][0], "rows": rows})
-    lines = comparisons.filter(pl.col("row_a").is_in(family["rows"])).to_dicts()
+    lines = comparisons.filter(pl.col("row_a").is_in(family_rows)).to_dicts()
     compared = [line | {"words": _words(line)} for line in lines]
     deepest = names[-1] if names else ""
     ceiling = metrics.filter(pl.col("metric") == "ceiling", pl.col("group") == "all")["value"]
@@ -150,7 +153,8 @@ def _curves(folders: Mapping[str, Path]) -> list[dict[str, str]]:
     if lines:
         picture = draw_curves(lines, title="Loss of the language model by step", ylabel="loss")
         pictures.append({"caption": "Language model: training and evaluation loss", "picture": picture})
-    for stage, name in (("lightgcn", "LightGCN"), ("rgat", "R-GAT"), ("sasrec", "SASRec")):
+    others = [stage for stage in folders if stage != "finetune" and (folders[stage] / "curve.parquet").is_file()]
+    for stage, name in (CURVE_NAMES | {stage: stage for stage in others if stage not in CURVE_NAMES}).items():
         if stage not in folders:
             continue
         curve = pl.read_parquet(folders[stage] / "curve.parquet").with_columns(name=pl.format("fit {}", "fit"))

@@ -25,7 +25,9 @@ from tripletune.finetune.job import COLUMNS, TrainingJob, receive
 from tripletune.processes.supervise import ProcessFailed, clean_environment, end_noted, run_supervised
 from tripletune.schemas.generate import EXAMPLES
 from tripletune.stable_hash import mix
-from tripletune.store.paths import SCRATCH, Facts, write_atomically, write_json
+from tripletune.store.parquet import write_parquet
+from tripletune.store.paths import SCRATCH, Facts, write_json
+from tripletune.store.shards import shard_files
 
 OnLog = Callable[[int, Mapping[str, float]], None]
 ADAPTER_CURVE = pl.Schema({"step": pl.Int32, "metric": pl.String, "value": pl.Float64})
@@ -78,11 +80,11 @@ def finetune_adapter(
     )
     _take_over(job)
     if job.evaluation:
-        write_atomically(job.evaluation, evaluation.write_parquet)
+        write_parquet(job.evaluation, evaluation)
     if not (job.result.is_file() and job.adapter.is_dir()):
         _launch(job, on_log)
     result = json.loads(job.result.read_text(encoding="utf-8"))
-    write_atomically(out / "curve.parquet", lambda part: _curve(result["history"]).write_parquet(part))
+    write_parquet(out / "curve.parquet", _curve(result["history"]))
     contract = AdapterContract(
         prompt=dict(prompt_contract),
         tokenizer_sha256=base.tokenizer_sha256,
@@ -96,7 +98,7 @@ def finetune_adapter(
 
 
 def _train_shards(shards: Path) -> list[Path]:
-    train = sorted((shards / "train").glob("shard-*.parquet"))
+    train = shard_files(shards / "train")
     if not train or not pl.scan_parquet(train).select(pl.len()).collect().item():
         raise InputError(
             f"{shards / 'train'}: no training examples; more viewers, a larger retrieve.num_candidates "
@@ -107,7 +109,7 @@ def _train_shards(shards: Path) -> list[Path]:
 
 def _evaluation_examples(shards: Path, limit: int, seed: int) -> pl.DataFrame:
     """Valid examples that can be answered (the like is a candidate): the first ``limit`` by hash of user."""
-    valid = sorted((shards / "valid").glob("shard-*.parquet"))
+    valid = shard_files(shards / "valid")
     if not valid:
         return pl.DataFrame(schema={name: EXAMPLES[name] for name in COLUMNS})
     answerable = pl.scan_parquet(valid).filter(pl.col("candidates").list.contains(pl.col("answers").list.first()))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import date
-from functools import partial
 from pathlib import Path
 
 import polars as pl
@@ -14,7 +13,8 @@ from tripletune.knowledge.facts import credit_facts, decade_facts, extra_facts, 
 from tripletune.schemas.base import conform
 from tripletune.schemas.ingest import MOVIES, RATINGS, TAGS
 from tripletune.schemas.knowledge import COVERAGE, ENTITIES, ENTITY_KINDS, RELATION_NAMES, RELATIONS, TRIPLES
-from tripletune.store.paths import Facts, write_atomically
+from tripletune.store.parquet import ROW_GROUP, write_parquet
+from tripletune.store.paths import Facts
 
 
 def write_knowledge(
@@ -56,8 +56,7 @@ def write_knowledge(
     coverage = _coverage(triples, entities, relations, pl.scan_parquet(ratings, schema=RATINGS))
     frames = {"entities": entities, "relations": relations, "triples": triples, "coverage": coverage}
     for name, frame in frames.items():
-        write = partial(frame.write_parquet, compression="zstd", row_group_size=1 << 18)
-        write_atomically(out / f"{name}.parquet", write)
+        write_parquet(out / f"{name}.parquet", frame, row_group_size=ROW_GROUP)
     return {
         "entities": dict(entities.group_by(pl.col("kind").cast(pl.String)).len().sort("kind").iter_rows()),
         "entities_without_name": entities["name"].null_count(),

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+
 from tripletune.config import RunConfig
+from tripletune.models.registry import FURTHER_RETRIEVERS
 from tripletune.pipeline import stages
 from tripletune.pipeline.stage import Stage
 
@@ -30,6 +33,22 @@ def _unused_sources(config: RunConfig) -> tuple[str, ...]:
 def _serving(config: RunConfig) -> tuple[str, ...]:
     """Serving code of the trained models, which retrieve loads by name."""
     return tuple(f"models.{stage}.serve" for stage in config.trained_stages)
+
+
+def _further_retriever(name: str) -> Stage:
+    """The training of a retriever that is not shipped: a folder ``models/<name>/`` and its name in the config."""
+    return Stage(
+        name=name,
+        run=functools.partial(stages.run_further_retriever, name=name),
+        part="shards",
+        at_once=True,
+        parents=("split",),
+        fields=(f"models.{name}", "seed"),
+        libraries=("torch", "polars", "numpy", "scipy"),
+        also=(f"models.{name}.fit",),
+        needed=lambda config: name in config.trained_stages,
+        headline=("steps", "films"),
+    )
 
 
 STAGES = (
@@ -115,6 +134,7 @@ STAGES = (
         libraries=("torch", "polars", "numpy", "scipy"),
         headline=("films",),
     ),
+    *(_further_retriever(name) for name in FURTHER_RETRIEVERS),
     Stage(
         name="retrieve",
         run=stages.run_retrieve,

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from tripletune.config import RunConfig
 from tripletune.errors import ConfigError, InputError, MissingArtifactError
+from tripletune.models.registry import check_settings
 from tripletune.pipeline.feed import feed_files, release_checksums
 from tripletune.pipeline.registry import reusable_stages
 from tripletune.pipeline.stage import Stage
@@ -28,6 +29,7 @@ def resolve(config: RunConfig, artifacts: Path) -> RunPaths:
         InputError: a file or folder named by the config does not exist.
         MissingArtifactError, ConfigError: ``specialists.pin`` names no usable run, or there is no such template.
     """
+    check_settings(config)
     fingerprints: dict[str, str] = {}
     ingredients: dict[str, Ingredients] = {}
     pinned = _pinned_specialists(config, artifacts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
@@ -49,6 +50,11 @@ class Stage:
     task: Mapping[str, Any] = field(default_factory=dict)
     """Options of its Prefect task, where they differ from the usual ones."""
 
+    @property
+    def help(self) -> str:
+        """What the stage does, from its function's docstring."""
+        return (_function(self.run).__doc__ or "").format(name=self.name)
+
     def parents_of(self, config: RunConfig) -> tuple[str, ...]:
         """The stages whose outputs it reads under this config."""
         return _for(self.parents, config)
@@ -59,8 +65,9 @@ class Stage:
 
     def sources(self, config: RunConfig) -> Closure:
         """Modules and functions that can shape its output under this config."""
-        function = f"{self.run.__module__.removeprefix('tripletune.')}:{self.run.__name__}"
-        return close_over([function, *_for(self.also, config)], without=_for(self.without, config))
+        function = _function(self.run)
+        root = f"{function.__module__.removeprefix('tripletune.')}:{function.__name__}"
+        return close_over([root, *_for(self.also, config)], without=_for(self.without, config))
 
     def ingredients(self, config: RunConfig, parents: Mapping[str, str], inputs: Mapping[str, str]) -> Ingredients:
         """Everything that its fingerprint is made of.
@@ -78,6 +85,10 @@ class Stage:
             "parents": {name: parents[name] for name in self.parents_of(config)},
             "inputs": dict(inputs),
         }
+
+
+def _function(run: Callable[..., Any]) -> Callable[..., Any]:
+    return run.func if isinstance(run, functools.partial) else run
 
 
 def _for(value: Names, config: RunConfig) -> tuple[str, ...]:
@@ -111,7 +122,7 @@ def _of_section(name: str, section: Section, mentioned: frozenset[str]) -> dict[
 def _section(config: RunConfig, dotted: str) -> Section | None:
     value: Any = config
     for part in dotted.split("."):
-        value = getattr(value, part)
+        value = getattr(value, part, None)  # None below a table of free keys, such as models
     return value if isinstance(value, Section) else None
 
 

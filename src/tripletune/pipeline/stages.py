@@ -140,6 +140,22 @@ def run_ease(paths: RunPaths, config: RunConfig) -> Path:
     return _train("ease", paths, ("split",), train)
 
 
+def run_further_retriever(paths: RunPaths, config: RunConfig, *, name: str) -> Path:
+    """Train {name}, fits a and b; for retrieve.retriever = "{name}", or "fused" with a weight for it."""
+    from tripletune.models.registry import train_further
+
+    if name not in config.trained_stages:
+        raise ConfigError(
+            f"retrieve.retriever = {config.retrieve.retriever!r} needs no {name}; set it to {name!r}, or to 'fused' "
+            f"with retrieve.fused_more.{name} above 0"
+        )
+
+    def train(split: Path, work: Path) -> Facts:
+        return train_further(name, split, work, config)
+
+    return _train(name, paths, ("split",), train)
+
+
 def _train(stage: str, paths: RunPaths, parents: tuple[str, ...], train: Train) -> Path:
     """Reuse a trained model, pinned ones too, whose parents may be gone; or train it on all threads."""
     from tripletune.threads import take_all_threads
@@ -164,14 +180,11 @@ def run_retrieve(paths: RunPaths, config: RunConfig) -> Path:
         facts = retrieve_all(
             split,
             knowledge,
-            trained["lightgcn"],
-            trained["rgat"],
+            trained,
             work,
             config.retrieve,
             num_liked_triples=config.prompt.triples_for_liked,
             seed=config.seed,
-            sasrec=trained.get("sasrec"),
-            ease=trained["ease"],
             sample=config.sample,
             earlier=found.folder if isinstance(found, Earlier) else None,
         )

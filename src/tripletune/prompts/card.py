@@ -22,6 +22,7 @@ from tripletune.prompts.template import Template
 from tripletune.schemas.generate import EXAMPLE_COLUMNS, EXAMPLES, PROMPT_CHARS
 from tripletune.schemas.query import PURPOSES
 from tripletune.store.paths import write_atomically
+from tripletune.store.shards import shard_files
 
 CARD, PICTURE = "README.md", "lengths.png"
 
@@ -106,13 +107,9 @@ def write_card(out: Path, template: Template, origin: Origin) -> None:
     write_atomically(out / CARD, lambda path: path.write_text(card + "\n", encoding="utf-8"))
 
 
-def _files(out: Path, purpose: str) -> list[Path]:
-    return sorted((out / purpose).glob("shard-*.parquet"))
-
-
 def _lengths(out: Path) -> pl.DataFrame:
     """``purpose, length, examples``: how many examples have how many tokens, or characters where none are counted."""
-    rows = pl.scan_parquet([path for purpose in PURPOSES.categories for path in _files(out, purpose)])
+    rows = pl.scan_parquet([path for purpose in PURPOSES.categories for path in shard_files(out / purpose)])
     is_counted = rows.select(pl.col("num_tokens").is_not_null().any()).collect(engine="streaming").item()
     unit, length = ("tokens", pl.col("num_tokens")) if is_counted else ("characters", PROMPT_CHARS)
     counted = rows.group_by("purpose", length.cast(pl.Int64).alias("length")).agg(examples=pl.len())
@@ -140,7 +137,7 @@ def _contents(out: Path, lengths: pl.DataFrame) -> str:
         mean = f"{(mine['length'] * mine['examples']).sum() / total:,.1f}" if total else ""
         most = f"{mine['length'].to_numpy().max():,}" if total else ""
         lines.append(
-            f"| {purpose} | {total:,} | {len(_files(out, purpose))} | {mean} | {most} | {_PURPOSES[purpose]} |"
+            f"| {purpose} | {total:,} | {len(shard_files(out / purpose))} | {mean} | {most} | {_PURPOSES[purpose]} |"
         )
     what = "of prompt and completion" if unit == "tokens" else "of the prompt; tokens were not counted"
     picture = f"![Histogram: examples by {unit}]({PICTURE})"
@@ -174,7 +171,9 @@ def _examples(out: Path) -> str:
     """The first example of each purpose."""
     parts = ["## Examples"]
     for purpose in PURPOSES.categories:
-        first = pl.scan_parquet(_files(out, purpose)).select("example_id", "prompt", "completion").head(1).collect()
+        first = (
+            pl.scan_parquet(shard_files(out / purpose)).select("example_id", "prompt", "completion").head(1).collect()
+        )
         for row in first.iter_rows(named=True):
             parts.append(f"### {purpose}: `{row['example_id']}`")
             parts += [_message(message) for message in (*row["prompt"], *row["completion"])]

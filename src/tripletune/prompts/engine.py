@@ -218,6 +218,10 @@ def prompt_contract(prompt: PromptConfig, retrieve: RetrieveConfig) -> dict[str,
 
 
 def _retriever_settings(retrieve: RetrieveConfig) -> dict[str, Any]:
-    """Settings of the lists that make the candidates: their names begin with the list's."""
+    """Settings of the lists that make the candidates: their names begin with the list's.
+
+    An empty ``fused_more`` is dropped: contracts of adapters without further retrievers do not have it.
+    """
     lists = {retrieve.retriever, *retrieve.lists}
-    return {name: value for name, value in retrieve.model_dump(mode="json").items() if name.split("_")[0] in lists}
+    settings = retrieve.model_dump(mode="json").items()
+    return {name: value for name, value in settings if name.split("_")[0] in lists and value != {}}

@@ -9,6 +9,7 @@ import polars as pl
 from tripletune.schemas.generate import PROMPT_CHARS, SHORTENED
 from tripletune.schemas.query import PURPOSES
 from tripletune.store.paths import Facts
+from tripletune.store.shards import shard_files
 
 _CHARS = "prompt_chars"
 """In a shard's footer: the sum of ``PROMPT_CHARS``. To count it from the file would be to read all prompts again."""
@@ -31,7 +32,7 @@ def count_shards(out: Path, retrieve: Path) -> Facts:
         a prompt; where tokens were counted, their mean and highest number and what was left out for the budget.
     """
     left_out = {f"left_out_{name}": pl.col("shortened").struct.field(name) for name in SHORTENED.to_schema()}
-    paths = [path for purpose in PURPOSES.categories for path in sorted((out / purpose).glob("shard-*.parquet"))]
+    paths = [path for purpose in PURPOSES.categories for path in shard_files(out / purpose)]
     counts = (
         pl.scan_parquet(paths)
         .select("purpose", "num_tokens", **left_out)
@@ -66,5 +67,5 @@ def count_shards(out: Path, retrieve: Path) -> Facts:
 
 
 def _count_train(retrieve: Path) -> int:
-    asked = pl.scan_parquet(sorted((retrieve / "retrieved").glob("shard-*.parquet")))
+    asked = pl.scan_parquet(shard_files(retrieve / "retrieved"))
     return int(asked.select((pl.col("purpose") == "train").sum()).collect(engine="streaming").item())

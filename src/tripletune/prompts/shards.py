@@ -28,7 +28,9 @@ from tripletune.prompts.shard_facts import count_shards, note_chars
 from tripletune.prompts.template import load_template
 from tripletune.schemas.generate import EXAMPLES
 from tripletune.schemas.query import PURPOSES, QUESTION
-from tripletune.store.paths import Facts, remove_leftovers, write_atomically
+from tripletune.store.parquet import write_parquet
+from tripletune.store.paths import Facts, remove_leftovers
+from tripletune.store.shards import shard_files, shard_name, split_file, split_files
 
 ROW_GROUP = 1024
 """Examples in a row group, which a streaming reader decodes as one: some 6 MB in memory, 1.5 MB in the file; about as
@@ -85,7 +87,7 @@ class ShardJob:
     def missing(self) -> dict[str, list[str]]:
         """The purposes whose shard is not there yet, by the number of the bucket; only where there are any."""
         absent = {
-            number: [purpose for purpose in PURPOSES.categories if not (self.out / purpose / _name(number)).is_file()]
+            number: [one for one in PURPOSES.categories if not (self.out / one / shard_name(number)).is_file()]
             for number in self.numbers
         }
         return {number: purposes for number, purposes in absent.items() if purposes}
@@ -197,15 +199,17 @@ def write_shard(job: ShardJob) -> None:
         for purpose in purposes:
             part = _in_row_groups(rows, order.filter(pl.col("purpose") == purpose)["row"])
             # unique: a worker that was given up for lost may still be at the same shard
-            write_atomically(job.out / purpose / _name(number), _writer(part), unique=True)
+            path = job.out / purpose / shard_name(number)
+            write_parquet(path, part, row_group_size=ROW_GROUP, metadata=note_chars(part), unique=True)
 
 
 def _asked(job: ShardJob, number: str, purposes: Sequence[str]) -> pl.DataFrame:
     """The bucket's questions of which no earlier night has the example; ``schemas.RETRIEVED``."""
-    retrieved = pl.read_parquet(job.retrieve / "retrieved" / _name(number)).filter(pl.col("purpose").is_in(purposes))
+    whole = pl.read_parquet(job.retrieve / "retrieved" / shard_name(number))
+    retrieved = whole.filter(pl.col("purpose").is_in(purposes))
     if job.unchanged is None:
         return retrieved
-    unchanged = pl.read_parquet(job.unchanged / _name(number))
+    unchanged = pl.read_parquet(job.unchanged / shard_name(number))
     return retrieved.join(unchanged, on=QUESTION, how="anti", maintain_order="left")
 
 
@@ -214,9 +218,10 @@ def _render(job: ShardJob, numbers: Sequence[str], asked: pl.DataFrame, frame: F
     if asked.is_empty():
         return EXAMPLES.to_frame()
     settings, mine = job.recipe.settings, pl.col("user_id").is_in(asked["user_id"].unique().implode())
-    splits = [job.split / f"shard={number}" / "part.parquet" for number in numbers]
+    splits = [split_file(job.split, number) for number in numbers]
     rows = pl.scan_parquet(splits, hive_partitioning=False).select(SPLIT_COLUMNS).filter(mine).collect()
-    choices = pl.scan_parquet([job.retrieve / "choices" / _name(number) for number in numbers]).filter(mine).collect()
+    files = [job.retrieve / "choices" / shard_name(number) for number in numbers]
+    choices = pl.scan_parquet(files).filter(mine).collect()
     return build_examples(
         asked,
         choices.join(asked, on=QUESTION, how="semi", maintain_order="left"),
@@ -236,8 +241,8 @@ def _with_earlier(
     if job.previous is None or job.unchanged is None:
         earlier, unchanged = EXAMPLES.to_frame(), asked.clear()
     else:
-        earlier = pl.read_parquet([job.previous / purpose / _name(number) for purpose in purposes])
-        unchanged = pl.read_parquet(job.unchanged / _name(number))
+        earlier = pl.read_parquet([job.previous / purpose / shard_name(number) for purpose in purposes])
+        unchanged = pl.read_parquet(job.unchanged / shard_name(number))
     rows = pl.concat([earlier, rendered], rechunk=True)  # rows are gathered from one piece in a third of the time
     questions = rows.select(*QUESTION).with_row_index("row")
     kept = questions.head(len(earlier)).join(unchanged, on=QUESTION, how="semi")
@@ -280,17 +285,11 @@ def _shared_frame(recipe: Recipe) -> Frame:
     return frame
 
 
-def _name(number: str) -> str:
-    """The file of a bucket in every folder."""
-    return f"shard-{number}.parquet"
-
-
 def _numbers(split: Path, retrieve: Path) -> tuple[str, ...]:
-    numbers = sorted(path.stem.removeprefix("shard-") for path in (retrieve / "retrieved").glob("shard-*.parquet"))
-    buckets = sorted(path.parent.name.removeprefix("shard=") for path in split.glob("shard=*/part.parquet"))
-    if not numbers or numbers != buckets:
-        raise InputError(f"{retrieve} has {len(numbers)} shards and {split} has {len(buckets)}; run retrieve again")
-    return tuple(numbers)
+    numbers, shards = tuple(split_files(split)), shard_files(retrieve / "retrieved")
+    if [path.name for path in shards] != [shard_name(number) for number in numbers]:
+        raise InputError(f"{retrieve} has {len(shards)} shards and {split} has {len(numbers)}; run retrieve again")
+    return numbers
 
 
 def _together(job: ShardJob) -> list[tuple[str, ...]]:
@@ -300,7 +299,7 @@ def _together(job: ShardJob) -> list[tuple[str, ...]]:
     groups: list[tuple[str, ...]] = []
     room = 0
     for number in job.numbers:
-        paths = (job.retrieve / "retrieved" / _name(number), job.unchanged / _name(number))
+        paths = (job.retrieve / "retrieved" / shard_name(number), job.unchanged / shard_name(number))
         here, kept = (pq.read_metadata(path).num_rows for path in paths)
         asked = here - kept
         if groups and asked <= room and len(groups[-1]) < TOGETHER:
@@ -320,8 +319,3 @@ def _require_all(jobs: Sequence[ShardJob]) -> None:
             f"workers are done, the first is {lost[0]}; put --artifacts on a disk that this machine and all workers "
             "share, under the same path"
         )
-
-
-def _writer(frame: pl.DataFrame) -> Callable[[Path], None]:
-    note = note_chars(frame)
-    return lambda path: frame.write_parquet(path, compression="zstd", row_group_size=ROW_GROUP, metadata=note)

@@ -20,8 +20,8 @@ from tripletune.schemas.answers import NUM_ANSWERS
 from tripletune.schemas.base import conform
 from tripletune.schemas.rank import PREDICTIONS
 from tripletune.stable_hash import VIEWERS, mix, pair_hash_expr
-from tripletune.store.parquet import parquet_files
-from tripletune.store.paths import SCRATCH, Facts, write_atomically
+from tripletune.store.parquet import parquet_files, write_parquet
+from tripletune.store.paths import SCRATCH, Facts
 
 if TYPE_CHECKING:
     from tripletune.rank.answerer import Answerer
@@ -122,12 +122,9 @@ def rank_shards(
             answerer = Answerer.load(finetuned)
         answered = _answer(answerer, examples.collect(), way, settings.batch_size)
         tokens += int(answered["num_tokens"].sum())
-        write_atomically(target, answered.write_parquet)
+        write_parquet(target, answered)
     predictions = _collect(shards, chosen["test"], [target for _, target, _ in work], seed)
-    write_atomically(
-        out / "predictions.parquet",
-        lambda part: predictions.write_parquet(part, compression="zstd", row_group_size=_ROW_GROUP),
-    )
+    write_parquet(out / "predictions.parquet", predictions, row_group_size=_ROW_GROUP)
     seconds = answerer.seconds if answerer else 0.0
     return {
         "rows": len(predictions),

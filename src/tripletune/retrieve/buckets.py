@@ -7,7 +7,7 @@ asked.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +22,8 @@ from tripletune.retrieve.sampling import keep_drawn
 from tripletune.schemas.base import conform
 from tripletune.schemas.query import QUESTION
 from tripletune.schemas.retrieve import COUNTS
-from tripletune.store.paths import write_atomically
+from tripletune.store.parquet import write_parquet
+from tripletune.store.shards import shard_name
 
 ROW_GROUP = 1 << 16
 ASKED_AT_ONCE = 2048
@@ -93,7 +94,7 @@ class Asking:
         rankings: list[pl.DataFrame] = []
         waiting: list[Bucket] = []
         for left, (number, path) in zip(reversed(range(len(files))), files.items(), strict=True):
-            waiting.append(self._open(f"shard-{number}.parquet", path))
+            waiting.append(self._open(shard_name(number), path))
             if not left or sum(len(bucket.asked) for bucket in waiting) >= ASKED_AT_ONCE:
                 tables, ranked = self._answer(waiting)
                 done += [self._write(bucket, tables) for bucket in waiting]
@@ -146,14 +147,14 @@ class Asking:
             mine = rows.join(bucket.asked, on=QUESTION, how="semi", maintain_order="left")
             whole[table] = self.night.add(table, bucket.name, mine, bucket.kept) if self.night else mine
         for table, frame in {**whole, "viewers": bucket.viewers}.items():
-            write_atomically(self.out / table / bucket.name, table_writer(frame))
+            write_table(self.out / table / bucket.name, frame)
         return Written(counts=whole["counts"], kept=bucket.kept, changes=bucket.changes, left_out=bucket.left_out)
 
 
-def table_writer(frame: pl.DataFrame) -> Callable[[Path], None]:
-    """What ``write_atomically`` calls."""
+def write_table(path: Path, frame: pl.DataFrame) -> None:
+    """Write a file of the retrieve stage, with the same bytes on any number of threads."""
     # bytes follow chunks, and chunks the number of threads
-    return lambda path: frame.rechunk().write_parquet(path, compression="zstd", row_group_size=ROW_GROUP)
+    write_parquet(path, frame.rechunk(), row_group_size=ROW_GROUP)
 
 
 def _count(

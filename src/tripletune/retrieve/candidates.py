@@ -7,13 +7,14 @@ What is computed is in ``retriever.py``, what an earlier night has computed in `
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import polars as pl
 
 from tripletune.config import RetrieveConfig, SampleConfig
-from tripletune.retrieve.buckets import Asking, table_writer
-from tripletune.retrieve.histories import find_known, read_asked, read_rows, shard_files
+from tripletune.retrieve.buckets import Asking, Written, write_table
+from tripletune.retrieve.histories import find_known, read_asked, read_rows
 from tripletune.retrieve.rankings import ranked_viewers
 from tripletune.retrieve.retriever import Retriever
 from tripletune.retrieve.reuse import TABLES, EarlierNight
@@ -21,7 +22,8 @@ from tripletune.retrieve.sampling import sample_facts, sample_viewers
 from tripletune.schemas.query import FIT_OF, QUESTION
 from tripletune.schemas.retrieve import RANKINGS
 from tripletune.store.increments import count_changes
-from tripletune.store.paths import Facts, write_atomically
+from tripletune.store.paths import Facts
+from tripletune.store.shards import split_files
 from tripletune.threads import map_in_threads, num_threads
 
 BUCKETS_AT_ONCE = 8
@@ -34,15 +36,12 @@ EVERYBODY = SampleConfig()
 def retrieve_all(
     split: Path,
     knowledge: Path,
-    lightgcn: Path,
-    rgat: Path,
+    trained: Mapping[str, Path],
     out: Path,
     settings: RetrieveConfig,
     *,
     num_liked_triples: int,
     seed: int,
-    sasrec: Path | None = None,
-    ease: Path | None = None,
     sample: SampleConfig = EVERYBODY,
     earlier: Path | None = None,
 ) -> Facts:
@@ -52,10 +51,10 @@ def retrieve_all(
     Where not everybody is asked for training, also ``sample.parquet``.
 
     Args:
-        split, knowledge, lightgcn, rgat: folders of the finished stages.
+        split, knowledge: folders of the finished stages.
+        trained: folders of the stages that learn from likes, by name: ``lightgcn``, ``rgat`` and the retrievers.
         out: work folder; one shard per bucket of the split, under the same number.
         num_liked_triples: newest liked films that get triples beside the candidates.
-        sasrec, ease: folders of those stages, where they are the run's.
         sample: whom training questions are asked.
         earlier: a finished output that differs from this one in ratings alone; rows are taken over from it.
 
@@ -67,41 +66,53 @@ def retrieve_all(
     Raises:
         InputError: an input is missing, damaged or does not fit the others.
     """
-    files = shard_files(split)
-    everybody = read_rows(list(files.values()))
+    files = split_files(split)
+    fits = tuple(sorted({FIT_OF[purpose] for purpose in settings.purposes}))
+    retriever = Retriever.load(knowledge, trained, settings, num_liked_triples=num_liked_triples, seed=seed, fits=fits)
     asked_alone = read_asked(split)
-    askable = everybody if asked_alone is None else everybody.filter(pl.col("user_id").is_in(asked_alone.implode()))
-    retriever = Retriever.load(
-        knowledge,
-        lightgcn,
-        rgat,
-        settings,
-        num_liked_triples=num_liked_triples,
-        seed=seed,
-        sasrec=sasrec,
-        ease=ease,
-        fits=tuple(sorted({FIT_OF[purpose] for purpose in settings.purposes})),
-    )
     for name in (*TABLES, "viewers"):
         (out / name).mkdir(exist_ok=True)
-    drawn = None
-    if sample.method != "all" and "train" in settings.purposes:
-        drawn = sample_viewers(everybody, retriever.lightgcn["a"], sample, seed)
-        write_atomically(out / "sample.parquet", table_writer(drawn))
-    night = EarlierNight.open(earlier) if earlier else None
+    drawn = _draw(files, retriever, sample, out)
     asking = Asking(
         retriever=retriever,
         settings=settings,
         num_liked_triples=num_liked_triples,
         asked_alone=asked_alone,
         drawn=drawn,
-        known=find_known(list(files.values()), lightgcn),
-        ranked=ranked_viewers(askable, settings.ranked_viewers, seed),
-        night=night,
+        known=find_known(list(files.values()), trained["lightgcn"]),
+        ranked=_ranked(files, asked_alone, settings, seed),
+        night=EarlierNight.open(earlier) if earlier else None,
         out=out,
     )
+    done, rankings = _ask_all(asking, files)
+    write_table(out / "rankings.parquet", rankings)
+    num_films = len(next(iter(retriever.lightgcn.values())).catalogue)
+    facts = _facts(pl.concat(bucket.counts for bucket in done), num_films) | _changes(done)
+    return facts if drawn is None else facts | {"sample": sample_facts(drawn, sample.method)}
+
+
+def _draw(files: Mapping[str, Path], retriever: Retriever, sample: SampleConfig, out: Path) -> pl.DataFrame | None:
+    """Write ``sample.parquet``; None where training questions are asked of everybody, or of nobody."""
+    if sample.method == "all" or "train" not in retriever.settings.purposes:
+        return None
+    drawn = sample_viewers(read_rows(list(files.values())), retriever.lightgcn["a"], sample, retriever.seed)
+    write_table(out / "sample.parquet", drawn)
+    return drawn
+
+
+def _ranked(
+    files: Mapping[str, Path], asked_alone: pl.Series | None, settings: RetrieveConfig, seed: int
+) -> pl.Series | None:
+    """Ids of the users for whom every retriever ranks the whole catalogue; None: of all."""
+    rows = read_rows(list(files.values()))
+    askable = rows if asked_alone is None else rows.filter(pl.col("user_id").is_in(asked_alone.implode()))
+    return ranked_viewers(askable, settings.ranked_viewers, seed)
+
+
+def _ask_all(asking: Asking, files: Mapping[str, Path]) -> tuple[list[Written], pl.DataFrame]:
+    """Write the files of every bucket; returns the buckets and ``schemas.RANKINGS``, sorted."""
     numbers = list(files)
-    num_turns = max(TURNS_OF_INCREMENT, num_threads(BUCKETS_AT_ONCE)) if night else len(numbers)
+    num_turns = max(TURNS_OF_INCREMENT, num_threads(BUCKETS_AT_ONCE)) if asking.night else len(numbers)
     several = math.ceil(len(numbers) / num_turns)
     turns = [numbers[start : start + several] for start in range(0, len(numbers), several)]
     written = map_in_threads(
@@ -109,21 +120,19 @@ def retrieve_all(
     )
     done = [bucket for buckets, _ in written for bucket in buckets]
     rankings = [RANKINGS.to_frame(), *(part for _, parts in written for part in parts)]
-    if night:
-        rankings.append(night.ranked(pl.concat(bucket.kept for bucket in done), asking.ranked))
-    by_question = pl.concat(rankings).sort(*QUESTION, "retriever").rechunk()
-    write_atomically(out / "rankings.parquet", table_writer(by_question))
-    facts = _facts(
-        pl.concat(bucket.counts for bucket in done), num_films=len(next(iter(retriever.lightgcn.values())).catalogue)
-    )
+    if asking.night:
+        rankings.append(asking.night.ranked(pl.concat(bucket.kept for bucket in done), asking.ranked))
+    return done, pl.concat(rankings).sort(*QUESTION, "retriever").rechunk()
+
+
+def _changes(done: Sequence[Written]) -> Facts:
+    """Queries dropped because their fit knows an answer, and with an earlier output what was reused of it."""
     left_out = pl.concat(bucket.left_out for bucket in done)["purpose"].value_counts().sort("purpose")
-    facts["left_out_known_to_fit"] = dict(left_out.iter_rows())
     changes = [bucket.changes for bucket in done if bucket.changes is not None]
-    if changes:
-        facts |= count_changes(pl.concat(changes))
-    if drawn is not None:
-        facts["sample"] = sample_facts(drawn, sample.method)
-    return facts
+    return {
+        "left_out_known_to_fit": dict(left_out.iter_rows()),
+        **(count_changes(pl.concat(changes)) if changes else {}),
+    }
 
 
 def _facts(counts: pl.DataFrame, num_films: int) -> Facts:

@@ -20,18 +20,6 @@ from tripletune.schemas.split import ASKED, LIKE_LABELS, SPLIT
 from tripletune.schemas.training import TRAINED_ON
 
 
-def shard_files(split: Path) -> dict[str, Path]:
-    """The split's buckets by number (``000``...).
-
-    Raises:
-        InputError: there are none.
-    """
-    files = {path.parent.name.removeprefix("shard="): path for path in sorted(split.glob("shard=*/part.parquet"))}
-    if not files:
-        raise InputError(f"no shard=NNN/part.parquet in {split}; run the split stage")
-    return files
-
-
 def read_rows(files: list[Path]) -> pl.LazyFrame:
     """Rows of some buckets, without the timestamp, whose work is done by ``position``."""
     return pl.scan_parquet(files, hive_partitioning=False).select(name for name in SPLIT.names() if name != "timestamp")

@@ -1,5 +1,5 @@
 # Shape letters in this file:
-#   U questions (a viewer, a purpose and a cutoff), K places, F similar viewers' films, D vector width, E rated films
+#   U questions (a viewer, a purpose and a cutoff), K places, F similar viewers' films, E rated films
 """Everything the prompts need about any viewer: candidates, hint 1 and hint 2, from a history and a mask.
 
 ``retrieved`` (the default) shows the retriever's top films and puts nothing in: an answer that retrieval missed would
@@ -9,7 +9,7 @@ always be the film that hint 1 leaves out, and the model would learn just that. 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,16 +17,14 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pyarrow as pa
-from torch import Tensor
 
 from tripletune.config import LISTED_FILMS, RetrieveConfig
-from tripletune.models.ease.serve import load_ease
 from tripletune.models.lightgcn.serve import LightGCNFit, load_lightgcn
 from tripletune.models.rgat.serve import RgatFit, load_rgat
-from tripletune.models.sasrec.serve import load_sasrec
 from tripletune.models.serving.catalogue import Catalogue, Likes
+from tripletune.models.serving.retriever import Histories, Serving
 from tripletune.models.serving.topk import Ints, Ragged
-from tripletune.retrieve.first_stage import FirstStage, Lists, first_stages
+from tripletune.retrieve.first_stage import FirstStage, Lists, load_first_stages
 from tripletune.retrieve.histories import read_fit_likes
 from tripletune.retrieve.kerag import best_answers, put_in
 from tripletune.retrieve.profiles import RelationTable
@@ -44,12 +42,8 @@ class _Batch:
 
     fit: str
     questions: pl.DataFrame
-    likes: Likes
     rated: pl.DataFrame
     """Columns ``viewer``, ``movie_id``: the mask."""
-    seen: Ragged
-    """The mask in columns of LightGCN's catalogue."""
-    users_UD: Tensor
     lists: Lists
 
     def of(self, users: pl.Series) -> _Batch:
@@ -57,16 +51,16 @@ class _Batch:
         is_asked = self.questions["user_id"].is_in(users.implode())
         viewer_S = np.flatnonzero(is_asked.to_numpy())
         numbers = pl.DataFrame({"viewer": viewer_S, "number": np.arange(len(viewer_S))}).cast(pl.UInt32)
-        lists = self.lists.of(viewer_S)
         return _Batch(
             fit=self.fit,
             questions=self.questions.filter(is_asked),
-            likes=lists.likes,
             rated=self.rated.join(numbers, on="viewer", maintain_order="left").select("movie_id", viewer="number"),
-            seen=lists.seen,
-            users_UD=lists.users_UD,
-            lists=lists,
+            lists=self.lists.of(viewer_S),
         )
+
+    @property
+    def histories(self) -> Histories:
+        return self.lists.histories
 
     @property
     def users_U(self) -> Ints:
@@ -95,37 +89,38 @@ class Retriever:
     def load(
         cls,
         knowledge: Path,
-        lightgcn: Path,
-        rgat: Path,
+        trained: Mapping[str, Path],
         settings: RetrieveConfig,
         *,
         num_liked_triples: int,
         seed: int,
-        sasrec: Path | None = None,
-        ease: Path | None = None,
         fits: tuple[str, ...] = ("a", "b"),
     ) -> Retriever:
         """Read stage outputs; tonight's split is none of them, as what was fitted may be pinned.
 
         Args:
-            knowledge, lightgcn, rgat: folders of the finished stages.
+            knowledge: folder of that stage.
+            trained: folders of the stages that learn from likes, by name: ``lightgcn``, ``rgat``, and at least the
+                retrievers that candidates come of.
             settings: which candidates, hints and triples.
             num_liked_triples: newest liked films that get triples beside the candidates.
             seed: the run's.
-            sasrec, ease: folders of those stages; None where nobody will ask them.
             fits: which fits to hold; ``("b",)`` is enough for viewers of today.
 
         Raises:
             InputError: a specialist's file is missing, damaged or does not fit its neighbours.
         """
-        films = load_lightgcn(lightgcn, seed, fits)
+        films = load_lightgcn(trained["lightgcn"], seed, fits)
         with ThreadPoolExecutor(1) as pool:  # the similar viewers take as long as all the rest
             neighbours = pool.submit(
-                lambda: {fit: Neighbours.build(films[fit], read_fit_likes(lightgcn, fit), seed) for fit in fits}
+                lambda: {
+                    fit: Neighbours.build(films[fit], read_fit_likes(trained["lightgcn"], fit), seed) for fit in fits
+                }
             )
-            facts, triples = load_rgat(rgat, seed, fits), read_triples(knowledge)
-            sequences = load_sasrec(sasrec, seed, fits) if sasrec else {}
-            weights = load_ease(ease, films[fits[0]].catalogue, fits) if ease else {}
+            facts, triples = load_rgat(trained["rgat"], seed, fits), read_triples(knowledge)
+            catalogue = films[fits[0]].catalogue
+            serving = Serving(catalogue=catalogue, lightgcn=films, seed=seed, settings=settings)
+            stages = load_first_stages(trained, serving)
             tables = {fit: TripleTable.build(facts[fit], triples, seed) for fit in fits}
             evidence = {fit: FilmEvidence.build(facts[fit]) for fit in fits}
             relations = {fit: RelationTable.build(table, facts[fit]) for fit, table in tables.items()}
@@ -137,7 +132,7 @@ class Retriever:
             rgat=facts,
             tables=tables,
             neighbours=neighbours.result(),
-            first_stages=first_stages(films, sequences, weights, settings),
+            first_stages=stages,
             evidence=evidence,
             relations=relations,
         )
@@ -209,31 +204,23 @@ class Retriever:
             liked = history.join(numbered, on=QUESTION).sort("viewer", "age")
             rated = seen.join(numbered, on=QUESTION).sort("viewer", "movie_id")
             likes = Likes(*(liked[column].to_numpy().astype(np.int64) for column in ("viewer", "movie_id", "age")))
-            users_UD = fit.pool(likes, len(asked))
             mask = _rated_columns(rated, fit.catalogue, len(asked))
-            yield _Batch(
-                fit=name,
-                questions=asked,
-                likes=likes,
-                rated=rated,
-                seen=mask,
-                users_UD=users_UD,
-                lists=self.first_stages[name].ask(likes, mask, users_UD),
-            )
+            histories = Histories(likes=likes, seen=mask, lightgcn_UD=fit.pool(likes, len(asked)))
+            yield _Batch(fit=name, questions=asked, rated=rated, lists=self.first_stages[name].ask(histories))
 
     def _find_films(self, batch: _Batch, answers: pl.DataFrame) -> pl.DataFrame:
-        settings, fit = self.settings, self.lightgcn[batch.fit]
+        settings, fit, users_UD = self.settings, self.lightgcn[batch.fit], batch.histories.lightgcn_UD
         films_UK = batch.lists.top(settings.retriever, settings.depth)
         if settings.candidates == "kerag":
-            films_UK = put_in(best_answers(answers, batch.questions, fit), films_UK, batch.users_UD, fit)
+            films_UK = put_in(best_answers(answers, batch.questions, fit), films_UK, users_UD, fit)
         else:
             films_UK = films_UK[:, : settings.num_candidates]
         is_in_order = settings.retriever == "lightgcn" or settings.candidates == "kerag"
-        ordered_UK = films_UK if is_in_order else fit.in_order(films_UK, batch.users_UD)
+        ordered_UK = films_UK if is_in_order else fit.in_order(films_UK, users_UD)
         similar_UF = np.empty((len(batch.questions), 0), dtype=np.int64)
         if settings.similar_films:
             similar_UF = self.neighbours[batch.fit].films(
-                batch.users_UD, batch.users_U, batch.seen, settings.similar_viewers, settings.similar_films
+                users_UD, batch.users_U, batch.histories.seen, settings.similar_viewers, settings.similar_films
             )
         return batch.questions.with_columns(
             as_lists(fit.catalogue.movie_ids(films_UK)).alias("candidates"),
@@ -244,8 +231,8 @@ class Retriever:
     def _rank(self, batch: _Batch, answers: pl.DataFrame) -> pl.DataFrame:
         fit, evidence, num = self.lightgcn[batch.fit], self.evidence[batch.fit], len(batch.questions)
         catalogue = evidence.rgat.catalogue
-        popular_UK = rank_by_popularity(self.neighbours[batch.fit].like_counts_M, batch.seen, num)
-        told_UK = rank_by_rgat(evidence, batch.likes, _rated_columns(batch.rated, catalogue, num), num)
+        popular_UK = rank_by_popularity(self.neighbours[batch.fit].like_counts_M, batch.histories.seen, num)
+        told_UK = rank_by_rgat(evidence, batch.histories.likes, _rated_columns(batch.rated, catalogue, num), num)
         tops = {
             "popularity": fit.catalogue.movie_ids(popular_UK),
             "rgat": catalogue.movie_ids(told_UK),
@@ -262,7 +249,7 @@ class Retriever:
         chosen = choose_triples(
             self.tables[batch.fit],
             self.rgat[batch.fit],
-            batch.likes,
+            batch.histories.likes,
             batch.users_U,
             pairs["viewer"].to_numpy().astype(np.int64),
             pairs["movie_id"].to_numpy().astype(np.int64),

@@ -130,16 +130,16 @@ RANKINGS = columns(
         "top": pl.List(pl.Int32),
     }
 )
-"""retrieve/rankings.parquet: full-catalogue top films of each of ``RETRIEVERS`` for valid and test, same mask.
+"""retrieve/rankings.parquet: full-catalogue top films for valid and test by each list, all under the same mask.
+
+The lists are those of ``RANKED_ALWAYS``, of the retrievers that were trained, and ``fused`` where it is the retriever.
+``ease`` weighs a user's history by recency, ``ease-plain`` does not; both are there when the catalogue fits
+``retrieve.ease_max_films`` or when candidates come from EASE.
 
 Columns:
-    retriever: name of the retriever, of RETRIEVERS or FURTHER_RETRIEVERS
+    retriever: name of the list
     answer: the held-out like
-    top: the retriever's first films of the whole catalogue, best first
+    top: the first films of the whole catalogue, best first
 """
-RETRIEVERS = ("popularity", "lightgcn", "rgat")
-"""Retrievers that every run ranks by."""
-FURTHER_RETRIEVERS = ("ease-plain", "ease", "sasrec", "fused")
-"""Retrievers that a run may rank by besides. ``ease`` weighs a viewer's history by recency, ``ease-plain`` does not;
-both are there when the catalogue fits ``retrieve.ease_max_films`` or when candidates come of EASE. ``sasrec`` is there
-where it was trained, ``fused`` where it is the retriever."""
+RANKED_ALWAYS = ("popularity", "lightgcn", "rgat")
+"""Lists that every run ranks by."""

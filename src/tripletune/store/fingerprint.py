@@ -15,6 +15,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from tripletune.flatten import flatten
+
 TOKENIZER_FILES = frozenset(
     {
         *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
@@ -75,18 +77,11 @@ def differences(before: Ingredients, now: Ingredients) -> list[str]:
     """One line for each ingredient that changed, such as ``fields split.like: 4.0 -> 3.5``."""
     lines = []
     for group in now:
-        old, new = _flat(before.get(group, {})), _flat(now[group])
+        old, new = flatten(before.get(group, {})), flatten(now[group])
         for key in sorted(old.keys() | new.keys()):
             if old.get(key) != new.get(key):
                 lines.append(f"{group} {key}: {_short(old.get(key))} -> {_short(new.get(key))}")
     return lines
-
-
-def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    rows: dict[str, Any] = {}
-    for key, inner in value.items():
-        rows |= _flat(inner, f"{prefix}{key}.") if isinstance(inner, dict) else {f"{prefix}{key}": inner}
-    return rows
 
 
 def _short(value: Any) -> str:

@@ -7,7 +7,6 @@ has the bytes of a full run. The earlier output is a shortcut: it is no part of 
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,9 @@ import polars as pl
 from tripletune.schemas.query import QUESTION
 from tripletune.schemas.retrieve import RETRIEVED
 from tripletune.store.fingerprint import Ingredients, differences
-from tripletune.store.paths import MANIFEST, RunPaths, damaged_files, read_manifest, write_atomically
+from tripletune.store.parquet import write_parquet
+from tripletune.store.paths import MANIFEST, RunPaths, damaged_files, read_manifest
+from tripletune.store.shards import shard_files
 
 CARRIES_RATINGS = ("ingest", "split", "knowledge", "retrieve")
 """Parents that are new every night; what matters of them is compared viewer by viewer, or by content."""
@@ -163,7 +164,7 @@ def write_unchanged(before: Path, now: Path, out: Path) -> dict[str, Any]:
         ``count_changes``.
     """
     out.mkdir(parents=True, exist_ok=True)
-    names = sorted(path.name for path in (now / "viewers").glob("shard-*.parquet"))
+    names = [path.name for path in shard_files(now / "viewers")]
     # all buckets at once: each costs more for its queries than for its rows
     nights = [pl.read_parquet([folder / "viewers" / name for name in names]) for folder in (before, now)]
     changes = compare_viewers(*nights)
@@ -183,8 +184,7 @@ def write_unchanged(before: Path, now: Path, out: Path) -> dict[str, Any]:
     by_name = {Path(file).name: rows for (file,), rows in kept.partition_by("file", as_dict=True).items()}
     nobody = pl.DataFrame(schema={name: RETRIEVED[name] for name in QUESTION})
     for name in names:
-        questions = by_name.get(name, nobody).select(*QUESTION)
-        write_atomically(out / name, functools.partial(questions.write_parquet, compression="zstd"))
+        write_parquet(out / name, by_name.get(name, nobody).select(*QUESTION))
     return count_changes(changes)
 
 

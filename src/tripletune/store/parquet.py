@@ -1,4 +1,7 @@
-"""Which Parquet files of a stage's folder count: those its manifest names, or all while it is still a work folder."""
+"""Parquet files: how a stage writes them, and which of a folder count.
+
+Those that count are the ones the folder's manifest names, or all while it is still a work folder.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,36 @@ import polars as pl
 
 from tripletune.errors import InputError
 from tripletune.schemas.base import conform
-from tripletune.store.paths import MANIFEST
+from tripletune.store.paths import MANIFEST, write_atomically
+
+ROW_GROUP = 1 << 18
+"""Rows in a row group of the large tables that are read whole."""
+
+
+def write_parquet(
+    path: Path,
+    frame: pl.DataFrame,
+    *,
+    row_group_size: int | None = None,
+    metadata: dict[str, str] | None = None,
+    unique: bool = False,
+) -> None:
+    """Write a frame under a temporary name, compressed with zstd, flush it to disk and rename it into place.
+
+    The bytes follow the frame's chunks: rechunk first where their number depends on threads.
+
+    Args:
+        path: the file.
+        frame: its rows.
+        row_group_size: rows in a row group; None: polars' own choice.
+        metadata: text for the file's footer.
+        unique: as in ``write_atomically``.
+    """
+
+    def write(part: Path) -> None:
+        frame.write_parquet(part, compression="zstd", row_group_size=row_group_size, metadata=metadata)
+
+    write_atomically(path, write, unique=unique)
 
 
 def parquet_files(folder: Path, below: str = "") -> list[Path]:

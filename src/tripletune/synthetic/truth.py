@@ -12,13 +12,13 @@ movie_id and count, the slots out of ``slots`` that the film has; an entity's fi
 # Shape letters in this file: C channels, M films, N planted entities
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 
-from tripletune.store.paths import write_atomically, write_json
+from tripletune.store.parquet import write_parquet
+from tripletune.store.paths import write_json
 from tripletune.synthetic.channels import MOODS, STYLES, TASTES, Channels
 from tripletune.synthetic.draw import STRAY, TREND
 from tripletune.synthetic.ids import Ids
@@ -64,7 +64,7 @@ def write_truth(
         "truth_channels": _counts(channels, ids),
     }
     for name, frame in frames.items():
-        write_atomically(folder / f"{name}.parquet", partial(frame.write_parquet, compression="zstd"))
+        write_parquet(folder / f"{name}.parquet", frame)
     write_json(
         folder / "truth_model.json",
         {

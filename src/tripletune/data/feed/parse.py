@@ -12,9 +12,8 @@ from tripletune.data.release.rating_rows import PARSED, RatingsFormat
 from tripletune.data.release.ratings import Parsed, parse_ratings
 from tripletune.data.release.tables import TextTable
 from tripletune.schemas.ingest import REJECTS
+from tripletune.store.parquet import ROW_GROUP, write_parquet
 from tripletune.store.paths import Facts, read_manifest
-
-_ROW_GROUP = 1 << 18
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +41,8 @@ def parse_feed_file(path: Path, shown: str, out: Path, columns: FeedColumns, set
     hint = "name its columns in [source.feed.columns]"
     table = TextTable(file=path.name, columns=tuple(told.values()), quoted=True, hint=hint)
     parsed = parse_ratings(path, RatingsFormat(table, told, settings, shown))
-    parsed.rows.write_parquet(out / "rows.parquet", compression="lz4", row_group_size=_ROW_GROUP)
-    parsed.rejects.write_parquet(out / "rejects.parquet")
+    parsed.rows.write_parquet(out / "rows.parquet", compression="lz4", row_group_size=ROW_GROUP)
+    write_parquet(out / "rejects.parquet", parsed.rejects)
     return {
         "movie_column": columns.movie_id,
         "rows_kept": parsed.rows.height,

@@ -20,9 +20,8 @@ from tripletune.data.release.ratings import parse_ratings
 from tripletune.data.release.rules import DUPLICATE
 from tripletune.data.release.tables import Sifted
 from tripletune.errors import InputError
-from tripletune.store.paths import SCRATCH, Facts, write_atomically
-
-_ROW_GROUP = 1 << 18
+from tripletune.store.parquet import ROW_GROUP, write_parquet
+from tripletune.store.paths import SCRATCH, Facts
 
 
 def ingest_release(release: Path, out: Path, settings: IngestConfig, feed: Sequence[FeedPart] | None = None) -> Facts:
@@ -60,7 +59,7 @@ def ingest_release(release: Path, out: Path, settings: IngestConfig, feed: Seque
     finally:
         shutil.rmtree(unpacked, ignore_errors=True)
     rejects = pl.concat(written.rejects).sort("file", "line")
-    _write(rejects, out / "rejects.parquet")
+    write_parquet(out / "rejects.parquet", rejects, row_group_size=ROW_GROUP)
     by_reason = rejects.group_by("reason").len().sort("reason").iter_rows()
     return {
         "layout": layout.name,
@@ -89,7 +88,7 @@ class _Written:
             InputError: too many of its rows were refused; ``source`` is where they came from, if not the release.
         """
         _refuse_damage(source or str(self.release), name, table, self.settings)
-        _write(table.kept, self.out / f"{name}.parquet")
+        write_parquet(self.out / f"{name}.parquet", table.kept, row_group_size=ROW_GROUP)
         self.counts[name] = _counts(table)
         self.rejects.append(table.rejects)
 
@@ -143,7 +142,3 @@ def _refuse_damage(source: str, name: str, table: Sifted, settings: IngestConfig
 def _counts(table: Sifted) -> Facts:
     kept, rejected = table.kept.height, table.rejects.height
     return {"rows_in": kept + rejected, "rows_kept": kept, "rows_rejected": rejected}
-
-
-def _write(frame: pl.DataFrame, path: Path) -> None:
-    write_atomically(path, lambda part: frame.write_parquet(part, compression="zstd", row_group_size=_ROW_GROUP))

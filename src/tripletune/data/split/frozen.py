@@ -26,6 +26,7 @@ from tripletune.schemas.ingest import midnight
 from tripletune.schemas.split import ASKED, FROZEN, SPLIT
 from tripletune.stable_hash import UInt64Array, mix, pair_hash
 from tripletune.store.paths import write_json
+from tripletune.store.shards import split_files
 
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
@@ -150,9 +151,7 @@ def freeze_questions(split: Path, num_viewers: int, seed: int) -> pl.DataFrame:
     Raises:
         InputError: the folder holds no split, or one that asks nobody.
     """
-    files = sorted(split.glob("shard=*/part.parquet"))
-    if not files:
-        raise InputError(f"no shard=NNN/part.parquet in {split}; run the split stage")
+    files = list(split_files(split).values())
     users = _draw(files, split, num_viewers, seed)
     parts = []
     for path in files:  # one at a time: all rows of ml-32m would take a gigabyte

@@ -25,6 +25,7 @@ from tripletune.errors import ConfigError
 from tripletune.schemas.split import LIKE_LABELS, SPLIT, SPLIT_LABELS
 from tripletune.stable_hash import mix, share_hash_expr
 from tripletune.store.paths import Facts, write_atomically
+from tripletune.store.shards import split_file
 
 Ints = npt.NDArray[np.int64]
 
@@ -74,9 +75,9 @@ def write_split(ratings: Path, out: Path, settings: SplitConfig, seed: int) -> F
 
     def write(number: int) -> tuple[Counter[str], Ints]:
         shard, held = _split_shard(grouped, shards[number], settings, seed, frozen)
-        folder = out / f"shard={number:03d}"
-        folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(folder / "part.parquet", lambda path: _write_parquet(shard, path))
+        file = split_file(out, f"{number:03d}")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(file, lambda path: _write_parquet(shard, path))
         return _count(shard, asked=held if frozen else None), held
 
     # numpy and pyarrow let go of the interpreter while they sort, gather and compress

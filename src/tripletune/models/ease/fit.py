@@ -30,6 +30,7 @@ from tripletune.schemas.training import TRAINED_ON
 from tripletune.stable_hash import tie_order
 from tripletune.store.meter import claim_memory
 from tripletune.store.paths import Facts, write_atomically
+from tripletune.store.shards import split_files
 from tripletune.threads import one_thread
 
 Floats = npt.NDArray[np.float32]
@@ -94,9 +95,7 @@ def require_memory(num_films: int) -> None:
 
 def _read_likes(split: Path, fit: str) -> pl.DataFrame:
     """The rows of a fit, ``user_id, movie_id``."""
-    files = sorted(split.glob("shard=*/part.parquet"))
-    if not files:
-        raise InputError(f"no shard=NNN/part.parquet in {split}; run the split stage")
+    files = list(split_files(split).values())
     of_fit = pl.col("label").is_in(FIT_LABELS[fit]) & ~pl.col("unseen")
     scan = pl.scan_parquet(files, hive_partitioning=False).filter(of_fit).select("user_id", "movie_id")
     likes = scan.collect(engine="streaming")

@@ -21,6 +21,7 @@ from torch.nn import functional
 
 from tripletune.errors import InputError
 from tripletune.models.serving.catalogue import Catalogue, Likes, read_table, read_tensors
+from tripletune.models.serving.retriever import Histories, RetrieverSpec, Serving
 from tripletune.models.serving.topk import Floats, Ints, Ragged, top_columns
 
 LEAST_WEIGHT = 2.0**-30
@@ -136,3 +137,30 @@ def load_ease(folder: Path, catalogue: Catalogue, fits: Iterable[str] = ("a", "b
             raise InputError("ease and lightgcn were trained on different films; pin both to one run, or neither")
         found[fit] = EaseFit.build(catalogue, ids_F, tensors["likes"].numpy(), tensors["weights"].numpy())
     return found
+
+
+@dataclass(frozen=True, slots=True)
+class EaseRanker:
+    """A fit's two lists: ``ease`` weighs a history by recency, ``ease-plain`` does not."""
+
+    fit: EaseFit
+    history_age: float
+
+    def top(self, name: str, histories: Histories, depth: int) -> Ints:
+        """``Ranker.top``."""
+        age = self.history_age if name == "ease" else 0.0
+        return self.fit.top(histories.likes, histories.seen, histories.num_users, depth, age)
+
+
+def _load_rankers(folder: Path, serving: Serving) -> dict[str, EaseRanker]:
+    settings = serving.settings
+    fits = load_ease(folder, serving.catalogue, serving.fits)
+    if "ease" in settings.lists and fits.keys() != set(serving.fits):
+        raise InputError(
+            f"retrieve.retriever = {settings.retriever!r} asks EASE, which was fitted for the comparison alone; pin a "
+            "run whose candidates came of EASE, or remove the pin"
+        )
+    return {name: EaseRanker(fit, settings.ease_history_age) for name, fit in fits.items()}
+
+
+RETRIEVER = RetrieverSpec(name="ease", lists=("ease-plain", "ease"), load=_load_rankers)

@@ -18,7 +18,8 @@ from tripletune.models.serving.catalogue import (
     read_table,
     read_tensors,
 )
-from tripletune.models.serving.topk import Ints
+from tripletune.models.serving.retriever import Histories, RetrieverSpec
+from tripletune.models.serving.topk import Ints, product_blocks, top_columns
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,6 +27,11 @@ class LightGCNFit(Fit):
     """LightGCN: score of a film = <viewer, ``movie_vectors``> + ``bias``."""
 
     movie_vectors_MD: Tensor
+
+    def top(self, name: str, histories: Histories, depth: int) -> Ints:
+        """``Ranker.top``: films by score."""
+        blocks = product_blocks(histories.lightgcn_UD, self.movie_vectors_MD, self.bias_M)
+        return top_columns(blocks, histories.num_users, histories.seen, depth)[0]
 
     def in_order(self, films_US: Ints, users_UD: Tensor) -> Ints:
         """Columns (U, S) put in this model's order, best first, ties by the lower column; -1 stays at the end."""
@@ -54,3 +60,6 @@ def load_lightgcn(folder: Path, seed: int, fits: Iterable[str] = ("a", "b")) -> 
             **read_pooling(folder),
         )
     return loaded
+
+
+RETRIEVER = RetrieverSpec(name="lightgcn", lists=("lightgcn",), load=lambda folder, serving: serving.lightgcn)

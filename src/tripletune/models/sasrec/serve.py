@@ -19,6 +19,8 @@ from torch import Tensor
 from tripletune.errors import InputError
 from tripletune.models.sasrec.model import SASRec, Shape
 from tripletune.models.serving.catalogue import Catalogue, Likes, in_catalogue_order, read_table, read_tensors
+from tripletune.models.serving.retriever import Histories, RetrieverSpec, Serving
+from tripletune.models.serving.topk import Ints, product_blocks, top_columns
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +50,12 @@ class SasrecFit:
         oldest_first_E = known_E[np.lexsort((-likes.age_E[known_E], likes.viewer_E[known_E]))]
         viewer_E, row_E = torch.from_numpy(likes.viewer_E[oldest_first_E]), torch.from_numpy(column_E[oldest_first_E])
         return self.model.encode(viewer_E, row_E, num_viewers)
+
+    def top(self, name: str, histories: Histories, depth: int) -> Ints:
+        """``Ranker.top``: films by score."""
+        users_UD = self.users(histories.likes, histories.num_users)
+        blocks = product_blocks(users_UD, self.movie_vectors_MD, self.bias_M)
+        return top_columns(blocks, histories.num_users, histories.seen, depth)[0]
 
 
 def load_sasrec(folder: Path, seed: int, fits: Iterable[str] = ("a", "b")) -> dict[str, SasrecFit]:
@@ -85,3 +93,13 @@ def _shape(path: Path, num_movies: int) -> Shape:
         return Shape(num_movies, *(int(values[name]) for name in names))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} must hold whole numbers {', '.join(names)} ({error}); train sasrec again") from None
+
+
+def _load_rankers(folder: Path, serving: Serving) -> dict[str, SasrecFit]:
+    fits = load_sasrec(folder, serving.seed, serving.fits)
+    if any(fit.catalogue.ids_M.tolist() != serving.catalogue.ids_M.tolist() for fit in fits.values()):
+        raise InputError("sasrec and lightgcn were trained on different films; pin both to one run, or neither")
+    return fits
+
+
+RETRIEVER = RetrieverSpec(name="sasrec", lists=("sasrec",), load=_load_rankers)

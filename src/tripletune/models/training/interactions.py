@@ -20,6 +20,7 @@ from torch import Tensor
 
 from tripletune.errors import InputError
 from tripletune.schemas.query import FIT_LABELS
+from tripletune.store.shards import split_files
 
 HISTORY_LABELS = ("graph", "target")
 """Likes that can precede the ``valid`` like."""
@@ -94,9 +95,7 @@ def read_interactions(split: Path, movie_ids: npt.NDArray[np.int32] | None = Non
     Raises:
         InputError: there are no shards, a column is missing, there is no like to train on, or but one film.
     """
-    files = sorted(split.glob("shard=*/part.parquet"))
-    if not files:
-        raise InputError(f"no shard=NNN/part.parquet in {split}; run the split stage")
+    files = list(split_files(split).values())
     scan = pl.scan_parquet(files, hive_partitioning=False).select(COLUMNS)
     try:
         if movie_ids is None:

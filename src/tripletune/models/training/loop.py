@@ -27,6 +27,7 @@ from tripletune.models.training.interactions import Interactions, Likes, ValidQu
 from tripletune.models.training.progress import Progress
 from tripletune.schemas.base import conform
 from tripletune.schemas.training import CURVE, TRAINED_ON
+from tripletune.store.parquet import write_parquet
 from tripletune.store.paths import write_atomically, write_json
 
 log = logging.getLogger(__name__)
@@ -205,8 +206,25 @@ def judge(model: Model, valid: ValidQuestions) -> float:
 
 
 def write_table(frame: pl.DataFrame, path: Path) -> None:
-    """Write Parquet (zstd, fixed row groups) under a temporary name and rename it into place."""
-    write_atomically(path, lambda part: frame.write_parquet(part, compression="zstd", row_group_size=ROW_GROUP))
+    """Write a file of a training stage."""
+    write_parquet(path, frame, row_group_size=ROW_GROUP)
+
+
+def write_interactions(out: Path, interactions: Interactions) -> None:
+    """Write ``movies.parquet``, the film of each row of a fit, and ``trained_on.parquet``, which the audit reads."""
+    movies = pl.DataFrame({"movie_id": pl.Series(interactions.movie_ids_M, dtype=pl.Int32)})
+    write_table(movies.select(pl.int_range(pl.len(), dtype=pl.Int32).alias("row"), "movie_id"), out / "movies.parquet")
+    trained_on = [
+        pl.DataFrame(
+            {
+                "user_id": likes.user_ids_U[likes.viewer_E.numpy()],
+                "movie_id": interactions.movie_ids_M[likes.movie_E.numpy()],
+                "fit": [fit] * likes.viewer_E.numel(),
+            }
+        )
+        for fit, likes in interactions.fits.items()
+    ]
+    write_table(conform(pl.concat(trained_on), TRAINED_ON), out / "trained_on.parquet")
 
 
 def write_fits(
@@ -223,21 +241,9 @@ def write_fits(
     for fit, run in runs.items():
         tensors = {name: tensor.detach().float().contiguous() for name, tensor in sorted(run.tensors.items())}
         write_atomically(out / f"fit_{fit}.safetensors", functools.partial(save_file, tensors))
-    movies = pl.DataFrame({"movie_id": pl.Series(interactions.movie_ids_M, dtype=pl.Int32)})
-    write_table(movies.select(pl.int_range(pl.len(), dtype=pl.Int32).alias("row"), "movie_id"), out / "movies.parquet")
+    write_interactions(out, interactions)
     if pooling is not None:
         write_json(out / "pooling.json", pooling)
-    trained_on = [
-        pl.DataFrame(
-            {
-                "user_id": likes.user_ids_U[likes.viewer_E.numpy()],
-                "movie_id": interactions.movie_ids_M[likes.movie_E.numpy()],
-                "fit": [fit] * likes.viewer_E.numel(),
-            }
-        )
-        for fit, likes in interactions.fits.items()
-    ]
-    write_table(conform(pl.concat(trained_on), TRAINED_ON), out / "trained_on.parquet")
     rows = [row for run in runs.values() for row in run.curve]
     write_table(pl.DataFrame(rows, schema=CURVE), out / "curve.parquet")
     steps = sum(run.curve[-1]["step"] for run in runs.values())

@@ -1,0 +1,1 @@
+"""Item-kNN: films recommended for what the users who liked them also liked."""

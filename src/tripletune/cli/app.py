@@ -1,0 +1,103 @@
+"""The Typer app, and what its commands share: options, the settings and outputs they name, the console.
+
+A command that works on a config and its input takes ``Inputs`` and is added by ``takes_inputs``, so that those options
+stand here alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from tripletune.config import RunConfig
+from tripletune.config.presets import load_config
+from tripletune.pipeline.resolve import resolve
+from tripletune.store.paths import RunPaths
+
+CHECKOUT = Path(__file__).parents[3]
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Two graph specialists write hints about a viewer; a language model learns to use them.\n\n"
+    "A whole run on the synthetic release: [bold]tripletune run[/]. On real data: [bold]tripletune download "
+    "ml-latest-small[/], [bold]tripletune run --config configs/ml-latest-small.toml --imdb imdb/[/]. Then "
+    "[bold]tripletune show[/], [bold]prompt --user 1[/], [bold]recommend --user 1[/]. What would a rerun do? "
+    "[bold]tripletune plan[/].",
+    rich_markup_mode="rich",
+)
+
+ConfigOption = Annotated[str, typer.Option("--config", help="A preset in TOML; the shipped ones are in configs/.")]
+MovielensOption = Annotated[
+    str, typer.Option("--movielens", help="MovieLens zip or folder, in place of the preset's; neither: synthetic.")
+]
+ImdbOption = Annotated[str, typer.Option("--imdb", help="Folder with IMDb's title.* and name.basics .tsv.gz.")]
+ArtifactsOption = Annotated[Path, typer.Option("--artifacts", help="Where outputs are kept and found again.")]
+RunOption = Annotated[str, typer.Option("--run", help="Name of a run; empty: the latest that has what is needed.")]
+
+CONFIG = "configs/smoke.toml"
+ARTIFACTS = Path("artifacts")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inputs:
+    """The options that name a run's settings, its data and where its outputs are."""
+
+    config: str
+    movielens: str
+    imdb: str
+    artifacts: Path
+
+    def resolve(self) -> tuple[RunConfig, RunPaths]:
+        """The settings, and the fingerprint of every stage.
+
+        Raises:
+            UserError: the preset or the data are wrong.
+        """
+        settings = load_config(Path(self.config), movielens=self.movielens, imdb=self.imdb)
+        return settings, resolve(settings, self.artifacts)
+
+
+Command = Callable[[Inputs], None]
+
+
+def takes_inputs(name: str, *, panel: str, help: str | None = None) -> Callable[[Command], Command]:
+    """Add a command whose options are those of ``Inputs``.
+
+    Args:
+        name: of the command.
+        panel: of the help page that it stands in.
+        help: its help text; None: the docstring.
+    """
+
+    def add(act: Command) -> Command:
+        def command(
+            config: ConfigOption = CONFIG,
+            movielens: MovielensOption = "",
+            imdb: ImdbOption = "",
+            artifacts: ArtifactsOption = ARTIFACTS,
+        ) -> None:
+            act(Inputs(config=config, movielens=movielens, imdb=imdb, artifacts=artifacts))
+
+        app.command(name, help=help or act.__doc__, rich_help_panel=panel)(command)
+        return act
+
+    return add
+
+
+def console() -> Console:
+    """Standard output; in a pipe, which has no width, wide enough for every table."""
+    found = Console()
+    return found if found.is_terminal else Console(width=160)
+
+
+def say(line: str) -> None:
+    """Print one line as it is."""
+    console().print(line, markup=False, highlight=False, soft_wrap=True)

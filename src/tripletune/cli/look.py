@@ -1,0 +1,107 @@
+"""Commands that look at what a run made: ``show``, ``audit``, ``prompt`` and ``recommend``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from tripletune.cli.app import ARTIFACTS, ArtifactsOption, RunOption, app, console
+from tripletune.errors import UserError
+from tripletune.store.paths import MANIFEST, RunPaths, make_folder
+from tripletune.store.runs import list_runs, read_run
+
+
+@app.command(rich_help_panel="Look")
+def show(
+    run: Annotated[str, typer.Argument(help="Name of a run; empty: the latest.")] = "",
+    artifacts: ArtifactsOption = ARTIFACTS,
+) -> None:
+    """Lineage, facts and metrics of a run, from the ratings file to the adapter."""
+    from tripletune.cli.inspect import show_run
+
+    console().print(show_run(read_run(artifacts, run), artifacts))
+
+
+@app.command(rich_help_panel="Look")
+def audit(
+    run: RunOption = "",
+    out: Annotated[
+        Path | None, typer.Option("--out", help="A CSV file for all leaks; the screen shows the first of each kind.")
+    ] = None,
+    artifacts: ArtifactsOption = ARTIFACTS,
+) -> None:
+    """Prove on the written shards that nothing leaked; exit code 1 and the example ids if something did."""
+    from tripletune.audit.audit import audit_shards, stated_style
+    from tripletune.audit.leaks import MAX_PER_KIND, format_leaks, write_leaks
+    from tripletune.prompts.template import load_template
+
+    record = read_run(artifacts, run or _latest_published(artifacts, "generate"), needs="generate")
+    paths = record.paths(artifacts)
+    shards, split, retrieve = (_published(paths, stage) for stage in ("generate", "split", "retrieve"))
+    trained = {stage: _published(paths, stage) for stage in record.settings().trained_stages}
+    # shards of versions that stated no style were made with a shipped template, which still has it
+    style = stated_style(shards) or load_template(record.settings().prompt.template).answers
+    leaks = audit_shards(shards, split, retrieve, trained, style=style, limit=None if out else MAX_PER_KIND)
+    if out:
+        make_folder(out.parent, "--out")
+        write_leaks(out, leaks)
+    console().print(f"{record.name}: {format_leaks(leaks)}", markup=False, soft_wrap=True)
+    if leaks:
+        raise typer.Exit(1)
+
+
+def _latest_published(artifacts: Path, stage: str) -> str:
+    """The newest run whose output was published, whole or not: what is damaged is for the audit to name."""
+    for record in reversed(list_runs(artifacts)):
+        if stage in record.fingerprints and (record.paths(artifacts).folder(stage) / MANIFEST).is_file():
+            return record.name
+    return ""
+
+
+def _published(paths: RunPaths, stage: str) -> Path:
+    return paths.folder(stage) if (paths.folder(stage) / MANIFEST).is_file() else paths.require(stage)
+
+
+@app.command(rich_help_panel="Look")
+def prompt(
+    user: Annotated[int, typer.Option("--user", help="A user id of the release.")],
+    purpose: Annotated[str, typer.Option("--purpose", help="train, valid or test.")] = "test",
+    cutoff: Annotated[int | None, typer.Option("--cutoff", help="Of several, the example asked there.")] = None,
+    run: RunOption = "",
+    artifacts: ArtifactsOption = ARTIFACTS,
+) -> None:
+    """A viewer's prompt as it stands in the shards, each line with where it comes from."""
+    from tripletune.cli.recommend import explain_prompt
+
+    if purpose not in ("train", "valid", "test"):
+        raise UserError(f"--purpose {purpose!r}: there are train, valid and test")
+    record = read_run(artifacts, run, needs="generate")
+    table = Table("line", "comes from", box=None, pad_edge=False)
+    for line, origin in explain_prompt(record.paths(artifacts), record.settings(), user, purpose, cutoff):
+        table.add_row(Text(line), Text(origin, style="dim"))
+    console().print(table)
+
+
+@app.command(rich_help_panel="Look")
+def recommend(
+    user: Annotated[int | None, typer.Option("--user", help="A user id of the release.")] = None,
+    like: Annotated[list[str] | None, typer.Option("--like", help="A title, oldest first; repeat it.")] = None,
+    run: RunOption = "",
+    artifacts: ArtifactsOption = ARTIFACTS,
+) -> None:
+    """Top five for --user ID, or for anybody who likes --like "Heat (1995)" --like ...; each with its reason."""
+    from tripletune.cli.recommend import recommend_to_stranger, recommend_to_user
+
+    if (user is None) == (not like):
+        raise UserError("give either --user ID or one or more --like TITLE")
+    record = read_run(artifacts, run, needs="finetune")
+    paths, settings = record.paths(artifacts), record.settings()
+    found = recommend_to_stranger(paths, settings, like) if like else recommend_to_user(paths, settings, user or 0)
+    table = Table("", "film", "because")
+    for place, film in enumerate(found, start=1):
+        table.add_row(str(place), Text(film.title), Text(film.reason))
+    console().print(table)

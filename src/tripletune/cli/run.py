@@ -1,0 +1,115 @@
+"""Commands about whole runs: ``run`` one, ``plan`` it, ``freeze`` its questions, and ``gc`` what no run needs."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tripletune.cli.app import ARTIFACTS, CHECKOUT, ArtifactsOption, Inputs, RunOption, app, console, say, takes_inputs
+from tripletune.errors import UserError
+from tripletune.pipeline import stages
+from tripletune.processes.guardian import guard_this_process
+from tripletune.store.paths import make_folder
+from tripletune.store.runs import RunRecord, read_run
+
+
+@takes_inputs("run", panel="Run")
+def run(inputs: Inputs) -> None:
+    """The nightly flow: every stage whose output is not there yet, under Prefect, logged to MLflow."""
+    settings, _ = inputs.resolve()  # a mistake shows before Prefect starts
+    stages.require_one_answer(settings)
+    if not (CHECKOUT / "flows").is_dir():
+        raise UserError(f"no flows/ in {CHECKOUT}; `tripletune run` needs the checkout, single stages do not")
+    make_folder(inputs.artifacts, "--artifacts")
+    sys.path.insert(0, str(CHECKOUT))
+    nightly = importlib.import_module("flows.nightly").nightly
+    _log_mistakes_in_one_line()
+    guard_this_process()
+    options = {**asdict(inputs), "artifacts": str(inputs.artifacts)}
+    _print_summary(read_run(inputs.artifacts, nightly(**options)), inputs.artifacts)
+
+
+def _log_mistakes_in_one_line() -> None:
+    def without_traceback(line: logging.LogRecord) -> bool:
+        if line.exc_info and isinstance(line.exc_info[1], UserError):
+            line.exc_info = None
+        return True
+
+    for name in ("prefect.flow_runs", "prefect.task_runs"):
+        logging.getLogger(name).addFilter(without_traceback)
+
+
+def _print_summary(record: RunRecord, artifacts: Path) -> None:
+    from tripletune.cli.inspect import metrics_tables, where_things_are
+
+    screen = console()
+    screen.print(metrics_tables(record.paths(artifacts).folder("evaluate"), record.settings().evaluate))
+    screen.print(where_things_are(record, artifacts, record.settings()), soft_wrap=True)
+
+
+@takes_inputs("plan", panel="Run")
+def plan(inputs: Inputs) -> None:
+    """What a run would make again, and which input, setting, source or library changed."""
+    from tripletune.cli.inspect import plan_table
+
+    _, paths = inputs.resolve()
+    console().print(plan_table(paths))
+
+
+@app.command(rich_help_panel="Run")
+def freeze(
+    out: Annotated[Path, typer.Option("--out", help="The file to write.")],
+    viewers: Annotated[int, typer.Option("--viewers", min=0, help="So many of those asked for test; 0: all.")] = 0,
+    run: RunOption = "",
+    artifacts: ArtifactsOption = ARTIFACTS,
+) -> None:
+    """Keep a run's valid and test questions in a file, so that later nights are asked the same ones.
+
+    Set split.frozen to the file: metrics are then of these viewers alone, with the same cutoffs and answers, and what
+    they rate later trains nothing.
+    """
+    from tripletune.data.split.frozen import freeze_questions
+    from tripletune.store.parquet import write_parquet
+
+    record = read_run(artifacts, run, needs="split")
+    frozen = freeze_questions(record.paths(artifacts).require("split"), viewers, record.settings().seed)
+    make_folder(out.parent, "--out")
+    write_parquet(out, frozen)
+    counts = f"{len(frozen):,} questions of {frozen['user_id'].n_unique():,} viewers"
+    say(f"{out}: {counts} of {record.name}")
+
+
+@app.command(rich_help_panel="Run")
+def gc(
+    keep: Annotated[int, typer.Option("--keep", min=1, help="Newest runs of each dataset whose outputs stay.")] = 14,
+    keep_run: Annotated[list[str] | None, typer.Option("--keep-run", help="A further run to keep; repeat it.")] = None,
+    delete: Annotated[bool, typer.Option("--delete", help="Remove; without it nothing is touched.")] = False,
+    artifacts: ArtifactsOption = ARTIFACTS,
+) -> None:
+    """Say which outputs no kept run refers to, and with --delete remove them.
+
+    Kept are the newest runs of each dataset, runs named with --keep-run, runs that are going on, and runs whose
+    specialists a kept one pins. Run files, promotion decisions and MLflow's store are never touched.
+    """
+    from tripletune.cli.inspect import garbage_table
+    from tripletune.pipeline.garbage import find_garbage, kept_runs, remove
+
+    kept = kept_runs(artifacts, newest=keep, named=keep_run or [])
+    garbage = find_garbage(artifacts, kept)
+    screen = console()
+    screen.print(garbage_table(garbage, kept))
+    if not garbage:
+        return
+    if not delete:
+        screen.print("nothing was removed; add --delete")
+        return
+    removed, held = remove(garbage)
+    screen.print(f"removed {len(removed)} outputs, {sum(one.num_bytes for one in removed) / 2**20:,.1f} MiB")
+    for one in held:
+        screen.print(f"left {one.folder}: a run holds it", markup=False, soft_wrap=True)

@@ -1,0 +1,54 @@
+"""Commands that run a single stage, without Prefect."""
+
+from __future__ import annotations
+
+from tripletune.cli.app import Inputs, console, say, takes_inputs
+from tripletune.pipeline import stages
+from tripletune.pipeline.registry import STAGES
+from tripletune.pipeline.stage import Stage
+from tripletune.store.runs import update_run
+
+PANEL = "One stage, without Prefect"
+
+
+def _add_command(stage: Stage) -> None:
+    @takes_inputs(stage.name, panel=PANEL, help=stage.help)
+    def run_stage(inputs: Inputs) -> None:
+        from tripletune.cli.inspect import headline
+
+        settings, paths = inputs.resolve()
+        folder = stage.run(paths, settings)
+        say(headline(stage.name, paths.manifest(stage.name)["facts"]))
+        say(str(folder))
+
+
+for _stage in STAGES:
+    if not _stage.never_reused:  # the others write into a run's record, and follow below
+        _add_command(_stage)
+
+
+@takes_inputs("quality", panel=PANEL)
+def quality(inputs: Inputs) -> None:
+    """Measure the shards, compare them with the last night's, and stop where they moved too far."""
+    from tripletune.tracking import recorded_run, stage_run
+
+    settings, paths = inputs.resolve()
+    paths.require("generate")
+    with recorded_run(settings, paths, {}) as (name, tracker), stage_run(tracker, "quality", {"run": name}) as child:
+        folder = stages.run_quality(paths, settings, run=name, child=child)
+    update_run(inputs.artifacts, name, stage=("quality", "made"))
+    say(str(folder / "quality.html"))
+
+
+@takes_inputs("promote", panel=PANEL)
+def promote(inputs: Inputs) -> None:
+    """Move the champion alias in the MLflow registry to this adapter, or say why not."""
+    from tripletune.tracking import recorded_run, stage_run
+
+    settings, paths = inputs.resolve()
+    for stage in ("generate", "finetune", "evaluate"):
+        paths.require(stage)
+    with recorded_run(settings, paths, {}) as (name, tracker), stage_run(tracker, "promote", {"run": name}) as child:
+        folder = stages.run_promote(paths, settings, run=name, child=child)
+    update_run(inputs.artifacts, name, stage=("promote", "made"))
+    console().print((folder / "decision.json").read_text(encoding="utf-8"), markup=False)

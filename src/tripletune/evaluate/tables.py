@@ -1,0 +1,32 @@
+"""Rows of the first-stage tables: which retrievers there are, in the order in which every table lists them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from tripletune.config import BASELINES, RETRIEVERS
+from tripletune.schemas.rank import SYSTEMS
+from tripletune.schemas.retrieve import RANKED_ALWAYS
+
+CEILING_ROW = "retrieval"
+"""Row of the share of held-out films that are candidates; no retriever."""
+_ORDER = (*BASELINES, *RETRIEVERS)
+
+
+def retrieval_rows(names: Iterable[str]) -> tuple[str, ...]:
+    """The rows of a first-stage table, in order: those of every run, then the baselines', then the other retrievers'
+    in the order of ``config.RETRIEVERS``, then ``fused``.
+
+    Args:
+        names: lists that were ranked, or all rows of ``metrics.parquet``; those of re-ranking are dropped. A list of a
+            retriever that is no longer registered stays, after the others'.
+    """
+    found = set(names)
+    further = found - {*RANKED_ALWAYS, *SYSTEMS, CEILING_ROW, "fused"}
+    return (*RANKED_ALWAYS, *sorted(further, key=_place), *(found & {"fused"}))
+
+
+def _place(name: str) -> tuple[int, str, bool, str]:
+    retriever = name.split("-")[0]
+    place = _ORDER.index(retriever) if retriever in _ORDER else len(_ORDER)
+    return place, retriever, name == retriever, name

@@ -1,0 +1,25 @@
+"""The examples of the guides: what they add appears, with as few existing lines changed as the guides say."""
+
+from __future__ import annotations
+
+import re
+
+from docs import example_source, example_stage
+
+
+def changed_lines(printed: str) -> int:
+    """Insertions and deletions of ``git diff --stat`` in what an example prints."""
+    return sum(int(number) for number in re.findall(r"(\d+) (?:insertion|deletion)", printed))
+
+
+def test_the_stage_of_the_guide_is_a_file_and_two_lines():
+    printed = example_stage.main()
+    assert re.search(r"^years \d+, ratings 4,800$", printed, re.M)
+    assert re.search(r"activity\s+│ reuse", printed)
+    assert changed_lines(printed) == 2
+
+
+def test_the_sources_of_the_guide_take_no_code():
+    printed = example_source.main()
+    assert "4,800 ratings kept" in printed
+    assert re.search(r"award\s+┆ \d\d", printed)
