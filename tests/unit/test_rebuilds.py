@@ -69,6 +69,8 @@ EDITS = [
     ("rank fusion", "retrieve/fuse.py", CODE, RETRIEVE),
     ("the chosen template", "prompts/templates/hints-first.txt", None, GENERATE),
     ("how prompts are rendered", "prompts/render.py", CODE, GENERATE),
+    ("the declarations of hints", "schemas/hints.py", CODE, RETRIEVE),
+    ("the declarations of answer styles", "schemas/answers.py", CODE, GENERATE),
     ("a rule of the audit", "audit/rules.py", CODE, GENERATE),
     ("the adapter's contract", "contract.py", CODE, FINETUNE),
     ("what the training's processes run", "finetune/train.py", CODE, FINETUNE),
@@ -123,6 +125,19 @@ def test_an_edit_of_the_base_of_the_chosen_template_rebuilds_the_prompts(tree):
         path.write_text(path.read_text(encoding="utf-8").replace("[liked]\n", "[liked]\nOf late, "), encoding="utf-8")
 
     assert rebuilt(chosen, edit) == GENERATE.split()
+
+
+def test_of_a_template_of_ones_own_the_content_counts_and_not_where_it_lies(tree, tmp_path):
+    mine, moved = tmp_path / "mine.txt", tmp_path / "moved" / "mine.txt"
+    mine.write_text("---\nid: mine\nbase: hints-first\n---\n[system]\nHello.\n", encoding="utf-8")
+    before, after = (config(prompt={"template": str(path)}) for path in (mine, moved))
+
+    def move() -> None:
+        moved.parent.mkdir()
+        shutil.move(mine, moved)
+
+    assert rebuilt(before, move, after) == []
+    assert rebuilt(after, lambda: append(moved, "Good day.\n")) == GENERATE.split()
 
 
 def test_the_generator_of_synthetic_data_does_not_count_for_a_real_release(tree, tmp_path):
@@ -207,7 +222,7 @@ def test_every_setting_of_a_run_counts_for_some_stage_or_is_known_not_to():
     for stage in reusable_stages(settings):
         counted |= stage.ingredients(settings, dict.fromkeys(INGEST.split(), ""), {})["fields"].keys()
     sections = ("source", "quality", "promote", "tracking", "specialists", "workers")
-    by_content = {"split.frozen", "finetune.accelerate_config", "dataset"}
+    by_content = {"split.frozen", "finetune.accelerate_config", "prompt.template", "dataset"}
     limits = {f"{name}.checkpoint_minutes" for name in ("rgat", "lightgcn", "sasrec")} | {"finetune.timeout_minutes"}
     inside_weights = {f"retrieve.fused_{name}" for name in ("lightgcn", "ease", "sasrec", "films")}
     rest = {name for name in settings.flat() if name.split(".")[0] not in sections} - counted

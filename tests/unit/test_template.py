@@ -15,7 +15,6 @@ from tripletune.prompts.template import (
     load_template,
     parse_template,
     shipped,
-    template_files,
 )
 
 GOOD = (FOLDER / "hints-first.txt").read_text(encoding="utf-8")
@@ -167,15 +166,6 @@ def test_a_template_may_lie_anywhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert load_template("mine.txt") == load_template("./mine.txt") == mine
     assert RunConfig(dataset="d", prompt={"template": "mine.txt"}).prompt.template_id == "mine"
-
-
-def test_the_files_that_shape_a_template_are_its_own_and_its_bases(tmp_path):
-    path = write_mine(tmp_path)
-    assert template_files(path) == {"template": tmp_path / "mine.txt", "base": FOLDER / "hints-first.txt"}
-    assert template_files("letters") == {"template": FOLDER / "letters.txt", "base": FOLDER / "hints-first.txt"}
-    assert template_files("japanese") == {"template": FOLDER / "japanese.txt"}
-    with pytest.raises(ConfigError, match="'yours' is not there"):
-        template_files("yours")
 
 
 @pytest.mark.parametrize(

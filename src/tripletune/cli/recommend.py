@@ -23,6 +23,7 @@ from tripletune.prompts.template import load_template
 from tripletune.rank.predict import rank_examples
 from tripletune.retrieve.histories import find_history, find_seen, read_rows
 from tripletune.retrieve.retriever import Retriever
+from tripletune.schemas.hints import SPECIALISTS
 from tripletune.schemas.query import PURPOSES, QUESTION
 from tripletune.schemas.split import SPLIT
 from tripletune.store.paths import RunPaths
@@ -130,7 +131,7 @@ def _recommend(paths: RunPaths, config: RunConfig, rows: pl.DataFrame) -> list[R
         max_liked=config.prompt.max_liked,
         max_disliked=config.prompt.max_disliked,
     )
-    specialists = {stage: paths.fingerprints[stage] for stage in ("lightgcn", "rgat")}
+    specialists = {one.stage: paths.fingerprints[one.stage] for one in SPECIALISTS}
     frame = Frame.load(paths.require("ingest"), config.prompt, specialists, config.seed, config.counted_with)
     examples = build_examples(retrieved, choices, evidence, nothing, frame)
     answers = rank_examples(examples, adapter, tuned=True, constrained=True, batch_size=1)["answers"][0]

@@ -15,6 +15,11 @@ NameOrText = Annotated[str, Field(pattern=r"^([A-Za-z0-9][A-Za-z0-9._-]{0,63}|[^
 """A name, or the path of a text file, which ends in ``.txt``."""
 
 
+def is_path(text: str) -> bool:
+    """Whether a ``NameOrText`` is a path."""
+    return text.endswith(".txt")
+
+
 class Section(BaseModel):
     """A frozen group of settings that refuses unknown keys."""
 

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from tripletune.config import RunConfig, Section
+from tripletune.config.base import is_path
 from tripletune.errors import ConfigError
 
 
@@ -52,7 +53,7 @@ def _shipped_presets() -> str:
 
 def _found_from_anywhere(config: RunConfig, preset: Path) -> RunConfig:
     accelerate = _beside(preset, config.finetune.accelerate_config)
-    template = _beside(preset, config.prompt.template if config.prompt.names_a_file else "")
+    template = _beside(preset, config.prompt.template if is_path(config.prompt.template) else "")
     if accelerate:
         finetune = config.finetune.model_copy(update={"accelerate_config": accelerate})
         config = config.model_copy(update={"finetune": finetune})

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from tripletune.config.base import NameOrText, Positive, PositiveFloat, Section, Share, Weight
+from tripletune.config.base import NameOrText, Positive, PositiveFloat, Section, Share, Weight, is_path
 from tripletune.config.models import RETRIEVERS, SHIPPED_RETRIEVERS
 
 if TYPE_CHECKING:
@@ -148,14 +148,9 @@ class PromptConfig(Section):
     longer example loses its oldest likes, then dislikes, then similar viewers' films."""
 
     @property
-    def names_a_file(self) -> bool:
-        """Whether the template is a file of the user's own, given by its path."""
-        return self.template.endswith(".txt")
-
-    @property
     def template_id(self) -> str:
         """The template's id, wherever its file lies."""
-        return PurePath(self.template).stem if self.names_a_file else self.template
+        return PurePath(self.template).stem if is_path(self.template) else self.template
 
 
 class QualityConfig(Section):

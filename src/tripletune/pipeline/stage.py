@@ -14,8 +14,8 @@ from tripletune.store.sources import Closure, close_over
 Names: TypeAlias = tuple[str, ...] | Callable[[RunConfig], tuple[str, ...]]
 """Names, or a function that gives them for a config."""
 
-SHAPE_NO_BYTE = ("timeout_minutes", "checkpoint_minutes", "accelerate_config", "frozen")
-"""Settings that no fingerprint covers; of the accelerate config and of the frozen queries the content counts, not where
+SHAPE_NO_BYTE = ("timeout_minutes", "checkpoint_minutes", "accelerate_config", "frozen", "template")
+"""Settings that no fingerprint covers; of accelerate config, frozen queries and template the content counts, not where
 they lie."""
 
 

@@ -220,6 +220,7 @@ def run_generate(paths: RunPaths, config: RunConfig, map_jobs: MapJobs | None = 
     from tripletune.prompts.card import Origin, write_card
     from tripletune.prompts.shards import generate_shards, one_after_the_other
     from tripletune.prompts.template import load_template
+    from tripletune.schemas.hints import SPECIALISTS
 
     require_one_answer(config)
     ingest, split, retrieve = paths.require("ingest"), paths.require("split"), paths.require("retrieve")
@@ -238,7 +239,7 @@ def run_generate(paths: RunPaths, config: RunConfig, map_jobs: MapJobs | None = 
             config.prompt,
             config.retrieve,
             dislike=config.split.dislike,
-            specialists={stage: paths.fingerprints[stage] for stage in ("lightgcn", "rgat")},
+            specialists={one.stage: paths.fingerprints[one.stage] for one in SPECIALISTS},
             seed=config.seed,
             tokenizer=config.counted_with,
             map_jobs=map_jobs or one_after_the_other,

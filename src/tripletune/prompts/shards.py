@@ -19,6 +19,7 @@ import polars as pl
 import pyarrow.parquet as pq
 
 from tripletune.config import PromptConfig, RetrieveConfig
+from tripletune.config.base import is_path
 from tripletune.errors import ConfigError, InputError
 from tripletune.prompts.engine import Frame, build_examples
 from tripletune.prompts.evidence import SPLIT_COLUMNS, collect_answers, collect_evidence
@@ -141,7 +142,7 @@ def generate_shards(
             with all left out that may be, or the workers wrote where this process cannot see it.
     """
     template = load_template(settings.template)
-    if settings.names_a_file:
+    if is_path(settings.template):
         settings = settings.model_copy(update={"template": str(Path(settings.template).resolve())})
     recipe = Recipe(
         ingest=ingest.resolve(),

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from tripletune.config.base import is_path
 from tripletune.errors import ConfigError
 from tripletune.prompts.wording import Wording, parse_wording
 from tripletune.schemas.answers import ANSWER_STYLES, AnswerStyle
@@ -105,24 +106,9 @@ def load_template(name: str) -> Template:
     return template
 
 
-def template_files(name: str) -> dict[str, Path]:
-    """The files that shape a template, by what they are: ``template``, and ``base`` where it has one.
-
-    Args:
-        name: as in ``load_template``.
-
-    Raises:
-        ConfigError: as there.
-    """
-    load_template(name)
-    path = _find(name)
-    base = _read(_bytes_of(path, name), name).front.get("base")
-    return {"template": path, **({"base": FOLDER / f"{base}.txt"} if base else {})}
-
-
 def _find(name: str) -> Path:
     known = f"the shipped templates are: {', '.join(shipped())}"
-    if name.endswith(".txt"):
+    if is_path(name):
         if not Path(name).is_file():
             raise ConfigError(f"prompt.template = {name!r}: no such file; give a path that exists, or a name; {known}")
         return Path(name)

@@ -21,13 +21,12 @@ RETRIEVED = columns(
 """retrieve/retrieved/shard=NNN.parquet, sorted by question. Everything is computed from the viewer's rows with
 ``position < cutoff``, the position of the first answer. ``candidates`` in the retriever's order (shown shuffled),
 ``ranking`` is hint 1 (the first of the candidates in LightGCN's order, whoever retrieved them), ``similar`` what
-similar viewers liked.
-
-Columns:
-    candidates: films in the retriever's order
-    ranking: hint 1: the first candidates in LightGCN's order
-    similar: hint 1: films that similar users liked
-"""
+similar viewers liked."""
+RETRIEVED_COLUMNS = {
+    "candidates": "films in the retriever's order",
+    **{hint.name: f"hint {hint.number}: {hint.meaning}" for hint in FILM_HINTS},
+}
+"""What the columns of ``RETRIEVED`` hold that only it has."""
 
 SAMPLE = columns({"user_id": pl.Int32, "likes": pl.Int32, "decile": pl.Int8, "cluster": pl.Int16, "draws": pl.Int32})
 """retrieve/sample.parquet, where ``sample.method`` is not ``all``: every viewer whom a training question can be asked,
