@@ -21,7 +21,7 @@ from torch.nn import functional
 from tripletune.config import RgatConfig
 from tripletune.graph.checkpoints import Checkpoints, load_training_state, training_state
 from tripletune.graph.device import choose_device
-from tripletune.graph.fixed_order import total
+from tripletune.graph.fixed_order import on_one_thread, total
 from tripletune.graph.interactions import Likes, batches, newest_first_age, read_interactions
 from tripletune.graph.ops import take_rows
 from tripletune.graph.rgat import RelationalGraph, Rgat
@@ -31,6 +31,7 @@ from tripletune.graph.training import Run, Scorer, train_both, write_fits, write
 from tripletune.paths import Facts
 from tripletune.pooling import pool_viewers
 from tripletune.schemas import ATTENTION, conform
+from tripletune.threads import one_thread
 
 NO_TRIPLES_BIAS = -100.0
 """Added to the bias of a film without triples: R-GAT knows nothing of it and must not rank it by accident."""
@@ -149,10 +150,12 @@ class RgatTrainer:
         negative_KB = negative_KB.masked_fill(is_like_BM[:, drawn_K].T, -torch.inf)
         against_B = negative_KB.logsumexp(dim=0)
         positive_R = scores.pairs(viewers_BD, viewer_R, movie_R)
-        loss_R = functional.softplus(take_rows(against_B, viewer_R) - positive_R)
+        loss_R = on_one_thread(functional.softplus, take_rows(against_B, viewer_R) - positive_R)
         asked_B = torch.bincount(viewer_R, minlength=batch.num_viewers).float()
         weight_R = asked_B.rsqrt()[viewer_R]  # long histories say more, but not in proportion
-        return total(weight_R * loss_R) / asked_B.sqrt().sum().clamp(min=1.0)
+        with one_thread():  # a sum over everything, as below
+            whole = asked_B.sqrt().sum().clamp(min=1.0)
+        return total(weight_R * loss_R) / whole
 
     def _link_loss(self, entities_ND: Tensor) -> Tensor:
         """``max(0, margin - pos + neg)``; DistMult scores (Yang et al., ICLR 2015)."""

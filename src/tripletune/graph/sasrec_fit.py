@@ -16,6 +16,7 @@ from torch import Tensor
 
 from tripletune.config import SasrecConfig
 from tripletune.graph.checkpoints import Checkpoints, load_training_state, training_state
+from tripletune.graph.fixed_order import product
 from tripletune.graph.interactions import Batch, Likes, batches, read_interactions
 from tripletune.graph.lightgcn_loss import FilmSample, Targets, softmax_loss
 from tripletune.graph.sasrec_init import film_factors
@@ -69,7 +70,7 @@ class SasrecTrainer:
         model = self._model
         viewers_UD = model.encode(likes.viewer_E, likes.movie_E, likes.num_viewers)
         movies_MD, bias_M = model.embedding_MD.detach(), model.bias_M.detach()
-        return lambda viewer_V: torch.addmm(bias_M, viewers_UD[viewer_V], movies_MD.T)
+        return lambda viewer_V: product(viewers_UD[viewer_V], movies_MD.T) + bias_M
 
     def export(self) -> dict[str, Tensor]:
         """The model's tensors; embedding and bias under the names that retrieval reads."""
