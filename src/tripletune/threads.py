@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 import torch
@@ -43,6 +44,38 @@ def map_in_threads(function: Callable[[Item], Result], items: Iterable[Item], mo
 
     with ThreadPoolExecutor(num_threads(most)) as pool:
         return list(pool.map(alone, items))
+
+
+def map_blocks(function: Callable[[int], Result], num_blocks: int) -> Iterator[Result]:
+    """Compute the blocks 0, 1, ... and give their results in this order, on as many threads as torch takes here.
+
+    Each block has one torch thread and records no gradients, so its bits are the same for any number of threads. Where
+    torch takes one thread here, as inside ``one_thread`` or ``map_in_threads``, no other is started. At most two
+    results per thread wait to be taken.
+    """
+
+    def alone(block: int) -> Result:
+        with torch.no_grad():
+            return function(block)
+
+    found = torch.get_num_threads()
+    if min(found, num_blocks) < 2:
+        for block in range(num_blocks):
+            with one_thread():
+                result = alone(block)
+            yield result
+        return
+    waiting: deque[Future[Result]] = deque()
+    try:
+        with ThreadPoolExecutor(min(found, num_blocks), initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            for block in range(num_blocks):
+                waiting.append(pool.submit(alone, block))
+                if len(waiting) == 2 * found:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+    finally:
+        torch.set_num_threads(found)  # a thread started later takes over the number that was set last, here 1
 
 
 def take_all_threads() -> None:

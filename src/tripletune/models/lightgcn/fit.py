@@ -19,11 +19,13 @@ from tripletune.models.lightgcn.loss import FilmSample, Targets, bpr_loss, draw_
 from tripletune.models.lightgcn.memory import state_memory
 from tripletune.models.lightgcn.model import POOL_POWER, LightGCN, LikeGraph
 from tripletune.models.message_passing.device import choose_device
+from tripletune.models.message_passing.fixed_order import product
 from tripletune.models.serving.pooling import pool_viewers, recency_weights
 from tripletune.models.training.checkpoints import Checkpoints, load_training_state, training_state
 from tripletune.models.training.interactions import Batch, Likes, batches, newest_first_age, read_interactions
 from tripletune.models.training.loop import Scorer, train_both, write_fits
 from tripletune.store.paths import Facts
+from tripletune.threads import one_thread
 
 
 class LightGCNTrainer:
@@ -58,11 +60,13 @@ class LightGCNTrainer:
         self._optimizer.step()
         return float(loss.detach())
 
+    @torch.no_grad()
     def scorer(self, likes: Likes, age_E: Tensor) -> Scorer:
         """Score all films for viewers with these likes."""
         movies_MD, pool_MD = self._vectors()
         viewers_UD = self._pool(pool_MD, likes.viewer_E, likes.movie_E, age_E, likes.num_viewers)
-        return lambda viewer_V: torch.addmm(self._bias_M, viewers_UD[viewer_V.to(self._device)], movies_MD.T)
+        bias_M = self._bias_M.detach()
+        return lambda viewer_V: product(viewers_UD[viewer_V.to(self._device)], movies_MD.T) + bias_M
 
     @torch.no_grad()
     def export(self) -> dict[str, Tensor]:
@@ -135,7 +139,9 @@ def cut_histories(batch: Batch, half_life: float, generator: torch.Generator) ->
     viewer_R = batch.viewer_R[is_target_R]
     weight_R = recency_weights(behind_R[is_target_R], half_life)
     total_B = weight_R.new_zeros(batch.num_viewers).index_add_(0, viewer_R, weight_R)
-    weight_R = weight_R / total_B[viewer_R].sqrt() / total_B.sqrt().sum()
+    with one_thread():  # a sum over everything
+        whole = total_B.sqrt().sum()
+    weight_R = weight_R / total_B[viewer_R].sqrt() / whole
     return Targets(
         viewer_R, batch.movie_R[is_target_R], weight_R, batch.viewer_R[~is_target_R], batch.movie_R[~is_target_R]
     )

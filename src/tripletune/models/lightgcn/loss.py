@@ -16,11 +16,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from tripletune.models.message_passing.fixed_order import product
+from tripletune.models.message_passing.fixed_order import product, total
 from tripletune.models.message_passing.gather import take_rows
+from tripletune.threads import map_blocks
 
 BLOCK_VIEWERS = 128
-"""Scores of so many viewers and all films are held at once: 128 x 87,585 floats are 45 MB."""
+"""Scores of so many viewers and all films are held at once by each thread: 128 x 87,585 floats are 45 MB."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +40,16 @@ class Targets:
     def to(self, device: torch.device) -> Targets:
         """The rows on another device."""
         return Targets(*(getattr(self, column.name).to(device) for column in fields(self)))
+
+    def of_block(self, rows: slice, known: slice, first: int) -> Targets:
+        """Some rows, with viewers counted from ``first``."""
+        return Targets(
+            self.viewer_R[rows] - first,
+            self.movie_R[rows],
+            self.weight_R[rows],
+            self.known_viewer_K[known] - first,
+            self.known_movie_K[known],
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +99,8 @@ class FilmSample:
 class _SoftmaxOverFilms(torch.autograd.Function):
     """Computes its gradients in the forward pass, block by block, so that the B x M scores are never held.
 
-    Ten times faster than autograd over ``log_softmax`` of the whole matrix: blocks stay in the cache.
+    Ten times faster than autograd over ``log_softmax`` of the whole matrix: blocks stay in the cache. On a CPU each
+    block has one thread, and the blocks' sums are added up in their order.
     """
 
     @staticmethod
@@ -100,33 +112,25 @@ class _SoftmaxOverFilms(torch.autograd.Function):
             bias_M: added to every viewer's scores.
             targets: likes and what is masked, both sorted by viewer.
         """
-        num_viewers = viewers_BD.shape[0]
-        grad_viewers_BD, grad_movies_MD = torch.empty_like(viewers_BD), torch.zeros_like(movies_MD)
-        grad_bias_M = torch.zeros_like(bias_M)
-        loss = viewers_BD.new_zeros(())
-        bounds = _bounds(num_viewers)
-        blocks = zip(
-            itertools.pairwise(bounds),
-            _rows(targets.viewer_R, bounds),
-            _rows(targets.known_viewer_K, bounds),
-            strict=True,
-        )
-        for (start, stop), rows, known in blocks:
-            viewer_R, movie_R = targets.viewer_R[rows] - start, targets.movie_R[rows]
-            weight_R = targets.weight_R[rows].to(viewers_BD.dtype)
-            scores_VM = torch.addmm(bias_M, viewers_BD[start:stop], movies_MD.T)
-            scores_VM[targets.known_viewer_K[known] - start, targets.known_movie_K[known]] = -torch.inf
-            wanted_R, top_V = scores_VM[viewer_R, movie_R], scores_VM.amax(dim=1)
-            mass_VM = scores_VM.sub_(top_V.unsqueeze(1)).exp_()  # in place: the matrix is what takes the time
-            sum_V = mass_VM.sum(dim=1)
-            loss += (weight_R * ((top_V + sum_V.log())[viewer_R] - wanted_R)).sum()
-            total_V = weight_R.new_zeros(stop - start).index_add_(0, viewer_R, weight_R)
-            grad_VM = mass_VM.mul_((total_V / sum_V).unsqueeze(1))
-            grad_VM.view(-1).index_add_(0, viewer_R * movies_MD.shape[0] + movie_R, -weight_R)
-            grad_viewers_BD[start:stop] = product(grad_VM, movies_MD)
-            grad_movies_MD.addmm_(grad_VM.T, viewers_BD[start:stop])
-            grad_bias_M += grad_VM.sum(dim=0)
-        ctx.save_for_backward(grad_viewers_BD, grad_movies_MD, grad_bias_M)
+        bounds = _bounds(viewers_BD.shape[0])
+        rows, known = _rows(targets.viewer_R, bounds), _rows(targets.known_viewer_K, bounds)
+        grad_viewers_BD = torch.empty_like(viewers_BD)
+
+        def compute(block: int) -> tuple[Tensor, Tensor, Tensor]:
+            viewers = slice(bounds[block], bounds[block + 1])
+            of_block = targets.of_block(rows[block], known[block], viewers.start)
+            parts = _softmax_block(viewers_BD[viewers], movies_MD, bias_M, of_block)
+            grad_viewers_BD[viewers] = parts[1]
+            return parts[0], *parts[2:]
+
+        num = len(bounds) - 1
+        computed = map_blocks(compute, num) if viewers_BD.device.type == "cpu" else map(compute, range(num))
+        sums = viewers_BD.new_zeros(()), torch.zeros_like(movies_MD), torch.zeros_like(bias_M)
+        for parts in computed:
+            for sum_, part in zip(sums, parts, strict=True):
+                sum_ += part
+        loss, *grads = sums
+        ctx.save_for_backward(grad_viewers_BD, *grads)
         return loss
 
     @staticmethod
@@ -134,6 +138,23 @@ class _SoftmaxOverFilms(torch.autograd.Function):
         grad_viewers_BD, grad_movies_MD, grad_bias_M = ctx.saved_tensors
         (grad,) = grads
         return grad * grad_viewers_BD, grad * grad_movies_MD, grad * grad_bias_M, None
+
+
+def _softmax_block(
+    viewers_VD: Tensor, movies_MD: Tensor, bias_M: Tensor, targets: Targets
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """A block's loss, and its gradients with respect to the viewers, the films and the bias."""
+    viewer_R, movie_R, weight_R = targets.viewer_R, targets.movie_R, targets.weight_R.to(viewers_VD.dtype)
+    scores_VM = torch.addmm(bias_M, viewers_VD, movies_MD.T)
+    scores_VM[targets.known_viewer_K, targets.known_movie_K] = -torch.inf
+    wanted_R, top_V = scores_VM[viewer_R, movie_R], scores_VM.amax(dim=1)
+    mass_VM = scores_VM.sub_(top_V.unsqueeze(1)).exp_()  # in place: the matrix is what takes the time
+    sum_V = mass_VM.sum(dim=1)
+    loss = (weight_R * ((top_V + sum_V.log())[viewer_R] - wanted_R)).sum()
+    total_V = weight_R.new_zeros(len(viewers_VD)).index_add_(0, viewer_R, weight_R)
+    grad_VM = mass_VM.mul_((total_V / sum_V).unsqueeze(1))
+    grad_VM.view(-1).index_add_(0, viewer_R * movies_MD.shape[0] + movie_R, -weight_R)
+    return loss, product(grad_VM, movies_MD), grad_VM.T @ viewers_VD, grad_VM.sum(dim=0)
 
 
 def softmax_loss(
@@ -166,7 +187,7 @@ def bpr_loss(viewers_BD: Tensor, movies_MD: Tensor, targets: Targets, negative_R
     viewers_RD = take_rows(viewers_BD, targets.viewer_R)
     difference_RD = take_rows(movies_MD, targets.movie_R) - take_rows(movies_MD, negative_R)
     margin_R = (viewers_RD * difference_RD).sum(dim=1)
-    return -(targets.weight_R.to(margin_R.dtype) * functional.logsigmoid(margin_R)).sum()
+    return -total(targets.weight_R.to(margin_R.dtype) * functional.logsigmoid(margin_R))
 
 
 def draw_negatives(targets: Targets, num_movies: int, generator: torch.Generator) -> Tensor:
@@ -202,7 +223,7 @@ def draw_unliked(viewer_R: Tensor, liked: Tensor, num_movies: int, generator: to
 
 
 def _bounds(num_viewers: int) -> list[int]:
-    """Where blocks of viewers begin and end; none is of one, as the bits of its sums know the number of threads."""
+    """Where blocks of viewers begin and end; none is of one, whose product is the library's for a vector."""
     starts = list(range(0, num_viewers, BLOCK_VIEWERS))
     if len(starts) > 1 and num_viewers - starts[-1] == 1:
         starts.pop()

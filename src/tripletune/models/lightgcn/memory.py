@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from tripletune.config import LightGCNConfig
@@ -19,6 +21,8 @@ def memory_parts(likes: Likes, num_movies: int, settings: LightGCNConfig) -> dic
     num_edges, film_table = likes.viewer_E.numel(), num_movies * settings.dim * FLOAT
     backend = "dgl" if settings.message_passing == "dgl" else "torch"
     viewer_table = likes.num_viewers * settings.dim * FLOAT
+    num_blocks = math.ceil(min(settings.batch_viewers, likes.num_viewers) / BLOCK_VIEWERS)
+    threads = min(torch.get_num_threads(), num_blocks)
     weights = 3 * FLOAT * num_edges if settings.edge_half_life else 0
     return {
         "graph": GRAPH_BYTES_PER_LIKE[backend] * num_edges + weights,
@@ -26,8 +30,9 @@ def memory_parts(likes: Likes, num_movies: int, settings: LightGCNConfig) -> dic
         "parameters": 8 * (film_table + num_movies * FLOAT),
         # for each pair of layers the sums of both sides, scaled and unscaled, and their gradients
         "activations": max(1, settings.layers // 2) * (3 * viewer_table + 6 * film_table)
-        # the block of scores and its gradient
-        + 3 * BLOCK_VIEWERS * num_movies * FLOAT,
+        # each thread's block of scores and its gradient, and the blocks' gradients of the films until they are added
+        + threads * 3 * BLOCK_VIEWERS * num_movies * FLOAT
+        + min(2 * threads, num_blocks) * film_table,
     }
 
 

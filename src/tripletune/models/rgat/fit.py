@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from tripletune.config import RgatConfig
 from tripletune.models.message_passing.device import choose_device
-from tripletune.models.message_passing.fixed_order import total
+from tripletune.models.message_passing.fixed_order import on_one_thread, total
 from tripletune.models.message_passing.gather import take_rows
 from tripletune.models.rgat.knowledge import Knowledge, read_knowledge
 from tripletune.models.rgat.model import RelationalGraph, Rgat
@@ -32,6 +32,7 @@ from tripletune.models.training.loop import Run, Scorer, train_both, write_fits,
 from tripletune.schemas.base import conform
 from tripletune.schemas.rgat import ATTENTION
 from tripletune.store.paths import Facts
+from tripletune.threads import one_thread
 
 NO_TRIPLES_BIAS = -100.0
 """Added to the bias of a film without triples: R-GAT knows nothing of it and must not rank it by accident."""
@@ -150,10 +151,12 @@ class RgatTrainer:
         negative_KB = negative_KB.masked_fill(is_like_BM[:, drawn_K].T, -torch.inf)
         against_B = negative_KB.logsumexp(dim=0)
         positive_R = scores.pairs(viewers_BD, viewer_R, movie_R)
-        loss_R = functional.softplus(take_rows(against_B, viewer_R) - positive_R)
+        loss_R = on_one_thread(functional.softplus, take_rows(against_B, viewer_R) - positive_R)
         asked_B = torch.bincount(viewer_R, minlength=batch.num_viewers).float()
         weight_R = asked_B.rsqrt()[viewer_R]  # long histories say more, but not in proportion
-        return total(weight_R * loss_R) / asked_B.sqrt().sum().clamp(min=1.0)
+        with one_thread():  # a sum over everything, as below
+            whole = asked_B.sqrt().sum().clamp(min=1.0)
+        return total(weight_R * loss_R) / whole
 
     def _link_loss(self, entities_ND: Tensor) -> Tensor:
         """``max(0, margin - pos + neg)``; DistMult scores (Yang et al., ICLR 2015)."""

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tripletune.models.message_passing.fixed_order import matmul
+from tripletune.models.message_passing.fixed_order import matmul, on_one_thread
 from tripletune.models.message_passing.gather import take_rows
 from tripletune.models.message_passing.graph import Backend, message_graph
 from tripletune.models.message_passing.interface import MessageGraph
@@ -133,7 +133,8 @@ class RelationMatrices(nn.Module):
         """Shape (C, D, D)."""
         if self.mixture_CB is None:
             return self.matrices_BDD
-        return torch.einsum("cb,bij->cij", self.mixture_CB, self.matrices_BDD)
+        bases, dim = self.matrices_BDD.shape[:2]
+        return matmul(self.mixture_CB, self.matrices_BDD.view(bases, -1)).view(-1, dim, dim)
 
 
 class RgatLayer(nn.Module):
@@ -214,6 +215,6 @@ class Rgat(nn.Module):
         nodes_ND = self.embedding_ND
         alpha_EH = nodes_ND.new_zeros(0)
         for index, layer in enumerate(self.layers):
-            heard_ND, alpha_EH = layer(functional.elu(nodes_ND) if index else nodes_ND, graph)
+            heard_ND, alpha_EH = layer(on_one_thread(functional.elu, nodes_ND) if index else nodes_ND, graph)
             nodes_ND = nodes_ND + heard_ND
         return nodes_ND, take_rows(alpha_EH, graph.edge_of_triple_T).mean(dim=1)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from tripletune.config import SasrecConfig
 from tripletune.models.lightgcn.loss import FilmSample, Targets, softmax_loss
+from tripletune.models.message_passing.fixed_order import product
 from tripletune.models.sasrec.model import SASRec, Shape
 from tripletune.models.sasrec.start import film_factors
 from tripletune.models.training.checkpoints import Checkpoints, load_training_state, training_state
@@ -69,7 +70,7 @@ class SasrecTrainer:
         model = self._model
         viewers_UD = model.encode(likes.viewer_E, likes.movie_E, likes.num_viewers)
         movies_MD, bias_M = model.embedding_MD.detach(), model.bias_M.detach()
-        return lambda viewer_V: torch.addmm(bias_M, viewers_UD[viewer_V], movies_MD.T)
+        return lambda viewer_V: product(viewers_UD[viewer_V], movies_MD.T) + bias_M
 
     def export(self) -> dict[str, Tensor]:
         """The model's tensors; embedding and bias under the names that retrieval reads."""

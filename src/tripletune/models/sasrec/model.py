@@ -18,9 +18,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from tripletune.threads import map_blocks
+
 ENCODE_ROWS = 64
-"""Viewers encoded at a time. Every block has so many rows and its full length, whoever is asked about: a product of
-another shape may round differently, and a viewer's vector must not depend on who else is in the block."""
+"""Viewers encoded at a time, on one thread. Every block has so many rows and its full length, whoever is asked about: a
+product of another shape may round differently, and a viewer's vector must not depend on who else is in the block."""
 LENGTH_STEP = 16
 """A viewer's window is padded to a multiple of this, so that short histories cost little."""
 
@@ -92,14 +94,23 @@ class SASRec(nn.Module):
         vectors_UD = self.embedding_MD.new_zeros(num_viewers, self.shape.dim)
         padded_U = (length_U + LENGTH_STEP - 1).div(LENGTH_STEP, rounding_mode="floor") * LENGTH_STEP
         padded_U = padded_U.clamp(max=self.shape.max_length)
-        for length in torch.unique(padded_U[length_U > 0]).tolist():
-            for viewer_B in torch.split(torch.nonzero((padded_U == length) & (length_U > 0)).squeeze(1), ENCODE_ROWS):
-                row_BL = row_UL.new_zeros(ENCODE_ROWS, length)
-                have = min(length, row_UL.shape[1])
-                row_BL[: viewer_B.numel(), :have] = row_UL[viewer_B, :have]
-                last_B = viewer_B.new_zeros(ENCODE_ROWS)
-                last_B[: viewer_B.numel()] = length_U[viewer_B] - 1
-                vectors_UD[viewer_B] = self._at(row_BL, last_B)[: viewer_B.numel()]
+        blocks = [
+            (length, viewer_B)
+            for length in torch.unique(padded_U[length_U > 0]).tolist()
+            for viewer_B in torch.split(torch.nonzero((padded_U == length) & (length_U > 0)).squeeze(1), ENCODE_ROWS)
+        ]
+
+        def encode_block(block: int) -> Tensor:
+            length, viewer_B = blocks[block]
+            row_BL = row_UL.new_zeros(ENCODE_ROWS, length)
+            have = min(length, row_UL.shape[1])
+            row_BL[: viewer_B.numel(), :have] = row_UL[viewer_B, :have]
+            last_B = viewer_B.new_zeros(ENCODE_ROWS)
+            last_B[: viewer_B.numel()] = length_U[viewer_B] - 1
+            return self._at(row_BL, last_B)[: viewer_B.numel()]
+
+        for (_, viewer_B), vectors_BD in zip(blocks, map_blocks(encode_block, len(blocks)), strict=True):
+            vectors_UD[viewer_B] = vectors_BD
         return vectors_UD
 
     def _at(self, row_BL: Tensor, place_B: Tensor) -> Tensor:

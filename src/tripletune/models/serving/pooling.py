@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from tripletune.threads import one_thread
+
 WHOLE_REGISTERS = 64
 """A multiple of the float32 that any processor's vector instructions take at once, unrolled or not."""
 
@@ -34,7 +36,9 @@ def recency_weights(age_E: Tensor, half_life: float) -> Tensor:
     # and of a length in which no age is left over: what fills no whole register is rounded otherwise, and a viewer's
     # weights would depend on the oldest like of anybody else
     num_ages = (oldest // WHOLE_REGISTERS + 1) * WHOLE_REGISTERS
-    return torch.exp2(-torch.arange(num_ages, device=age_E.device).float() / half_life)[age_E.long()]
+    with one_thread():  # each thread's share of more than 32,768 ages would leave some over
+        weight_A = torch.exp2(-torch.arange(num_ages, device=age_E.device).float() / half_life)
+    return weight_A[age_E.long()]
 
 
 def pool_viewers(

@@ -17,6 +17,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from tripletune.threads import one_thread
+
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
 
@@ -58,6 +60,9 @@ def top_columns(
 ) -> tuple[Ints, Floats]:
     """The ``k`` best columns of each row that are not masked, best first, ties by the lower column.
 
+    On one thread, so that scores have the same bits for any number of threads; the retrieve stage runs several calls
+    at once.
+
     Args:
         score_block: gives the float scores (stop - start, C) of the rows ``start`` to ``stop``; the tensor is
             overwritten. ``-inf`` marks a column that must never be chosen; NaN is not allowed.
@@ -70,14 +75,15 @@ def top_columns(
     """
     columns_UK = np.full((num_rows, k), -1, dtype=np.int64)
     scores_UK = np.full((num_rows, k), -np.inf, dtype=np.float32)
-    for start in range(0, num_rows, BLOCK):
-        stop = min(start + BLOCK, num_rows)
-        scores_BC = score_block(start, stop)
-        row_E, column_E = masked.block(start, stop)
-        scores_BC[torch.from_numpy(row_E), torch.from_numpy(column_E)] = -torch.inf
-        top_BK, value_BK = _exact_top_k(scores_BC, min(k, scores_BC.shape[1]))
-        columns_UK[start:stop, : top_BK.shape[1]] = top_BK.numpy()
-        scores_UK[start:stop, : top_BK.shape[1]] = value_BK.numpy()
+    with one_thread():
+        for start in range(0, num_rows, BLOCK):
+            stop = min(start + BLOCK, num_rows)
+            scores_BC = score_block(start, stop)
+            row_E, column_E = masked.block(start, stop)
+            scores_BC[torch.from_numpy(row_E), torch.from_numpy(column_E)] = -torch.inf
+            top_BK, value_BK = _exact_top_k(scores_BC, min(k, scores_BC.shape[1]))
+            columns_UK[start:stop, : top_BK.shape[1]] = top_BK.numpy()
+            scores_UK[start:stop, : top_BK.shape[1]] = value_BK.numpy()
     return columns_UK, scores_UK
 
 
