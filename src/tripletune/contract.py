@@ -18,8 +18,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from tripletune.errors import ContractError, InputError, MissingArtifactError
 from tripletune.flatten import flatten
+from tripletune.store.files import write_json
 from tripletune.store.fingerprint import sha256_file, sha256_json
-from tripletune.store.paths import write_json
 
 CONTRACT = "contract.json"
 TINY = "tiny"

@@ -12,7 +12,8 @@ from filelock import FileLock
 from tripletune.cli.main import main
 from tripletune.errors import InputError
 from tripletune.pipeline.garbage import find_garbage, kept_runs, remove
-from tripletune.store.paths import RunPaths, write_json
+from tripletune.store.files import write_json
+from tripletune.store.paths import RunPaths
 from tripletune.store.runs import RunRecord, write_run
 
 NOW = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

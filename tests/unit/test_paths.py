@@ -15,7 +15,8 @@ import polars as pl
 import pytest
 
 from tripletune.errors import InputError, MissingArtifactError
-from tripletune.store.paths import RunPaths, damaged_files, read_manifest, write_atomically, write_json
+from tripletune.store.files import write_atomically, write_json
+from tripletune.store.paths import RunPaths, damaged_files, read_manifest
 
 
 def paths_for(root: Path, fingerprint: str = "f1") -> RunPaths:
@@ -149,7 +150,8 @@ def test_two_runs_at_once_make_it_once(tmp_path):
 KILLED = """
 import sys, time
 from pathlib import Path
-from tripletune.store.paths import RunPaths, write_json
+from tripletune.store.files import write_json
+from tripletune.store.paths import RunPaths
 paths = RunPaths(root=Path(sys.argv[1]), dataset="toy", fingerprints={"split": "f1"})
 def make(work):
     for i in range(1000):

@@ -56,6 +56,7 @@ EDITS = [
     ("the synthetic world", "synthetic/world.py", CODE, INGEST),
     ("columns of ingest", "schemas/ingest.py", CODE, INGEST),
     ("hashes that order ties", "stable_hash.py", CODE, INGEST),
+    ("how JSON is written", "store/files.py", CODE, INGEST),
     ("rules of the split", "data/split/rules.py", CODE, "split " + TRAINED),
     ("facts of the knowledge graph", "knowledge/facts.py", CODE, "knowledge rgat " + RETRIEVE),
     ("how many threads torch takes", "threads.py", CODE, TRAINED),

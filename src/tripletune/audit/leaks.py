@@ -10,7 +10,7 @@ import polars as pl
 
 from tripletune.audit.rules import Finding
 from tripletune.errors import InputError
-from tripletune.store.paths import write_atomically
+from tripletune.store.files import write_atomically
 
 MAX_PER_KIND = 1000
 """Leaks of one kind reported at a time; a broken split would otherwise name every example."""

@@ -11,7 +11,8 @@ from rich.text import Text
 
 from tripletune.cli.app import ARTIFACTS, ArtifactsOption, RunOption, app, console
 from tripletune.errors import UserError
-from tripletune.store.paths import MANIFEST, RunPaths, make_folder
+from tripletune.store.files import make_folder
+from tripletune.store.paths import MANIFEST, RunPaths
 from tripletune.store.runs import list_runs, read_run
 
 

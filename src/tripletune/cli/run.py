@@ -15,7 +15,7 @@ from tripletune.cli.app import ARTIFACTS, CHECKOUT, ArtifactsOption, Inputs, Run
 from tripletune.errors import UserError
 from tripletune.pipeline import stages
 from tripletune.processes.guardian import guard_this_process
-from tripletune.store.paths import make_folder
+from tripletune.store.files import make_folder
 from tripletune.store.runs import RunRecord, read_run
 
 

@@ -29,8 +29,9 @@ from tripletune.schemas.base import conform
 from tripletune.schemas.query import PURPOSES
 from tripletune.schemas.rank import PREDICTIONS, SYSTEMS
 from tripletune.schemas.retrieve import RANKINGS
+from tripletune.store.files import write_json
 from tripletune.store.parquet import ROW_GROUP, parquet_files, scan, write_parquet
-from tripletune.store.paths import Facts, write_json
+from tripletune.store.paths import Facts
 
 GROUPS = ("all", "warm", "unseen")
 """``warm`` viewers may be in the fits and in training examples; ``unseen`` ones are in neither."""

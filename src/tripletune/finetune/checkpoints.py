@@ -12,7 +12,7 @@ import os
 import shutil
 from pathlib import Path
 
-from tripletune.store.paths import write_json
+from tripletune.store.files import write_json
 
 SEAL = "complete.json"
 _PREFIX = "checkpoint-"

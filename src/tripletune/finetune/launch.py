@@ -25,8 +25,9 @@ from tripletune.finetune.job import COLUMNS, TrainingJob, receive
 from tripletune.processes.supervise import ProcessFailed, clean_environment, end_noted, run_supervised
 from tripletune.schemas.generate import EXAMPLES
 from tripletune.stable_hash import mix
+from tripletune.store.files import write_json
 from tripletune.store.parquet import write_parquet
-from tripletune.store.paths import SCRATCH, Facts, write_json
+from tripletune.store.paths import SCRATCH, Facts
 from tripletune.store.shards import shard_files
 
 OnLog = Callable[[int, Mapping[str, float]], None]

@@ -23,7 +23,7 @@ from trl import SFTConfig, SFTTrainer
 from tripletune.errors import TrainingError
 from tripletune.finetune.checkpoints import last_whole, seal, step_of
 from tripletune.finetune.job import COLUMNS, TrainingJob, send
-from tripletune.store.paths import write_json
+from tripletune.store.files import write_json
 
 _TOKENIZED_AT_ONCE = 1000
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from tripletune.store.paths import write_atomically
+from tripletune.store.files import write_atomically
 
 
 def write_page(path: Path, template: str, **values: Any) -> None:

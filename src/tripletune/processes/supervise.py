@@ -22,7 +22,7 @@ from typing import IO
 import psutil
 
 from tripletune.processes import lifeline
-from tripletune.store.paths import write_json
+from tripletune.store.files import write_json
 
 GRACE_SECONDS = 30.0
 """What a launcher gets to end its ranks after SIGTERM."""

@@ -19,7 +19,8 @@ from tripletune.evaluate.metrics import score_lists
 from tripletune.promote.decision import PromotionDecision, decide_promotion, promotion_scores
 from tripletune.prompts.engine import prompt_contract
 from tripletune.rank.predict import rank_examples
-from tripletune.store.paths import SCRATCH, RunPaths, write_json
+from tripletune.store.files import write_json
+from tripletune.store.paths import SCRATCH, RunPaths
 from tripletune.tracking import Champion, StageRun, download_champion, find_champion, promote_adapter
 
 CUTOFF = 5

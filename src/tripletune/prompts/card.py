@@ -21,7 +21,7 @@ from tripletune.prompts.histogram import draw_histogram
 from tripletune.prompts.template import Template
 from tripletune.schemas.generate import EXAMPLE_COLUMNS, EXAMPLES, PROMPT_CHARS
 from tripletune.schemas.query import PURPOSES
-from tripletune.store.paths import write_atomically
+from tripletune.store.files import write_atomically
 from tripletune.store.shards import shard_files
 
 CARD, PICTURE = "README.md", "lengths.png"

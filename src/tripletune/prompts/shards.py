@@ -28,8 +28,9 @@ from tripletune.prompts.shard_facts import count_shards, note_chars
 from tripletune.prompts.template import load_template
 from tripletune.schemas.generate import EXAMPLES
 from tripletune.schemas.query import PURPOSES, QUESTION
+from tripletune.store.files import remove_leftovers
 from tripletune.store.parquet import write_parquet
-from tripletune.store.paths import Facts, remove_leftovers
+from tripletune.store.paths import Facts
 from tripletune.store.shards import shard_files, shard_name, split_file, split_files
 
 ROW_GROUP = 1024

@@ -17,7 +17,8 @@ from tripletune.quality.drift import Shift, find_shifts
 from tripletune.quality.figures import figures_of, headline
 from tripletune.quality.measures import Measures, film_popularity, measure_shards
 from tripletune.quality.page import LABELS, write_quality_page
-from tripletune.store.paths import read_manifest, write_json
+from tripletune.store.files import write_json
+from tripletune.store.paths import read_manifest
 
 PAGE, FIGURES = "quality.html", "quality.json"
 

@@ -12,7 +12,8 @@ import polars as pl
 
 from tripletune.errors import InputError
 from tripletune.schemas.base import conform
-from tripletune.store.paths import MANIFEST, write_atomically
+from tripletune.store.files import write_atomically
+from tripletune.store.paths import MANIFEST
 
 ROW_GROUP = 1 << 18
 """Rows in a row group of the large tables that are read whole."""

@@ -10,11 +10,9 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 import shutil
 import socket
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -23,7 +21,8 @@ from typing import Any
 import pyarrow.parquet as pq
 from filelock import FileLock
 
-from tripletune.errors import InputError, MissingArtifactError
+from tripletune.errors import MissingArtifactError
+from tripletune.store.files import make_folder, remove_leftovers, sync, write_json, writing_to
 from tripletune.store.fingerprint import Ingredients, sha256_file
 from tripletune.store.meter import Meter
 
@@ -33,64 +32,6 @@ SCRATCH = "_scratch"
 
 Facts = dict[str, Any]
 """What a stage reports beside its files: counts and metrics, plain JSON data."""
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON under a temporary name, flush it to disk and rename it into place."""
-    write_atomically(path, lambda part: part.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8"))
-
-
-def write_atomically(path: Path, write: Callable[[Path], object], *, unique: bool = False) -> None:
-    """Let ``write`` fill a temporary neighbour of ``path``, flush it to disk and rename it into place.
-
-    Args:
-        path: the file.
-        write: writes to the path it is given.
-        unique: another process may be writing the same file now: give the neighbour a name of its own.
-    """
-    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part" if unique else f".{path.name}.part")
-    write(part)
-    _sync(part)
-    part.replace(path)
-    _sync(path.parent)
-
-
-def remove_leftovers(folder: Path) -> None:
-    """Remove the temporary files of writers that were killed; a writer that is still at one fails at its rename."""
-    for leftover in folder.rglob(".*.part"):
-        leftover.unlink(missing_ok=True)
-
-
-def make_folder(folder: Path, option: str) -> None:
-    """Make a folder for output, and those above it.
-
-    Args:
-        folder: may be there already.
-        option: of the command line, with which the user names another.
-
-    Raises:
-        InputError: nothing can be written there.
-    """
-    with writing_to(folder, option):
-        folder.mkdir(parents=True, exist_ok=True)
-
-
-@contextmanager
-def writing_to(folder: Path, option: str) -> Iterator[None]:
-    """Tell the user, in one line, that output cannot be written to this folder; for its making, not for its filling."""
-    try:
-        yield
-    except OSError as error:
-        reason = error.strerror or type(error).__name__
-        raise InputError(f"cannot write {folder} ({reason}); name another folder with {option}") from None
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
@@ -213,7 +154,7 @@ class RunPaths:
             if path.is_file() and path.name != MANIFEST and path.suffix != ".part"
         }
         for name in files:
-            _sync(work / name)
+            sync(work / name)
         manifest = {
             "stage": stage,
             "dataset": self.dataset,
@@ -229,7 +170,7 @@ class RunPaths:
         }
         write_json(work / MANIFEST, manifest)
         work.rename(folder)
-        _sync(folder.parent)
+        sync(folder.parent)
 
 
 def _describe(path: Path) -> dict[str, Any]:

@@ -13,7 +13,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from tripletune.config import RunConfig, TrackingConfig
 from tripletune.errors import MissingArtifactError
-from tripletune.store.paths import RunPaths, make_folder, write_json
+from tripletune.store.files import make_folder, write_json
+from tripletune.store.paths import RunPaths
 
 
 class RunRecord(BaseModel):

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from tripletune.store.paths import write_atomically
+from tripletune.store.files import write_atomically
 from tripletune.synthetic.ids import FIRST_PERSON, Ids, numbered
 from tripletune.synthetic.sizes import Size
 from tripletune.synthetic.titles import Titles, person_names

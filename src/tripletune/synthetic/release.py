@@ -19,7 +19,8 @@ import polars as pl
 
 from tripletune.config import SyntheticConfig
 from tripletune.errors import InputError
-from tripletune.store.paths import Facts, write_atomically, writing_to
+from tripletune.store.files import write_atomically, writing_to
+from tripletune.store.paths import Facts
 from tripletune.synthetic.channels import build_channels
 from tripletune.synthetic.ids import Ids, draw_ids
 from tripletune.synthetic.imdb import write_dumps

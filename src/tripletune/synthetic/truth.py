@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
+from tripletune.store.files import write_json
 from tripletune.store.parquet import write_parquet
-from tripletune.store.paths import write_json
 from tripletune.synthetic.channels import MOODS, STYLES, TASTES, Channels
 from tripletune.synthetic.draw import STRAY, TREND
 from tripletune.synthetic.ids import Ids

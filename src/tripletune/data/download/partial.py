@@ -10,7 +10,7 @@ from typing import IO, Any
 import httpx
 
 from tripletune.data.download.retries import Interrupted
-from tripletune.store.paths import write_atomically, write_json
+from tripletune.store.files import write_atomically, write_json
 
 _CONTENT_RANGE = re.compile(r"bytes (?:(?P<first>\d+)-\d+|\*)/(?P<total>\d+|\*)")
 

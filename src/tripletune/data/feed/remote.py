@@ -14,8 +14,8 @@ from pathlib import Path, PurePosixPath
 from tripletune.data.download.retries import Interrupted, Patience, keep_trying
 from tripletune.data.feed.stores import WILD, Entry, Store, holds_secret
 from tripletune.errors import InputError
+from tripletune.store.files import write_atomically
 from tripletune.store.fingerprint import sha256_file
-from tripletune.store.paths import write_atomically
 
 SUFFIXES = (".csv", ".csv.gz", ".parquet")
 """What counts in a folder that is named as a whole, in capitals as well."""

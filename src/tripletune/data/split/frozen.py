@@ -25,7 +25,7 @@ from tripletune.schemas.base import conform
 from tripletune.schemas.ingest import midnight
 from tripletune.schemas.split import ASKED, FROZEN, SPLIT
 from tripletune.stable_hash import UInt64Array, mix, pair_hash
-from tripletune.store.paths import write_json
+from tripletune.store.files import write_json
 from tripletune.store.shards import split_files
 
 Ints = npt.NDArray[np.int64]

@@ -24,7 +24,8 @@ from tripletune.data.split.rules import label_ratings
 from tripletune.errors import ConfigError
 from tripletune.schemas.split import LIKE_LABELS, SPLIT, SPLIT_LABELS
 from tripletune.stable_hash import mix, share_hash_expr
-from tripletune.store.paths import Facts, write_atomically
+from tripletune.store.files import write_atomically
+from tripletune.store.paths import Facts
 from tripletune.store.shards import split_file
 
 Ints = npt.NDArray[np.int64]

@@ -28,8 +28,9 @@ from tripletune.schemas.ease import EASE_FILMS
 from tripletune.schemas.query import FIT_LABELS
 from tripletune.schemas.training import TRAINED_ON
 from tripletune.stable_hash import tie_order
+from tripletune.store.files import write_atomically
 from tripletune.store.meter import claim_memory
-from tripletune.store.paths import Facts, write_atomically
+from tripletune.store.paths import Facts
 from tripletune.store.shards import split_files
 from tripletune.threads import one_thread
 

@@ -22,7 +22,8 @@ from tripletune.models.sasrec.start import film_factors
 from tripletune.models.training.checkpoints import Checkpoints, load_training_state, training_state
 from tripletune.models.training.interactions import Batch, Likes, batches, read_interactions
 from tripletune.models.training.loop import Scorer, train_both, write_fits
-from tripletune.store.paths import Facts, write_json
+from tripletune.store.files import write_json
+from tripletune.store.paths import Facts
 from tripletune.threads import one_thread
 
 

@@ -22,7 +22,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from tripletune.models.training.interactions import Batches
-from tripletune.store.paths import SCRATCH, write_atomically
+from tripletune.store.files import write_atomically
+from tripletune.store.paths import SCRATCH
 
 MINUTES = 2.0
 """Between checkpoints, where no setting says otherwise: less than a minute of writing in an hour at 32 M ratings."""

@@ -27,8 +27,8 @@ from tripletune.models.training.interactions import Interactions, Likes, ValidQu
 from tripletune.models.training.progress import Progress
 from tripletune.schemas.base import conform
 from tripletune.schemas.training import CURVE, TRAINED_ON
+from tripletune.store.files import write_atomically, write_json
 from tripletune.store.parquet import write_parquet
-from tripletune.store.paths import write_atomically, write_json
 
 log = logging.getLogger(__name__)
 

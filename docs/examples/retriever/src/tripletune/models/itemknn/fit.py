@@ -21,7 +21,8 @@ from tripletune.config import Section
 from tripletune.models.serving.topk import Floats, Ints, Ragged, top_columns
 from tripletune.models.training.interactions import Likes, read_interactions
 from tripletune.models.training.loop import write_interactions
-from tripletune.store.paths import Facts, write_atomically
+from tripletune.store.files import write_atomically
+from tripletune.store.paths import Facts
 
 
 class Settings(Section):
