@@ -1,4 +1,4 @@
-"""What every section of the settings is made of: a frozen group of fields that refuses unknown keys."""
+"""Base class and field types of the settings sections."""
 
 from __future__ import annotations
 
@@ -14,6 +14,6 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=
 
 
 class Section(BaseModel):
-    """A frozen group of settings that refuses unknown keys."""
+    """Frozen group of settings; unknown keys are rejected."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -1,4 +1,4 @@
-"""Read a TOML preset, and say in one line what is wrong with it."""
+"""Read a TOML preset, with one-line errors."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from tripletune.errors import ConfigError
 def load_config(path: Path, **source: str) -> RunConfig:
     """Read a TOML preset.
 
-    A relative ``finetune.accelerate_config`` that the working directory has not is taken from beside the preset: the
-    checkout's ``configs/`` is then found from anywhere.
+    A relative ``finetune.accelerate_config`` that is missing in the working directory is looked up next to the preset,
+    so that the checkout's ``configs/`` is found from any directory.
 
     Args:
         path: the preset.
@@ -62,10 +62,10 @@ def _found_from_anywhere(config: RunConfig, preset: Path) -> RunConfig:
 
 
 def parse_config(data: dict[str, Any], where: str) -> RunConfig:
-    """Validate plain data; ``where`` names its origin in error messages.
+    """Validate plain data; ``where`` is its origin in error messages.
 
     Raises:
-        ConfigError: the first thing that is wrong, with the key, what is allowed and where.
+        ConfigError: the first error, with origin, key and allowed values.
     """
     try:
         return RunConfig.model_validate(data)
@@ -95,7 +95,7 @@ def _explain(loc: tuple[int | str, ...], kind: str, message: str, value: Any) ->
         wanted = "should be a day such as 2017-01-01"
     else:
         wanted = f"{message[0].lower()}{message[1:]}"
-    # a day or a time as it stands in the file, anything else in quotes where it has them
+    # dates and times as written in the file, other values as repr
     shown = value.isoformat() if isinstance(value, date | time) else repr(value)
     return f"{'.'.join(parts)} = {shown}: {wanted}"
 
@@ -108,5 +108,5 @@ def _section(parts: Sequence[str]) -> Any:
 
 
 def _example(field: FieldInfo) -> str:
-    """The field's default as TOML; three dots where it is empty."""
+    """Default of a field as TOML; three dots where it is empty."""
     return json.dumps(field.default or (["..."] if isinstance(field.default, tuple) else "..."))
