@@ -38,8 +38,8 @@ class RetrieveConfig(Section):
     from the comparison, unless it is the retriever."""
     train_cutoffs: Positive = 1
     """Training examples per user, each with its own cutoff: the ``target`` likes are cut into this many windows of
-    equal length (at most one per like). A window's start is a cutoff; the ``target`` likes from there on are the answers.
-    More than one needs a longer split.max_target."""
+    about equal length (at most one per like). A window's start is a cutoff; the ``target`` likes from there on are the
+    answers. More than one needs a longer split.max_target."""
     candidates: Literal["retrieved", "kerag"] = "retrieved"
     """retrieved: the retriever's top films; kerag: the published recipe of 3 + 2 rated and 5 unrated films."""
     num_candidates: Annotated[int, Field(ge=5, le=100)] = 20
