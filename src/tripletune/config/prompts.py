@@ -127,7 +127,7 @@ class PromptConfig(Section):
     """Newest liked films whose chosen triples are in hint 2, in addition to those of the candidates."""
     max_tokens: Annotated[int, Field(ge=0)] = 0
     """Tokens of prompt and completion, counted with the model's own tokenizer and chat template; 0 sets no limit. A
-    longer example loses its oldest likes, then dislikes, then similar viewers' films."""
+    longer example loses its oldest likes, then dislikes, then similar users' films."""
 
 
 class QualityConfig(Section):
