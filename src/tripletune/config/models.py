@@ -21,7 +21,7 @@ class RgatConfig(Section):
     message_passing: Literal["auto", "dgl", "torch"] = "auto"
     """Back end: auto takes DGL on a CPU and torch on a GPU. They differ in the last bits."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where it trains: auto takes a GPU where torch sees one. Draws are made on the CPU, the same everywhere."""
+    """Device of the training: auto uses a GPU if torch sees one. Random draws are made on the CPU, the same on all."""
     bases: Annotated[int, Field(ge=0)] = 0
     """Basis matrices shared by the relations; 0 gives each relation its own matrix."""
     learning_rate: PositiveFloat = 0.005
@@ -69,7 +69,7 @@ class LightGCNConfig(Section):
     """Back end of the sums over the graph: auto is torch, on a CPU too, where DGL's plain sums are many times slower.
     They differ in the last bits."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where it trains: auto takes a GPU where torch sees one. Draws are made on the CPU, the same everywhere."""
+    """Device of the training: auto uses a GPU if torch sees one. Random draws are made on the CPU, the same on all."""
     loss: Literal["softmax", "bpr"] = "softmax"
     """softmax: one softmax over films for all of a user's likes after a random moment; bpr: as published."""
     sampled_films: Annotated[int, Field(ge=0)] = 0

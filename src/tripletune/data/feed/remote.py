@@ -94,7 +94,7 @@ def _match_local(pattern: str) -> list[_Match]:
     try:
         path = Path(pattern).expanduser().absolute()
     except RuntimeError:
-        raise InputError(f"source.feed.ratings: {pattern}: no home folder of this user; write it out") from None
+        raise InputError(f"source.feed.ratings: {pattern}: no such user; write the home folder out") from None
     if path.is_dir():
         folder, found = path, [child for child in path.iterdir() if _counts(child.name)]
     elif path.is_file():

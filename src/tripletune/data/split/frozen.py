@@ -31,7 +31,7 @@ Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 
 _CHOICE = 12 << 40
-"""Added to the seed for the draw of users."""
+"""Seed offset of the draw of users."""
 _NAMED = 20
 """Upper limit of missing users listed in the facts."""
 

@@ -25,7 +25,7 @@ Labels = npt.NDArray[np.uint8]
 
 NUMBER = {name: np.uint8(number) for number, name in enumerate(SPLIT_LABELS.categories)}
 DRAW = 1 << 32
-"""Added to the seed, so that the likes drawn by ``ratio`` do not depend on how ties in time are ordered."""
+"""Seed offset, so that the likes drawn by ``ratio`` do not depend on how ties in time are ordered."""
 
 
 @dataclass(frozen=True, slots=True)
