@@ -4,9 +4,9 @@
     python benchmarks/knowledge_20m.py compare --data FOLDER    # keeps it there, and takes it from there the next time
 
 Every run is a process of its own; its wall time, CPU time and peak memory are the kernel's. ``title.principals`` is
-also read alone, beside polars' CSV reader with the same filter, which does not notice malformed lines; both must find
-the same rows. To see the growth, the file is then repeated four times, which is near the size of the real one (90
-million rows). Results go to benchmarks/knowledge.md.
+also read alone, and compared with polars' CSV reader with the same filter, which does not detect malformed lines; both
+must find the same rows. To measure the growth, the file is then repeated four times, which is near the size of the
+real one (90 million rows). Results go to benchmarks/knowledge.md.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ SIDES = {side.__name__: side for side in (credits, graph, principals, scan_csv, 
 
 @dataclass(frozen=True)
 class Run:
-    """What one process took, and what it found; ``load``: mean number of busy processes in the minute before."""
+    """Resources and results of one process; ``load``: mean number of busy processes in the minute before."""
 
     side: str
     copies: int

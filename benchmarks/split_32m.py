@@ -3,7 +3,7 @@
     python benchmarks/split_32m.py                    # writes a synthetic ml-32m release first (some minutes)
     python benchmarks/split_32m.py --release FOLDER   # or takes one
 
-Both sides read ratings.csv with types, order each viewer's rows by time (ties by movie id, which both can say), number
+Both sides read ratings.csv with types, order each user's rows by time (ties by movie id, which both support), number
 and label them, and write 64 zstd Parquet shards in that order. Every run is a process of its own; its wall time, CPU
 time and peak memory are the kernel's. The rows both wrote must have one checksum. Results go to benchmarks/split.md.
 """
@@ -99,7 +99,7 @@ def duckdb_unordered(release: Path, out: Path) -> None:
 
 
 def duckdb_validating(release: Path, out: Path) -> None:
-    """As duckdb_ordered, and every rule of ingest on the ratings, with the refused rows kept aside."""
+    """As duckdb_ordered, and every rule of ingest on the ratings, with the rejected rows kept separately."""
     _duckdb(release, out, order="\n    ORDER BY shard, user_id, position", validate=True)
 
 
@@ -122,7 +122,7 @@ SIDES = {
 
 @dataclass(frozen=True)
 class Run:
-    """What one process took, and a checksum of the rows it wrote."""
+    """Resources of one process, and a checksum of the rows it wrote."""
 
     side: str
     rows: int
@@ -153,7 +153,7 @@ def measure(side: str, release: Path, scratch: Path) -> Run:
 
 
 def verify(out: Path) -> tuple[int, str]:
-    """Rows in the shards, and a checksum of them that knows no order; every viewer must be in one shard alone."""
+    """Rows in the shards, and an order-independent checksum of them; every user must be in exactly one shard."""
     files = sorted(path for path in out.rglob("*.parquet") if "shard=" in str(path))
     folders = sorted({path.parent for path in files})
     if len(folders) != SHARDS:
@@ -169,7 +169,7 @@ def verify(out: Path) -> tuple[int, str]:
         everyone.update(users)
         rows += shard.height
     if viewers != len(everyone):
-        raise SystemExit(f"{out}: a viewer is in more than one shard")
+        raise SystemExit(f"{out}: a user is in more than one shard")
     return rows, f"{total:016x}"
 
 
@@ -180,7 +180,7 @@ def _sum_of_hashes(rows: pl.DataFrame) -> int:
 
 
 def first_rows(release: Path, wanted: int, folder: Path) -> Path:
-    """A release with the first ratings of another one, cut between two viewers."""
+    """A release with the first ratings of another one, cut between two users."""
     folder.mkdir(parents=True)
     users = pl.scan_csv(release / "ratings.csv").select("userId").head(wanted + 1).collect()["userId"]
     end = wanted if users[wanted] != users[wanted - 1] else int((users == users[wanted]).arg_max() or 0)

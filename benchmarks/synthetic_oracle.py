@@ -1,17 +1,17 @@
-"""How likely each planted preference is, given a history: the best that any detector on synthetic data can do.
+"""Posterior of each planted preference given a history: the upper limit for any detector on synthetic data.
 
-The generator (``world_viewers``, ``world_draw``) is turned round, with all that it hides summed out: the taste of each
-session by the forward recursion of a hidden Markov chain, the viewer's generosity, and which way each film was found. A
+Inverts the generator (``synthetic/users.py``, ``synthetic/draw.py``) with its hidden variables summed out: the taste of
+each session by the forward recursion of a hidden Markov chain, the user's generosity, and the channel of each film. A
 history may be whole or only its beginning.
 
 Exact, given the order of the ratings: a film's chance is the generator's own, over the films that are out and not yet
-watched. The order of ratings of one second is not in the files; the rows' order stands for it, which moves a
-likelihood by no more than what a film or two have of the chance.
+watched. The order of ratings of one second is not in the files; the rows' order is used instead, which changes
+a likelihood by no more than the chance of a film or two.
 """
 
 # Shape letters in this file:
 #   M films, K tastes, E epochs of the period, N planted entities, H = N + 1 preferences (the last is none),
-#   R ratings of a viewer, S sessions of a viewer, Q generosities
+#   R ratings of a user, S sessions of a user, Q generosities
 from __future__ import annotations
 
 import json
@@ -35,7 +35,7 @@ _TRUTH = ("truth_movies", "truth_entities", "truth_channels")
 
 
 class Oracle:
-    """The generator's model, read from the ``truth_*`` files beside a synthetic release; see ``synthetic_truth``.
+    """The generator's model, read from the ``truth_*`` files of a synthetic release; see ``synthetic/truth.py``.
 
     Args:
         release: the folder that ``tripletune synth`` wrote.
@@ -67,14 +67,14 @@ class Oracle:
         self._step_KK = np.kron(*(_ring(self._model[circle], self._model["step"]) for circle in ("moods", "styles")))
 
     def posterior(self, ratings: pl.DataFrame) -> pl.DataFrame:
-        """How likely each preference is for each viewer of some ratings.
+        """Posterior of each preference for each user of some ratings.
 
         Args:
-            ratings: columns user_id, movie_id, rating and timestamp (schema RATINGS). Of each viewer the whole history
+            ratings: columns user_id, movie_id, rating and timestamp (schema RATINGS). Of each user the whole history
                 or its beginning; ratings of one second stay in the order of the rows.
 
         Returns:
-            user_id, kind, key (null for kind none) and probability, which sums to one per viewer; sorted by user, and
+            user_id, kind, key (null for kind none) and probability, which sums to one per user; sorted by user, and
             then as ``entities``.
 
         Raises:
@@ -103,7 +103,7 @@ class Oracle:
         )
 
     def _posterior(self, film_R: IntArray, liked_R: BoolArray, time_R: IntArray) -> FloatArray:
-        """Shape (H,)."""
+        """Posterior of one user's preferences. Shape (H,)."""
         log_H = np.log(self._prior_H) + self._log_watched(film_R, time_R) + self._log_liked(film_R, liked_R)
         weight_H = np.exp(log_H - log_H.max())
         posterior_H: FloatArray = weight_H / weight_H.sum()
@@ -133,7 +133,7 @@ class Oracle:
         return self._forward(log_HSK)
 
     def _forward(self, log_HSK: FloatArray) -> FloatArray:
-        """Sum over all walks of the taste, from anywhere. Shape (H,)."""
+        """Sum over all walks of the taste, from a uniform start. Shape (H,)."""
         total_H = np.zeros(len(log_HSK))
         belief_HK = np.full((len(log_HSK), log_HSK.shape[2]), 1.0 / log_HSK.shape[2])
         for session in range(log_HSK.shape[1]):
@@ -176,7 +176,7 @@ class _Channel:
         share_ML[rows["film"].to_numpy(), rows["number"].to_numpy()] = rows["count"].to_numpy() / model["slots"]
         coming_EL = np.zeros((model["epochs"] + 1, number))
         np.add.at(coming_EL, np.minimum(released_M, model["epochs"]), share_ML)
-        # what comes out in an epoch is not out in any before
+        # a film that comes out in an epoch is not out in earlier ones
         return cls(share_ML, coming_EL[::-1].cumsum(axis=0)[::-1][1:])
 
     def chances(self, film_R: IntArray, epoch_R: IntArray) -> tuple[FloatArray, FloatArray]:
@@ -194,7 +194,7 @@ class _Channel:
 
 
 def _ring(places: int, step: float) -> FloatArray:
-    """Chances to go from each place of a circle to each, square."""
+    """Transition matrix between the positions of a circle, square."""
     stay = np.eye(places)
     moved: FloatArray = (1.0 - 2.0 * step) * stay + step * (np.roll(stay, 1, axis=1) + np.roll(stay, -1, axis=1))
     return moved

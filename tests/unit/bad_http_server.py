@@ -1,4 +1,4 @@
-"""An HTTP server on 127.0.0.1 that misbehaves as told: each test says what happens to which request."""
+"""Faulty HTTP server on 127.0.0.1; each test chooses the fault for each request."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 @dataclass
 class Behaviour:
-    """How one answer to a request for the zip is spoilt. Without any of these it is a good one."""
+    """Faults of one response to a request for the zip; a correct response by default."""
 
     status: int = 0
     """Answer with this status and no file."""
@@ -25,13 +25,13 @@ class Behaviour:
     ignore_range: bool = False
     """Answer 200 with the whole file."""
     shift_range: int = 0
-    """Answer 206 with a range that begins so many bytes later than asked."""
+    """Answer 206 with a range that begins so many bytes later than requested."""
     announce: int | None = None
-    """Content-Length, whatever is sent."""
+    """Content-Length, independent of the bytes sent."""
     announce_nothing: bool = False
     """No Content-Length: the body ends with the connection."""
     flip_byte: int | None = None
-    """Send another byte at this place of the file."""
+    """Send a wrong byte at this offset of the file."""
 
 
 @dataclass
@@ -49,7 +49,7 @@ class BadServer:
     """Body of the .md5; empty: the right one; None: it is not there."""
     md5_behaviour: Behaviour = field(default_factory=Behaviour)
     redirect_query: str = ""
-    """Send who asks for the zip to the same path with this query."""
+    """Redirect requests for the zip to the same path with this query."""
     validators: tuple[str, ...] = ("ETag", "Last-Modified")
     url: str = ""
     asked: list[tuple[str | None, str | None]] = field(default_factory=list)

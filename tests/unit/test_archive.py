@@ -1,4 +1,4 @@
-"""Unpacking a zip that lies: never more bytes than the limit, in files or in memory."""
+"""Unpacking a zip with false sizes: never more bytes than the limit, on disk or in memory."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def state_size(path: Path, size: int) -> None:
 
 
 def with_offset(raw: bytes, offset: int) -> bytes:
-    """Let the end record say that the directory begins there."""
+    """Set the start of the directory in the end record."""
     changed = bytearray(raw)
     struct.pack_into("<I", changed, raw.index(b"PK\x05\x06") + 16, offset)
     return bytes(changed)

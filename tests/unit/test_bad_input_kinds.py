@@ -1,4 +1,4 @@
-"""Each kind of damage at the command line: what is said, the exit code, what is kept and what is kept aside."""
+"""Each kind of damage at the command line: message, exit code, rows kept and rows rejected."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ID = "not a whole number from 0 to 2147483647"
 
 @dataclass(frozen=True)
 class Kept:
-    """Damage that costs ``rejects`` (line, column, value, start of the reason) of one table and nothing else."""
+    """Damage that rejects only ``rejects`` (line, column, value, start of the reason) of one table."""
 
     table: str
     damage: Callable[[bytes], bytes]
@@ -35,7 +35,7 @@ class Kept:
 
 @dataclass(frozen=True)
 class Refused:
-    """Damage that stops the stage with one line."""
+    """Damage that stops the stage with a one-line error."""
 
     table: str
     damage: Callable[[bytes], bytes]

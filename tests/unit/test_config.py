@@ -1,4 +1,4 @@
-"""A wrong config ends in one line that names the key and what would be right."""
+"""Config errors: one line that names the key and the allowed values."""
 
 from __future__ import annotations
 

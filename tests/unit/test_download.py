@@ -1,4 +1,4 @@
-"""Download against a real socket that drops, stalls, lies and corrupts: resumed, or refused in one line."""
+"""Download from a faulty HTTP server (drops, stalls, corrupts): resumed, or one-line error."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def names(folder: Path) -> set[str]:
 
 
 def once(how: Behaviour):
-    """Spoil the first answer alone."""
+    """Spoil the first response only."""
     return lambda number: how if number == 1 else Behaviour()
 
 

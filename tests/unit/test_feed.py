@@ -1,4 +1,4 @@
-"""A production feed: many files, any order, and a night that only adds one parses only that one."""
+"""A feed of many files in any order; a run that adds one file parses only that one."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def ingest(config: RunConfig, artifacts: Path) -> RunPaths:
 
 
 def hashes(paths: RunPaths, config: RunConfig) -> dict[str, str]:
-    """Of everything ingest and split write, but the rejects, whose line numbers follow the files."""
+    """Hashes of all files of ingest and split except the rejects, whose line numbers depend on the files."""
     folders = [paths.folder("ingest"), stages.run_split(paths, config)]
     files = {
         f"{folder.parent.name}/{f.relative_to(folder)}": f for folder in folders for f in folder.rglob("*.parquet")

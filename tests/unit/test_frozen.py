@@ -1,4 +1,4 @@
-"""An evaluation set from an earlier night: same viewers, cutoffs, evidence and answers; nothing later is learned."""
+"""Evaluation set frozen from an earlier run: same users, cutoffs, evidence and answers; later likes train nothing."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def night(folder: Path, ratings: pl.DataFrame, **settings) -> tuple[pl.DataFrame
 
 
 def later_ratings(ratings: pl.DataFrame, viewers: list[int], time: int = 50) -> pl.DataFrame:
-    """Seven new films for each viewer, liked and not, after all others."""
+    """Seven new films for each user, liked and not, after all others."""
     rows = [(user, 1000 + n, 2.0 + n / 2, time + n) for user in viewers for n in range(7)]
     return pl.concat([ratings, pl.DataFrame(rows, schema=RATINGS, orient="row")])
 
@@ -55,7 +55,7 @@ def first(tmp_path):
 
 
 def questions_of(rows: pl.DataFrame, asked: pl.Series) -> tuple[pl.DataFrame, ...]:
-    """Valid and test questions with their answers, likes before, and all that was rated before."""
+    """Valid and test queries with their answers, earlier likes, and all earlier ratings."""
     questions = find_questions(rows, asked).filter(pl.col("purpose") != "train")
     return questions, find_answers(rows, questions), find_history(rows, questions), find_seen(rows, questions)
 
@@ -71,7 +71,7 @@ def test_a_later_night_asks_the_same_questions_with_the_same_evidence(tmp_path, 
         assert now.equals(then)
     assert facts["frozen"] == {"viewers": 25, "held": 25, "missing": 0, "missing_viewers": []}
     assert facts["asked_viewers"]["test"] == 25
-    # all that can be learned from, and that a training prompt can show, is what it was
+    # training likes, and the rows that a training prompt can show, are unchanged
     mine = pl.col("user_id").is_in(users.implode())
     learned = pl.col("label").is_in(["graph", "target"])
     assert tonight.filter(mine, learned).equals(before.filter(mine, learned))
@@ -168,7 +168,7 @@ def test_a_file_of_something_else_is_refused_in_one_line(tmp_path, how):
 
 
 def test_a_file_of_another_dataset_or_seed_is_refused_in_one_line(tmp_path, first):
-    with pytest.raises(InputError, match=r"none of its 25 viewers .* seed and split.tie_order") as caught:
+    with pytest.raises(InputError, match=r"none of its 25 users .* seed and split.tie_order") as caught:
         night(tmp_path / "second", random_ratings(2), frozen=first[3])
     assert "\n" not in str(caught.value)
 
@@ -185,7 +185,7 @@ def test_the_fingerprint_knows_the_file_by_its_content(tmp_path, first):
     inputs = resolve(RunConfig(dataset="x", split=SplitConfig(frozen=first[3])), tmp_path).ingredients["split"][
         "inputs"
     ]
-    assert list(inputs) == ["frozen/frozen.parquet"]  # what plan names when it changed
+    assert list(inputs) == ["frozen/frozen.parquet"]  # the input that plan names when it changed
     (tmp_path / "moved").mkdir()
     moved = tmp_path / "moved" / "frozen.parquet"
     moved.write_bytes(Path(first[3]).read_bytes())
@@ -213,5 +213,5 @@ def test_the_command_keeps_the_questions_of_a_run(tmp_path, capsys):
     none = tmp_path / "none"
     none.mkdir()
     write_split(ratings, none, SplitConfig(min_graph=99), SEED)
-    with pytest.raises(InputError, match=r"asks nobody for test"):
+    with pytest.raises(InputError, match=r"has no test query"):
         freeze_questions(none, 6, SEED)

@@ -1,4 +1,4 @@
-"""Two nights with a frozen evaluation set, down to the prompts: what is asked and shown, and that nothing leaks."""
+"""Two runs with a frozen evaluation set, up to the prompts: same queries, same films shown, no leak."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ FROZEN = 12
 
 
 def later_ratings(ratings):
-    """Three more films for every viewer, and for the first five one rated before that is now liked."""
+    """Three more films for every user, and for the first five a like of a film rated earlier."""
     rated = set(ratings.select("user_id", "movie_id").rows())
     unrated = {user: [film for film in range(1, 61) if (user, film) not in rated][:3] for user in range(1, 41)}
     new = [(user, film, 5.0, 2_000_000 + n) for user, films in unrated.items() for n, film in enumerate(films)]
@@ -67,7 +67,7 @@ def test_the_same_viewers_are_asked_the_same_with_the_same_films_shown(nights):
         ranked = pl.read_parquet(second.retrieve / "rankings.parquet").filter(purpose=purpose)
         assert ranked["user_id"].unique().sort().to_list() == held
     everybody = examples(second.generate, "train")["user_id"]
-    assert set(everybody) - set(held)  # the others still train
+    assert set(everybody) - set(held)  # the other users still train
 
 
 def test_nothing_leaks(nights):

@@ -306,7 +306,7 @@ MANY_MOVIES = pl.LazyFrame([(movie, "T", 1995, []) for movie, _ in MANY], schema
 
 
 def test_credits_are_those_of_a_plain_loop_over_the_lines(tmp_path):
-    """Written out by hand: dictionaries, no joins."""
+    """Reference implementation: dictionaries, no joins."""
     folder = many_dumps(tmp_path / "dumps")
     rows = {
         path.name.removesuffix(".tsv.gz"): [

@@ -44,7 +44,7 @@ MIDNIGHT_2020 = 1577836800
 
 
 def build(root: Path, *extra: Path, seed: int | None = None, tags_before: date | None = None, hubs: int = 1) -> Built:
-    """With a seed, the rows of every table are shuffled."""
+    """Write the inputs; with a seed, the rows of every table are shuffled."""
 
     def in_some_order(rows: list[tuple]) -> list[tuple]:
         return rows if seed is None else random.Random(seed).sample(rows, len(rows))
@@ -96,7 +96,7 @@ def test_triples_come_from_genres_decades_supported_tags_and_credits(tmp_path):
         ("movie:2", "genre", "genre:Drama"),
         ("movie:10", "decade", "decade:1990s"),
         ("movie:2", "decade", "decade:1980s"),
-        ("movie:2", "tag", "tag:slow burn"),  # film 10 has it twice, but from one viewer
+        ("movie:2", "tag", "tag:slow burn"),  # film 10 has it twice, but from one user
         ("movie:10", "tag", "tag:twist"),
         ("movie:2", "director", "person:nm1"),
         ("movie:2", "writer", "person:nm1"),
@@ -245,7 +245,7 @@ def test_tags_are_the_same_whatever_their_case_width_accents_and_control_charact
 
 
 def fingerprint(**split: object) -> str:
-    """Of the knowledge stage, under a split."""
+    """Fingerprint of the knowledge stage under a split."""
     config = parse_config({"dataset": "toy", "split": split}, "test")
     return resolve(config, Path("nowhere")).fingerprints["knowledge"]
 
@@ -261,7 +261,7 @@ def test_only_global_time_makes_the_graph_depend_on_the_day_of_the_cut():
 
 
 def release(root: Path) -> dict[str, str]:
-    """Two films, two viewers and a tag of both, at midnight and the second before; dumps without name.basics rows."""
+    """Two films, two users and a tag of both, at midnight and the second before; dumps without name.basics rows."""
     texts = {
         "movies.csv": "movieId,title,genres\n1,One (1995),Drama\n2,Two (1996),Comedy\n",
         "ratings.csv": "userId,movieId,rating,timestamp\n1,1,4.0,1500000000\n2,2,4.0,1500000000\n",

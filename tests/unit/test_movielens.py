@@ -1,4 +1,4 @@
-"""Ingest: what is kept, what is refused and how it is said, for each layout and each damage."""
+"""Ingest: rows kept, rows rejected and the error messages, for each layout and each kind of damage."""
 
 from __future__ import annotations
 
@@ -193,7 +193,7 @@ def test_ratings_without_movies_and_two_releases_in_one_folder_are_refused(tmp_p
     with pytest.raises(InputError, match="more than one release"):
         ingest(tmp_path / "both", tmp_path / "out")
     (tmp_path / "both" / "a" / "movies.csv").unlink()
-    with pytest.raises(InputError, match=r"no movies.csv beside it"):
+    with pytest.raises(InputError, match=r"no movies.csv next to it"):
         ingest(tmp_path / "both" / "a", tmp_path / "out")
 
 

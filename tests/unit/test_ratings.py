@@ -1,4 +1,4 @@
-"""Ratings files with damage: no line is lost, none is kept twice, and reading fast is reading exactly."""
+"""Damaged ratings files: no line is lost or kept twice, and the fast path equals the exact one."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def files_with_notes(draw: st.DrawFn) -> bytes:
 
 
 def expected(line: bytes) -> tuple[int, int, float, int] | None:
-    """What a line without quotes says, by the standard library alone; None when it is to be refused."""
+    """Parse a line without quotes with the standard library only; None when it must be rejected."""
     try:
         fields = [field.strip() for field in line.decode().split(",")]
     except UnicodeDecodeError:
@@ -91,7 +91,7 @@ def parse(folder: Path, body: bytes, form: RatingsFormat = CSV) -> Parsed:
 
 @pytest.fixture
 def small_blocks(monkeypatch):
-    """Blocks of a few lines, so that short files are cut and halved as gigabytes are."""
+    """Set blocks of a few lines, so that short files are cut and halved as large ones are."""
     monkeypatch.setattr(ratings_text, "_BLOCK", 300)
     monkeypatch.setattr(ratings_text, "_SMALL", 60)
 

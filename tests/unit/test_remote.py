@@ -1,4 +1,4 @@
-"""Files of a feed: what a pattern stands for, what tells versions apart, and an S3 server on this machine."""
+"""Files of a feed: pattern matching, checksums, and an S3 server on localhost."""
 
 from __future__ import annotations
 
@@ -346,7 +346,7 @@ def test_an_object_that_changes_while_it_is_read_is_refused_and_not_kept(bucket,
 
 
 def flaky(monkeypatch, fails) -> list[int]:
-    """Let reads fail whose number (from 1) ``fails`` says yes to; returns where each read began."""
+    """Make the reads fail for whose number (from 1) ``fails`` is true; returns where each read began."""
     begun: list[int] = []
     read = s3fs.core.S3File._fetch_range
 

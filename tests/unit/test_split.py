@@ -1,4 +1,4 @@
-"""leave_one_out against a slow reference written from the rules, the order of time, and what the shards hold."""
+"""leave_one_out against a slow reference, time order, and contents of the shards."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def random_ratings(seed: int, viewers: int = 120) -> pl.DataFrame:
 
 
 def reference(ratings: pl.DataFrame, settings: SplitConfig, seed: int) -> list[tuple]:
-    """The rules of the design, one viewer at a time."""
+    """The rules of the design, one user at a time."""
     histories = defaultdict(list)
     for user, movie, rating, time in ratings.iter_rows():
         histories[user].append((time, int(pair_hash([user], [movie], seed)[0]), movie, rating))
@@ -85,7 +85,7 @@ def test_ratings_given_later_leave_the_order_of_the_earlier_ones_alone():
 
 
 def test_ties_are_in_the_order_of_all_64_bits_of_the_hash_however_few_fit_beside_the_time():
-    # a viewer with 3,000 ratings of one second, and one whose times need 51 bits: 11 bits remain for the hash
+    # a user with 3,000 ratings of one second, and one whose times need 51 bits: 11 bits remain for the hash
     rows = [(1, movie, 5.0, 7) for movie in range(3000)] + [
         (2, movie, 5.0, 2**50 - movie * 2**45) for movie in range(20)
     ]

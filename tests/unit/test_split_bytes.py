@@ -1,4 +1,4 @@
-"""What may not change the bytes of the shards: order of rows, threads, and how the work is cut."""
+"""Bytes of the shards do not depend on row order, number of threads or block size."""
 
 from __future__ import annotations
 

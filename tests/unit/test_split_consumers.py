@@ -1,4 +1,4 @@
-"""What the later stages make of the labels that only some protocols give."""
+"""Later stages with labels that only some protocols give."""
 
 from __future__ import annotations
 

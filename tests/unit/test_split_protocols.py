@@ -1,4 +1,4 @@
-"""global_time and ratio against slow references written from the rules, and what they promise."""
+"""global_time and ratio against slow references written from the rules, and their guarantees."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def global_time(**changes) -> SplitConfig:
 
 
 def likes_of_viewers(split: pl.DataFrame, like: float = 4.0) -> dict[int, list[tuple[int, str]]]:
-    """Time and label of each viewer's likes, in order of time."""
+    """Time and label of each user's likes, in time order."""
     likes = defaultdict(list)
     for user, time, label in split.filter(pl.col("rating") >= like).select("user_id", "timestamp", "label").iter_rows():
         likes[user].append((time, label))
@@ -44,7 +44,7 @@ def likes_of_viewers(split: pl.DataFrame, like: float = 4.0) -> dict[int, list[t
 
 
 def global_time_reference(times: list[int], config: SplitConfig) -> list[str]:
-    """The rules of one viewer's likes, one like at a time."""
+    """The rules for one user's likes, one like at a time."""
     starts = [
         datetime.combine(day, datetime.min.time(), UTC).timestamp() for day in (config.valid_from, config.test_from)
     ]
@@ -190,7 +190,7 @@ def ratio(order: str, **changes) -> SplitConfig:
 
 
 def shares(num_likes: int, config: SplitConfig) -> tuple[int, int]:
-    """How many of a viewer's likes are valid and test."""
+    """Number of a user's likes that are valid and test."""
     valid, test = (max(1, round(num_likes * share * 1000) // 1000) for share in (config.valid_share, config.test_share))
     return (valid, test) if num_likes - valid - test >= config.min_graph else (0, 0)
 

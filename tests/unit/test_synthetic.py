@@ -1,4 +1,4 @@
-"""The synthetic release: layout, oddities, planted preferences, and that it can be learned from."""
+"""The synthetic release: layout, oddities, planted preferences, and that models can learn from it."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def world(tmp_path_factory) -> World:
 
 
 def carriers(world: World) -> pl.DataFrame:
-    """movie_id, key: which films the knowledge graph gives which entity."""
+    """Columns movie_id, key: entities of each film in the knowledge graph."""
     entities = pl.read_parquet(world.knowledge / "entities.parquet")
     triples = pl.read_parquet(world.knowledge / "triples.parquet")
     keys = entities.select("entity_id", "key")

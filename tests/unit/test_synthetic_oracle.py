@@ -1,4 +1,4 @@
-"""The generator turned round: its likelihood against plain enumeration, and its posterior against who has the taste."""
+"""Oracle of the generator: its likelihood against plain enumeration, its posterior against the planted preferences."""
 
 from __future__ import annotations
 
@@ -67,10 +67,10 @@ EVENINGS, HALF_YEARS = (0, 0, 1, 2), (0, 0, 0, 1)
 
 
 def enumerated(history: list[tuple[int, float, int]]) -> list[float]:
-    """Bayes' rule by adding up every combination of tastes and generosity, with chances renormalised film by film."""
+    """Bayes' rule by summing over all combinations of tastes and generosity, with chances renormalised film by film."""
 
     def chance(entity: int | None, taste: int, half_year: int, film: int) -> float:
-        """Before anything is refused."""
+        """Chances before unreleased and watched films are excluded."""
         place = FILMS.index(film)
         talk, liking = TALK[half_year][place] / SLOTS, TASTES[taste][place] / SLOTS
         other = 0.1 / len(FILMS) + 0.2 * talk + 0.7 * liking
@@ -147,7 +147,7 @@ def test_a_folder_without_the_truth_is_refused_in_one_line(tmp_path):
 
 @pytest.fixture(scope="module")
 def judged(tmp_path_factory) -> pl.DataFrame:
-    """Posterior rows of viewers with a weak preference and films that come out meanwhile; ``is_true`` marks theirs."""
+    """Posterior rows of users with a weak preference and films released meanwhile; ``is_true``: the planted one."""
     folder = tmp_path_factory.mktemp("weak")
     size = configured_size(SyntheticConfig(viewers=600, movies=800, mean_ratings=40, preference_strength=1.2))
     write_world(folder, replace(size, as_published=True, entities=3), seed=11)
@@ -181,6 +181,6 @@ def test_the_oracle_finds_more_preferences_than_counting_likes(judged):
         return best.unique("user_id", keep="first", maintain_order=True)["is_true"].mean()
 
     by_count = hits(pl.col("likes").fill_null(0))
-    # above what the average viewer has: the better way to count
+    # relative to the average user: the better count
     by_lift = hits(pl.col("likes").fill_null(0) / pl.col("likes").fill_null(0).mean().over("key"))
     assert hits(pl.col("probability")) > 1.15 * max(by_count, by_lift)

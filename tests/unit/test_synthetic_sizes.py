@@ -209,7 +209,7 @@ def test_the_command_says_what_it_wrote_and_how_to_use_it(tmp_path, capsys):
     printed = capsys.readouterr()
     assert "100,836 ratings, 610 viewers, 9,742 movies, 3,683 tags" in printed.out
     assert f"tripletune run --config configs/synthetic.toml --movielens {out} --imdb {out / 'imdb'}" in printed.out
-    assert printed.err == ""  # no progress bar where no one looks
+    assert printed.err == ""  # no progress bar without a terminal
 
 
 def test_a_folder_with_other_files_is_refused_and_left_alone(tmp_path, capsys):
@@ -235,7 +235,7 @@ def test_a_run_that_breaks_off_leaves_no_folder_and_the_next_one_succeeds(tmp_pa
         with pytest.raises(KeyboardInterrupt):
             synthesise(tmp_path / "made", "small", 0, principals=0)
     assert list(tmp_path.iterdir()) == []
-    killed = tmp_path / ".made.part"  # what SIGKILL leaves
+    killed = tmp_path / ".made.part"  # left by SIGKILL
     killed.mkdir()
     (killed / "old.csv").write_text("old")
     synthesise(tmp_path / "made", "small", 0, principals=0)

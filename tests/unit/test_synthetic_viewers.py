@@ -1,4 +1,4 @@
-"""The generator's moving parts against plain probability: finding films one after the other, and the walk of taste."""
+"""Parts of the generator against plain probability: sequential film draws, and the walk of taste."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Every setting, in frozen pydantic models.
+"""All settings, as frozen pydantic models.
 
-One section per stage, so that a stage's fingerprint can name the fields it reads, and so that Prefect can show the
-whole as a form. Frozen: a config that was logged cannot change afterwards. Checks sit where a value is defined.
+One section per stage, so that a stage's fingerprint can name the fields it reads and Prefect can show the config as a
+form. Frozen: a config that was logged cannot change afterwards. Values are checked where they are defined.
 """
 
 from __future__ import annotations

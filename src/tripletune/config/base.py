@@ -1,4 +1,4 @@
-"""What every section of the settings is made of: a frozen group of fields that refuses unknown keys."""
+"""Base class and field types of the settings sections."""
 
 from __future__ import annotations
 
@@ -21,6 +21,6 @@ def is_path(text: str) -> bool:
 
 
 class Section(BaseModel):
-    """A frozen group of settings that refuses unknown keys."""
+    """Frozen group of settings; unknown keys are rejected."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")

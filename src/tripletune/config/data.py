@@ -13,7 +13,7 @@ Credit = Literal["director", "writer", "actor", "cinematographer", "composer", "
 
 
 class FeedColumns(Section):
-    """What the columns of the feed are called."""
+    """Column names of the feed."""
 
     user_id: str = "userId"
     """Column of the user's id."""
@@ -33,19 +33,19 @@ class FeedColumns(Section):
 
 
 class FeedConfig(Section):
-    """Ratings that arrive as files of their own."""
+    """Ratings in separate files."""
 
     ratings: tuple[str, ...] = ()
-    """CSV (with a header) or Parquet files, local or ``s3://``; ``*`` stands for any name. They take the place of the
+    """CSV (with a header) or Parquet files, local or ``s3://``; ``*`` stands for any name. They replace the
     release's ratings; movies, tags and links still come from ``source.movielens``."""
     columns: FeedColumns = FeedColumns()
 
 
 class SourceConfig(Section):
-    """Where ratings and facts come from."""
+    """Sources of ratings and facts."""
 
     movielens: str = ""
-    """A MovieLens release: a zip or a folder. Empty: the synthetic generator makes one."""
+    """A MovieLens release: a zip or a folder. Empty: a synthetic release is generated."""
     feed: FeedConfig = FeedConfig()
     imdb: str = ""
     """Folder with IMDb's title.crew, title.principals and name.basics (.tsv.gz). Empty: no credits."""
@@ -67,23 +67,23 @@ class SyntheticConfig(Section):
     movies: Annotated[int, Field(ge=50)] = 400
     """Films of the generated release."""
     mean_ratings: Annotated[int, Field(ge=20)] = 60
-    """Mean ratings per viewer; nobody has fewer than 20, as in the real releases."""
+    """Mean ratings per user; no user has fewer than 20, as in the real releases."""
     preference_strength: PositiveFloat = 2.5
-    """Log-odds a planted preference adds to liking a film that carries the preferred entity, and for the average viewer
-    to watching it; at most three in ten viewings come of it."""
+    """Log-odds that a planted preference adds to liking a film with the preferred entity, and for the average user to
+    watching it; at most three in ten viewings come from it."""
 
 
 class IngestConfig(Section):
-    """What counts as a rating."""
+    """Valid ratings and the limit of rejected rows."""
 
     rating_min: float = 0.5
-    """A rating below this is refused."""
+    """A rating below this is rejected."""
     rating_max: float = 5.0
-    """A rating above this is refused."""
+    """A rating above this is rejected."""
     earliest: date = date(1995, 1, 1)
-    """A rating before this day (UTC) is refused; MovieLens began in that year."""
+    """A rating before this day (UTC) is rejected; MovieLens began in that year."""
     latest: date = date(2100, 1, 1)
-    """A rating on or after this day is refused: a clock in milliseconds, most often."""
+    """A rating on or after this day (UTC) is rejected; most often its time is in milliseconds."""
     max_reject_share: Share = 0.05
     """The stage stops when a larger share of a table's rows is rejected; 0 stops at the first."""
 
@@ -97,24 +97,24 @@ class IngestConfig(Section):
 
 
 class SplitConfig(Section):
-    """What is learned from, what is asked, and who is kept out."""
+    """Protocol of the split: likes for training, valid and test, and unseen users."""
 
     protocol: Literal["leave_one_out", "global_time", "ratio"] = "leave_one_out"
-    """leave_one_out: each viewer's newest like is asked; global_time: what comes after a date is the future for
-    everyone; ratio: a share of each viewer's likes, for retrieval benchmarks alone."""
+    """leave_one_out: each user's newest like is test; global_time: one date separates past and future for all users;
+    ratio: a share of each user's likes is held out, for retrieval benchmarks only."""
     tie_order: Literal["hash", "movie_id"] = "hash"
-    """Order of a viewer's ratings of one second. ``movie_id`` leaks part of the answer to sequence models and exists
-    only to reproduce published numbers."""
+    """Order of a user's ratings with the same timestamp. ``movie_id`` leaks part of the answer to sequence models and
+    exists only to reproduce published numbers."""
     valid_from: date | None = None
-    """global_time: likes from this day (UTC) on are not learned from."""
+    """global_time: likes from this day (UTC) on are not used in training."""
     test_from: date | None = None
-    """global_time: likes from this day (UTC) on are asked for test."""
+    """global_time: a user's first like from this day (UTC) on is test."""
     ratio_order: Literal["random", "chronological"] = "random"
-    """ratio: whether the likes that are kept back are drawn, or the newest."""
+    """ratio: whether the held-out likes are drawn at random, or are the newest."""
     valid_share: Annotated[float, Field(gt=0.0, lt=0.5)] = 0.1
-    """ratio: share of a viewer's likes for valid."""
+    """ratio: share of a user's likes for valid."""
     test_share: Annotated[float, Field(gt=0.0, lt=0.5)] = 0.1
-    """ratio: share of a viewer's likes for test."""
+    """ratio: share of a user's likes for test."""
     like: float = 4.0
     """A rating of this or more is a like."""
     dislike: float = 3.0
@@ -124,12 +124,12 @@ class SplitConfig(Section):
     max_target: Positive = 5
     """Latest likes before valid and test that become answers of training examples."""
     unseen_share: Annotated[float, Field(ge=0.0, le=0.5)] = 0.05
-    """Share of viewers kept out of both fits and of all training examples."""
+    """Share of users excluded from both fits and from all training examples."""
     shards: Annotated[int, Field(ge=1, le=999)] = 8
     """Files the users are spread over, by a seeded hash of the user; prompt shards follow them."""
     frozen: str = ""
-    """File that ``tripletune freeze`` wrote: its valid and test questions are asked, with the same cutoffs, and no
-    others, so that nightly metrics are of the same questions. Empty: everybody is asked, up to tonight."""
+    """File that ``tripletune freeze`` wrote: only its valid and test queries are evaluated, with the same cutoffs, so
+    that metrics of nightly runs are of the same queries. Empty: all users are evaluated, on this run's ratings."""
 
     @model_validator(mode="after")
     def _like_above_dislike(self) -> SplitConfig:
@@ -151,20 +151,20 @@ class SplitConfig(Section):
 
 
 class KnowledgeConfig(Section):
-    """Which facts become triples."""
+    """Facts that become triples."""
 
     credits: tuple[Credit, ...] = get_args(Credit)
-    """Which credits of the films are used."""
+    """Credits of the films that are used."""
     max_year_gap: Annotated[int, Field(ge=0)] = 1
-    """Years by which the release and IMDb's title.basics may differ on a film; festival and cinema are often a year
-    apart. Links that differ by more are counted."""
+    """Years by which the release and IMDb's title.basics may differ on a film; festival and cinema release are often a
+    year apart. Links that differ by more are counted."""
     drop_year_disagreements: bool = False
-    """Whether the credits of films whose years differ by more are left out. They stay by default: a wrong year does not
-    prove that the link is wrong."""
+    """Whether the credits of films whose years differ by more are dropped. They are kept by default: a wrong year does
+    not prove that the link is wrong."""
     hub_films: Positive = 1000
-    """An entity of more films than this is counted as a hub. Hubs stay in the graph."""
+    """An entity with more films than this is counted as a hub. Hubs stay in the graph."""
     tag_min_viewers: Positive = 3
-    """A tag counts for a film when at least this many different viewers gave it."""
+    """A film gets a tag that at least this many different users gave it."""
     max_actors: Positive = 5
     """Top-billed actors per film."""
     max_credits: Positive = 3

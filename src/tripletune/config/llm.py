@@ -15,7 +15,7 @@ class TinyLlamaConfig(Section):
     """Shape of the local Llama that ``model = "tiny"`` builds and initialises."""
 
     vocab_size: Annotated[int, Field(ge=300)] = 2000
-    """Tokens of the tokenizer, at most; it is trained on the prompts."""
+    """Maximum vocabulary size of the tokenizer, which is trained on the prompts."""
     hidden_size: Positive = 96
     """Width of the hidden states."""
     intermediate_size: Positive = 192
@@ -37,15 +37,15 @@ class FinetuneConfig(Section):
     """Commit of the model on the hub; required for a Hugging Face id."""
     tiny: TinyLlamaConfig = TinyLlamaConfig()
     accelerate_config: str = "configs/accelerate/single.yaml"
-    """File for ``accelerate launch``; says how many processes run."""
+    """File for ``accelerate launch``; sets the number of processes."""
     lora_r: Positive = 16
     """Rank of the LoRA matrices; all linear layers get them."""
     lora_alpha: Positive = 32
-    """LoRA's scale; what the matrices add is multiplied by ``lora_alpha / lora_r``."""
+    """LoRA scale; the LoRA update is multiplied by ``lora_alpha / lora_r``."""
     lora_dropout: Share = 0.0
-    """Dropout before the LoRA matrices, in training."""
+    """Dropout before the LoRA matrices during training."""
     learning_rate: PositiveFloat = 5e-3
-    """Highest step size; a cosine takes it to zero."""
+    """Peak step size; decays to zero along a cosine."""
     warmup_ratio: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.05
     """Share of all steps over which the learning rate rises."""
     num_train_epochs: PositiveFloat = 3.0
@@ -53,21 +53,21 @@ class FinetuneConfig(Section):
     per_device_train_batch_size: Positive = 8
     """Examples per process and forward pass, in training and evaluation."""
     gradient_accumulation_steps: Positive = 1
-    """Batches whose gradients make one step."""
+    """Batches per optimiser step."""
     gradient_checkpointing: bool = False
-    """Whether activations are computed a second time in the backward pass, to save memory."""
+    """Whether activations are recomputed in the backward pass, to save memory."""
     max_length: Positive = 2048
-    """Tokens of prompt and completion, at most. A longer example stops the stage; none is cut."""
+    """Maximum tokens of prompt and completion. A longer example stops the stage; none is truncated."""
     save_steps: Positive = 20
-    """Steps between two checkpoints, from which a killed training goes on; a multiple of ``logging_steps``."""
+    """Steps between checkpoints, from which a killed training resumes; a multiple of ``logging_steps``."""
     eval_steps: Positive = 40
     """Steps between two evaluations on valid examples."""
     logging_steps: Positive = 5
     """Steps between two logged losses."""
     max_eval_examples: Positive = 64
-    """Valid examples of an evaluation, the first by hash of user, of those whose answer is a candidate."""
+    """Valid examples per evaluation: the first by hash of user, of those whose answer is a candidate."""
     timeout_minutes: PositiveFloat = 600.0
-    """Wall time after which the training is ended; the next run goes on at its last checkpoint."""
+    """Wall time in minutes after which training is stopped; the next run resumes at its last checkpoint."""
 
     @model_validator(mode="after")
     def _resumes_between_logs(self) -> FinetuneConfig:
@@ -87,39 +87,39 @@ class FinetuneConfig(Section):
     def _pinned(self) -> FinetuneConfig:
         if self.model == "tiny" or self.names_a_folder or self.revision:
             return self
-        raise ValueError(f"revision must pin a commit of {self.model}, so that a night can be repeated")
+        raise ValueError(f"revision must pin a commit of {self.model}, so that a run can be repeated")
 
 
 class RankConfig(Section):
-    """Answering the prompts."""
+    """Settings of ranking: the model answers the prompts."""
 
     batch_size: Positive = 32
-    """Prompts answered together."""
+    """Prompts per batch."""
     max_viewers: Annotated[int, Field(ge=0)] = 0
-    """Viewers ranked per purpose (the first by hash of user); 0 ranks all."""
+    """Users ranked per purpose (the first by hash of user); 0 ranks all."""
     unconstrained_viewers: Annotated[int, Field(ge=0)] = 100
-    """Test viewers also answered without constrained decoding, to measure the share of valid answers."""
+    """Test users also ranked without constrained decoding, to measure the share of valid answers."""
 
 
 class EvaluateConfig(Section):
-    """Metrics and their intervals."""
+    """Metrics and confidence intervals."""
 
     retrieval_cutoffs: tuple[Annotated[int, Field(ge=1, le=LISTED_FILMS)], ...] = (3, 5, 10)
-    """At most 20, the length of the first stage's lists."""
+    """Cutoffs of the retrieval metrics; at most 20, the length of the first-stage lists."""
     rerank_cutoffs: tuple[Annotated[int, Field(ge=1, le=5)], ...] = (3, 5)
-    """At most 5, the films of an answer."""
+    """Cutoffs of the reranking metrics; at most 5, the films of an answer."""
     bootstrap_resamples: Positive = 2000
-    """Resamples of the users for every interval, and for the decision to promote."""
+    """Bootstrap resamples of the users for each interval and for the promotion decision."""
     confidence: Annotated[float, Field(gt=0.5, lt=1.0)] = 0.95
     """Coverage of the intervals."""
 
 
 class PromoteConfig(Section):
-    """When tonight's adapter takes the champion's place."""
+    """Rule by which this run's adapter replaces the champion."""
 
     registered_model: Name | Literal[""] = ""
     """Name in the MLflow registry. Empty: ``tripletune-<dataset>``; adapters of two datasets never compete."""
     margin: Annotated[float, Field(ge=0.0)] = 0.01
-    """How much worse than the champion tonight's ndcg_at_5 may be, at the one-sided bound."""
+    """Amount by which the new adapter's ndcg_at_5 may be below the champion's, at the one-sided bound."""
     confidence: Annotated[float, Field(gt=0.5, lt=1.0)] = 0.95
     """Confidence of the one-sided bound."""

@@ -25,13 +25,13 @@ class RgatConfig(Section):
     heads: Positive = 4
     """Attention heads."""
     layers: Positive = 1
-    """Attention layers: over so many edges of the graph a fact reaches a film."""
+    """Attention layers: the number of graph edges over which a fact reaches a film."""
     message_passing: Literal["auto", "dgl", "torch"] = "auto"
     """Back end: auto takes DGL on a CPU and torch on a GPU. They differ in the last bits."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where it trains: auto takes a GPU where torch sees one. Draws are made on the CPU, the same everywhere."""
+    """Device of the training: auto uses a GPU if torch sees one. Random draws are made on the CPU, the same on all."""
     bases: Annotated[int, Field(ge=0)] = 0
-    """Basis matrices shared by the relations; 0 gives each relation a matrix of its own."""
+    """Basis matrices shared by the relations; 0 gives each relation its own matrix."""
     learning_rate: PositiveFloat = 0.005
     """Step size of Adam."""
     weight_decay: Annotated[float, Field(ge=0.0)] = 1e-5
@@ -47,11 +47,11 @@ class RgatConfig(Section):
     negatives: Positive = 512
     """Films sampled per step (by popularity) that the held-out likes are ranked against."""
     holdout_share: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.3
-    """Share of a viewer's likes hidden from the pooled vector in a step, and ranked by it."""
+    """Share of a user's likes hidden from the pooled vector in a step, and ranked by it."""
     link_weight: Annotated[float, Field(ge=0.0)] = 1.0
     """Weight of the auxiliary link prediction loss."""
     link_margin: PositiveFloat = 1.0
-    """Margin by which a true triple is to score above a false one in the link prediction loss."""
+    """Margin between the scores of true and false triples in the link prediction loss."""
 
     @model_validator(mode="after")
     def _heads_divide_width(self) -> RgatConfig:
@@ -60,8 +60,8 @@ class RgatConfig(Section):
         return self
 
     recency_half_life: Annotated[float, Field(ge=0.0)] = 0.0
-    """Age, in likes, at which a like counts half in a viewer's vector; 0 counts all alike, as a lasting preference
-    does. What a viewer is after today is LightGCN's to say."""
+    """Age, in likes, at which a like has half weight in a user's vector; 0 weights all equally, as a lasting preference
+    does. Current interests are LightGCN's task."""
     checkpoint_minutes: Annotated[float, Field(ge=0.0)] = 2.0
     """Least time between two checkpoints, from which a killed training goes on; 0 writes one after every step."""
 
@@ -72,19 +72,19 @@ class LightGCNConfig(Section):
     dim: Positive = 64
     """Width of film and user vectors."""
     layers: Annotated[int, Field(ge=1, le=4)] = 2
-    """Propagation steps; the result is the mean over 0 to this many."""
+    """Propagation steps; the result is the mean over 0 to this number of steps."""
     message_passing: Literal["auto", "dgl", "torch"] = "auto"
     """Back end of the sums over the graph: auto is torch, on a CPU too, where DGL's plain sums are many times slower.
     They differ in the last bits."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where it trains: auto takes a GPU where torch sees one. Draws are made on the CPU, the same everywhere."""
+    """Device of the training: auto uses a GPU if torch sees one. Random draws are made on the CPU, the same on all."""
     loss: Literal["softmax", "bpr"] = "softmax"
-    """softmax: one softmax over films for all of a viewer's likes after a random moment; bpr: as published."""
+    """softmax: one softmax over films for all of a user's likes after a random moment; bpr: as published."""
     sampled_films: Annotated[int, Field(ge=0)] = 0
-    """softmax: films drawn in a step beside the batch's targets, to stand for the rest; a smaller catalogue is taken
-    whole. 0 takes it whole always."""
+    """softmax: films sampled per step in addition to the batch's targets, to represent the rest; a smaller catalogue is
+    used whole. 0 always uses it whole."""
     edge_half_life: Annotated[float, Field(ge=0.0)] = 0.0
-    """Age, in likes of the viewer, at which an edge of the graph counts half; 0 counts all alike."""
+    """Age, in likes of the user, at which an edge of the graph has half weight; 0 weights all equally."""
     learning_rate: PositiveFloat = 0.02
     """Step size of Adam."""
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.0
@@ -98,9 +98,9 @@ class LightGCNConfig(Section):
     batch_viewers: Positive = 1024
     """Users in a step."""
     temperature: PositiveFloat = 0.05
-    """Scores are divided by it; the published model has none (1.0)."""
+    """Divisor of the scores; the published model has none (1.0)."""
     recency_half_life: Annotated[float, Field(ge=0.0)] = 3.0
-    """Age, in likes, at which a like counts half in targets and in a viewer's vector; 0 counts all alike."""
+    """Age, in likes, at which a like has half weight in targets and in a user's vector; 0 weights all equally."""
     checkpoint_minutes: Annotated[float, Field(ge=0.0)] = 2.0
     """Least time between two checkpoints, from which a killed training goes on; 0 writes one after every step."""
 
@@ -113,9 +113,9 @@ class SasrecConfig(Section):
     layers: Positive = 2
     """Transformer blocks."""
     heads: Positive = 2
-    """Attention heads; they begin with memories of two likes, eight, thirty-two, and so on."""
+    """Attention heads, initialised with memories of 2, 8, 32, ... likes."""
     max_length: Annotated[int, Field(ge=2)] = 50
-    """Newest likes that a viewer's vector is made of."""
+    """Newest likes used for a user's vector."""
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.2
     """Share of values set to zero in training."""
     learning_rate: PositiveFloat = 0.003
@@ -131,8 +131,8 @@ class SasrecConfig(Section):
     batch_viewers: Positive = 128
     """Users in a step."""
     sampled_films: Annotated[int, Field(ge=0)] = 512
-    """Films drawn in a step beside the batch's targets, to stand for the rest in the softmax; a smaller catalogue is
-    taken whole. 0 takes it whole always."""
+    """Films sampled per step in addition to the batch's targets, to represent the rest in the softmax; a smaller
+    catalogue is used whole. 0 always uses it whole."""
     checkpoint_minutes: Annotated[float, Field(ge=0.0)] = 2.0
     """Least time between two checkpoints, from which a killed training goes on; 0 writes one after every step."""
 
@@ -144,7 +144,7 @@ class SasrecConfig(Section):
 
 
 class SpecialistsConfig(Section):
-    """Keeping the specialists of an earlier run."""
+    """Reuse of the specialists of an earlier run."""
 
     pin: str = ""
-    """Name of an earlier run whose specialists tonight keeps (weekly training, nightly shards)."""
+    """Name of an earlier run whose specialists this run reuses (weekly training, nightly shards)."""

@@ -1,4 +1,4 @@
-"""Read a TOML preset, and say in one line what is wrong with it."""
+"""Read a TOML preset, with one-line errors."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from tripletune.errors import ConfigError
 def load_config(path: Path, **source: str) -> RunConfig:
     """Read a TOML preset.
 
-    A relative ``finetune.accelerate_config`` or path of ``prompt.template`` that the working directory has not is taken
-    from beside the preset: the checkout's ``configs/`` is then found from anywhere.
+    A relative ``finetune.accelerate_config`` or path of ``prompt.template`` that is missing in the working directory is
+    looked up next to the preset, so that the checkout's ``configs/`` is found from any directory.
 
     Args:
         path: the preset.
@@ -63,8 +63,7 @@ def _found_from_anywhere(config: RunConfig, preset: Path) -> RunConfig:
 
 
 def _beside(preset: Path, name: str) -> str:
-    """The path of a file that the working directory has not and the preset's folder, or the one above, has; else
-    empty."""
+    """Path of a file that is missing in the working directory, in the preset's folder or the one above; else empty."""
     named, folder = Path(name), preset.resolve().parent
     if named.exists():
         return ""
@@ -72,10 +71,10 @@ def _beside(preset: Path, name: str) -> str:
 
 
 def parse_config(data: dict[str, Any], where: str) -> RunConfig:
-    """Validate plain data; ``where`` names its origin in error messages.
+    """Validate plain data; ``where`` is its origin in error messages.
 
     Raises:
-        ConfigError: the first thing that is wrong, with the key, what is allowed and where.
+        ConfigError: the first error, with origin, key and allowed values.
     """
     try:
         return RunConfig.model_validate(data)
@@ -112,7 +111,7 @@ def explain(error: ValidationError, settings: type[Section], within: Sequence[st
         wanted = "should be a day such as 2017-01-01"
     else:
         wanted = f"{message[0].lower()}{message[1:]}"
-    # a day or a time as it stands in the file, anything else in quotes where it has them
+    # dates and times as written in the file, other values as repr
     shown = value.isoformat() if isinstance(value, date | time) else repr(value)
     return f"{'.'.join(parts)} = {shown}: {wanted}"
 
@@ -125,5 +124,5 @@ def _section(settings: type[Section], keys: Sequence[str]) -> Any:
 
 
 def _example(field: FieldInfo) -> str:
-    """The field's default as TOML; three dots where it is empty."""
+    """Default of a field as TOML; three dots where it is empty."""
     return json.dumps(field.default or (["..."] if isinstance(field.default, tuple) else "..."))

@@ -16,15 +16,15 @@ if TYPE_CHECKING:
 else:
     RetrieverName = Literal[(*RETRIEVERS, "fused")]  # pydantic names them all where another is given
 LISTED_FILMS = 20
-"""Films of a first-stage list that are kept and measured."""
+"""Films of a first-stage list that are kept and evaluated."""
 
 
 class RetrieveConfig(Section):
     """Candidates and hints."""
 
     retriever: RetrieverName = "fused"
-    """Where the candidates come from; hint 1 puts them in LightGCN's order in any case. sasrec adds a stage that trains
-    it; fused joins the lists below by reciprocal rank."""
+    """Retriever of the candidates; hint 1 always has them in LightGCN's order. sasrec adds a stage that trains it;
+    fused merges the lists below by reciprocal rank."""
     fused_lightgcn: Weight = 0.0
     """Weight of LightGCN's list in the fused one; 0 drops it."""
     fused_ease: Weight = 1.0
@@ -34,55 +34,55 @@ class RetrieveConfig(Section):
     fused_more: dict[str, Weight] = Field(default={})
     """Weights of further retrievers' lists in the fused one, by name; a retriever that is not named has no part."""
     fused_k: Annotated[float, Field(gt=0.0, le=1e6)] = 20.0
-    """A film at place r (from 1) of a list of weight w counts w / (this + r)."""
+    """A film at rank r (from 1) of a list with weight w scores w / (this + r)."""
     fused_films: Annotated[int, Field(ge=20)] = 100
-    """Films taken of each list, or as many as are shown where that is more."""
+    """Films taken from each list, or ``num_candidates`` where that is more."""
     ease_lambda: PositiveFloat = 500.0
-    """Ridge of EASE: how many likes a weight is worth before it is believed."""
+    """L2 penalty (ridge) of EASE, in likes."""
     ease_history_age: Annotated[float, Field(ge=0.0)] = 5.0
-    """A like of age t (in likes, the newest 0) counts exp(-t / this) in the history EASE reads; 0 counts all alike."""
+    """A like of age t (in likes, newest 0) has weight exp(-t / this) in the history for EASE; 0 weights all equally."""
     ease_max_films: Annotated[int, Field(ge=20)] = 10_000
-    """EASE knows so many films, the most liked ones; its memory grows with the square. Where more films are liked, it
-    is left out of the comparison, unless it is the retriever."""
+    """Films in EASE, the most liked ones; its memory grows with the square. Where more films are liked, EASE is dropped
+    from the comparison, unless it is the retriever."""
     train_cutoffs: Positive = 1
-    """Training examples of a viewer, each asked at another moment: the ``target`` likes are cut into so many windows of
-    like length (no more than there are likes), and each is the answer of what the viewer did before it began, with the
-    likes after it. More than one wants a longer split.max_target."""
+    """Training examples per user, each with its own cutoff: the ``target`` likes are cut into this many windows of
+    about equal length (at most one per like). A window's start is a cutoff; the ``target`` likes from there on are the
+    answers. More than one needs a longer split.max_target."""
     candidates: Literal["retrieved", "kerag"] = "retrieved"
     """retrieved: the retriever's top films; kerag: the published recipe of 3 + 2 rated and 5 unrated films."""
     num_candidates: Annotated[int, Field(ge=5, le=100)] = 20
     """Films shown in ``retrieved`` prompts; ``kerag`` always shows ten."""
     hint_films: Positive = 10
-    """Length of hint 1: the first of the candidates in LightGCN's order."""
+    """Length of hint 1: the first candidates in LightGCN's order."""
     similar_viewers: Positive = 20
-    """Users, nearest by LightGCN's vectors, whose likes make the second part of hint 1."""
+    """Nearest users by LightGCN's vectors; their likes are the second part of hint 1."""
     similar_films: Annotated[int, Field(ge=0)] = 5
-    """Films in hint 1 that the similar viewers liked."""
+    """Films in hint 1 that the similar users liked."""
     triple_choice: Literal["personal", "published", "most-shared", "random", "none"] = "personal"
-    """How hint 2 chooses a film's triples. personal: R-GAT's posterior for the user; published: attention times dot
+    """Choice of a film's triples for hint 2. personal: R-GAT's posterior for the user; published: attention times dot
     product, without relation or user; most-shared: the entity most of the user's likes have in common; random; none."""
     triples_per_film: Annotated[int, Field(ge=0, le=5)] = 1
     """Triples chosen for a film in hint 2; 0 chooses none."""
     purposes: Annotated[tuple[Literal["train", "valid", "test"], ...], Field(min_length=1)] = ("train", "valid", "test")
-    """What examples are made for."""
+    """Purposes for which examples are made."""
     ranked_viewers: Annotated[int, Field(ge=0)] = 10_000
-    """Viewers for whom every retriever ranks the whole catalogue, to compare them (the first by hash of user); the
-    standard error of ndcg is then .004 at most. 0 takes all."""
+    """Users for whom every retriever ranks the whole catalogue, to compare them (the first by hash of user); with the
+    default, the standard error of ndcg is .004 at most. 0 takes all."""
 
     @property
     def fused_weights(self) -> dict[str, float]:
-        """Weight of each retriever whose list has a part in the fused one."""
+        """Weight of each list in the fused one, zero weights dropped."""
         weights = {name: getattr(self, f"fused_{name}") for name in SHIPPED_RETRIEVERS} | self.fused_more
         return {name: weight for name, weight in weights.items() if weight}
 
     @property
     def lists(self) -> tuple[str, ...]:
-        """The retrievers whose lists make the candidates."""
+        """Retrievers whose lists supply the candidates."""
         return tuple(self.fused_weights) if self.retriever == "fused" else (self.retriever,)
 
     @property
     def depth(self) -> int:
-        """Films ranked for each viewer by each retriever."""
+        """Films ranked for each user by each retriever."""
         return max(LISTED_FILMS, self.num_candidates, self.fused_films if self.retriever == "fused" else 0)
 
     @field_validator("fused_more")
@@ -106,46 +106,46 @@ class RetrieveConfig(Section):
 
 
 class SampleConfig(Section):
-    """Which warm viewers training questions are asked of; valid and test are asked of everybody."""
+    """Sampling of warm users for training examples; valid and test cover all users."""
 
     method: Literal["all", "uniform", "importance", "clusters", "recranker"] = "all"
-    """importance: with weight ln(likes); clusters: the same number from each cluster of viewers' vectors; recranker:
+    """importance: with weight ln(likes); clusters: the same number from each cluster of users' vectors; recranker:
     half of the draws by importance, then half by clusters."""
     viewers: Annotated[int, Field(ge=0)] = 0
-    """How often a viewer is drawn; 0 for ``all``."""
+    """Number of draws; 0 for ``all``."""
     clusters: Annotated[int, Field(ge=2, le=1000)] = 10
-    """clusters, recranker: groups that k-means makes."""
+    """clusters, recranker: number of k-means clusters."""
     penalty: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
-    """A viewer drawn n times already is drawn again with its weight times this to the n; 0 draws nobody twice. A viewer
-    drawn n times is asked at the n newest of its ``retrieve.train_cutoffs``, or at as many as it has."""
+    """The weight of a user drawn n times is multiplied by this to the power n; 0 draws no user twice. A user drawn n
+    times gets examples at the n newest of its ``retrieve.train_cutoffs``, or at all it has."""
 
     @model_validator(mode="after")
     def _says_how_many(self) -> SampleConfig:
         if (self.method == "all") == (self.viewers > 0):
             raise ValueError(
-                f"viewers = {self.viewers} does not go with method = {self.method!r}; give 0 with 'all', and how many "
-                "are drawn with any other"
+                f"viewers = {self.viewers} does not go with method = {self.method!r}; give 0 with 'all', and the "
+                "number of draws with any other"
             )
         return self
 
 
 class PromptConfig(Section):
-    """How evidence becomes text."""
+    """Rendering of the prompts."""
 
     template: NameOrText = "hints-first"
     """Name of a file in ``prompts/templates/``, without ``.txt``, or the path of a file anywhere, with it; a relative
     path starts at the working directory or at the preset's folder."""
     triple_form: Literal["arrow", "sentence"] = "arrow"
-    """How a triple reads: ``film - relation - entity``, or a sentence."""
+    """Form of a triple: ``film - relation - entity``, or a sentence."""
     max_liked: Positive = 15
     """Liked films in the prompt, the newest ones."""
     max_disliked: Annotated[int, Field(ge=0)] = 5
     """Disliked films in the prompt, the newest ones."""
     triples_for_liked: Annotated[int, Field(ge=0)] = 5
-    """Newest liked films whose chosen triples stand in hint 2, beside those of the candidates."""
+    """Newest liked films whose chosen triples are in hint 2, in addition to those of the candidates."""
     max_tokens: Annotated[int, Field(ge=0)] = 0
     """Tokens of prompt and completion, counted with the model's own tokenizer and chat template; 0 sets no limit. A
-    longer example loses its oldest likes, then dislikes, then similar viewers' films."""
+    longer example loses its oldest likes, then dislikes, then similar users' films."""
 
     @property
     def template_id(self) -> str:
@@ -154,7 +154,7 @@ class PromptConfig(Section):
 
 
 class QualityConfig(Section):
-    """How far tonight's shards may move from the last night's before the run stops."""
+    """Drift limits: how far the prompt shards may differ from the last run's before the run stops."""
 
     max_psi: Annotated[float, Field(ge=0.0)] = 0.0
     """The run stops before finetune when the population stability index of a measure is above this; below .1 is called
@@ -162,19 +162,19 @@ class QualityConfig(Section):
     max_ks: Share = 0.0
     """The same for the Kolmogorov-Smirnov distance, the largest gap between two cumulative shares. 0 only reports."""
     min_examples: Positive = 200
-    """Where either night has fewer examples nothing stops: few examples move by chance."""
+    """With fewer examples in either run, drift never stops the run: few examples differ by chance."""
 
 
 class WorkersConfig(Section):
-    """Who writes the prompt shards in a flow; their bytes are the same whoever does. No fingerprint covers it."""
+    """Workers that write the prompt shards in a flow; the bytes do not depend on them. Not part of any fingerprint."""
 
     kind: Literal["threads", "processes", "dask", "ray"] = "threads"
     """dask and ray need the extra of that name."""
     count: Positive = 2
-    """Shards written at once."""
+    """Shards written in parallel."""
     address: str = ""
-    """Scheduler of a Dask cluster, or head of a Ray cluster, that is there and sees the same disk under the same paths;
-    empty: workers of this machine, for as long as the shards take."""
+    """Address of a running Dask scheduler or Ray head that has the same disk under the same paths; empty: workers on
+    this machine, for the duration of the stage."""
 
     @model_validator(mode="after")
     def _address_of_a_cluster(self) -> WorkersConfig:

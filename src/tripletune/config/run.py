@@ -1,4 +1,4 @@
-"""All settings of a run."""
+"""Top-level config: all settings of a run."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from tripletune.flatten import flatten
 
 
 class TrackingConfig(Section):
-    """Where runs are logged."""
+    """MLflow tracking."""
 
     uri: str = ""
-    """MLflow tracking store. Empty: what ``MLFLOW_TRACKING_URI`` names, else ``sqlite:///<artifacts>/mlflow.db``."""
+    """MLflow tracking store. Empty: ``MLFLOW_TRACKING_URI`` if set, else ``sqlite:///<artifacts>/mlflow.db``."""
     experiment: Name = "tripletune"
     """Name of the MLflow experiment."""
 
@@ -81,19 +81,19 @@ class RunConfig(Section):
 
     @property
     def counted_with(self) -> tuple[str, str] | None:
-        """Model and revision whose tokenizer counts the prompts' tokens; None for the tiny one, made of the prompts."""
+        """Model and revision whose tokenizer counts the prompts' tokens; None for ``tiny``, trained on the prompts."""
         return None if self.finetune.model == "tiny" else (self.finetune.model, self.finetune.revision)
 
     @property
     def trained_stages(self) -> tuple[str, ...]:
-        """The stages that learn from likes: both specialists, the retrievers that candidates come of, the baselines."""
+        """Stages that fit models on likes: both specialists, the retrievers of the candidates, and the baselines."""
         always = {"rgat", "lightgcn", *BASELINES}
         chosen = (name for name in RETRIEVERS if name in self.retrieve.lists and name not in always)
         return ("rgat", "lightgcn", *chosen, *BASELINES)
 
     @property
     def tags_before(self) -> date | None:
-        """Day (UTC) from which on tags do not count: under global_time, later ones would tell of the future."""
+        """Day (UTC) from which on tags are ignored: under global_time, later ones would leak the future."""
         return self.split.valid_from if self.split.protocol == "global_time" else None
 
     def field(self, dotted: str) -> Any:
@@ -108,5 +108,5 @@ class RunConfig(Section):
         return value
 
     def flat(self) -> dict[str, Any]:
-        """Every setting under its dotted name; what MLflow shows as parameters."""
+        """All settings by dotted name, as logged to MLflow."""
         return flatten(self.model_dump(mode="json"))

@@ -1,4 +1,4 @@
-"""The film knowledge graph: genres, decades, tags, credits and triples of the user's own, around each movie."""
+"""Build the film knowledge graph from genres, decades, tags, credits and extra triples."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ def write_knowledge(
 
     Args:
         movies, tags, ratings: Parquet files of ingest.
-        credits: movie_id, relation, person, name; see data/imdb.py.
+        credits: movie_id, relation, person, name; see imdb.py.
         extra: TSV files of ``head relation tail``: a movie id, a relation's name and any text.
         out: the work folder.
-        settings: support that a tag needs, and what counts as a hub.
-        tags_before: a tag given on this day (UTC) or later does not count. None: all do.
+        settings: support required of a tag, and the size of a hub.
+        tags_before: tags given on this day (UTC) or later are ignored. None: all are used.
 
     Returns:
-        Counts of entities, triples by relation, hubs, late tags, and extra lines used and refused; a line is refused
-        when it has not three fields, its head is not a movie of the release, or its relation is no plain name.
+        Counts of entities, triples by relation, hubs, late tags, and extra lines used and rejected; a line is rejected
+        when it does not have three fields, its head is not a movie of the release, or its relation is no plain name.
 
     Raises:
         InputError: an extra file is missing or is not UTF-8 text.
@@ -100,7 +100,7 @@ def _triples(found: pl.DataFrame, entities: pl.DataFrame, relations: pl.DataFram
 def _coverage(
     triples: pl.DataFrame, entities: pl.DataFrame, relations: pl.DataFrame, ratings: pl.LazyFrame
 ) -> pl.DataFrame:
-    """Per relation: triples, and the share of movies and of ratings whose movie has at least one."""
+    """Per relation: number of triples, and the share of movies and of ratings whose movie has at least one."""
     films = entities.filter(pl.col("kind") == "movie").select(
         head="entity_id", movie_id=pl.col("key").str.strip_prefix("movie:").cast(pl.Int32)
     )
@@ -122,9 +122,9 @@ def _coverage(
 
 
 def _hubs(triples: pl.DataFrame, entities: pl.DataFrame, relations: pl.DataFrame, limit: int) -> Facts:
-    """Per relation that has triples: the entity of most films, its films, and the entities of more than ``limit``."""
+    """Per relation with triples: the entity with most films, its films, and the number of entities above ``limit``."""
     films = triples.group_by("relation", "tail").agg(films=pl.len())
-    # the lower id where two have as many
+    # ties: the lower id
     ordered = films.sort("relation", "films", "tail", descending=[False, True, False])
     largest = ordered.group_by("relation", maintain_order=True).agg(
         pl.col("tail", "films").first(), hubs=(pl.col("films") > limit).sum()

@@ -1,4 +1,4 @@
-"""Facts of films from each source (genres, decades, tags, credits, TSV of the user's own), before ids are given."""
+"""Film facts from each source (genres, decades, tags, credits, extra TSV files), before ids are assigned."""
 
 from __future__ import annotations
 
@@ -36,15 +36,15 @@ def decade_facts(catalogue: pl.DataFrame) -> pl.DataFrame:
 
 
 def tag_facts(tags: pl.DataFrame, min_viewers: int, before: date | None) -> tuple[pl.DataFrame, Facts]:
-    """Tags that enough viewers gave a film.
+    """Tags that enough users gave a film.
 
     Args:
         tags: schema TAGS.
-        min_viewers: how many different viewers must have given it.
-        before: a tag of this day (UTC) or later is as if it were not there. None: all count.
+        min_viewers: minimum number of different users who gave it.
+        before: tags of this day (UTC) or later are ignored. None: all are used.
 
     Returns:
-        Schema FILM_FACTS, and how many tags came too late.
+        Schema FILM_FACTS, and the number of tags dropped as too late.
     """
     in_time = tags if before is None else tags.filter(pl.col("timestamp") < midnight(before))
     spellings = in_time["tag"].unique()
@@ -58,14 +58,14 @@ def tag_facts(tags: pl.DataFrame, min_viewers: int, before: date | None) -> tupl
 
 
 def normalise_tag(tag: str) -> str:
-    """NFKC, case folded, control characters and runs of spaces to one space; what makes two tags the same."""
+    """Normal form by which tags are compared: NFKC, case folded, control characters and runs of spaces to one space."""
     folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", tag).casefold())
     visible = "".join(" " if unicodedata.category(letter)[0] == "C" else letter for letter in folded)
     return " ".join(visible.split())
 
 
 def _told_by_name(relation: str, kind: str, named: pl.DataFrame) -> pl.DataFrame:
-    """Facts whose entity is told by its name: columns movie_id, name."""
+    """Facts whose entity is identified by its name; ``named`` has columns movie_id, name."""
     return conform(
         named.select(
             "movie_id",
@@ -79,7 +79,7 @@ def _told_by_name(relation: str, kind: str, named: pl.DataFrame) -> pl.DataFrame
 
 
 def credit_facts(credits: pl.DataFrame) -> pl.DataFrame:
-    """Schema FILM_FACTS, from columns movie_id, relation, person, name. Two people of one name stay two."""
+    """Schema FILM_FACTS, from columns movie_id, relation, person, name. People of the same name stay distinct."""
     people = credits.select(
         "movie_id", "relation", key=pl.lit("person:") + pl.col("person"), kind=pl.lit("person"), name="name"
     )
@@ -87,14 +87,14 @@ def credit_facts(credits: pl.DataFrame) -> pl.DataFrame:
 
 
 def extra_facts(files: Sequence[Path], movie_ids: pl.Series) -> tuple[pl.DataFrame, Facts]:
-    """Facts of the user's own.
+    """Facts from extra TSV files.
 
     Args:
         files: TSV of ``head relation tail``.
         movie_ids: of the release.
 
     Returns:
-        Schema FILM_FACTS, and counts of lines used and refused.
+        Schema FILM_FACTS, and counts of lines used and rejected.
 
     Raises:
         InputError: a file is missing or is not UTF-8 text.

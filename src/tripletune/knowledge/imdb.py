@@ -2,7 +2,7 @@
 
 ``title.crew`` names directors and writers in order, ``title.principals`` everyone by billing, ``name.basics`` gives
 names to the ids, and ``title.basics``, which may be absent, the year of each title. Only rows of the release's films
-are held: the full dumps have 90 million principals.
+are kept in memory: the full dumps have 90 million principals.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from tripletune.schemas.ingest import LINKS, MOVIES
 from tripletune.store.paths import Facts
 
 CREDITS = pl.Schema({"movie_id": pl.Int32, "relation": pl.String, "person": pl.String, "name": pl.String})
-"""Frame that ``read_credits`` returns; unique by its first three columns and sorted by them."""
+"""Schema of ``read_credits``; unique by its first three columns and sorted by them."""
 
 CREW = {"directors": "director", "writers": "writer"}
 PRINCIPALS = {
@@ -35,27 +35,27 @@ PRINCIPALS = {
 _NAMED = pl.Schema(
     {"movie_id": pl.Int32, "relation": pl.String, "source": pl.Int8, "place": pl.Int32, "person": pl.String}
 )
-"""A credit as a dump states it: ``source`` 0 is title.crew, 1 title.principals; ``place`` is the billing in it."""
+"""A credit of a dump: ``source`` 0 is title.crew, 1 title.principals; ``place`` is the billing in it."""
 
 
 def read_credits(
     folder: Path | None, links: pl.LazyFrame, settings: KnowledgeConfig, movies: pl.LazyFrame | None = None
 ) -> tuple[pl.DataFrame, Facts]:
-    """The credits that ``settings.credits`` asks for, of the linked films.
+    """Read the credits in ``settings.credits`` of the linked films.
 
     A person counts once per film and relation. ``max_actors`` actors are kept by billing; of the other relations
-    ``max_credits``, those of ``title.crew`` first, in its order. Neither the order of the dumps' rows nor the number of
-    threads changes anything.
+    ``max_credits``, those of ``title.crew`` first, in its order. The result does not depend on the order of the dumps'
+    rows or on the number of threads.
 
     Args:
         folder: with ``title.crew``, ``title.principals`` and ``name.basics``, each ``.tsv.gz``. None: no credits.
         links: schema LINKS.
-        settings: relations, caps, and how far years may differ.
-        movies: schema MOVIES, to compare its years with those of ``title.basics``. None: nothing is compared.
+        settings: relations, caps, and the allowed difference in years.
+        movies: schema MOVIES, to compare its years with those of ``title.basics``. None: no comparison.
 
     Returns:
         Schema CREDITS (``name`` is null where ``name.basics`` has none), and counts; the share of films with each
-        relation is taken before the caps.
+        relation is computed before the caps.
 
     Raises:
         InputError: a file is missing, truncated, damaged, or has other columns.
@@ -85,7 +85,7 @@ def read_credits(
 def _checked_titles(
     folder: Path, titles: pl.DataFrame, movies: pl.LazyFrame | None, settings: KnowledgeConfig
 ) -> tuple[pl.DataFrame, Facts, dict[str, Dump]]:
-    """The titles whose credits are read, and how their years compare with the release's."""
+    """Titles whose credits are read, counts of their years against the release's, and the dump of the years."""
     if movies is None or not dump_path(folder, "title.basics").is_file():
         why = "title.basics.tsv.gz is not there" if movies is not None else "the release's years were not given"
         return titles, {"years_compared": 0, "years_not_compared": why}, {}
@@ -145,7 +145,7 @@ def _of_films(named: pl.DataFrame, titles: pl.DataFrame) -> pl.DataFrame:
     """Schema _NAMED: each person once per film and relation, in order of billing."""
     # several movie ids may share one IMDb id
     films = conform(named.join(titles, left_on="tconst", right_on="imdb_id"), _NAMED)
-    # by person last, and a credit without a place behind those with one: the order of rows decides nothing
+    # by person last, and credits without a place after those with one: independent of the order of rows
     ordered = films.sort("movie_id", "relation", "source", "place", "person", nulls_last=True)
     return ordered.unique(["movie_id", "relation", "person"], keep="first", maintain_order=True)
 
@@ -156,7 +156,7 @@ def _cap(found: pl.DataFrame, settings: KnowledgeConfig) -> pl.DataFrame:
 
 
 def _names(rows: pl.DataFrame) -> pl.DataFrame:
-    """``person``, ``name``, and whether ``several`` names were given; the first by alphabet is taken then."""
+    """``person``, ``name``, and whether ``several`` names were given, of which the alphabetically first is used."""
     name = pl.col("primaryName").str.strip_chars().replace("", None)
     given = rows.select(person="nconst", name=name)
     names = pl.col("name").drop_nulls()

@@ -1,4 +1,4 @@
-"""One of IMDb's dumps (``.tsv.gz``), streamed: of its rows, those of the ids that are asked for."""
+"""Stream one of IMDb's dumps (``.tsv.gz``) and keep the rows of the requested ids."""
 
 from __future__ import annotations
 
@@ -14,29 +14,29 @@ _MISSING = {"\\N": None, "": None}
 
 @dataclass(frozen=True, slots=True)
 class Dump:
-    """``rows``: the asked columns, all strings, null for ``\\N``; ``malformed``: lines of the whole dump that were left
-    out because they have not as many fields as the header."""
+    """``rows``: the requested columns, all strings, null for ``\\N``; ``malformed``: lines of the whole dump that were
+    dropped because their number of fields is not the header's."""
 
     rows: pl.DataFrame
     malformed: int
 
 
 def dump_path(folder: Path, table: str) -> Path:
-    """Where a dump lies."""
+    """Path of a dump."""
     return folder / f"{table}.tsv.gz"
 
 
 def read_dump(folder: Path, table: str, columns: tuple[str, ...], ids: pl.Series) -> Dump:
-    """Read the rows of a dump whose id is asked for; the others are never held.
+    """Read the rows of a dump with a requested id; others are never kept in memory.
 
-    Lines are split at tabs here: a CSV reader fills short ones up and cuts long ones off without a word, so one that
-    lost a tab would give someone else's credit.
+    Lines are split at tabs here: a CSV reader silently pads short lines and truncates long ones, so a line that lost a
+    tab would give someone else's credit.
 
     Args:
         folder: of the dumps.
         table: name of the dump, such as ``title.crew``.
-        columns: what to read; the first holds the id, and is the first of the file.
-        ids: the ids asked for.
+        columns: to read; the first holds the id, and is the first of the file.
+        ids: the requested ids.
 
     Raises:
         InputError: the file is missing, empty, truncated, damaged or not UTF-8, has other columns, or most of its lines
@@ -69,7 +69,7 @@ def read_dump(folder: Path, table: str, columns: tuple[str, ...], ids: pl.Series
 
 
 def _fields(path: Path, columns: tuple[str, ...]) -> list[str]:
-    """Names in the header."""
+    """Column names of the header."""
     first = pl.scan_lines(path, name="text", n_rows=1).collect(engine="streaming")["text"].to_list()
     if not first or not first[0].strip():
         raise InputError(f"{path} is empty; fetch it again")
@@ -83,7 +83,7 @@ def _fields(path: Path, columns: tuple[str, ...]) -> list[str]:
 
 
 def _lines(path: Path, fields: list[str]) -> pl.LazyFrame:
-    """``_text`` of each line that is not blank, its ``_id``, and whether it is ``_whole``."""
+    """``_text`` of each non-blank line, its ``_id``, and ``_whole``: whether it has the header's number of fields."""
     text = pl.col("_text")
     return (
         pl.scan_lines(path, name="_text")

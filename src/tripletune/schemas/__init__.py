@@ -1,6 +1,6 @@
-"""Columns of every Parquet file that one stage writes and another reads, by the stage that writes it.
+"""Columns of the Parquet files passed between stages, one module per producing stage.
 
-In every file that has it, unless its own list says otherwise:
+Columns with the same meaning in every file, unless the file's own list differs:
 
 Columns:
     user_id: the user, as in the release

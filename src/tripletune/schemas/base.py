@@ -1,4 +1,4 @@
-"""Schemas: column names and dtypes; a file is read through its schema, so a wrong file fails at the border, by name."""
+"""Schemas: column names and dtypes. Files are read through their schema, so a wrong file fails there, by name."""
 
 from __future__ import annotations
 

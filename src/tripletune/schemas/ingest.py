@@ -10,7 +10,7 @@ from tripletune.schemas.base import columns
 
 
 def midnight(day: date) -> int:
-    """How the beginning of a day (UTC) stands in a column ``timestamp``: whole seconds since 1970."""
+    """Start of a day (UTC) as in a column ``timestamp``: whole seconds since 1970."""
     return int(datetime.combine(day, time.min, UTC).timestamp())
 
 
@@ -42,7 +42,7 @@ Columns:
 """
 
 USERS = columns({"user_id": pl.Int32, "gender": pl.String, "age": pl.Int32, "occupation": pl.String, "zip": pl.String})
-"""ingest/users.parquet: demographics, which ml-1m (codes) and ml-100k (words) have; empty for the other releases.
+"""ingest/users.parquet: demographics of ml-1m (codes) and ml-100k (words); empty for the other releases.
 
 Columns:
     gender: as in the release
@@ -52,12 +52,12 @@ Columns:
 """
 
 REJECTS = columns({"file": pl.String, "line": pl.Int64, "column": pl.String, "value": pl.String, "reason": pl.String})
-"""ingest/rejects.parquet: rows that were refused; ``line`` counts from 1, the header included.
+"""ingest/rejects.parquet: rejected rows; ``line`` counts from 1, the header included.
 
 Columns:
     file: name of the file in the release or feed
     line: line of the row in the file, from 1
     column: column at fault
-    value: what stood there
+    value: the rejected value
     reason: the rule it broke
 """

@@ -9,13 +9,13 @@ from tripletune.schemas.base import columns
 ENTITY_KINDS = pl.Enum(["movie", "genre", "decade", "tag", "person", "other"])
 ENTITIES = columns({"entity_id": pl.Int32, "key": pl.String, "kind": ENTITY_KINDS, "name": pl.String})
 """knowledge/entities.parquet: dense ids in order of kind and key; ``key`` such as ``movie:1``, ``genre:Drama``,
-``person:nm0000116`` is stable across nights; ``name`` is null where the sources give none.
+``person:nm0000116`` is stable across runs; ``name`` is null where the sources give none.
 
 Columns:
     entity_id: dense id, from 0
     key: kind and id in the source, stable from run to run
     kind: one of ENTITY_KINDS
-    name: as prompts name it; null where the sources give none
+    name: name shown in prompts; null where the sources give none
 """
 
 RELATIONS = columns({"relation_id": pl.Int16, "name": pl.String})
@@ -57,7 +57,7 @@ COVERAGE = columns(
         "share_of_ratings": pl.Float64,
     }
 )
-"""knowledge/coverage.parquet: how much of the release each relation covers.
+"""knowledge/coverage.parquet: share of the release covered by each relation.
 
 Columns:
     relation: name of the relation

@@ -1,4 +1,4 @@
-"""What a query is: a user, a purpose and a cutoff; which likes answer it, and which fit may see it."""
+"""Queries (user, purpose, cutoff): labels of their answers, and the fit used for each purpose."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ PURPOSES = pl.Enum(["train", "valid", "test"])
 ANSWER_LABEL = {"train": "target", "valid": "valid", "test": "test"}
 """Label of the likes that are the answers of each purpose."""
 QUESTION = ("user_id", "purpose", "cutoff")
-"""What identifies an example: a viewer, a purpose and the position up to which the viewer's rows are known. Valid and
-test ask a viewer once, train as often as ``retrieve.train_cutoffs`` says."""
+"""Key of a query: user, purpose and cutoff, the position before which the user's rows are evidence. A user has at most
+one query each for valid and test, and at most ``retrieve.train_cutoffs`` for train."""
 FIT_OF = {"train": "a", "valid": "b", "test": "b"}
-"""Fit that writes the hints of each purpose: fit a never saw the ``target`` likes, the answers of training examples."""
+"""Fit used for the hints of each purpose; fit a is trained without the ``target`` likes, the answers of training
+examples."""
 FIT_LABELS = {"a": ("graph",), "b": ("graph", "target")}
 """Labels of the likes that each fit is trained on."""

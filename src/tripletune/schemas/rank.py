@@ -19,13 +19,13 @@ PREDICTIONS = columns(
         "text": pl.String,
     }
 )
-"""rank/predictions.parquet: five films per viewer. ``answers`` are the distinct candidates read from ``text``, in
-order; ``valid`` says that the text held exactly the asked number of distinct candidates and nothing else.
+"""rank/predictions.parquet: five films per user. ``answers`` are the distinct candidates parsed from ``text``, in
+order; ``valid``: the text is exactly the requested number of distinct candidates and nothing else.
 
 Columns:
     system: one of SYSTEMS
     constrained: whether decoding was constrained to the candidates
-    answers: distinct candidates read from the text, in order
-    valid: the text held exactly the wanted number of distinct candidates, and nothing else
-    text: what the model wrote
+    answers: distinct candidates parsed from the text, in order
+    valid: the text is exactly the requested number of distinct candidates and nothing else
+    text: output of the model
 """

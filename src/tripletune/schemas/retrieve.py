@@ -18,10 +18,10 @@ RETRIEVED = columns(
         **{hint.name: hint.dtype for hint in FILM_HINTS},
     }
 )
-"""retrieve/retrieved/shard=NNN.parquet, sorted by question. Everything is computed from the viewer's rows with
+"""retrieve/retrieved/shard=NNN.parquet, sorted by query. All columns are computed from the user's rows with
 ``position < cutoff``, the position of the first answer. ``candidates`` in the retriever's order (shown shuffled),
-``ranking`` is hint 1 (the first of the candidates in LightGCN's order, whoever retrieved them), ``similar`` what
-similar viewers liked."""
+``ranking`` is hint 1 (the first candidates in LightGCN's order, for every retriever), ``similar`` films that similar
+users liked."""
 RETRIEVED_COLUMNS = {
     "candidates": "films in the retriever's order",
     **{hint.name: f"hint {hint.number}: {hint.meaning}" for hint in FILM_HINTS},
@@ -29,15 +29,15 @@ RETRIEVED_COLUMNS = {
 """What the columns of ``RETRIEVED`` hold that only it has."""
 
 SAMPLE = columns({"user_id": pl.Int32, "likes": pl.Int32, "decile": pl.Int8, "cluster": pl.Int16, "draws": pl.Int32})
-"""retrieve/sample.parquet, where ``sample.method`` is not ``all``: every viewer whom a training question can be asked,
-sorted by user. ``likes`` before the cutoff, their ``decile`` among these viewers (0 the fewest), the ``cluster`` (null
-where the method makes none), and how often the viewer was drawn: 0 is not asked for training.
+"""retrieve/sample.parquet, where ``sample.method`` is not ``all``: every user eligible for training examples, sorted by
+user. ``likes`` before the cutoff, their ``decile`` among these users (0 the fewest), the ``cluster`` (null where the
+method makes none), and the number of ``draws``; 0 draws give no training example.
 
 Columns:
     likes: the user's likes before the cutoff
     decile: of the likes among these users, 0 the fewest
     cluster: of the user's vector; null where the method makes none
-    draws: times the user was drawn; 0: no training example
+    draws: number of times the user was drawn; 0: no training example
 """
 
 CHOICES = columns(
@@ -53,14 +53,14 @@ CHOICES = columns(
         "score": pl.Float32,
     }
 )
-"""retrieve/choices/shard=NNN.parquet: the triples chosen for a viewer's candidates and liked films; rank from 0.
+"""retrieve/choices/shard=NNN.parquet: the triples chosen for a user's candidates and liked films; rank from 0.
 
 Columns:
     rank: place of the triple among the film's chosen ones, from 0
     relation: name of the relation
     entity: key of the entity
     entity_name: its name
-    score: by which the triple was chosen, under ``retrieve.triple_choice``
+    score: score by which the triple was chosen, under ``retrieve.triple_choice``
 """
 
 PROFILES = columns(
@@ -74,11 +74,10 @@ PROFILES = columns(
         "attention": pl.Float32,
     }
 )
-"""retrieve/profiles/shard-NNN.parquet, sorted by question and relation: the viewer's preference profile.
-``films``: liked films before the cutoff of which a fact is known, the same in each row of a question; ``mass``: the
-R-GAT's posterior over a film's triples for this viewer, summed by relation, mean over the films; ``attention``: the
-same without the viewer, alpha alone. Both sum to one over a question's rows; relations that no such film has are left
-out.
+"""retrieve/profiles/shard-NNN.parquet, sorted by query and relation: the user's preference profile. ``films``: liked
+films before the cutoff that have a triple, the same in each row of a query; ``mass``: R-GAT's posterior over a film's
+triples for this user, summed by relation, mean over the films; ``attention``: the same from alpha alone, without the
+user. Both sum to one over a query's rows; relations that no such film has are omitted.
 
 Columns:
     relation: name of the relation
@@ -98,20 +97,20 @@ COUNTS = columns(
         "told": pl.Int32,
     }
 )
-"""retrieve/counts/shard-NNN.parquet, sorted by question, for the manifest: held-out likes, how many of them are
-candidates, films that hint 2 is chosen for, and how many of them have a triple.
+"""retrieve/counts/shard-NNN.parquet, sorted by query, for the manifest: held-out likes, those among the candidates,
+films for which hint 2 is chosen, and those that have a triple.
 
 Columns:
     answers: held-out likes
     hits: those among the candidates
-    pairs: films that hint 2 is chosen for
+    pairs: films for which hint 2 is chosen
     told: those that have a triple
 """
 
 VIEWERS = columns({"user_id": pl.Int32, "ratings": pl.Int32, "films": pl.UInt64, "rows": pl.UInt64})
-"""retrieve/viewers/shard-NNN.parquet, sorted by user: what the questions of a viewer can see, by which a later night
-finds whom it must ask again. ``ratings`` up to the last answer; sums of the hashes of their films, and of whole rows
-(film, rating, position, label, unseen).
+"""retrieve/viewers/shard-NNN.parquet, sorted by user: checksums of the rows that a user's queries depend on, by which a
+later run finds the users to compute again. ``ratings`` up to the last answer; sums of the hashes of their films, and of
+whole rows (film, rating, position, label, unseen).
 
 Columns:
     ratings: rows up to the last answer

@@ -9,7 +9,7 @@ from tripletune.schemas.base import columns
 ATTENTION = columns(
     {"fit": pl.String, "movie_id": pl.Int32, "relation": pl.String, "entity": pl.String, "alpha": pl.Float32}
 )
-"""rgat/attention.parquet: weight of each real triple of a film, renormalised so that a film's sum to one.
+"""rgat/attention.parquet: weight of each real triple of a film, renormalised to sum to one per film.
 
 Columns:
     relation: name of the relation

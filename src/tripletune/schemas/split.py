@@ -20,17 +20,17 @@ SPLIT = columns(
     }
 )
 """split/shard=NNN/part.parquet, sorted by user and position. ``LIKE_LABELS`` are the labels of likes: ``graph`` and
-``target`` are learned from, ``valid`` and ``test`` are asked, ``later`` (protocol global_time) is neither, and evidence
-of questions about later likes only. Every rating below the like threshold is ``other``. ``unseen`` viewers are in no
-fit and no training example.
+``target`` are used in training, ``valid`` and ``test`` are held-out answers, ``later`` (protocol global_time, frozen
+sets) is neither, and evidence only for queries with a later cutoff. Every rating below the like threshold is ``other``.
+``unseen`` users are in no fit and no training example.
 
 Columns:
     label: role of the row, one of SPLIT_LABELS
 """
 
 ASKED = "asked.json"
-"""In the split's folder where ``split.frozen`` is given: ``users``, whom valid and test questions are asked; without it
-everybody who has such a like."""
+"""File in the split's folder where ``split.frozen`` is given: ``users``, the users of valid and test queries. Without
+it, all users with such a like."""
 
 FROZEN = columns(
     {
@@ -42,8 +42,8 @@ FROZEN = columns(
         "evidence": pl.UInt64,
     }
 )
-"""The file that ``tripletune freeze`` writes, sorted by user and purpose: an answer, its place in the viewer's order of
-time, and a hash of the viewer's rows up to it.
+"""The file that ``tripletune freeze`` writes, sorted by user and purpose: an answer, its place in the user's order of
+time, and a hash of the user's rows up to it.
 
 Columns:
     timestamp: time of the answer

@@ -1,4 +1,4 @@
-"""Columns of the files that every trained model writes."""
+"""Columns of the files written by every trained model."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import polars as pl
 from tripletune.schemas.base import columns
 
 TRAINED_ON = columns({"user_id": pl.Int32, "movie_id": pl.Int32, "fit": pl.String})
-"""rgat|lightgcn|sasrec|ease/trained_on.parquet: the likes each fit (``a`` or ``b``) was really trained on; the audit
-reads it. Sorted by fit and user; of what is trained by steps a user's likes stand oldest first, and those of lightgcn
-make the similar viewers."""
+"""rgat|lightgcn|sasrec|ease/trained_on.parquet: likes that each fit (``a`` or ``b``) was actually trained on, for the
+audit. Sorted by fit and user; for models trained by steps a user's likes are in time order, oldest first. Those of
+lightgcn supply the films of similar users."""
 
 CURVE = columns({"fit": pl.String, "step": pl.Int32, "loss": pl.Float64, "valid_ndcg_at_10": pl.Float64})
-"""rgat|lightgcn|sasrec/curve.parquet: one row per evaluation; ``valid_ndcg_at_10`` is null for fit a, which must not
-look.
+"""rgat|lightgcn|sasrec/curve.parquet: one row per evaluation; ``valid_ndcg_at_10`` is null for fit a, which is
+not evaluated on valid.
 
 Columns:
     step: training steps done

@@ -1,6 +1,6 @@
-"""The ways a film is found, each a distribution over films: a taste, the talk of the time, a preferred entity.
+"""Channels by which users find films, each a distribution over films: a taste, an epoch's trend, a preferred entity.
 
-Each is kept as a table of ``slots`` films in which a film stands as often as it is likely, so that a draw is one
+Each is a table of ``slots`` films in which a film occurs in proportion to its probability, so that a draw is one
 look-up and the likelihood of a draw is exactly a count over ``slots``.
 """
 
@@ -17,22 +17,22 @@ from tripletune.synthetic.sizes import Size
 from tripletune.synthetic.world import EPOCHS_PER_YEAR, Catalogue, Entity, FloatArray, carriers, planted_entities
 
 MOODS, STYLES = 12, 8
-"""Places on the two circles of taste: a mood prefers one genre, a style the films near its own place."""
+"""Positions on the two circles of taste: a mood prefers one genre, a style the films near its own position."""
 TASTES = MOODS * STYLES
 _MOOD_PULL, _STYLE_PULL = 4.5, 12.0
 """Log-odds that a taste adds to films of its genre, and to films of its style over those of the opposite one."""
 _TREND_SPREAD, _TREND_MEMORY = 1.3, 0.8
 _NOVELTY, _NOVELTY_FADES = 6.0, 3.0
-"""How much more a film is talked about when it comes out, and in how many epochs that fades."""
+"""Extra weight of a film in the trend when it comes out, and the epochs in which that fades."""
 _MAX_ENTITY_SHARE = 0.3
 
 
 @dataclass(frozen=True, slots=True)
 class Channels:
-    """Tables of film numbers.
+    """Tables of film numbers, one per channel.
 
-    ``carries_NM`` says which films carry an entity, ``share_N`` how much of a viewing comes through the entity's
-    channel for those who prefer it, ``released_M`` from which epoch on a film can be watched.
+    ``carries_NM``: which films carry an entity; ``share_N``: share of viewings through the entity's channel for users
+    who prefer it; ``released_M``: first epoch in which a film can be watched.
     """
 
     table_CT: npt.NDArray[np.int32]
@@ -48,7 +48,7 @@ class Channels:
 
 
 def build_channels(catalogue: Catalogue, size: Size, rng: np.random.Generator) -> Channels:
-    """Tastes, then epochs, then planted entities."""
+    """Build the tables of tastes, then epochs, then planted entities."""
     entities = planted_entities(catalogue, size)
     carries_NM = carriers(catalogue, entities)
     slots = 1 << (18 if catalogue.num_movies > 20_000 else 16)
@@ -79,7 +79,7 @@ def _pull(catalogue: Catalogue, taste: int) -> FloatArray:
 
 
 def _talk(catalogue: Catalogue, epoch: int) -> FloatArray:
-    """Nothing before a film is out, most when it comes out. Films older than the period are no news."""
+    """Trend weight per film: zero before its release, highest at it. Films older than the period have no peak."""
     age_M = epoch - catalogue.released_M
     fresh_M = (catalogue.released_M > 0) * np.exp(-np.maximum(age_M, 0) / _NOVELTY_FADES)
     talked: FloatArray = (age_M >= 0) * (1.0 + _NOVELTY * fresh_M)
@@ -90,5 +90,5 @@ def _fill(weight_M: FloatArray, slots: int, rng: np.random.Generator) -> npt.NDA
     """Films in proportion to their weights, rounded up or down so that the total is ``slots``. Shape (T,)."""
     upto_M = np.cumsum(weight_M)
     edges_M = np.floor(upto_M * (slots / upto_M[-1]) + rng.random()).astype(np.int64)
-    edges_M[upto_M == upto_M[-1]] = slots  # whatever the last digits are, no film without weight gets a slot
+    edges_M[upto_M == upto_M[-1]] = slots  # despite rounding, no film without weight gets a slot
     return np.repeat(np.arange(len(weight_M)), np.diff(edges_M, prepend=0))

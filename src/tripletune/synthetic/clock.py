@@ -1,6 +1,6 @@
-"""When films are rated: evenings at least nine hours apart, ratings of one evening seconds apart or in one second."""
+"""Times of ratings: sessions at least nine hours apart, ratings of a session seconds apart or in the same second."""
 
-# Shape letters in this file: U viewers, S sessions in order of viewer and time, R ratings
+# Shape letters in this file: U users, S sessions in order of user and time, R ratings
 from __future__ import annotations
 
 import numpy as np
@@ -15,7 +15,7 @@ _SAME_SECOND = 0.2
 
 
 def epoch_of(start_S: IntArray, first_year: int, num_epochs: int) -> IntArray:
-    """Half-years (UTC) since the period's first year, of the session's first rating. Shape (S,)."""
+    """Epoch of each session's start: half-years (UTC) since the period's first year. Shape (S,)."""
     month_S = start_S.astype("datetime64[s]").astype("datetime64[M]").astype(np.int64) - 12 * (first_year - 1970)
     return (month_S * EPOCHS_PER_YEAR // 12).clip(0, num_epochs - 1)
 
@@ -35,7 +35,7 @@ def draw_times(
 
 
 def _starts(size: Size, viewer_S: npt.NDArray[np.int32], lasts_S: IntArray, rng: np.random.Generator) -> IntArray:
-    """Starts of the sessions: gaps of days or weeks, shortened for those who would not fit into the period."""
+    """Starts of the sessions: gaps of days or weeks, shortened for users who would not fit into the period."""
     first_S = np.diff(viewer_S, prepend=-1) > 0
     begin_U = np.flatnonzero(first_S)
     gap_S = rng.exponential(_USUAL_GAP, len(viewer_S))

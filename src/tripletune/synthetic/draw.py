@@ -1,12 +1,12 @@
-"""How the next film is found: one of several ways, and again until the film is out and new to the viewer.
+"""Draw the next film: through one of several channels, repeated until the film is released and new to the user.
 
-In a session of epoch ``t`` and taste ``z`` a viewer with preferred entity ``e`` finds a film through
+In a session of epoch ``t`` and taste ``z`` a user with preferred entity ``e`` finds a film through
 
     e's channel      with probability ``share_e`` (0 without a preference); otherwise through
-    any film alike   with ``STRAY``, the talk of epoch ``t`` with ``TREND``, or taste ``z`` with the rest
+    any film alike   with ``STRAY``, the trend of epoch ``t`` with ``TREND``, or taste ``z`` with the rest
 """
 
-# Shape letters in this file: B viewers of a block, R ratings, A ratings of viewers not yet done, D rows to draw
+# Shape letters in this file: B users of a block, R ratings, A ratings of users not yet done, D rows to draw
 from __future__ import annotations
 
 import numpy as np
@@ -18,7 +18,7 @@ from tripletune.synthetic.world import IntArray
 Int32Array = npt.NDArray[np.int32]
 
 STRAY, TREND = 0.02, 0.15
-"""Shares of the viewings that do not come through the preferred entity."""
+"""Shares of the viewings that do not come through the preferred entity: any film, and the epoch's trend."""
 
 
 def draw_films(
@@ -29,24 +29,23 @@ def draw_films(
     entity_B: IntArray,
     rng: np.random.Generator,
 ) -> Int32Array:
-    """A film for each row, none twice for a viewer, as if found one after the other. Shape (R,).
+    """Draw a film for each row, none twice for a user, as if found one after the other. Shape (R,).
 
     Args:
-        channels: the ways.
-        viewer_R: from 0, ascending; a viewer's rows in the order of time.
-        taste_R, epoch_R: of each row.
-        entity_B: what each viewer prefers, an index of ``channels.entities``; -1 for nothing.
+        channels: the distributions over films.
+        viewer_R: user numbers from 0, ascending; a user's rows in time order.
+        taste_R, epoch_R: taste and epoch of each row.
+        entity_B: preferred entity of each user, an index of ``channels.entities``; -1 for none.
         rng: the block's own.
     """
     return _Draw(channels, viewer_R, taste_R, epoch_R, entity_B, rng).films()
 
 
 class _Draw:
-    """Draws each row's film until no viewer has one twice.
+    """Draw of each row's film, repeated until no user has one twice.
 
-    Among the rows of a viewer that hold the same film the earliest keeps it and the others draw again. A film that is
-    once held is from then on held by that row or an earlier one, so the result is the same as that of drawing row after
-    row, each until the film is new.
+    Among the rows of a user with the same film the earliest keeps it and the others draw again. Once drawn, a film
+    stays with that row or an earlier one, so the result equals that of drawing row by row, each until the film is new.
     """
 
     def __init__(
@@ -67,7 +66,7 @@ class _Draw:
 
     def films(self) -> Int32Array:
         """The film of each row. Shape (R,)."""
-        # viewer, film and row in one integer: sorting these is the quickest way to find what a viewer has twice
+        # user, film and row in one integer: sorting these is the fastest way to find a user's duplicates
         row_bits, film_bits = len(self.movie_R).bit_length(), self.channels.num_movies.bit_length()
         row_A = np.arange(len(self.movie_R))
         again_D = row_A
@@ -83,7 +82,7 @@ class _Draw:
         return self.movie_R
 
     def _draw(self, row_D: IntArray) -> None:
-        """A film for each row, drawn again until it is out."""
+        """Draw a film for each row, again until it is released."""
         tables = self.channels.table_CT
         while len(row_D):
             viewer_D = self.viewer_R[row_D]

@@ -1,4 +1,4 @@
-"""The ids under which films, viewers and people stand in the files of a synthetic release and of IMDb's dumps."""
+"""Ids of films, users and people in the files of a synthetic release and its IMDb dumps."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ _CREDITS_PER_TITLE = 9
 _CREDITS_PER_PERSON = 8
 
 
-# Shape letters: U viewers, M films of the release, I titles of IMDb (those of the release among them)
+# Shape letters: U users, M films of the release, I titles of IMDb (those of the release among them)
 @dataclass(frozen=True, slots=True)
 class Ids:
-    """Ids by number of viewer and film; and IMDb's titles in order of their ids.
+    """Ids by number of user and film, and IMDb's titles in order of their ids.
 
-    ``film_I`` is the number of the release's film, -1 for another title; ``first_person`` the id of the first of each
-    role's people, ``num_people`` counts them all and ``others`` the further people of the dumps, who come after.
+    ``film_I`` is the number of the release's film, -1 for another title; ``first_person`` the id of the first person of
+    each role, ``num_people`` counts them all and ``others`` the further people of the dumps, whose ids follow.
     """
 
     user_U: pl.Series
@@ -43,7 +43,7 @@ class Ids:
 
 
 def draw_ids(catalogue: Catalogue, size: Size, rng: np.random.Generator) -> Ids:
-    """Movie ids in an order of their own, else they would tell the popularity; film ids among those of other titles."""
+    """Draw movie ids in random order, else they would reveal popularity, and IMDb ids among those of other titles."""
     first_person, next_person = {}, FIRST_PERSON
     for role in ALL_ROLES:
         first_person[role] = next_person
@@ -71,5 +71,5 @@ def draw_ids(catalogue: Catalogue, size: Size, rng: np.random.Generator) -> Ids:
 
 
 def numbered(prefix: str, column: str) -> pl.Expr:
-    """IMDb's way to write a number: ``tt`` or ``nm`` and at least seven digits."""
+    """A number as an IMDb id: ``tt`` or ``nm`` and at least seven digits."""
     return pl.lit(prefix) + pl.col(column).cast(pl.String).str.zfill(7)

@@ -1,4 +1,4 @@
-"""IMDb's four dumps for a synthetic release: its films among many other titles, in blocks, without a time stamp."""
+"""Write IMDb's four dumps for a synthetic release: its films among many other titles, in blocks, without time stamp."""
 
 # Shape letters in this file: I titles of a block, R credits of a block, M films of the release
 from __future__ import annotations
@@ -42,7 +42,7 @@ def write_dumps(
     seed: int,
     advance: Callable[[int], None],
 ) -> dict[str, int]:
-    """Write ``title.basics title.crew title.principals name.basics .tsv.gz``; tells ``advance`` the credits written.
+    """Write ``title.basics title.crew title.principals name.basics .tsv.gz``; ``advance`` gets the credits written.
 
     Returns:
         Rows of each dump, by its name.
@@ -70,7 +70,7 @@ def write_dumps(
 
 
 class _Dump:
-    """A ``.tsv.gz`` that grows by frames: tab-separated, ``\\N`` for missing, no quoting. Named when closed."""
+    """A ``.tsv.gz`` written frame by frame: tab-separated, ``\\N`` for missing, no quoting. Renamed when closed."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.rows = path, 0
@@ -89,7 +89,7 @@ class _Dump:
     def close(self) -> int:
         self._file.write(self._gzip.flush())
         self._file.close()
-        write_atomically(self.path, lambda part: None)  # it is written; flush and rename it
+        write_atomically(self.path, lambda part: None)  # already written; flush and rename it
         return self.rows
 
 
@@ -101,7 +101,7 @@ def _write(path: Path, frames: Frames) -> int:
 
 
 def _credits(catalogue: Catalogue, ids: Ids, block: slice, rng: np.random.Generator) -> pl.DataFrame:
-    """title and person (numbers) and category, in order of title and billing."""
+    """Columns title and person (numbers) and category, in order of title and billing."""
     title_I, film_I = ids.title_I[block], ids.film_I[block]
     parts = [*_own_credits(catalogue, ids, title_I[film_I >= 0], film_I[film_I >= 0])]
     if ids.others:
@@ -222,7 +222,7 @@ def _joined_genres(catalogue: Catalogue, separator: str, none: str | None) -> li
 
 
 def _people(catalogue: Catalogue, ids: Ids, size: Size, seed: int) -> Frames:
-    """Everyone but the nameless; a few a second time and under a second name."""
+    """All people except the nameless; a few repeated under a second name."""
     kept = _named_for_sure(catalogue, ids, size)
     total = ids.num_people + ids.others
     for first in range(0, total, _PEOPLE_BLOCK):

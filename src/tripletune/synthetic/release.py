@@ -1,8 +1,8 @@
-"""A made-up MovieLens release with credits and planted preferences, of any size up to the real ones'.
+"""Write a synthetic MovieLens release with credits and planted preferences, of any size up to the real ones'.
 
-It has the layout of the real files and their oddities: titles with commas, quotes and control tokens, two films of one
-title, films without credits, people without a name, a tag with a line break. Ratings are written in blocks of viewers,
-so memory does not grow with their number.
+It has the layout of the real files and their oddities: titles with commas, quotes and control tokens, two films of the
+same title, films without credits, people without a name, a tag with a line break. Ratings are written in blocks of
+users, so memory does not grow with their number.
 """
 
 from __future__ import annotations
@@ -33,33 +33,33 @@ from tripletune.synthetic.world import EPOCHS_PER_YEAR, GENRES, Catalogue, draw_
 
 _NO_CREDITS, _NO_GENRES = 9, 12
 _YEARLESS, _GENRELESS, _UNCREDITED = 0.007, 0.08, 0.1
-"""Shares of films, as published; those that nobody is credited for are mostly little known."""
+"""Shares of films without year, genres or credits, as published; films without credits are mostly unpopular."""
 
 Advance = Callable[[str, int], None]
-"""Told the table being written (``ratings`` or ``credits``) and how many rows went to it."""
+"""Progress callback: table being written (``ratings`` or ``credits``) and number of rows just written."""
 
 
 def synthesise(folder: Path, size: str, seed: int, *, principals: int, advance: Advance | None = None) -> Facts:
     """Write a release of a published size into a new folder, which appears when it is complete.
 
     Args:
-        folder: does not exist yet, or is empty.
+        folder: new or empty.
         size: one of ``SIZES``.
-        seed: decides every byte.
-        principals: rows of ``title.principals`` to reach, about, with other titles; ``SIZES`` has what fits the size.
-        advance: told of progress.
+        seed: determines every byte.
+        principals: approximate rows of ``title.principals``, reached with other titles; ``SIZES`` has defaults.
+        advance: progress callback.
 
     Returns:
         As ``write_release``.
 
     Raises:
-        InputError: the folder has other files, is a file or cannot be made.
+        InputError: the folder has other files, is a file or cannot be created.
     """
     work = folder.absolute().with_name(f".{folder.absolute().name}.part")
     with writing_to(folder, "--out"):
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise InputError(f"{folder} is a file or not empty; name a new folder, or remove what is there")
-        shutil.rmtree(work, ignore_errors=True)  # what a killed run left
+        shutil.rmtree(work, ignore_errors=True)  # left by a killed run
         work.mkdir(parents=True)
     try:
         facts = write_world(work, replace(SIZES[size], principals=principals), seed, advance)
@@ -71,9 +71,9 @@ def synthesise(folder: Path, size: str, seed: int, *, principals: int, advance: 
 
 
 def write_release(folder: Path, settings: SyntheticConfig, seed: int) -> Facts:
-    """Write the release that a preset asks for: ``ratings movies tags links .csv``, ``imdb/*.tsv.gz`` and the truth.
+    """Write a preset's synthetic release: ``ratings movies tags links .csv``, ``imdb/*.tsv.gz`` and the truth.
 
-    The truth (see ``synthetic_truth``) says what each viewer prefers and how films were found.
+    The truth (see ``truth.py``) has each user's preference and the generator's parameters.
 
     Returns:
         Counts, each named ``synthetic_...``.
@@ -114,7 +114,7 @@ def write_world(folder: Path, size: Size, seed: int, advance: Advance | None = N
 
 
 def _plant_oddities(catalogue: Catalogue, size: Size, rng: np.random.Generator) -> None:
-    """Before anyone watches: an entity that the files do not tell must not draw viewers either."""
+    """Plant gaps before ratings are drawn: an entity missing in the files must not attract users either."""
     for rank, (_, year) in ODD_TITLES.items():
         catalogue.year_M[rank] = year
         catalogue.released_M[rank] = max(0, (year - size.first_day.year) * EPOCHS_PER_YEAR)
@@ -130,7 +130,7 @@ def _plant_oddities(catalogue: Catalogue, size: Size, rng: np.random.Generator) 
 
 
 class _Stream:
-    """Writes blocks of ratings, and keeps counts and the tags (small) that come of them."""
+    """Writer of rating blocks; keeps counts and the tags (small) drawn from them."""
 
     def __init__(
         self, blocks: Iterator[Ratings], size: Size, seed: int, tags: list[pl.DataFrame], advance: Callable[[int], None]
@@ -143,7 +143,7 @@ class _Stream:
         with part.open("wb") as file:
             for block in self._blocks:
                 self._write_block(file, block, ids)
-                # what a block cannot give is left to the next
+                # a block's shortfall is carried over to the next
                 due = self._size.tags * self.ratings // self._size.ratings - num_tags
                 rng = np.random.default_rng([self._seed, 0x7A6, int(block.viewer_R[0])])
                 self._tags.append(draw_tags(block, self._size, due, self._seed, rng))
@@ -177,7 +177,7 @@ def _links(ids: Ids) -> pl.DataFrame:
 
 
 def _tags(given: pl.DataFrame, ids: Ids, size: Size) -> pl.DataFrame:
-    """The tags as they stand in the file; in a small world the best known film has the breaking one as well."""
+    """Tags as written to the file; in a small release the most popular film also gets ``BREAKING_TAG``."""
     columns = {"userId": ids.user_U, "movieId": ids.movie_M}
     table = given.select(
         userId=pl.lit(columns["userId"]).gather("viewer"),

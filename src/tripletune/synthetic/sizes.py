@@ -1,4 +1,4 @@
-"""How large a synthetic release is and how strong its signal: the real releases' numbers by name, or any small size."""
+"""Sizes of synthetic releases and strength of their signal: the published releases by name, or any small size."""
 
 from __future__ import annotations
 
@@ -9,32 +9,32 @@ from tripletune.config import SyntheticConfig
 from tripletune.schemas.ingest import midnight
 
 MIN_RATINGS = 20
-"""Nobody in a MovieLens release has fewer."""
+"""Minimum ratings per user, as in the MovieLens releases."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Size:
-    """Totals of a release, its period, and how much of real data's disorder it has."""
+    """Totals of a release, its period, and whether it has the gaps of real data."""
 
     viewers: int
     movies: int
     ratings: int
-    """Exact; at least ``MIN_RATINGS`` per viewer."""
+    """Exact; at least ``MIN_RATINGS`` per user."""
     tags: int
     principals: int = 0
     """Rows of ``title.principals`` to reach with titles that are not in the release; 0 adds none."""
     first_day: date
     last_day: date
-    """No rating before the first or after the last, and no film that comes out later."""
+    """No rating is before the first or after the last day, and no film comes out later."""
     spread: float
-    """Standard deviation of the logarithm of a viewer's ratings beyond ``MIN_RATINGS``."""
+    """Standard deviation of the logarithm of a user's ratings beyond ``MIN_RATINGS``."""
     entities: int
-    """Entities of a kind that viewers may prefer."""
+    """Entities per kind that users may prefer."""
     strength: float
-    """Log-odds a planted preference adds; see ``world_viewers``."""
+    """Log-odds that a planted preference adds; see ``users.py``."""
     as_published: bool = True
     """Ids without gaps, gaps in credits and names, films without genres or year, as in the real releases; else each
-    oddity once, where a small run shows it."""
+    oddity once, so that a small run contains it."""
 
     @property
     def start(self) -> int:
@@ -96,13 +96,13 @@ SIZES = {
         strength=1.5,
     ),
 }
-"""Counts of the published releases; ml-1m in the csv layout, with tags, which the real one has not."""
+"""Counts of the published releases; ml-1m in the csv layout and with tags, unlike the real one."""
 
 
 def configured_size(settings: SyntheticConfig) -> Size:
-    """The release that a preset's ``[synthetic]`` section asks for.
+    """Size for a preset's ``[synthetic]`` section.
 
-    Nobody rates more than 60 % of the films (but ``MIN_RATINGS``), so the mean may come out below the asked one.
+    No user rates more than 60 % of the films (but at least ``MIN_RATINGS``), so the mean may be below ``mean_ratings``.
     """
     most = max(MIN_RATINGS, int(MAX_SHARE * settings.movies))
     mean = min(settings.mean_ratings, (MIN_RATINGS + most) // 2)
@@ -122,4 +122,4 @@ def configured_size(settings: SyntheticConfig) -> Size:
 
 
 MAX_SHARE = 0.6
-"""Of the films that are out on the first day, nobody rates more than this share."""
+"""Upper limit of a user's ratings, as a share of the films that are out on the first day."""

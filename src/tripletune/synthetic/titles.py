@@ -1,4 +1,4 @@
-"""Titles of films and names of people, made of word lists; with the oddities that real titles have."""
+"""Titles of films and names of people from word lists, with the oddities of real titles."""
 
 from __future__ import annotations
 
@@ -47,22 +47,22 @@ ODD_TITLES = {
     7: ("Twin Lanterns (1987)", 1987),
     10: ("Untitled Road Picture", 0),
 }
-"""Titles and years by popularity rank, so that prompts show them; year 0 is none."""
+"""Titles and years by popularity rank, high enough to appear in prompts; year 0: none."""
 _ARTICLE, _QUOTED, _SUBTITLE, _AS_WELL = 0.2, 0.02, 0.05, 0.04
 _TWINS = 0.002
-"""Share of films that have the title and year of another, as published."""
+"""Share of films with the title and year of another film, as published."""
 
 
 @dataclass(frozen=True, slots=True)
 class Titles:
-    """``listed`` as MovieLens writes them, year and moved article included; ``plain`` as IMDb does."""
+    """Titles: ``listed`` as in MovieLens, with year and moved article; ``plain`` as in IMDb."""
 
     listed: list[str]
     plain: list[str]
 
 
 def draw_titles(catalogue: Catalogue, size: Size, rng: np.random.Generator) -> Titles:
-    """A title per film, unique but for planted twins; the catalogue gets the twins' years."""
+    """Draw a title per film, unique except for planted twins; sets the twins' years in the catalogue."""
     num_movies = catalogue.num_movies
     chance_M = rng.random((num_movies, 4))
     listed, plain = [], []
@@ -99,7 +99,7 @@ def _numbers(count: int, rng: np.random.Generator) -> npt.NDArray[np.int64]:
 
 
 def _name(number: int) -> str:
-    """A name of its own for each number: pairs of words, places, pairs with a place, and sequels of these."""
+    """Unique name of a number: pairs of words, words with a place, pairs with a place, and sequels of these."""
     pairs, places = len(_ADJECTIVES) * len(_NOUNS), len(_NOUNS) * len(_PLACES)
     if number < pairs:
         return f"{_ADJECTIVES[number // len(_NOUNS)]} {_NOUNS[number % len(_NOUNS)]}"

@@ -1,11 +1,11 @@
-"""What a synthetic release was made from: everything that ``synthetic_oracle`` needs to turn the generator round.
+"""Ground truth of a synthetic release: all that ``benchmarks/synthetic_oracle.py`` needs to invert the generator.
 
 ``truth.parquet``: user_id, kind (of ``KINDS``), key (as in the knowledge graph, such as ``person:nm0000012`` or
 ``genre:Crime``; null for kind none) and strength in log-odds. ``truth_movies.parquet``: movie_id, the log-odds
-``watch`` and ``like`` of a viewer without a preference, and the epoch in which the film comes out.
-``truth_entities.parquet``: kind, key, prior (with that of no preference they sum to one) and share, the part of a
-viewing that comes through the entity. ``truth_channels.parquet``: channel (taste, epoch or entity), its number,
-movie_id and count, the slots out of ``slots`` that the film has; an entity's films stand there even with none.
+``watch`` and ``like`` of a user without a preference, and the epoch in which the film comes out.
+``truth_entities.parquet``: kind, key, prior (with that of no preference they sum to one) and share, the share of
+viewings through the entity. ``truth_channels.parquet``: channel (taste, epoch or entity), its number,
+movie_id and count, the film's slots out of ``slots``; an entity's films are listed even with none.
 ``truth_model.json``: the numbers.
 """
 
@@ -30,7 +30,7 @@ from tripletune.synthetic.world import KIND_SHARES, KINDS, Catalogue
 def write_truth(
     folder: Path, size: Size, catalogue: Catalogue, channels: Channels, viewers: Viewers, ids: Ids
 ) -> dict[str, int]:
-    """Write the files; returns how many viewers prefer each kind."""
+    """Write the files; returns the number of users per preferred kind."""
     keys = pl.Series([*(ids.key(entity) for entity in channels.entities), None], dtype=pl.String)
     truth = pl.DataFrame(
         {

@@ -1,12 +1,12 @@
-"""Viewers: what each prefers, and the films they watch, rate and when, in blocks whose memory is bounded.
+"""Users: their preferences, and the films they watch and rate with times, in blocks of bounded memory.
 
-A viewer's evenings (sessions) each have a taste, which walks from one session to the next over two circles (mood and
-style); ``world_draw`` finds the films. A watched film is liked with log-odds ``quality + generosity + strength *
-carries``, the generosity being one of five values per viewer. Number of ratings, sessions and times do not depend on
-the preference. ``synthetic_oracle`` turns exactly this round.
+Each session of a user has a taste, which walks from one session to the next over two circles (mood and style);
+``draw.py`` draws the films. A watched film is liked with log-odds ``quality + generosity + strength * carries``, the
+generosity being one of five values per user. Number of ratings, sessions and times do not depend on the preference.
+``benchmarks/synthetic_oracle.py`` inverts exactly this model.
 """
 
-# Shape letters in this file: U viewers, B viewers of a block, S sessions, R ratings
+# Shape letters in this file: U users, B users of a block, S sessions, R ratings
 from __future__ import annotations
 
 from collections.abc import Iterator
@@ -22,9 +22,9 @@ from tripletune.synthetic.sizes import MAX_SHARE, MIN_RATINGS, Size
 from tripletune.synthetic.world import KIND_SHARES, KINDS, Catalogue, IntArray
 
 STEP = 0.08
-"""Probability that a circle's place moves by one between two sessions, each way."""
+"""Probability that a circle's position moves by one between two sessions, in each direction."""
 GENEROSITIES = (-1.0, -0.5, 0.0, 0.5, 1.0)
-_SESSION = 20  # ratings on one evening, on average
+_SESSION = 20  # ratings per session, on average
 _HIGH, _HIGH_PERCENT = (4.0, 4.5, 5.0), (55, 20, 25)
 _LOW, _LOW_PERCENT = (0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 3.5), (3, 6, 4, 14, 13, 35, 25)
 _STARS = np.array([np.repeat(_LOW, _LOW_PERCENT), np.repeat(_HIGH, _HIGH_PERCENT)], dtype=np.float32)
@@ -34,7 +34,7 @@ _BLOCK = 1 << 19
 
 @dataclass(frozen=True, slots=True)
 class Viewers:
-    """``kind_U`` indexes ``KINDS``; ``entity_U`` the planted entities, -1 for none; ``ratings_U`` counts ratings."""
+    """Users; ``kind_U`` indexes ``KINDS``, ``entity_U`` planted entities (-1: none), ``ratings_U`` counts ratings."""
 
     kind_U: IntArray
     entity_U: IntArray
@@ -43,7 +43,7 @@ class Viewers:
 
 @dataclass(frozen=True, slots=True)
 class Ratings:
-    """Rows in order of viewer and time: numbers of viewer and film, stars, seconds since 1970."""
+    """Ratings in order of user and time: numbers of user and film, stars, seconds since 1970."""
 
     viewer_R: Int32Array
     movie_R: Int32Array
@@ -52,23 +52,23 @@ class Ratings:
 
 
 def draw_viewers(size: Size, channels: Channels, rng: np.random.Generator) -> Viewers:
-    """A kind per viewer, of its planted entities one, and exactly ``size.ratings`` ratings in all."""
+    """Draw a kind per user, one of its planted entities, and a number of ratings; in total exactly ``size.ratings``."""
     kind_U = rng.choice(len(KINDS), size=size.viewers, p=KIND_SHARES)
     entity_U = np.full(size.viewers, -1)
     for number, kind in enumerate(KINDS[:-1]):
         of_kind = np.flatnonzero([entity.kind == kind for entity in channels.entities])
         chosen_U = kind_U == number
         entity_U[chosen_U] = rng.choice(of_kind, size=chosen_U.sum())
-    # what is not out on the first day cannot be counted on
+    # films that are not out on the first day cannot be relied on
     most = max(MIN_RATINGS, int(MAX_SHARE * (channels.released_M == 0).sum()))
     return Viewers(kind_U, entity_U, _lengths(size, most, rng))
 
 
 def _lengths(size: Size, most: int, rng: np.random.Generator) -> IntArray:
-    """Ratings per viewer, log-normal above ``MIN_RATINGS`` and at most ``most``, with the exact total. Shape (U,)."""
+    """Ratings per user, log-normal above ``MIN_RATINGS`` and at most ``most``, with the exact total. Shape (U,)."""
     total, room = size.ratings - MIN_RATINGS * size.viewers, most - MIN_RATINGS
     above_U = np.exp(size.spread * rng.standard_normal(size.viewers))
-    for _ in range(50):  # scaling up pushes more viewers against the limit, so it takes a few turns
+    for _ in range(50):  # scaling up pushes more users to the limit, so it takes a few rounds
         above_U = np.minimum(above_U * (total / max(above_U.sum(), 1.0)), room)
     whole_U = np.floor(above_U).astype(np.int64)
     first = np.argsort((whole_U == room) + 1.0 - (above_U - whole_U), kind="stable")
@@ -79,7 +79,7 @@ def _lengths(size: Size, most: int, rng: np.random.Generator) -> IntArray:
 def draw_ratings(
     size: Size, catalogue: Catalogue, channels: Channels, viewers: Viewers, seed: int
 ) -> Iterator[Ratings]:
-    """The ratings of all viewers, in blocks of whole viewers; each block from a generator of its own."""
+    """Draw the ratings of all users, in blocks of whole users; each block from its own generator."""
     upto_U = np.cumsum(viewers.ratings_U)
     first = 0
     while first < size.viewers:
@@ -115,7 +115,7 @@ def _draw_block(
 
 
 def walk_tastes(first_S: npt.NDArray[np.bool_], rng: np.random.Generator) -> IntArray:
-    """Taste of each session: anywhere for a viewer's first, then a walk on both circles. Shape (S,)."""
+    """Taste of each session: uniform for a user's first, then a walk on both circles. Shape (S,)."""
     taste_S = np.zeros(len(first_S), dtype=np.int64)
     start_S = np.flatnonzero(first_S)[np.cumsum(first_S) - 1]
     for places, stride in ((MOODS, STYLES), (STYLES, 1)):

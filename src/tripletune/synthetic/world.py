@@ -1,7 +1,7 @@
-"""An invented film world: years, genres, credits, and how often each film is watched and liked.
+"""Synthetic film catalogue: years, genres, credits, and how often each film is watched and liked.
 
-Vectorised; draws depend on the seed alone. Films are numbered by popularity, so that callers can place oddities where
-they will be seen; what a film is about is independent of how popular it is.
+Vectorised; draws depend only on the seed. Films are numbered by popularity, so that callers can place oddities where
+they will be seen; a film's content is independent of its popularity.
 """
 
 # Shape letters in this file: M films, G genres, P people of a role, N planted entities
@@ -25,12 +25,12 @@ _GENRE_SHARES = {
 }
 GENRES = tuple(_GENRE_SHARES)
 ROLES = ("director", "cinematographer", "writer", "actor")
-"""Roles whose people viewers may prefer."""
+"""Roles whose people users may prefer."""
 ALL_ROLES = (*ROLES, "composer", "producer", "editor")
 KINDS = (*ROLES, "genre", "decade", "none")
 KIND_SHARES = (0.22, 0.15, 0.10, 0.15, 0.13, 0.10, 0.15)
 _FILMS_PER_PERSON = {"director": 8, "cinematographer": 10, "writer": 5, "actor": 2, "composer": 10, "producer": 4}
-"""A role's pool is the number of films over this; editors as cinematographers."""
+"""A role's pool has the number of films divided by this; editors as cinematographers."""
 _CREDITED = {"director": 1, "cinematographer": 1, "writer": 2, "actor": 5, "composer": 1, "producer": 2, "editor": 1}
 _WITHOUT = {"director": 0.03, "cinematographer": 0.35, "writer": 0.06, "actor": 0.05, "composer": 0.4, "producer": 0.4}
 """Share of films that lack a role's credits, as published; editors as cinematographers."""
@@ -42,10 +42,10 @@ _DECADES = 7
 class Catalogue:
     """Films and their entities.
 
-    ``year_M`` is 0 where the title tells none; ``released_M`` the epoch of the period in which a film comes out, 0 for
-    those that are out before; ``logit_M`` the log-odds of being watched, ``quality_M`` of being liked; ``style_M`` a
-    place on a circle that no file tells; ``genres_MG`` says which of ``GENRES``; ``cast`` gives for each role the
-    people of each film, (M, n) indices into the role's pool, -1 for none.
+    ``year_M`` is 0 where the title has none; ``released_M`` the epoch of the period in which a film comes out, 0 for
+    films that are out before; ``logit_M`` the log-odds of being watched, ``quality_M`` of being liked; ``style_M`` a
+    position on a circle that is in no file; ``genres_MG`` flags of ``GENRES``; ``cast`` has for each role the people of
+    each film, (M, n) indices into the role's pool, -1 for none.
     """
 
     year_M: IntArray
@@ -64,14 +64,14 @@ class Catalogue:
 
 @dataclass(frozen=True, slots=True)
 class Entity:
-    """What a viewer may prefer: ``index`` is a person of the role, one of ``GENRES``, or a decade's first year."""
+    """Entity that a user may prefer: ``index`` is a person of the role, one of ``GENRES``, or a decade's first year."""
 
     kind: str
     index: int
 
 
 def draw_catalogue(size: Size, rng: np.random.Generator) -> Catalogue:
-    """Films with Zipf-like popularity, flatter at the top and falling faster at the tail, as MovieLens has it."""
+    """Draw films with Zipf-like popularity, flatter at the top and falling faster at the tail, as in MovieLens."""
     num_movies = size.movies
     rank_M = np.arange(num_movies)
     flat_top = np.clip(0.03 * num_movies, 3.0, 120.0)
@@ -94,7 +94,7 @@ def draw_catalogue(size: Size, rng: np.random.Generator) -> Catalogue:
 
 
 def _draw_years(size: Size, rng: np.random.Generator) -> tuple[IntArray, IntArray]:
-    """Years, most of them late, and release epochs. In a small world every film is out before the first rating."""
+    """Years, most of them late, and release epochs. In a small release every film is out before the first rating."""
     last = size.last_day.year if size.as_published else size.first_day.year - 1
     first = last - 10 * _DECADES if size.as_published else last - last % 10 - 50
     year_M = np.floor(first + rng.beta(2.0, 1.2, size.movies) * (last + 1 - first)).astype(np.int64)
@@ -124,7 +124,7 @@ def _draw_cast(size: Size, role: str, pool: int, rng: np.random.Generator) -> In
 
 
 def planted_entities(catalogue: Catalogue, size: Size) -> list[Entity]:
-    """Up to ``size.entities`` of each kind that viewers may prefer: well-known people, rarer genres, late decades."""
+    """Up to ``size.entities`` preferable entities of each kind: well-known people, rarer genres, late decades."""
     weight_M = np.exp(catalogue.logit_M)
     entities = []
     for role in ROLES:
@@ -132,7 +132,7 @@ def planted_entities(catalogue: Catalogue, size: Size) -> list[Entity]:
         person_C = catalogue.cast[role][film_C, place_C]
         films_P = np.bincount(person_C, minlength=catalogue.pools[role])
         known_P = np.bincount(person_C, weights=weight_M[film_C], minlength=catalogue.pools[role])
-        # someone with a single hit is no taste
+        # a person with a single popular film is not a taste
         best = np.argsort(-known_P * films_P.clip(max=5), kind="stable")[: size.entities]
         entities += [Entity(role, int(person)) for person in best if films_P[person]]
     entities += [Entity("genre", genre) for genre in range(3, min(3 + size.entities, 12))]

@@ -1,6 +1,6 @@
-"""Fetching a MovieLens release from GroupLens: resumed after failures, published only with the right MD5.
+"""Download a MovieLens release from GroupLens: resumed after failures, published only with the right MD5.
 
-The zip stays a zip; ingest reads it (``archive.py`` refuses what should not be unpacked).
+The zip stays a zip; ingest reads it (``archive.py`` rejects unsafe archives).
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ BASE_URL = "https://files.grouplens.org/datasets/movielens"
 RELEASES = ("ml-32m", "ml-25m", "ml-20m", "ml-latest", "ml-latest-small", "ml-1m", "ml-100k")
 
 Report = Callable[[int, int], object]
-"""Called with the bytes that are there and the bytes of the whole file (0: unknown)."""
+"""Called with the bytes downloaded and the bytes of the whole file (0: unknown)."""
 
 _MD5_LINE = re.compile(
     r"MD5 \((?P<of>[^)]+)\) = (?P<bsd>[0-9a-f]{32})|(?P<gnu>[0-9a-f]{32})(?:[ \t]+\*?(?P<name>\S+))?", re.IGNORECASE
 )
-_MD5_FILE_LIMIT = 4096  # bytes; a web page in its place is not read to its end
+_MD5_FILE_LIMIT = 4096  # bytes; a web page served in its place is not read to its end
 _MAY_PASS = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Downloaded:
-    """A release that is there and verified."""
+    """A verified release on disk."""
 
     path: Path
     md5: str
     fetched: bool
-    """False: it was there before."""
+    """False: the file existed before."""
 
 
 def download(
@@ -54,20 +54,21 @@ def download(
     patience: Patience | None = None,
     report: Report = lambda done, total: None,
 ) -> Downloaded:
-    """Fetch ``<base_url>/<name>.zip`` into ``folder``, or go on with what an earlier attempt left there.
+    """Download ``<base_url>/<name>.zip`` into ``folder``, resuming an earlier attempt.
 
     Args:
         name: one of ``RELEASES``.
-        folder: made when missing. A second download into it waits for the first, then finds its file.
+        folder: created when missing. A concurrent download of the same release waits for the first, then uses its file.
         base_url: http or https, without user, password or query.
-        md5: the zip's MD5 in hex; empty: the one in ``<base_url>/<name>.zip.md5``; GroupLens has one for each
+        md5: the zip's MD5 in hex; empty: read from ``<base_url>/<name>.zip.md5``, which GroupLens has for each
             release.
         patience: when to give up.
-        report: for a progress bar.
+        report: progress callback.
 
     Raises:
         InputError: no such release or URL, no MD5 published, the server cannot be reached or refuses, the bytes
-            have another MD5 (they are removed), or the folder cannot be written. All but the wrong bytes are kept.
+            have another MD5 (they are removed), or the folder cannot be written. Bytes already downloaded are kept in
+            all cases but the wrong MD5.
     """
     patience = patience or Patience()
     if name not in RELEASES:
@@ -113,7 +114,7 @@ def _verify_and_publish(part: PartialFile, url: str, expected: str, origin: str)
 
 
 def _checked_base(base_url: str) -> str:
-    # looked for anywhere, and no part of it repeated: a password may hold a slash, and end up in host or path
+    # searched in the whole URL, no part of which is repeated: a password with a slash may end up in host or path
     if re.search(r"[@?#]", base_url):
         raise InputError(
             "--base-url holds an @, ? or #, as a user name, a password or a query brings; give the URL without "
@@ -170,7 +171,7 @@ def _read_text(client: httpx.Client, url: str) -> str:
 
 
 def _fetch(client: httpx.Client, url: str, part: PartialFile, report: Report) -> None:
-    """One attempt: ask for what is missing and append it."""
+    """One attempt: request the missing bytes and append them."""
     if part.is_whole:
         return
     with _failures_in_one_line(url, part), client.stream("GET", url, headers=part.request_headers()) as response:

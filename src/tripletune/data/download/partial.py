@@ -1,4 +1,4 @@
-"""A file that arrives in pieces: what is there, which version of it, and how to ask a server for the rest."""
+"""A partly downloaded file: its bytes, their version, and the HTTP range request for the rest."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ _CONTENT_RANGE = re.compile(r"bytes (?:(?P<first>\d+)-\d+|\*)/(?P<total>\d+|\*)"
 
 
 class PartialFile:
-    """``NAME.part`` beside a file that is still to come, and ``NAME.part.json`` with the version it belongs to.
+    """``NAME.part`` next to the final path, and ``NAME.part.json`` with the version it belongs to.
 
     Args:
         target: the file's final path.
-        version: what must not change between two attempts (the published checksum). Bytes of another version, or
-            of an unknown one, are dropped.
+        version: must not change between two attempts (the published checksum). Bytes of another or an unknown version
+            are dropped.
     """
 
     def __init__(self, target: Path, version: str) -> None:
@@ -42,12 +42,12 @@ class PartialFile:
 
     @property
     def size(self) -> int:
-        """Bytes that are there."""
+        """Bytes on disk."""
         return self.path.stat().st_size if self.path.exists() else 0
 
     @property
     def total(self) -> int:
-        """Bytes of the whole file as the server gave them; 0 while unknown."""
+        """Bytes of the whole file as stated by the server; 0 while unknown."""
         return int(self._state.get("total") or 0)
 
     @property
@@ -55,13 +55,13 @@ class PartialFile:
         return 0 < self.total == self.size
 
     def drop(self) -> None:
-        """Forget what is there."""
+        """Delete the bytes and their state."""
         self.path.unlink(missing_ok=True)
         self._state_path.unlink(missing_ok=True)
         self._state = {}
 
     def request_headers(self) -> dict[str, str]:
-        """Ask for the rest, or for the whole should the file have changed since."""
+        """Headers that request the rest, or the whole file if it has changed since."""
         headers = {"Accept-Encoding": "identity"}  # a range counts bytes of the file, not of its compressed form
         if self.size:
             headers["Range"] = f"bytes={self.size}-"
@@ -70,13 +70,13 @@ class PartialFile:
         return headers
 
     def begin(self, response: httpx.Response) -> None:
-        """Make ready for the body of a 200, 206 or 416.
+        """Prepare for the body of a 200, 206 or 416.
 
-        A 200 is the whole file, whatever was asked for: what was there goes. A 416 has no bytes to add: either all of
-        them are there, or there are more than the server has.
+        A 200 is the whole file, whatever was requested: the bytes on disk are dropped. A 416 has no bytes to add:
+        either the file is complete, or it has more bytes than the server's.
 
         Raises:
-            Interrupted: the answer does not fit what is there, which was dropped; ask again.
+            Interrupted: the response does not fit the bytes on disk, which were dropped; request again.
         """
         if response.status_code == 200:
             self.drop()
@@ -98,11 +98,11 @@ class PartialFile:
             return
         size = self.size
         self.drop()
-        # without the URL that answered: after a redirect it may be signed
-        raise Interrupted(f"the server has no bytes of {self.target.name} from {size} on; starting anew")
+        # without the response's URL: after a redirect it may be signed
+        raise Interrupted(f"the server has no bytes of {self.target.name} from {size} on; starting over")
 
     def open(self) -> IO[bytes]:
-        """For appending."""
+        """Open the file for appending."""
         return self.path.open("ab")
 
     def publish(self) -> None:
@@ -112,6 +112,6 @@ class PartialFile:
 
 
 def _validator(headers: httpx.Headers) -> str:
-    """What identifies the version in an If-Range: the ETag, unless it is a weak one, or the date."""
+    """Version for an If-Range header: a strong ETag, else the date."""
     etag = str(headers.get("ETag", ""))
     return etag if etag.startswith('"') else str(headers.get("Last-Modified", ""))

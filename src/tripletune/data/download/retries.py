@@ -1,4 +1,4 @@
-"""Trying again after a network failure, with growing pauses, for as long as something new arrives."""
+"""Retry after network failures, with growing pauses, for as long as new bytes arrive."""
 
 from __future__ import annotations
 
@@ -15,29 +15,29 @@ T = TypeVar("T")
 
 
 class Interrupted(Exception):
-    """An attempt broke off in a way that may pass; the message says where and why, in one line."""
+    """A transient failure of an attempt; the message gives place and reason in one line."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Patience:
-    """How long to insist. The pause doubles with each attempt that brings nothing, until one brings something."""
+    """Retry limits. The pause doubles with each fruitless attempt and is reset by one that brings bytes."""
 
     tries: int = 6
-    """Attempts in a row without a new byte after which it is given up; attempts that bring bytes do not count."""
+    """Fruitless attempts in a row before giving up; attempts that bring new bytes do not count."""
     pause: float = 1.0
     """Seconds before the second attempt."""
     longest_pause: float = 60.0
-    """Seconds that a pause never exceeds."""
+    """Longest pause in seconds."""
     timeout: float = 30.0
-    """Seconds to wait for a connection, and for the next bytes of one that stands."""
+    """Seconds to wait for a connection, and for the next bytes of an open one."""
 
 
 def keep_trying(attempt: Callable[[], T], *, reached: Callable[[], int], patience: Patience) -> T:
     """Call ``attempt`` until it returns.
 
     Args:
-        attempt: raises ``Interrupted`` for what may pass; any other error ends it at once.
-        reached: bytes that are there. An attempt after which they are more than ever before was no failure.
+        attempt: raises ``Interrupted`` for a transient failure; any other error is raised at once.
+        reached: number of bytes on disk. An attempt that raises it above its maximum so far is not fruitless.
         patience: when to give up.
 
     Raises:

@@ -1,1 +1,1 @@
-"""Ratings that arrive as files of their own, on disk or in object storage."""
+"""Ratings in separate files, on disk or in object storage."""

@@ -1,4 +1,4 @@
-"""The files of a feed of ratings: each is parsed once, in whatever night it arrives, and read back from then on."""
+"""Parse the files of a ratings feed: each once, in the run where it arrives; later runs read the parsed rows."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from tripletune.store.paths import Facts, read_manifest
 
 @dataclass(frozen=True, slots=True)
 class FeedPart:
-    """A file of the feed as it was parsed: the folder of ``parse_feed_file``, finished, and the file's name tonight."""
+    """A parsed file of the feed: the finished folder of ``parse_feed_file``, and the file's name in this run."""
 
     folder: Path
     name: str
 
 
 def parse_feed_file(path: Path, shown: str, out: Path, columns: FeedColumns, settings: IngestConfig) -> Facts:
-    """Parse one file of a feed into ``rows rejects .parquet``, so that a later night need not.
+    """Parse one file of a feed into ``rows rejects .parquet``, for reuse by later runs.
 
     Args:
         path: CSV with a header, plain or ``.gz``, or Parquet.
-        shown: what to call it in messages.
+        shown: its name in messages.
         out: the work folder.
-        columns: what its columns are called.
-        settings: domain of a rating and of its time.
+        columns: names of its columns.
+        settings: valid range of ratings and times.
 
     Raises:
         InputError: the file is empty or cannot be read to its end, or its columns are not the expected ones.
@@ -51,7 +51,7 @@ def parse_feed_file(path: Path, shown: str, out: Path, columns: FeedColumns, set
 
 
 def load_parsed(part: FeedPart) -> Parsed:
-    """The rows of one file, and its rejects under the file's name."""
+    """Read the rows of one file, and its rejects under the file's current name."""
     manifest = read_manifest(part.folder)
     assert manifest is not None, f"{part.folder} is no finished output"
     rejects = pl.read_parquet(part.folder / "rejects.parquet", schema=REJECTS)

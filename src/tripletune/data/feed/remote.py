@@ -1,4 +1,4 @@
-"""Files of a feed, local or in an object store: listed with what tells one version from another, then fetched."""
+"""List the files of a feed, local or in an object store, with a checksum each, and fetch them."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ from tripletune.store.files import write_atomically
 from tripletune.store.fingerprint import sha256_file
 
 SUFFIXES = (".csv", ".csv.gz", ".parquet")
-"""What counts in a folder that is named as a whole, in capitals as well."""
+"""File name endings (any case) that are read when a pattern names a folder."""
 
 _LOCAL = re.compile(r"(?:file|local)://")
 
 
 @dataclass(frozen=True, slots=True)
 class SourceFile:
-    """One file of a feed as it was when it was listed."""
+    """One file of a feed as listed."""
 
     url: str
-    """Where it is: a local path, or ``s3://bucket/key``."""
+    """A local path, or ``s3://bucket/key``."""
     name: str
-    """What tells it from the others of the listing: its path below the pattern's fixed folder."""
+    """Unique in the listing: the path below the pattern's fixed folder."""
     size: int
     """Bytes."""
     checksum: str
-    """Equal only for equal bytes: SHA-256 of a local file; ETag and size of a remote one, so that nothing is read.
+    """SHA-256 of a local file; ETag and size of a remote one, so that nothing is read. Equal only for equal bytes.
 
-    Equal bytes may have two ETags: one that was uploaded in parts has another than one that was uploaded whole.
+    Equal bytes may have two ETags: an upload in parts gets another one than an upload as a whole.
     """
 
     @property
@@ -52,7 +52,7 @@ class _Match:
     url: str
     depth: int
     entry: Entry | None = None
-    """What the store says; None for a local file."""
+    """The store's entry; None for a local file."""
 
     @property
     def name(self) -> str:
@@ -60,19 +60,19 @@ class _Match:
 
 
 def list_files(patterns: Sequence[str]) -> list[SourceFile]:
-    """The files that match, each once, sorted by name.
+    """List the matching files, each once, sorted by name.
 
     Local files are read through for their SHA-256. A name is the path below the pattern's last folder without a
-    wildcard; where two files would share one, parent folders are put before it.
+    wildcard; where two files would share a name, parent folders are prepended.
 
     Args:
         patterns: local paths and ``s3://`` URLs, with ``*``, ``?``, ``[...]`` and ``/**/`` as in a shell. A folder
             stands for the files in it that end in one of ``SUFFIXES``. No wildcard matches a dot at a name's start.
 
     Raises:
-        InputError: a pattern matches nothing, or a folder with one of ``SUFFIXES`` (as Spark writes) and nothing in
-            it, the package for its protocol is missing, it may hold credentials, or the store or a file cannot be
-            read.
+        InputError: a pattern matches nothing, or matches a folder named with one of ``SUFFIXES`` (as Spark writes) but
+            no file in it; the package for its protocol is missing; the pattern may contain credentials; or the store
+            or a file cannot be read.
     """
     found: dict[str, _Match] = {}
     for place, pattern in enumerate(patterns, start=1):
@@ -94,7 +94,7 @@ def _match_local(pattern: str) -> list[_Match]:
     try:
         path = Path(pattern).expanduser().absolute()
     except RuntimeError:
-        raise InputError(f"source.feed.ratings: {pattern}: no such user's folder is known; write it out") from None
+        raise InputError(f"source.feed.ratings: {pattern}: no such user; write the home folder out") from None
     if path.is_dir():
         folder, found = path, [child for child in path.iterdir() if _counts(child.name)]
     elif path.is_file():
@@ -129,7 +129,7 @@ def _match_remote(pattern: str) -> list[_Match]:
 
 
 def _refuse_folders(pattern: str, folders: list[str], files: list[str]) -> None:
-    """Leave out no folder that is a table in parts; one with files that the pattern matches too (``**``) is not."""
+    """Raise InputError for a matched folder that looks like a table in parts, unless its files match too (``**``)."""
     tables = [folder for folder in folders if _counts(_last(folder))]
     reached = {file[:place] for file in files if tables for place, letter in enumerate(file) if letter == "/"}
     for folder in sorted(tables):
@@ -162,7 +162,7 @@ def _nothing(pattern: str, reason: str) -> InputError:
 
 
 def _told_apart(matches: list[_Match]) -> list[_Match]:
-    """Put parent folders before names that two files share."""
+    """Prepend parent folders until no two files share a name."""
     while True:
         count = Counter(match.name for match in matches)
         if max(count.values(), default=1) == 1:
@@ -187,19 +187,20 @@ def _version(entry: Entry) -> str:
 
 
 def fetch(file: SourceFile, scratch: Path, *, patience: Patience | None = None) -> Path:
-    """A local path with the file's bytes.
+    """Return a local path with the file's bytes.
 
-    That of a remote file is a copy in ``scratch`` that no other file shares: delete it when it is read, and a later
-    call fetches it again. That of a local file is the file itself.
+    For a remote file, a copy of its own in ``scratch``: delete it after reading; a later call fetches it again. For a
+    local file, the file itself.
 
     Args:
         file: from ``list_files``.
-        scratch: folder for downloads, made when missing. The name of one carries its checksum: a finished one is used
-            again, and one that broke off is gone on with.
-        patience: how long to insist on a store that fails.
+        scratch: folder for downloads, created when missing. A download's name contains a hash of URL and checksum: a
+            finished one is reused, and a broken one is resumed.
+        patience: retry limits for a failing store.
 
     Raises:
-        InputError: it is gone or has changed since it was listed, the store cannot be read, or scratch not written.
+        InputError: the file is gone or has changed since it was listed, the store cannot be read, or scratch cannot be
+            written.
     """
     if not file.is_remote:
         path = Path(file.url)
@@ -225,7 +226,7 @@ def fetch(file: SourceFile, scratch: Path, *, patience: Patience | None = None) 
 
 
 def _append_rest(file: SourceFile, part: Path) -> None:
-    """One attempt: append what is missing, and make sure that all of it is of the version that was listed."""
+    """One attempt: append the missing bytes, and check that all are of the listed version."""
     store = Store(file.url)
     _require_unchanged(store, file, part)
     with part.open("ab") as sink:
@@ -240,7 +241,7 @@ def _append_rest(file: SourceFile, part: Path) -> None:
 
 def _require_unchanged(store: Store, file: SourceFile, part: Path) -> None:
     if _version(store.entry_now()) != file.checksum:
-        part.write_bytes(b"")  # it may hold bytes of both
+        part.write_bytes(b"")  # it may hold bytes of both versions
         raise _changed(file)
 
 

@@ -1,7 +1,7 @@
-"""Object stores through fsspec: which ones, what they say of a file, and their errors in one line.
+"""Access to object stores through fsspec: listing, file versions, bytes, and one-line errors.
 
-Credentials and endpoint come from where s3fs looks for them: the environment (``AWS_*``) or a profile. None is taken
-from a URL (``holds_secret`` tells one that may have any), and none stands in a message.
+Credentials and endpoint come from the sources of s3fs: the environment (``AWS_*``) or a profile. None is taken from a
+URL (``holds_secret`` detects URLs that may contain any), and none appears in a message.
 """
 
 from __future__ import annotations
@@ -37,15 +37,15 @@ class Entry:
 
 
 def holds_secret(url: str) -> bool:
-    """Whether a URL that a user wrote may hold credentials or a signature, so that no message may repeat it.
+    """Whether a URL given by the user may contain credentials or a signature, so that no message may repeat it.
 
-    Wherever they stand: a password may hold a slash, which ends the host for every parser.
+    The whole URL is searched: a password may contain a slash, which ends the host for every parser.
     """
     return bool(_SECRET.search(url))
 
 
 class Store:
-    """The store that a URL names.
+    """Store of a URL.
 
     Args:
         url: ``s3://bucket/key``, ``gs://...`` or ``abfs://...``, with a bucket. Messages repeat it.
@@ -75,12 +75,12 @@ class Store:
             ) from None
 
     def match(self) -> list[Entry]:
-        """The files and folders that the URL's wildcards stand for."""
+        """List the files and folders that match the URL's wildcards."""
         with _explained(self.url):
             return self._entries(self._files.glob(self.path, detail=True).values())
 
     def named(self) -> tuple[list[Entry], bool]:
-        """The file of this URL, or the files and folders directly below it, and whether it is a folder."""
+        """List the file at this URL, or the entries directly below it; the second value is whether it is a folder."""
         with _explained(self.url):
             try:
                 info = self._files.info(self.path)
@@ -90,7 +90,7 @@ class Store:
             return self._entries(self._files.ls(self.path, detail=True) if is_folder else [info]), is_folder
 
     def why_nothing(self, folder: str) -> str:
-        """The store's own word on a folder without matches: a glob is silent on a missing bucket or right."""
+        """The store's error for a folder without matches: a glob reports no missing bucket or permission."""
         try:
             with _explained(self.url, but=FileNotFoundError):
                 self._files.ls(folder)
@@ -99,17 +99,17 @@ class Store:
         return ""
 
     def entry_now(self) -> Entry:
-        """The file as it is now.
+        """Current entry of the file.
 
         Raises:
-            InputError: it is not there, or may not be read.
-            Interrupted: any other failure; it may pass.
+            InputError: the file is missing or access is denied.
+            Interrupted: any other failure, taken as transient.
         """
         with _interruptions(self.url):
             return self._entry(self._files.info(self.path))
 
     def chunks(self, first: int) -> Iterator[bytes]:
-        """The file's bytes from ``first`` on, 8 MiB at a time; raises like ``entry_now``."""
+        """Read the file from byte ``first`` on, 8 MiB at a time; raises like ``entry_now``."""
         with (
             _interruptions(self.url),
             self._files.open(self.path, "rb", block_size=_CHUNK, cache_type="none") as source,
@@ -119,7 +119,7 @@ class Store:
                 yield chunk
 
     def _entries(self, infos: Any) -> list[Entry]:
-        # a file whose key ends in a slash is what the web console puts down for a folder
+        # the web console marks a folder by an object whose key ends in a slash
         return [self._entry(info) for info in infos if info["type"] == "directory" or not info["name"].endswith("/")]
 
     def _entry(self, info: dict[str, Any]) -> Entry:
@@ -134,7 +134,7 @@ class Store:
 
 @contextmanager
 def _explained(url: str, *, but: type[Exception] | tuple[()] = ()) -> Iterator[None]:
-    """Turn what a store's library raises into one line. Each has error classes of its own, so all are taken."""
+    """Turn any error of a store's library into a one-line InputError; each library has its own classes."""
     try:
         yield
     except (InputError, ImportError):
@@ -147,7 +147,7 @@ def _explained(url: str, *, but: type[Exception] | tuple[()] = ()) -> Iterator[N
 
 @contextmanager
 def _interruptions(url: str) -> Iterator[None]:
-    """Any failure of the store may pass, but for a file or a right that is missing."""
+    """Treat any failure of the store as transient, except a missing file, permission or credential."""
     try:
         yield
     except InputError:
@@ -175,4 +175,4 @@ def _diagnosis(error: Exception) -> str:
 
 def _reason(error: Exception) -> str:
     text = " ".join(str(error).split()) or type(error).__name__
-    return re.sub(r"//\S*@", "//", text)[:300]  # an endpoint may hold a password, and that a slash
+    return re.sub(r"//\S*@", "//", text)[:300]  # an endpoint may contain a password, and the password a slash

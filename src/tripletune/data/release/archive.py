@@ -1,4 +1,4 @@
-"""Taking a MovieLens release out of a zip without trusting it."""
+"""Unpack a MovieLens release from an untrusted zip."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from pathlib import Path, PurePosixPath
 from tripletune.errors import InputError
 
 MAX_UNPACKED = 8 << 30
-"""Bytes that the files of a release may have together; ml-32m has 1 GiB."""
+"""Upper limit of a release's unpacked size in bytes, all files together; ml-32m has 1 GiB."""
 MAX_RATIO = 200
-"""Unpacked over packed size; MovieLens text packs about 4 : 1, a zip bomb beyond 1000 : 1."""
-_SMALL = 1 << 24  # bytes below which the ratio says nothing
+"""Upper limit of unpacked over packed size; MovieLens text packs about 4 : 1, a zip bomb beyond 1000 : 1."""
+_SMALL = 1 << 24  # bytes below which the ratio is not checked
 _CHUNK = 1 << 22
 # what zipfile raises on a damaged zip; an OSError where the directory points outside of the file
 _DAMAGE = (
@@ -32,7 +32,7 @@ _DAMAGE = (
 
 
 def unpack(archive: Path, wanted: frozenset[str], target: Path) -> Path:
-    """Extract the files with a wanted name that lie at the top or one folder down.
+    """Extract the wanted files, from the top of the zip or one folder down.
 
     Args:
         archive: the zip.
@@ -43,8 +43,9 @@ def unpack(archive: Path, wanted: frozenset[str], target: Path) -> Path:
         ``target``.
 
     Raises:
-        InputError: no zip, truncated, encrypted or damaged, too large when unpacked, with a wanted file twice, or with
-            a member that is a link or would be written outside of the target; or the target cannot be written.
+        InputError: the file is no zip, is truncated, encrypted or damaged, is too large when unpacked, has a wanted
+            file twice, or has a member that is a link or would be written outside of the target; or the target cannot
+            be written.
     """
     with _damage_in_one_line(archive):
         file = zipfile.ZipFile(archive)
@@ -56,7 +57,7 @@ def unpack(archive: Path, wanted: frozenset[str], target: Path) -> Path:
             target.mkdir(parents=True, exist_ok=True)
             for path, member in chosen.items():
                 _extract(file, member, target / path)
-        except OSError as error:  # of writing; those of reading are told in _chunks
+        except OSError as error:  # of writing; reading errors are reported in _chunks
             raise InputError(
                 f"cannot write {error.filename or target} ({error.strerror or error}); make room and run it again"
             ) from None
@@ -75,7 +76,7 @@ def _damage_in_one_line(archive: str | Path | None) -> Iterator[None]:
 def _chosen(
     archive: Path, members: list[zipfile.ZipInfo], wanted: frozenset[str]
 ) -> dict[PurePosixPath, zipfile.ZipInfo]:
-    """What is to be extracted, by its path below the target."""
+    """Members to extract, by their path below the target."""
     chosen: dict[PurePosixPath, zipfile.ZipInfo] = {}
     for member in members:
         path = PurePosixPath(member.filename)
@@ -88,12 +89,12 @@ def _chosen(
 
 def _check(archive: Path, members: list[zipfile.ZipInfo]) -> None:
     for member in members:
-        # zipfile cuts a name at a NUL; the rest of the rules are about the name as it is stored
+        # zipfile cuts a name at a NUL; the checks below apply to the name as stored
         path = PurePosixPath(member.filename.replace("\\", "/"))
         if path.is_absolute() or ".." in path.parts or ":" in (path.parts or ("",))[0]:
             raise InputError(f"{archive}: member {member.filename!r} points outside of the archive; use another zip")
         if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            # zipfile unpacks the others a whole read at a time: 4 MiB of bzip2 may be gigabytes in memory
+            # zipfile unpacks other methods one whole read at a time: 4 MiB of bzip2 may be gigabytes in memory
             raise InputError(
                 f"{archive}: member {member.filename!r} is packed by method {member.compress_type}, not stored or "
                 "deflated; unpack it yourself"
@@ -117,8 +118,8 @@ def _extract(archive: zipfile.ZipFile, member: zipfile.ZipInfo, path: Path) -> N
 
 
 def _chunks(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Iterator[bytes]:
-    # zipfile reads no more than the size in the directory, which _check has added up, and checks the CRC at the end;
-    # so a directory that states less than there is ends in an error, not in a larger file
+    # zipfile reads no more than the size in the zip's directory (summed in _check) and checks the CRC at the end; so a
+    # directory that understates a size ends in an error, not in a larger file
     with _damage_in_one_line(archive.filename), archive.open(member) as source:
         while chunk := source.read(_CHUNK):
             yield chunk

@@ -20,10 +20,10 @@ _CLOSING_YEAR = r"\((1[89]\d\d|20\d\d)\)\s*$"
 
 
 def read_movies(folder: Path, layout: Layout) -> Sifted:
-    """Movies, schema MOVIES, sorted by id. Of two rows with one id the first counts. Titles stay as they are.
+    """Movies, schema MOVIES, sorted by id. Of rows with the same id the first is kept. Titles are unchanged.
 
     Raises:
-        InputError: the file is empty, has another header, or not one usable row.
+        InputError: the file is empty, has another header, or has no usable row.
     """
     table = layout.tables["movies"]
     sifted = read_table(folder / table.file, table, movie_rules())
@@ -66,7 +66,7 @@ def read_tags(folder: Path, layout: Layout, movie_ids: pl.Series, settings: Inge
 
 
 def read_links(folder: Path, layout: Layout, movie_ids: pl.Series) -> Sifted:
-    """Links, schema LINKS, sorted by movie; empty where the release has none. Rows without an IMDb id are refused."""
+    """Links, schema LINKS, sorted by movie; empty where the release has none. Rows without an IMDb id are rejected."""
     sifted = _read_if_there(folder, layout, "links", link_rules(movie_ids))
     if sifted is None:
         return _nothing(LINKS)

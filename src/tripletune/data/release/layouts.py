@@ -1,4 +1,4 @@
-"""The three layouts in which GroupLens has published MovieLens, and how to tell them apart by file name."""
+"""The three layouts of published MovieLens releases, recognised by file name."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ GENRES_100K = (
     ),
     *("Film-Noir", "Horror", "Musical", "Mystery", "Romance", "Sci-Fi", "Thriller", "War", "Western"),
 )
-"""Order of the flags at the end of a line of u.item."""
+"""Genres in the order of the flags at the end of a line of u.item."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layout:
-    """The tables of one kind of release; ``tags``, ``links`` and ``users`` may be absent from it."""
+    """Tables of one release layout; ``tags``, ``links`` and ``users`` may be absent."""
 
     name: str
     tables: Mapping[str, TextTable] = field(default_factory=dict)
@@ -91,20 +91,21 @@ KNOWN_FILES = frozenset(file for layout in LAYOUTS for file in layout.files)
 
 
 def files_read(feed: FeedConfig) -> frozenset[str]:
-    """Names of the files that ingest reads in a release: its ratings only when they do not come by the feed."""
+    """Names of the files that ingest reads in a release: the ratings only when no feed replaces them."""
     return KNOWN_FILES - (frozenset(layout.tables["ratings"].file for layout in LAYOUTS) if feed.ratings else set())
 
 
 def find_layout(folder: Path, shown_as: Path, *, told_by: str = "ratings") -> tuple[Layout, Path]:
-    """The layout of a release, in the folder or in one of its direct subfolders.
+    """Find the layout of a release, in the folder or in one of its direct subfolders.
 
     Args:
         folder: where to look.
-        shown_as: what to call it in messages (the zip it was unpacked from).
-        told_by: the table whose file tells the layout: ``ratings``, or ``movies`` where the ratings come by a feed.
+        shown_as: its name in messages (the zip it was unpacked from).
+        told_by: the table whose file name identifies the layout: ``ratings``, or ``movies`` where a feed replaces the
+            ratings.
 
     Raises:
-        InputError: no such file of a known name, more than one release, or ratings without movies.
+        InputError: no file name of any layout, more than one release, or ratings without movies.
     """
     for places in ([folder], sorted(path for path in folder.iterdir() if path.is_dir())):
         found = [
@@ -117,7 +118,7 @@ def find_layout(folder: Path, shown_as: Path, *, told_by: str = "ratings") -> tu
             layout, place = found[0]
             movies = layout.tables["movies"].file
             if not (place / movies).is_file():
-                raise InputError(f"{shown_as} has {layout.tables['ratings'].file} but no {movies} beside it; add it")
+                raise InputError(f"{shown_as} has {layout.tables['ratings'].file} but no {movies} next to it; add it")
             return found[0]
     looked_for = ", ".join(layout.tables[told_by].file for layout in LAYOUTS)
     raise InputError(

@@ -1,4 +1,4 @@
-"""The ratings of all files as one table: films that nobody knows refused, of repeated ratings the newest kept."""
+"""Merge the ratings of all files: reject unknown films, keep the newest of repeated ratings."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ _PAIR = pl.col("user_id").cast(pl.Int64) * (1 << 32) + pl.col("movie_id")
 
 
 def merge_ratings(files: Sequence[Parsed], movie_ids: pl.Series) -> Sifted:
-    """Ratings, schema RATINGS, sorted by user and movie.
+    """Merge parsed files into schema RATINGS, sorted by user and movie.
 
-    Of several ratings of one film by one user the newest counts, of the newest the highest, whatever the order of the
-    rows and the files.
+    Of several ratings of one film by one user the newest is kept, and of equally new ones the highest, independent of
+    the order of rows and files.
 
     Args:
-        files: what stands in them.
+        files: their parsed rows and rejects.
         movie_ids: the films of the release.
     """
     rows = [pl.DataFrame(schema=_MERGED)]
@@ -32,7 +32,7 @@ def merge_ratings(files: Sequence[Parsed], movie_ids: pl.Series) -> Sifted:
     merged = pl.concat(rows, rechunk=False)
     orphans = older = merged.clear()
     known = merged["movie_id"].is_in(movie_ids.implode())
-    if not known.all():  # a filter copies, and most nights there is nothing to refuse
+    if not known.all():  # a filter copies, and most runs have nothing to reject
         orphans, merged = merged.filter(~known), merged.filter(known)
     if not _in_order(merged):
         merged = merged.sort(_PAIR)
@@ -49,16 +49,16 @@ def merge_ratings(files: Sequence[Parsed], movie_ids: pl.Series) -> Sifted:
 
 
 def _in_order(rows: pl.DataFrame) -> bool:
-    """Whether every row comes after the one before, by user and movie; a pass over a sorted release is enough then."""
+    """Whether rows strictly ascend by user and movie; a sorted release then needs one pass and no sort."""
     user, movie = pl.col("user_id").diff(), pl.col("movie_id").diff()
     falls = (user < 0) | ((user == 0) & (movie <= 0))
-    # piece by piece, each with the last row of the one before: differences of everything would double the memory
+    # piece by piece, overlapping by one row: differences of the whole table would double the memory
     pieces = (rows.slice(start, _PIECE + 1) for start in range(0, rows.height, _PIECE))
     return not any(piece.select(falls.any()).item() for piece in pieces)
 
 
 def _older(rows: pl.DataFrame) -> pl.DataFrame:
-    """Of rows sorted by user and movie those that a newer one replaces, with their number in ``row``."""
+    """Rows that a newer rating replaces, with their number in ``row``; the input is sorted by user and movie."""
     same_as_before = (pl.col("user_id").diff() == 0) & (pl.col("movie_id").diff() == 0)
     again = rows.select(again=same_as_before.fill_null(False))["again"]
     repeated = rows.with_row_index("row").filter(again | again.shift(-1, fill_value=False))

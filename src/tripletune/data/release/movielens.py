@@ -1,4 +1,4 @@
-"""A MovieLens release into typed Parquet: good rows kept, bad rows counted and named in ``rejects.parquet``."""
+"""Convert a MovieLens release to typed Parquet; bad rows are counted and listed in ``rejects.parquet``."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ def ingest_release(release: Path, out: Path, settings: IngestConfig, feed: Seque
     """Read a release and write ``ratings movies tags links users rejects .parquet``.
 
     Args:
-        release: a folder or a zip in one of the layouts of ``layouts.py``; also when it lies one folder down.
+        release: a folder or a zip in one of the layouts of ``layouts.py``, at its top or one folder down.
         out: the work folder.
-        settings: domain of a rating and of its time, and the share of refused ratings at which to stop.
-        feed: parsed files that take the place of the release's ratings.
+        settings: valid range of ratings and times, and the share of rejected rows above which to stop.
+        feed: parsed files that replace the release's ratings.
 
     Returns:
         ``rows_in = rows_kept + rows_rejected`` of the ratings, the same for each table under ``tables``, rejects by
-        reason over all tables, and counts of viewers and movies.
+        reason over all tables, and counts of users and movies.
 
     Raises:
-        InputError: the release is missing, damaged or of no known layout, a header is not the expected one, a table
-            has no usable rows, or more than ``max_reject_share`` of the ratings were refused.
+        InputError: the release is missing, damaged or in no layout of ``layouts.py``, a header is not the expected one,
+            a table has no usable rows, or more than ``max_reject_share`` of a table's rows were rejected.
     """
     unpacked = out / SCRATCH / "unpacked"
     try:
@@ -73,7 +73,7 @@ def ingest_release(release: Path, out: Path, settings: IngestConfig, feed: Seque
 
 @dataclass(slots=True)
 class _Written:
-    """The tables that are written: their counts by name, and their rejects."""
+    """Writer of the tables; collects their counts by name and their rejects."""
 
     release: Path
     out: Path
@@ -82,10 +82,10 @@ class _Written:
     rejects: list[pl.DataFrame] = field(default_factory=list)
 
     def add(self, name: str, table: Sifted, source: str = "") -> None:
-        """Write a table; only its rejects are held from then on.
+        """Write a table; only its rejects stay in memory.
 
         Raises:
-            InputError: too many of its rows were refused; ``source`` is where they came from, if not the release.
+            InputError: too many of its rows were rejected; ``source`` names their origin, if not the release.
         """
         _refuse_damage(source or str(self.release), name, table, self.settings)
         write_parquet(self.out / f"{name}.parquet", table.kept, row_group_size=ROW_GROUP)
@@ -120,7 +120,7 @@ def _open(release: Path, unpacked: Path, told_by: str) -> tuple[Layout, Path]:
 
 
 def _refuse_damage(source: str, name: str, table: Sifted, settings: IngestConfig) -> None:
-    """Stop when too much is wrong; a rating that another one replaces is no damage."""
+    """Raise InputError when too many rows are rejected; replaced duplicate ratings are not counted."""
     rows, bad = _counts(table)["rows_in"], table.rejects.filter(pl.col("reason") != DUPLICATE)
     allowed = settings.max_reject_share * rows
     if not bad.height or (bad.height <= allowed and not (name == "ratings" and table.kept.is_empty())):

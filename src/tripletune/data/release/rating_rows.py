@@ -1,4 +1,4 @@
-"""What the readers of ratings have in common: how a file is written, and the sifting of typed rows."""
+"""Shared by the text and Parquet readers of ratings: the file's format, and the checks of typed rows."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from tripletune.data.release.tables import Sifted, TextTable, field_rejects
 from tripletune.schemas.ingest import RATINGS, REJECTS
 
 PARSED = pl.Schema([*RATINGS.items(), ("line", pl.UInt32())])
-"""A rating and its line (in a Parquet file: its row), from 1."""
+"""A rating and its line number (in a Parquet file: row number), from 1."""
 
 
 @dataclass(frozen=True, slots=True)
 class RatingsFormat:
-    """How ratings are written.
+    """Format of a ratings file.
 
     Args:
-        table: of text files; ``table.file`` is the name in the rejects.
-        columns: what the columns of RATINGS are called in the files.
-        settings: the domain of a rating and of its time.
-        shown: what to call the file in messages.
+        table: format of text files; ``table.file`` is the name in the rejects.
+        columns: names of the columns of RATINGS in the file.
+        settings: valid range of ratings and times.
+        shown: name of the file in messages.
     """
 
     table: TextTable
@@ -38,8 +38,8 @@ def sift_rows(raw: pl.DataFrame, numbers: Mapping[str, pl.Expr], form: RatingsFo
 
     Args:
         raw: ``line`` and the columns of RATINGS as they stand in the file.
-        numbers: how each becomes a number, null where it is none.
-        form: the rules, and the names for the rejects.
+        numbers: for each column the expression that parses it; null where the value is no number.
+        form: settings of the rules, and the names for the rejects.
     """
     rules = rating_rules(form.settings)
     typed = raw.select("line", **numbers).select("line", *RATINGS, _fault=first_fault(rules))

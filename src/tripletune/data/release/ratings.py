@@ -1,4 +1,4 @@
-"""One file of ratings, text or Parquet, into numbers; rows that are none are refused by line."""
+"""Parse one file of ratings, text or Parquet; bad rows are rejected by line number."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class Parsed:
 
     Args:
         file: its name, as in the rejects.
-        movie_column: what its column of films is called.
-        rows: schema PARSED, in the order of the file, each by itself a good one.
+        movie_column: name of its film column.
+        rows: schema PARSED, in the order of the file; each passes the rules for single rows.
         rejects: schema REJECTS.
     """
 

@@ -1,4 +1,4 @@
-"""Ratings from Parquet, of any types that say numbers or moments without doubt."""
+"""Read ratings from Parquet, from any column types that convert to numbers or times unambiguously."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ _BATCH = 1 << 20
 
 
 def parquet_parts(path: Path, form: RatingsFormat) -> Iterator[Sifted]:
-    """The ratings of a Parquet file in pieces, in the order of the file; rows are numbered from 1.
+    """Read the ratings of a Parquet file in batches, in the order of the file; rows are numbered from 1.
 
     Raises:
-        InputError: the file cannot be read to its end, lacks a column or has it twice, or a column's type is none of
-            numbers, text, or (for the time) days and moments.
+        InputError: the file cannot be read to its end, lacks a column or has it twice, or a column's type is
+            neither a number nor text nor (for the time) a date or timestamp.
     """
     line = 1
     try:

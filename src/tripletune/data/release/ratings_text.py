@@ -1,10 +1,9 @@
-"""Ratings from text, block by block: a clean block at full speed, a damaged one line by line.
+"""Read ratings from text, block by block: a clean block at full speed, a damaged one line by line.
 
-Each block goes through polars' typed CSV reader first. Where that reader finds anything unusual, or a row breaks a
-rule, the block is halved until the trouble lies in a small one, and that one is read exactly (``tables.py``), so that
-every line is either kept or refused by number. Both ways give the same rows for the same text; tests hold them
-together. A record in quotes may run over several lines, so a block with quotes is not halved, and what is open at its
-end is read with the next.
+Each block goes through polars' typed CSV reader first. Where that reader fails or a row breaks a rule, the block
+is halved until the fault lies in a small block, which is read exactly (``tables.py``), so that every line is either
+kept or rejected by number. Both paths give the same rows for the same text (tested). A quoted record may run over
+several lines, so a block with quotes is not halved, and a record open at its end is read with the next block.
 """
 
 from __future__ import annotations
@@ -29,15 +28,15 @@ from tripletune.schemas.ingest import RATINGS, REJECTS
 
 _BLOCK = 1 << 24
 _SMALL = 1 << 20
-"""Bytes of a block that is read exactly rather than halved again."""
+"""Blocks of at most this many bytes are read exactly, not halved again."""
 _LONGEST_LINE = 1 << 20
 
 
 def text_parts(path: Path, form: RatingsFormat) -> Iterator[Sifted]:
-    """The ratings of a text file, plain or ``.gz``, in pieces, in the order of the file.
+    """Read the ratings of a text file, plain or ``.gz``, in pieces, in the order of the file.
 
     Raises:
-        InputError: the file is empty or cannot be read to its end, lacks a column, or has a line beyond all measure.
+        InputError: the file is empty or cannot be read to its end, lacks a column, or has a line above 1 MiB.
     """
     try:
         with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as file:
@@ -59,7 +58,7 @@ def text_parts(path: Path, form: RatingsFormat) -> Iterator[Sifted]:
 
 
 def _below_header(stream: BufferedReader[Any], form: RatingsFormat) -> tuple[int, TextTable]:
-    """Number of the first line below the header, and the table with our names for the columns we know."""
+    """Number of the first line below the header, and the table with the columns of RATINGS under our names."""
     table = form.table
     if stream.peek(3).startswith(codecs.BOM_UTF8):
         stream.read(3)
@@ -84,17 +83,17 @@ def _too_long(form: RatingsFormat, line: int) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Block:
-    """Reads blocks of one file. ``table`` has our names for the columns we know."""
+    """Reader of one file's blocks. ``table`` has the columns of RATINGS under our names."""
 
     table: TextTable
     form: RatingsFormat
     rules: Sequence[Rule]
 
     def parse(self, data: bytes, line: int, *, more: bool) -> Generator[Sifted, None, int]:
-        """The rows of whole lines, of which the first has the number ``line``.
+        """Parse whole lines, of which the first has the number ``line``.
 
         Returns:
-            How many bytes were used; the rest belongs to a record that may end in the lines to come (``more``).
+            Number of bytes used; the rest belongs to a record that may end in later lines (``more``).
         """
         if not data:
             return 0
@@ -114,17 +113,17 @@ class _Block:
         return len(data)
 
     def _read_clean(self, data: bytes, line: int) -> pl.DataFrame | None:
-        """The rows of a block in which every line is a good row, or None."""
+        """Rows of a block in which every line is a good row; None for any other block."""
         lines = data.count(b"\n") + (not data.endswith(b"\n"))
         separator = self.table.separator
         quotes = self.table.quoted and b'"' in data
-        if separator == "::":  # the typed reader knows separators of one byte
+        if separator == "::":  # the typed reader supports one-byte separators only
             if b"\t" in data:
                 return None
             separator, data = "\t", data.replace(b"::", b"\t")
         fields = len(self.table.columns)
         try:
-            # the reader fills short lines; it stops at long ones, but not when it is to read some columns alone
+            # the reader pads short lines; it fails at long ones, but not when it reads a subset of the columns
             if not (_simply_quoted(data, separator, fields) if quotes else _full(data, separator, fields, lines)):
                 return None
             typed = pl.read_csv(
@@ -142,7 +141,7 @@ class _Block:
         return typed.select(*RATINGS, line=pl.int_range(line, line + lines, dtype=pl.UInt32))
 
     def _read_exactly(self, data: bytes, line: int, more: bool) -> tuple[Sifted, int | None]:
-        """The rows of a block line by line, and the line where an open record begins."""
+        """Rows of a block, parsed line by line, and the line where an open record begins."""
         records = parse_records(data, self.table, line, more=more)
         sifted = sift_rows(records.rows, {name: number(name, dtype) for name, dtype in RATINGS.items()}, self.form)
         rejects = pl.concat([records.rejects, sifted.rejects]).sort("line")
@@ -150,12 +149,12 @@ class _Block:
 
 
 def _full(data: bytes, separator: str, fields: int, lines: int) -> bool:
-    """Whether lines without quotes have as many separators as they should, all together."""
+    """Whether unquoted lines have the expected number of separators in total."""
     return data.count(separator.encode()) == lines * (fields - 1)
 
 
 def _simply_quoted(data: bytes, separator: str, fields: int) -> bool:
-    """Whether each line has its fields, and quotes only at their very beginning and end: no reader can doubt those."""
+    """Whether each line has all its fields, quoted only as a whole, which is unambiguous for every reader."""
     between = re.escape(separator)
     field = f'(?:[^"{between}]*|"[^"]*")'
     pattern = f"^{field}(?:{between}{field}){{{fields - 1}}}$"
@@ -163,7 +162,7 @@ def _simply_quoted(data: bytes, separator: str, fields: int) -> bool:
 
 
 def _offset(data: bytes, number: int) -> int:
-    """Where the line with this number begins, counted from 0, in data that ends with a line end."""
+    """Byte offset of a line, numbered from 0, in data that ends with a line break."""
     place = len(data)
     for _ in range(data.count(b"\n") - number + 1):
         place = data.rfind(b"\n", 0, place)

@@ -1,4 +1,4 @@
-"""What a row must be like to be kept: every rule of every table, in the order in which faults are named."""
+"""Row rules of every table, in the order in which faults are reported."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _REPEATED_MOVIE = "movie id stands in an earlier row"
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """Rows where ``fails`` is true are refused with the ``reason``; ``column`` is named beside it."""
+    """Rows where ``fails`` is true are rejected; ``reason`` and ``column`` are reported."""
 
     column: str
     fails: pl.Expr
@@ -32,7 +32,7 @@ def first_fault(rules: Sequence[Rule]) -> pl.Expr:
 
 
 def rating_rules(settings: IngestConfig) -> list[Rule]:
-    """Of one rating by itself; the columns are typed (schema RATINGS), null where the text is no such number."""
+    """Rules for a single rating; the columns are typed (schema RATINGS), null where the text is no such number."""
     low, high = settings.rating_min, settings.rating_max
     user, movie, rating, timestamp = (pl.col(name) for name in ("user_id", "movie_id", "rating", "timestamp"))
     return [
@@ -45,7 +45,7 @@ def rating_rules(settings: IngestConfig) -> list[Rule]:
 
 
 def movie_rules() -> list[Rule]:
-    """Of the movies of a release, all columns strings, in the order of the file."""
+    """Rules for the movies of a release, all columns strings, in the order of the file."""
     return [
         _id("movieId"),
         Rule("movieId", _repeated("movieId"), _REPEATED_MOVIE),
@@ -54,7 +54,7 @@ def movie_rules() -> list[Rule]:
 
 
 def tag_rules(movie_ids: pl.Series, settings: IngestConfig) -> list[Rule]:
-    """Of the tags of a release, all columns strings."""
+    """Rules for the tags of a release, all columns strings."""
     return [
         _id("userId"),
         _id("movieId"),
@@ -65,7 +65,7 @@ def tag_rules(movie_ids: pl.Series, settings: IngestConfig) -> list[Rule]:
 
 
 def link_rules(movie_ids: pl.Series) -> list[Rule]:
-    """Of the links of a release, all columns strings, in the order of the file."""
+    """Rules for the links of a release, all columns strings, in the order of the file."""
     return [
         _id("movieId"),
         _unknown_movie(movie_ids),
@@ -75,7 +75,7 @@ def link_rules(movie_ids: pl.Series) -> list[Rule]:
 
 
 def user_rules() -> list[Rule]:
-    """Of the demographics of a release, all columns strings, in the order of the file."""
+    """Rules for the demographics of a release, all columns strings, in the order of the file."""
     return [
         _id("userId"),
         Rule("userId", _repeated("userId"), "user id stands in an earlier row"),
@@ -84,12 +84,12 @@ def user_rules() -> list[Rule]:
 
 
 def number(column: str, dtype: pl.DataType | type[pl.DataType]) -> pl.Expr:
-    """A column of strings as numbers, null where it holds something else; blanks around a number do not matter."""
+    """Parse a string column as numbers; null where it holds something else. Surrounding blanks are ignored."""
     return pl.col(column).str.strip_chars().cast(dtype, strict=False)
 
 
 def imdb_digits() -> pl.Expr:
-    """The column imdbId without the letters that some files write before the number."""
+    """The column imdbId without the prefix ``tt`` that some files write."""
     return pl.col("imdbId").str.strip_chars().str.strip_prefix("tt")
 
 

@@ -1,7 +1,7 @@
-"""Exact reading of delimited text: every row arrives as it stands in the file, or is rejected with its line number.
+"""Read delimited text exactly: every row is returned as it stands in the file or rejected with its line number.
 
 CSV readers repair, skip or stop at damaged lines. Here a table is read line by line (vectorised), lines with quotes go
-through the standard library's strict CSV parser, and a line that is no record costs itself and nothing else.
+through the standard library's strict CSV parser, and only the lines that are no records are lost.
 """
 
 from __future__ import annotations
@@ -20,25 +20,25 @@ from tripletune.schemas.base import conform
 from tripletune.schemas.ingest import REJECTS
 
 MAX_RECORD_LINES = 100
-"""A quoted field that runs over more lines than this is an unclosed quote, not text."""
+"""A quoted field over more lines than this counts as an unclosed quote."""
 CLIP = 200
-"""Characters of a refused value that are kept."""
+"""Characters kept of a rejected value."""
 _OPEN = "unexpected end of data"
-"""What the CSV parser says of a quote that is open at the end."""
+"""The CSV parser's error message for a quote that is open at the end."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TextTable:
-    """How one table stands in a text file.
+    """Format of one table in a text file.
 
     Args:
         file: name of the file.
         columns: names of its fields, in order.
-        separator: what stands between fields.
+        separator: between fields.
         header: whether the first line holds the names; columns are then found by name, in any order.
-        quoted: whether fields may stand in double quotes, and hold separators and line breaks then.
-        encoding: what the file is in when it is not UTF-8. Empty: lines that are not UTF-8 are rejected.
-        hint: what else to do when the header is another one, for the error message.
+        quoted: whether fields may be in double quotes, and then contain separators and line breaks.
+        encoding: fallback for files that are not UTF-8. Empty: lines that are not UTF-8 are rejected.
+        hint: further advice in the error message about an unexpected header.
     """
 
     file: str
@@ -59,7 +59,7 @@ class TextTable:
 class Records:
     """``rows``: ``line`` and the fields as strings; ``rejects``: schema REJECTS, for the lines that are no records.
 
-    ``open_line``: where a quoted record begins that may end in the lines to come; the other two stop before it.
+    ``open_line``: where a quoted record begins that may end in later lines; the other two stop before it.
     """
 
     rows: pl.DataFrame
@@ -69,7 +69,7 @@ class Records:
 
 @dataclass(frozen=True, slots=True)
 class Sifted:
-    """``kept`` rows, and the others as schema REJECTS."""
+    """``kept`` rows, and the rejected ones as schema REJECTS."""
 
     kept: pl.DataFrame
     rejects: pl.DataFrame
@@ -93,13 +93,13 @@ def read_table(path: Path, table: TextTable, rules: Sequence[Rule]) -> Sifted:
 
 
 def find_columns(shown: str, header: bytes, table: TextTable, told: Mapping[str, str]) -> TextTable:
-    """The table with its columns in the order of a file's header line.
+    """Order the table's columns as in a file's header line.
 
     Args:
-        shown: what to call the file in messages.
+        shown: name of the file in messages.
         header: its first line.
-        table: what is expected.
-        told: for each column its name in the header. Further columns of the file are called ``_<place>``.
+        table: the expected columns.
+        told: for each column its name in the header. Further columns of the file are named ``_<place>``.
 
     Raises:
         InputError: a column is not in the header, or is there twice.
@@ -116,13 +116,13 @@ def find_columns(shown: str, header: bytes, table: TextTable, told: Mapping[str,
 
 
 def parse_records(data: bytes, table: TextTable, first_line: int, *, more: bool = False) -> Records:
-    """Split lines into fields. Blank lines are no rows.
+    """Split lines into fields; blank lines are skipped.
 
     Args:
         data: whole lines, below the header.
-        table: how they are written.
+        table: their format.
         first_line: number of the first of them in the file.
-        more: whether lines follow in which a record may end that begins here.
+        more: whether later lines follow, in which a record that begins here may end.
     """
     lines, undecodable = _lines(data, table, first_line)
     quoted = _quoted_records(lines, table, more) if table.quoted else _Quoted([], [], [])
@@ -141,7 +141,7 @@ def parse_records(data: bytes, table: TextTable, first_line: int, *, more: bool 
 
 
 def sift(records: Records, table: TextTable, rules: Sequence[Rule]) -> Sifted:
-    """Keep the rows of strings that pass every rule; a refused row is named by the first rule it fails."""
+    """Keep the rows of strings that pass every rule; a rejected row gets the reason of the first rule it fails."""
     rows = records.rows.with_columns(_fault=first_fault(rules))
     rejects = [records.rejects]
     for index, rule in enumerate(rules):
@@ -154,11 +154,11 @@ def field_rejects(rows: pl.DataFrame, file: str, rule: Rule, value: str, column:
     """Rejects (schema REJECTS) for rows that fail a rule.
 
     Args:
-        rows: with ``line`` and the refused values.
-        file: name to give.
-        rule: what they fail.
-        value: column of ``rows`` that holds the refused values.
-        column: what that column is called in the file, when not as in the rule.
+        rows: with ``line`` and the rejected values.
+        file: name of the file in the rejects.
+        rule: the rule they fail.
+        value: column of ``rows`` that holds the rejected values.
+        column: name of that column in the file, when not as in the rule.
     """
     return _rejects(rows, file, pl.lit(column or rule.column), pl.col(value).cast(pl.String), rule.reason)
 
@@ -173,7 +173,7 @@ def _rejects(rows: pl.DataFrame, file: str, column: pl.Expr, value: pl.Expr, rea
 
 
 def _lines(data: bytes, table: TextTable, first_line: int) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """``line`` and ``text`` of the lines that can be decoded, and of the others."""
+    """``line`` and ``text`` of the lines that can be decoded, and of those that cannot."""
     undecodable: list[int] = []
     try:
         data.decode("utf-8")
@@ -194,9 +194,9 @@ def _is_utf8(line: bytes) -> bool:
 
 
 def _split_fields(lines: pl.DataFrame, table: TextTable) -> pl.DataFrame:
-    """``line``, one String column per field, and ``_whole``: whether the line has exactly as many fields."""
+    """``line``, one String column per field, and ``_whole``: whether the line has exactly the expected fields."""
     number = len(table.columns)
-    # one field more than expected: it is null exactly when the line is not too long
+    # one field more than expected: null exactly when the line is not too long
     fields = pl.col("text").str.split_exact(table.separator, number).struct
     return (
         lines.filter(pl.col("text") != "")
@@ -220,7 +220,7 @@ def _among(numbers: list[int]) -> pl.Expr:
 
 
 def _quoted_records(lines: pl.DataFrame, table: TextTable, more: bool) -> _Quoted:
-    """Parse the records that begin on a line with a quote; a loop over those lines alone."""
+    """Parse the records that begin on a line with a quote; loops over those lines only."""
     found = _Quoted([], [], [])
     starts = lines["text"].str.contains('"', literal=True).arg_true().to_list()
     if not starts:
@@ -229,10 +229,10 @@ def _quoted_records(lines: pl.DataFrame, table: TextTable, more: bool) -> _Quote
     after = 0
     for start in starts:
         if start < after:
-            continue  # inside the record before
+            continue  # inside the previous record
         end = min(start + MAX_RECORD_LINES, len(texts))
         while numbers[end - 1] - numbers[start] > end - 1 - start:
-            end -= 1  # a record does not run over a line that could not be decoded
+            end -= 1  # a record does not span a line that could not be decoded
         window = (text + "\n" for text in texts[start:end])
         reader = csv.reader(window, delimiter=table.separator, strict=True)
         try:
@@ -245,7 +245,7 @@ def _quoted_records(lines: pl.DataFrame, table: TextTable, more: bool) -> _Quote
         if len(fields) == len(table.columns):
             after = start + reader.line_num
             found.records.append((numbers[start], *fields))
-        else:  # only this line is lost: what follows may be a record of its own
+        else:  # only this line is lost: the next may begin a record
             after = start + 1
             found.bad.append(numbers[start])
         found.lines.extend(numbers[start:after])

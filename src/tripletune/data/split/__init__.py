@@ -1,1 +1,1 @@
-"""Split of every rating by the protocol, and frozen evaluation sets."""
+"""Split of the ratings by protocol, and frozen evaluation sets."""

@@ -1,12 +1,12 @@
-"""An evaluation set that stays: one night's valid and test questions, asked of the same viewers in every later night.
+"""Frozen evaluation sets: the valid and test queries of one run, evaluated for the same users in every later run.
 
-A question is held when the viewer's ratings up to its answer are those it was frozen with: the same films, ratings and
-times in the same order. Then its cutoff, evidence and answer are the same. What the viewer rated later is no answer and
-trains nothing. A viewer of whom one question cannot be held any more (an answer is gone, or something before it was
-rated again or came late) is no longer asked.
+A query is held when the user's ratings up to its answer are those it was frozen with: the same films, ratings and times
+in the same order. Its cutoff, evidence and answer are then the same. Later ratings of the user are neither answers nor
+training data. A user with a query that can no longer be held (an answer is gone, or an earlier film was rated again or
+its rating arrived late) is dropped from the evaluation.
 """
 
-# Shape letters in this file: V viewers, R ratings, F frozen questions, Q those of the viewers at hand
+# Shape letters in this file: V users, R ratings, F frozen queries, Q frozen queries of the V users
 from __future__ import annotations
 
 import json
@@ -32,14 +32,14 @@ Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 
 _CHOICE = 12 << 40
-"""Added to the seed for the draw of viewers."""
+"""Seed offset of the draw of users."""
 _NAMED = 20
-"""Viewers that cannot be held whom the facts name."""
+"""Upper limit of missing users listed in the facts."""
 
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """The viewers of a block whose questions are held, and the rows of their answers."""
+    """Users of a block whose queries are held, and the rows of their answers."""
 
     is_held_V: Bools
     viewer_Q: Ints
@@ -49,7 +49,7 @@ class Held:
 
 @dataclass(frozen=True, slots=True)
 class Frozen:
-    """Frozen questions, sorted by user."""
+    """Frozen queries, sorted by user."""
 
     user_F: Ints
     movie_F: Ints
@@ -59,20 +59,20 @@ class Frozen:
 
     @classmethod
     def read(cls, path: Path, settings: SplitConfig) -> Frozen:
-        """Read what ``freeze_questions`` made.
+        """Read a file that ``freeze_questions`` made.
 
         Raises:
-            InputError: the file is missing, is none of these or holds nothing.
-            ConfigError: under global_time, an answer does not lie in tonight's windows.
+            InputError: the file is missing, has another schema or is empty.
+            ConfigError: under global_time, an answer lies outside of this run's windows.
         """
         try:
             frozen = conform(pl.read_parquet(path), FROZEN).sort("user_id", "purpose")
         except (OSError, pl.exceptions.PolarsError):
             raise InputError(
-                f"split.frozen = {str(path)!r} is no file of frozen questions; make one with `tripletune freeze`"
+                f"split.frozen = {str(path)!r} is no file of frozen queries; make one with `tripletune freeze`"
             ) from None
         if frozen.is_empty():
-            raise InputError(f"split.frozen = {str(path)!r} holds no question; make another with `tripletune freeze`")
+            raise InputError(f"split.frozen = {str(path)!r} holds no query; make another with `tripletune freeze`")
         if settings.protocol == "global_time":
             _require_windows(frozen, path, settings)
         user_F, movie_F, position_F = (
@@ -81,10 +81,10 @@ class Frozen:
         return cls(user_F, movie_F, position_F, frozen["evidence"].to_numpy(), (frozen["purpose"] == "test").to_numpy())
 
     def find(self, history: Ratings, like: float) -> Held:
-        """Which of these viewers are held.
+        """Find the users whose queries are held.
 
         Args:
-            history: each viewer's ratings, oldest first.
+            history: each user's ratings, oldest first.
             like: an answer is a rating of this or more.
         """
         first_V, last_V = (np.searchsorted(self.user_F, history.user_ids_V, side) for side in ("left", "right"))
@@ -108,24 +108,24 @@ class Frozen:
         return Held(is_held_V, viewer_Q[kept], row_Q[kept], self.is_test_F[q][kept])
 
     def write_asked(self, out: Path, held: Ints, path: Path) -> dict[str, Any]:
-        """Write whom the later stages ask, ``out/asked.json``.
+        """Write the users of the valid and test queries to ``out/asked.json``.
 
         Args:
             out: the split's work folder.
-            held: ids of the viewers that are held.
-            path: where the questions were read, for the message.
+            held: ids of the users whose queries are held.
+            path: file of the frozen queries, for the message.
 
         Returns:
-            Facts: viewers frozen, held and missing, and the first of the missing ones.
+            Facts: counts of users frozen, held and missing, and ids of the first missing ones.
 
         Raises:
-            InputError: nobody is held.
+            InputError: no user is held.
         """
         frozen = np.unique(self.user_F)
         missing = np.setdiff1d(frozen, held)
         if len(missing) == len(frozen):
             raise InputError(
-                f"split.frozen = {str(path)!r}: none of its {len(frozen):,} viewers has the ratings it was made of; "
+                f"split.frozen = {str(path)!r}: none of its {len(frozen):,} users has the ratings it was made of; "
                 "use it with the dataset, seed and split.tie_order of the run it came from, or freeze that run again"
             )
         write_json(out / ASKED, {"users": np.sort(held).tolist()})
@@ -138,18 +138,18 @@ class Frozen:
 
 
 def freeze_questions(split: Path, num_viewers: int, seed: int) -> pl.DataFrame:
-    """The valid and test questions of a finished split.
+    """Return the valid and test queries of a finished split.
 
     Args:
         split: its folder.
-        num_viewers: drawn among those asked for test, by a hash of their ids; 0 takes all.
+        num_viewers: users drawn among those with a test query, by a hash of their ids; 0 takes all.
         seed: of the hash.
 
     Returns:
         ``schemas.FROZEN``, sorted by user and purpose.
 
     Raises:
-        InputError: the folder holds no split, or one that asks nobody.
+        InputError: the folder holds no split, or one without a test query.
     """
     files = list(split_files(split).values())
     users = _draw(files, split, num_viewers, seed)
@@ -167,10 +167,10 @@ def freeze_questions(split: Path, num_viewers: int, seed: int) -> pl.DataFrame:
 def _draw(files: list[Path], split: Path, num_viewers: int, seed: int) -> pl.Series:
     rows = pl.scan_parquet(files, hive_partitioning=False)
     asked = rows.filter(pl.col("label") == "test").select("user_id").unique().collect(engine="streaming")["user_id"]
-    if (split / ASKED).is_file():  # it asks a frozen set itself
+    if (split / ASKED).is_file():  # the split itself has a frozen set
         asked = asked.filter(asked.is_in(json.loads((split / ASKED).read_text(encoding="utf-8"))["users"]))
     if asked.is_empty():
-        raise InputError(f"{split} asks nobody for test; freeze a run that does")
+        raise InputError(f"{split} has no test query; freeze a run that has")
     drawn = asked.to_frame().with_columns(order=pl.Series(mix(asked.to_numpy(), seed + _CHOICE))).sort("order")
     return (drawn.head(num_viewers) if num_viewers else drawn)["user_id"].sort()
 
@@ -178,7 +178,7 @@ def _draw(files: list[Path], split: Path, num_viewers: int, seed: int) -> pl.Ser
 def _evidence(
     movie_R: npt.NDArray[Any], rating_R: npt.NDArray[Any], time_R: npt.NDArray[Any], position_R: npt.NDArray[Any]
 ) -> UInt64Array:
-    """Hash of a viewer's rows up to each row, in their order; whole histories, the rows of a viewer side by side."""
+    """Hash of a user's rows up to each row, in their order; takes whole histories, grouped by user. Shape (R,)."""
     hash_R = pair_hash(pair_hash(movie_R, time_R, 0).view(np.int64), rating_R.astype(np.float32).view(np.int32), 2)
     hash_R = pair_hash(hash_R.view(np.int64), position_R, 4)
     sum_R = np.cumsum(hash_R, dtype=np.uint64)
@@ -187,7 +187,7 @@ def _evidence(
 
 
 def _require_windows(frozen: pl.DataFrame, path: Path, settings: SplitConfig) -> None:
-    """Fits of tonight learn from everybody's likes before ``valid_from``, so no frozen question may lie there."""
+    """Raise ConfigError for a frozen answer before this run's ``valid_from``: fits train on all likes before it."""
     assert settings.valid_from, "SplitConfig requires both days for this protocol"
     assert settings.test_from
     for purpose, field in (("valid", "valid_from"), ("test", "test_from")):

@@ -1,10 +1,10 @@
-"""Ratings held in memory by viewer, and a viewer's ratings in time order: what the split's labels are given to.
+"""Ratings in memory, grouped by user and in each user's time order: the input of the split's label rules.
 
-Timestamps are whole seconds and often tie within a viewer. Ties are ordered by a seeded hash of (user, movie), which
-is one-to-one within a viewer: row order would make the split random, and movie ids leak the answer.
+Timestamps are whole seconds and often tie within a user. Ties are ordered by a seeded hash of (user, movie), which is
+one-to-one within a user: row order would make the split random, and movie ids leak the answer.
 """
 
-# Shape letters in this file: V viewers, R ratings, B the viewers of a block
+# Shape letters in this file: V users, R ratings, B the users of a block
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -24,16 +24,16 @@ Ints = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class Ratings:
-    """Ratings grouped by viewer: the first ``count_V[0]`` rows are those of ``user_ids_V[0]``, and so on.
+    """Ratings grouped by user: the first ``count_V[0]`` rows are those of ``user_ids_V[0]``, and so on.
 
-    The user is kept once per viewer, not once per rating: it is a sixth of the columns' bytes, and all that depends on
-    the viewer alone (bucket, unseen, hash of the user) is computed 160 times less often.
+    The id is stored once per user, not once per rating: it is a sixth of the columns' bytes, and values that depend on
+    the user alone (bucket, unseen, hash of the user) are computed 160 times less often.
     """
 
     user_ids_V: npt.NDArray[np.int32]
     count_V: Ints
     first_V: Ints
-    """Row of each viewer's first rating."""
+    """Row of each user's first rating."""
     movie_R: npt.NDArray[np.int32]
     rating_R: npt.NDArray[np.float32]
     time_R: Ints
@@ -47,18 +47,18 @@ class Ratings:
         return len(self.movie_R)
 
     def per_row(self, value_V: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """A value of each viewer, repeated on each of its rows; shape (R,)."""
+        """Repeat a value of each user on each of its rows; shape (R,)."""
         return np.repeat(value_V, self.count_V)
 
 
 def read_ratings(path: Path) -> Ratings:
-    """Read a Parquet file of schema RATINGS, column by column, so that no second copy of all of them ever exists.
+    """Read a Parquet file of schema RATINGS, column by column, so that all of them never exist twice in memory.
 
     Args:
-        path: sorted by user, in any order within one.
+        path: sorted by user; any order within a user.
 
     Raises:
-        InputError: it is not sorted by user.
+        InputError: the file is not sorted by user.
     """
     scan = pl.scan_parquet(path, schema=RATINGS)
     columns = {name: scan.select(name).collect().to_series().rechunk().to_numpy() for name in RATINGS}
@@ -71,12 +71,12 @@ def read_ratings(path: Path) -> Ratings:
 
 
 def in_time_order(ratings: Ratings, viewers_B: Ints, *, tie_order: Literal["hash", "movie_id"], seed: int) -> Ratings:
-    """The ratings of some viewers, each viewer's oldest first.
+    """Select the ratings of some users, each user's oldest first.
 
     Args:
-        ratings: a viewer rates a film at most once.
-        viewers_B: numbers of viewers, whose order is kept.
-        tie_order: what orders a viewer's ratings of one second.
+        ratings: a user rates a film at most once.
+        viewers_B: numbers of users; their order is kept.
+        tie_order: order of a user's ratings with the same timestamp.
         seed: of the hash.
     """
     user_ids_V, count_V = ratings.user_ids_V[viewers_B], ratings.count_V[viewers_B]
@@ -93,18 +93,18 @@ def in_time_order(ratings: Ratings, viewers_B: Ints, *, tie_order: Literal["hash
 
 
 def _sort_within(count_V: Ints, time_R: Ints, tie_R: UInt64Array) -> Ints:
-    """The permutation that sorts rows by (viewer, time, tie).
+    """Permutation that sorts rows by (user, time, tie).
 
     numpy sorts one integer several times faster than three columns, so the three are packed into one: the number of
-    the viewer, the seconds since the earliest rating, and as many leading bits of the tie as there is room for. The
-    few rows that such a key cannot tell apart are then put in the order of their whole ties.
+    the user, the seconds since the earliest rating, and as many leading bits of the tie as fit. The few rows with equal
+    keys are then ordered by their whole ties.
     """
     if not len(time_R):
         return np.empty(0, np.int64)
     viewer_bits = int(len(count_V) - 1).bit_length()
     time_bits = int(time_R.max() - time_R.min()).bit_length()
     tie_bits = 64 - viewer_bits - time_bits
-    assert tie_bits > 0, "times lie within years 1 to 9999 (39 bits), and a block has far fewer than 2**25 viewers"
+    assert tie_bits > 0, "times lie within years 1 to 9999 (39 bits), and a block has far fewer than 2**25 users"
     key_R = np.repeat(np.arange(len(count_V), dtype=np.uint64) << np.uint64(time_bits), count_V)
     key_R += (time_R - time_R.min()).view(np.uint64)
     key_R <<= np.uint64(tie_bits)

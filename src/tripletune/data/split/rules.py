@@ -1,10 +1,10 @@
-"""The label of each rating, by protocol: what is learned from, what is asked, what is neither.
+"""Label each rating by protocol: used in training, an answer of valid or test, or neither.
 
-A viewer's likes, oldest first, fall into runs: so many ``graph``, then so many ``target``, and so on. A rule says how
-long each run of each viewer is. Ratings that are no likes are ``other`` under every protocol.
+A user's likes, oldest first, form runs of labels: a number of ``graph``, then a number of ``target``, and so on. A rule
+computes the length of each run for each user. Ratings that are no likes are ``other`` under every protocol.
 """
 
-# Shape letters in this file: V viewers, R ratings, L likes
+# Shape letters in this file: V users, R ratings, L likes
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -25,12 +25,12 @@ Labels = npt.NDArray[np.uint8]
 
 NUMBER = {name: np.uint8(number) for number, name in enumerate(SPLIT_LABELS.categories)}
 DRAW = 1 << 32
-"""Added to the seed, so that which likes ``ratio`` draws does not depend on how ties in time are ordered."""
+"""Seed offset, so that the likes drawn by ``ratio`` do not depend on how ties in time are ordered."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Likes:
-    """Likes sorted by viewer and, within one, oldest first; ``viewer_L`` numbers the viewers from 0."""
+    """Likes sorted by user and, within a user, oldest first; ``viewer_L`` numbers the users from 0."""
 
     history: Ratings
     row_L: Ints
@@ -41,18 +41,18 @@ class _Likes:
         return self.count(np.ones(len(self.row_L), np.bool_))
 
     def count(self, which_L: npt.NDArray[np.bool_]) -> Ints:
-        """How many of these likes each viewer has."""
+        """Number of these likes per user, shape (V,)."""
         return np.bincount(self.viewer_L[which_L], minlength=self.history.num_viewers)
 
 
 def label_ratings(history: Ratings, settings: SplitConfig, seed: int, held: Held | None = None) -> Labels:
-    """The label of each rating, shape (R,).
+    """Label each rating, shape (R,).
 
     Args:
-        history: each viewer's ratings, oldest first.
-        settings: the protocol, thresholds, and how many likes each label takes.
-        seed: draws the likes that ``ratio_order = "random"`` keeps back.
-        held: viewers of an earlier night's questions, whose answers stay what they were.
+        history: each user's ratings, oldest first.
+        settings: the protocol, thresholds, and number of likes per label.
+        seed: draws the likes that ``ratio_order = "random"`` holds out.
+        held: users of frozen queries, whose answers stay the same.
     """
     row_L = np.flatnonzero(history.rating_R >= np.float32(settings.like))
     likes = _Likes(history, row_L, history.per_row(np.arange(history.num_viewers))[row_L])
@@ -69,7 +69,7 @@ def label_ratings(history: Ratings, settings: SplitConfig, seed: int, held: Held
 
 
 def _keep_answers(label_R: Labels, likes: _Likes, held: Held, settings: SplitConfig) -> None:
-    """Of held viewers, likes before the first answer are learned from, and all others but the answers are ``later``."""
+    """Label the likes of held users: before the first answer for training, the others except answers ``later``."""
     answer_V = np.full(likes.history.num_viewers, likes.history.num_ratings)
     np.minimum.at(answer_V, held.viewer_Q, held.row_Q)
     learned_V = likes.count(likes.row_L < answer_V[likes.viewer_L])
@@ -80,16 +80,16 @@ def _keep_answers(label_R: Labels, likes: _Likes, held: Held, settings: SplitCon
 
 
 def _leave_one_out(likes: _Likes, settings: SplitConfig) -> Labels:
-    """The newest like is ``test``, the one before ``valid``; a viewer with too few likes keeps all in ``graph``."""
+    """The newest like is ``test``, the one before ``valid``; a user with too few likes keeps all in ``graph``."""
     asked_V = likes.count_V >= settings.min_graph + 2
     learned_V = likes.count_V - 2 * asked_V
     return _runs(*_learned(learned_V, settings, asked_V), ("valid", asked_V), ("test", asked_V))
 
 
 def _global_time(likes: _Likes, settings: SplitConfig) -> Labels:
-    """Likes before ``valid_from`` are learned from; a viewer with enough of them is asked for its first like on or
-    after ``test_from`` and for its first like between the two days. All others since ``valid_from`` are ``later``:
-    evidence where they precede a question, and nothing else."""
+    """Likes before ``valid_from`` are for training. Of a user with enough of them, the first like on or after
+    ``test_from`` is ``test`` and the first like between the two days is ``valid``. All others since ``valid_from`` are
+    ``later``: evidence where they precede a cutoff, and nothing else."""
     assert settings.valid_from, "SplitConfig requires both days for this protocol"
     assert settings.test_from
     time_L = likes.history.time_R[likes.row_L]
@@ -107,8 +107,8 @@ def _global_time(likes: _Likes, settings: SplitConfig) -> Labels:
 
 
 def _ratio(likes: _Likes, settings: SplitConfig, seed: int) -> Labels:
-    """Shares of each viewer's likes, rounded down but at least one, are ``valid`` and ``test``: drawn, or the newest.
-    A viewer to whom this leaves fewer than ``min_graph`` keeps all in ``graph``."""
+    """Shares of each user's likes, rounded down but at least one, are ``valid`` and ``test``: drawn, or the newest.
+    A user who would keep fewer than ``min_graph`` training likes keeps all in ``graph``."""
     shares = (settings.valid_share, settings.test_share)
     # .29 * 100 lies just below 29
     valid_V, test_V = (np.maximum(1, np.floor(likes.count_V * share + 1e-9)).astype(np.int64) for share in shares)
@@ -129,14 +129,14 @@ def _ratio(likes: _Likes, settings: SplitConfig, seed: int) -> Labels:
 def _learned(
     learned_V: Ints, settings: SplitConfig, asked_V: npt.NDArray[np.bool_] | bool = True
 ) -> tuple[tuple[str, Ints], tuple[str, Ints]]:
-    """Of the likes that are learned from, the newest ``max_target`` at most are ``target``, and ``min_graph`` at least
-    stay ``graph``; all do of a viewer who is not asked."""
+    """Run lengths of the training likes: at most the newest ``max_target`` are ``target``, at least ``min_graph`` stay
+    ``graph``; without a valid or test query all stay ``graph``."""
     target_V = np.where(asked_V, np.clip(learned_V - settings.min_graph, 0, settings.max_target), 0)
     return ("graph", learned_V - target_V), ("target", target_V)
 
 
 def _runs(*runs: tuple[str, npt.NDArray[np.generic]]) -> Labels:
-    """Every viewer's labels one after another, from how often each viewer has each: shape (L,)."""
+    """Labels of all users, one user after another, from the run lengths per user; shape (L,)."""
     length_VC = np.column_stack([length_V for _, length_V in runs])
     number_C = np.array([NUMBER[name] for name, _ in runs])
     return np.repeat(np.tile(number_C, len(length_VC)), length_VC.ravel())

@@ -1,10 +1,10 @@
-"""The split: each viewer's ratings in time order, labelled, in shards by hash of user.
+"""Write the split: each user's ratings in time order, labelled, in shards by hash of user.
 
-The protocols are in ``split_rules.py``. A small fold of viewers is marked unseen. Viewers do not depend on each other,
-so the shards are made one by one, several at a time, from columns that lie in memory once.
+The protocols are in ``rules.py``. A small fold of users is marked unseen. Users do not depend on each other, so shards
+are written independently, several at a time, from columns that are in memory once.
 """
 
-# Shape letters in this file: V viewers, B the viewers of a shard or block
+# Shape letters in this file: V users, B the users of a shard or block
 from __future__ import annotations
 
 from collections import Counter
@@ -32,28 +32,28 @@ Ints = npt.NDArray[np.int64]
 
 _ROW_GROUP = 1 << 18
 _BLOCK = 1 << 18
-"""Ratings that are sorted at a time, about: bounds the memory of a large shard and keeps a sort in the cache."""
+"""Ratings sorted at a time, about: bounds the memory of a large shard and keeps a sort in the CPU cache."""
 _ENCODING = dict.fromkeys(("user_id", "movie_id", "timestamp", "position"), "DELTA_BINARY_PACKED")
-"""Within a viewer these columns are constant, small or rising: as differences the file takes 4.3 bytes a row, from
+"""Within a user these columns are constant, small or rising: as differences the file takes 4.3 bytes a row, from
 polars' own writer 7.4, and a third less time. Rating and label have few values and get a dictionary."""
 
 
 def write_split(ratings: Path, out: Path, settings: SplitConfig, seed: int) -> Facts:
-    """Split and write ``out/shard=NNN/part.parquet``, one per bucket of viewers, each sorted by user and position.
+    """Split and write ``out/shard=NNN/part.parquet``, one per bucket of users, each sorted by user and position.
 
     Args:
         ratings: Parquet, schema RATINGS, sorted by user.
         out: the work folder.
         settings: the protocol, thresholds, how many likes each label takes, and the number of shards.
-        seed: orders ties in time, draws the unseen viewers, the likes of a random ``ratio`` and the bucket of a viewer.
+        seed: orders ties in time, draws the unseen users, the likes of a random ``ratio`` and the bucket of a user.
 
     Returns:
-        The protocol; counts of rows, viewers, unseen viewers, likes and of each label; viewers asked by purpose; what
-        became of a frozen evaluation set.
+        The protocol; counts of rows, users, unseen users, likes and of each label; users with a query by purpose; and,
+        of a frozen evaluation set, the users held and missing.
 
     Raises:
-        InputError: the ratings are not sorted by user, or the frozen questions cannot be read or are of other ratings.
-        ConfigError: the dates of ``global_time`` leave nothing to ask.
+        InputError: the ratings are not sorted by user, or the frozen queries cannot be read or are of other ratings.
+        ConfigError: the dates of ``global_time`` leave no valid or no test query.
     """
     grouped = read_ratings(ratings)
     shards = _viewers_of_shards(grouped, settings.shards, seed)
@@ -66,7 +66,7 @@ def write_split(ratings: Path, out: Path, settings: SplitConfig, seed: int) -> F
         write_atomically(file, lambda path: _write_parquet(shard, path))
         return _count(shard, asked=held if frozen else None), held
 
-    # numpy and pyarrow let go of the interpreter while they sort, gather and compress
+    # numpy and pyarrow release the GIL while they sort, gather and compress
     with ThreadPoolExecutor(pl.thread_pool_size()) as pool:
         done = list(pool.map(write, range(settings.shards)))
     counts = sum((count for count, _ in done), Counter[str]())
@@ -90,7 +90,7 @@ def write_split(ratings: Path, out: Path, settings: SplitConfig, seed: int) -> F
 
 
 def _viewers_of_shards(ratings: Ratings, num_shards: int, seed: int) -> list[Ints]:
-    """Numbers of the viewers of each shard, ascending: a viewer's bucket depends on its id and the seed alone."""
+    """Numbers of the users of each shard, ascending: a user's bucket depends only on its id and the seed."""
     bucket_V = mix(ratings.user_ids_V, seed) % np.uint64(num_shards)
     by_bucket_V = np.argsort(bucket_V, kind="stable")
     return np.split(by_bucket_V, np.searchsorted(bucket_V[by_bucket_V], np.arange(1, num_shards)))
@@ -103,23 +103,23 @@ def _read_frozen(settings: SplitConfig) -> Frozen | None:
 def split_shard(
     ratings: Ratings, viewers_B: Ints, settings: SplitConfig, seed: int, frozen: Frozen | None
 ) -> tuple[pl.DataFrame, Ints]:
-    """Label and number the rows of some viewers, block by block.
+    """Label and number the rows of some users, block by block.
 
     Args:
-        ratings: of all viewers.
-        viewers_B: numbers of the shard's viewers.
+        ratings: of all users.
+        viewers_B: numbers of the shard's users.
         settings: the protocol, thresholds, and how many likes each label takes.
-        seed: orders ties in time, draws the unseen viewers and the likes of a random ``ratio``.
-        frozen: the questions of ``split.frozen``, where it is set.
+        seed: orders ties in time, draws the unseen users and the likes of a random ``ratio``.
+        frozen: the queries of ``split.frozen``, if set.
 
     Returns:
-        Columns of ``SPLIT``, viewers in the given order and rows by position; ids of the viewers whose frozen questions
-        are held.
+        Columns of ``SPLIT``, users in the given order and rows by position; ids of the users whose frozen queries are
+        kept.
     """
     count_B = ratings.count_V[viewers_B]
     block_B = (np.cumsum(count_B) - count_B) // _BLOCK
     blocks = np.split(viewers_B, np.flatnonzero(np.diff(block_B)) + 1)
-    # one chunk per column: where chunks end could decide where pages end, and so show in the bytes of the file
+    # one chunk per column: chunk bounds could decide page bounds, and so change the bytes of the file
     parts = [_split_viewers(ratings, block_B, settings, seed, frozen) for block_B in blocks]
     return pl.concat([rows for rows, _ in parts], rechunk=True), np.concatenate([held for _, held in parts])
 
@@ -127,7 +127,7 @@ def split_shard(
 def _split_viewers(
     ratings: Ratings, viewers_B: Ints, settings: SplitConfig, seed: int, frozen: Frozen | None
 ) -> tuple[pl.DataFrame, Ints]:
-    """Columns of ``SPLIT`` of some viewers, in their order and by position; and those whose questions are held."""
+    """Split some users: columns of ``SPLIT`` in their order and by position, and ids of users with held queries."""
     history = in_time_order(ratings, viewers_B, tie_order=settings.tie_order, seed=seed)
     held = frozen.find(history, settings.like) if frozen else None
     viewers = pl.DataFrame({"user_id": history.user_ids_V})
@@ -158,7 +158,7 @@ def _write_parquet(shard: pl.DataFrame, path: Path) -> None:
 
 
 def _count(shard: pl.DataFrame, asked: Ints | None) -> Counter[str]:
-    """A shard's rows, viewers, rows of each label, and viewers that are asked; valid and test of ``asked`` alone."""
+    """Count a shard's rows, users, rows of each label and users with a query; valid and test only of ``asked``."""
     first_rows = shard.filter(pl.col("position") == 0)
     # numbers of the labels, because grouping 32 million rows by text takes seconds
     per_label = np.bincount(shard["label"].to_physical(), minlength=len(SPLIT_LABELS.categories)).tolist()
@@ -176,7 +176,7 @@ def _count(shard: pl.DataFrame, asked: Ints | None) -> Counter[str]:
 
 
 def _require_questions(labels: dict[str, int], ratings: Ratings, settings: SplitConfig) -> None:
-    """Refuse dates that leave nobody to ask.
+    """Reject dates that leave no valid or no test query.
 
     Raises:
         ConfigError: no like is ``valid``, or none is ``test``; the message names the range of the data.
@@ -192,6 +192,6 @@ def _require_questions(labels: dict[str, int], ratings: Ratings, settings: Split
         )
         raise ConfigError(
             f"split.{field} = {getattr(settings, field)} leaves no {name} like: the ratings run from {first} to "
-            f"{last}, and no viewer with {settings.min_graph} likes before {settings.valid_from} has one {days}; "
+            f"{last}, and no user with {settings.min_graph} likes before {settings.valid_from} has one {days}; "
             f"change split.{field} to another day, or lower split.min_graph"
         )
