@@ -22,7 +22,7 @@ import polars as pl
 from tripletune.config import EvaluateConfig
 from tripletune.errors import InputError
 from tripletune.evaluate.metrics import score_lists
-from tripletune.evaluate.report import write_report
+from tripletune.evaluate.report import GROUPS, write_report
 from tripletune.evaluate.significance import Interval, bootstrap_means, mean_interval, summarise
 from tripletune.schemas.base import conform
 from tripletune.schemas.query import PURPOSES
@@ -31,8 +31,6 @@ from tripletune.schemas.retrieve import FURTHER_RETRIEVERS, RANKINGS, RETRIEVERS
 from tripletune.store.parquet import ROW_GROUP, parquet_files, scan, write_parquet
 from tripletune.store.paths import Facts, write_json
 
-GROUPS = ("all", "warm", "unseen")
-"""``warm`` viewers may be in the fits and in training examples; ``unseen`` ones are in neither."""
 KEY = ("user_id", "purpose", "unseen", "row")
 """What a line of per-user values belongs to; every other column is a metric."""
 PROMOTION_CUTOFF = 5

@@ -21,15 +21,12 @@ STRAY, TREND = 0.02, 0.15
 """Shares of the viewings that do not come through the preferred entity."""
 
 
-def draw_films(
-    channels: Channels,
-    viewer_R: Int32Array,
-    taste_R: IntArray,
-    epoch_R: IntArray,
-    entity_B: IntArray,
-    rng: np.random.Generator,
-) -> Int32Array:
-    """A film for each row, none twice for a viewer, as if found one after the other. Shape (R,).
+class FilmDraw:
+    """A film for each row, none twice for a viewer, as if found one after the other.
+
+    Among the rows of a viewer that hold the same film the earliest keeps it and the others draw again. A film that is
+    once held is from then on held by that row or an earlier one, so the result is the same as that of drawing row after
+    row, each until the film is new.
 
     Args:
         channels: the ways.
@@ -37,16 +34,6 @@ def draw_films(
         taste_R, epoch_R: of each row.
         entity_B: what each viewer prefers, an index of ``channels.entities``; -1 for nothing.
         rng: the block's own.
-    """
-    return _Draw(channels, viewer_R, taste_R, epoch_R, entity_B, rng).films()
-
-
-class _Draw:
-    """Draws each row's film until no viewer has one twice.
-
-    Among the rows of a viewer that hold the same film the earliest keeps it and the others draw again. A film that is
-    once held is from then on held by that row or an earlier one, so the result is the same as that of drawing row after
-    row, each until the film is new.
     """
 
     def __init__(
