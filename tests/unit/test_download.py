@@ -217,7 +217,7 @@ def test_a_server_that_announces_nothing_is_believed_when_the_checksum_is_right(
 
 def test_attempts_that_bring_nothing_are_counted_and_their_pauses_grow(tmp_path, caplog, monkeypatch):
     pauses: list[float] = []
-    monkeypatch.setattr("tenacity.nap.time.sleep", pauses.append)
+    monkeypatch.setattr("tripletune.data.download.retries.time.sleep", pauses.append)
     behave = {1: Behaviour(status=503), 2: Behaviour(status=503), 3: Behaviour(drop_after=5000)}
     with (
         serving(BadServer(BODY, lambda number: behave.get(number, Behaviour(status=503)))) as server,

@@ -9,7 +9,7 @@ import pytest
 
 from tripletune.config import SyntheticConfig
 from tripletune.synthetic.channels import MOODS, STYLES, TASTES, Channels, build_channels
-from tripletune.synthetic.draw import draw_films
+from tripletune.synthetic.draw import FilmDraw
 from tripletune.synthetic.sizes import configured_size
 from tripletune.synthetic.users import STEP, draw_viewers, walk_tastes
 from tripletune.synthetic.world import Entity, draw_catalogue
@@ -33,14 +33,18 @@ def made_channels(released: tuple[int, ...]) -> Channels:
 def test_films_are_found_one_after_the_other_among_those_that_are_left(entity, released):
     num_viewers, length = 60_000, 3
     viewer = np.repeat(np.arange(num_viewers, dtype=np.int32), length)
-    films = draw_films(
-        made_channels(released),
-        viewer,
-        np.full(len(viewer), 3),
-        np.full(len(viewer), 1),
-        np.full(num_viewers, entity),
-        np.random.default_rng(0),
-    ).reshape(num_viewers, length)
+    films = (
+        FilmDraw(
+            made_channels(released),
+            viewer,
+            np.full(len(viewer), 3),
+            np.full(len(viewer), 1),
+            np.full(num_viewers, entity),
+            np.random.default_rng(0),
+        )
+        .films()
+        .reshape(num_viewers, length)
+    )
     share = SHARE if entity >= 0 else 0.0
     out = [film for film in range(4) if released[film] <= 1]
     weight = {

@@ -19,11 +19,11 @@ from tripletune.evaluate.metrics import metric_names
 from tripletune.evaluate.tables import retrieval_rows
 from tripletune.pipeline.garbage import Removable
 from tripletune.pipeline.registry import BY_NAME, STAGES
+from tripletune.schemas.rank import SYSTEMS
 from tripletune.store.fingerprint import differences
 from tripletune.store.paths import MANIFEST, RunPaths, read_manifest
 from tripletune.store.runs import RunRecord, tracking_uri
 
-RERANK_ROWS = ("random", "retriever", "untuned", "tuned")
 FEW_VIEWERS = 100
 """Fewer test viewers are pointed out: of a hit rate of .1 the 95 % interval is then wider than +-.06."""
 _ROW_COUNTS = {"rows_kept", "rows_rejected"}
@@ -158,7 +158,7 @@ def metrics_tables(evaluate: Path, settings: EvaluateConfig) -> Group:
     sure = f"{settings.confidence:.0%} interval"
     rows = retrieval_rows(everyone["row"].unique().to_list())
     retrieval = _metric_table(everyone, f"first stage, all films, {sure}", rows, settings.retrieval_cutoffs)
-    reranking = _metric_table(everyone, f"same candidates, re-ranked, {sure}", RERANK_ROWS, settings.rerank_cutoffs)
+    reranking = _metric_table(everyone, f"same candidates, re-ranked, {sure}", SYSTEMS, settings.rerank_cutoffs)
     shares = Table("figure", "value", title="bounds and form", title_justify="left")
     shares.add_row("retrieval ceiling (held-out film among the candidates)", _percent(flat.get("retrieval_ceiling")))
     for system in ("untuned", "tuned"):

@@ -22,7 +22,7 @@ import polars as pl
 from tripletune.config import EvaluateConfig
 from tripletune.errors import InputError
 from tripletune.evaluate.metrics import score_lists
-from tripletune.evaluate.report import write_report
+from tripletune.evaluate.report import GROUPS, write_report
 from tripletune.evaluate.significance import Interval, bootstrap_means, mean_interval, summarise
 from tripletune.evaluate.tables import CEILING_ROW, retrieval_rows
 from tripletune.schemas.base import conform
@@ -33,8 +33,6 @@ from tripletune.store.files import write_json
 from tripletune.store.parquet import ROW_GROUP, parquet_files, scan, write_parquet
 from tripletune.store.paths import Facts
 
-GROUPS = ("all", "warm", "unseen")
-"""``warm`` viewers may be in the fits and in training examples; ``unseen`` ones are in neither."""
 KEY = ("user_id", "purpose", "unseen", "row")
 """What a line of per-user values belongs to; every other column is a metric."""
 PROMOTION_CUTOFF = 5

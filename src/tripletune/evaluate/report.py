@@ -20,12 +20,13 @@ from tripletune.store.paths import read_manifest
 
 MAX_EXAMPLES = 3
 MAX_RELATIONS = 16
+GROUPS = ("all", "warm", "unseen")
+"""``warm`` viewers may be in the fits and in training examples; ``unseen`` ones are in neither."""
 FAMILIES: tuple[dict[str, Any], ...] = (
     {
         "title": "Retrieval",
         "about": "Test likes ranked among the whole catalogue, films rated before the cutoff left out.",
         "rows": retrieval_rows,
-        "groups": ("all", "warm", "unseen"),
         "below": False,
     },
     {
@@ -34,7 +35,6 @@ FAMILIES: tuple[dict[str, Any], ...] = (
         "A held-out film that is not among the candidates counts 0 for every system; "
         "the dashed line is the share of all viewers whose film is.",
         "rows": lambda names: SYSTEMS,
-        "groups": ("all", "warm", "unseen"),
         "below": True,
     },
 )
@@ -100,7 +100,7 @@ def _family(family: Mapping[str, Any], metrics: pl.DataFrame, comparisons: pl.Da
     names = measured["metric"].unique(maintain_order=True).to_list()
     present = measured["row"].unique().to_list()
     groups = []
-    for group in family["groups"]:
+    for group in GROUPS:
         part = measured.filter(pl.col("group") == group)
         if part.height:
             cells = {(line["row"], line["metric"]): line for line in part.to_dicts()}

@@ -116,11 +116,7 @@ def draw_bars(rows: Sequence[str], shares: Mapping[str, Sequence[float]], *, tit
     figure = _figure(6.4, 1.0 + 0.5 * len(rows))
     axes = figure.subplots()
     axes.grid(visible=False, axis="y")
-    height = 0.8 / max(1, len(shares))
-    for number, (name, values) in enumerate(shares.items()):
-        shift = (number - (len(shares) - 1) / 2) * height
-        places = [place + shift for place in range(len(rows))]
-        axes.barh(places, values, height=height * 0.9, color=SERIES[number], label=name)
+    _draw_side_by_side(axes.barh, shares, room=0.8, filled=0.9)
     axes.set_yticks(range(len(rows)), rows)
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.set_xlabel(xlabel)
@@ -140,11 +136,7 @@ def draw_columns(
     figure = _figure(4.6, 2.7)
     axes = figure.subplots()
     axes.grid(visible=False, axis="x")
-    width = 0.86 / max(1, len(shares))
-    for number, (name, values) in enumerate(shares.items()):
-        shift = (number - (len(shares) - 1) / 2) * width
-        places = [place + shift for place in range(len(bins))]
-        axes.bar(places, values, width=width * 0.94, color=SERIES[number % len(SERIES)], label=name)
+    _draw_side_by_side(axes.bar, shares, room=0.86, filled=0.94)
     if even is not None:
         axes.axhline(even, color=INK, linestyle=(0, (4, 3)), linewidth=1)
     every = -(-len(bins) // MAX_TICKS)
@@ -153,6 +145,15 @@ def draw_columns(
     axes.set_ylabel("share")
     _legend(axes, len(shares))
     return _svg(figure, title)
+
+
+def _draw_side_by_side(draw: Any, shares: Mapping[str, Sequence[float]], *, room: float, filled: float) -> None:
+    """Bars of every name around each place, by ``Axes.bar`` or ``Axes.barh``; together they take ``room`` of it."""
+    width = room / max(1, len(shares))
+    for number, (name, values) in enumerate(shares.items()):
+        shift = (number - (len(shares) - 1) / 2) * width
+        places = [place + shift for place in range(len(values))]
+        draw(places, values, width * filled, color=SERIES[number % len(SERIES)], label=name)
 
 
 def _figure(width: float, height: float) -> Figure:

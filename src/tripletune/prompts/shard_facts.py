@@ -6,7 +6,7 @@ from pathlib import Path
 
 import polars as pl
 
-from tripletune.schemas.generate import PROMPT_CHARS, SHORTENED
+from tripletune.schemas.generate import LEFT_OUT, PROMPT_CHARS
 from tripletune.schemas.query import PURPOSES
 from tripletune.store.paths import Facts
 from tripletune.store.shards import shard_files
@@ -31,16 +31,15 @@ def count_shards(out: Path, retrieve: Path) -> Facts:
         Examples by purpose, training viewers dropped because no answer was among their candidates, mean characters of
         a prompt; where tokens were counted, their mean and highest number and what was left out for the budget.
     """
-    left_out = {f"left_out_{name}": pl.col("shortened").struct.field(name) for name in SHORTENED.to_schema()}
     paths = [path for purpose in PURPOSES.categories for path in shard_files(out / purpose)]
     counts = (
         pl.scan_parquet(paths)
-        .select("purpose", "num_tokens", **left_out)
+        .select("purpose", "num_tokens", **LEFT_OUT)
         .group_by("purpose")
         .agg(
-            pl.col(*left_out).sum(),
+            pl.col(*LEFT_OUT).sum(),
             examples=pl.len(),
-            shortened=(pl.sum_horizontal(*left_out) > 0).sum(),
+            shortened=(pl.sum_horizontal(*LEFT_OUT) > 0).sum(),
             tokens=pl.col("num_tokens").sum(),
             longest=pl.col("num_tokens").max(),
         )
@@ -56,7 +55,7 @@ def count_shards(out: Path, retrieve: Path) -> Facts:
             "mean_tokens": round(counts["tokens"].sum() / total, 1),
             "longest_tokens": longest,
             "shortened": counts["shortened"].sum(),
-            **{name: counts[name].sum() for name in left_out},
+            **{name: counts[name].sum() for name in LEFT_OUT},
         }
     return {
         "examples": examples,

@@ -164,16 +164,7 @@ def generate_shards(
         previous=previous and previous.resolve(),
         unchanged=unchanged and unchanged.resolve(),
     )
-    jobs = [replace(job, numbers=numbers) for numbers in _together(job)]
-    for purpose in PURPOSES.categories:
-        (out / purpose).mkdir(exist_ok=True)
-    try:
-        if left := [job for job in jobs if job.missing()]:
-            map_jobs(write_shard, left)
-    finally:
-        _shared_frame.cache_clear()  # where this process wrote itself; a long-lived one should not keep it
-    _require_all(jobs)
-    remove_leftovers(out)  # of writers that were killed while others went on
+    _write_all([replace(job, numbers=numbers) for numbers in _together(job)], job.out, map_jobs)
     facts = count_shards(out, retrieve)
     return {
         **facts,
@@ -312,11 +303,24 @@ def _together(job: ShardJob) -> list[tuple[str, ...]]:
     return groups
 
 
-def _require_all(jobs: Sequence[ShardJob]) -> None:
+def _write_all(jobs: Sequence[ShardJob], out: Path, map_jobs: MapJobs) -> None:
+    """Have those shards written that are not there yet.
+
+    Raises:
+        InputError: one is not there afterwards.
+    """
+    for purpose in PURPOSES.categories:
+        (out / purpose).mkdir(exist_ok=True)
+    try:
+        if left := [job for job in jobs if job.missing()]:
+            map_jobs(write_shard, left)
+    finally:
+        _shared_frame.cache_clear()  # where this process wrote itself; a long-lived one should not keep it
     lost = [number for job in jobs for number in job.missing()]
     if lost:
         raise InputError(
-            f"{len(lost)} of {sum(len(job.numbers) for job in jobs)} shards are not in {jobs[0].out} although their "
+            f"{len(lost)} of {sum(len(job.numbers) for job in jobs)} shards are not in {out} although their "
             f"workers are done, the first is {lost[0]}; put --artifacts on a disk that this machine and all workers "
             "share, under the same path"
         )
+    remove_leftovers(out)  # of writers that were killed while others went on

@@ -22,7 +22,7 @@ FAR = (0.05, 0.1)
 """Distances from which a twentieth, and a tenth, of the examples have moved."""
 FLOOR = 1e-4
 """A share of nothing counts as this; the index has no value there."""
-LIKED_BINS = (0, 2, 5, 10, 15)
+LIKED_BINS = {"0": 0, "1-2": 2, "3-5": 5, "6-10": 10, "11-15": 15, "16 and more": None}
 """Upper ends of the bins of the number of likes shown."""
 NUMBERS = ("num_tokens", "chars", "liked", "history")
 
@@ -67,9 +67,9 @@ def stability_index(before_B: npt.NDArray[np.float64], now_B: npt.NDArray[np.flo
 def in_bins(measures: Measures) -> dict[str, pl.DataFrame]:
     """By measure, ``bin, count`` of everything that falls into bins, in the order of the bins."""
     examples, popularity = measures.examples, measures.popularity
-    # 0, 1-2, 3-5, ...: the number of a bin is how many upper ends lie below
-    liked = pl.sum_horizontal(pl.col("liked") > end for end in LIKED_BINS).cast(pl.Int64)
-    names = [_bin_name(low, high) for low, high in zip((-1, *LIKED_BINS), (*LIKED_BINS, None), strict=True)]
+    # the number of a bin is how many upper ends lie below
+    number = pl.sum_horizontal(pl.col("liked") > end for end in LIKED_BINS.values() if end is not None)
+    liked = number.replace_strict(dict(enumerate(LIKED_BINS)), return_dtype=pl.Enum(list(LIKED_BINS)))
 
     def tenths(role: str) -> pl.DataFrame:
         return popularity.filter(pl.col("role") == role).select(bin=pl.col("tenth") + 1, count="count")
@@ -84,14 +84,7 @@ def in_bins(measures: Measures) -> dict[str, pl.DataFrame]:
         "template": examples.select(bin="template").group_by("bin").len("count"),
     }
     summed = {name: rows.group_by("bin").agg(pl.col("count").sum()).sort("bin") for name, rows in binned.items()}
-    summed["liked"] = summed["liked"].with_columns(pl.col("bin").replace_strict(dict(enumerate(names))))
     return {name: rows.with_columns(pl.col("bin").cast(pl.String)) for name, rows in summed.items()}
-
-
-def _bin_name(below: int, end: int | None) -> str:
-    if end is None:
-        return f"{below + 1} and more"
-    return str(end) if end == below + 1 else f"{below + 1}-{end}"
 
 
 def _binned_shifts(before: Measures, now: Measures) -> Iterator[Shift]:

@@ -8,7 +8,8 @@ import numpy as np
 import polars as pl
 from scipy import stats
 
-from tripletune.quality.measures import LEFT_OUT, Measures
+from tripletune.quality.measures import Measures
+from tripletune.schemas.generate import LEFT_OUT
 from tripletune.schemas.query import PURPOSES
 
 NAMED = 20
@@ -21,19 +22,38 @@ Rows = list[dict[str, Any]]
 
 def figures_of(measures: Measures) -> dict[str, Any]:
     """Everything that is said of the shards themselves; what compares two nights is ``quality_drift``'s."""
-    examples = measures.examples
+    examples, shown = measures.examples, int(measures.relations["count"].sum())
+    relations = measures.relations.sort("count", "relation", descending=[True, False]).to_dicts()
+    bare, candidates = (int(examples[name].sum()) for name in ("bare", "num_candidates"))
+    repeated = examples.filter(pl.col("prompt_hash").is_duplicated())
     return {
         "examples": len(examples),
-        "audience": _audience(examples),
+        "audience": [
+            {"purpose": purpose, "warm": int((~part["unseen"]).sum()), "unseen": int(part["unseen"].sum())}
+            for purpose, part in _of_purposes(examples)
+        ],
         "templates": examples.group_by("template").len("examples").sort("template").to_dicts(),
         "answer_position": positions(measures.places),
         "popularity": _popularity(measures),
         "answers": _answers(examples),
-        "triples": _triples(measures),
+        "triples": {
+            "shown": shown,
+            "relations": [row | {"share": _share(row["count"], shown)} for row in relations],
+            "candidates_without": _share(bare, candidates) if shown else None,
+        },
         "lengths": _lengths(examples),
-        "shortened": _shortened(examples),
-        "flaws": _flaws(measures.flaws),
-        "repeated_prompts": _repeated(examples),
+        "shortened": {
+            "examples": examples.select((pl.sum_horizontal(pl.col(name) for name in LEFT_OUT) > 0).sum()).item(),
+            **examples.select(pl.col(list(LEFT_OUT)).cast(pl.Int64).sum()).row(0, named=True),
+        },
+        "flaws": {
+            "examples": measures.flaws["example_id"].n_unique(),
+            "kinds": _named(measures.flaws, "kind", line=pl.col("line").first()).to_dicts(),
+        },
+        "repeated_prompts": {
+            "examples": len(repeated),
+            "groups": _named(repeated, "prompt_hash").head(NAMED).drop("prompt_hash").to_dicts(),
+        },
         "titles_of_other_scripts": _share(measures.titles["other_script"][0], measures.titles["count"][0]),
     }
 
@@ -62,13 +82,6 @@ def _of_purposes(rows: pl.DataFrame) -> list[tuple[str, pl.DataFrame]]:
     """The rows of each purpose, then all."""
     parts = [(purpose, rows.filter(pl.col("purpose") == purpose)) for purpose in PURPOSES.categories]
     return [*parts, ("all", rows)]
-
-
-def _audience(examples: pl.DataFrame) -> Rows:
-    return [
-        {"purpose": purpose, "warm": len(part) - int(part["unseen"].sum()), "unseen": int(part["unseen"].sum())}
-        for purpose, part in _of_purposes(examples)
-    ]
 
 
 def positions(places: pl.DataFrame) -> Rows:
@@ -145,17 +158,6 @@ def _answers(examples: pl.DataFrame) -> Rows:
     ]
 
 
-def _triples(measures: Measures) -> dict[str, Any]:
-    total = int(measures.relations["count"].sum())
-    relations = measures.relations.sort("count", "relation", descending=[True, False])
-    candidates = int(measures.examples["num_candidates"].sum())
-    return {
-        "shown": total,
-        "relations": [row | {"share": _share(row["count"], total)} for row in relations.to_dicts()],
-        "candidates_without": _share(int(measures.examples["bare"].sum()), candidates) if total else None,
-    }
-
-
 def _lengths(examples: pl.DataFrame) -> Rows:
     rows = []
     for measure in LENGTHS:
@@ -167,22 +169,7 @@ def _lengths(examples: pl.DataFrame) -> Rows:
     return rows
 
 
-def _shortened(examples: pl.DataFrame) -> dict[str, int]:
-    sums = examples.select(pl.col(LEFT_OUT).cast(pl.Int64).sum()).row(0, named=True)
-    return {"examples": examples.select((pl.sum_horizontal(LEFT_OUT) > 0).sum()).item(), **sums}
-
-
-def _flaws(flaws: pl.DataFrame) -> dict[str, Any]:
-    kinds = flaws.group_by("kind", maintain_order=True).agg(
-        examples=pl.len(), line=pl.col("line").first(), example_ids=pl.col("example_id").head(NAMED)
-    )
-    return {"examples": flaws["example_id"].n_unique(), "kinds": kinds.to_dicts()}
-
-
-def _repeated(examples: pl.DataFrame) -> dict[str, Any]:
-    """Prompts that stand in more than one example."""
-    again = examples.filter(pl.col("prompt_hash").is_duplicated())
-    groups = again.group_by("prompt_hash", maintain_order=True).agg(
-        examples=pl.len(), example_ids=pl.col("example_id").head(NAMED)
-    )
-    return {"examples": len(again), "groups": groups.head(NAMED).drop("prompt_hash").to_dicts()}
+def _named(rows: pl.DataFrame, key: str, **more: pl.Expr) -> pl.DataFrame:
+    """By key: how many examples have it, and the ids of the first."""
+    ids = pl.col("example_id").head(NAMED)
+    return rows.group_by(key, maintain_order=True).agg(examples=pl.len(), **more, example_ids=ids)

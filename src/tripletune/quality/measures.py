@@ -13,12 +13,11 @@ from pathlib import Path
 import polars as pl
 
 from tripletune.quality.text import find_flaws
-from tripletune.schemas.generate import EXAMPLES, SHORTENED
+from tripletune.schemas.generate import COMPLETION_CHARS, EXAMPLES, LEFT_OUT, PROMPT_CHARS
 from tripletune.schemas.query import FIT_LABELS, FIT_OF, PURPOSES
 from tripletune.store.parquet import joined, parquet_files, read_rows, scan
 
 TENTHS = 10
-LEFT_OUT = tuple(f"left_out_{name}" for name in SHORTENED.to_schema())
 PLACES = ("purpose", "num_candidates", "place")
 POPULARITY = ("purpose", "role", "tenth")
 
@@ -123,15 +122,10 @@ def _counted(examples: pl.DataFrame, texts: pl.DataFrame, shown: pl.DataFrame) -
         bare=pl.col("candidates").list.set_difference(told).list.len(),
         answers=pl.col("answers").list.len(),
         retrieved=pl.col("answers").list.set_intersection("candidates").list.len(),
-        **{f"left_out_{name}": pl.col("shortened").struct.field(name) for name in SHORTENED.to_schema()},
+        chars=PROMPT_CHARS + COMPLETION_CHARS,
+        **LEFT_OUT,
     )
-    chars = (
-        pl.col(messages).list.eval(pl.element().struct.field("content").str.len_chars()).list.sum()
-        for messages in ("prompt", "completion")
-    )
-    counted = counted.hstack(examples.select(chars=pl.sum_horizontal(chars))).hstack(
-        texts.select(prompt_hash=pl.col("prompt").hash())
-    )
+    counted = counted.with_columns(texts["prompt"].hash().alias("prompt_hash"))
     return counted.join(ahead, on="example_id", how="left", maintain_order="left")
 
 

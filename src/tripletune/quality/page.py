@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,10 @@ import polars as pl
 from tripletune.html.pages import write_page
 from tripletune.html.pictures import draw_bars, draw_columns
 from tripletune.quality.drift import in_bins
-from tripletune.quality.figures import LENGTHS, QUANTILES
-from tripletune.quality.measures import LEFT_OUT, TENTHS, Measures
+from tripletune.quality.figures import LENGTHS, QUANTILES, headline
+from tripletune.quality.measures import TENTHS, Measures
 from tripletune.quality.text import FLAWS
+from tripletune.schemas.generate import LEFT_OUT
 
 MAX_RELATIONS = 16
 NUM_BINS = 24
@@ -33,13 +34,7 @@ LABELS = {
 
 
 def write_quality_page(
-    path: Path,
-    figures: dict[str, Any],
-    measures: Measures,
-    before: Measures | None,
-    tiles: Sequence[dict[str, str]],
-    *,
-    dropped: int | None,
+    path: Path, figures: dict[str, Any], measures: Measures, before: Measures | None, *, dropped: int | None
 ) -> None:
     """Write the page.
 
@@ -47,81 +42,79 @@ def write_quality_page(
         path: the HTML file.
         figures: what ``quality.json`` says.
         measures, before: of tonight and of the night that it is compared with.
-        tiles: ``value, label, about`` of the figures at the top.
         dropped: training questions without an example; None where the manifest does not say.
     """
-    compared = figures["compared_with"]
     write_page(
         path,
         "templates/quality.html.j2",
-        run=figures["run"],
-        shards=figures["shards"],
         figures=figures,
-        tiles=tiles,
-        before=compared and compared["run"],
-        before_shards=compared and compared["shards"],
-        not_compared=figures["not_compared"],
-        shifts=figures["shifts"],
+        tiles=_tiles(figures),
         labels=LABELS,
-        pictures=_pictures(measures, before),
+        pictures=_pictures({TONIGHT: measures} | ({LAST_NIGHT: before} if before else {})),
         counts_tokens=any(line["measure"] == "num_tokens" for line in figures["lengths"]),
         quantiles=[f"q{share * 100:g}" for share in QUANTILES],
-        left_out=LEFT_OUT,
+        left_out=list(LEFT_OUT),
         kinds=list(FLAWS),
         found={line["kind"]: line for line in figures["flaws"]["kinds"]},
         dropped=dropped,
     )
 
 
-def _pictures(measures: Measures, before: Measures | None) -> dict[str, Any]:
-    lengths = [_length_picture(measure, measures, before) for measure in LENGTHS]
+def _tiles(figures: dict[str, Any]) -> list[dict[str, str]]:
+    """``value, label, about`` of the figures at the top."""
+    metrics = headline(figures)
+
+    def number(name: str, form: str) -> str:
+        return format(metrics[name], form) if name in metrics else "none"
+
+    flawed = figures["flaws"]["examples"] + figures["repeated_prompts"]["examples"]
+    tiles = [
+        ("examples", f"{figures['examples']:,}", "train, valid and test"),
+        ("p-value, answers in every place alike", number("answer_position_p_value", ".3g"), "chi-square"),
+        ("of test answers retrieved", number("share_answers_retrieved", ".1%"), "the ceiling of re-ranking"),
+        ("AUC of popularity", number("answer_popularity_auc", ".3f"), ".5 tells nothing"),
+        ("flawed or repeated", f"{flawed:,}", "examples, by their text"),
+    ]
+    for statistic in ("psi", "ks"):
+        found = [line for line in figures["shifts"] if line["statistic"] == statistic]
+        if found:
+            furthest = max(found, key=lambda line: line["value"])
+            tiles.append((f"largest {statistic.upper()}", f"{furthest['value']:.3f}", LABELS[furthest["measure"]]))
+    return [{"label": label, "value": value, "about": about} for label, value, about in tiles]
+
+
+def _pictures(nights: Mapping[str, Measures]) -> dict[str, Any]:
+    """SVGs of tonight's shards, the last two kinds beside the last night's."""
+    bins = {name: in_bins(night) for name, night in nights.items()}
+    now, binned = nights[TONIGHT], bins[TONIGHT]
+    num_places = int(now.places["num_candidates"].max() or 0)  # type: ignore[arg-type]
+    places = [str(place + 1) for place in range(num_places)]
+    tenths = [str(tenth + 1) for tenth in range(TENTHS)]
+    roles = {"candidates": binned["popularity"], "answers": binned["answer_popularity"]}
+    relations = now.relations.sort("count", "relation", descending=[True, False])["relation"].to_list()[:MAX_RELATIONS]
+    shares = {name: _shares(night["relation"], relations) for name, night in bins.items()}
+    lengths = [_length_picture(measure, nights) for measure in LENGTHS]
     return {
-        "position": _position_picture(measures),
-        "popularity": _popularity_picture(measures),
-        "relations": _relation_picture(measures, before),
+        "position": draw_columns(
+            places,
+            {"answers": _shares(binned["answer_position"], places)},
+            title="Answers by place among the candidates",
+            xlabel="place among the candidates",
+            # where the numbers of candidates differ, so do the even shares
+            even=1 / num_places if now.places["num_candidates"].n_unique() == 1 else None,
+        ),
+        "popularity": draw_columns(
+            tenths,
+            {name: _shares(counts, tenths) for name, counts in roles.items()},
+            title="Candidates and answers by tenth of all likes",
+            xlabel="tenth of all likes, the most liked films last",
+            even=1 / TENTHS,
+        ),
+        "relations": draw_bars(relations, shares, title="Triples by relation", xlabel="share of the triples shown")
+        if relations
+        else "",
         "lengths": [picture for picture in lengths if picture],
     }
-
-
-def _position_picture(measures: Measures) -> str:
-    places = measures.places
-    num_places = int(places["num_candidates"].max() or 0)  # type: ignore[arg-type]
-    names = [str(place + 1) for place in range(num_places)]
-    return draw_columns(
-        names,
-        {"answers": _shares(in_bins(measures)["answer_position"], names)},
-        title="Answers by place among the candidates",
-        xlabel="place among the candidates",
-        # where the numbers of candidates differ, so do the even shares
-        even=1 / num_places if places["num_candidates"].n_unique() == 1 else None,
-    )
-
-
-def _popularity_picture(measures: Measures) -> str:
-    binned = in_bins(measures)
-    tenths = [str(tenth + 1) for tenth in range(TENTHS)]
-    series = {"candidates": binned["popularity"], "answers": binned["answer_popularity"]}
-    return draw_columns(
-        tenths,
-        {name: _shares(counts, tenths) for name, counts in series.items()},
-        title="Candidates and answers by tenth of all likes",
-        xlabel="tenth of all likes, the most liked films last",
-        even=1 / TENTHS,
-    )
-
-
-def _relation_picture(measures: Measures, before: Measures | None) -> str:
-    ranked = measures.relations.sort("count", "relation", descending=[True, False])["relation"].to_list()
-    names = ranked[:MAX_RELATIONS]
-    if not names:
-        return ""
-    nights = {TONIGHT: measures} | ({LAST_NIGHT: before} if before else {})
-    return draw_bars(
-        names,
-        {name: _shares(in_bins(night)["relation"], names) for name, night in nights.items()},
-        title="Triples by relation",
-        xlabel="share of the triples shown",
-    )
 
 
 def _shares(counts: pl.DataFrame, bins: Sequence[str]) -> list[float]:
@@ -129,8 +122,7 @@ def _shares(counts: pl.DataFrame, bins: Sequence[str]) -> list[float]:
     return [by_bin.get(name, 0) / total if total else 0.0 for name in bins]
 
 
-def _length_picture(measure: str, measures: Measures, before: Measures | None) -> str:
-    nights = {TONIGHT: measures} | ({LAST_NIGHT: before} if before else {})
+def _length_picture(measure: str, nights: Mapping[str, Measures]) -> str:
     values = {name: night.examples[measure].drop_nulls().to_numpy() for name, night in nights.items()}
     values = {name: lengths for name, lengths in values.items() if len(lengths)}
     if not values:

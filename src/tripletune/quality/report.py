@@ -9,14 +9,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from tripletune.config import QualityConfig
 from tripletune.errors import DriftError, InputError
 from tripletune.quality.drift import Shift, find_shifts
 from tripletune.quality.figures import figures_of, headline
 from tripletune.quality.measures import Measures, film_popularity, measure_shards
-from tripletune.quality.page import LABELS, write_quality_page
+from tripletune.quality.page import write_quality_page
 from tripletune.store.files import write_json
 from tripletune.store.paths import read_manifest
 
@@ -79,8 +78,7 @@ def report_quality(
     facts = (read_manifest(generate) or {}).get("facts", {})
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / FIGURES, figures)
-    tiles = _tiles(figures, metrics)
-    write_quality_page(out / PAGE, figures, measures, earlier, tiles, dropped=facts.get("train_without_answer"))
+    write_quality_page(out / PAGE, figures, measures, earlier, dropped=facts.get("train_without_answer"))
     return Quality(metrics=metrics, too_far=tuple(too_far), page=out / PAGE)
 
 
@@ -94,30 +92,6 @@ def _above(shifts: Sequence[Shift], settings: QualityConfig, now: Measures, befo
     limited = [(shift, _limit(shift, settings)) for shift in shifts]
     above = [(shift.value / limit, shift) for shift, limit in limited if limit and shift.value > limit]
     return [shift for _, shift in sorted(above, key=lambda pair: -pair[0])]
-
-
-def _tiles(figures: dict[str, Any], metrics: dict[str, float]) -> list[dict[str, str]]:
-    def tile(label: str, value: str, about: str) -> dict[str, str]:
-        return {"label": label, "value": value, "about": about}
-
-    def number(name: str, form: str) -> str:
-        return format(metrics[name], form) if name in metrics else "none"
-
-    flawed = figures["flaws"]["examples"] + figures["repeated_prompts"]["examples"]
-    tiles = [
-        tile("examples", f"{figures['examples']:,}", "train, valid and test"),
-        tile("p-value, answers in every place alike", number("answer_position_p_value", ".3g"), "chi-square"),
-        tile("of test answers retrieved", number("share_answers_retrieved", ".1%"), "the ceiling of re-ranking"),
-        tile("AUC of popularity", number("answer_popularity_auc", ".3f"), ".5 tells nothing"),
-        tile("flawed or repeated", f"{flawed:,}", "examples, by their text"),
-    ]
-    for statistic in ("psi", "ks"):
-        found = [line for line in figures["shifts"] if line["statistic"] == statistic]
-        if found:
-            furthest = max(found, key=lambda line: line["value"])
-            about = LABELS[furthest["measure"]]
-            tiles.append(tile(f"largest {statistic.upper()}", f"{furthest['value']:.3f}", about))
-    return tiles
 
 
 def refuse_drift(quality: Quality, settings: QualityConfig) -> None:

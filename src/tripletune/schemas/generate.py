@@ -18,8 +18,13 @@ EXAMPLE_ID = (
 )
 """``<user>:valid`` and ``<user>:test``, of which a viewer has one each, and ``<user>:train:<cutoff>``: unique, and made
 of the question alone, so that an example keeps its id however many others its viewer has."""
-PROMPT_CHARS = pl.col("prompt").list.eval(pl.element().struct.field("content").str.len_chars()).list.sum()
-"""Characters of an example's prompt, all messages together."""
+LEFT_OUT = {f"left_out_{name}": pl.col("shortened").struct.field(name) for name in SHORTENED.to_schema()}
+"""By figure, how much of each list an example lost."""
+PROMPT_CHARS, COMPLETION_CHARS = (
+    pl.col(messages).list.eval(pl.element().struct.field("content").str.len_chars()).list.sum()
+    for messages in ("prompt", "completion")
+)
+"""Characters of an example's prompt and of its completion, all messages together."""
 EXAMPLES = columns(
     {
         "example_id": pl.String,

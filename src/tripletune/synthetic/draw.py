@@ -21,15 +21,11 @@ STRAY, TREND = 0.02, 0.15
 """Shares of the viewings that do not come through the preferred entity: any film, and the epoch's trend."""
 
 
-def draw_films(
-    channels: Channels,
-    viewer_R: Int32Array,
-    taste_R: IntArray,
-    epoch_R: IntArray,
-    entity_B: IntArray,
-    rng: np.random.Generator,
-) -> Int32Array:
-    """Draw a film for each row, none twice for a user, as if found one after the other. Shape (R,).
+class FilmDraw:
+    """Draw of a film for each row, none twice for a user, as if found one after the other.
+
+    Among the rows of a user with the same film the earliest keeps it and the others draw again. Once drawn, a film
+    stays with that row or an earlier one, so the result equals that of drawing row by row, each until the film is new.
 
     Args:
         channels: the distributions over films.
@@ -37,15 +33,6 @@ def draw_films(
         taste_R, epoch_R: taste and epoch of each row.
         entity_B: preferred entity of each user, an index of ``channels.entities``; -1 for none.
         rng: the block's own.
-    """
-    return _Draw(channels, viewer_R, taste_R, epoch_R, entity_B, rng).films()
-
-
-class _Draw:
-    """Draw of each row's film, repeated until no user has one twice.
-
-    Among the rows of a user with the same film the earliest keeps it and the others draw again. Once drawn, a film
-    stays with that row or an earlier one, so the result equals that of drawing row by row, each until the film is new.
     """
 
     def __init__(

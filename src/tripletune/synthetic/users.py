@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from tripletune.synthetic.channels import MOODS, STYLES, Channels
 from tripletune.synthetic.clock import draw_times, epoch_of
-from tripletune.synthetic.draw import Int32Array, draw_films
+from tripletune.synthetic.draw import FilmDraw, Int32Array
 from tripletune.synthetic.sizes import MAX_SHARE, MIN_RATINGS, Size
 from tripletune.synthetic.world import KIND_SHARES, KINDS, Catalogue, IntArray
 
@@ -104,7 +104,7 @@ def _draw_block(
     taste_R = walk_tastes(first_R[opens_R], rng)[session_R]
     epoch_R = epoch_of(start_S, size.first_day.year, channels.num_epochs)[session_R]
     entity_B = viewers.entity_U[block]
-    movie_R = draw_films(channels, viewer_R, taste_R, epoch_R, entity_B, rng)
+    movie_R = FilmDraw(channels, viewer_R, taste_R, epoch_R, entity_B, rng).films()
     likes = catalogue.quality_M[movie_R].astype(np.float32)
     likes += rng.choice(np.array(GENEROSITIES, dtype=np.float32), size=len(ratings_B))[viewer_R]
     prefers_R = (entity_B >= 0)[viewer_R] & channels.carries_NM[entity_B[viewer_R], movie_R]

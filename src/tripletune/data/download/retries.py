@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
-
-from tenacity import RetryCallState, Retrying, retry_if_exception_type
 
 log = logging.getLogger(__name__)
 
@@ -44,23 +43,15 @@ def keep_trying(attempt: Callable[[], T], *, reached: Callable[[], int], patienc
         Interrupted: the last one, when ``patience.tries`` attempts in a row brought nothing new.
     """
     most, fruitless = reached(), 0
-
-    def count(_: RetryCallState) -> None:
-        nonlocal most, fruitless
-        now = reached()
-        fruitless = 0 if now > most else fruitless + 1
-        most = max(most, now)
-
-    def tell(state: RetryCallState) -> None:
-        if state.outcome and state.next_action:
-            log.info("%s; again in %g s", state.outcome.exception(), state.next_action.sleep)
-
-    insist = Retrying(
-        retry=retry_if_exception_type(Interrupted),
-        after=count,
-        stop=lambda _: fruitless >= patience.tries,
-        wait=lambda _: min(patience.longest_pause, patience.pause * 2 ** max(0, fruitless - 1)),
-        before_sleep=tell,
-        reraise=True,
-    )
-    return insist(attempt)
+    while True:
+        try:
+            return attempt()
+        except Interrupted as error:
+            now = reached()
+            fruitless = 0 if now > most else fruitless + 1
+            most = max(most, now)
+            if fruitless >= patience.tries:
+                raise
+            pause = min(patience.longest_pause, patience.pause * 2 ** max(0, fruitless - 1))
+            log.info("%s; again in %g s", error, pause)
+            time.sleep(pause)
