@@ -10,14 +10,18 @@ MOVIELENS ?=
 IMDB ?=
 ARTIFACTS ?= artifacts
 PYTEST_ARGS ?=
+MUTANTS_ARGS ?=
 
-.PHONY: run test check lint types layers format docs install lock deploy clean
+.PHONY: run test mutants check lint types layers format docs install lock deploy clean
 
 run: $(STAMP)  ## the nightly flow; CONFIG= MOVIELENS= IMDB= ARTIFACTS= run it on other input
 	$(BIN)/tripletune run --config "$(CONFIG)" --movielens "$(MOVIELENS)" --imdb "$(IMDB)" --artifacts "$(ARTIFACTS)"
 
 test: $(STAMP)  ## every test; PYTEST_ARGS="--slow" adds those that take minutes
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+mutants: $(STAMP)  ## plant 20 faults in each core module, count those the tests see; minutes a module; MUTANTS_ARGS="--help"
+	$(BIN)/python tests/mutants.py $(MUTANTS_ARGS)
 
 check: lint types layers  ## what CI checks in addition to the tests and the site
 

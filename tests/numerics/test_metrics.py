@@ -86,3 +86,26 @@ def test_broken_input_is_refused(lists: list[list[int]], relevant: list[list[int
 
 def test_no_viewers_give_no_values() -> None:
     assert at("hr", 3, films([]), pl.Series([], dtype=pl.Int32)).shape == (0,)
+
+
+def test_every_column_is_nan_for_a_user_with_nothing_relevant_even_where_lists_hold_films() -> None:
+    scores = score_lists(films([[1, 2], [1, 2], []]), films([[], [2], []]), (1, 2))
+    assert np.isnan(scores.to_numpy()).tolist() == [[True] * 4, [False] * 4, [True] * 4]
+
+
+def test_a_cutoff_of_one_looks_at_the_first_film_alone() -> None:
+    assert score_lists(films([[7, 8], [8, 7]]), pl.Series([7, 7]), (1,)).rows() == [(1.0, 1.0), (0.0, 0.0)]
+
+
+@pytest.mark.parametrize(
+    ("lists", "relevant", "message"),
+    [
+        ([[1], [2, 2], [3, 3]], [[1], [2], [3]], r"number 1 names a film twice: \[2, 2\]"),
+        ([[1], [2, None], [None]], [[1], [2], [3]], "^list of .* number 1 holds a null"),
+        ([[1], [2], [3]], [[1], [None, 2], [None]], "^relevant of .* number 1 holds a null"),
+        ([[1], None, None], [[1], [2], [3]], "^list of .* number 1 holds a null"),
+    ],
+)
+def test_the_first_broken_row_is_the_one_named(lists: list[list[int]], relevant: list[list[int]], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        score_lists(films(lists), films(relevant), (2,))

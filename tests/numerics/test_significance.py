@@ -82,3 +82,40 @@ def test_values_that_would_spoil_a_mean_are_refused() -> None:
         mean_interval(np.array([0.5, np.nan]), confidence=0.95, resamples=10, seed=0)
     with pytest.raises(ValueError, match="no viewers"):
         mean_interval(np.array([]), confidence=0.95, resamples=10, seed=0)
+
+
+def test_two_users_are_enough_for_an_interval() -> None:
+    # resamples of the values 0 and 1 have the means 0, 1/2, 1/2 and 1, all equally likely
+    got = mean_interval(np.array([0.0, 1.0]), confidence=0.9, resamples=400, seed=0)
+    assert (got.value, got.low, got.high, got.lower_bound, got.num_viewers) == (0.5, 0.0, 1.0, 0.0, 2)
+    narrow = mean_interval(np.array([0.0, 1.0]), confidence=0.4, resamples=400, seed=0)
+    assert (narrow.low, narrow.high, narrow.lower_bound) == (0.5, 0.5, 0.5)
+
+
+def test_resamples_drawn_in_blocks_are_scipys(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(significance, "BLOCK", 350)  # seven resamples at a time, and three at the end
+    values_U = np.random.default_rng(4).random(50)
+    got_R1 = bootstrap_means(values_U[:, None], resamples=101, seed=9)
+    want = stats.bootstrap((values_U,), np.mean, n_resamples=101, method="percentile", rng=9)
+    np.testing.assert_allclose(got_R1[:, 0], want.bootstrap_distribution, rtol=1e-12)
+
+
+@pytest.mark.parametrize(("num_users", "most"), [(50, 350), (400, 400)])
+def test_no_more_indices_than_a_block_are_drawn_at_a_time(
+    monkeypatch: pytest.MonkeyPatch, num_users: int, most: int
+) -> None:
+    class Counting:
+        """A generator that notes how many indices it has drawn at a time."""
+
+        def __init__(self, seed: int) -> None:
+            self.generator = np.random.Generator(np.random.PCG64(seed))
+
+        def integers(self, low: int, high: int, size: tuple[int, int]) -> np.ndarray:
+            drawn.append(size[0] * size[1])
+            return self.generator.integers(low, high, size)
+
+    drawn: list[int] = []
+    monkeypatch.setattr(significance, "BLOCK", 350)
+    monkeypatch.setattr(np.random, "default_rng", Counting)
+    bootstrap_means(np.zeros((num_users, 1)), resamples=20, seed=0)
+    assert (max(drawn), sum(drawn)) == (most, 20 * num_users)  # a single resample of many users is never cut

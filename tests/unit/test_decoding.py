@@ -192,3 +192,51 @@ def test_a_chat_template_that_does_not_end_an_answer_is_refused() -> None:
 
     with pytest.raises(ContractError, match="chat template"):
         LineTokens(Other())
+
+
+class ByCharacter:
+    """A token per character; the first one after the header is another token than after a line break."""
+
+    def apply_chat_template(self, chat: list[dict[str, str]], *, add_generation_prompt: bool, **_: Any) -> str:
+        text = "".join(f"<{m['role']}>{m['content']}$" for m in chat)
+        return f"{text}<assistant>" if add_generation_prompt else text
+
+    def __call__(self, texts: list[str], **_: Any) -> dict[str, list[list[int]]]:
+        return {
+            "input_ids": [
+                [ord(letter) + 1000 * text[:place].endswith("<assistant>") for place, letter in enumerate(text)]
+                for text in texts
+            ]
+        }
+
+
+@pytest.mark.parametrize(
+    ("first", "last", "tokens"),
+    [
+        (True, False, [ord("B") + 1000, ord("c"), ord("\n")]),
+        (False, False, [ord("B"), ord("c"), ord("\n")]),
+        (True, True, [ord("B") + 1000, ord("c"), ord("$")]),
+        (False, True, [ord("B"), ord("c"), ord("$")]),
+    ],
+)
+def test_a_line_is_tokenised_where_it_stands_in_the_answer(first: bool, last: bool, tokens: list[int]) -> None:
+    lines = LineTokens(ByCharacter())
+    assert lines.lines(["Bc", "Bc"], first=first, last=last) == [tuple(tokens)] * 2
+    assert lines.end == ord("$")
+
+
+def test_a_tokenizer_that_merges_across_the_start_of_a_line_is_refused() -> None:
+    class Merging(ByCharacter):
+        def __call__(self, texts: list[str], **_: Any) -> dict[str, list[list[int]]]:
+            return super().__call__([text.replace("\nX", "#") for text in texts])
+
+    assert LineTokens(Merging()).lines(["X"], first=True, last=True) == [(ord("X") + 1000, ord("$"))]
+    with pytest.raises(ContractError, match="merges across the start of the line 'X'"):
+        LineTokens(Merging()).lines(["Y", "X"], first=False, last=True)
+
+
+def test_a_label_of_two_tokens_and_a_token_of_two_labels_do_not_rank_in_one_pass() -> None:
+    lines = LineTokens(ByCharacter())
+    assert lines.single(Names(["A", "B"], numbered=False)) == [ord("A") + 1000, ord("B") + 1000]
+    assert lines.single(Names(["A", "Bc"], numbered=False)) is None
+    assert lines.single(Names(["A", ""], numbered=False)) is None

@@ -77,3 +77,19 @@ def test_nobody_and_empty_lists_give_empty_rows():
 def test_lists_that_do_not_belong_together_are_refused():
     with pytest.raises(ValueError, match="2 lists of \\[2, 1\\] viewers, and 2 weights"):
         fuse([np.zeros((2, 1), dtype=np.int64), np.zeros((1, 1), dtype=np.int64)], [1.0, 1.0], 60.0, 4)
+
+
+@pytest.mark.parametrize(("once", "twice"), [(2, 9), (9, 2)])
+def test_one_first_place_ties_with_two_third_places_where_k_is_one(once: int, twice: int) -> None:
+    # 1 / (1 + 1) = 1 / (1 + 3) + 1 / (1 + 3): with any other constant in the formula one of them would win
+    tops = [np.array([[once, 5, twice]]), np.array([[6, 7, twice]]), np.array([[-1, -1, -1]])]
+    assert fuse(tops, [1.0, 1.0, 1.0], 1.0, 5).tolist() == [[*sorted([once, 6, twice]), 5, 7]]
+    # 1/2, 1/3, 1/4 + 1/16, 1/8, 1/12
+    assert fuse(tops, [1.0, 0.25, 1.0], 1.0, 5).tolist() == [[once, 5, twice, 6, 7]]
+
+
+@pytest.mark.parametrize("weights", [[], [1.0], [1.0, 1.0, 1.0]])
+def test_each_list_needs_one_weight(weights: list[float]) -> None:
+    tops = [np.array([[1, 2]]), np.array([[2, 3]])]
+    with pytest.raises(ValueError, match=rf"2 lists of \[1, 1\] viewers, and {len(weights)} weights"):
+        fuse(tops, weights, 60.0, 4)

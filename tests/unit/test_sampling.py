@@ -15,9 +15,10 @@ from pydantic import ValidationError
 from scipy.cluster.vq import kmeans2
 
 from tripletune.config import RetrieveConfig, SampleConfig
+from tripletune.retrieve import sampling
 from tripletune.retrieve.candidates import retrieve_all
 from tripletune.retrieve.clusters import cluster_viewers
-from tripletune.retrieve.sampling import draw_viewers, keep_drawn
+from tripletune.retrieve.sampling import draw_viewers, keep_drawn, sample_facts, sample_viewers
 from tripletune.schemas.query import PURPOSES
 from tripletune.schemas.retrieve import SAMPLE
 
@@ -229,3 +230,101 @@ def test_the_sample_is_the_same_whatever_the_order_of_rows_and_the_number_of_sha
 def test_a_method_and_a_number_go_together(settings):
     with pytest.raises(ValidationError, match=r"does not go with method"):
         SampleConfig(**settings)
+
+
+@pytest.mark.parametrize("penalty", [0.25, 0.8])
+def test_each_outcome_is_as_likely_as_in_draws_one_by_one(penalty):
+    users, likes = USERS[:3], LIKES[:3]
+    settings = SampleConfig(method="importance", viewers=3, penalty=penalty)
+    found = Counter(tuple(draw_viewers(users, likes, None, settings, seed).tolist()) for seed in range(TRIALS))
+    want = one_by_one(np.log(likes), 3, penalty)
+    assert found.keys() <= want.keys()
+    for outcome, probability in want.items():
+        deviation = np.sqrt(probability * (1 - probability) / TRIALS)
+        assert found[outcome] / TRIALS == pytest.approx(probability, abs=5 * deviation), outcome
+
+
+def test_importance_never_draws_who_has_one_like_or_none():
+    settings = SampleConfig(method="importance", viewers=5, penalty=0.5)
+    with np.errstate(all="raise"):
+        draws = draw_viewers(np.arange(4), np.array([0, 1, 2, 9]), None, settings, 1)
+    assert draws[:2].tolist() == [0, 0]
+    assert draws.sum() == 5
+
+
+def test_the_parts_of_a_sample_are_drawn_with_different_seeds():
+    assert len({sampling._IMPORTANCE, sampling._CLUSTERS, sampling._CENTRES}) == 3
+
+
+class PoolOfThree:
+    """Vectors of three users, and what they were asked to be pooled from. By direction the first two are alike, by
+    distance the last two."""
+
+    def __init__(self):
+        self.likes = None
+
+    def pool(self, likes, num_viewers):
+        assert num_viewers == 3
+        self.likes = sorted(zip(likes.viewer_E.tolist(), likes.movie_E.tolist(), likes.age_E.tolist(), strict=True))
+        return torch.tensor([[10.0, 0.0], [0.1, 0.0], [0.0, 0.1]])
+
+
+def rows_of_five_users():
+    """Three users have a target like; of the others one has graph likes alone and one is unseen."""
+    rows = [(20, 7, 0, "graph", False), (20, 8, 1, "graph", False), (20, 9, 2, "graph", False)]
+    rows += [(20, 1, 3, "target", False), (20, 2, 4, "later", False)]
+    rows += [(10, 1, 0, "graph", False), (10, 6, 1, "other", False), (10, 2, 2, "graph", False)]
+    rows += [(10, 3, 3, "target", False), (10, 4, 4, "target", False), (10, 5, 5, "valid", False)]
+    rows += [(11, 4, 0, "graph", False), (11, 5, 1, "target", False)]
+    rows += [(12, 1, 0, "graph", False), (12, 2, 1, "valid", False), (12, 3, 2, "test", False)]
+    rows += [(13, 1, 0, "graph", True), (13, 2, 1, "target", True)]
+    schema = {"user_id": pl.Int32, "movie_id": pl.Int32, "position": pl.Int32, "label": pl.String, "unseen": pl.Boolean}
+    return pl.LazyFrame(rows, schema=schema, orient="row")
+
+
+@pytest.mark.parametrize("method", ["clusters", "recranker"])
+def test_users_are_clustered_by_the_direction_of_the_vector_of_their_graph_likes(method):
+    fit = PoolOfThree()
+    sample = sample_viewers(rows_of_five_users(), fit, SampleConfig(method=method, viewers=3, clusters=2), seed=1)
+    assert fit.likes == [(0, 1, 1), (0, 2, 0), (1, 4, 0), (2, 7, 2), (2, 8, 1), (2, 9, 0)]  # the newest has age 0
+    assert sample.select("user_id", "likes").rows() == [(10, 2), (11, 1), (20, 3)]
+    first, second, third = sample["cluster"]
+    assert {first, third} == {0, 1}
+    assert second == first
+
+
+@pytest.mark.parametrize("method", ["uniform", "importance"])
+def test_without_clusters_users_are_not_pooled_and_deciles_count_who_has_fewer_likes(method):
+    fit = PoolOfThree()
+    sample = sample_viewers(rows_of_five_users(), fit, SampleConfig(method=method, viewers=2), seed=1)
+    assert fit.likes is None
+    assert sample.schema == SAMPLE
+    # 1, 0 and 2 of three users have fewer
+    assert sample.select("user_id", "likes", "decile", "cluster").rows() == [
+        (10, 2, 3, None),
+        (11, 1, 0, None),
+        (20, 3, 6, None),
+    ]
+    assert sample["draws"].sum() == 2
+
+
+@pytest.mark.parametrize("method", ["uniform", "importance", "clusters", "recranker"])
+def test_nobody_with_a_target_like_gives_an_empty_sample(method):
+    rows = rows_of_five_users().filter(pl.col("label") != "target")
+    sample = sample_viewers(rows, PoolOfThree(), SampleConfig(method=method, viewers=2, clusters=2), seed=1)
+    assert (sample.height, sample.schema) == (0, SAMPLE)
+
+
+def test_facts_count_draws_users_and_the_drawn_of_each_part():
+    rows = [(1, 5, 0, 1, 2), (2, 6, 0, 0, 0), (3, 7, 5, 1, 1), (4, 9, 9, 1, 0)]
+    sample = pl.DataFrame(rows, schema=SAMPLE, orient="row")
+    assert sample_facts(sample, "clusters") == {
+        "method": "clusters",
+        "draws": 3,
+        "viewers": 2,
+        "of": 4,
+        "by_decile": {"0": {"drawn": 1, "of": 2}, "5": {"drawn": 1, "of": 1}, "9": {"drawn": 0, "of": 1}},
+        "by_cluster": {"0": {"drawn": 0, "of": 1}, "1": {"drawn": 2, "of": 3}},
+    }
+    without = sample.with_columns(cluster=pl.lit(None, dtype=pl.Int16))
+    assert sample_facts(without, "uniform")["by_cluster"] == {}

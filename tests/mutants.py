@@ -1,0 +1,256 @@
+"""Mutation testing: plant small faults in the core, one at a time, and count those that the tests notice.
+
+    python tests/mutants.py                       # every module, 20 mutants each: ``make mutants``
+    python tests/mutants.py --module fuse --sample 100
+
+cosmic-ray lists the mutants of a module (an operator, a constant, a condition) and writes each into a copy of the
+tree; the working tree is never changed. A seeded sample of them is tried, each by the module's own test files in a
+forked child of this process, which has imported the libraries already. Survivors are written out as diffs: each is a
+test to write, or a change that changes nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import contextlib
+import difflib
+import gc
+import importlib
+import os
+import random
+import resource
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+ROOT = Path(__file__).resolve().parents[1]
+COPIED = ("src", "tests", "flows", "tasks", "configs", "docs", "benchmarks", "pyproject.toml", "README.md", "Makefile")
+PACKAGE = "src/tripletune"
+
+TESTS: dict[str, tuple[str, ...]] = {
+    "evaluate/metrics.py": ("numerics/test_metrics.py",),
+    "evaluate/significance.py": ("numerics/test_significance.py",),
+    "retrieve/fuse.py": ("unit/test_fuse.py",),
+    "models/serving/topk.py": ("unit/test_topk.py",),
+    "retrieve/sampling.py": ("unit/test_sampling.py",),
+    "data/split/rules.py": ("unit/test_split_protocols.py", "unit/test_split.py"),
+    "rank/decoding.py": ("unit/test_decoding.py",),
+    "prompts/budget.py": ("unit/test_budget.py",),
+    "models/lightgcn/loss.py": ("numerics/test_lightgcn.py",),
+    "contract.py": ("unit/test_contract.py",),
+    "promote/decision.py": ("unit/test_promotion.py",),
+    "quality/drift.py": ("unit/test_quality_drift.py",),
+    "models/training/loop.py": ("unit/test_training.py",),
+    "finetune/checkpoints.py": ("unit/test_launch.py",),
+    "finetune/sft.py": ("flows/test_finetune.py",),
+}
+"""Module of the package, and the test files that are to notice a fault in it, the quickest first."""
+
+WARM = ("numpy", "polars", "torch", "scipy.stats", "safetensors.torch", "transformers", "datasets", "peft", "trl",
+        "tokenizers", "accelerate", "dgl", "pydantic", "hypothesis", "pyarrow.parquet")  # fmt: skip
+"""Libraries imported once, before the children are forked; nothing of the package itself."""
+
+LEAST_SECONDS, PATIENCE = 60, 4
+"""A child is ended after ``PATIENCE`` times what the tests take without a fault, and never before ``LEAST_SECONDS``."""
+MEMORY = 12 << 30
+"""Bytes a child may take: a mutated size can ask for more than the machine has."""
+
+Outcome = Literal["survived", "killed", "timeout"]
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One change of one place."""
+
+    operator: str
+    occurrence: int
+    start: tuple[int, int]
+    """Line, from 1, and column, from 0."""
+
+
+def untried(source: str) -> list[tuple[tuple[int, int], tuple[int, int]]]:
+    """Where a change can change no result: annotations, which nothing evaluates, and ``dataclass(frozen, slots)``."""
+    found: list[ast.expr | None] = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.arg | ast.AnnAssign):
+            found.append(node.annotation)
+        elif isinstance(node, ast.FunctionDef):
+            found.append(node.returns)
+        elif isinstance(node, ast.ClassDef):
+            found += (
+                flag.value for call in node.decorator_list if isinstance(call, ast.Call) for flag in call.keywords
+            )
+    return [((e.lineno, e.col_offset), (e.end_lineno or 0, e.end_col_offset or 0)) for e in found if e is not None]
+
+
+def list_mutants(path: Path) -> list[Mutant]:
+    """Every mutant that cosmic-ray knows of a module, but those in ``untried`` places."""
+    from cosmic_ray.commands.init import init
+    from cosmic_ray.work_db import WorkDB, use_db
+
+    with tempfile.TemporaryDirectory() as folder, use_db(f"{folder}/session.sqlite", WorkDB.Mode.create) as session:
+        init([path], session, {})
+        specs = [spec for item in session.work_items for spec in item.mutations]
+    ignored = untried(path.read_text(encoding="utf-8"))
+    mutants = [Mutant(spec.operator_name, spec.occurrence, tuple(spec.start_pos)) for spec in specs]
+    mutants = [one for one in mutants if not any(first <= one.start < last for first, last in ignored)]
+    return sorted(mutants, key=lambda one: (one.start, one.operator, one.occurrence))
+
+
+def draw(mutants: Sequence[Mutant], number: int, seed: str) -> list[Mutant]:
+    """A seeded sample that spreads over the module: a second mutant of a place only when every place has one.
+
+    A place with a binary operator has eleven mutants and one with a condition has one, so mutants drawn all alike
+    would be mostly arithmetic.
+    """
+    rng = random.Random(seed)
+    by_place: dict[tuple[int, int], list[Mutant]] = defaultdict(list)
+    for one in mutants:
+        by_place[one.start].append(one)
+    places = list(by_place.values())
+    rng.shuffle(places)
+    for place in places:
+        rng.shuffle(place)
+    rounds = max((len(place) for place in places), default=0)
+    return [place[turn] for turn in range(rounds) for place in places if turn < len(place)][:number]
+
+
+def run_tests(tree: Path, files: Sequence[str], log: Path, seconds: float) -> Outcome:
+    """Run test files of the copied tree in a forked child."""
+    child = os.fork()
+    if child == 0:
+        code = 70
+        try:
+            os.setsid()
+            resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
+            out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+            os.dup2(out, 1)
+            os.dup2(out, 2)
+            os.chdir(tree)
+            import pytest
+
+            options = ["-x", "-q", "-p", "no:cacheprovider", "--hypothesis-seed=0"]
+            code = pytest.main([*options, *(f"tests/{file}" for file in files)])
+        finally:
+            os._exit(int(code))
+    deadline = time.monotonic() + seconds
+    ended, status = os.waitpid(child, os.WNOHANG)
+    while not ended and time.monotonic() < deadline:
+        time.sleep(0.05)
+        ended, status = os.waitpid(child, os.WNOHANG)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(child, signal.SIGKILL)  # and what it may have left behind
+    if not ended:
+        os.waitpid(child, 0)
+        return "timeout"
+    return "survived" if status == 0 else "killed"
+
+
+def try_module(tree: Path, module: str, number: int, seed: int) -> tuple[dict[Outcome, int], int, list[str]]:
+    """Try a sample of a module's mutants: how many came to what, how many there are, and the survivors' diffs.
+
+    Raises:
+        RuntimeError: the tests fail without a fault.
+    """
+    from cosmic_ray.mutating import use_mutation
+    from cosmic_ray.plugins import get_operator
+
+    path, files, log = tree / PACKAGE / module, TESTS[module], tree / "pytest.log"
+    started = time.monotonic()
+    if run_tests(tree, files, log, 1800) != "survived":
+        raise RuntimeError(f"{module}: its tests fail as it is:\n{log.read_text(errors='replace')[-3000:]}")
+    seconds = max(LEAST_SECONDS, PATIENCE * (time.monotonic() - started))
+    mutants = list_mutants(path)
+    counts: dict[Outcome, int] = {"survived": 0, "killed": 0, "timeout": 0}
+    survivors = []
+    for one in draw(mutants, number, f"{seed}:{module}"):
+        with use_mutation(path, get_operator(one.operator)(), one.occurrence) as (before, after):
+            started = time.monotonic()
+            outcome = run_tests(tree, files, log, seconds)
+        counts[outcome] += 1
+        change = "".join(_diff(before, after, module))
+        if outcome == "survived":
+            survivors.append(change)
+        print(f"{module}:{one.start[0]} {one.operator} {outcome} {time.monotonic() - started:.1f}s", file=sys.stderr)
+    return counts, len(mutants), survivors
+
+
+def _diff(before: str, after: str, module: str) -> list[str]:
+    lines = difflib.unified_diff(before.splitlines(True), after.splitlines(True), module, module, n=0)
+    return list(lines)[2:]
+
+
+def copy_tree(to: Path) -> None:
+    """Copy what the tests need, without compiled files: a mutant may have the size and second of its original."""
+    for name in COPIED:
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, to / name, ignore=shutil.ignore_patterns("__pycache__"))
+        elif (ROOT / name).is_file():
+            shutil.copy2(ROOT / name, to / name)
+
+
+def prepare(tree: Path) -> None:
+    """Let this process, its children and theirs import the package from the copy, on one thread each."""
+    os.environ |= {
+        "PYTHONPATH": f"{tree / 'src'}{os.pathsep}{tree}",
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "OMP_NUM_THREADS": "1",
+        "OPENBLAS_NUM_THREADS": "1",
+        "OMP_WAIT_POLICY": "PASSIVE",
+        "HF_HUB_OFFLINE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+    sys.dont_write_bytecode = True
+    sys.path[:] = [str(tree / "src"), str(tree), *(entry for entry in sys.path if Path(entry) != ROOT / "tests")]
+    for name in WARM:
+        importlib.import_module(name)
+    gc.collect()
+    gc.freeze()  # a collection in a child would copy every page of the libraries
+    assert not any(name.split(".")[0] in ("tripletune", "tests") for name in sys.modules)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--module", action="append", help="only modules whose path holds this; may be repeated")
+    parser.add_argument("--sample", type=int, default=20, help="mutants tried of each module (default: 20)")
+    parser.add_argument("--seed", type=int, default=0, help="of the sample (default: 0)")
+    parser.add_argument("--least", type=float, default=0.9, help="share that must be killed (default: 0.9)")
+    parser.add_argument("--out", type=Path, default=ROOT / "build" / "mutants.md", help="table and survivors")
+    given: Any = parser.parse_args(arguments)
+    chosen = [module for module in TESTS if not given.module or any(part in module for part in given.module)]
+    if not chosen:
+        parser.error(f"--module {given.module}: no such module; there are {', '.join(TESTS)}")
+    with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
+        tree = Path(folder).resolve()
+        copy_tree(tree)
+        prepare(tree)
+        rows, survivors, total = [], [], defaultdict(int)
+        for module in chosen:
+            counts, all_mutants, alive = try_module(tree, module, given.sample, given.seed)
+            tried = sum(counts.values())
+            total["tried"] += tried
+            total["survived"] += counts["survived"]
+            rows.append(f"| {module} | {all_mutants} | {tried} | {tried - len(alive)} | {len(alive)} |")
+            survivors += [f"{module}\n\n```diff\n{change}```\n" for change in alive]
+            _write(given.out, rows, survivors)
+    killed = 1 - total["survived"] / total["tried"]
+    print(f"{killed:.1%} of {total['tried']} mutants were killed; see {given.out}")
+    return 0 if killed >= given.least else 1
+
+
+def _write(out: Path, rows: Sequence[str], survivors: Sequence[str]) -> None:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    table = "\n".join(["| module | mutants | tried | killed | survived |", "|---|--:|--:|--:|--:|", *rows])
+    out.write_text("\n".join([table, "", *survivors]), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
