@@ -158,7 +158,7 @@ def test_only_changed_viewers_are_asked_and_the_bytes_are_those_of_a_full_run(
         assert whole.pop("nothing_reused") == "there is no earlier output"
         assert {key: facts[key] for key in whole} == whole
         assert (
-            f"{stage}: 36 viewers as in aaaaaaaaaa; asked again: 1 gone, 1 new ratings, 1 new viewer, 1 rated again"
+            f"{stage}: 36 users as in aaaaaaaaaa; rebuilt: 1 gone, 1 new ratings, 1 new viewer, 1 rated again"
             in caplog.messages
         )
 
@@ -291,7 +291,7 @@ def test_other_facts_take_nothing_over_and_facts_that_nobody_weighs_do(world, se
     shutil.copytree(first, tmp_path / "next")
     tonight = make(*publish(tmp_path / "next", named, "b"))
     for stage in ("retrieve", "generate"):
-        assert tonight.manifest(stage)["facts"]["nothing_reused"].endswith("its knowledge says something else")
+        assert tonight.manifest(stage)["facts"]["nothing_reused"].endswith("its knowledge has other content")
 
     more = changed_world(second, tmp_path / "more")
     film = {"entity_id": len(entities), "key": "movie:999", "kind": "movie", "name": "New"}
@@ -312,7 +312,7 @@ def test_another_title_takes_no_prompt_over(second, first, tmp_path):
     shutil.copytree(first, tmp_path / "next")
     tonight = make(*publish(tmp_path / "next", renamed, "b"))
     assert tonight.manifest("retrieve")["facts"]["viewers_reused"] == 36
-    assert tonight.manifest("generate")["facts"]["nothing_reused"].endswith("its ingest says something else")
+    assert tonight.manifest("generate")["facts"]["nothing_reused"].endswith("its ingest has other content")
 
 
 @pytest.mark.parametrize("stage", ["retrieve", "generate"])

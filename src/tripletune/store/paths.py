@@ -1,4 +1,4 @@
-"""The artifact store: where a stage's output lives, and how it gets there exactly once.
+"""The artifact store: paths of the stages' outputs, and publishing each exactly once.
 
 ``<root>/<dataset>/<stage>/<fingerprint>/`` holds a finished output. A stage works in ``<fingerprint>.work`` under a
 file lock, writes ``manifest.json`` last, and is renamed into place; a valid manifest means done. A second run that
@@ -32,7 +32,7 @@ SCRATCH = "_scratch"
 """Folder inside a work folder for what must survive a kill but is not part of the output; removed before publishing."""
 
 Facts = dict[str, Any]
-"""What a stage reports beside its files: counts and metrics, plain JSON data."""
+"""Counts and metrics that a stage reports in addition to its files; plain JSON data."""
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -56,7 +56,7 @@ def write_atomically(path: Path, write: Callable[[Path], object], *, unique: boo
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove the temporary files of writers that were killed; a writer that is still at one fails at its rename."""
+    """Remove the temporary files of writers that were killed; a writer still using one fails at its rename."""
     for leftover in folder.rglob(".*.part"):
         leftover.unlink(missing_ok=True)
 
@@ -77,7 +77,7 @@ def make_folder(folder: Path, option: str) -> None:
 
 @contextmanager
 def writing_to(folder: Path, option: str) -> Iterator[None]:
-    """Tell the user, in one line, that output cannot be written to this folder; for its making, not for its filling."""
+    """Turn an OSError into one line for the user; wraps the creation of an output folder, not writing into it."""
     try:
         yield
     except OSError as error:
@@ -106,7 +106,7 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
 
 
 def whoami() -> str:
-    """Host and process id; stands in a manifest, so that a run which waited for another knows that it reused."""
+    """Host and process id, kept in the manifest: a run that waited for another one sees that it reused its output."""
     return f"{socket.gethostname()}:{os.getpid()}"
 
 
@@ -140,7 +140,7 @@ class RunPaths:
         """Where the stage's finished output is, or will be.
 
         Raises:
-            MissingArtifactError: the run knows no such stage.
+            MissingArtifactError: the run has no such stage.
         """
         if stage not in self.fingerprints:
             raise MissingArtifactError(f"this run has no {stage!r}; an older version made it: run it again")
@@ -192,11 +192,11 @@ class RunPaths:
         with held:
             if read_manifest(folder) is not None:
                 return folder
-            if folder.exists():  # damaged: what it says it holds is not there
+            if folder.exists():  # damaged: files that its manifest names are not there
                 shutil.rmtree(folder)
             work = folder.with_name(f"{folder.name}.work")
             make_folder(work, "--artifacts")
-            (work / MANIFEST).unlink(missing_ok=True)  # of a run killed as it published: it names what is made anew
+            (work / MANIFEST).unlink(missing_ok=True)  # of a run killed during publish: its files are rebuilt
             remove_leftovers(work)
             with Meter() as meter:
                 facts = make(work)
