@@ -157,7 +157,7 @@ def test_a_pinned_run_that_has_no_sasrec_is_refused_by_name(tmp_path):
     with pytest.raises(ConfigError, match=r"that run has no sasrec, which this run reads"):
         resolve(night, tmp_path)
     night = RunConfig.model_validate({**night.model_dump(), "retrieve": {"retriever": "ease"}})
-    with pytest.raises(ConfigError, match=r"that run has no ease, which tonight's .*; pin a run that has, or remove"):
+    with pytest.raises(ConfigError, match=r"that run has no ease, which this .*; pin a run that has, or remove"):
         resolve(night, tmp_path)
 
 
