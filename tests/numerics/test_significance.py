@@ -80,5 +80,5 @@ def test_one_viewer_has_no_interval() -> None:
 def test_values_that_would_spoil_a_mean_are_refused() -> None:
     with pytest.raises(ValueError, match="NaN"):
         mean_interval(np.array([0.5, np.nan]), confidence=0.95, resamples=10, seed=0)
-    with pytest.raises(ValueError, match="no viewers"):
+    with pytest.raises(ValueError, match="no users"):
         mean_interval(np.array([]), confidence=0.95, resamples=10, seed=0)
