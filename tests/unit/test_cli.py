@@ -1,4 +1,4 @@
-"""What the command line says: after a stage, of a run that is not there, of an output that cannot be written."""
+"""Messages of the command line: after a stage, for a run that is not there, for an output that cannot be written."""
 
 from __future__ import annotations
 
