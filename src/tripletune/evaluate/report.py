@@ -30,7 +30,7 @@ FAMILIES: tuple[dict[str, Any], ...] = (
     },
     {
         "title": "Re-ranking",
-        "about": "The candidates put in order by each system, over the same viewers, with constrained decoding. "
+        "about": "The candidates put in order by each system, over the same users, with constrained decoding. "
         "A held-out film that is not among the candidates counts 0 for every system; "
         "the dashed line is the share of all users whose film is.",
         "rows": lambda names: SYSTEMS,
