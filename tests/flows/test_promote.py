@@ -1,4 +1,4 @@
-"""The champion alias: moves when tonight is not worse, stays with a reason when it is or when it cannot be compared."""
+"""The champion alias moves when the adapter is not worse; it stays, with a reason, when it is or can't be compared."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_the_alias_moves_only_to_an_adapter_that_is_not_worse(micro, twin):
     assert first["reason"] == "there is no champion yet"
     assert champion(micro) == ("1", micro.record.fingerprints["finetune"])
 
-    # equal on every viewer: the bound is 0, which is not above -0
+    # equal on every user: the bound is 0, which is not above -0
     strict = decide(micro, twin, "contest-2", promote={"margin": 0.0})
     assert not strict["promote"]
     assert strict["difference"] == strict["lower_bound"] == 0.0

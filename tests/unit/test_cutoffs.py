@@ -389,7 +389,7 @@ def test_a_viewers_prompt_is_explained_at_the_cutoff_asked_for(run: World, tmp_p
         paths, config, user, "train", mine["cutoff"][0]
     )
     with pytest.raises(
-        InputError, match=rf"--cutoff 0: no such train example of viewer {user}; there are {mine['cutoff'][0]}, "
+        InputError, match=rf"--cutoff 0: no such train example of user {user}; there are {mine['cutoff'][0]}, "
     ):
         explain_prompt(paths, config, user, "train", 0)
     other = config.model_copy(update={"prompt": PromptConfig(template="published")})

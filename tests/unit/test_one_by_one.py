@@ -1,4 +1,4 @@
-"""A viewer's result has the same bits whoever else is asked: nightly increments ask only those who changed."""
+"""A user's result has the same bits whichever users are in the batch: increments compute only changed users."""
 
 from __future__ import annotations
 
@@ -188,7 +188,7 @@ def sasrec_vectors(crowd: Crowd) -> torch.Tensor:
 
 
 def triple_scores(crowd: Crowd) -> torch.Tensor:
-    """One row per viewer: the scores of some films' triples, and of those chosen."""
+    """One row per user: the scores of some films' triples, and of those chosen."""
     fit, table = rgat()
     num = len(crowd.users_U)
     viewer_P, movie_P = np.repeat(np.arange(num), 7), np.tile(np.arange(0, FILMS, 100), num)

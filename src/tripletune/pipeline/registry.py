@@ -25,7 +25,7 @@ def _tokenizer_on_hub(config: RunConfig) -> bool:
 
 
 def _unused_sources(config: RunConfig) -> tuple[str, ...]:
-    """What ingest imports and does not run: the generator, or the readers of a feed."""
+    """Modules that ingest imports and does not run: the generator, or the readers of a feed."""
     unused = () if _is_synthetic(config) else ("synthetic",)
     return unused if _has_feed(config) else (*unused, "data.feed", "data.release.ratings_parquet")
 

@@ -1,4 +1,4 @@
-"""A base model with an adapter on top, answering prompts in batches.
+"""Answer prompts in batches with a base model and an adapter on top.
 
 Greedy decoding: the same prompt gets the same answer, up to the last bits of float sums, which depend on the batch a
 prompt is padded in; where two titles are that close, another batch may turn them round.
@@ -44,8 +44,8 @@ class Answerer:
         """Load base model and adapter of a finetuned folder, on the GPU where there is one.
 
         Raises:
-            MissingArtifactError, ContractError: no adapter, its base model is no longer what it was, or it answers in a
-                style that this version does not know.
+            MissingArtifactError, ContractError: no adapter, its base model has changed, or it answers in a style that
+                this version does not have.
         """
         contract = read_contract(finetuned)
         _style_of(contract)  # before weights are read
@@ -115,7 +115,7 @@ class Answerer:
         """Token ids written for each prompt of a batch, up to and without the end token."""
         labels = [self.lines.single(row) if constrained else None for row in names]
         written: list[list[int]] = [[] for _ in ids]
-        # apart, so that how an example is answered does not depend on its neighbours
+        # separately, so that an example's answer does not depend on its neighbours in the batch
         for is_label in (True, False):
             rows = [row for row, tokens in enumerate(labels) if (tokens is not None) == is_label]
             if not rows:
