@@ -1,10 +1,9 @@
-"""Hints: what the specialists tell the language model, each declared once.
+"""Hints: lists of films or triples that the specialists add to a prompt, each declared once.
 
-A hint is a list of films or of triples for each query. Its declaration is data, and everything that handles hints goes
-by it: retrieve's and generate's columns are assembled from ``HINTS``, a template may have a section of a hint's name,
-``prompts`` draws the lines of its kind, the token budget knows whether it may shorten it, and ``audit`` checks what is
-declared here with code of its own. To add one: declare it here, give retrieve's rows its column, and write a template
-that shows it.
+A declaration is data, and everything that handles hints goes by it: the columns of retrieve and generate are assembled
+from ``HINTS``, a template may have a section of a hint's name, ``prompts`` draws the lines of its kind, the token
+budget knows whether it may shorten it, and ``audit`` checks what is declared here with code of its own. To add a hint:
+declare it here, give retrieve's rows its column, and write a template that shows it.
 """
 
 from __future__ import annotations
@@ -45,9 +44,9 @@ class Hint:
     """
 
     name: str
-    """Of the section and the slot in templates, and of the column."""
+    """Name of its section and slot in templates, and of its column."""
     number: int
-    """Of the hint in words, as in "hint 1"; two sections may share one."""
+    """Number of the hint in text, as in "hint 1"; two sections may share one."""
     specialist: Specialist
     kind: HintKind
     """films: retrieve's rows have a column of this name; triples: those that retrieve chose (``CHOICES``)."""
@@ -67,7 +66,7 @@ class Hint:
     """Audit: it is about films of these columns alone; empty: any film."""
     liked_in_fit: str = ""
     """Audit: each film was liked by somebody in the rows that the specialist's fit was trained on; this is what a leak
-    calls a film that was not. Empty: nothing of the kind is asked."""
+    calls a film that was not. Empty: no such rule."""
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name) or self.name in _TAKEN:
