@@ -14,7 +14,8 @@ from tripletune.audit.lines import MARK, prompt_lines
 from tripletune.audit.rules import Finding, pair
 from tripletune.audit.sections import section_finding
 from tripletune.schemas.answers import NUM_ANSWERS, AnswerStyle
-from tripletune.schemas.hints import EVIDENCE, FILM_HINTS, TRIPLE_HINTS
+from tripletune.schemas.hint import EVIDENCE
+from tripletune.schemas.hints import FILM_HINTS, TRIPLE_HINTS
 from tripletune.store.parquet import joined
 
 NAMING = ("candidates", *(hint.name for hint in FILM_HINTS), *EVIDENCE)

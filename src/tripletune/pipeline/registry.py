@@ -8,6 +8,7 @@ from tripletune.config import RunConfig
 from tripletune.models.registry import FURTHER_RETRIEVERS
 from tripletune.pipeline import stages
 from tripletune.pipeline.stage import Stage
+from tripletune.schemas.hints import FILM_HINTS
 
 _MODEL_LIBRARIES = ("torch", "dgl", "polars", "numpy")
 
@@ -31,8 +32,9 @@ def _unused_sources(config: RunConfig) -> tuple[str, ...]:
 
 
 def _serving(config: RunConfig) -> tuple[str, ...]:
-    """Serving code of the trained models, which retrieve loads by name."""
-    return tuple(f"models.{stage}.serve" for stage in config.trained_stages)
+    """Serving code of the trained models, and modules of further hints, which retrieve loads by name."""
+    hints = (f"retrieve.{hint.computed_by}" for hint in FILM_HINTS if hint.computed_by)
+    return (*(f"models.{stage}.serve" for stage in config.trained_stages), *hints)
 
 
 def _further_retriever(name: str) -> Stage:

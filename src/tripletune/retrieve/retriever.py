@@ -25,6 +25,7 @@ from tripletune.models.serving.catalogue import Catalogue, Likes
 from tripletune.models.serving.retriever import Histories, Serving
 from tripletune.models.serving.topk import Ints, Ragged
 from tripletune.retrieve.first_stage import FirstStage, Lists, load_first_stages
+from tripletune.retrieve.further_hints import HintInputs, compute_hints
 from tripletune.retrieve.histories import read_fit_likes
 from tripletune.retrieve.kerag import best_answers, put_in
 from tripletune.retrieve.profiles import RelationTable
@@ -222,11 +223,17 @@ class Retriever:
             similar_UF = self.neighbours[batch.fit].films(
                 users_UD, batch.users_U, batch.histories.seen, settings.similar_viewers, settings.similar_films
             )
-        return batch.questions.with_columns(
-            as_lists(fit.catalogue.movie_ids(films_UK)).alias("candidates"),
-            as_lists(fit.catalogue.movie_ids(ordered_UK[:, : settings.hint_films])).alias("ranking"),
-            as_lists(fit.catalogue.movie_ids(similar_UF)).alias("similar"),
+        inputs = HintInputs(
+            candidates_UK=films_UK,
+            histories=batch.histories,
+            lightgcn=fit,
+            neighbours=self.neighbours[batch.fit],
+            settings=settings,
         )
+        columns = {"candidates": films_UK, "ranking": ordered_UK[:, : settings.hint_films], "similar": similar_UF}
+        columns |= compute_hints(inputs)
+        lists = [as_lists(fit.catalogue.movie_ids(films)).alias(name) for name, films in columns.items()]
+        return batch.questions.with_columns(lists)
 
     def _rank(self, batch: _Batch, answers: pl.DataFrame) -> pl.DataFrame:
         fit, evidence, num = self.lightgcn[batch.fit], self.evidence[batch.fit], len(batch.questions)
