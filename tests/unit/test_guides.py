@@ -34,7 +34,7 @@ def test_the_hint_of_the_guide_is_shown_stored_and_audited():
     assert re.search(
         r"^prompt forged: 1 leak found\n  rule 2: section of the prompt is not what its column says: 1", printed, re.M
     )
-    assert re.search(r"^ 2 files changed, 15 insertions\(\+\)$", printed, re.M)
+    assert re.search(r"^ 1 file changed, 2 insertions\(\+\)$", printed, re.M)
 
 
 def test_the_template_of_the_guide_lies_elsewhere_and_changes_no_line():
