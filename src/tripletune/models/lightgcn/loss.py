@@ -159,7 +159,7 @@ def _softmax_block(
 def softmax_loss(
     viewers_BD: Tensor, movies_MD: Tensor, bias_M: Tensor, targets: Targets, sample: FilmSample | None = None
 ) -> Tensor:
-    """``- sum over rows of weight * log softmax(<viewer, film> + bias)``, known likes dropped of the softmax.
+    """``- sum over rows of weight * log softmax(<viewer, film> + bias)``, known likes masked in the softmax.
 
     Args:
         targets: no row may be a known like of its user. With a sample: its ``columns``.
