@@ -68,7 +68,7 @@ def test_the_interval_covers_the_true_mean_as_often_as_it_says() -> None:
         assert got.low is not None
         assert got.high is not None
         covered += got.low <= 0.3 <= got.high
-    # 400 trials at .9: a standard deviation of .015; percentile intervals are a little narrow at 80 viewers
+    # 400 trials at .9: a standard deviation of .015; percentile intervals are a little narrow at 80 users
     assert 0.84 <= covered / 400 <= 0.95
 
 

@@ -1,4 +1,4 @@
-"""SASRec and the fused list as retrievers of the stage, against what their own files and lists say."""
+"""SASRec and the fused list as retrievers of the stage, compared with their own files and lists."""
 
 from __future__ import annotations
 

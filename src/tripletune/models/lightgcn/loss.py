@@ -56,9 +56,10 @@ class Targets:
 class FilmSample:
     """Sample of films for one step's softmax, ascending, with a correction of each film's score.
 
-    All targets of the batch are in it, uncorrected. The other films are sampled uniformly; each stands for ``1 / its
-    chance`` of them, and the log of that is added to its score (importance sampling, Bengio & Senecal, IEEE TNN 2008;
-    as the log-q correction of Yi et al., RecSys 2019). So the sum in the softmax is right on average, for every user.
+    All targets of the batch are in it, uncorrected. The other films are sampled uniformly; each stands for
+    ``1 / its chance`` of them, and the log of that is added to its score (importance sampling, Bengio & Senecal, IEEE
+    TNN 2008; as the log-q correction of Yi et al., RecSys 2019). So the sum in the softmax is right on average, for
+    every user.
     """
 
     movie_C: Tensor
