@@ -213,7 +213,7 @@ def draw_unliked(viewer_R: Tensor, liked: Tensor, num_movies: int, generator: to
     first_R, end_R = torch.searchsorted(liked_viewer, viewer_R), torch.searchsorted(liked_viewer, viewer_R, right=True)
     num_unliked_R = num_movies - (end_R - first_R)
     if bool((num_unliked_R == 0).any()):
-        raise ValueError("a viewer likes every film: there is no negative to draw")
+        raise ValueError("a user likes every film: there is no negative to draw")
     wish_R = (torch.rand(viewer_R.shape, generator=generator, dtype=torch.float64) * num_unliked_R).long()
     # liked film number k (from 0) has (film - k) unliked ones before it: the drawn film comes after all with <= wish
     place = torch.arange(liked.numel()) - torch.searchsorted(liked_viewer, liked_viewer)
