@@ -53,7 +53,7 @@ def test_a_free_answer_is_read_by_its_labels() -> None:
     answerer = Answerer(model(), tokenizer(), LineTokens(tokenizer()), CONTRACT)
     answered = answerer.answer(examples(), tuned=True, constrained=False, batch_size=2)
     assert len(answered) == 3
-    assert not answered["valid"].any()  # the model is untrained
+    assert not answered["valid"].any()  # an untrained model
 
 
 def test_an_example_is_answered_the_same_beside_one_that_takes_another_way() -> None:

@@ -1,4 +1,4 @@
-"""A run that rebuilds only the users whose evidence changed writes the bytes of a full run."""
+"""A run that computes only users whose evidence changed writes the same bytes as one that computes all users."""
 
 from __future__ import annotations
 
@@ -180,7 +180,7 @@ def test_changed_viewers_of_several_buckets_may_be_asked_at_once(second, first, 
 
 
 def write_night(folder: Path, viewers: list[tuple[str, int, int]], asked: list[tuple[str, int, str, int]]) -> Path:
-    """What ``write_unchanged`` reads of a run: bucket, user, digest of the rows; bucket, user, purpose, cutoff."""
+    """Write the input of ``write_unchanged``: bucket, user, digest of the rows; bucket, user, purpose, cutoff."""
     for part in ("viewers", "retrieved"):
         (folder / part).mkdir(parents=True)
     for bucket in ("000", "001", "002"):

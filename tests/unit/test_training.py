@@ -62,7 +62,7 @@ def ask(answer: int = 19, seen: list[int] | None = None) -> ValidQuestions:
         (1, [], 1 / math.log2(3)),
         (9, [], 1 / math.log2(11)),
         (10, [], 0.0),
-        (2, [0, 1], 1.0),  # what the viewer had rated before is out of the ranking
+        (2, [0, 1], 1.0),  # what the user had rated before is out of the ranking
         (10, [12], 0.0),
     ],
 )
