@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import math
+from contextlib import nullcontext
+
 import polars as pl
+import pytest
 import torch
 
 from tests.unit.test_decoding import model, tokenizer
 from tripletune.contract import AdapterContract
+from tripletune.errors import NonFiniteError
 from tripletune.rank.answerer import Answerer
 from tripletune.rank.decoding import LineTokens
 
@@ -61,3 +66,46 @@ def test_an_example_is_answered_the_same_beside_one_that_takes_another_way() -> 
     assert beside["text"][0] == alone["text"][0]
     assert beside["valid"].all()
     assert beside["text"][1].startswith("1. Film ")
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize(("constrained", "letters"), [(True, LETTERS), (True, []), (False, [])])
+@pytest.mark.parametrize("tuned", [True, False])
+def test_a_model_whose_logits_are_not_finite_answers_nothing(
+    value: float, constrained: bool, letters: list[str], tuned: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One token out of all is enough: no candidate's line begins with it."""
+    tokenizer().padding_side = "left"
+    llama = model()
+    unmasked = llama.forward
+
+    def forward(*arguments: object, **named: object) -> object:
+        output = unmasked(*arguments, **named)
+        output.logits[1, -1, 7] = value
+        return output
+
+    monkeypatch.setattr(llama, "forward", forward)
+    monkeypatch.setattr(llama, "disable_adapter", nullcontext, raising=False)
+    answerer = Answerer(llama, tokenizer(), LineTokens(tokenizer()), CONTRACT)
+    asked = examples().with_columns(candidate_letters=pl.lit(letters, pl.List(pl.String)))
+    advice = "run finetune again" if tuned else "check the weights of 'tiny'"
+    with pytest.raises(NonFiniteError, match=advice):
+        answerer.answer(asked, tuned=tuned, constrained=constrained, batch_size=3)
+    monkeypatch.undo()
+    assert not llama._forward_hooks
+
+
+def test_what_the_model_says_behind_padding_does_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer().padding_side = "left"
+    llama = model()
+    unmasked = llama.forward
+
+    def forward(*arguments: object, **named: object) -> object:
+        output = unmasked(*arguments, **named)
+        output.logits = torch.cat([torch.full_like(output.logits[:, :1], math.nan), output.logits], dim=1)
+        return output
+
+    answerer = Answerer(llama, tokenizer(), LineTokens(tokenizer()), CONTRACT)
+    clean = answerer.answer(examples(), tuned=True, constrained=True, batch_size=3)
+    monkeypatch.setattr(llama, "forward", forward)
+    assert answerer.answer(examples(), tuned=True, constrained=True, batch_size=3).equals(clean)

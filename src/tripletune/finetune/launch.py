@@ -19,7 +19,7 @@ import yaml
 
 from tripletune.config import FinetuneConfig
 from tripletune.contract import TINY, AdapterContract, BaseIdentity, identify_base, write_contract
-from tripletune.errors import ConfigError, InputError, TrainingCrash, TrainingError
+from tripletune.errors import ConfigError, InputError, TrainingCrash, TrainingDiverged, TrainingError
 from tripletune.finetune.checkpoints import last_whole
 from tripletune.finetune.job import COLUMNS, TrainingJob, receive
 from tripletune.finetune.supervise import ProcessFailed, clean_environment, end_noted, run_supervised
@@ -60,6 +60,7 @@ def finetune_adapter(
     Raises:
         InputError, ConfigError: nothing to train on, no such model or accelerate file.
         TrainingError: the training failed or overran ``timeout_minutes``; a next run resumes.
+        TrainingDiverged: a loss or a weight is NaN or infinite; the checkpoints are removed, and nothing is published.
     """
     train, evaluation = _train_shards(shards), _evaluation_examples(shards, settings.max_eval_examples, seed)
     scratch = out / SCRATCH
@@ -175,14 +176,19 @@ def _launch(job: TrainingJob, on_log: OnLog | None) -> None:
             on_line=take,
         )
     except ProcessFailed as failure:
-        raise _explain(failure, messages, job.settings) from None
+        error = _explain(failure, messages, job.settings)
+        if isinstance(error, TrainingDiverged):
+            # their weights or moments may hold the cause: another try must not go on from them
+            shutil.rmtree(job.checkpoints, ignore_errors=True)
+        raise error from None
 
 
 def _explain(failure: ProcessFailed, messages: list[dict[str, Any]], settings: FinetuneConfig) -> TrainingError:
     """One line that says what to do where that is known, else what happened with the last lines of output."""
     for message in messages:
         if message["kind"] == "error":
-            return TrainingError(message["message"])
+            kind = TrainingDiverged if message.get("diverged") else TrainingError
+            return kind(message["message"])
     if failure.overran:
         return TrainingError(
             f"training was ended after finetune.timeout_minutes = {settings.timeout_minutes:g}; run again to go on "
