@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import textwrap
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +140,24 @@ def test_an_example_that_does_not_fit_is_refused_and_never_cut(shards: Path, tmp
         finetune_adapter(shards, tmp_path, settings, PROMPT_CONTRACT, LINEAGE, 0, None)
     assert "\n" not in str(caught.value)
     assert ":train:15, has" in str(caught.value)
+
+
+def test_a_tracking_server_that_fails_never_ends_a_training(
+    shards: Path, trained: tuple[Path, dict[str, Any], list[int]], tmp_path: Path
+) -> None:
+    """Down for the first calls and again later; what it missed follows, and the adapter is the same."""
+    calls, steps = 0, []
+
+    def on_log(step: int, metrics: Mapping[str, float]) -> None:
+        nonlocal calls
+        calls += 1
+        if calls <= 3 or calls == 8:
+            raise OSError("no connection")
+        steps.append(step)
+
+    finetune_adapter(shards, tmp_path, SETTINGS, PROMPT_CONTRACT, LINEAGE, 0, on_log)
+    assert steps == trained[2]
+    assert published(tmp_path) == published(trained[0])
 
 
 @pytest.mark.parametrize(
