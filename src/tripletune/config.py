@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[int, Field(ge=1)]
@@ -438,6 +438,10 @@ class FinetuneConfig(Section):
     logging_steps: Positive = 5
     max_eval_examples: Positive = 64
     timeout_minutes: PositiveFloat = 600.0
+    trainer: dict[str, JsonValue] = {}
+    """Further settings of the trainer, as a table: any field of TRL's ``SFTConfig`` with a value of its type, such as
+    ``weight_decay`` or ``lr_scheduler_type``. Refused are names that SFTConfig does not have, settings that have a name
+    of their own above, and those that the project fixes (seeds, output, precision, truncation, checkpoints)."""
 
     @model_validator(mode="after")
     def _resumes_between_logs(self) -> FinetuneConfig:

@@ -142,6 +142,15 @@ def test_an_example_that_does_not_fit_is_refused_and_never_cut(shards: Path, tmp
     assert ":train:15, has" in str(caught.value)
 
 
+def test_settings_of_the_trainer_reach_it(shards: Path, tmp_path: Path) -> None:
+    trainer = {"lr_scheduler_type": "constant", "logging_first_step": True}
+    settings = SETTINGS.model_copy(update={"trainer": trainer, "num_train_epochs": 0.7})
+    finetune_adapter(shards, tmp_path, settings, PROMPT_CONTRACT, LINEAGE, 0, None)
+    rates = pl.read_parquet(tmp_path / "curve.parquet").filter(pl.col("metric") == "learning_rate")
+    assert rates["step"].to_list() == [1, 5, 10]
+    assert rates["value"].to_list() == [SETTINGS.learning_rate] * 3
+
+
 def test_a_tracking_server_that_fails_never_ends_a_training(
     shards: Path, trained: tuple[Path, dict[str, Any], list[int]], tmp_path: Path
 ) -> None:

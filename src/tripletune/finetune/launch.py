@@ -25,6 +25,7 @@ from tripletune.finetune.checkpoints import last_whole
 from tripletune.finetune.job import COLUMNS, TrainingJob, receive
 from tripletune.finetune.live_log import LiveLog, OnLog
 from tripletune.finetune.supervise import ProcessFailed, clean_environment, end_noted, run_supervised
+from tripletune.finetune.trainer_settings import check_trainer_settings
 from tripletune.paths import SCRATCH, Facts, write_atomically, write_json
 from tripletune.schemas import EXAMPLES
 from tripletune.stable_hash import mix
@@ -64,10 +65,11 @@ def finetune_adapter(
         trainable_parameters, world_size, resumed_from_step (0 when it started over).
 
     Raises:
-        InputError, ConfigError: nothing to train on, no such model or accelerate file.
+        InputError, ConfigError: nothing to train on, no such model or accelerate file, a wrong ``settings.trainer``.
         TrainingError: the training failed or overran ``timeout_minutes``; a next run resumes.
         TrainingDiverged: a loss or a weight is NaN or infinite; the checkpoints are removed, and nothing is published.
     """
+    check_trainer_settings(settings.trainer)
     train, evaluation = _train_shards(shards), _evaluation_examples(shards, settings.max_eval_examples, seed)
     scratch = out / SCRATCH
     scratch.mkdir(parents=True, exist_ok=True)

@@ -196,7 +196,15 @@ def _lora(job: TrainingJob) -> LoraConfig:
 
 
 def _arguments(job: TrainingJob, use_cpu: bool, *, evaluate: bool, from_start: bool) -> SFTConfig:
-    return SFTConfig(**_own_arguments(job, use_cpu, evaluate=evaluate, from_start=from_start))
+    """This project's settings with those of ``[finetune.trainer]`` over them."""
+    own = _own_arguments(job, use_cpu, evaluate=evaluate, from_start=from_start)
+    try:
+        return SFTConfig(**(own | job.settings.trainer))
+    except (ImportError, TypeError, ValueError) as error:
+        if not job.settings.trainer:
+            raise
+        reason = str(error).strip().splitlines()[0]
+        raise TrainingError(f"[finetune.trainer] is refused by SFTConfig: {reason}") from None
 
 
 def _own_arguments(job: TrainingJob, use_cpu: bool, *, evaluate: bool, from_start: bool) -> dict[str, Any]:
