@@ -55,7 +55,7 @@ eval_every = 4
 def digest_of_stages(folder: Path) -> str:
     """Run the stages up to the shards in this process; a digest of all tables and tensors that they write."""
     from tripletune import stages
-    from tripletune.presets import load_config
+    from tripletune.config.presets import load_config
 
     preset = folder / "cpus.toml"
     preset.write_text(CONFIG, encoding="utf-8")

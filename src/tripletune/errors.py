@@ -33,5 +33,13 @@ class TrainingError(UserError):
     """The training could not run with these settings or in this time; the message names what to change."""
 
 
+class TrainingDiverged(TrainingError):
+    """A loss, a gradient or a weight of the training is NaN or infinite; a second try would only repeat it."""
+
+
+class NonFiniteError(UserError):
+    """A model's weights or logits are NaN or infinite, so its answers mean nothing; the message says whose they are."""
+
+
 class TrainingCrash(TrainingError):
     """The training process broke off; the message ends with its last lines. A second try may pass, and resumes."""

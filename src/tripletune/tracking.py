@@ -14,7 +14,7 @@ import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -144,11 +144,18 @@ class StageRun:
 
     tracker: Tracker
     run_id: str
+    _times: dict[int, int] = field(default_factory=dict, repr=False, compare=False)
+    """Milliseconds at which each step was first logged."""
 
     def log_curve(self, step: int, values: Mapping[str, float]) -> None:
-        """Log one step of a training curve."""
-        now = _now()
-        self.tracker.log(self.run_id, metrics=[Metric(key, float(value), now, step) for key, value in values.items()])
+        """Log one step of a training curve.
+
+        The same values of a step may be logged again, as after an error that came behind the writing: they keep their
+        time, and MLflow's store holds entries that agree in key, step, value and time once.
+        """
+        time_ms = self._times.setdefault(step, _now())
+        metrics = [Metric(_metric_name(key), float(value), time_ms, step) for key, value in values.items()]
+        self.tracker.log(self.run_id, metrics=metrics)
 
     def log_output(self, paths: RunPaths, stage: str, *, reused: bool) -> None:
         """Log a finished stage: facts, curve, inputs with their fingerprints as digests, report and metrics file."""

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import psutil
@@ -43,6 +44,25 @@ def test_a_failing_script_ends_with_its_last_lines(tmp_path: Path) -> None:
     with pytest.raises(ProcessFailed, match="exit code 3") as caught:
         run(tmp_path, "for i in range(40): print('line', i)\nraise SystemExit(3)")
     assert caught.value.tail == tuple(f"line {i}" for i in range(25, 40))
+
+
+def test_lines_that_were_not_read_when_the_script_ended_are_not_lost(tmp_path: Path) -> None:
+    """The last one may be the message that says why a training stopped."""
+    taken: list[str] = []
+
+    def slowly(line: str) -> bool:
+        time.sleep(0.06)
+        taken.append(line)
+        return True
+
+    run_supervised(
+        [sys.executable, "-c", "for i in range(40): print('line', i)"],
+        environment=os.environ,
+        note=tmp_path / "launcher.json",
+        deadline_seconds=60,
+        on_line=slowly,
+    )
+    assert taken == [f"line {i}" for i in range(40)]
 
 
 def test_a_launcher_left_by_an_earlier_run_is_ended_first(tmp_path: Path) -> None:

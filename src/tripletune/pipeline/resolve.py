@@ -27,9 +27,14 @@ def resolve(config: RunConfig, artifacts: Path) -> RunPaths:
 
     Raises:
         InputError: a file or folder named by the config does not exist.
-        MissingArtifactError, ConfigError: ``specialists.pin`` names no usable run, or there is no such template.
+        MissingArtifactError, ConfigError: ``specialists.pin`` names no usable run, there is no such template, or
+            ``[finetune.trainer]`` cannot be handed to the trainer.
     """
+    from tripletune.finetune.trainer_settings import check_trainer_settings
+
+    # a wrong setting should not show after the specialists have trained
     check_settings(config)
+    check_trainer_settings(config.finetune.trainer)
     fingerprints: dict[str, str] = {}
     ingredients: dict[str, Ingredients] = {}
     pinned = _pinned_specialists(config, artifacts)

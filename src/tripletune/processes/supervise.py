@@ -112,11 +112,15 @@ def _follow(
             next_note = now + _NOTE_SECONDS
         if process.poll() is not None:
             ended_at = ended_at or now
-            if now - ended_at > _NOTE_SECONDS:  # something inherited the pipe and keeps it open
-                return
+        # a pipe that is still open was inherited by something else, whose lines are waited for but not for ever
+        since_end = now - ended_at if ended_at is not None else 0.0
+        if since_end > GRACE_SECONDS:
+            return
         try:
             line = lines.get(timeout=0.1)
         except queue.Empty:
+            if since_end > _NOTE_SECONDS:
+                return
             continue
         if line is None:
             process.wait(timeout=max(0.1, deadline - now))
