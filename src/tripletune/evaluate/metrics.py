@@ -47,7 +47,10 @@ def ndcg(hit_UK: BoolArray, num_relevant_U: IntArray) -> FloatArray:
     return ndcg_U
 
 
-METRICS: Mapping[str, Metric] = {"hr": hit_rate, "ndcg": ndcg}
+METRICS: Mapping[str, Metric] = {
+    "hr": hit_rate,
+    "ndcg": ndcg,
+}
 """Metrics by the name in front of ``_at_<k>``."""
 
 

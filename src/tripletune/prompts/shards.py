@@ -25,7 +25,7 @@ from tripletune.prompts.engine import Frame, build_examples
 from tripletune.prompts.evidence import SPLIT_COLUMNS, collect_answers, collect_evidence
 from tripletune.prompts.made_with import digest_code
 from tripletune.prompts.shard_facts import count_shards, note_chars
-from tripletune.prompts.template import load_template
+from tripletune.prompts.template import Template, load_template
 from tripletune.schemas.generate import EXAMPLES
 from tripletune.schemas.query import PURPOSES, QUESTION
 from tripletune.store.files import remove_leftovers
@@ -62,6 +62,29 @@ class Recipe:
     made_with: str
     """``digest_code`` of this process. A worker of a standing cluster may run other code, and what it wrote would go by
     a fingerprint that is not its own."""
+
+    @classmethod
+    def of(
+        cls,
+        ingest: Path,
+        settings: PromptConfig,
+        template: Template,
+        specialists: Mapping[str, str],
+        seed: int,
+        tokenizer: tuple[str, str] | None,
+    ) -> Recipe:
+        """With absolute paths; arguments as in ``generate_shards``."""
+        if is_path(settings.template):
+            settings = settings.model_copy(update={"template": str(Path(settings.template).resolve())})
+        return cls(
+            ingest=ingest.resolve(),
+            settings=settings,
+            specialists=tuple(sorted(specialists.items())),
+            seed=seed,
+            tokenizer=_absolute(tokenizer),
+            template_sha256=template.sha256,
+            made_with=digest_code(tokenizer),
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,17 +166,7 @@ def generate_shards(
             with all left out that may be, or the workers wrote where this process cannot see it.
     """
     template = load_template(settings.template)
-    if is_path(settings.template):
-        settings = settings.model_copy(update={"template": str(Path(settings.template).resolve())})
-    recipe = Recipe(
-        ingest=ingest.resolve(),
-        settings=settings,
-        specialists=tuple(sorted(specialists.items())),
-        seed=seed,
-        tokenizer=_absolute(tokenizer),
-        template_sha256=template.sha256,
-        made_with=digest_code(tokenizer),
-    )
+    recipe = Recipe.of(ingest, settings, template, specialists, seed, tokenizer)
     job = ShardJob(
         recipe=recipe,
         numbers=_numbers(split, retrieve),
