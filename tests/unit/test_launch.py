@@ -160,7 +160,7 @@ def test_every_file_of_a_checkpoint_is_flushed_before_its_seal_is_written(
 ) -> None:
     path = checkpoint(tmp_path, 3, sealed=False)
     (path / "rng").mkdir()
-    (path / "rng" / "state.pth").write_text("x")
+    (path / "rng" / "state.pth").write_text("x" * 1000)
     files = {file.stat().st_ino: file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file()}
     flushed: list[str] = []
 
@@ -175,6 +175,10 @@ def test_every_file_of_a_checkpoint_is_flushed_before_its_seal_is_written(
         name: (path / name).stat().st_size
         for name in ("adapter_model.safetensors", "optimizer.pt", "rng/state.pth", "trainer_state.json")
     }
+    assert is_whole(path)
+    before = (path / SEAL).read_bytes()
+    seal(path)
+    assert (path / SEAL).read_bytes() == before  # a seal does not list itself
 
 
 @pytest.mark.parametrize("damage", ["", "{", '{"gone.bin": 1}'])
