@@ -63,6 +63,13 @@ def test_nothing_rejected_is_not_mentioned():
     assert headline("ingest", facts) == "100,829 ratings kept, 610 users, 9,742 films"
 
 
+def test_a_stage_without_its_usual_facts_shows_the_first_three():
+    assert headline("ease", {"films": {"b": 1200}, "likes": 3}) == "films (b 1,200)"
+    assert headline("ease", {"movies": 1200, "likes": 3, "seconds": 1.5, "more": 4}) == (
+        "movies 1,200, likes 3, seconds 1.5"
+    )
+
+
 @pytest.mark.parametrize(
     ("asked", "said"),
     [(18, "only 18 users have a test query"), (603, "603 of 6,040 users have a test query")],

@@ -121,8 +121,8 @@ def headline(stage: str, facts: Mapping[str, Any]) -> str:
     if stage == "knowledge":
         films = facts["entities"]["movie"]
         return f"{films:,} films, {facts.get('films_with_credits', 0):,} with credits, {facts['triples']:,} triples"
-    named = BY_NAME[stage].headline or tuple(facts)[:3]
-    kept = {name.replace("_", " "): facts[name] for name in named if name in facts}
+    named = [name for name in BY_NAME[stage].headline if name in facts] or list(facts)[:3]
+    kept = {name.replace("_", " "): facts[name] for name in named}
     return ", ".join(
         f"{name} ({_fact(value)})" if isinstance(value, dict) else f"{name} {_fact(value)}"
         for name, value in kept.items()
