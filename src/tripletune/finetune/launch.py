@@ -95,16 +95,21 @@ def finetune_adapter(
         _launch(job, on_log)
     result = json.loads(job.result.read_text(encoding="utf-8"))
     write_parquet(out / "curve.parquet", _curve(result["history"]))
-    contract = AdapterContract(
+    write_contract(out, _contract(settings, base, prompt_contract, lineage))
+    facts: Facts = result["facts"]
+    return facts
+
+
+def _contract(
+    settings: FinetuneConfig, base: BaseIdentity, prompt_contract: Mapping[str, Any], lineage: Mapping[str, str]
+) -> AdapterContract:
+    return AdapterContract(
         prompt=dict(prompt_contract),
         tokenizer_sha256=base.tokenizer_sha256,
-        base_model=settings.model if settings.model != TINY else TINY,
+        base_model=settings.model,
         base_revision=base.revision,
         lineage=dict(lineage),
     )
-    write_contract(out, contract)
-    facts: Facts = result["facts"]
-    return facts
 
 
 def _train_shards(shards: Path) -> list[Path]:
