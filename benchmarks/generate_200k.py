@@ -1,13 +1,13 @@
-"""Examples for every viewer of MovieLens 32M's size: from finished specialists to finished shards, by step.
+"""Benchmark of examples for every user at MovieLens 32M's size: from specialists to finished shards, by step.
 
     python benchmarks/generate_200k.py                 # makes a synthetic ml-32m release first (some minutes)
     python benchmarks/generate_200k.py --work FOLDER   # keeps what it makes there, and finds it again
 
-One ``test`` example for each viewer who has a test like, with both hints and exact token counts (a byte-level BPE of up
+One ``test`` example for each user who has a test like, with both hints and exact token counts (a byte-level BPE of up
 to 128,000 entries, trained here on titles and names: Llama's own is gated). The specialists are made up, see
-``generate_world.py``: what is measured does not depend on what they learned. Growth: the same catalogue, and a half, a
-quarter and an eighth of the viewers, also among those in whom similar viewers are looked for. Retrieval, shards and
-audit each run in a process of their own, with two threads; wall, CPU and peak memory are the kernel's. At last some
+``generate_world.py``: the measured costs do not depend on what they learned. Growth: the same catalogue, and a half, a
+quarter and an eighth of the users, who are also the pool of similar users. Retrieval, shards and audit each run in a
+process of their own, with two threads; wall, CPU and peak memory are the kernel's. At last some
 thousand of the examples are rendered once more, by ``prompts.render`` and row by row (``generate_rowwise.py``), and
 the texts compared. Results go to benchmarks/generate_200k.md.
 """
@@ -57,7 +57,7 @@ CONFIG = RunConfig.model_validate(
     {"dataset": "benchmark", "seed": 7, "split": {"shards": 64}, "retrieve": {"purposes": ["test"]}}
 )
 SIZES = (8, 16, 32, 64)
-"""Buckets of the split: an eighth of the viewers, ..., all."""
+"""Buckets of the split: an eighth of the users, ..., all."""
 VOCABULARY = 128_000
 SAMPLE = 3000
 """Examples rendered row by row."""
@@ -113,7 +113,7 @@ def _tokenizer(work: Path, out: Path) -> None:
 
 
 def _first(work: Path, buckets: int, out: Path) -> None:
-    """The first buckets of the split, and LightGCN with the rows of their viewers alone."""
+    """The first buckets of the split, and LightGCN with the rows of their users alone."""
     chosen = sorted((work / "split").glob("shard=*"))[:buckets]
     for path in chosen:
         _link(path / "part.parquet", out / "split" / path.name / "part.parquet")
@@ -135,7 +135,7 @@ def _link(target: Path, link: Path) -> None:
 
 
 def run_part(part: str, work: Path, buckets: int) -> dict[str, Any]:
-    """One part, in this process; what it says of itself."""
+    """Run one part in this process; returns its measurements."""
     first, steps = work / f"first-{buckets}", Steps()
     out = first / part
     if part != "audit":

@@ -1,11 +1,11 @@
-"""Specialists without training, for a benchmark of what comes after them: the files that the stages read, made up.
+"""Made-up files of specialists, without training, for a benchmark of the stages that read them.
 
-What retrieval costs depends on the sizes of these files and not on what they have learned. They are not noise either:
-a film's vector is a random projection of the viewers who liked it, so films that are liked together lie together and
-similar viewers exist; a viewer's likes decide which triples are told.
+Retrieval's cost depends on the sizes of these files, not on what they have learned. They are not noise either: a
+film's vector is a random projection of the users who liked it, so films that are liked together lie together and
+similar users exist; a user's likes decide which triples are chosen.
 """
 
-# Shape letters in this file: M films, V viewers, E likes, N entities, D width, F films of EASE, X triples
+# Shape letters in this file: M films, V users, E likes, N entities, D width, F films of EASE, X triples
 from __future__ import annotations
 
 import json
@@ -31,7 +31,7 @@ from tripletune.stable_hash import tie_order
 from tripletune.store.shards import split_files
 
 FIT, LABELS = "b", ("graph", "target")
-"""Test questions read fit b alone."""
+"""Test queries read fit b alone."""
 
 Ints = npt.NDArray[np.int64]
 
@@ -64,7 +64,7 @@ def _project(likes: pl.DataFrame, films_M: Ints, dim: int) -> Tensor:
     matrix_VM = _matrix(likes, films_M)
     viewers_VD = torch.randn(matrix_VM.shape[0], dim, generator=random)
     liked_MD = normalize(torch.from_numpy(matrix_VM.T @ viewers_VD.numpy()), dim=1)
-    # one more step over the graph, so that films of one viewer's taste draw together
+    # one more step over the graph, so that films of one user's taste draw together
     tastes_VD = normalize(torch.from_numpy(matrix_VM @ liked_MD.numpy()), dim=1)
     smooth_MD = normalize(torch.from_numpy(matrix_VM.T @ tastes_VD.numpy()), dim=1)
     return normalize(liked_MD + smooth_MD + 0.1 * torch.randn(len(films_M), dim, generator=random), dim=1)

@@ -1,11 +1,11 @@
-"""A night on which one viewer in a hundred rated one more film, against a night that asks everybody.
+"""Benchmark of an incremental run, in which one user in a hundred has one more rating, against a full run.
 
-    python benchmarks/increments.py                  # 20,000 viewers, specialists of a few steps
+    python benchmarks/increments.py                  # 20,000 users, specialists of a few steps
     python benchmarks/increments.py --work FOLDER    # MovieLens 32M's size, on what generate_200k.py left there
 
-A first night has retrieved and generated. The second has one more rating of a seeded hundredth of the viewers, and the
-first one's specialists. It is done twice, in processes of their own: beside the first night's outputs, of which it
-takes over what is still right, and without them. Both must write the same bytes; wall and CPU time are the process's
+A first run has retrieved and generated. The second has one more rating of a seeded hundredth of the users, and the
+first one's specialists. It is done twice, in processes of their own: with the first run's outputs, of which it reuses
+the rows that are still right, and without them. Both must write the same bytes; wall and CPU time are the process's
 own, from the start of retrieve (imports included) to the end of generate, audit, card and manifests included; peak
 memory is the manifests'. Results go to benchmarks/increments.md or increments_200k.md.
 """
@@ -53,7 +53,7 @@ TOLD = ("viewers_reused", "reused", "nothing_reused", "examples_proven_anew")
 
 @dataclass(frozen=True, slots=True)
 class Night:
-    """What a process needs to know of a night whose other stages are finished."""
+    """Config, fingerprints and ingredients of a run whose other stages are finished, for a process of its own."""
 
     artifacts: str
     config: dict[str, Any]
@@ -62,17 +62,17 @@ class Night:
 
     @classmethod
     def of(cls, paths: RunPaths, config: RunConfig) -> Night:
-        """From what ``stages.resolve`` found, or from paths made by hand."""
+        """From the result of ``resolve``, or from paths made by hand."""
         return cls(str(paths.root), config.model_dump(mode="json"), paths.fingerprints, paths.ingredients)
 
     def without_earlier(self, root: Path) -> Night:
-        """The same night where nothing was retrieved or generated before."""
+        """The same run in a store without earlier outputs of retrieve and generate."""
         gone = shutil.ignore_patterns(*MEASURED)
         shutil.copytree(self.artifacts, root, ignore=gone, copy_function=os.link)
         return Night(str(root), self.config, self.fingerprints, self.ingredients)
 
     def run(self) -> dict[str, Any]:
-        """Retrieve and generate in this process; what they took, and what they say of themselves."""
+        """Retrieve and generate in this process; returns their costs and their facts."""
         config = RunConfig.model_validate(self.config)
         paths = RunPaths(
             root=Path(self.artifacts),
@@ -117,7 +117,7 @@ def _clock_audit() -> list[float]:
 
 
 def synthetic_nights(root: Path, viewers: int, movies: int) -> Night:
-    """A release of this size, its first night by the real stages, and the second up to the split."""
+    """A release of this size, its first run by the real stages, and the second up to the split."""
     release, artifacts = root / "release", root / "artifacts"
     print(write_release(release, SyntheticConfig(viewers=viewers, movies=movies), SEED), flush=True)
     config = _settings(release)
@@ -146,7 +146,7 @@ def synthetic_nights(root: Path, viewers: int, movies: int) -> Night:
 
 
 def _settings(release: Path, *, pin: str = "") -> RunConfig:
-    """The default settings, but for specialists that hardly train: what they know is no matter here."""
+    """The default settings, but for specialists that hardly train: their quality does not matter here."""
     few = {"max_steps": 20, "eval_every": 10}
     return RunConfig.model_validate(
         {
@@ -162,7 +162,7 @@ def _settings(release: Path, *, pin: str = "") -> RunConfig:
 
 
 def full_size_nights(root: Path, work: Path) -> Night:
-    """The specialists of generate_200k.py under the split of two nights; the first is run in a process of its own."""
+    """The specialists of generate_200k.py under the split of two runs; the first is run in a process of its own."""
     config = generate_200k.CONFIG.model_copy(
         update={"finetune": generate_200k.CONFIG.finetune.model_copy(update={"model": str(work / "tokenizer")})}
     )
@@ -182,7 +182,7 @@ def full_size_nights(root: Path, work: Path) -> Night:
 
 
 def _paths_by_hand(config: RunConfig, artifacts: Path, night: int) -> RunPaths:
-    """The second night differs in the split and what comes after it; what was fitted is the first night's."""
+    """Paths of a run by number; the second differs in the split and later stages, the fits are the first run's."""
     new = ("split", *MEASURED)
     prints = {spec.name: str(night if spec.name in new else 0) * 32 for spec in reusable_stages(config)}
     ingredients: dict[str, Ingredients] = {
@@ -211,7 +211,7 @@ def _link_stage(work: Path, stage: str, out: Path) -> Facts:
 
 
 def _one_more(ratings: pl.DataFrame) -> pl.DataFrame:
-    """Five stars for a film that a viewer has not rated, after everything else, of a seeded hundredth of the viewers:
+    """Five stars for a film that a user has not rated, after everything else, of a seeded hundredth of the users:
     ``user_id, movie_id, rating, timestamp``."""
     users, films = ratings["user_id"].unique().sort().to_numpy(), ratings["movie_id"].unique().sort().to_numpy()
     rng = np.random.default_rng(SEED)
@@ -223,7 +223,7 @@ def _one_more(ratings: pl.DataFrame) -> pl.DataFrame:
 
 
 def _measure(night: Night, file: Path) -> dict[str, Any]:
-    """The night in a process of its own."""
+    """Measure the run in a process of its own."""
     file.write_text(json.dumps(asdict(night)), encoding="utf-8")
     done = subprocess.run(
         [sys.executable, __file__, "--night", str(file)], check=True, stdout=subprocess.PIPE, text=True
@@ -237,7 +237,7 @@ def main(
     work: Annotated[str, typer.Option(help="Folder of generate_200k.py; without it, a small release is made.")] = "",
     viewers: Annotated[int, typer.Option(help="Of the small release.")] = 20_000,
     movies: Annotated[int, typer.Option(help="Of the small release.")] = 4_000,
-    night: Annotated[str, typer.Option(hidden=True, help="Run the night that this file tells of, and print it.")] = "",
+    night: Annotated[str, typer.Option(hidden=True, help="Do the run that this file describes, and print it.")] = "",
 ) -> None:
     if night:
         print(json.dumps(Night(**json.loads(Path(night).read_text(encoding="utf-8"))).run()))

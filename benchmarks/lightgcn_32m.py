@@ -3,7 +3,7 @@
     python benchmarks/lightgcn_32m.py                   # makes a synthetic ml-32m release and its split first
     python benchmarks/lightgcn_32m.py --split FOLDER    # or takes the output of a finished split stage
 
-An epoch is one pass over the viewers of fit B, ``viewers / batch_viewers`` steps, each with one propagation over the
+An epoch is one pass over the users of fit B, ``viewers / batch_viewers`` steps, each with one propagation over the
 whole graph and one update of every parameter. Each setting runs in a process of its own; its peak is the kernel's
 (ru_maxrss) and holds all that the process did, reading the split included. Then the parts of a step are timed alone.
 

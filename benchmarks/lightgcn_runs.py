@@ -3,7 +3,7 @@
 Ours are trained by the trainer's own steps, apart from the stage, so that every step can be timed and evaluated.
 """
 
-# Shape letters in this file: U viewers, M films
+# Shape letters in this file: U users, M films
 from __future__ import annotations
 
 import json
@@ -89,7 +89,7 @@ def train_ours(split: Path, out: Path, variant: str, seed: int) -> None:
 
 
 def rank(fit: LightGCNFit, asked: Asked, history: pl.DataFrame) -> Ints:
-    """Film ids (U, 20) for viewers with these likes (``row, movie_id, age``), under the one mask."""
+    """Film ids (U, 20) for users with these likes (``row, movie_id, age``), under the one mask."""
     num_viewers = len(asked.users)
     history = history.sort("row", "age")
     likes = Likes(*(history[column].to_numpy().astype(np.int64) for column in ("row", "movie_id", "age")))

@@ -5,13 +5,13 @@
 
 RecBole (Zhao et al., CIKM 2021) trains LightGCN as published: BPR, one propagation over the whole graph for every small
 batch. It runs in an environment of its own (``recbole-requirements.txt``), with its own early stopping. Both sides get
-the same rows (fit B: ``graph`` and ``target`` likes of warm viewers), the same valid and test likes, the same mask (all
-that the viewer rated before the cutoff), the same order of ties and the same metric code.
+the same rows (fit B: ``graph`` and ``target`` likes of warm users), the same valid and test likes, the same mask (all
+that the user rated before the cutoff), the same order of ties and the same metric code.
 
-Three of ours stand beside it, because three things are changed at once otherwise: ``BPR`` (the published loss, in large
+Three of ours are compared with it, to separate three changes: ``BPR`` (the published loss, in large
 steps), ``softmax`` (the fast loss, all likes alike) and ``softmax, recency`` (the default). Each is ranked twice on
-test: as it is used, with a viewer's vector from everything before the test like, the valid like included, without
-retraining; and with vectors from the training rows alone, which is all that RecBole's table of users knows.
+test: as it is used, with a user's vector from everything before the test like, the valid like included, without
+retraining; and with vectors from the training rows alone, which is all that RecBole's table of users has seen.
 
 Training seconds leave evaluation out on both sides. RecBole's come from the timing run of a few epochs, which should be
 alone on the machine, times the number of epochs; the long run may then share it. Every invocation adds a release to the
@@ -50,7 +50,7 @@ from tripletune.models.training.interactions import read_interactions
 REPORT = Path(__file__).with_suffix(".md")
 TIMED_EPOCHS, TIMING = 3, "-timing"
 EARLY = "early stopping"
-"""How a run says that RecBole ended it itself."""
+"""Value in a run's file when RecBole itself ended the training."""
 
 
 def recbole_runs(folder: Path) -> list[Trained]:

@@ -1,16 +1,16 @@
-"""The split as RecBole reads it, and our questions beside it: same rows for training, same answers, same mask.
+"""Export the split in RecBole's format, with our queries: same rows for training, same answers, same mask.
 
 ``write_job`` fills a folder for ``recbole_side.py``:
 
-- ``likes/likes.{train,valid,test}.inter``: the rows of fit B, and one like per asked viewer,
+- ``likes/likes.{train,valid,test}.inter``: the rows of fit B, and one like per evaluated user,
 - ``sequences/sequences.{train,valid,test}.inter``: the same for RecBole's sequence models, with every prefix of a
-  viewer's likes as a training row, as RecBole makes them itself when it does the splitting,
-- ``questions.npz``: who is asked, what is masked (all that was rated before the cutoff) and the order of ties.
+  user's likes as a training row, as RecBole makes them itself when it does the splitting,
+- ``questions.npz``: the evaluated users, the masked films (all rated before the cutoff) and the order of ties.
 
-Unseen viewers are left out everywhere: a model with a table of users cannot answer for them.
+Unseen users are dropped everywhere: a model with a table of users cannot rank for them.
 """
 
-# Shape letters in this file: E likes, U questions, M films
+# Shape letters in this file: E likes, U queries, M films
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ MAX_SEQUENCE = 50
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """The questions of one purpose, warm viewers only, sorted by user; every frame has ``user_id`` and ``movie_id``."""
+    """The queries of one purpose, warm users only, sorted by user; every frame has ``user_id`` and ``movie_id``."""
 
     users: pl.DataFrame
     """Columns ``user_id, row``."""
@@ -45,7 +45,7 @@ class Asked:
 
 
 def read_asked(split: Path, purpose: str) -> Asked:
-    """Who is asked for ``purpose`` ("valid" or "test"), from retrieve's own reading of the split."""
+    """The queries of ``purpose`` ("valid" or "test"), by the functions that retrieve reads the split with."""
     rows = read_rows(list(split_files(split).values())).collect()
     questions = find_questions(rows).filter(pl.col("purpose") == purpose, ~pl.col("unseen"))
     users = questions.select("user_id").sort("user_id").with_row_index("row")
@@ -93,7 +93,7 @@ def write_job(split: Path, job: Path, seed: int, *, sequences: bool) -> None:
 
 
 def training_likes(interactions: Interactions) -> pl.DataFrame:
-    """Fit B's rows: ``user_id, movie_id``, each viewer's oldest first."""
+    """Fit B's rows: ``user_id, movie_id``, each user's oldest first."""
     likes = interactions.fits["b"]
     return pl.DataFrame(
         {
@@ -104,7 +104,7 @@ def training_likes(interactions: Interactions) -> pl.DataFrame:
 
 
 def prefixes(likes: pl.DataFrame) -> pl.DataFrame:
-    """Every like but a viewer's first, with the up to 50 likes before it: ``user_id, movie_id, item_id_list``."""
+    """Every like but a user's first, with the up to 50 likes before it: ``user_id, movie_id, item_id_list``."""
     numbered = likes.with_columns(place=pl.int_range(pl.len()).over("user_id")).with_row_index("at")
     later = numbered.filter(pl.col("place") > 0)
     length = later["place"].clip(upper_bound=MAX_SEQUENCE).to_numpy()

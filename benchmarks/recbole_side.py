@@ -1,19 +1,19 @@
-"""What runs inside RecBole's own environment: train one of its models, and answer our questions with its scores.
+"""Train one of RecBole's models in its own environment, and rank for our queries with its scores.
 
     RECBOLE_PYTHON benchmarks/recbole_side.py JOB OUT --model LightGCN --settings '{"n_layers": 3}' --cap-seconds 3600
 
 JOB is a folder that ``recbole_export.py`` wrote: RecBole's files, and ``questions.npz``. RecBole trains and stops early
 by its own rules. After each of its epochs its scores are masked and ranked as ours are, and OUT gets
 
-- ``curve.jsonl``: a line per epoch with the wall and CPU seconds of training so far (evaluation left out) and the
+- ``curve.jsonl``: a line per epoch with the wall and CPU seconds of training so far (without evaluation) and the
   valid ndcg_at_10 under our mask; a run that is cut off keeps what it had,
 - ``top_valid.npy`` and ``top_test.npy``: film ids (U, 20) at the best epoch by that, -1 at the end of a short row,
-- ``done.json``: what was asked, why it stopped, and the versions.
+- ``done.json``: the arguments, why it stopped, and the versions.
 
-It imports nothing of tripletune, which is not installed there; ``recbole-requirements.txt`` says what is.
+It imports nothing of tripletune, which is not installed there; ``recbole-requirements.txt`` lists what is.
 """
 
-# Shape letters in this file: U questions, V questions of a block, M films in the order in which ties fall, I RecBole's
+# Shape letters in this file: U queries, V queries of a block, M films in the order in which ties fall, I RecBole's
 # item numbers, S rated rows, K places of a list
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ SEQUENTIAL = ("SASRec",)
 
 @dataclass(frozen=True)
 class Questions:
-    """Whom to rank films for: films as columns of ``film_ids_M``."""
+    """Queries to rank films for: films as columns of ``film_ids_M``."""
 
     users: Any
     answer_U: Any
@@ -51,7 +51,7 @@ class Questions:
 
 
 def read_questions(path: Path, purpose: str, film_ids_M: Any) -> Questions:
-    """Questions of one purpose, sorted by user."""
+    """Queries of one purpose, sorted by user."""
     stored = np.load(path)
     order = np.argsort(film_ids_M)
 
@@ -88,7 +88,7 @@ class Judge:
             answer_V = asked.answer_U[start : start + len(scores_VM)]
             wanted_V1 = np.take_along_axis(scores_VM, answer_V[:, None], axis=1)
             rank_V = (self._mask(scores_VM, asked, start) >= wanted_V1).sum(axis=1)
-            # a film that RecBole does not know has no rank at all
+            # a film that is not in RecBole's files has no rank at all
             gains.append(
                 np.where((rank_V <= TOP) & (wanted_V1[:, 0] > -np.inf), 1 / np.log2(np.maximum(rank_V, 1) + 1.0), 0.0)
             )

@@ -1,21 +1,21 @@
-"""The first stage against its baselines: RecBole's models where it has them, ours beside them, on one split.
+"""Benchmark of the first stage against baselines: RecBole's models where it has them, and ours, on one split.
 
     python benchmarks/retrieval_baselines.py --recbole-python ENV/bin/python \\
         --name ml-latest-small --release FOLDER --preset configs/ml-latest-small.toml --imdb FOLDER --grid
 
-Same rows for training (fit B: ``graph`` and ``target`` likes of warm viewers), same valid and test likes, one mask (all
-that the viewer rated before the cutoff), one order of ties, one metric code; whole catalogue; warm viewers only, as
-RecBole's tables of users cannot answer for others. RecBole's models are trained in an environment of their own
-(``recbole-requirements.txt``), its points of a grid are chosen by valid ndcg_at_10, test is looked at once.
+Same rows for training (fit B: ``graph`` and ``target`` likes of warm users), same valid and test likes, one mask (all
+that the user rated before the cutoff), one order of ties, one metric code; whole catalogue; warm users only, as
+RecBole's tables of users cannot rank for others. RecBole's models are trained in an environment of their own
+(``recbole-requirements.txt``), its points of a grid are chosen by valid ndcg_at_10, test is evaluated once.
 
 Ours come from the stages as a user runs them (``retrieve``'s rankings.parquet), the two further LightGCN rows from
-``lightgcn_runs.py``. Ours read the viewer's newest likes, the valid one included, when they rank for test; of
-RecBole's models SASRec does, the others know the training rows alone.
+``lightgcn_runs.py``. Ours read the user's newest likes, the valid one included, when they rank for test; of
+RecBole's models SASRec does, the others have the training rows alone.
 
 Every invocation adds a release to the work folder and writes benchmarks/retrieval_baselines.md for all that are in it.
 """
 
-# Shape letters in this file: U viewers
+# Shape letters in this file: U users
 from __future__ import annotations
 
 import json
@@ -76,7 +76,7 @@ NAMES = {"BPR": "LightGCN, BPR", "softmax": "LightGCN, without recency"} | OURS
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One line of the table: lists for valid and test in the order of the asked viewers."""
+    """One line of the table: lists for valid and test in the order of the evaluated users."""
 
     name: str
     valid_UK: Ints
@@ -128,7 +128,7 @@ def rows_of_ours(folder: Path) -> list[Row]:
 
 
 def _lists(rankings: pl.DataFrame, asked: Asked) -> Ints:
-    """Film ids (U, K) in the order of the asked viewers, padded with -1."""
+    """Film ids (U, K) in the order of the evaluated users, padded with -1."""
     lists = asked.users.join(rankings.select("user_id", "top"), on="user_id", how="left", maintain_order="left")["top"]
     lists_UK = np.full((len(lists), LENGTH), -1, dtype=np.int64)
     length_U = lists.list.len().to_numpy()
@@ -210,7 +210,7 @@ def compare(
     work: Annotated[Path, typer.Option(help="Runs are kept and found again here.")] = Path("artifacts/vs_recbole"),
     cap_minutes: Annotated[float, typer.Option(help="For each of RecBole's trainings.")] = 15.0,
     grid: Annotated[bool, typer.Option(help="Train RecBole on every point, not only on its defaults.")] = False,
-    without: Annotated[str, typer.Option(help="Models of RecBole's to leave out, with commas; SASRec is slow.")] = "",
+    without: Annotated[str, typer.Option(help="Models of RecBole's to skip, with commas; SASRec is slow.")] = "",
     out: Annotated[Path, typer.Option(help="The report.")] = REPORT,
 ) -> None:
     """Train what is missing in the work folder and write the report."""

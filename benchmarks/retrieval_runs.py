@@ -1,9 +1,9 @@
-"""What the two retrieval benchmarks share: running either side once, scoring its lists, and writing the table.
+"""Shared code of the two retrieval benchmarks: run either side once, score its lists, write the table.
 
-Everything a side makes is kept in the work folder and found again, so that a table can be made anew without training.
+Each side's outputs are kept in the work folder and reused, so that a table can be rebuilt without training.
 """
 
-# Shape letters in this file: U viewers, K places of a list
+# Shape letters in this file: U users, K places of a list
 from __future__ import annotations
 
 import json
@@ -79,7 +79,7 @@ class Trained:
         return lists_UK
 
     def done(self) -> dict[str, Any]:
-        """What was asked, why it ended, and with what."""
+        """The arguments, why the training ended, and the versions."""
         return dict(json.loads((self.folder / "done.json").read_text(encoding="utf-8")))
 
 
@@ -106,7 +106,7 @@ def run_recbole(
 
 
 def score(lists_UK: Ints, asked: Asked) -> pl.DataFrame:
-    """Metrics of each viewer, in the order of ``asked.users``."""
+    """Metrics of each user, in the order of ``asked.users``."""
     if len(lists_UK) != len(asked.users):
         raise SystemExit(
             f"{len(lists_UK)} lists for {len(asked.users)} viewers: remove the stale run from the work folder"
@@ -116,12 +116,12 @@ def score(lists_UK: Ints, asked: Asked) -> pl.DataFrame:
 
 
 def mean(scores: pl.DataFrame, metric: str) -> float:
-    """Over all viewers."""
+    """Over all users."""
     return float(scores[metric].to_numpy().mean())
 
 
 def difference(first: pl.DataFrame, second: pl.DataFrame, metric: str, seed: int) -> Interval:
-    """First minus second over the same viewers."""
+    """First minus second over the same users."""
     gain_U = first[metric].to_numpy() - second[metric].to_numpy()
     return mean_interval(gain_U, confidence=CONFIDENCE, resamples=RESAMPLES, seed=seed)
 

@@ -1,23 +1,23 @@
-"""Does R-GAT tell a viewer the fact that matters to this viewer? Planted preferences, and lift on real ratings.
+"""Measure whether R-GAT chooses the fact that matters to a user: planted preferences, and lift on real ratings.
 
-    python benchmarks/rgat_choice.py planted                       # a made-up release of 20,000 viewers
+    python benchmarks/rgat_choice.py planted                       # a synthetic release of 20,000 users
     python benchmarks/rgat_choice.py planted --size ml-1m          # a weaker signal, longer histories
     python benchmarks/rgat_choice.py real --movielens ml-latest-small --imdb imdb
 
 Each makes what it needs by the stages ingest, split, knowledge and rgat (kept under --artifacts and found again),
-asks every mode of ``retrieve.triples`` for one fact per liked film, and rewrites its part of benchmarks/rgat_choice.md.
+lets every mode of ``retrieve.triples`` choose one fact per liked film, and rewrites its part of rgat_choice.md.
 
-Planted. Each viewer of a synthetic release prefers one entity or none. Among the liked films that carry it: how often
+Planted. Each user of a synthetic release prefers one entity or none. Among the liked films that carry it: how often
 is it the chosen one? ``optimal`` chooses the likeliest preference by the generator's own probabilities, given the same
 history. The last columns place each mode between ``random`` (0) and ``optimal`` (1). A profile's top relation is the
-one whose mass is highest above that of the mean viewer, ``mass / mean mass``; plain mass is shown beside it. A strong
-claim is a top relation at least as far above the mean viewer as the median one of viewers with a preference.
+one whose mass is highest above that of the mean user, ``mass / mean mass``; plain mass is shown as well. A strong
+claim is a top relation at least as far above the mean user as the median one of users with a preference.
 
-Real. Lift: share of a viewer's held-out likes that have the chosen entity, over the share among films as popular as
-those (the 20 nearest by number of likes) that the viewer did not rate; means over chosen entities, then viewers, then
+Real. Lift: share of a user's held-out likes that have the chosen entity, over the share among films as popular as
+those (the 20 nearest by number of likes) that the user did not rate; means over chosen entities, then users, then
 the quotient. Choices for ``target`` answers are fit A's, for ``test`` fit B's, from the likes before the first answer.
 
-Intervals are 95 %, bootstrap over viewers.
+Intervals are 95 %, bootstrap over users.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The measurements of ``rgat_choice.py``, which says what they mean."""
+"""The measurements of ``rgat_choice.py``, where they are defined."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tripletune.retrieve.triples import Choice, TripleTable, choose_triples, rea
 from tripletune.schemas.query import FIT_OF
 from tripletune.store.shards import split_files
 
-# Shape letters in this file: U viewers, B draws of the bootstrap
+# Shape letters in this file: U users, B draws of the bootstrap
 MODES: tuple[Choice, ...] = ("personal", "published", "most-shared", "random")
 SEED, DRAWS, MATCHED = 7, 1000, 20
 VIEWERS_AT_ONCE = 2000
@@ -29,12 +29,12 @@ Doubles = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Questions:
-    """Viewers with one purpose and their liked films before the cutoff, numbered from 0."""
+    """Users with a query of one purpose and their liked films before the cutoff, numbered from 0."""
 
     viewers: pl.DataFrame
-    """``user_id, unseen, cutoff``, row = viewer."""
+    """``user_id, unseen, cutoff``, row = user."""
     likes: pl.DataFrame
-    """``viewer, movie_id, age``, sorted by viewer and age."""
+    """``viewer, movie_id, age``, sorted by user and age."""
     rows: pl.DataFrame
     """All rows of the split."""
     rgat: RgatFit
@@ -52,7 +52,7 @@ class Questions:
         return cls(viewers=viewers, likes=likes.sort("viewer", "age"), rows=rows, rgat=rgat, table=table)
 
     def blocks(self) -> Iterator[tuple[int, pl.DataFrame, Likes]]:
-        """First viewer, likes with viewers numbered from there, and the same as arrays: all at once are many rows."""
+        """First user, likes with users numbered from there, and the same as arrays: all at once are many rows."""
         for start in range(0, len(self.viewers), VIEWERS_AT_ONCE):
             block = self.likes.filter(pl.col("viewer").is_between(start, start + VIEWERS_AT_ONCE - 1))
             block = block.with_columns(pl.col("viewer") - start)
@@ -81,7 +81,7 @@ class Questions:
 
 
 def measure_planted(folders: dict[str, Path], release: Path) -> dict[str, Any]:
-    """Shares of right entities and right top relations by mode, for warm and unseen viewers."""
+    """Shares of right entities and right top relations by mode, for warm and unseen users."""
     asked = Questions.read(folders, "valid")
     truth = pl.read_parquet(release / "truth.parquet").with_columns(pl.col("kind").cast(pl.String))
     viewers = asked.viewers.with_row_index("viewer").cast({"viewer": pl.Int64}).join(truth, on="user_id")
@@ -148,14 +148,14 @@ def _counted(choices: pl.DataFrame) -> pl.DataFrame:
 
 
 def _top(profile: pl.DataFrame, column: str) -> pl.DataFrame:
-    """Each viewer's top relation: ``viewer, relation`` and the column it is top in."""
+    """Each user's top relation: ``viewer, relation`` and the column it is top in."""
     total = pl.col("mass").sum().over("relation") / profile["viewer"].n_unique()
     ordered = profile.with_columns(lift=pl.col("mass") / total).sort("viewer", column, "relation")
     return ordered.unique("viewer", keep="last", maintain_order=True).select("viewer", "relation", column)
 
 
 def _claims(tops: pl.DataFrame, viewers: pl.DataFrame, column: str) -> dict[str, float]:
-    """Share of viewers without a preference whose top is as high as the median one of viewers with one."""
+    """Share of users without a preference whose top is as high as the median one of users with one."""
     told = viewers.join(tops, on="viewer")
     bar = told.filter(pl.col("kind") != "none")[column].median()
     return {"bar": bar, "claimed": told.filter(pl.col("kind") == "none").select((pl.col(column) >= bar).mean()).item()}
@@ -241,7 +241,7 @@ def _lift(shares_U2: Doubles) -> Doubles:
 
 
 def _carrying(films: pl.DataFrame, facts: pl.DataFrame) -> pl.DataFrame:
-    """Share of a viewer's (weighted) films that have each entity: ``viewer, entity, share``."""
+    """Share of a user's (weighted) films that have each entity: ``viewer, entity, share``."""
     total = films.group_by("viewer").agg(total=pl.col("weight").sum())
     having = films.join(facts.select("movie_id", "entity").unique(), on="movie_id")
     sums = having.group_by("viewer", "entity").agg(share=pl.col("weight").sum()).join(total, on="viewer")
@@ -249,7 +249,7 @@ def _carrying(films: pl.DataFrame, facts: pl.DataFrame) -> pl.DataFrame:
 
 
 def _as_popular(asked: Questions, answers: pl.DataFrame, rated: pl.DataFrame) -> pl.DataFrame:
-    """For each answer the films nearest in popularity that its viewer did not rate: ``viewer, movie_id, weight``."""
+    """For each answer the films nearest in popularity that its user did not rate: ``viewer, movie_id, weight``."""
     likes = asked.rows.filter(pl.col("label").is_in(["graph", "target"])).group_by("movie_id").len()
     films = pl.DataFrame({"movie_id": asked.table.films.astype(np.int32)}).join(likes, on="movie_id", how="left")
     order = films.with_columns(pl.col("len").fill_null(0)).sort("len", "movie_id")["movie_id"].to_numpy()
@@ -259,7 +259,7 @@ def _as_popular(asked: Questions, answers: pl.DataFrame, rated: pl.DataFrame) ->
     for viewer, movie in answers.iter_rows():
         middle = place.get(movie)
         if middle is None:
-            continue  # nothing is known of the film, so no entity of it can be matched either
+            continue  # the film has no triples, so no entity of it can be matched either
         near = sorted(
             range(max(0, middle - 10 * MATCHED), min(len(order), middle + 10 * MATCHED)), key=lambda i: abs(i - middle)
         )

@@ -3,7 +3,7 @@
     python benchmarks/generate_200k.py --sizes 8 --work FOLDER     # what this reads
     python benchmarks/token_counts.py --work FOLDER                # a minute; exit code 1 where one count is wrong
 
-Shards of an eighth of ml-32m's viewers are written once more, with a budget that most prompts exceed. Of a sample each
+Shards of an eighth of ml-32m's users are written once more, with a budget that most prompts exceed. Of a sample each
 whole conversation is then tokenised as TRL does it, and compared with the column ``num_tokens``.
 """
 
@@ -26,7 +26,7 @@ def main(
     budget: Annotated[int, typer.Option(help="prompt.max_tokens.")] = 1450,
     sample: Annotated[int, typer.Option(help="Examples that are tokenised one by one.")] = 10_000,
 ) -> None:
-    """Count, compare, and say what was left out."""
+    """Count, compare, and print what was dropped."""
     first, tokenizer = Path(work) / "first-8", str(Path(work) / "tokenizer")
     with TemporaryDirectory() as out:
         facts = generate_shards(

@@ -35,6 +35,16 @@ dim = 16
 max_steps = 10
 """
 """A synthetic release on which the stages up to generate take seconds."""
+UP_TO_GENERATE = ("ingest", "split", "knowledge", "rgat", "lightgcn", "ease", "retrieve", "generate")
+"""Where candidates come from EASE or LightGCN."""
+_STAGES = """
+import sys
+from tripletune.cli.main import main
+
+for stage in sys.argv[1:]:
+    if code := main([stage, "--config", "tiny.toml", "--artifacts", "artifacts"]):
+        sys.exit(code)
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +75,18 @@ class Checkout:
         config = self.folder / "tiny.toml"
         config.write_text(settings, encoding="utf-8")
         return self.run("-m", "tripletune.cli.main", *arguments, "--config", "tiny.toml", "--artifacts", "artifacts")
+
+    def stages(self, *names: str, settings: str = TINY) -> Path:
+        """The output of the last of some stages, run one after the other in one process, as imports take seconds.
+
+        Raises:
+            RuntimeError: one failed.
+        """
+        config = self.folder / "tiny.toml"
+        config.write_text(settings, encoding="utf-8")
+        self.run("-c", _STAGES, *names)
+        (made,) = (path.parent for path in self.folder.glob(f"artifacts/*/{names[-1]}/*/manifest.json"))
+        return made
 
     def changed_lines(self) -> str:
         """``git diff --stat`` of the files that were there before the example."""

@@ -31,6 +31,16 @@ num_kv_heads = 1
 [rank]
 max_viewers = 24
 """
+ONE_PROCESS = """
+import sys
+from tripletune.cli.main import main
+
+for stage in sys.argv[1:]:
+    print(f"$ tripletune {stage} --config tiny.toml", flush=True)
+    if code := main([stage, "--config", "tiny.toml"]):
+        sys.exit(code)
+"""
+"""The commands of some stages; a process for each would import torch as many times."""
 STAGES = ("ingest", "split", "knowledge", "rgat", "lightgcn", "itemknn", "ease", "retrieve")
 
 
@@ -43,18 +53,21 @@ def main(run: bool = False) -> str:
 
 def run_stages(checkout: Checkout) -> str:
     """What the stages print, and the lists in the rankings that they end with."""
-    printed = [checkout.tripletune(stage, settings=SETTINGS) for stage in STAGES]
-    rankings = pl.read_parquet(Path(checkout.folder, printed[-1].splitlines()[-1]) / "rankings.parquet")
-    return "".join(printed) + f"lists: {', '.join(rankings['retriever'].unique().sort())}"
+    (checkout.folder / "tiny.toml").write_text(SETTINGS, encoding="utf-8")
+    printed = checkout.run("-c", ONE_PROCESS, *STAGES)
+    rankings = pl.read_parquet(Path(checkout.folder, printed.splitlines()[-1]) / "rankings.parquet")
+    return f"{printed}lists: {', '.join(rankings['retriever'].unique().sort())}"
 
 
 def run_flow(checkout: Checkout) -> str:
     """The retriever's row of the run's table, whether the report has it, and what it recommends."""
     table = checkout.tripletune("run", settings=SETTINGS)
-    row = next(line for line in table.splitlines() if line.split()[:1] == ["itemknn"])
+    row = next(line for line in table.splitlines() if line.strip("│ ").startswith("itemknn "))
     (report,) = checkout.folder.glob("artifacts/tiny/evaluate/*/report.html")
     is_in_report = "<td>itemknn</td>" in report.read_text(encoding="utf-8")
-    films = checkout.run("-m", "tripletune.cli.main", "recommend", "--user", "1", "--artifacts", "artifacts")
+    (rankings,) = checkout.folder.glob("artifacts/tiny/retrieve/*/rankings.parquet")
+    user = str(pl.read_parquet(rankings)["user_id"].min())
+    films = checkout.run("-m", "tripletune.cli.main", "recommend", "--user", user, "--artifacts", "artifacts")
     return f"{row}\nin the report: {is_in_report}\n{films}"
 
 

@@ -1,4 +1,4 @@
-"""Rank with an adapter that is already there, measure, and promote it or say why not."""
+"""Rank with an adapter that is already there, measure, and promote it or log the reason why not."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Prefect tasks: one file per stage; retries, tags, a log line and tracking around ``pipeline.stages``."""
+"""Prefect tasks, made from the registry: retries, tags, a log line and tracking around ``pipeline.stages``."""

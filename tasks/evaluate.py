@@ -1,4 +1,4 @@
-"""What the task of the evaluate stage adds: the headline on the parent run and on Prefect's page."""
+"""Task of the evaluate stage; publishes the headline on the parent run and on Prefect's page."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def run_and_publish(session: Session) -> Path:
     def work(child: StageRun) -> Path:
         folder = run_evaluate(session.paths, session.config)
         metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-        # those over all viewers; the child has the groups as well
+        # those over all users; the child has the groups as well
         child.log_headline({key: value for key, value in metrics.items() if not key.endswith(("_warm", "_unseen"))})
         return folder
 

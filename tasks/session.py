@@ -1,4 +1,4 @@
-"""A run as all of its tasks see it: config, fingerprints, MLflow parent and the file under ``artifacts/runs``."""
+"""Session of a run, shared by its tasks: config, fingerprints, MLflow parent and the run's file."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ CHECKOUT = Path(__file__).parents[1]
 
 
 def worth_a_retry(task: object, run: object, state: object) -> bool:
-    """Retry what may pass the second time; what the user has to repair will not."""
+    """Whether a failed task is retried: any error but those that the user has to repair."""
     try:
         state.result()  # type: ignore[attr-defined]
     except TrainingCrash:
@@ -53,8 +53,8 @@ stage_task = functools.partial(
     cache_policy=NO_CACHE,
     tags=["tripletune"],
 )
-"""Prefect's decorator with what stages share. No Prefect cache: reuse is the artifact store's job, because Prefect
-knows nothing of edited modules or deleted files, and would replay a path whose folder is gone."""
+"""Prefect's decorator with the options that stages share. No Prefect cache: reuse is the artifact store's job, because
+Prefect does not see edited modules or deleted files, and would replay a path whose folder is gone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +70,7 @@ class Session:
 
 @contextmanager
 def open_session(config: str, *, movielens: str, imdb: str, artifacts: str) -> Iterator[Session]:
-    """Read the config, resolve every fingerprint, open the MLflow parent; at the end, say how it went.
+    """Read the config, resolve every fingerprint, open the MLflow parent; at the end, record how the run went.
 
     Relative paths are taken from the working directory, which a deployment sets to the checkout.
 
@@ -118,7 +118,7 @@ def require_one_checkout() -> None:
 
 
 def require_workers(workers: WorkersConfig) -> None:
-    """Refuse workers that cannot work before anything trains, as shards come late in a night.
+    """Refuse unusable workers before any training, because shards come late in a run.
 
     Raises:
         ConfigError: their library is not installed, nothing answers at the address of the cluster, or its workers
@@ -147,7 +147,7 @@ def require_workers(workers: WorkersConfig) -> None:
 
 
 def _is_here(host: str | None) -> bool:
-    """Whether a host is this machine's loopback; so is the temporary server's, which has no address yet."""
+    """Whether a host is this machine's loopback; None, the temporary server without an address yet, counts as one."""
     if host in (None, "localhost"):
         return True
     try:

@@ -1,4 +1,4 @@
-"""Prefect tasks of all stages, made from the registry; evaluate, which also fills pages, has a module of its own."""
+"""Prefect tasks of all stages, made from the registry; evaluate, which also publishes figures, has its own module."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tripletune.tracking import StageRun
 
 
 def _more(stage: Stage, session: Session, child: StageRun) -> dict[str, Any]:
-    """What a stage's function takes besides paths and config."""
+    """Arguments of a stage's function in addition to paths and config."""
     if stage.never_reused:
         return {"run": session.run, "child": child}
     if stage.name == "generate":

@@ -1,7 +1,7 @@
-"""Shards over workers: threads, processes, Dask or Ray, through Prefect's task runners.
+"""Distribute shards over workers: threads, processes, Dask or Ray, through Prefect's task runners.
 
 The runner is chosen by the config and entered here, inside the generate task, so that a local cluster lives as long as
-the writing of shards does. What it runs are task runs of the flow, each with a few shards.
+the writing of shards does. It runs task runs of the flow, each with a few shards.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from tripletune.errors import UserError
 from tripletune.prompts.shards import ShardJob, WriteShard
 
 TASKS_PER_WORKER = 4
-"""A task costs Prefect up to 90 ms, and some more shards than the workers' number balance what they take."""
+"""A task costs Prefect up to 90 ms; a few more tasks than workers balance their load."""
 
 
-# without the tag of the stages: generate waits for these, and a limit on the tag must not have it wait forever
+# without the stages' tag: generate waits for these tasks, and a concurrency limit on the tag must not block them
 @stage_task(name="write-shards", tags=[], task_run_name="write-shards-{jobs[0].number}")
 def write_shards_task(write: WriteShard, jobs: Sequence[ShardJob]) -> State[Any] | None:
-    """Write these shards; those that are there are left."""
+    """Write these shards; finished ones stay as they are."""
     try:
         for job in jobs:
             write(job)
     except UserError as error:
-        # returned, as a traceback out of each worker would bury the one line that the user is to read
+        # returned, not raised: a traceback from each worker would bury the one line for the user
         return Failed(message=str(error), data=error)
     return None
 
@@ -41,11 +41,11 @@ def write_shards_task(write: WriteShard, jobs: Sequence[ShardJob]) -> State[Any]
 def map_shards(workers: WorkersConfig, write: WriteShard, jobs: Sequence[ShardJob]) -> None:
     """Call ``write`` for each job on the workers of the config, and return when all are done.
 
-    A lost Dask or Ray worker's tasks go to the others. A lost process breaks its pool: what that raises has the
-    generate task tried again, which goes on at the shards that are not there.
+    A lost Dask or Ray worker's tasks go to the others. A lost process breaks its pool; the error makes Prefect retry
+    the generate task, which continues with the shards that are missing.
 
     Raises:
-        UserError: what a worker raised.
+        UserError: raised by a worker.
     """
     num_tasks = min(len(jobs), TASKS_PER_WORKER * workers.count)
     with _environment(workers), _one_server(), _runner(workers) as runner:
@@ -59,7 +59,7 @@ def map_shards(workers: WorkersConfig, write: WriteShard, jobs: Sequence[ShardJo
 
 @contextmanager
 def _environment(workers: WorkersConfig) -> Iterator[None]:
-    """What processes of this machine take over from this one, besides what is there."""
+    """Set environment variables for worker processes of this machine, and restore them afterwards."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     paths = [str(CHECKOUT), *filter(None, [os.environ.get("PYTHONPATH")])]
     wanted = {
@@ -69,7 +69,7 @@ def _environment(workers: WorkersConfig) -> Iterator[None]:
         "RAY_USAGE_STATS_ENABLED": "0",
     }
     if not workers.address:
-        # its name aside: without a cluster of several machines, Ray listens on the loopback address alone
+        # despite its name: without a cluster of several machines, Ray then listens on the loopback address alone
         wanted["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     before = {name: os.environ.get(name) for name in wanted}
     os.environ.update(wanted)
@@ -103,12 +103,12 @@ def _runner(workers: WorkersConfig) -> TaskRunner[Any]:
         if address:
             return DaskTaskRunner(address=address)
         local = {"host": "127.0.0.1", "dashboard_address": "127.0.0.1:0"}
-        # a shard's size is known: no worker is stopped and started anew for what its share of memory might be
+        # a shard's size is bounded: no worker is restarted for exceeding its share of memory
         return DaskTaskRunner(cluster_kwargs={"n_workers": count, "threads_per_worker": 1, "memory_limit": 0, **local})
     from prefect_ray import RayTaskRunner
 
     if address:
         return RayTaskRunner(address=address)
-    store = 80 << 20  # the least that Ray takes; paths are all that travels
+    store = 80 << 20  # the least that Ray takes; only paths travel
     init = {"num_cpus": count, "include_dashboard": False, "object_store_memory": store, "log_to_driver": False}
     return RayTaskRunner(init_kwargs=init)

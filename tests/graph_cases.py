@@ -23,10 +23,10 @@ def director_of(movie: int) -> int:
 
 
 def plant_split(folder: Path, *, num_viewers: int = 60, hidden_shift: int = 0) -> None:
-    """Viewers who like films of three directors of one parity, in two shards; every tenth viewer is unseen.
+    """Users who like films of three directors of one parity, in two shards; every tenth user is unseen.
 
     Args:
-        hidden_shift: 0 or 1: moves the films of rows that must not train fit a (test, valid, unseen viewers) so far.
+        hidden_shift: 0 or 1: moves the films of rows that must not train fit a (test, valid, unseen users) so far.
     """
     rng = np.random.default_rng(5)
     labels = ["graph"] * (LIKES - 4) + ["target"] * 2 + ["valid", "test"]
@@ -49,7 +49,7 @@ def plant_split(folder: Path, *, num_viewers: int = 60, hidden_shift: int = 0) -
 
 
 def plant_knowledge(folder: Path) -> None:
-    """Each film has a director, a genre that all share, and a decade that says nothing; film 0 has nothing."""
+    """Each film has a director, a genre that all share, and a decade without information; film 0 has no triple."""
     keys = [
         *(("movie", f"movie:{FIRST_MOVIE + movie}", f"Film {movie}") for movie in range(NUM_MOVIES)),
         ("genre", "genre:Drama", "Drama"),

@@ -43,14 +43,14 @@ TESTS: dict[str, tuple[str, ...]] = {
     "retrieve/sampling.py": ("unit/test_sampling.py",),
     "data/split/rules.py": ("unit/test_split_protocols.py", "unit/test_split.py"),
     "rank/decoding.py": ("unit/test_decoding.py",),
-    "prompts/budget.py": ("unit/test_budget.py",),
-    "models/lightgcn/loss.py": ("numerics/test_lightgcn.py",),
+    "prompts/budget.py": ("unit/test_budget_by_hand.py", "unit/test_budget.py"),
+    "models/lightgcn/loss.py": ("numerics/test_film_sample.py", "numerics/test_lightgcn.py"),
     "contract.py": ("unit/test_contract.py",),
-    "promote/decision.py": ("unit/test_promotion.py",),
+    "promote/decision.py": ("unit/test_promotion_bounds.py", "unit/test_promotion.py"),
     "quality/drift.py": ("unit/test_quality_drift.py",),
-    "models/training/loop.py": ("unit/test_training.py",),
+    "models/training/loop.py": ("unit/test_fit_files.py", "unit/test_training.py"),
     "finetune/checkpoints.py": ("unit/test_launch.py",),
-    "finetune/sft.py": ("flows/test_finetune.py",),
+    "finetune/sft.py": ("flows/test_trainer.py",),
 }
 """Module of the package, and the test files that are to notice a fault in it, the quickest first."""
 

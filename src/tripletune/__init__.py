@@ -1,4 +1,4 @@
-"""tripletune: two graph specialists write hints about a viewer; a language model learns to use them."""
+"""tripletune: two graph specialists write hints about a user; a language model learns to use them."""
 
 import os
 

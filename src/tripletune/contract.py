@@ -1,8 +1,8 @@
-"""The adapter's contract: what prompts and adapter must agree on, and what else the adapter is made of.
+"""The adapter's contract: the prompt format, tokenizer and base model it was trained with, and its lineage.
 
-An adapter learnt one way of writing prompts, with one tokenizer, over one base model. ``contract.json`` beside it says
-which, so that ranking refuses anything else by name instead of answering nonsense. The specialists change nightly:
-their fingerprints stand in the contract as lineage, never as a condition.
+``contract.json`` lies in the adapter's folder, so that ranking refuses other prompts, naming the field, instead of
+answering nonsense. The specialists change with every run: their fingerprints stand in the contract as lineage, never
+as a condition.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from tripletune.store.fingerprint import sha256_file, sha256_json
 
 CONTRACT = "contract.json"
 TINY = "tiny"
-"""Name of the base model that the finetune stage builds itself, in ``base/`` beside the adapter."""
+"""Name of the base model that the finetune stage builds itself, in ``base/`` of the adapter's folder."""
 
 
 class AdapterContract(BaseModel):
-    """What an adapter was trained with."""
+    """Prompt format, tokenizer and base model of an adapter."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -44,7 +44,7 @@ class AdapterContract(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class BaseIdentity:
-    """Where a base model is loaded from, and what makes it this one."""
+    """Where a base model is loaded from, and the revision and tokenizer that identify it."""
 
     source: str
     """Local folder or Hugging Face id, for ``from_pretrained``."""
@@ -55,7 +55,7 @@ class BaseIdentity:
 
 
 def identify_base(model: str, hub_revision: str) -> BaseIdentity:
-    """Pin a base model: find its files and hash what decides its behaviour.
+    """Pin a base model: find its files and hash weights, config and tokenizer.
 
     Args:
         model: a local folder, or a Hugging Face id.

@@ -4,7 +4,7 @@
 class UserError(Exception):
     """Something the user can repair.
 
-    The message is one line that says which file, field or row is wrong, what was expected and what to do.
+    The message is one line that names the wrong file, field or row, what was expected and what to do.
     The command line prints it after ``tripletune: `` and exits with code 2; anything else keeps its traceback.
     """
 
@@ -14,7 +14,7 @@ class ConfigError(UserError):
 
 
 class InputError(UserError):
-    """An input file is missing, damaged or of another layout; the message names file and line where known."""
+    """An input file is missing, damaged or of another layout; the message names file and line if it can."""
 
 
 class MissingArtifactError(UserError):
@@ -22,7 +22,7 @@ class MissingArtifactError(UserError):
 
 
 class DriftError(UserError):
-    """Tonight's shards moved further from the last night's than the limits allow; the message names the page."""
+    """This run's shards moved further from the last run's than the limits allow; the message names the page."""
 
 
 class ContractError(UserError):
@@ -30,7 +30,15 @@ class ContractError(UserError):
 
 
 class TrainingError(UserError):
-    """The training could not run with these settings or in this time; the message says what to change."""
+    """The training could not run with these settings or in this time; the message names what to change."""
+
+
+class TrainingDiverged(TrainingError):
+    """A loss, a gradient or a weight of the training is NaN or infinite; a second try would only repeat it."""
+
+
+class NonFiniteError(UserError):
+    """A model's weights or logits are NaN or infinite, so its answers mean nothing; the message says whose they are."""
 
 
 class TrainingCrash(TrainingError):

@@ -17,9 +17,9 @@ UInt64Array = npt.NDArray[np.uint64]
 
 TIES = 1 << 40
 """Added to the run's seed for the order of ties; the split orders equal times by the plain seed, and a film's place
-among ties must say nothing about that order."""
+among ties must reveal nothing about that order."""
 VIEWERS = 6 << 40
-"""Added to the run's seed for the order of viewers of whom the first so many are evaluated."""
+"""Added to the run's seed for the order of users, of whom the first so many are evaluated."""
 
 
 def mix(values: npt.ArrayLike, seed: int) -> UInt64Array:
@@ -40,7 +40,7 @@ def mix(values: npt.ArrayLike, seed: int) -> UInt64Array:
 
 
 def tie_order(ids: npt.ArrayLike, seed: int) -> npt.NDArray[np.int64]:
-    """Places of ids in the order in which ties between them fall: by a hash, with the id to settle equal hashes."""
+    """Places of ids in the order that breaks ties between them: by a hash, then by the id where hashes are equal."""
     return np.lexsort((np.asarray(ids), mix(ids, seed + TIES)))
 
 

@@ -1,4 +1,4 @@
-"""How many threads torch takes: each thread's own number, which a new thread takes over from whoever set it last."""
+"""Control torch's thread count, which is per thread and inherited from whichever thread set it last."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ import torch
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 _ALL = torch.get_num_threads()
-"""As the process began, before anybody asked for one."""
+"""The count when the process began, before any call to ``one_thread``."""
 
 
 @contextlib.contextmanager
 def one_thread() -> Iterator[None]:
-    """One thread for what torch does inside; on more, the last bits of long sums come out differently."""
+    """Run torch on one thread inside the block; with more, the last bits of long sums differ."""
     num_threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -28,14 +28,14 @@ def one_thread() -> Iterator[None]:
 
 
 def num_threads(most: int) -> int:
-    """As many as torch would take, ``most`` at the most."""
+    """Torch's own thread count, at most ``most``."""
     return min(_ALL, most)
 
 
 def map_in_threads(function: Callable[[Item], Result], items: Iterable[Item], most: int) -> list[Result]:
-    """The results in the order of the items, made in ``num_threads(most)`` threads.
+    """Map a function over items in ``num_threads(most)`` threads; results are in the order of the items.
 
-    Each has one torch thread of its own, so a result is the same whatever their number. The first error ends it.
+    Each has one torch thread, so a result does not depend on their number. The first error is raised.
     """
 
     def alone(item: Item) -> Result:
@@ -79,5 +79,5 @@ def map_blocks(function: Callable[[int], Result], num_blocks: int) -> Iterator[R
 
 
 def take_all_threads() -> None:
-    """Undo what this thread may have taken over from a neighbour that was inside ``one_thread``."""
+    """Reset the thread count, which this thread may have inherited from another one inside ``one_thread``."""
     torch.set_num_threads(_ALL)

@@ -1,4 +1,4 @@
-"""MLflow, and the only file that imports it.
+"""MLflow logging and model registry; the only module that imports MLflow.
 
 One parent run per flow run, a child per stage. Everything goes through ``MlflowClient`` with explicit run ids: stages
 run in threads, and the fluent API's "active run" leaves stray runs there. The adapter's own files are the registered
@@ -14,7 +14,7 @@ import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,7 @@ for _name in ("mlflow.store.db.utils", "alembic"):
 
 @dataclass(frozen=True, slots=True)
 class Tracker:
-    """Where a run is logged. Plain strings, so that it can travel to a worker."""
+    """MLflow store, experiment and parent run of a run. Plain strings, so that it can travel to a worker."""
 
     uri: str
     experiment_id: str
@@ -144,11 +144,18 @@ class StageRun:
 
     tracker: Tracker
     run_id: str
+    _times: dict[int, int] = field(default_factory=dict, repr=False, compare=False)
+    """Milliseconds at which each step was first logged."""
 
     def log_curve(self, step: int, values: Mapping[str, float]) -> None:
-        """Log one step of a training curve."""
-        now = _now()
-        self.tracker.log(self.run_id, metrics=[Metric(key, float(value), now, step) for key, value in values.items()])
+        """Log one step of a training curve.
+
+        The same values of a step may be logged again, as after an error that came behind the writing: they keep their
+        time, and MLflow's store holds entries that agree in key, step, value and time once.
+        """
+        time_ms = self._times.setdefault(step, _now())
+        metrics = [Metric(_metric_name(key), float(value), time_ms, step) for key, value in values.items()]
+        self.tracker.log(self.run_id, metrics=metrics)
 
     def log_output(self, paths: RunPaths, stage: str, *, reused: bool) -> None:
         """Log a finished stage: facts, curve, inputs with their fingerprints as digests, report and metrics file."""
@@ -160,7 +167,7 @@ class StageRun:
         texts = {f"fact.{key}": str(value)[:4000] for key, value in facts.items() if isinstance(value, str)}
         tags = {"reused": str(reused).lower(), "fingerprint": manifest["fingerprint"], **texts}
         folder = paths.folder(stage)
-        if stage != "finetune" or reused:  # a training that ran tonight has logged its curve while it ran
+        if stage != "finetune" or reused:  # a training of this run has logged its curve while it ran
             metrics += _curve(folder / "curve.parquet", now)
         self.tracker.log(self.run_id, metrics=metrics, tags=[RunTag(key, value) for key, value in tags.items()])
         parents = [_dataset(f"{paths.dataset}/{name}", paths.fingerprints[name], name) for name in manifest["parents"]]
@@ -171,7 +178,7 @@ class StageRun:
         self._log_files([folder / page for page in ("report.html", "metrics.json") if (folder / page).is_file()])
 
     def log_report(self, folder: Path, metrics: Mapping[str, float]) -> None:
-        """Log the files and figures of what is made anew every night, on the child and on the parent."""
+        """Log the files and figures of a stage that every run repeats, on the child and on the parent."""
         self._log_files(sorted(path for path in folder.iterdir() if path.is_file()))
         self.log_curve(0, metrics)
         self.log_headline(metrics)

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import json
+import math
+import shutil
 import subprocess
 import sys
 import textwrap
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from tests.finetune_shards import PROMPT_CONTRACT, write_shards
 from tripletune.config import FinetuneConfig, RankConfig, TinyLlamaConfig
 from tripletune.contract import read_contract
-from tripletune.errors import ContractError, TrainingError
+from tripletune.errors import ContractError, NonFiniteError, TrainingDiverged, TrainingError
 from tripletune.finetune.launch import finetune_adapter
 from tripletune.rank.predict import rank_examples, rank_shards
 from tripletune.schemas.rank import PREDICTIONS
@@ -137,6 +140,66 @@ def test_an_example_that_does_not_fit_is_refused_and_never_cut(shards: Path, tmp
         finetune_adapter(shards, tmp_path, settings, PROMPT_CONTRACT, LINEAGE, 0, None)
     assert "\n" not in str(caught.value)
     assert ":train:15, has" in str(caught.value)
+
+
+def test_settings_of_the_trainer_reach_it(shards: Path, tmp_path: Path) -> None:
+    trainer = {"lr_scheduler_type": "constant", "logging_first_step": True}
+    settings = SETTINGS.model_copy(update={"trainer": trainer, "num_train_epochs": 0.7})
+    finetune_adapter(shards, tmp_path, settings, PROMPT_CONTRACT, LINEAGE, 0, None)
+    rates = pl.read_parquet(tmp_path / "curve.parquet").filter(pl.col("metric") == "learning_rate")
+    assert rates["step"].to_list() == [1, 5, 10]
+    assert rates["value"].to_list() == [SETTINGS.learning_rate] * 3
+
+
+def test_a_tracking_server_that_fails_never_ends_a_training(
+    shards: Path, trained: tuple[Path, dict[str, Any], list[int]], tmp_path: Path
+) -> None:
+    """Down for the first calls and again later; what it missed follows, and the adapter is the same."""
+    calls, steps = 0, []
+
+    def on_log(step: int, metrics: Mapping[str, float]) -> None:
+        nonlocal calls
+        calls += 1
+        if calls <= 3 or calls == 8:
+            raise OSError("no connection")
+        steps.append(step)
+
+    finetune_adapter(shards, tmp_path, SETTINGS, PROMPT_CONTRACT, LINEAGE, 0, on_log)
+    assert steps == trained[2]
+    assert published(tmp_path) == published(trained[0])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"learning_rate": 1e6, "num_train_epochs": 1}, r"the loss is nan at step 5; lower finetune\.learning_rate"),
+        # one step, whose loss is measured before the weights overflow
+        ({"learning_rate": 1e300, "num_train_epochs": 0.01}, r"the (evaluation loss|weight \S+) is .*step 1; lower"),
+    ],
+)
+def test_a_training_that_diverges_stops_and_publishes_nothing(
+    shards: Path, tmp_path: Path, changes: dict[str, float], message: str
+) -> None:
+    settings = SETTINGS.model_copy(update={"warmup_ratio": 0.0, **changes})
+    with pytest.raises(TrainingDiverged, match=message) as caught:
+        finetune_adapter(shards, tmp_path, settings, PROMPT_CONTRACT, LINEAGE, 0, None)
+    assert "\n" not in str(caught.value)
+    assert not list(tmp_path.rglob("adapter")) + list(tmp_path.rglob("result.json"))
+    assert not list(tmp_path.rglob("checkpoint-*"))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_ranking_refuses_an_adapter_with_a_weight_that_is_not_finite(
+    shards: Path, trained: tuple[Path, dict[str, Any], list[int]], tmp_path: Path, value: float
+) -> None:
+    broken = shutil.copytree(trained[0], tmp_path / "broken")
+    weights = load_file(broken / "adapter" / "adapter_model.safetensors")
+    name = sorted(weights)[-1]
+    weights[name][0, 0] = value
+    save_file(weights, broken / "adapter" / "adapter_model.safetensors")
+    with pytest.raises(NonFiniteError, match=rf"the weight {name} is NaN or infinite.*lower finetune\.learning_rate"):
+        rank_shards(shards, broken, tmp_path / "rank", RankConfig(), PROMPT_CONTRACT, 0)
+    assert not (tmp_path / "rank" / "predictions.parquet").exists()
 
 
 def test_every_system_answers_and_constrained_answers_are_valid(

@@ -1,20 +1,27 @@
-"""The champion alias: moves when tonight is not worse, stays with a reason when it is or when it cannot be compared."""
+"""The champion alias moves when the adapter is not worse; it stays, with a reason, when it is or can't be compared."""
 
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
+import torch
 from mlflow import MlflowClient
+from safetensors.torch import load_file, save_file
 
 from tests.flows.conftest import MicroRun
+from tripletune import champion as promotion
 from tripletune.config import RunConfig
 from tripletune.pipeline.stages import run_promote
-from tripletune.store.paths import RunPaths
+from tripletune.store.files import write_json
+from tripletune.store.paths import MANIFEST, RunPaths
 from tripletune.tracking import StageRun, recorded_run, stage_run
 
 ANOTHER = "f" * 32
@@ -63,7 +70,7 @@ def test_the_alias_moves_only_to_an_adapter_that_is_not_worse(micro, twin):
     assert first["reason"] == "there is no champion yet"
     assert champion(micro) == ("1", micro.record.fingerprints["finetune"])
 
-    # equal on every viewer: the bound is 0, which is not above -0
+    # equal on every user: the bound is 0, which is not above -0
     strict = decide(micro, twin, "contest-2", promote={"margin": 0.0})
     assert not strict["promote"]
     assert strict["difference"] == strict["lower_bound"] == 0.0
@@ -88,6 +95,105 @@ def test_the_alias_moves_only_to_an_adapter_that_is_not_worse(micro, twin):
     assert within_margin["promote"]
     assert within_margin["num_viewers"] > 2
     assert champion(micro) == ("2", ANOTHER)
+
+
+def sizes_of_today(folder: Path) -> None:
+    """Write the sizes of a copied and edited output into its manifest, so that it counts as whole."""
+    manifest = json.loads((folder / MANIFEST).read_text())
+    for name, file in manifest["files"].items():
+        file["bytes"] = (folder / name).stat().st_size
+    write_json(folder / MANIFEST, manifest)
+
+
+def copied(micro: MicroRun, stage: str, fingerprint: str) -> RunPaths:
+    """The run with its own copy of one stage's output."""
+    paths = micro.paths
+    other = RunPaths(root=paths.root, dataset=paths.dataset, fingerprints={**paths.fingerprints, stage: fingerprint})
+    shutil.copytree(paths.folder(stage), other.folder(stage))
+    return other
+
+
+def versions(micro: MicroRun, model: str) -> list[Any]:
+    return list(MlflowClient(f"sqlite:///{micro.root / 'mlflow.db'}").search_model_versions(f"name = '{model}'"))
+
+
+def test_a_first_adapter_that_is_worse_than_the_retrievers_order_is_not_promoted(micro, caplog):
+    paths = copied(micro, "generate", "1" * 32)
+    answer = pl.col("answers").list.first()
+    for shard in (paths.folder("generate") / "valid").glob("*.parquet"):
+        frame = pl.read_parquet(shard)
+        found = pl.concat_list(answer, pl.col("retrieved").list.set_difference(pl.concat_list(answer)))
+        frame.with_columns(retrieved=found.cast(frame.schema["retrieved"])).write_parquet(shard)
+    sizes_of_today(paths.folder("generate"))
+    with caplog.at_level(logging.INFO, logger="tripletune"):
+        decision = decide(micro, paths, "first-1", promote={"registered_model": "first", "confidence": 0.95})
+    assert not decision["promote"]
+    assert "there is no champion yet, and this adapter is worse than the retriever's order" in decision["reason"]
+    assert decision["version"] == ""
+    assert decision["champion_before"] is None
+    assert not versions(micro, "first")
+    assert f"not promoted: {decision['reason']}" in caplog.text
+    client = MlflowClient(f"sqlite:///{micro.root / 'mlflow.db'}")
+    tagged = [run.data.tags.get("promotion") for run in client.search_runs([micro.record.mlflow_experiment_id])]
+    assert tagged.count(decision["reason"]) == 2  # the child and its parent
+
+
+def test_a_first_adapter_that_is_worse_than_the_untuned_model_is_not_promoted(micro, monkeypatch):
+    asked = []
+
+    def rank_perfectly(examples, finetuned, *, tuned, constrained, batch_size):
+        assert finetuned == micro.paths.folder("finetune")
+        assert constrained
+        assert not tuned
+        asked.append(examples)
+        return examples.select("user_id", "answers").reverse()
+
+    paths = copied(micro, "evaluate", "2" * 32)
+    scores = pl.read_parquet(paths.folder("evaluate") / "per_viewer.parquet")
+    answered = scores.with_columns(ndcg_at_5=pl.when(row="tuned").then(0.0).otherwise("ndcg_at_5"))
+    answered.write_parquet(paths.folder("evaluate") / "per_viewer.parquet")
+    sizes_of_today(paths.folder("evaluate"))
+    monkeypatch.setattr(promotion, "rank_examples", rank_perfectly)
+    promote = {"registered_model": "first", "confidence": 0.999}
+    decision = decide(micro, paths, "first-2", promote=promote)
+    (examples,) = asked
+    held_out = examples.with_columns(pl.col("answers").list.first())
+    assert held_out.filter(pl.col("answers").is_in(pl.col("candidates"))).height == examples.height
+    share = examples.height / decision["num_viewers"]
+    assert not decision["promote"]
+    assert f"worse than the untuned model: ndcg_at_5 differs by {-share:+.4f} over 24 users" in decision["reason"]
+    assert not versions(micro, "first")
+
+
+def test_a_first_adapter_is_compared_with_the_untuned_model_itself(micro):
+    examples = promotion._valid_examples(micro.paths, pl.DataFrame({"user_id": []}, schema={"user_id": pl.Int32}))
+    assert promotion._untuned_answers(micro.paths, micro.record.settings(), examples).to_list() == []
+    shards = pl.read_parquet(micro.paths.folder("generate") / "valid" / "*.parquet")
+    answers = promotion._untuned_answers(micro.paths, micro.record.settings(), shards)
+    answerable = shards["candidates"].list.contains(shards["answers"].list.first())
+    assert answers.list.len().to_list() == [5 if one else 0 for one in answerable]
+    assert 0 < answerable.sum() < shards.height
+    chosen = answers.list.set_difference(shards["candidates"])
+    assert chosen.list.len().sum() == 0
+
+
+def test_a_champion_with_broken_weights_counts_as_none(micro, caplog):
+    broken = copied(micro, "finetune", "3" * 32)
+    file = broken.folder("finetune") / "adapter" / "adapter_model.safetensors"
+    weights = load_file(file)
+    save_file({name: torch.full_like(values, torch.nan) for name, values in weights.items()}, file)
+    sizes_of_today(broken.folder("finetune"))
+    config = micro.record.settings()
+    with child_run(micro, config) as child:
+        promotion.promote_adapter(
+            child.tracker, child, "broken", broken.folder("finetune"), {"fingerprint": broken.fingerprints["finetune"]}
+        )
+    with caplog.at_level(logging.INFO, logger="tripletune"):
+        decision = decide(micro, micro.paths, "after-broken", promote={"registered_model": "broken"})
+    assert decision["promote"]
+    assert decision["version"] == "2"
+    assert decision["champion_before"] == "3" * 32
+    assert "version 1 can answer nothing" in caplog.text
 
 
 def test_a_store_that_fails_never_looks_like_a_first_night(micro, monkeypatch):

@@ -1,4 +1,4 @@
-"""The quality stage of a real run: what MLflow shows of it, and a night that moved too far."""
+"""The quality stage of a real run: its figures in MLflow, and a run whose shards moved too far."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_the_run_has_its_page_and_figures_in_mlflow(micro):
 
 
 def test_a_night_that_moved_too_far_fails_with_its_page_logged_and_its_shards_published(micro):
-    """The same night with one like left in every prompt, as a broken feed would leave."""
+    """The same run with one like left in every prompt, as a broken feed would leave."""
     paths = micro.paths
     tonight = RunPaths(root=paths.root, dataset=paths.dataset, fingerprints={**paths.fingerprints, "generate": ANOTHER})
 

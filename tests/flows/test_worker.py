@@ -11,6 +11,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -103,3 +104,27 @@ def test_the_nightly_schedule_creates_runs(prefect_env):
             return int(response.read()) > 0
 
     wait_until(scheduled, "the first scheduled run", patience=150)
+
+
+def nightly_schedule(env: dict[str, str]) -> dict[str, Any]:
+    url = f"{env['PREFECT_API_URL']}/deployments/name/tripletune-nightly/nightly"
+    with urllib.request.urlopen(url, timeout=10) as response:
+        (schedule,) = json.loads(response.read())["schedules"]
+    assert isinstance(schedule, dict)
+    return schedule
+
+
+def test_a_paused_schedule_stays_paused_when_it_is_deployed_again(prefect_env):
+    name, schedule = "tripletune-nightly/nightly", nightly_schedule(prefect_env)
+    assert schedule["active"]
+    call(prefect_env, "deployment", "schedule", "pause", name, schedule["id"])
+    try:
+        assert not nightly_schedule(prefect_env)["active"]
+        call(prefect_env, "--no-prompt", "deploy", "--all")
+        after = nightly_schedule(prefect_env)
+        assert not after["active"]
+        assert after["schedule"] == schedule["schedule"]
+    finally:
+        call(prefect_env, "deployment", "schedule", "resume", name, nightly_schedule(prefect_env)["id"])
+    call(prefect_env, "--no-prompt", "deploy", "--all")
+    assert nightly_schedule(prefect_env)["active"]

@@ -1,4 +1,4 @@
-"""What a measurement on a GPU machine leaves behind: figures of known work, and a file whatever ends it."""
+"""Output of a measurement on a GPU machine: figures of work of known size, and a file however it ends."""
 
 from __future__ import annotations
 

@@ -25,19 +25,19 @@ from tripletune.models.training.interactions import Batch, Likes, batches, newes
 
 NUM_VIEWERS, NUM_MOVIES, DIM = 7, 5, 4
 BETWEEN = 0.16
-"""Viewers like half of 60 films evenly: an answer has a random place among the 20 films of that half that are
+"""Users like half of 60 films evenly: an answer has a random place among the 20 films of that half that are
 left, 0.23 on average, or among all 50 that are left, 0.09, when taste is not found."""
 
 
 def likes(isolated: bool) -> torch.Tensor:
     liked_UM = torch.rand(NUM_VIEWERS, NUM_MOVIES, generator=torch.Generator().manual_seed(0)) < 0.5
-    if isolated:  # the last film and the last viewer
+    if isolated:  # the last film and the last user
         liked_UM[:, -1], liked_UM[-1] = False, False
     return liked_UM
 
 
 def dense_lightgcn(base_ND: torch.Tensor, liked_UM: torch.Tensor, layers: int) -> torch.Tensor:
-    """Mean over k = 0..K of (D^-1/2 A D^-1/2)^k E0 over viewers and films together, in float64; likes or weights."""
+    """Mean over k = 0..K of (D^-1/2 A D^-1/2)^k E0 over users and films together, in float64; likes or weights."""
     num_nodes = sum(liked_UM.shape)
     a = torch.zeros(num_nodes, num_nodes, dtype=torch.float64)
     a[: len(liked_UM), len(liked_UM) :] = liked_UM.double()
@@ -123,7 +123,7 @@ def test_softmax_loss_and_gradients_are_those_of_plain_log_softmax(num_viewers):
 
 @pytest.mark.parametrize("size", [2, 100])  # some of the other films, and more than there are
 def test_sampled_softmax_is_plain_log_softmax_over_the_sample_with_log_q(size):
-    inputs, targets = softmax_case(300)  # the targets are films 0 and 2, film 4 is a known like of half the viewers
+    inputs, targets = softmax_case(300)  # the targets are films 0 and 2, film 4 is a known like of half the users
     sample = FilmSample.draw(targets.movie_R, 6, size, torch.Generator().manual_seed(4))
     loss = softmax_loss(*inputs, sample.columns(targets, 6), sample)
     got = torch.autograd.grad(loss, inputs)
@@ -155,7 +155,7 @@ def test_the_sum_over_a_sample_is_on_average_the_sum_over_all_films():
 
 @pytest.mark.parametrize("sampled", [False, True])
 def test_what_a_viewer_is_known_to_like_is_no_negative_in_the_softmax(sampled):
-    inputs, targets = softmax_case(1)  # one viewer, who likes films 0, 2 and 4
+    inputs, targets = softmax_case(1)  # one user, who likes films 0, 2 and 4
     sample = FilmSample.draw(targets.movie_R, 6, 4, torch.Generator()) if sampled else None
     columns = sample.columns(targets, 6) if sample else targets
     push_MD = torch.autograd.grad(softmax_loss(*inputs, columns, sample), inputs[1])[0]
@@ -327,7 +327,7 @@ def test_a_killed_training_goes_on_to_the_bytes_of_one_that_was_not(trained, tmp
 def test_memory_is_stated_before_the_first_step_and_refused_in_one_line(trained, tmp_path, monkeypatch, caplog):
     with caplog.at_level("INFO"):
         train_lightgcn(trained[0], tmp_path, settings(max_steps=1), seed=3)
-    assert "LightGCN on 54 viewers, 60 films and 540 likes (GiB: graph 0.00, " in caplog.messages[0]
+    assert "LightGCN on 54 users, 60 films and 540 likes (GiB: graph 0.00, " in caplog.messages[0]
     monkeypatch.setattr(psutil, "virtual_memory", lambda: type("Memory", (), {"available": 2**20})())
     monkeypatch.setattr(LightGCNTrainer, "step", lambda self: pytest.fail("it started"))
     with pytest.raises(InputError, match=r"needs 7\.\d GiB of memory and 0\.0 GiB are free; lower lightgcn\.dim"):
@@ -352,7 +352,7 @@ def test_the_back_ends_learn_the_same(trained, tmp_path):
 
 
 def test_hidden_rows_do_not_change_what_is_trained(trained, tmp_path):
-    # the test like, the valid like of fit a, and unseen viewers are no training data: replace their films
+    # the test like, the valid like of fit a, and unseen users are no training data: replace their films
     plant_split(tmp_path / "split", hidden_shift=1)
     (tmp_path / "out").mkdir()
     train_lightgcn(tmp_path / "split", tmp_path / "out", settings(max_steps=10), seed=3)

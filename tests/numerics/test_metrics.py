@@ -31,7 +31,7 @@ def test_agrees_with_trec_eval_on_random_rankings(num_relevant: int) -> None:
         {str(u): {str(film): 1 for film in row} for u, row in enumerate(relevant)},
         {"ndcg_cut.1,3,5,10", "success.1,3,5,10"},
     )
-    # trec_eval ranks by score; a viewer without any entry would be left out, and counts 0
+    # trec_eval ranks by score; a user without any entry would be dropped, and counts 0
     found = judge.evaluate(
         {str(u): {str(f): 100.0 - n for n, f in enumerate(row)} for u, row in enumerate(lists) if row}
     )

@@ -1,4 +1,4 @@
-"""Viewers' vectors against a loop over likes in float64."""
+"""Users' vectors against a loop over likes in float64."""
 
 from __future__ import annotations
 

@@ -251,7 +251,7 @@ def test_a_killed_training_goes_on_to_the_bytes_of_one_that_was_not(knowledge, t
 
 
 def posterior(trained: tuple[Path, Path, dict[str, object]], fit: str = "b") -> pl.DataFrame:
-    """For each warm viewer and film, every triple's score from the written files alone."""
+    """For each warm user and film, every triple's score from the written files alone."""
     split, out, _ = trained
     tensors = load_file(out / f"fit_{fit}.safetensors")
     keys = pl.read_parquet(out / "entities.parquet")["key"].to_list()
@@ -284,7 +284,7 @@ def test_a_directors_fans_are_told_the_director(trained):
 
 
 def test_training_ranks_better_than_chance(trained):
-    # random among the 20 films of the viewer's directors that are left: 0.23; among all 50 that are left: 0.09
+    # random among the 20 films of the user's directors that are left: 0.23; among all 50 that are left: 0.09
     assert trained[2]["best_valid_ndcg_at_10"] > 0.16
 
 

@@ -117,7 +117,7 @@ def test_packing_keeps_the_newest_likes_oldest_first():
     row_UL, length_U = pack_newest(viewer_E, torch.tensor([5, 6, 7, 8]), 3, 2)
     assert row_UL.tolist() == [[6, 7], [0, 0], [8, 0]]
     assert length_U.tolist() == [2, 0, 1]
-    with pytest.raises(ValueError, match="sorted by viewer"):
+    with pytest.raises(ValueError, match="sorted by user"):
         pack_newest(viewer_E.flip(0), torch.tensor([5, 6, 7, 8]), 3, 2)
 
 
@@ -180,7 +180,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 def test_planted_tastes_are_found(trained):
     curve = pl.read_parquet(trained[1] / "curve.parquet").filter(pl.col("fit") == "b")
-    # an answer has a random place among the 20 films of the viewer's half that are left: .23 on average, .09 without
+    # an answer has a random place among the 20 films of the user's half that are left: .23 on average, .09 without
     # any taste
     assert curve["valid_ndcg_at_10"].max() > 0.16
 
@@ -264,7 +264,7 @@ def test_damaged_files_are_refused_in_one_line(trained, tmp_path):
         if path.is_file():
             (tmp_path / path.name).write_bytes(path.read_bytes())
     (tmp_path / "model.json").write_text(json.dumps({"dim": 8, "layers": 2, "heads": 2, "max_length": 50}))
-    with pytest.raises(InputError, match=r"'movie_vectors' has shape \(60, 16\), by model.json beside it \(60, 8\)"):
+    with pytest.raises(InputError, match=r"'movie_vectors' has shape \(60, 16\), by model.json next to it \(60, 8\)"):
         load_sasrec(tmp_path, 5)
     (tmp_path / "model.json").write_text("{}")
     with pytest.raises(InputError, match="must hold whole numbers dim, layers, heads, max_length"):

@@ -68,7 +68,7 @@ def test_the_interval_covers_the_true_mean_as_often_as_it_says() -> None:
         assert got.low is not None
         assert got.high is not None
         covered += got.low <= 0.3 <= got.high
-    # 400 trials at .9: a standard deviation of .015; percentile intervals are a little narrow at 80 viewers
+    # 400 trials at .9: a standard deviation of .015; percentile intervals are a little narrow at 80 users
     assert 0.84 <= covered / 400 <= 0.95
 
 
@@ -80,7 +80,7 @@ def test_one_viewer_has_no_interval() -> None:
 def test_values_that_would_spoil_a_mean_are_refused() -> None:
     with pytest.raises(ValueError, match="NaN"):
         mean_interval(np.array([0.5, np.nan]), confidence=0.95, resamples=10, seed=0)
-    with pytest.raises(ValueError, match="no viewers"):
+    with pytest.raises(ValueError, match="no users"):
         mean_interval(np.array([]), confidence=0.95, resamples=10, seed=0)
 
 

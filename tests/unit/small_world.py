@@ -1,7 +1,7 @@
 """Stage outputs of a small made-up world, in the real layouts, with random specialists: no training needed.
 
-40 viewers, 60 films. Film 60 has no triple at all; ``person:nm9`` has no name; viewer 40 is unseen; viewer 1 dislikes
-nothing; viewer 39 has too few likes to be asked about.
+40 users, 60 films. Film 60 has no triple at all; ``person:nm9`` has no name; user 40 is unseen; user 1 dislikes
+nothing; user 39 has too few likes for a query.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def make_world(root: Path) -> World:
 
 
 def make_rows() -> pl.DataFrame:
-    """Split rows of every viewer: 25 ratings in random order, labelled by hand."""
+    """Split rows of every user: 25 ratings in random order, labelled by hand."""
     rng = np.random.default_rng(1)
     parts = []
     for user in range(1, NUM_VIEWERS + 1):
@@ -90,7 +90,7 @@ def make_rows() -> pl.DataFrame:
 
 
 def write_split(world: World, rows: pl.DataFrame) -> None:
-    """Two buckets: even and odd viewers."""
+    """Two buckets: even and odd users."""
     for shard in (0, 1):
         folder = world.split / f"shard={shard:03d}"
         folder.mkdir(exist_ok=True)
@@ -98,7 +98,7 @@ def write_split(world: World, rows: pl.DataFrame) -> None:
 
 
 def write_trained_on(world: World) -> None:
-    """What a training on the split would say that it was trained on."""
+    """Write the ``trained_on.parquet`` of a training on the split."""
     warm = read_split(world).filter(~pl.col("unseen"))
     parts = [
         warm.filter(pl.col("label").is_in(labels)).with_columns(fit=pl.lit(fit))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from contextlib import nullcontext
 from pathlib import Path
 
 import polars as pl
@@ -10,7 +12,7 @@ import torch
 
 from tests.unit.test_decoding import model, tokenizer
 from tripletune.contract import AdapterContract, write_contract
-from tripletune.errors import ContractError
+from tripletune.errors import ContractError, NonFiniteError
 from tripletune.rank.answerer import Answerer
 from tripletune.rank.decoding import LineTokens, Names, read_answer
 from tripletune.schemas import answers
@@ -53,7 +55,7 @@ def test_a_free_answer_is_read_by_its_labels() -> None:
     answerer = Answerer(model(), tokenizer(), LineTokens(tokenizer()), CONTRACT)
     answered = answerer.answer(examples(), tuned=True, constrained=False, batch_size=2)
     assert len(answered) == 3
-    assert not answered["valid"].any()  # the model knows nothing
+    assert not answered["valid"].any()  # an untrained model
 
 
 def test_an_example_is_answered_the_same_beside_one_that_takes_another_way() -> None:
@@ -80,3 +82,48 @@ def test_an_adapter_whose_style_is_not_known_is_refused_before_its_weights_are_r
     write_contract(tmp_path, CONTRACT.model_copy(update={"prompt": prompt}))
     with pytest.raises(ContractError, match=r"answer_style: (None|numbers); this version knows titles, letters"):
         Answerer.load(tmp_path)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize(("constrained", "style"), [(True, "letters"), (True, "titles"), (False, "titles")])
+@pytest.mark.parametrize("tuned", [True, False])
+def test_a_model_whose_logits_are_not_finite_answers_nothing(
+    value: float, constrained: bool, style: str, tuned: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One token out of all is enough: no candidate's line begins with it."""
+    tokenizer().padding_side = "left"
+    llama = model()
+    unmasked = llama.forward
+
+    def forward(*arguments: object, **named: object) -> object:
+        output = unmasked(*arguments, **named)
+        output.logits[1, -1, 7] = value
+        return output
+
+    monkeypatch.setattr(llama, "forward", forward)
+    monkeypatch.setattr(llama, "disable_adapter", nullcontext, raising=False)
+    contract = CONTRACT.model_copy(update={"prompt": {"answer_style": style}})
+    answerer = Answerer(llama, tokenizer(), LineTokens(tokenizer()), contract)
+    letters = LETTERS if style == "letters" else []
+    asked = examples().with_columns(candidate_letters=pl.lit(letters, pl.List(pl.String)))
+    advice = "run finetune again" if tuned else "check the weights of 'tiny'"
+    with pytest.raises(NonFiniteError, match=advice):
+        answerer.answer(asked, tuned=tuned, constrained=constrained, batch_size=3)
+    monkeypatch.undo()
+    assert not llama._forward_hooks
+
+
+def test_what_the_model_says_behind_padding_does_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer().padding_side = "left"
+    llama = model()
+    unmasked = llama.forward
+
+    def forward(*arguments: object, **named: object) -> object:
+        output = unmasked(*arguments, **named)
+        output.logits = torch.cat([torch.full_like(output.logits[:, :1], math.nan), output.logits], dim=1)
+        return output
+
+    answerer = Answerer(llama, tokenizer(), LineTokens(tokenizer()), CONTRACT)
+    clean = answerer.answer(examples(), tuned=True, constrained=True, batch_size=3)
+    monkeypatch.setattr(llama, "forward", forward)
+    assert answerer.answer(examples(), tuned=True, constrained=True, batch_size=3).equals(clean)

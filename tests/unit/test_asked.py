@@ -1,4 +1,4 @@
-"""What retrieve is asked for: the purposes of a config, and viewers enough to compare the retrievers."""
+"""Queries of a retrieve stage: the purposes of a config, and enough users to compare the retrievers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The retrieve stage: against a dense reference, and what it must not look at."""
+"""The retrieve stage against a dense reference, and rows that must not change its output."""
 
 from __future__ import annotations
 
@@ -185,7 +185,7 @@ def test_rows_from_the_cutoff_on_change_nothing_in_a_hint(world, out, rows, tmp_
     retrieve(world, tmp_path / "out")
     for name in ("retrieved", "choices"):
         before, after = (read(folder, name).filter(purpose="train") for folder in (out, tmp_path / "out"))
-        # an answer that moved to a film of fit a is not asked
+        # a query whose answer moved to a film of fit a is dropped
         assert after["user_id"].n_unique() > 20
         assert before.join(after, on=["user_id", "purpose"], how="semi").equals(after)
         assert not read(out, name).equals(read(tmp_path / "out", name))

@@ -1,4 +1,4 @@
-"""What the command line says: after a stage, of a run that is not there, of an output that cannot be written."""
+"""Messages of the command line: after a stage, for a run that is not there, for an output that cannot be written."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def in_store(root: Path, *arguments: str) -> int:
 def test_a_stage_says_what_it_kept_and_rejected_and_then_where_it_is(release, tmp_path, capsys):
     assert in_store(tmp_path / "a", "ingest", "--movielens", str(release)) == 0
     facts, folder = capsys.readouterr().out.splitlines()
-    assert facts == ("40 ratings kept, 1 rejected, 2 tags rejected (see rejects.parquet), 20 viewers, 2 films")
+    assert facts == ("40 ratings kept, 1 rejected, 2 tags rejected (see rejects.parquet), 20 users, 2 films")
     assert (Path(folder) / "rejects.parquet").is_file()
 
 
@@ -60,12 +60,19 @@ def test_knowledge_without_credits_says_so(release, tmp_path, capsys):
 
 def test_nothing_rejected_is_not_mentioned():
     facts = {"rows_kept": 100_829, "rows_rejected": 0, "tables": {}, "viewers": 610, "movies": 9742}
-    assert headline("ingest", facts) == "100,829 ratings kept, 610 viewers, 9,742 films"
+    assert headline("ingest", facts) == "100,829 ratings kept, 610 users, 9,742 films"
+
+
+def test_a_stage_without_its_usual_facts_shows_the_first_three():
+    assert headline("ease", {"films": {"b": 1200}, "likes": 3}) == "films (b 1,200)"
+    assert headline("ease", {"movies": 1200, "likes": 3, "seconds": 1.5, "more": 4}) == (
+        "movies 1,200, likes 3, seconds 1.5"
+    )
 
 
 @pytest.mark.parametrize(
     ("asked", "said"),
-    [(18, "only 18 viewers are asked for test"), (603, "603 of 6,040 viewers are asked for test")],
+    [(18, "only 18 users have a test query"), (603, "603 of 6,040 users have a test query")],
 )
 def test_a_split_that_asks_few_viewers_says_so(asked, said):
     facts = {
@@ -150,7 +157,7 @@ def test_a_preset_with_a_real_releases_name_reads_that_release():
 @pytest.mark.parametrize(
     ("purpose", "advice"),
     [
-        ("test", "viewers with too few likes have none; try another id"),
+        ("test", "users with too few likes have none; try another id"),
         ("train", "nor have unseen ones and those whose answers retrieval missed; try --purpose test or another id"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -113,3 +114,72 @@ def test_a_damaged_contract_is_one_line(finetuned: Path) -> None:
     (finetuned / "contract.json").write_text('{"prompt": {}}')
     with pytest.raises(ContractError, match="tokenizer_sha256"):
         read_contract(finetuned)
+
+
+def test_the_order_of_keys_is_no_difference_at_any_depth(finetuned: Path) -> None:
+    prompts = {"hints": [{"name": "rgat", "facts": {"a": 1, "b": 2}}], "retrieve": {"x": 1, "y": 2}}
+    turned = {"retrieve": {"y": 2, "x": 1}, "hints": [{"facts": {"b": 2, "a": 1}, "name": "rgat"}]}
+    adapter = read_contract(finetuned).model_copy(update={"prompt": prompts})
+    require_same(turned, adapter)
+    with pytest.raises(ContractError, match=r"^the adapter was trained on other prompts: hints: the adapter has"):
+        require_same({**turned, "hints": [{"facts": {"b": 1, "a": 2}, "name": "rgat"}]}, adapter)
+
+
+@pytest.mark.parametrize(("num_fields", "more"), [(3, False), (4, True), (6, True)])
+def test_three_differing_fields_are_named_and_the_others_counted(finetuned: Path, num_fields: int, more: bool) -> None:
+    adapter = read_contract(finetuned).model_copy(update={"prompt": {f"f{n}": n for n in range(num_fields)}})
+    with pytest.raises(ContractError) as caught:
+        require_same({}, adapter)
+    named = "; ".join(f"f{n}: the adapter has {n}, the prompts have nothing" for n in range(3))
+    others = f" (and {num_fields - 3} more)" if more else ""
+    assert str(caught.value).startswith(f"the adapter was trained on other prompts: {named}{others}; generate")
+
+
+@pytest.mark.parametrize(("length", "shown"), [(38, f'"{"x" * 38}"'), (39, f'"{"x" * 36}...')])
+def test_a_value_of_forty_characters_is_shown_whole_and_a_longer_one_cut_to_forty(
+    finetuned: Path, length: int, shown: str
+) -> None:
+    adapter = read_contract(finetuned).model_copy(update={"prompt": {"f": "x" * length}})
+    with pytest.raises(ContractError, match="the adapter has") as caught:
+        require_same({"f": 1}, adapter)
+    assert f"f: the adapter has {shown}, the prompts have 1;" in str(caught.value)
+    assert len(shown) == 40
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "tokenizer_config.json"])
+def test_each_file_that_a_model_folder_lacks_is_named(tmp_path: Path, name: str) -> None:
+    (model_folder(tmp_path / "model") / name).unlink()
+    with pytest.raises(InputError, match=f"not a model folder, {name} is missing"):
+        identify_base(str(tmp_path / "model"), "")
+
+
+def test_a_chat_template_counts_wherever_the_release_keeps_it(tmp_path: Path) -> None:
+    inside, beside, without = (model_folder(tmp_path / name) for name in ("inside", "beside", "without"))
+    for folder in (beside, without):
+        (folder / "tokenizer_config.json").write_text("{}")
+    (beside / "chat_template.jinja").write_text("{{ messages }}")
+    one, same, other = (identify_base(str(folder), "").tokenizer_sha256 for folder in (inside, beside, without))
+    assert one == same != other
+    want = hashlib.sha256(b"{}" + json.dumps("{{ messages }}").encode()).hexdigest()
+    assert one == want
+    assert other == hashlib.sha256(b"{}" + json.dumps("").encode()).hexdigest()
+
+
+def test_a_damaged_field_is_named_by_its_path(finetuned: Path) -> None:
+    path = finetuned / "contract.json"
+    whole = json.loads(path.read_text())
+    path.write_text(json.dumps({**whole, "lineage": {"rgat": 7}}))
+    with pytest.raises(ContractError, match=r"contract\.json: lineage\.rgat: Input should be a valid string; run the"):
+        read_contract(finetuned)
+    path.write_text("[]")
+    with pytest.raises(ContractError, match=r"contract\.json: the file: "):
+        read_contract(finetuned)
+
+
+def test_a_changed_base_is_shown_by_the_first_twelve_digits_then_and_now(finetuned: Path) -> None:
+    before = read_contract(finetuned)
+    (finetuned / "base" / "model.safetensors").write_bytes(b"other")
+    now = identify_base(str(finetuned / "base"), "").revision
+    message = rf"base_revision is {before.base_revision[:12]} but .*/base now has {now[:12]}; restore"
+    with pytest.raises(ContractError, match=message):
+        locate_base(finetuned, before)

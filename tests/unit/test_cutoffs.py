@@ -1,4 +1,4 @@
-"""Several training examples of one viewer, each asked at a later moment: what each may know, and what each is asked."""
+"""Several training examples of one user, each with a later cutoff: their evidence and their answers."""
 
 from __future__ import annotations
 
@@ -155,7 +155,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 
 @pytest.fixture(scope="module")
 def facts(world: World) -> tuple[Facts, Facts]:
-    """Several cutoffs, written beside the world."""
+    """Several cutoffs, written next to the world."""
     for stage in ("retrieve", "generate"):
         (world.root / stage).rmdir()
     return make(world, world.root, MANY)
@@ -170,7 +170,7 @@ def with_rows(world: World, folder: Path, rows: pl.DataFrame) -> World:
 
 
 def before_window(rows: pl.DataFrame, number: int) -> pl.DataFrame:
-    """The rows as if the windows before this one were graph likes; viewers without such a window are asked nothing."""
+    """The rows as if the windows before this one were graph likes; users without such a window have no query."""
     numbered = []
     for _, own in rows.group_by("user_id", maintain_order=True):
         targets = own.filter(pl.col("label") == "target")["position"].to_list()
@@ -187,7 +187,7 @@ def before_window(rows: pl.DataFrame, number: int) -> pl.DataFrame:
 def test_each_example_is_the_one_that_a_later_first_target_like_would_give(
     world: World, tmp_path: Path, candidates: str
 ) -> None:
-    """The specialists' files are the same, so nothing but the viewer's own rows can make a difference."""
+    """The specialists' files are the same, so nothing but the user's own rows can make a difference."""
     many = MANY.model_copy(update={"candidates": candidates})
     make(world, tmp_path / "many", many)
     rows, parts = small_world.read_split(world), []
@@ -279,7 +279,7 @@ Row = dict[str, Any]
 
 
 def plant(run: World, change: Callable[[Row, Row], object]) -> tuple[str, str]:
-    """Change two examples of one viewer, the earlier and the later; their ids."""
+    """Change two examples of one user, the earlier and the later; their ids."""
     path = run.generate / "train" / "shard-000.parquet"
     rows = pl.read_parquet(path).to_dicts()
     earlier, later = next(pair for pair in pairwise(rows) if pair[0]["user_id"] == pair[1]["user_id"])
@@ -297,7 +297,7 @@ def test_evidence_that_only_a_later_cutoff_may_show_is_found(run: World) -> None
 
 
 def test_a_later_cutoffs_hints_under_an_earlier_cutoff_are_found(run: World) -> None:
-    """Two questions of one viewer mixed up: evidence and hints of one with the cutoff of another."""
+    """Two queries of one user mixed up: evidence and hints of one with the cutoff of another."""
 
     def mix(earlier: Row, later: Row) -> None:
         earlier["cutoff"], later["cutoff"] = later["cutoff"], earlier["cutoff"]
@@ -389,7 +389,7 @@ def test_a_viewers_prompt_is_explained_at_the_cutoff_asked_for(run: World, tmp_p
         paths, config, user, "train", mine["cutoff"][0]
     )
     with pytest.raises(
-        InputError, match=rf"--cutoff 0: no such train example of viewer {user}; there are {mine['cutoff'][0]}, "
+        InputError, match=rf"--cutoff 0: no such train example of user {user}; there are {mine['cutoff'][0]}, "
     ):
         explain_prompt(paths, config, user, "train", 0)
     other = config.model_copy(update={"prompt": PromptConfig(template="published")})

@@ -91,7 +91,7 @@ def ridge_by_column(likes_VM, ridge):
 
 
 def likes_of_fit(rows, labels):
-    """Dense 0/1 of warm viewers by film id - 1."""
+    """Dense 0/1 of warm users by film id - 1."""
     kept = rows.filter(pl.col("label").is_in(labels), ~pl.col("unseen"))
     likes_VM = np.zeros((small_world.NUM_VIEWERS + 1, NUM_FILMS))
     likes_VM[kept["user_id"].to_numpy(), kept["movie_id"].to_numpy() - 1] = 1
@@ -118,7 +118,7 @@ def best(scores_M, seen, num):
 
 @pytest.fixture(scope="module")
 def fit():
-    """A fit on 200 viewers and 30 films, ids 101 to 130, and the dense matrix by column."""
+    """A fit on 200 users and 30 films, ids 101 to 130, and the dense matrix by column."""
     catalogue = Catalogue(np.arange(101, 131), SEED)
     random = np.random.default_rng(0)
     dense_VM = (random.random((200, 30)) < random.random(30) * 0.5).astype(float)
@@ -250,7 +250,7 @@ def test_everyone_liked_alike_falls_in_the_order_of_ties():
 def test_a_fit_for_the_comparison_alone_is_no_retriever(world, tmp_path):
     fit_films(world, tmp_path / "ease", RetrieveConfig(retriever="lightgcn"))
     with pytest.raises(
-        InputError, match="'ease' asks EASE, which was fitted for the comparison alone; pin a run whose"
+        InputError, match="'ease' uses EASE, which was fitted for the comparison alone; pin a run whose"
     ):
         retrieve(world, tmp_path / "out", tmp_path / "ease")
 

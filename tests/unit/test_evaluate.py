@@ -231,7 +231,7 @@ def test_a_missing_system_is_named(damaged: Run, tmp_path: Path) -> None:
 
 def test_predictions_of_other_shards_are_refused(damaged: Run, tmp_path: Path) -> None:
     rewrite(damaged.rank / "predictions.parquet", lambda rows: [{**rows[0], "user_id": 777}, *rows[1:]])
-    with pytest.raises(InputError, match="viewer 777"):
+    with pytest.raises(InputError, match="user 777"):
         evaluate(damaged, tmp_path / "out")
 
 

@@ -1,4 +1,4 @@
-"""SASRec and the fused list as retrievers of the stage, against what their own files and lists say."""
+"""SASRec and the fused list as retrievers of the stage, compared with their own files and lists."""
 
 from __future__ import annotations
 
@@ -154,10 +154,10 @@ def test_a_pinned_run_that_has_no_sasrec_is_refused_by_name(tmp_path):
     pinned = {"name": "x-1", "dataset": "x", "status": "completed", "started": "2026-01-01T00:00:00Z", "config": {}}
     write_run(tmp_path, RunRecord.model_validate({**pinned, "fingerprints": {"rgat": "r", "lightgcn": "l"}}))
     night = RunConfig.model_validate({"dataset": "x", "specialists": {"pin": "x-1"}})
-    with pytest.raises(ConfigError, match=r"that run has no sasrec, which tonight's run reads"):
+    with pytest.raises(ConfigError, match=r"that run has no sasrec, which this run reads"):
         resolve(night, tmp_path)
     night = RunConfig.model_validate({**night.model_dump(), "retrieve": {"retriever": "ease"}})
-    with pytest.raises(ConfigError, match=r"that run has no ease, which tonight's .*; pin a run that has, or remove"):
+    with pytest.raises(ConfigError, match=r"that run has no ease, which this .*; pin a run that has, or remove"):
         resolve(night, tmp_path)
 
 

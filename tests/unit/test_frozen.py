@@ -208,7 +208,7 @@ def test_the_command_keeps_the_questions_of_a_run(tmp_path, capsys):
     write_run(root, RunRecord.model_validate(record | {"config": config, "fingerprints": {"split": "5" * 32}}))
     out = tmp_path / "kept" / "frozen.parquet"
     assert main(["freeze", "--out", str(out), "--viewers", "6", "--artifacts", str(root)]) == 0
-    assert capsys.readouterr().out == f"{out}: 12 questions of 6 viewers of x-1\n"
+    assert capsys.readouterr().out == f"{out}: 12 queries of 6 users of x-1\n"
     assert pl.read_parquet(out).equals(freeze_questions(split, 6, SEED))
     none = tmp_path / "none"
     none.mkdir()

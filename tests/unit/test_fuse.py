@@ -11,7 +11,7 @@ from tripletune.retrieve.fuse import fuse
 
 
 def exact(tops: list[np.ndarray], weights: list[int], k: int, length: int) -> list[list[int]]:
-    """The definition in fractions, viewer by viewer."""
+    """The definition in fractions, user by user."""
     rows = []
     for viewer in range(len(tops[0])):
         score: dict[int, Fraction] = {}
@@ -75,7 +75,7 @@ def test_nobody_and_empty_lists_give_empty_rows():
 
 
 def test_lists_that_do_not_belong_together_are_refused():
-    with pytest.raises(ValueError, match="2 lists of \\[2, 1\\] viewers, and 2 weights"):
+    with pytest.raises(ValueError, match="2 lists of \\[2, 1\\] users, and 2 weights"):
         fuse([np.zeros((2, 1), dtype=np.int64), np.zeros((1, 1), dtype=np.int64)], [1.0, 1.0], 60.0, 4)
 
 

@@ -43,7 +43,7 @@ def add_run(root: Path, name: str, started: str, outputs: dict[str, str], **more
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """Three nights of one dataset that share a split, and one night of another."""
+    """Three runs of one dataset that share a split, and one run of another."""
     root = tmp_path / "artifacts"
     for night in "123":
         add_output(root, "films", "generate", f"g{night}")

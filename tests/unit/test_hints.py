@@ -12,7 +12,8 @@ from tripletune.config import PromptConfig, RetrieveConfig
 from tripletune.prompts import budget, template
 from tripletune.prompts.engine import prompt_contract
 from tripletune.schemas.generate import EXAMPLE_COLUMNS, EXAMPLES, SHORTENED
-from tripletune.schemas.hints import FILM_HINTS, HINTS, LIGHTGCN, RGAT, SPECIALISTS, written_by
+from tripletune.schemas.hint import LIGHTGCN, RGAT
+from tripletune.schemas.hints import FILM_HINTS, HINTS, SPECIALISTS, written_by
 from tripletune.schemas.retrieve import RETRIEVED
 
 FILMS = pl.List(pl.Int32)

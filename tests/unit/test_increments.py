@@ -1,4 +1,4 @@
-"""A night that asks only the viewers whose evidence changed writes the bytes of one that asks everybody."""
+"""A run that computes only users whose evidence changed writes the same bytes as one that computes all users."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ NEW, AGAIN, GONE, LATE, TWIN = 4, 6, 8, 10, 41
 
 
 def publish(root: Path, world: small_world.World, night: str, **fields: Any) -> tuple[RunPaths, RunConfig]:
-    """The stages before retrieve as finished outputs; what was fitted keeps its fingerprint, as a pinned one does."""
+    """The stages before retrieve as finished outputs; trained models keep their fingerprint, as pinned ones do."""
     config = RunConfig.model_validate({**CONFIG, "retrieve": {**CONFIG["retrieve"], **fields}})
     tonight = ("ingest", "split", "knowledge", "retrieve", "generate")
     prints = {stage: (night if stage in tonight else "1") * 32 for stage in (*tonight, *TRAINED)}
@@ -86,7 +86,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> small_world.World:
 
 @pytest.fixture(scope="module")
 def first(world, tmp_path_factory) -> Path:
-    """An artifact root with one finished night."""
+    """An artifact root with one finished run."""
     root = tmp_path_factory.mktemp("first")
     paths = make(*publish(root, world, "a"))
     assert paths.manifest("retrieve")["facts"]["nothing_reused"] == "there is no earlier output"
@@ -94,14 +94,14 @@ def first(world, tmp_path_factory) -> Path:
 
 
 def add(rows: pl.DataFrame, user: int, film: int, rating: float, label: str) -> pl.DataFrame:
-    """One more rating of a viewer, behind all others."""
+    """One more rating of a user, behind all others."""
     last = rows.filter(pl.col("user_id") == user).row(-1, named=True)
     row = {**last, "movie_id": film, "rating": rating, "position": last["position"] + 1, "label": label}
     return pl.concat([rows, pl.DataFrame([row], schema=rows.schema)]).sort("user_id", "position")
 
 
 def move_on(rows: pl.DataFrame, user: int) -> pl.DataFrame:
-    """Every held-out like of a viewer becomes the one before it, as when there is a newer like."""
+    """Every held-out like of a user becomes the one before it, as when there is a newer like."""
     older = {"test": "valid", "valid": "target"}
     label = pl.col("label").cast(pl.String).replace(older).cast(SPLIT_LABELS)
     return rows.with_columns(label=pl.when(pl.col("user_id") == user).then(label).otherwise("label"))
@@ -113,7 +113,7 @@ def unrated(rows: pl.DataFrame, user: int) -> int:
 
 @pytest.fixture(scope="module")
 def second(world, tmp_path_factory) -> small_world.World:
-    """The next night: a new like, a film rated again, a viewer gone, a late dislike, a new viewer; no new fit."""
+    """The next run: a new like, a film rated again, a user gone, a late dislike, a new user; no new fit."""
     rows = small_world.read_split(world)
     rows = add(move_on(rows, NEW), NEW, unrated(rows, NEW), 5.0, "test")
     film = rows.filter(pl.col("user_id") == AGAIN, pl.col("label") == "graph")["movie_id"][0]
@@ -158,7 +158,7 @@ def test_only_changed_viewers_are_asked_and_the_bytes_are_those_of_a_full_run(
         assert whole.pop("nothing_reused") == "there is no earlier output"
         assert {key: facts[key] for key in whole} == whole
         assert (
-            f"{stage}: 36 viewers as in aaaaaaaaaa; asked again: 1 gone, 1 new ratings, 1 new viewer, 1 rated again"
+            f"{stage}: 36 users as in aaaaaaaaaa; rebuilt: 1 gone, 1 new ratings, 1 new viewer, 1 rated again"
             in caplog.messages
         )
 
@@ -180,7 +180,7 @@ def test_changed_viewers_of_several_buckets_may_be_asked_at_once(second, first, 
 
 
 def write_night(folder: Path, viewers: list[tuple[str, int, int]], asked: list[tuple[str, int, str, int]]) -> Path:
-    """What ``write_unchanged`` reads of a night: bucket, user, digest of the rows; bucket, user, purpose, cutoff."""
+    """Write the input of ``write_unchanged``: bucket, user, digest of the rows; bucket, user, purpose, cutoff."""
     for part in ("viewers", "retrieved"):
         (folder / part).mkdir(parents=True)
     for bucket in ("000", "001", "002"):
@@ -248,7 +248,7 @@ def test_a_night_killed_as_it_published_is_published_by_the_next_try(second, fir
 
 
 def test_a_question_whose_pinned_fit_knows_the_answer_is_left_out_and_counted(second, first, tmp_path):
-    """A film of the graph that is rated again is tonight's test like; fits a and b were trained on it."""
+    """A film of the graph that is rated again is this run's test like; fits a and b were trained on it."""
     shutil.copytree(first, tmp_path / "next")
     tonight = make(*publish(tmp_path / "next", second, "b"))
     assert tonight.manifest("retrieve")["facts"]["left_out_known_to_fit"] == {"test": 1}
@@ -291,7 +291,7 @@ def test_other_facts_take_nothing_over_and_facts_that_nobody_weighs_do(world, se
     shutil.copytree(first, tmp_path / "next")
     tonight = make(*publish(tmp_path / "next", named, "b"))
     for stage in ("retrieve", "generate"):
-        assert tonight.manifest(stage)["facts"]["nothing_reused"].endswith("its knowledge says something else")
+        assert tonight.manifest(stage)["facts"]["nothing_reused"].endswith("its knowledge has other content")
 
     more = changed_world(second, tmp_path / "more")
     film = {"entity_id": len(entities), "key": "movie:999", "kind": "movie", "name": "New"}
@@ -312,7 +312,7 @@ def test_another_title_takes_no_prompt_over(second, first, tmp_path):
     shutil.copytree(first, tmp_path / "next")
     tonight = make(*publish(tmp_path / "next", renamed, "b"))
     assert tonight.manifest("retrieve")["facts"]["viewers_reused"] == 36
-    assert tonight.manifest("generate")["facts"]["nothing_reused"].endswith("its ingest says something else")
+    assert tonight.manifest("generate")["facts"]["nothing_reused"].endswith("its ingest has other content")
 
 
 @pytest.mark.parametrize("stage", ["retrieve", "generate"])

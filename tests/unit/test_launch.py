@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import psutil
@@ -13,7 +14,7 @@ import pytest
 
 from tripletune.config import FinetuneConfig
 from tripletune.errors import ConfigError, InputError, TrainingError
-from tripletune.finetune.checkpoints import last_whole, seal
+from tripletune.finetune.checkpoints import SEAL, is_whole, last_whole, seal
 from tripletune.finetune.job import MARKER, receive
 from tripletune.finetune.launch import _curve, _explain, _read_accelerate_config, finetune_adapter
 from tripletune.processes import lifeline
@@ -43,6 +44,25 @@ def test_a_failing_script_ends_with_its_last_lines(tmp_path: Path) -> None:
     with pytest.raises(ProcessFailed, match="exit code 3") as caught:
         run(tmp_path, "for i in range(40): print('line', i)\nraise SystemExit(3)")
     assert caught.value.tail == tuple(f"line {i}" for i in range(25, 40))
+
+
+def test_lines_that_were_not_read_when_the_script_ended_are_not_lost(tmp_path: Path) -> None:
+    """The last one may be the message that says why a training stopped."""
+    taken: list[str] = []
+
+    def slowly(line: str) -> bool:
+        time.sleep(0.06)
+        taken.append(line)
+        return True
+
+    run_supervised(
+        [sys.executable, "-c", "for i in range(40): print('line', i)"],
+        environment=os.environ,
+        note=tmp_path / "launcher.json",
+        deadline_seconds=60,
+        on_line=slowly,
+    )
+    assert taken == [f"line {i}" for i in range(40)]
 
 
 def test_a_launcher_left_by_an_earlier_run_is_ended_first(tmp_path: Path) -> None:
@@ -153,3 +173,37 @@ def test_the_curve_holds_each_metric_of_a_step_once() -> None:
 def test_shards_without_training_examples_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no training examples"):
         finetune_adapter(tmp_path, tmp_path / "out", FinetuneConfig(), {}, {}, 0, None)
+
+
+def test_every_file_of_a_checkpoint_is_flushed_before_its_seal_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = checkpoint(tmp_path, 3, sealed=False)
+    (path / "rng").mkdir()
+    (path / "rng" / "state.pth").write_text("x" * 1000)
+    files = {file.stat().st_ino: file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file()}
+    flushed: list[str] = []
+
+    def fsync(descriptor: int) -> None:
+        if not (path / SEAL).exists():
+            flushed.append(files.get(os.fstat(descriptor).st_ino, "the seal to be"))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    seal(path)
+    assert set(flushed) == {*files.values(), "the seal to be"}
+    assert json.loads((path / SEAL).read_text()) == {
+        name: (path / name).stat().st_size
+        for name in ("adapter_model.safetensors", "optimizer.pt", "rng/state.pth", "trainer_state.json")
+    }
+    assert is_whole(path)
+    before = (path / SEAL).read_bytes()
+    seal(path)
+    assert (path / SEAL).read_bytes() == before  # a seal does not list itself
+
+
+@pytest.mark.parametrize("damage", ["", "{", '{"gone.bin": 1}'])
+def test_a_seal_that_cannot_be_read_or_lists_other_files_seals_nothing(tmp_path: Path, damage: str) -> None:
+    path = checkpoint(tmp_path, 3)
+    assert is_whole(path)
+    (path / SEAL).write_text(damage)
+    assert not is_whole(path)

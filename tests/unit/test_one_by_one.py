@@ -1,4 +1,4 @@
-"""A viewer's result has the same bits whoever else is asked: nightly increments ask only those who changed."""
+"""A user's result has the same bits whatever the other users: nightly increments compute only changed users."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ SETTINGS = RetrieveConfig(ease_lambda=3.0, num_candidates=8, hint_films=5, fused
 
 @pytest.fixture(scope="module")
 def asked(tmp_path_factory):
-    """A retriever of everything there is, and a bucket's questions, histories, masks and answers."""
+    """A retriever of everything there is, and a bucket's queries, histories, masks and answers."""
     world = small_world.make_world(tmp_path_factory.mktemp("world"))
     world.sasrec.mkdir()
     train_sasrec(world.split, world.sasrec, SasrecConfig(dim=8, max_length=6, max_steps=10, eval_every=10), SEED)
@@ -50,7 +50,7 @@ def asked(tmp_path_factory):
 
 
 def ask(retriever: Retriever, questions: pl.DataFrame, parts: tuple[pl.DataFrame, ...]) -> list[pl.DataFrame]:
-    """retrieved, choices, rankings and profiles of some questions."""
+    """retrieved, choices, rankings and profiles of some queries."""
     mine = [part.join(questions.select(QUESTION), on=QUESTION, how="semi") for part in parts]
     profiles = find_profiles(retriever.rgat, retriever.relations, questions, mine[0])
     return [*retriever.retrieve_and_rank(questions, *mine), profiles]
@@ -81,7 +81,7 @@ def test_the_stage_writes_the_same_for_a_viewer_asked_alone_and_in_a_crowd(asked
 
 @dataclasses.dataclass
 class Crowd:
-    """Viewers with histories of all lengths, and models of the sizes that are really used."""
+    """Users with histories of all lengths, and models of the sizes that are really used."""
 
     likes: Likes
     seen: Ragged
@@ -188,7 +188,7 @@ def sasrec_vectors(crowd: Crowd) -> torch.Tensor:
 
 
 def triple_scores(crowd: Crowd) -> torch.Tensor:
-    """One row per viewer: the scores of some films' triples, and of those chosen."""
+    """One row per user: the scores of some films' triples, and of those chosen."""
     fit, table = rgat()
     num = len(crowd.users_U)
     viewer_P, movie_P = np.repeat(np.arange(num), 7), np.tile(np.arange(0, FILMS, 100), num)

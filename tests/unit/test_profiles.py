@@ -1,4 +1,4 @@
-"""The viewer's preference profile by relation, against plain loops over the published files."""
+"""The user's preference profile by relation, against plain loops over the published files."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def by_loops(world, user: int, purpose: str) -> dict[str, tuple[float, float]]:
 def test_a_profile_is_the_mean_posterior_by_relation_over_the_likes_before_the_cutoff(world, user, purpose):
     got = read(world).filter(user_id=user, purpose=purpose)
     if purpose == "train" and user == small_world.NUM_VIEWERS:
-        assert got.is_empty()  # unseen viewers are in no training example
+        assert got.is_empty()  # unseen users are in no training example
         return
     want = by_loops(world, user, purpose)
     assert got["relation"].to_list() == sorted(want)

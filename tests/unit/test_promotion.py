@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+
 import numpy as np
 import polars as pl
 import pytest
@@ -67,3 +69,58 @@ def test_no_viewers_in_common_is_a_refusal_with_a_reason() -> None:
     decision = decide(scores(BASE_U), scores(BASE_U, first=9000))
     assert not decision.promote
     assert "0 viewers" in decision.reason
+
+
+def decide_first(adapter: pl.DataFrame, baselines: Iterable[tuple[str, pl.DataFrame]]) -> PromotionDecision:
+    return decide_promotion(adapter, None, margin=0.5, confidence=0.95, resamples=500, seed=0, baselines=baselines)
+
+
+@pytest.mark.parametrize("shift", [0.05, 0.001, 0.0, -0.001])
+def test_the_first_adapter_is_promoted_unless_it_is_clearly_worse_than_a_baseline(shift: float) -> None:
+    # the standard error of the paired difference is .001, so the bound is 1.6 of it above the mean
+    adapter = scores(BASE_U + NOISE_U - NOISE_U.mean() + shift)
+    decision = decide_first(adapter, [("the retriever's order", scores(BASE_U)), ("the untuned model", scores(BASE_U))])
+    assert decision == PromotionDecision(True, "there is no champion yet", None, None, 400)
+
+
+@pytest.mark.parametrize("worse_than", [0, 1])
+def test_the_first_adapter_is_refused_when_one_baseline_is_better_at_the_bound(worse_than: int) -> None:
+    """Whatever the margin, which is for champions."""
+    adapter = scores(BASE_U + NOISE_U - NOISE_U.mean() - 0.003)
+    names = ["the retriever's order", "the untuned model"]
+    baselines = [(name, scores(BASE_U - (0.1 if place != worse_than else 0.0))) for place, name in enumerate(names)]
+    decision = decide_first(adapter, baselines)
+    assert not decision.promote
+    assert (
+        f"this adapter is worse than {names[worse_than]}: ndcg_at_5 differs by -0.0030 over 400 users"
+        in decision.reason
+    )
+    assert "the one-sided 95% bound -0.001" in decision.reason
+    assert (decision.difference, decision.lower_bound, decision.num_viewers) == (None, None, 400)
+
+
+def test_a_later_baseline_is_not_computed_after_a_refusal() -> None:
+    def baselines() -> Iterator[tuple[str, pl.DataFrame]]:
+        yield "the retriever's order", scores(BASE_U)
+        raise AssertionError("not needed")
+
+    assert not decide_first(scores(BASE_U - 0.1), baselines()).promote
+
+
+def test_the_first_adapter_is_compared_on_the_same_users_in_any_order() -> None:
+    adapter = scores(BASE_U - 0.1)
+    shuffled = scores(BASE_U[100:], first=100).sample(fraction=1, shuffle=True, seed=1)
+    decision = decide_first(adapter, [("the retriever's order", pl.concat([shuffled, scores(np.ones(9), first=9000)]))])
+    assert "differs by -0.1000 over 300 users" in decision.reason
+
+
+def test_a_baseline_that_is_better_for_no_user_but_equal_does_not_refuse() -> None:
+    assert decide_first(scores(np.full(5, 0.5)), [("the retriever's order", scores(np.full(5, 0.5)))]).promote
+    assert not decide_first(scores(np.full(5, 0.5)), [("the retriever's order", scores(np.full(5, 0.51)))]).promote
+
+
+@pytest.mark.parametrize(("num_users", "promote"), [(0, False), (1, False), (2, True)])
+def test_a_first_adapter_needs_two_users_to_be_compared(num_users: int, promote: bool) -> None:
+    decision = decide_first(scores(BASE_U), [("the retriever's order", scores(BASE_U[:num_users]))])
+    assert decision.promote is promote
+    assert promote or f"only {num_users} users" in decision.reason

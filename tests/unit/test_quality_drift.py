@@ -112,3 +112,71 @@ def test_popularity_of_two_nights_is_measured_by_one_nights_likes(tmp_path: Path
     doubled = {purpose: films.with_columns(pl.col("likes") * 2) for purpose, films in popularity.items()}
     before, now = (measure_shards(run.generate, films, read_text=False) for films in (popularity, doubled))
     assert shift_of(find_shifts(before, now), "psi_popularity").value == 0.0
+
+
+def test_everything_that_falls_into_bins_is_counted_by_its_own_bin(night: Measures) -> None:
+    popularity = pl.DataFrame(
+        {
+            "role": ["candidates", "candidates", "candidates", "answers", "answers"],
+            "tenth": [0, 9, 9, 4, 0],
+            "count": [3, 4, 5, 6, 7],
+        }
+    )
+    found = in_bins(
+        replace(
+            night,
+            popularity=popularity,
+            places=pl.DataFrame({"place": [0, 19, 0], "count": [1, 2, 3]}),
+            relations=pl.DataFrame({"relation": ["genre", "director", "genre"], "count": [5, 1, 2]}),
+            examples=night.examples.head(4).with_columns(
+                purpose=pl.Series(["train", "valid", "train", "train"]), template=pl.Series(["b", "a", "b", "b"])
+            ),
+        )
+    )
+    del found["liked"]
+    assert {name: rows.rows() for name, rows in found.items()} == {
+        "popularity": [("1", 3), ("10", 9)],
+        "answer_popularity": [("1", 7), ("5", 6)],
+        "answer_position": [("1", 4), ("20", 2)],
+        "relation": [("director", 1), ("genre", 7)],
+        "purpose": [("train", 3), ("valid", 1)],
+        "template": [("a", 1), ("b", 3)],
+    }
+
+
+@pytest.mark.parametrize(
+    ("moved", "of", "words"), [(0, 20, "no shift"), (1, 25, "no shift"), (1, 20, "moderate"), (1, 10, "moderate"),
+                               (3, 25, "major")]
+)  # fmt: skip
+def test_a_distance_gets_words_from_a_twentieth_and_above_a_tenth(
+    night: Measures, moved: int, of: int, words: str
+) -> None:
+    """``moved`` of ``of`` examples have a longer history than any had before."""
+    samples = [[5] * of, [5] * (of - moved) + [9] * moved]
+    nights = [
+        replace(night, examples=pl.concat([night.examples.head(1)] * of).with_columns(history=pl.Series(sample)))
+        for sample in samples
+    ]
+    shift = shift_of(find_shifts(*nights), "ks_history")
+    assert (shift.value, shift.words) == (pytest.approx(moved / of), words)
+
+
+@pytest.mark.parametrize(("now", "words"), [([60, 40], "no shift"), ([66, 34], "moderate"), ([75, 25], "major")])
+def test_an_index_gets_words_from_a_tenth_and_above_a_quarter(night: Measures, now: list[int], words: str) -> None:
+    # from half and half: 0.1 ln (60/40) = 0.04, 0.16 ln (66/34) = 0.11, 0.25 ln 3 = 0.27
+    before, after = (pl.DataFrame({"relation": ["a", "b"], "count": counts}) for counts in ([50, 50], now))
+    shift = shift_of(find_shifts(replace(night, relations=before), replace(night, relations=after)), "psi_relation")
+    share = now[0] / 100
+    assert shift.value == pytest.approx((share - 0.5) * log(share / (1 - share)))
+    assert shift.words == words
+    assert (shift.before, shift.now) == ("a: 50.0%", f"a: {share:.1%}")  # of bins alike the first
+    assert shift.p_value is None
+
+
+def test_numbers_are_shown_by_their_medians(night: Measures) -> None:
+    nights = [
+        replace(night, examples=night.examples.head(len(chars)).with_columns(chars=pl.Series(chars)))
+        for chars in ([1000, 2000, 9000], [100, 1400, 1500, 8000])
+    ]
+    shift = shift_of(find_shifts(*nights), "ks_chars")
+    assert (shift.before, shift.now) == ("median 2,000", "median 1,450")

@@ -1,4 +1,4 @@
-"""The comparison with RecBole: both sides learn from the same rows and answer the same questions under the same mask.
+"""The comparison with RecBole: both sides train on the same rows and rank for the same queries under the same mask.
 
 RecBole itself is not installed here; its models are played by tables of scores.
 """
@@ -68,7 +68,7 @@ def side(export):
 
 
 class Dataset:
-    """RecBole's numbering: 0 is padding; it knows only the films that stand in its files."""
+    """RecBole's numbering: 0 is padding; it numbers only the films that stand in its files."""
 
     uid_field, iid_field = "user_id", "item_id"
 

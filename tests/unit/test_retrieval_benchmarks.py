@@ -1,4 +1,4 @@
-"""What the two retrieval benchmarks compute themselves: time to a goal, extrapolation, lists in the viewers' order."""
+"""What the two retrieval benchmarks compute themselves: time to a goal, extrapolation, lists in the users' order."""
 
 from __future__ import annotations
 

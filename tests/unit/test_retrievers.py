@@ -50,7 +50,7 @@ def itemknn(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def config(models: dict | None = None, retriever: str = "itemknn", **retrieve: object) -> RunConfig:
-    """Settings of a run with the retriever, which the preset's own check knows only where the line is in the file."""
+    """Settings of a run with the retriever, which the preset's own check accepts only where the line is in the file."""
     found = RunConfig.model_validate({"dataset": "x", "retrieve": retrieve, "models": models or {}})
     return found.model_copy(update={"retrieve": found.retrieve.model_copy(update={"retriever": retriever})})
 
@@ -202,7 +202,7 @@ def fit_and_retrieve(world: small_world.World, out: Path, **retrieve: object) ->
 
 
 def dense_scores(rows: pl.DataFrame, labels: tuple[str, ...], liked: list[int]) -> dict[int, float]:
-    """Score of every film for somebody who likes these, film by film in plain Python."""
+    """Score of every film for a user with these likes, film by film in plain Python."""
     fans: dict[int, set[int]] = {film: set() for film in range(1, small_world.NUM_FILMS + 1)}
     for user, film in rows.filter(pl.col("label").is_in(labels), ~pl.col("unseen"))["user_id", "movie_id"].iter_rows():
         fans[film].add(user)

@@ -1,5 +1,5 @@
-"""Whom training questions are asked: probabilities worked out by hand, clusters against scipy, and what must not move
-the choice."""
+"""Selection of users for training queries: probabilities worked out by hand, clusters against scipy, and inputs that
+must not change the choice."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ TRIALS = 4000
 
 
 def one_by_one(weights, num, penalty, drawn=None, probability=1.0, into=None):
-    """Probability of each outcome (draws per viewer) of ``num`` draws, each with weight times penalty ** drawn."""
+    """Probability of each outcome (draws per user) of ``num`` draws, each with weight times penalty ** drawn."""
     into = Counter() if into is None else into
     drawn = drawn or (0,) * len(weights)
     now = [w * penalty**n for w, n in zip(weights, drawn, strict=True)]

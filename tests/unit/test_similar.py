@@ -1,4 +1,4 @@
-"""Similar viewers: against a dense float64 reference, and by hand."""
+"""Similar users: against a dense float64 reference, and by hand."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_films_are_ordered_by_the_summed_cosines_of_those_who_liked_them(world):
 
 
 def two_tastes():
-    """Viewers 1, 2 like films 1, 2; viewer 3 likes film 3; vectors of films are axes."""
+    """Users 1, 2 like films 1, 2; user 3 likes film 3; vectors of films are axes."""
     fit = LightGCNFit(
         catalogue=Catalogue([1, 2, 3], seed=0),
         pool_vectors_MD=torch.eye(3)[torch.from_numpy(Catalogue([1, 2, 3], seed=0).order_M)],

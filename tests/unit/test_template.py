@@ -193,9 +193,9 @@ def test_a_path_without_a_file_is_answered_with_the_shipped_templates(tmp_path):
 
 
 def test_a_name_that_is_neither_shipped_nor_a_path_is_refused_by_the_config():
-    with pytest.raises(ConfigError, match=r"prompt\.template = '\.\./mine'"):
+    with pytest.raises(ConfigError, match=r"mine\.toml: \[prompt\.template\] '\.\./mine' is neither a name"):
         parse_config({"dataset": "d", "prompt": {"template": "../mine"}}, where="mine.toml")
-    with pytest.raises(ConfigError, match=r"prompt\.template = 'mine\\n.txt'"):
+    with pytest.raises(ConfigError, match=r"mine\.toml: \[prompt\.template\] 'mine\\n.txt' is neither a name"):
         parse_config({"dataset": "d", "prompt": {"template": "mine\n.txt"}}, where="mine.toml")
 
 

@@ -62,7 +62,7 @@ def ask(answer: int = 19, seen: list[int] | None = None) -> ValidQuestions:
         (1, [], 1 / math.log2(3)),
         (9, [], 1 / math.log2(11)),
         (10, [], 0.0),
-        (2, [0, 1], 1.0),  # what the viewer had rated before is out of the ranking
+        (2, [0, 1], 1.0),  # what the user had rated before is out of the ranking
         (10, [12], 0.0),
     ],
 )
@@ -253,3 +253,34 @@ def test_the_order_of_rows_and_shards_does_not_matter(tmp_path: Path):
 def test_age_is_zero_for_each_viewers_newest_row():
     age = newest_first_age(torch.tensor([0, 0, 0, 2, 3, 3]), 4)
     assert age.tolist() == [2, 1, 0, 0, 1, 0]
+
+
+@pytest.mark.parametrize("num_users", [1, 3, 64, 65, 130])
+def test_every_users_answer_is_ranked_among_the_films_that_this_user_had_not_rated(num_users):
+    random = np.random.default_rng(num_users)
+    scores_UM = random.permuted(np.tile(np.arange(40.0), (num_users, 1)), axis=1)
+    seen_UM = random.random((num_users, 40)) < 0.5
+    answer_U = np.array([random.choice(np.flatnonzero(~seen_M)) for seen_M in seen_UM])
+    gains = []
+    for scores_M, seen_M, answer in zip(scores_UM, seen_UM, answer_U, strict=True):
+        rank = 1 + sum(scores_M[film] > scores_M[answer] and not seen_M[film] for film in range(40))
+        gains.append(1 / math.log2(rank + 1) if rank <= 10 else 0.0)
+    seen_viewer_S, seen_movie_S = (torch.from_numpy(ints) for ints in np.nonzero(seen_UM))
+    likes = Likes(np.arange(num_users, dtype=np.int32), torch.arange(num_users), torch.zeros(num_users).long())
+    valid = ValidQuestions(likes, torch.from_numpy(answer_U), seen_viewer_S, seen_movie_S)
+
+    class Table(Scripted):
+        def scorer(self, likes: Likes, age_E: torch.Tensor) -> Scorer:
+            return lambda viewer_V: torch.from_numpy(scores_UM)[viewer_V]
+
+    assert judge(Table(iter([])), valid) == pytest.approx(sum(gains) / num_users)
+
+
+def test_a_long_training_ends_with_its_last_step_and_an_evaluation_there():
+    none = torch.zeros(0, dtype=torch.int64)
+    nothing = ValidQuestions(Likes(np.zeros(0, dtype=np.int32), none, none), none, none, none)
+    limits = LightGCNConfig(max_steps=301, eval_every=100, patience=2)
+    runs = train_both(lambda fit: Scripted(iter([])), nothing, limits)
+    for run in runs.values():
+        assert [row["step"] for row in run.curve] == [100, 200, 300, 301]
+        assert (run.step, run.best_step, run.best_ndcg) == (301, 301, -1.0)

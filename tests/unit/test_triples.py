@@ -1,4 +1,4 @@
-"""Hint 2: which triple is told, in each mode."""
+"""Hint 2: which triple is chosen, in each mode."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def test_most_shared_counts_liked_films_not_triples(world):
         assert count == liked["movie_id"].n_unique(), (movie, relation, entity)
     assert counts[36, "director", "person:nm0"] == 2
     assert told.filter(movie_id=36)["score"][0] == 2
-    # film 3, liked by the other viewer, is directed by nm3 and stars nm3
+    # film 3, liked by the other user, is directed by nm3 and stars nm3
     once = choose(world, "most-shared", num=5, films=np.array([15]), viewer=1)
     assert once.filter(entity="person:nm3", relation="director")["score"].to_list() == [1]
 

@@ -1,4 +1,4 @@
-"""Parquet files appear whole, under their final name, with the options asked for."""
+"""Parquet files appear whole, under their final name, with the requested options."""
 
 import polars as pl
 import pyarrow.parquet as pq

@@ -10,7 +10,8 @@ from typing import NamedTuple
 
 import polars as pl
 
-from tripletune.schemas.hints import EVIDENCE, HINTS, Hint
+from tripletune.schemas.hint import EVIDENCE, Hint
+from tripletune.schemas.hints import HINTS
 from tripletune.schemas.query import ANSWER_LABEL, FIT_LABELS, FIT_OF
 
 MASKED = ("candidates", "retrieved", *(hint.name for hint in HINTS if hint.masked))

@@ -14,7 +14,8 @@ from tripletune.audit.lines import MARK, prompt_lines
 from tripletune.audit.rules import Finding, pair
 from tripletune.audit.sections import section_finding
 from tripletune.schemas.answers import NUM_ANSWERS, AnswerStyle
-from tripletune.schemas.hints import EVIDENCE, FILM_HINTS, TRIPLE_HINTS
+from tripletune.schemas.hint import EVIDENCE
+from tripletune.schemas.hints import FILM_HINTS, TRIPLE_HINTS
 from tripletune.store.parquet import joined
 
 NAMING = ("candidates", *(hint.name for hint in FILM_HINTS), *EVIDENCE)
@@ -67,7 +68,7 @@ def text_findings(examples: pl.DataFrame, titles: pl.DataFrame, purpose: str, st
     absent = numbered.join(lines, on=["row", "number"], how="anti", maintain_order="left")
     yield Finding(0, "candidate's title is no line of the prompt", _named(absent))
     yield from _prompt_findings(whole, lines, titles)
-    yield from _completion_findings(whole, pairs, purpose)
+    yield from _completion_findings(whole, pairs, purpose, style)
 
 
 def _label_finding(texts: pl.DataFrame) -> Finding:
@@ -100,7 +101,9 @@ def _prompt_findings(texts: pl.DataFrame, lines: pl.DataFrame, titles: pl.DataFr
     yield section_finding(rest, lines, titles, NAMING)
 
 
-def _completion_findings(texts: pl.DataFrame, pairs: pl.DataFrame, purpose: str) -> Iterator[Finding]:
+def _completion_findings(
+    texts: pl.DataFrame, pairs: pl.DataFrame, purpose: str, style: AnswerStyle
+) -> Iterator[Finding]:
     """Rule 3: the text to be learnt names the answers first, and then what the retriever's order says, nothing else."""
     in_order = texts.select(
         "example_id", movie_id=pl.concat_list("answers", "retrieved").list.unique(maintain_order=True)
@@ -111,7 +114,9 @@ def _completion_findings(texts: pl.DataFrame, pairs: pl.DataFrame, purpose: str)
         .group_by("example_id", maintain_order=True)
         .agg(wanted=pl.col("name").head(NUM_ANSWERS))
     )
-    said = texts.select("example_id", "answers", "candidates", "completion", found=_lines("completion"))
+    lines = pl.col("completion").str.split("\n")
+    found = lines.list.eval(pl.element().str.replace(MARK, "")) if style.numbered else lines
+    said = texts.select("example_id", "answers", "candidates", "completion", found=found)
     said = said.join(wanted, on="example_id", how="left", maintain_order="left")
     detail = pl.format("says: {}", pl.col("completion").str.replace_all("\n", " | "))
     if purpose == "train":
@@ -137,11 +142,6 @@ def _length(column: str) -> pl.Expr:
 
 def _are_not_one_to_a_title(labels: str) -> pl.Expr:
     return (_length(labels) != _length("titles")) | (pl.col(labels).list.n_unique() < _length(labels))
-
-
-def _lines(text: str) -> pl.Expr:
-    """The lines of a text without their marks."""
-    return pl.col(text).str.split("\n").list.eval(pl.element().str.replace(MARK, ""))
 
 
 def _named(rows: pl.DataFrame) -> pl.DataFrame:

@@ -1,1 +1,1 @@
-"""Command line: one Typer app, and what it prints."""
+"""Command line: one Typer app, its commands and its tables."""

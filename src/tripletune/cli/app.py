@@ -1,4 +1,4 @@
-"""The Typer app, and what its commands share: options, the settings and outputs they name, the console.
+"""The Typer app and the parts its commands share: options, the settings and outputs they name, the console.
 
 A command that works on a config and its input takes ``Inputs`` and is added by ``takes_inputs``, so that those options
 stand here alone.
@@ -26,7 +26,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="Two graph specialists write hints about a viewer; a language model learns to use them.\n\n"
+    help="Two graph specialists write hints about a user; a language model learns to use them.\n\n"
     "A whole run on the synthetic release: [bold]tripletune run[/]. On real data: [bold]tripletune download "
     "ml-latest-small[/], [bold]tripletune run --config configs/ml-latest-small.toml --imdb imdb/[/]. Then "
     "[bold]tripletune show[/], [bold]prompt --user 1[/], [bold]recommend --user 1[/]. What would a rerun do? "
@@ -39,7 +39,9 @@ MovielensOption = Annotated[
     str, typer.Option("--movielens", help="MovieLens zip or folder, in place of the preset's; neither: synthetic.")
 ]
 ImdbOption = Annotated[str, typer.Option("--imdb", help="Folder with IMDb's title.* and name.basics .tsv.gz.")]
-ArtifactsOption = Annotated[Path, typer.Option("--artifacts", help="Where outputs are kept and found again.")]
+ArtifactsOption = Annotated[
+    Path, typer.Option("--artifacts", help="Folder of all outputs; a later command finds them there.")
+]
 RunOption = Annotated[str, typer.Option("--run", help="Name of a run; empty: the latest that has what is needed.")]
 
 CONFIG = "configs/smoke.toml"
@@ -69,7 +71,7 @@ Command = Callable[[Inputs], None]
 
 
 def takes_inputs(name: str, *, panel: str, help: str | None = None) -> Callable[[Command], Command]:
-    """Add a command whose options are those of ``Inputs``.
+    """Decorate a function as a command whose options are those of ``Inputs``.
 
     Args:
         name: of the command.

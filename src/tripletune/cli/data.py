@@ -1,4 +1,4 @@
-"""Commands that get data: ``download`` a release, or ``synth`` a made-up one."""
+"""Commands that get data: ``download`` a release, or ``synth`` a synthetic one."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tripletune.cli.app import app, say
 from tripletune.errors import UserError
 
 SYNTHETIC = "configs/synthetic.toml"
-"""Preset of a dataset of its own, so that made-up and real outputs and champions do not meet."""
+"""Preset with a dataset name of its own, so that outputs and champions of synthetic and real data stay apart."""
 
 
 @app.command(rich_help_panel="Data")
@@ -22,9 +22,9 @@ def download(
     name: Annotated[str, typer.Argument(help="ml-32m, ml-25m, ml-20m, ml-latest, ml-latest-small, ml-1m or ml-100k.")],
     to: Annotated[Path, typer.Option("--to", help="Folder for the zip.")] = Path("downloads"),
     base_url: Annotated[str, typer.Option("--base-url", help="A mirror's folder; empty: GroupLens.")] = "",
-    md5: Annotated[str, typer.Option("--md5", help="The zip's MD5, where none is published beside it.")] = "",
+    md5: Annotated[str, typer.Option("--md5", help="The zip's MD5, where none is published with it.")] = "",
 ) -> None:
-    """Fetch a MovieLens release, or go on with what an earlier attempt left; only a zip with the right MD5 stays."""
+    """Fetch a MovieLens release, or resume an earlier download of it; only a zip with the right MD5 is kept."""
     from tripletune.data.download.fetch import BASE_URL
     from tripletune.data.download.fetch import download as fetch
 
@@ -58,13 +58,13 @@ def synth(
         ),
     ] = -1,
 ) -> None:
-    """Write a made-up release of a real one's size, with IMDb's dumps beside it.
+    """Write a synthetic release of a real one's size, with IMDb's dumps in a subfolder.
 
     It has the real release's totals, always in the csv layout (ml-1m too): ratings.csv movies.csv tags.csv links.csv,
-    and imdb/ with title.basics title.crew title.principals name.basics. Each viewer prefers a director, a
-    cinematographer, a writer, an actor, a genre, a decade or nothing: truth.parquet says which, so that you can ask
-    whether a later stage found it. The other truth_* files hold the generator itself;
-    benchmarks.synthetic_oracle reads from them how likely each preference is, given any history.
+    and imdb/ with title.basics title.crew title.principals name.basics. Each user prefers a director, a
+    cinematographer, a writer, an actor, a genre, a decade or nothing: truth.parquet holds the preference, so that you
+    can check whether a later stage found it. The other truth_* files hold the generator itself;
+    benchmarks.synthetic_oracle computes from them how likely each preference is, given any history.
 
     For example: [bold]tripletune synth --size small --out made[/], then [bold]tripletune run --config
     configs/synthetic.toml --movielens made --imdb made/imdb[/]. ml-32m takes about a minute and 1.3 GB of disk.

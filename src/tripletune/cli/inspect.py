@@ -1,4 +1,4 @@
-"""What ``plan``, ``show`` and the end of a run print: rich tables made from manifests and metrics."""
+"""Rich tables for ``plan``, ``show`` and the end of a run, made from manifests and metrics."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from tripletune.store.paths import MANIFEST, RunPaths, read_manifest
 from tripletune.store.runs import RunRecord, tracking_uri
 
 FEW_VIEWERS = 100
-"""Fewer test viewers are pointed out: of a hit rate of .1 the 95 % interval is then wider than +-.06."""
+"""Fewer test users are pointed out: with a hit rate of .1 the 95 % interval is then wider than +-.06."""
 _ROW_COUNTS = {"rows_kept", "rows_rejected"}
 
 
 def plan_table(paths: RunPaths) -> Table:
-    """Which stages a run would reuse or make, and which ingredient changed since the latest output of each."""
+    """Table of the stages a run would reuse or make, and what changed since the latest output of each."""
     table = Table("stage", "what", "fingerprint", "because", title=f"plan for {paths.dataset}", title_justify="left")
     for stage in STAGES:
         if stage.never_reused:
@@ -54,7 +54,7 @@ def _reasons(paths: RunPaths, stage: str) -> list[str]:
 
 
 def garbage_table(garbage: Sequence[Removable], kept: Sequence[RunRecord]) -> Table:
-    """What ``gc`` would remove, by dataset and stage, under a title that says what it keeps."""
+    """Table of the outputs that ``gc`` would remove, by dataset and stage; its title lists the kept runs."""
     names = ", ".join(run.name for run in kept) or "none"
     table = Table("dataset", "stage", "outputs", "MiB", title=f"kept runs: {names}", title_justify="left")
     for (dataset, stage), found in groupby(garbage, key=lambda one: (one.dataset, one.stage)):
@@ -113,7 +113,7 @@ def _fact(value: Any) -> str:
 
 
 def headline(stage: str, facts: Mapping[str, Any]) -> str:
-    """One line of what a finished stage made; rejected rows and a test of few viewers are always said."""
+    """One line about a finished stage's output; it always reports rejected rows and a test with few users."""
     if stage == "ingest":
         return _ingest_headline(facts)
     if stage == "split":
@@ -121,8 +121,8 @@ def headline(stage: str, facts: Mapping[str, Any]) -> str:
     if stage == "knowledge":
         films = facts["entities"]["movie"]
         return f"{films:,} films, {facts.get('films_with_credits', 0):,} with credits, {facts['triples']:,} triples"
-    named = BY_NAME[stage].headline or tuple(facts)[:3]
-    kept = {name.replace("_", " "): facts[name] for name in named if name in facts}
+    named = [name for name in BY_NAME[stage].headline if name in facts] or list(facts)[:3]
+    kept = {name.replace("_", " "): facts[name] for name in named}
     return ", ".join(
         f"{name} ({_fact(value)})" if isinstance(value, dict) else f"{name} {_fact(value)}"
         for name, value in kept.items()
@@ -135,18 +135,18 @@ def _ingest_headline(facts: Mapping[str, Any]) -> str:
     rejected = [f"{count:,}{name} rejected" for name, count in counts.items() if count]
     if rejected:
         rejected[-1] += " (see rejects.parquet)"
-    totals = [f"{facts['viewers']:,} viewers", f"{facts['movies']:,} films"]
+    totals = [f"{facts['viewers']:,} users", f"{facts['movies']:,} films"]
     return ", ".join([f"{facts['rows_kept']:,} ratings kept", *rejected, *totals])
 
 
 def _split_headline(facts: Mapping[str, Any]) -> str:
     labels = ", ".join(f"{count:,} {name}" for name, count in facts["labels"].items())
     asked = facts["asked_viewers"]
-    test = f"{asked['test']:,} of {facts['viewers']:,} viewers are asked for test"
+    test = f"{asked['test']:,} of {facts['viewers']:,} users have a test query"
     if asked["test"] < FEW_VIEWERS:
-        test = f"only {asked['test']:,} viewers are asked for test"
+        test = f"only {asked['test']:,} users have a test query"
     if frozen := facts.get("frozen"):
-        test += f", {frozen['missing']:,} of {frozen['viewers']:,} frozen ones could not be held"
+        test += f", {frozen['missing']:,} of {frozen['viewers']:,} frozen users could not be kept"
     return f"{facts['protocol']}: {labels}; {test}"
 
 
@@ -175,7 +175,7 @@ def _percent(value: float | None) -> str:
 def _metric_table(frame: pl.DataFrame, title: str, rows: Sequence[str], cutoffs: Sequence[int]) -> Table:
     names = metric_names(cutoffs)
     viewers = frame.filter(pl.col("row").is_in(rows)).get_column("num_viewers").max()
-    table = Table("", *names, title=f"{title}, {viewers!s} test viewers", title_justify="left")
+    table = Table("", *names, title=f"{title}, {viewers!s} test users", title_justify="left")
     cells = {(row["row"], row["metric"]): row for row in frame.iter_rows(named=True)}
 
     def cell(row: str, name: str) -> str:

@@ -1,4 +1,4 @@
-"""Commands that look at what a run made: ``show``, ``audit``, ``prompt`` and ``recommend``."""
+"""Commands that read a run's outputs: ``show``, ``audit``, ``prompt`` and ``recommend``."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def audit(
     ] = None,
     artifacts: ArtifactsOption = ARTIFACTS,
 ) -> None:
-    """Prove on the written shards that nothing leaked; exit code 1 and the example ids if something did."""
+    """Prove on the written shards that no answer leaked; exit code 1 and the example ids if one did."""
     from tripletune.audit.audit import audit_shards, stated_style
     from tripletune.audit.leaks import MAX_PER_KIND, format_leaks, write_leaks
     from tripletune.prompts.template import load_template
@@ -56,7 +56,7 @@ def audit(
 
 
 def _latest_published(artifacts: Path, stage: str) -> str:
-    """The newest run whose output was published, whole or not: what is damaged is for the audit to name."""
+    """The newest run whose output was published, whole or not: the audit names what is damaged."""
     for record in reversed(list_runs(artifacts)):
         if stage in record.fingerprints and (record.paths(artifacts).folder(stage) / MANIFEST).is_file():
             return record.name
@@ -71,11 +71,13 @@ def _published(paths: RunPaths, stage: str) -> Path:
 def prompt(
     user: Annotated[int, typer.Option("--user", help="A user id of the release.")],
     purpose: Annotated[str, typer.Option("--purpose", help="train, valid or test.")] = "test",
-    cutoff: Annotated[int | None, typer.Option("--cutoff", help="Of several, the example asked there.")] = None,
+    cutoff: Annotated[
+        int | None, typer.Option("--cutoff", help="Of several examples, the one with this cutoff.")
+    ] = None,
     run: RunOption = "",
     artifacts: ArtifactsOption = ARTIFACTS,
 ) -> None:
-    """A viewer's prompt as it stands in the shards, each line with where it comes from."""
+    """Print a user's prompt as it stands in the shards, each line with its origin."""
     from tripletune.cli.recommend import explain_prompt
 
     if purpose not in ("train", "valid", "test"):

@@ -1,4 +1,4 @@
-"""``tripletune``: the whole run, any single stage, and questions about what a run made.
+"""``tripletune``: the whole run, any single stage, and commands that read a run's outputs.
 
 ``run`` starts the Prefect flow; every other command works without Prefect. Expected mistakes end in one line on
 stderr and exit code 2; anything else keeps its traceback. The commands are in the modules imported here, in the order
@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except typer.Abort:
         return 130
     except Exception as error:
-        # click's own errors know how to show themselves: usage, then one line, exit code 2
+        # click's own errors print themselves: usage, then one line, exit code 2
         if hasattr(error, "show") and hasattr(error, "exit_code"):
             error.show()
             return int(error.exit_code)

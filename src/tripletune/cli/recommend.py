@@ -1,7 +1,7 @@
-"""Recommend to one viewer, today: somebody in the data, or anybody who can name a few films.
+"""Recommend to one user: a user of the data, or a list of liked titles.
 
 The same retriever, the same prompt function and the same constrained decoding as the shards and the ranking, on all of
-the viewer's rows: no vector is looked up by user, so a viewer whom no fit has seen is served alike.
+the user's rows: no vector is looked up by user, so a user whom no fit has seen is served in the same way.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from tripletune.store.paths import RunPaths
 from tripletune.store.shards import shard_files, split_files
 
 NOBODY = -1
-"""User id of a viewer who is only a list of films; no release has it."""
+"""User id of a user who is only a list of films; no release has it."""
 TODAY = "test"
-"""Purpose whose fit (b, on everything up to valid) and hints a viewer of today gets."""
+"""Purpose whose fit (b, on everything up to valid) and hints serve a live recommendation."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,25 +41,25 @@ class Recommendation:
 
     title: str
     reason: str
-    """The triple that matters most to this viewer, or a plain word that the film has none."""
+    """The triple that matters most to this user, or a note that the film has none."""
 
 
 def recommend_to_user(paths: RunPaths, config: RunConfig, user: int) -> list[Recommendation]:
-    """Top five for a viewer of the data, from everything the viewer has rated.
+    """Top five for a user of the data, from all of the user's ratings.
 
     Raises:
-        InputError: no such viewer; the message says what ids there are.
+        InputError: no such user; the message gives the range of ids.
     """
     rows = read_rows(list(split_files(paths.require("split")).values()))
     mine = rows.filter(pl.col("user_id") == user).collect()
     if mine.is_empty():
         span = rows.select(low=pl.col("user_id").min(), high=pl.col("user_id").max()).collect().row(0)
-        raise InputError(f"--user {user}: no ratings of this viewer; ids in this run are {span[0]} to {span[1]}")
+        raise InputError(f"--user {user}: no ratings of this user; ids in this run are {span[0]} to {span[1]}")
     return _recommend(paths, config, mine)
 
 
 def recommend_to_stranger(paths: RunPaths, config: RunConfig, liked: Sequence[str]) -> list[Recommendation]:
-    """Top five for a viewer the system has never seen.
+    """Top five for a user the system has never seen.
 
     Args:
         paths, config: of the run whose specialists and adapter answer.
@@ -150,19 +150,19 @@ def _explain(examples: pl.DataFrame, answers: list[int]) -> list[Recommendation]
 def explain_prompt(
     paths: RunPaths, config: RunConfig, user: int, purpose: str, cutoff: int | None = None
 ) -> list[tuple[str, str]]:
-    """A viewer's prompt as it stands in the shards, each line with where it comes from, then the known answer.
+    """A user's prompt as it stands in the shards, each line with its origin, then the held-out answer.
 
     Args:
-        paths, config, user, purpose: whose prompt of which run.
-        cutoff: of the example; None: the viewer's earliest.
+        paths, config, user, purpose: the run, the user and the purpose of the example.
+        cutoff: of the example; None: the user's earliest.
 
     Raises:
-        InputError: the viewer has no example of this purpose, or none at this cutoff.
+        InputError: the user has no example of this purpose, or none at this cutoff.
     """
     shards = shard_files(paths.require("generate") / purpose)
     found = pl.scan_parquet(shards).filter(pl.col("user_id") == user).collect()
     if found.is_empty():
-        why = "viewers with too few likes have none"
+        why = "users with too few likes have none"
         if purpose == "train":
             why += ", nor have unseen ones and those whose answers retrieval missed"
         other = "another id" if purpose == "test" else "--purpose test or another id"
@@ -170,7 +170,7 @@ def explain_prompt(
     asked = found if cutoff is None else found.filter(pl.col("cutoff") == cutoff)
     if asked.is_empty():
         there = ", ".join(map(str, found["cutoff"]))
-        raise InputError(f"--cutoff {cutoff}: no such {purpose} example of viewer {user}; there are {there}")
+        raise InputError(f"--cutoff {cutoff}: no such {purpose} example of user {user}; there are {there}")
     example, template = asked.row(0, named=True), load_template(config.prompt.template)
     if template.sha256 != example["template_sha256"]:
         raise InputError(

@@ -1,4 +1,4 @@
-"""Commands about whole runs: ``run`` one, ``plan`` it, ``freeze`` its questions, and ``gc`` what no run needs."""
+"""Commands about whole runs: ``run`` one, ``plan`` it, ``freeze`` its queries, and ``gc`` unused outputs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tripletune.store.runs import RunRecord, read_run
 
 @takes_inputs("run", panel="Run")
 def run(inputs: Inputs) -> None:
-    """The nightly flow: every stage whose output is not there yet, under Prefect, logged to MLflow."""
+    """Run the nightly flow: every stage whose output is not there yet, under Prefect, logged to MLflow."""
     settings, _ = inputs.resolve()  # a mistake shows before Prefect starts
     stages.require_one_answer(settings)
     if not (CHECKOUT / "flows").is_dir():
@@ -55,7 +55,7 @@ def _print_summary(record: RunRecord, artifacts: Path) -> None:
 
 @takes_inputs("plan", panel="Run")
 def plan(inputs: Inputs) -> None:
-    """What a run would make again, and which input, setting, source or library changed."""
+    """Show which stages a run would rebuild, and which input, setting, source or library changed."""
     from tripletune.cli.inspect import plan_table
 
     _, paths = inputs.resolve()
@@ -65,14 +65,16 @@ def plan(inputs: Inputs) -> None:
 @app.command(rich_help_panel="Run")
 def freeze(
     out: Annotated[Path, typer.Option("--out", help="The file to write.")],
-    viewers: Annotated[int, typer.Option("--viewers", min=0, help="So many of those asked for test; 0: all.")] = 0,
+    viewers: Annotated[
+        int, typer.Option("--viewers", min=0, help="How many of the users with a test query; 0: all.")
+    ] = 0,
     run: RunOption = "",
     artifacts: ArtifactsOption = ARTIFACTS,
 ) -> None:
-    """Keep a run's valid and test questions in a file, so that later nights are asked the same ones.
+    """Write a run's valid and test queries to a file, so that later runs are evaluated on the same ones.
 
-    Set split.frozen to the file: metrics are then of these viewers alone, with the same cutoffs and answers, and what
-    they rate later trains nothing.
+    Set split.frozen to the file: metrics are then of these users alone, with the same cutoffs and answers, and their
+    later ratings train nothing.
     """
     from tripletune.data.split.frozen import freeze_questions
     from tripletune.store.parquet import write_parquet
@@ -81,20 +83,22 @@ def freeze(
     frozen = freeze_questions(record.paths(artifacts).require("split"), viewers, record.settings().seed)
     make_folder(out.parent, "--out")
     write_parquet(out, frozen)
-    counts = f"{len(frozen):,} questions of {frozen['user_id'].n_unique():,} viewers"
+    counts = f"{len(frozen):,} queries of {frozen['user_id'].n_unique():,} users"
     say(f"{out}: {counts} of {record.name}")
 
 
 @app.command(rich_help_panel="Run")
 def gc(
-    keep: Annotated[int, typer.Option("--keep", min=1, help="Newest runs of each dataset whose outputs stay.")] = 14,
+    keep: Annotated[
+        int, typer.Option("--keep", min=1, help="Newest runs of each dataset whose outputs are kept.")
+    ] = 14,
     keep_run: Annotated[list[str] | None, typer.Option("--keep-run", help="A further run to keep; repeat it.")] = None,
     delete: Annotated[bool, typer.Option("--delete", help="Remove; without it nothing is touched.")] = False,
     artifacts: ArtifactsOption = ARTIFACTS,
 ) -> None:
-    """Say which outputs no kept run refers to, and with --delete remove them.
+    """List the outputs that no kept run refers to, and with --delete remove them.
 
-    Kept are the newest runs of each dataset, runs named with --keep-run, runs that are going on, and runs whose
+    Kept are the newest runs of each dataset, runs named with --keep-run, runs still running, and runs whose
     specialists a kept one pins. Run files, promotion decisions and MLflow's store are never touched.
     """
     from tripletune.cli.inspect import garbage_table

@@ -29,7 +29,7 @@ for _stage in STAGES:
 
 @takes_inputs("quality", panel=PANEL)
 def quality(inputs: Inputs) -> None:
-    """Measure the shards, compare them with the last night's, and stop where they moved too far."""
+    """Measure the shards, compare them with the last run's, and stop where they moved too far."""
     from tripletune.tracking import recorded_run, stage_run
 
     settings, paths = inputs.resolve()
@@ -42,7 +42,7 @@ def quality(inputs: Inputs) -> None:
 
 @takes_inputs("promote", panel=PANEL)
 def promote(inputs: Inputs) -> None:
-    """Move the champion alias in the MLflow registry to this adapter, or say why not."""
+    """Move the champion alias in the MLflow registry to this adapter, or print the reason why not."""
     from tripletune.tracking import recorded_run, stage_run
 
     settings, paths = inputs.resolve()

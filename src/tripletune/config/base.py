@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[int, Field(ge=1)]
 PositiveFloat = Annotated[float, Field(gt=0.0)]
 Weight = Annotated[float, Field(ge=0.0, le=1000.0)]
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64)]
-NameOrText = Annotated[str, Field(pattern=r"^([A-Za-z0-9][A-Za-z0-9._-]{0,63}|[^\x00-\x1f]+\.txt)$")]
-"""A name, or the path of a text file, which ends in ``.txt``."""
+_NAME, _LONGEST_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$", 64
+Name = Annotated[str, Field(pattern=_NAME, max_length=_LONGEST_NAME)]
 
 
 def is_path(text: str) -> bool:
     """Whether a ``NameOrText`` is a path."""
     return text.endswith(".txt")
+
+
+def _name_or_path(text: str) -> str:
+    is_name = re.search(_NAME, text) is not None and len(text) <= _LONGEST_NAME
+    if not text.isprintable() or not (is_name or is_path(text)):
+        raise ValueError(f"{text!r} is neither a name (letters, digits and . _ -) nor a path that ends in .txt")
+    return text
+
+
+NameOrText = Annotated[str, AfterValidator(_name_or_path)]
+"""A name, or the path of a text file, which ends in ``.txt``."""
 
 
 class Section(BaseModel):

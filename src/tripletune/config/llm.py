@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, JsonValue, model_validator
 
 from tripletune.config.base import Name, Positive, PositiveFloat, Section, Share
 from tripletune.config.prompts import LISTED_FILMS
@@ -68,6 +68,10 @@ class FinetuneConfig(Section):
     """Valid examples per evaluation: the first by hash of user, of those whose answer is a candidate."""
     timeout_minutes: PositiveFloat = 600.0
     """Wall time in minutes after which training is stopped; the next run resumes at its last checkpoint."""
+    trainer: dict[str, JsonValue] = Field(default={})
+    """Further settings of the trainer, as a table: any field of TRL's ``SFTConfig`` with a value of its type, such as
+    ``weight_decay`` or ``lr_scheduler_type``. Refused are names that SFTConfig does not have, settings that have a name
+    of their own above, and those that the project fixes (seeds, output, precision, truncation, checkpoints)."""
 
     @model_validator(mode="after")
     def _resumes_between_logs(self) -> FinetuneConfig:

@@ -1,1 +1,1 @@
-"""Metrics, significance and the report."""
+"""Metrics, bootstrap intervals and the HTML report."""

@@ -1,12 +1,12 @@
-"""The evaluate stage: how good retrieval and re-ranking are, how sure that is, and the report about it.
+"""The evaluate stage: metrics of retrieval and re-ranking with intervals, comparisons, and the report.
 
-Retrieval is ranked over the whole catalogue, re-ranking over the same viewers for every system, and a held-out film
-that retrieval missed counts 0 for all of them. Every number is a mean over viewers with a bootstrap interval; every
-pair of rows of a family is compared on the same viewers.
+Retrieval is ranked over the whole catalogue, re-ranking over the same users for every system, and a held-out film
+that retrieval missed counts 0 for all of them. Every number is a mean over users with a bootstrap interval; every
+pair of rows of a family is compared on the same users.
 """
 
 # Shape letters in this file:
-#   U viewers, V = rows x metrics, R resamples
+#   U users, V = rows x metrics, R resamples
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from tripletune.store.parquet import ROW_GROUP, parquet_files, scan, write_parqu
 from tripletune.store.paths import Facts
 
 KEY = ("user_id", "purpose", "unseen", "row")
-"""What a line of per-user values belongs to; every other column is a metric."""
+"""Key columns of per-user values; every other column is a metric."""
 PROMOTION_CUTOFF = 5
 """Promotion compares ndcg_at_5, so it is measured whatever the configured cut-offs."""
 
@@ -49,7 +49,7 @@ METRICS = pl.Schema(
         "num_viewers": pl.Int64,
     }
 )
-"""evaluate/metrics.parquet: ``low`` and ``high`` are null with fewer than two viewers; an empty group has no line."""
+"""evaluate/metrics.parquet: ``low`` and ``high`` are null with fewer than two users; an empty group has no line."""
 COMPARISONS = pl.Schema(
     {
         "row_a": pl.String,
@@ -62,11 +62,11 @@ COMPARISONS = pl.Schema(
         "num_viewers": pl.Int64,
     }
 )
-"""evaluate/comparisons.parquet: ``difference`` is a - b over the same viewers."""
+"""evaluate/comparisons.parquet: ``difference`` is a - b over the same users."""
 
 
 class Measured(NamedTuple):
-    """Lines of METRICS and of COMPARISONS."""
+    """Rows of METRICS and of COMPARISONS."""
 
     metrics: list[tuple[Any, ...]]
     comparisons: list[tuple[Any, ...]]
@@ -90,14 +90,14 @@ def evaluate_run(
         out: receives per_viewer, metrics and comparisons.parquet, metrics.json, report.html.
         settings: cut-offs, resamples and confidence.
         seed: of the bootstrap.
-        trained: folders of ``finetune`` and of the stages that learn from likes: their curves and R-GAT's attention
-            go into the report.
+        trained: folders of ``finetune`` and of the stages that train a model: their curves and R-GAT's attention go
+            into the report.
 
     Returns:
-        The means under flat names: ``<row>_<metric>`` for all viewers, ``..._warm`` and ``..._unseen`` for the groups.
+        The means under flat names: ``<row>_<metric>`` for all users, ``..._warm`` and ``..._unseen`` for the groups.
 
     Raises:
-        InputError: a system or retriever is missing, viewers were ranked twice, or a cut-off is deeper than the lists.
+        InputError: a system or retriever is missing, users were ranked twice, or a cut-off is deeper than the lists.
     """
     held_out = _held_out(shards)
     answered = _answered(predictions, held_out)
@@ -142,26 +142,26 @@ def _held_out(shards: Path) -> pl.DataFrame:
 
 
 def _answered(predictions: Path, held_out: pl.DataFrame) -> pl.DataFrame:
-    """Predictions beside what was held out; the two trivial orders can only name candidates: they are constrained."""
+    """Predictions joined with the held-out films; both trivial orders name only candidates and count as constrained."""
     path = predictions / "predictions.parquet"
     frame = conform(pl.read_parquet(path), PREDICTIONS).drop("text")
     trivial = pl.col("system").is_in(["random", "retriever"])
     frame = frame.with_columns(constrained=pl.col("constrained") | trivial)
     key = ["user_id", "purpose", "system", "constrained"]
     if frame.select(key).is_duplicated().any():
-        raise InputError(f"{path}: a viewer was answered twice by one system; run rank again in an empty folder")
+        raise InputError(f"{path}: a user was ranked twice by one system; run rank again in an empty folder")
     joined = frame.join(held_out, on=["user_id", "purpose"], how="left", validate="m:1", maintain_order="left")
     strangers = joined.filter(pl.col("answer").is_null())
     if strangers.height:
         raise InputError(
-            f"{path}: viewer {strangers['user_id'][0]} has no {strangers['purpose'][0]} example in the shards; "
+            f"{path}: user {strangers['user_id'][0]} has no {strangers['purpose'][0]} example in the shards; "
             "give the shards that were ranked"
         )
     return joined
 
 
 def _rerank_scores(answered: pl.DataFrame, cutoffs: list[int]) -> pl.DataFrame:
-    """Values per viewer, purpose and system of constrained answers; test viewers are those that every system ranked."""
+    """Values per user, purpose and system of constrained answers; test users are those that every system ranked."""
     constrained = answered.filter(pl.col("constrained")).rename({"system": "row"})
     tested = constrained.filter(pl.col("purpose") == "test")
     same = _in_every_row(tested, SYSTEMS, "systems of rank/predictions.parquet")
@@ -177,10 +177,10 @@ def _retrieval_scores(rankings: Path, cutoffs: list[int]) -> pl.DataFrame:
 
 
 def _in_every_row(frame: pl.DataFrame, rows: tuple[str, ...], what: str) -> pl.DataFrame:
-    """Only the viewers that stand in all rows: means over different viewers can't be compared."""
+    """Keep only the users that stand in all rows: means over different users can't be compared."""
     missing = [row for row in rows if row not in frame["row"]]
     if missing:
-        raise InputError(f"{what}: no test viewers of {', '.join(missing)}; run that stage again")
+        raise InputError(f"{what}: no test users of {', '.join(missing)}; run that stage again")
     kept = frame.filter(pl.col("row").is_in(rows))
     return kept.filter(pl.col("row").n_unique().over("user_id") == len(rows))
 
@@ -228,14 +228,14 @@ def _group(frame: pl.DataFrame, group: str) -> pl.DataFrame:
 
 
 def _values(frame: pl.DataFrame, row: str, names: list[str]) -> npt.NDArray[np.float64]:
-    """Shape (U, metrics), viewers in order of id, so that the columns of all rows are the same viewers'."""
+    """Shape (U, metrics), users in order of id, so that all rows are aligned by user."""
     return frame.filter(pl.col("row") == row).sort("user_id").select(names).to_numpy()
 
 
 def _measure_shares(
     measured: Measured, answered: pl.DataFrame, reranked: pl.DataFrame, settings: EvaluateConfig, seed: int
 ) -> None:
-    """The ceiling that retrieval sets, the shares of valid answers, and the tuned model on valid answers."""
+    """Measure retrieval's ceiling, the shares of valid answers, and the tuned model on the valid examples."""
     test = answered.filter(pl.col("purpose") == "test")
     ranked = reranked.filter(pl.col("purpose") == "test").unique("user_id")
     ceiling = test.unique("user_id").join(ranked, on="user_id", how="semi").select("user_id", "unseen", "is_candidate")

@@ -8,7 +8,7 @@ metrics.json, tables, report and MLflow show what evaluate measured.
 """
 
 # Shape letters in this file:
-#   U users (one list each), K positions of a list that are looked at
+#   U users (one list each), K first positions of a list
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ METRICS: Mapping[str, Metric] = {
     "hr": hit_rate,
     "ndcg": ndcg,
 }
-"""By the name in front of ``_at_<k>``."""
+"""Metrics by the name in front of ``_at_<k>``."""
 
 
 def metric_names(cutoffs: Sequence[int]) -> list[str]:
@@ -64,8 +64,8 @@ def score_lists(lists: pl.Series, relevant: pl.Series, cutoffs: Sequence[int]) -
 
     Args:
         lists: List of film ids, best first, without duplicates; may be shorter than a cut-off.
-        relevant: what was held out for the same users, in the same order: one film id each, or a List of them.
-        cutoffs: places that count, at least 1.
+        relevant: held-out films of the same users, in the same order: one film id each, or a List of them.
+        cutoffs: numbers of places that count, each at least 1.
 
     Returns:
         Columns ``metric_names(cutoffs)``, Float64.
@@ -83,7 +83,7 @@ def score_lists(lists: pl.Series, relevant: pl.Series, cutoffs: Sequence[int]) -
 def _hits(lists: pl.Series, relevant: pl.Series, k: int) -> tuple[BoolArray, IntArray]:
     """Which of the first ``k`` entries are relevant, shape (U, K), and how many films are, shape (U,)."""
     if len(lists) != len(relevant):
-        raise ValueError(f"{len(lists)} lists but {len(relevant)} viewers' relevant films; both need one per viewer")
+        raise ValueError(f"{len(lists)} lists but {len(relevant)} users' relevant films; both need one per user")
     if not isinstance(relevant.dtype, pl.List):
         relevant = relevant.cast(pl.Int64).reshape((-1, 1)).arr.to_list()
     frame = pl.DataFrame(
@@ -104,16 +104,14 @@ def _hits(lists: pl.Series, relevant: pl.Series, k: int) -> tuple[BoolArray, Int
 
 
 def _require_plain(frame: pl.DataFrame) -> None:
-    """Refuse nulls and films named twice: a list that repeats a film holds fewer films than it says."""
+    """Refuse nulls and films named twice: a list that repeats a film holds fewer films than places."""
     for column in ("list", "relevant"):
         films = pl.col(column)
         is_null = films.is_null() | films.list.eval(pl.element().is_null()).list.any()
         if (bad := frame.filter(is_null)).height:
-            raise ValueError(
-                f"{column} of viewer number {bad['viewer'][0]} holds a null; every entry must be a film id"
-            )
+            raise ValueError(f"{column} of user number {bad['viewer'][0]} holds a null; every entry must be a film id")
     repeated = frame.filter(pl.col("list").list.n_unique() < pl.col("list").list.len())
     if repeated.height:
         raise ValueError(
-            f"the list of viewer number {repeated['viewer'][0]} names a film twice: {repeated['list'][0].to_list()}"
+            f"the list of user number {repeated['viewer'][0]} names a film twice: {repeated['list'][0].to_list()}"
         )

@@ -25,21 +25,21 @@ GROUPS = ("all", "warm", "unseen")
 FAMILIES: tuple[dict[str, Any], ...] = (
     {
         "title": "Retrieval",
-        "about": "Test likes ranked among the whole catalogue, films rated before the cutoff left out.",
+        "about": "Test likes ranked among the whole catalogue, without films rated before the cutoff.",
         "rows": retrieval_rows,
         "below": False,
     },
     {
         "title": "Re-ranking",
-        "about": "The candidates put in order by each system, over the same viewers, with constrained decoding. "
+        "about": "The candidates put in order by each system, over the same users, with constrained decoding. "
         "A held-out film that is not among the candidates counts 0 for every system; "
-        "the dashed line is the share of all viewers whose film is.",
+        "the dashed line is the share of all users whose film is.",
         "rows": lambda names: SYSTEMS,
         "below": True,
     },
 )
 CURVE_NAMES = {"lightgcn": "LightGCN", "rgat": "R-GAT", "sasrec": "SASRec"}
-"""Names over the curves of a training; any other stage that writes a ``curve.parquet`` goes by its own."""
+"""Titles of the training curves; any other stage that writes a ``curve.parquet`` is titled by its own name."""
 HEADLINES = (
     ("tuned", "ndcg_at_5", "tuned model, ndcg_at_5"),
     ("retriever", "ndcg_at_5", "retriever's order, ndcg_at_5"),
@@ -63,8 +63,8 @@ def write_report(
 
     Args:
         path: the HTML file.
-        metrics, comparisons: what evaluate measured.
-        folders: of ``rank, generate, retrieve, finetune`` and of the stages that learn from likes, by stage.
+        metrics, comparisons: rows of ``METRICS`` and ``COMPARISONS`` of evaluate.
+        folders: of ``rank, generate, retrieve, finetune`` and of the stages that train a model, by stage.
         confidence: of the intervals.
         seed: of the run.
     """
@@ -127,7 +127,7 @@ def _family(family: Mapping[str, Any], metrics: pl.DataFrame, comparisons: pl.Da
 
 def _words(line: Mapping[str, Any]) -> str:
     if line["low"] is None:
-        return "too few viewers"
+        return "too few users"
     if line["low"] > 0:
         return "better"
     return "worse" if line["high"] < 0 else "no difference shown"
@@ -136,19 +136,19 @@ def _words(line: Mapping[str, Any]) -> str:
 def _dots(title: str, measured: pl.DataFrame, metric: str, limit: float | None) -> str:
     chosen = measured.filter(pl.col("metric") == metric, pl.col("group") != "warm")
     dots = [
-        Dot(line["row"], f"{line['group']} viewers", line["value"], line["low"], line["high"])
+        Dot(line["row"], f"{line['group']} users", line["value"], line["low"], line["high"])
         for line in chosen.to_dicts()
     ]
     return draw_dots(dots, title=f"{title}: {metric} by row, with intervals", xlabel=metric, limit=limit)
 
 
 def _is_ranking_metric(comparisons: pl.DataFrame) -> pl.Expr:
-    """Whether a line is of a ranking metric: rows are compared by these, and by nothing else."""
+    """Whether a line is of a ranking metric: rows are compared by ranking metrics only."""
     return pl.col("metric").is_in(comparisons["metric"].unique().implode())
 
 
 def _shares(metrics: pl.DataFrame, comparisons: pl.DataFrame) -> list[dict[str, Any]]:
-    """Everything that is no ranking metric of a family: the ceiling, valid answers, the promotion's metric."""
+    """Lines whose metric is no ranking metric of a family: the ceiling, valid answers, the promotion's metric."""
     return metrics.filter(~_is_ranking_metric(comparisons), pl.col("group") == "all").to_dicts()
 
 
@@ -179,7 +179,7 @@ def _lines(curve: pl.DataFrame, column: str) -> dict[str, list[tuple[float, floa
 
 
 def _attention(folders: Mapping[str, Path]) -> dict[str, Any]:
-    """Three shares by relation: of the triples there are, of R-GAT's attention, of the triples chosen for viewers."""
+    """Three shares by relation: of all triples, of R-GAT's attention, of the triples chosen for users."""
     weights = (
         scan(folders["rgat"] / "attention.parquet")
         .filter(pl.col("fit") == "b")
@@ -209,7 +209,7 @@ def _attention(folders: Mapping[str, Path]) -> dict[str, Any]:
 
 
 def _examples(generate: Path, rank: Path) -> list[dict[str, Any]]:
-    """The first test viewers that the tuned model answered: prompt, held-out film, what each system said."""
+    """Examples of the first test users that the tuned model answered: prompt, held-out film, every system's answer."""
     predictions = pl.read_parquet(rank / "predictions.parquet").filter(pl.col("purpose") == "test")
     tuned = predictions.filter(pl.col("system") == "tuned", pl.col("constrained"))
     viewers = tuned["user_id"].unique().sort().head(MAX_EXAMPLES)

@@ -1,12 +1,12 @@
-"""How sure a mean over viewers is, and a difference of two means: the percentile bootstrap over viewers.
+"""Percentile bootstrap over users: intervals of means and of paired differences of means.
 
-One set of resampled viewers serves all columns at once, so every comparison is paired and a full table of rows,
+One set of resampled users serves all columns at once, so every comparison is paired and a full table of rows,
 metrics and pairs costs one pass. The indices are drawn as ``scipy.stats.bootstrap`` draws them, so that the same seed
-gives the same interval there; SciPy would hold every resampled value, here only counts per viewer are held.
+gives the same interval there; SciPy would hold every resampled value, here only counts per user are held.
 """
 
 # Shape letters in this file:
-#   U viewers, V columns (a row's metric), R resamples, B resamples of one block
+#   U users, V columns (a row's metric), R resamples, B resamples of one block
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ BLOCK = 1 << 22
 class Interval:
     """A mean, or a difference of means, with its percentile interval.
 
-    ``low`` and ``high`` are None with fewer than two viewers: one viewer says nothing about others. ``lower_bound``
+    ``low`` and ``high`` are None with fewer than two users: one user shows nothing about others. ``lower_bound``
     is the one-sided bound: with the given confidence the true value is above it.
     """
 
@@ -36,24 +36,24 @@ class Interval:
 
 
 def bootstrap_means(values_UV: FloatArray, *, resamples: int, seed: int) -> FloatArray:
-    """Means of each column over viewers drawn with replacement (Efron & Tibshirani 1993, chapter 6).
+    """Means of each column over users drawn with replacement (Efron & Tibshirani 1993, chapter 6).
 
     Args:
-        values_UV: one row per viewer; a resample takes whole rows, which keeps the columns paired.
-        resamples: how many times U viewers are drawn.
-        seed: of the draw; the same seed and number of viewers draw the same viewers.
+        values_UV: one row per user; a resample takes whole rows, which keeps the columns paired.
+        resamples: how many times U users are drawn.
+        seed: of the draw; the same seed and number of users draw the same users.
 
     Returns:
         Shape (R, V), float64. The same bits on any number of threads.
 
     Raises:
-        ValueError: there is no viewer, or a value is not finite.
+        ValueError: there is no user, or a value is not finite.
     """
     num_viewers, num_columns = values_UV.shape
     if num_viewers == 0:
-        raise ValueError("a mean over no viewers has no bootstrap")
+        raise ValueError("a mean over no users has no bootstrap")
     if not np.isfinite(values_UV).all():
-        raise ValueError("a viewer's value is NaN or infinite; viewers with nothing relevant must be left out")
+        raise ValueError("a user's value is NaN or infinite; users with nothing relevant must be dropped")
     rng = np.random.default_rng(seed)
     means_RV = np.empty((resamples, num_columns))
     block = max(1, BLOCK // num_viewers)
@@ -68,7 +68,7 @@ def bootstrap_means(values_UV: FloatArray, *, resamples: int, seed: int) -> Floa
 
 
 def summarise(values_U: FloatArray, means_R: FloatArray, *, confidence: float) -> Interval:
-    """The interval of one column from its resampled means (which are not looked at with fewer than two viewers)."""
+    """The interval of one column from its resampled means (which are not used with fewer than two users)."""
     num_viewers = len(values_U)
     value = float(values_U.mean())
     if num_viewers < 2:
@@ -79,10 +79,10 @@ def summarise(values_U: FloatArray, means_R: FloatArray, *, confidence: float) -
 
 
 def mean_interval(values_U: FloatArray, *, confidence: float, resamples: int, seed: int) -> Interval:
-    """The mean over viewers with its interval.
+    """The mean over users with its interval.
 
     Raises:
-        ValueError: no viewer, or a value that is not finite.
+        ValueError: no user, or a value that is not finite.
     """
     means_RV = bootstrap_means(values_U[:, None], resamples=resamples, seed=seed)
     return summarise(values_U, means_RV[:, 0], confidence=confidence)

@@ -1,4 +1,4 @@
-"""Rows of the first-stage tables: which retrievers there are, in the order in which every table lists them."""
+"""Rows of the first-stage tables: the ranked retrievers, in the order of every table."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def retrieval_rows(names: Iterable[str]) -> tuple[str, ...]:
 
     Args:
         names: lists that were ranked, or all rows of ``metrics.parquet``; those of re-ranking are dropped. A list of a
-            retriever that is no longer registered stays, after the others'.
+            retriever that is no longer registered is kept, after the others.
     """
     found = set(names)
     further = found - {*RANKED_ALWAYS, *SYSTEMS, CEILING_ROW, "fused"}

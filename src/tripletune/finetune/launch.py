@@ -10,7 +10,8 @@ import json
 import logging
 import shutil
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,11 @@ import yaml
 
 from tripletune.config import FinetuneConfig
 from tripletune.contract import TINY, AdapterContract, BaseIdentity, identify_base, write_contract
-from tripletune.errors import ConfigError, InputError, TrainingCrash, TrainingError
+from tripletune.errors import ConfigError, InputError, TrainingCrash, TrainingDiverged, TrainingError
 from tripletune.finetune.checkpoints import last_whole
 from tripletune.finetune.job import COLUMNS, TrainingJob, receive
+from tripletune.finetune.live_log import LiveLog, OnLog
+from tripletune.finetune.trainer_settings import check_trainer_settings
 from tripletune.processes.supervise import ProcessFailed, clean_environment, end_noted, run_supervised
 from tripletune.schemas.generate import EXAMPLES
 from tripletune.stable_hash import mix
@@ -30,7 +33,10 @@ from tripletune.store.parquet import write_parquet
 from tripletune.store.paths import SCRATCH, Facts
 from tripletune.store.shards import shard_files
 
-OnLog = Callable[[int, Mapping[str, float]], None]
+PATIENCE_SECONDS = 120.0
+"""How long a finished training waits for points of its live curve that the tracking server has not taken."""
+_SHORT_PATIENCE_SECONDS = 5.0
+"""The same for a training that failed or was stopped."""
 ADAPTER_CURVE = pl.Schema({"step": pl.Int32, "metric": pl.String, "value": pl.Float64})
 
 log = logging.getLogger(__name__)
@@ -54,16 +60,19 @@ def finetune_adapter(
         prompt_contract: what the adapter's prompts must have in common; plain data, stored as it is.
         lineage: fingerprints of the stages behind the shards.
         seed: of initial weights, adapter and order of examples.
-        on_log: called with (step, metrics) as the training logs them; a resumed run repeats no step it kept.
+        on_log: called with (step, metrics) as the training logs them, in order, from another thread; a resumed run
+            repeats no step it kept. When it raises, the training goes on and it is called with the same point again.
 
     Returns:
         Facts: train_loss, eval_loss, eval_loss_before, steps, seconds, tokens, examples, eval_examples,
         trainable_parameters, world_size, resumed_from_step (0 when it started over).
 
     Raises:
-        InputError, ConfigError: nothing to train on, no such model or accelerate file.
+        InputError, ConfigError: nothing to train on, no such model or accelerate file, a wrong ``settings.trainer``.
         TrainingError: the training failed or overran ``timeout_minutes``; a next run resumes.
+        TrainingDiverged: a loss or a weight is NaN or infinite; the checkpoints are removed, and nothing is published.
     """
+    check_trainer_settings(settings.trainer)
     train, evaluation = _train_shards(shards), _evaluation_examples(shards, settings.max_eval_examples, seed)
     scratch = out / SCRATCH
     scratch.mkdir(parents=True, exist_ok=True)
@@ -86,16 +95,21 @@ def finetune_adapter(
         _launch(job, on_log)
     result = json.loads(job.result.read_text(encoding="utf-8"))
     write_parquet(out / "curve.parquet", _curve(result["history"]))
-    contract = AdapterContract(
+    write_contract(out, _contract(settings, base, prompt_contract, lineage))
+    facts: Facts = result["facts"]
+    return facts
+
+
+def _contract(
+    settings: FinetuneConfig, base: BaseIdentity, prompt_contract: Mapping[str, Any], lineage: Mapping[str, str]
+) -> AdapterContract:
+    return AdapterContract(
         prompt=dict(prompt_contract),
         tokenizer_sha256=base.tokenizer_sha256,
-        base_model=settings.model if settings.model != TINY else TINY,
+        base_model=settings.model,
         base_revision=base.revision,
         lineage=dict(lineage),
     )
-    write_contract(out, contract)
-    facts: Facts = result["facts"]
-    return facts
 
 
 def _train_shards(shards: Path) -> list[Path]:
@@ -162,30 +176,49 @@ def _launch(job: TrainingJob, on_log: OnLog | None) -> None:
         message = receive(line)
         if message is None:
             return False
-        if message["kind"] == "log" and on_log is not None:
-            on_log(int(message["step"]), message["metrics"])
+        if message["kind"] == "log" and live is not None:
+            live.put(int(message["step"]), message["metrics"])
         elif message["kind"] in ("error", "crash"):
             messages.append(message)
         return True
 
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config_file)]
     try:
-        run_supervised(
-            [*launcher, "-m", "tripletune.finetune.train", str(job.scratch / "job.json")],
-            environment=clean_environment(num_processes, use_cpu),
-            note=job.scratch / "launcher.json",
-            deadline_seconds=60 * job.settings.timeout_minutes,
-            on_line=take,
-        )
+        with _live_log(on_log) as live:
+            run_supervised(
+                [*launcher, "-m", "tripletune.finetune.train", str(job.scratch / "job.json")],
+                environment=clean_environment(num_processes, use_cpu),
+                note=job.scratch / "launcher.json",
+                deadline_seconds=60 * job.settings.timeout_minutes,
+                on_line=take,
+            )
     except ProcessFailed as failure:
-        raise _explain(failure, messages, job.settings) from None
+        error = _explain(failure, messages, job.settings)
+        if isinstance(error, TrainingDiverged):
+            # their weights or moments may hold the cause: another try must not go on from them
+            shutil.rmtree(job.checkpoints, ignore_errors=True)
+        raise error from None
+
+
+@contextmanager
+def _live_log(on_log: OnLog | None) -> Iterator[LiveLog | None]:
+    """A live log on ``on_log``, if there is one; at the end, time for what it has not delivered."""
+    live = LiveLog(on_log) if on_log is not None else None
+    patience = _SHORT_PATIENCE_SECONDS
+    try:
+        yield live
+        patience = PATIENCE_SECONDS
+    finally:
+        if live is not None:
+            live.close(patience)
 
 
 def _explain(failure: ProcessFailed, messages: list[dict[str, Any]], settings: FinetuneConfig) -> TrainingError:
     """One line that says what to do where that is known, else what happened with the last lines of output."""
     for message in messages:
         if message["kind"] == "error":
-            return TrainingError(message["message"])
+            kind = TrainingDiverged if message.get("diverged") else TrainingError
+            return kind(message["message"])
     if failure.overran:
         return TrainingError(
             f"training was ended after finetune.timeout_minutes = {settings.timeout_minutes:g}; run again to go on "

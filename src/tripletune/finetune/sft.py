@@ -7,6 +7,7 @@ completion only. Nothing is packed and nothing is cut: an example that does not 
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import time
 from pathlib import Path
@@ -20,7 +21,7 @@ from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
-from tripletune.errors import TrainingError
+from tripletune.errors import TrainingDiverged, TrainingError
 from tripletune.finetune.checkpoints import last_whole, seal, step_of
 from tripletune.finetune.job import COLUMNS, TrainingJob, send
 from tripletune.store.files import write_json
@@ -33,6 +34,7 @@ def train(job: TrainingJob) -> None:
 
     Raises:
         TrainingError: an example does not fit into ``max_length``, or ``max_length`` not into the model.
+        TrainingDiverged: a logged loss, or a weight at a checkpoint or at the end, is NaN or infinite.
     """
     transformers.logging.set_verbosity_warning()
     use_cpu = not torch.cuda.is_available()
@@ -52,7 +54,7 @@ def train(job: TrainingJob) -> None:
         eval_dataset=eval_set,
         processing_class=tokenizer,
         peft_config=_lora(job),
-        callbacks=[_Messenger()],
+        callbacks=[_Messenger(job)],
     )
     started = time.perf_counter()
     trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
@@ -79,17 +81,64 @@ def train(job: TrainingJob) -> None:
 
 
 class _Messenger(TrainerCallback):  # type: ignore[misc]  # the library has no types
-    """Sends each log to the stage, and seals a checkpoint once every rank has written its part."""
+    """Sends each log to the stage, seals checkpoints that every rank has written, and stops a training that diverged.
+
+    Every rank checks, and all of them see the same numbers: losses are gathered and weights are kept equal.
+    """
+
+    def __init__(self, job: TrainingJob) -> None:
+        self._job = job
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+        if state.global_step:
+            where = f"in the checkpoint of step {state.global_step}"
+            _require_finite_weights(model, where, "it was removed: run again to start over")
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
-        if state.is_world_process_zero and logs:
-            metrics = {key: float(value) for key, value in logs.items() if isinstance(value, int | float)}
+        metrics = {key: float(value) for key, value in (logs or {}).items() if isinstance(value, int | float)}
+        _require_finite_losses(metrics, state.global_step, self._job)
+        if state.is_world_process_zero and metrics:
             send("log", {"step": state.global_step, "metrics": metrics})
 
-    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+    def on_save(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+        _require_finite_weights(model, f"after step {state.global_step}")
         PartialState().wait_for_everyone()
         if state.is_world_process_zero:
             seal(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+
+
+_WATCHED = {
+    "loss": "loss",
+    "grad_norm": "norm of the gradient",
+    "train_loss": "mean loss of the training",
+    "eval_loss": "evaluation loss",
+}
+"""Logged figures that must be finite, and what they are called."""
+_ADVICE = "lower finetune.learning_rate (nothing was published)"
+
+
+def _require_finite_losses(metrics: dict[str, float], step: int, job: TrainingJob) -> None:
+    """Stop at the first logged figure that is NaN or infinite; before step 1 the base model itself is to blame."""
+    for name, label in _WATCHED.items():
+        value = metrics.get(name, 0.0)
+        if math.isfinite(value):
+            continue
+        if step == 0:
+            raise TrainingDiverged(
+                f"the {label} is {value} before the first step; check the weights of finetune.model = "
+                f"{job.settings.model!r} (nothing was published)"
+            )
+        raise TrainingDiverged(f"the {label} is {value} at step {step}; {_ADVICE}")
+
+
+def _require_finite_weights(model: Any, when: str, advice: str = _ADVICE) -> None:
+    """Stop when a trained weight, or its gradient where there still is one, is NaN or infinite."""
+    for name, weight in model.named_parameters():
+        if not weight.requires_grad:
+            continue
+        for what, values in (("weight", weight), ("gradient of the weight", weight.grad)):
+            if values is not None and not torch.isfinite(values).all():
+                raise TrainingDiverged(f"the {what} {name} is NaN or infinite {when}; {advice}")
 
 
 def _dataset(files: tuple[Path, ...], job: TrainingJob) -> Dataset:
@@ -147,36 +196,49 @@ def _lora(job: TrainingJob) -> LoraConfig:
 
 
 def _arguments(job: TrainingJob, use_cpu: bool, *, evaluate: bool, from_start: bool) -> SFTConfig:
+    """This project's settings with those of ``[finetune.trainer]`` over them."""
+    own = _own_arguments(job, use_cpu, evaluate=evaluate, from_start=from_start)
+    try:
+        return SFTConfig(**(own | job.settings.trainer))
+    except (ImportError, TypeError, ValueError) as error:
+        if not job.settings.trainer:
+            raise
+        reason = str(error).strip().splitlines()[0]
+        raise TrainingError(f"[finetune.trainer] is refused by SFTConfig: {reason}") from None
+
+
+def _own_arguments(job: TrainingJob, use_cpu: bool, *, evaluate: bool, from_start: bool) -> dict[str, Any]:
     settings = job.settings
-    return SFTConfig(
-        output_dir=str(job.checkpoints),
-        num_train_epochs=settings.num_train_epochs,
-        per_device_train_batch_size=settings.per_device_train_batch_size,
-        per_device_eval_batch_size=settings.per_device_train_batch_size,
-        gradient_accumulation_steps=settings.gradient_accumulation_steps,
-        gradient_checkpointing=settings.gradient_checkpointing,
-        learning_rate=settings.learning_rate,
-        lr_scheduler_type="cosine",
-        warmup_steps=settings.warmup_ratio,  # below 1 it is a share of all steps
-        completion_only_loss=True,
-        packing=False,
-        max_length=None,  # checked before: TRL would cut the completion
-        logging_steps=settings.logging_steps,
-        eval_strategy="steps" if evaluate else "no",
-        eval_steps=settings.eval_steps,
-        eval_on_start=evaluate and from_start,
-        save_strategy="steps",
-        save_steps=settings.save_steps,
-        save_total_limit=2,
-        seed=job.seed,
-        data_seed=job.seed,
-        dataloader_num_workers=0,
-        dataloader_pin_memory=not use_cpu,
-        use_cpu=use_cpu,
-        bf16=_bf16(use_cpu),
-        report_to="none",
-        disable_tqdm=True,
-    )
+    return {
+        "output_dir": str(job.checkpoints),
+        "num_train_epochs": settings.num_train_epochs,
+        "per_device_train_batch_size": settings.per_device_train_batch_size,
+        "per_device_eval_batch_size": settings.per_device_train_batch_size,
+        "gradient_accumulation_steps": settings.gradient_accumulation_steps,
+        "gradient_checkpointing": settings.gradient_checkpointing,
+        "learning_rate": settings.learning_rate,
+        "lr_scheduler_type": "cosine",
+        "warmup_steps": settings.warmup_ratio,  # below 1 it is a share of all steps
+        "completion_only_loss": True,
+        "packing": False,
+        "max_length": None,  # checked before: TRL would cut the completion
+        "logging_steps": settings.logging_steps,
+        "logging_nan_inf_filter": False,  # the Trainer would show the mean of the other losses in place of a NaN
+        "eval_strategy": "steps" if evaluate else "no",
+        "eval_steps": settings.eval_steps,
+        "eval_on_start": evaluate and from_start,
+        "save_strategy": "steps",
+        "save_steps": settings.save_steps,
+        "save_total_limit": 2,
+        "seed": job.seed,
+        "data_seed": job.seed,
+        "dataloader_num_workers": 0,
+        "dataloader_pin_memory": not use_cpu,
+        "use_cpu": use_cpu,
+        "bf16": _bf16(use_cpu),
+        "report_to": "none",
+        "disable_tqdm": True,
+    }
 
 
 def _evaluated(state: Any) -> bool:
@@ -197,6 +259,7 @@ def _losses(history: list[dict[str, float]]) -> dict[str, float | None]:
 
 def _publish_adapter(job: TrainingJob, model: Any) -> None:
     """Write the adapter under a temporary name and rename it: a folder of its final name is whole."""
+    _require_finite_weights(model, "after the last step")
     part = job.scratch / "adapter"
     for folder in (part, job.adapter):
         shutil.rmtree(folder, ignore_errors=True)

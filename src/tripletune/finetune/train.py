@@ -10,7 +10,7 @@ import os
 import sys
 from pathlib import Path
 
-from tripletune.errors import UserError
+from tripletune.errors import TrainingDiverged, UserError
 from tripletune.finetune.job import TrainingJob, send
 from tripletune.processes import lifeline
 
@@ -28,7 +28,7 @@ def main(argv: list[str]) -> int:
     try:
         train(job)
     except UserError as error:
-        send("error", {"message": str(error)})
+        send("error", {"message": str(error), "diverged": isinstance(error, TrainingDiverged)})
         return 2
     except Exception as error:
         # the launcher's own traceback follows ours and would be all that the stage's last lines show

@@ -16,7 +16,7 @@ def write_page(path: Path, template: str, **values: Any) -> None:
     Args:
         path: the HTML file.
         template: below ``tripletune/html``; pages share ``templates/style.html.j2``.
-        values: what the template names; all of it must be there.
+        values: every variable that the template names.
     """
     environment = Environment(
         loader=PackageLoader("tripletune.html", "."),

@@ -44,7 +44,7 @@ _styled = matplotlib.style.context(["default", STYLE])  # "default": a user's ma
 
 
 class Dot(NamedTuple):
-    """A mean with its interval; no interval with fewer than two viewers."""
+    """A mean with its interval; no interval with fewer than two users."""
 
     row: str
     series: str

@@ -1,1 +1,1 @@
-"""Models that learn from likes, one folder each, and what they share."""
+"""Models fitted to likes, one folder each, and their shared code."""

@@ -1,11 +1,11 @@
-"""From a retriever's name to its code: its declaration, its settings and its training.
+"""Lookup of a retriever's code by name: its declaration, settings and training.
 
-``models/<name>/serve.py`` declares ``RETRIEVER``. Of a further retriever, one that is not shipped, ``models/<name>/
-fit.py`` holds ``Settings``, a ``config.Section``, and
+``models/<name>/serve.py`` declares ``RETRIEVER``. For a further retriever (one that is not shipped), ``models/<name>/
+fit.py`` defines ``Settings``, a ``config.Section``, and
 
     train(split: Path, out: Path, settings: Settings, seed: int) -> Facts
 
-Modules are imported when a run needs them, as the shipped ones wait for torch.
+Modules are imported only when a run needs them, because the shipped ones import torch.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def load_retriever(name: str) -> RetrieverSpec:
     """The declaration in ``models/<name>/serve.py``.
 
     Raises:
-        TypeError: there is none of this name.
+        TypeError: the module declares no retriever of this name.
     """
     from tripletune.models.serving.retriever import RetrieverSpec
 
@@ -43,7 +43,7 @@ def load_retriever(name: str) -> RetrieverSpec:
 
 
 def check_settings(config: RunConfig) -> None:
-    """Refuse tables ``[models.<name>]`` that name no further retriever, or do not hold what its ``Settings`` say.
+    """Refuse tables ``[models.<name>]`` that name no further retriever or fail its ``Settings``.
 
     Raises:
         ConfigError: the first mistake, in one line.
@@ -62,7 +62,7 @@ def check_settings(config: RunConfig) -> None:
 
 
 def model_settings(name: str, config: RunConfig) -> Section:
-    """The validated settings of a further retriever, defaults where ``[models.<name>]`` says nothing.
+    """The validated settings of a further retriever; a key missing from ``[models.<name>]`` gets its default.
 
     Raises:
         ConfigError: a key is unknown, missing, or out of range.
@@ -75,7 +75,7 @@ def model_settings(name: str, config: RunConfig) -> Section:
 
 
 def train_further(name: str, split: Path, out: Path, config: RunConfig) -> Facts:
-    """Train a further retriever: the stage of its name.
+    """Train a further retriever: the stage that bears its name.
 
     Args:
         name: one of ``FURTHER_RETRIEVERS``.
@@ -84,7 +84,7 @@ def train_further(name: str, split: Path, out: Path, config: RunConfig) -> Facts
         config: the run's.
 
     Raises:
-        UserError: as its ``train`` says.
+        UserError: as documented by its ``train``.
     """
     fit = importlib.import_module(f"tripletune.models.{name}.fit")
     facts: Facts = fit.train(split, out, model_settings(name, config), config.seed)

@@ -1,1 +1,1 @@
-"""The stages of a run: what they are, in which order they run, and what each is made of."""
+"""Stages of a run: their registry, functions, order and fingerprints."""

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def refuse_changes(paths: RunPaths, config: RunConfig) -> None:
-    """Refuse to publish under a fingerprint whose release was another one when it was read.
+    """Refuse to publish ingest when the release's files no longer have the checksums of its fingerprint.
 
     Raises:
         InputError: a file of the release changed in between.
@@ -54,7 +54,7 @@ def parse_feed(paths: RunPaths, config: RunConfig, scratch: Path) -> tuple[list[
             fingerprints={PARSED.name: fingerprint(PARSED.name, made_of)},
             ingredients={PARSED.name: made_of},
         )
-        # it is read again for months: a damaged one must not get into every run
+        # reused for months: a damaged one must not get into every run
         if one.is_done(PARSED.name) and damaged_files(one.folder(PARSED.name)):
             shutil.rmtree(one.folder(PARSED.name))
         reused += one.is_done(PARSED.name)
@@ -73,7 +73,7 @@ def parse_feed(paths: RunPaths, config: RunConfig, scratch: Path) -> tuple[list[
 
 
 def _resolved_feed(paths: RunPaths, config: RunConfig) -> list[SourceFile]:
-    """The files that the fingerprint names; one that has come since is for the next run."""
+    """The feed's files that the fingerprint names; a file that was added since waits for the next run."""
     wanted = {name: sha for name, sha in paths.ingredients["ingest"]["inputs"].items() if name.startswith("feed/")}
     there = {f"feed/{file.name}": file for file in feed_files(config)}
     for name, checksum in wanted.items():

@@ -1,6 +1,6 @@
-"""What ``tripletune gc`` removes: stage outputs that no kept run refers to.
+"""Find and remove the stage outputs that no kept run refers to, for ``tripletune gc``.
 
-A run is kept when it is among the newest of its dataset, was named, is still going on, or when a kept run pins its
+A run is kept when it is among the newest of its dataset, was named, is still running, or when a kept run pins its
 specialists. Run files, promotion decisions and everything in MLflow stay: they are small, and they are the history.
 """
 
@@ -21,13 +21,13 @@ from tripletune.store.paths import MANIFEST
 from tripletune.store.runs import RunRecord, list_runs
 
 GOING_ON = timedelta(days=2)
-"""A run that is said to be running counts as that for so long; one that was killed never says that it ended."""
+"""How long a run whose record has status ``running`` counts as running; a killed one keeps that status for ever."""
 NO_STAGES = ("runs", "quality", "promote")
 
 
 @dataclass(frozen=True, slots=True)
 class Removable:
-    """A stage's output, or what a stopped run left of one."""
+    """A stage's output, or the work folder of a stopped run."""
 
     dataset: str
     stage: str
@@ -36,12 +36,12 @@ class Removable:
 
 
 def kept_runs(root: Path, *, newest: int, named: Sequence[str]) -> list[RunRecord]:
-    """The runs whose outputs stay.
+    """The runs whose outputs are kept.
 
     Args:
         root: the artifact root.
-        newest: so many of each dataset, at least 1.
-        named: further ones.
+        newest: how many of each dataset, at least 1.
+        named: further runs.
 
     Raises:
         InputError: a named run, or one that a kept run pins, is not there.
@@ -119,12 +119,12 @@ def _size(folder: Path) -> int:
 
 
 def remove(garbage: Iterable[Removable]) -> tuple[list[Removable], list[Removable]]:
-    """Remove what nobody is working on.
+    """Remove outputs that no process holds a lock on.
 
     The manifest goes first: a folder that is half removed counts as not there, and is made again when it is wanted.
 
     Returns:
-        What was removed, and what a run holds at this moment.
+        The removed outputs, and those that a run holds at this moment.
     """
     removed, held = [], []
     for one in garbage:

@@ -8,6 +8,7 @@ from tripletune.config import RunConfig
 from tripletune.models.registry import FURTHER_RETRIEVERS
 from tripletune.pipeline import stages
 from tripletune.pipeline.stage import Stage
+from tripletune.schemas.hints import FILM_HINTS
 
 _MODEL_LIBRARIES = ("torch", "dgl", "polars", "numpy")
 
@@ -25,14 +26,15 @@ def _tokenizer_on_hub(config: RunConfig) -> bool:
 
 
 def _unused_sources(config: RunConfig) -> tuple[str, ...]:
-    """What ingest imports and does not run: the generator, or the readers of a feed."""
+    """Modules that ingest imports and does not run: the generator, or the readers of a feed."""
     unused = () if _is_synthetic(config) else ("synthetic",)
     return unused if _has_feed(config) else (*unused, "data.feed", "data.release.ratings_parquet")
 
 
 def _serving(config: RunConfig) -> tuple[str, ...]:
-    """Serving code of the trained models, which retrieve loads by name."""
-    return tuple(f"models.{stage}.serve" for stage in config.trained_stages)
+    """Serving code of the trained models, and modules of further hints, which retrieve loads by name."""
+    hints = (f"retrieve.{hint.computed_by}" for hint in FILM_HINTS if hint.computed_by)
+    return (*(f"models.{stage}.serve" for stage in config.trained_stages), *hints)
 
 
 def _further_retriever(name: str) -> Stage:

@@ -18,7 +18,7 @@ from tripletune.store.sources import PACKAGE
 
 PAGES = PACKAGE / "html" / "templates"
 DUMPS = frozenset(f"{table}.tsv.gz" for table in ("title.basics", "title.crew", "title.principals", "name.basics"))
-"""What is read in the IMDb folder."""
+"""Files that are read in the IMDb folder."""
 MODEL_FILES = TOKENIZER_FILES | {"config.json", "generation_config.json", "model.safetensors.index.json"}
 
 
@@ -27,9 +27,14 @@ def resolve(config: RunConfig, artifacts: Path) -> RunPaths:
 
     Raises:
         InputError: a file or folder named by the config does not exist.
-        MissingArtifactError, ConfigError: ``specialists.pin`` names no usable run, or there is no such template.
+        MissingArtifactError, ConfigError: ``specialists.pin`` names no usable run, there is no such template, or
+            ``[finetune.trainer]`` cannot be handed to the trainer.
     """
+    from tripletune.finetune.trainer_settings import check_trainer_settings
+
+    # a wrong setting should not show after the specialists have trained
     check_settings(config)
+    check_trainer_settings(config.finetune.trainer)
     fingerprints: dict[str, str] = {}
     ingredients: dict[str, Ingredients] = {}
     pinned = _pinned_specialists(config, artifacts)
@@ -42,7 +47,7 @@ def resolve(config: RunConfig, artifacts: Path) -> RunPaths:
 
 
 class _Inputs:
-    """Checksums of what lies outside the store: data files, model folder, template.
+    """Checksums of inputs from outside the store: data files, model folder, template.
 
     Raises:
         InputError: a named path does not exist. ConfigError: there is no such template.
@@ -66,7 +71,7 @@ class _Inputs:
         self._paths = {key: Path(text) for key, text in named.items() if text}
 
     def of(self, stage: Stage) -> dict[str, str]:
-        """Checksums of what one stage reads."""
+        """Checksums of the outside inputs of one stage."""
         wanted = stage.outside_of(self._config)
         checksums: dict[str, str] = {}
         paths = {key: path for key, path in self._paths.items() if key.split("[")[0] in wanted}
@@ -119,8 +124,8 @@ def _pinned_specialists(config: RunConfig, artifacts: Path) -> dict[str, str]:
     if untrained:
         other = "set retrieve.retriever = 'ease' or 'lightgcn', " if untrained[0] == "sasrec" else ""
         raise ConfigError(
-            f"specialists.pin = {run.name!r}, but that run has no {untrained[0]}, which tonight's run reads; "
-            f"pin a run that has, {other}or remove the pin for a night"
+            f"specialists.pin = {run.name!r}, but that run has no {untrained[0]}, which this run reads; "
+            f"pin a run that has, {other}or remove the pin for one run"
         )
     pinned = {stage: run.fingerprints[stage] for stage in config.trained_stages}
     kept = RunPaths(root=artifacts, dataset=run.dataset, fingerprints=pinned)

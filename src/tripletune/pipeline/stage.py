@@ -1,4 +1,4 @@
-"""What a stage is: a function with parents, the settings it reads, and what its fingerprint is made of."""
+"""Declaration of a stage: its function, parents, the settings it reads, and its fingerprint's ingredients."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ Names: TypeAlias = tuple[str, ...] | Callable[[RunConfig], tuple[str, ...]]
 """Names, or a function that gives them for a config."""
 
 SHAPE_NO_BYTE = ("timeout_minutes", "checkpoint_minutes", "accelerate_config", "frozen", "template")
-"""Settings that no fingerprint covers; of accelerate config, frozen queries and template the content counts, not where
-they lie."""
+"""Settings that no fingerprint covers; the accelerate config, the frozen queries and the template count by
+content, not by path."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,13 +29,13 @@ class Stage:
     imports of this function."""
     parents: Names = ()
     fields: Names = ()
-    """Settings: dotted names, or a section, of which those count that the stage's code mentions."""
+    """Settings by dotted name, or a section; of a section only the settings that the stage's code mentions count."""
     libraries: Names = ()
     """Installed packages whose versions shape bytes."""
     outside: Names = ()
     """Inputs from outside the store, such as ``movielens``; see ``resolve.outside_inputs``."""
     also: Names = ()
-    """Further source by name: what runs in a subprocess, or is loaded because the config names it."""
+    """Further source by name: modules that run in a subprocess, or are loaded because the config names them."""
     without: Names = ()
     """Source that the function imports and this config does not run."""
     needed: Callable[[RunConfig], bool] = lambda config: True
@@ -52,7 +52,7 @@ class Stage:
 
     @property
     def help(self) -> str:
-        """What the stage does, from its function's docstring."""
+        """Help text of the stage, from its function's docstring."""
         return (_function(self.run).__doc__ or "").format(name=self.name)
 
     def parents_of(self, config: RunConfig) -> tuple[str, ...]:
@@ -70,12 +70,12 @@ class Stage:
         return close_over([root, *_for(self.also, config)], without=_for(self.without, config))
 
     def ingredients(self, config: RunConfig, parents: Mapping[str, str], inputs: Mapping[str, str]) -> Ingredients:
-        """Everything that its fingerprint is made of.
+        """Everything that the fingerprint is computed from.
 
         Args:
             config: of the run.
             parents: fingerprints of the stages so far.
-            inputs: checksums of what lies outside the store.
+            inputs: checksums of inputs from outside the store.
         """
         closure = self.sources(config)
         return {
@@ -98,9 +98,9 @@ def _for(value: Names, config: RunConfig) -> tuple[str, ...]:
 def read_settings(config: RunConfig, fields: Iterable[str], mentioned: frozenset[str]) -> dict[str, Any]:
     """Values of settings, as plain JSON data, by dotted name.
 
-    A section stands for those of its settings, and of what it computes from them, that the code mentions: a setting
-    that nobody reads counts for nobody. What a section computes (``retrieve.depth``) counts by value, because its code
-    is no source of the stage.
+    A section stands for those of its settings and computed properties that the code mentions: a setting that no stage
+    reads counts for none. A computed property (``retrieve.depth``) counts by value, because its code is no source of
+    the stage.
     """
     found: dict[str, Any] = {}
     for name in fields:
@@ -127,7 +127,7 @@ def _section(config: RunConfig, dotted: str) -> Section | None:
 
 
 def _computed(section: Section) -> dict[str, Any]:
-    """What the section's own properties give."""
+    """Values of the section's own properties."""
     classes = [one for one in type(section).__mro__ if issubclass(one, Section)]
     names = {name for one in classes for name, value in vars(one).items() if isinstance(value, property)}
     values = {name: getattr(section, name) for name in names if not name.startswith("_")}

@@ -1,6 +1,6 @@
 """The stages: ``run_<stage>(paths, config)``, paths in, paths out. Prefect tasks and the command line call these.
 
-Each function says which folders a stage reads and which package does the work; ``registry.py`` declares the stages.
+Each function names the folders a stage reads and the package that does the work; ``registry.py`` declares the stages.
 Packages are imported inside the functions: ``tripletune --help`` and ``plan`` then need not wait for torch, DGL and
 transformers, and a stage's fingerprint follows just these imports.
 """
@@ -29,15 +29,15 @@ Train = Callable[..., Facts]
 
 
 def require_one_answer(config: RunConfig) -> None:
-    """Refuse a split that asks several likes of a viewer; a run calls this before anything trains.
+    """Refuse a split that holds out several likes of a user; a run calls this before any training.
 
     Raises:
         ConfigError: ``split.protocol`` is ``ratio``.
     """
     if config.split.protocol == "ratio":
         raise ConfigError(
-            "split.protocol = 'ratio' serves retrieval benchmarks and ends where likes are learned: it asks several "
-            "likes of a viewer, prompts are made for one; use leave_one_out or global_time"
+            "split.protocol = 'ratio' serves retrieval benchmarks, up to the trained models: it holds out several "
+            "likes of a user, and a prompt has one answer; use leave_one_out or global_time"
         )
 
 
@@ -60,7 +60,7 @@ def run_ingest(paths: RunPaths, config: RunConfig) -> Path:
 
 
 def run_split(paths: RunPaths, config: RunConfig) -> Path:
-    """Label every rating by the split's protocol, and bucket the rows by viewer."""
+    """Label every rating by the split's protocol, and bucket the rows by user."""
     from tripletune.data.split.write import write_split
 
     ratings = paths.require("ingest") / "ratings.parquet"
@@ -157,7 +157,7 @@ def run_further_retriever(paths: RunPaths, config: RunConfig, *, name: str) -> P
 
 
 def _train(stage: str, paths: RunPaths, parents: tuple[str, ...], train: Train) -> Path:
-    """Reuse a trained model, pinned ones too, whose parents may be gone; or train it on all threads."""
+    """Reuse a trained model (a pinned one too, whose parents may be gone), or train it on all threads."""
     from tripletune.threads import take_all_threads
 
     if paths.is_done(stage):
@@ -168,7 +168,7 @@ def _train(stage: str, paths: RunPaths, parents: tuple[str, ...], train: Train) 
 
 
 def run_retrieve(paths: RunPaths, config: RunConfig) -> Path:
-    """Candidates, hint lists, similar viewers' films and chosen triples of every viewer and purpose."""
+    """Retrieve candidates, hint lists, similar users' films and chosen triples of every user and purpose."""
     from tripletune.retrieve.candidates import retrieve_all
 
     require_one_answer(config)
@@ -195,14 +195,14 @@ def run_retrieve(paths: RunPaths, config: RunConfig) -> Path:
 
 
 def _same_facts(rgat: Path) -> SameContent:
-    """What an increment of retrieve compares of the parents that every run makes again."""
+    """Content comparison, for an increment of retrieve, of the parents that every run rebuilds."""
     from tripletune.retrieve.reuse import same_facts
 
     return {"knowledge": lambda before, now: same_facts(before, now, rgat)}
 
 
 def _same_facts_and_titles(rgat: Path) -> SameContent:
-    """What an increment of generate compares."""
+    """Content comparison for an increment of generate."""
     from tripletune.prompts.reuse import same_titles
 
     return {**_same_facts(rgat), "ingest": same_titles}
@@ -252,7 +252,7 @@ def run_generate(paths: RunPaths, config: RunConfig, map_jobs: MapJobs | None = 
         audit = audit_night(work, split, retrieve, trained, style=template.answers, earlier=earlier)
         refuse_leaks(audit.leaks)
         write_record(work, audit.proven)
-        log.info("generate: %s of %s examples proven anew", f"{audit.anew:,}", f"{audit.proven.height:,}")
+        log.info("generate: %s of %s examples audited again", f"{audit.anew:,}", f"{audit.proven.height:,}")
         write_card(work, template, Origin.of(config, paths.fingerprints))
         if earlier:
             changes["examples_proven_anew"] = audit.anew
@@ -262,7 +262,7 @@ def run_generate(paths: RunPaths, config: RunConfig, map_jobs: MapJobs | None = 
 
 
 def run_quality(paths: RunPaths, config: RunConfig, *, run: str, child: StageRun) -> Path:
-    """Measure the shards, compare them with the last night's, and stop where they moved too far. Never reused."""
+    """Measure the shards, compare them with the last run's, and stop where they moved too far. Never reused."""
     from tripletune.quality.report import refuse_drift, report_quality
 
     generate, split = paths.require("generate"), paths.require("split")
@@ -318,7 +318,7 @@ def run_evaluate(paths: RunPaths, config: RunConfig) -> Path:
 
 
 def run_promote(paths: RunPaths, config: RunConfig, *, run: str, child: StageRun) -> Path:
-    """Move the champion alias to this adapter, or say why not. Never reused: the champion may have changed."""
+    """Move the champion alias to this adapter, or give the reason why not. Never reused: the champion may change."""
     from tripletune.promote.champion import promote_or_keep
 
     return promote_or_keep(paths, config, run=run, child=child)

@@ -1,9 +1,9 @@
-"""End what a killed run would leave behind.
+"""End the processes that a killed run would leave behind.
 
-Prefect starts a temporary server beside a flow, and stops it when Python exits; SIGKILL leaves it running for ever. The
-guardian is a small process of its own, ``python -m tripletune.processes.guardian PID``, that remembers every process
-below PID.
-Its standard input is a pipe which the kernel closes when PID is gone, however it went; then it ends what is left.
+Prefect starts a temporary server with a flow, and stops it when Python exits; SIGKILL leaves it running for ever. The
+guardian is a small process of its own, ``python -m tripletune.processes.guardian PID``, that records every process
+below PID. Its standard input is a pipe which the kernel closes when PID ends for any reason; the guardian then ends
+the processes that are left.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def guard_this_process() -> None:
 
 
 def watch(pid: int) -> None:
-    """Remember the processes below ``pid`` until standard input closes, then terminate those that still run."""
+    """Record the processes below ``pid`` until standard input closes, then terminate those that still run."""
     family: dict[int, psutil.Process] = {}
     guarded = psutil.Process(pid)
     while not select.select([sys.stdin], [], [], LOOK_SECONDS)[0]:

@@ -1,8 +1,8 @@
-"""A training process dies with the stage that started it, even when that stage is killed with SIGKILL.
+"""Tie a training process to the stage that started it, even when that stage is killed with SIGKILL.
 
-Otherwise an orphan would go on writing into a folder that the next run holds. Two threads of safety: the kernel kills
-a rank when its launcher dies (Linux), and a thread ends the rank when the supervising stage is gone, whereupon the
-launcher, seeing a rank fail, ends itself and the others.
+An orphan would go on writing into a folder that the next run holds. Two safeguards: the kernel kills a rank when its
+launcher dies (Linux), and a thread ends the rank when the supervising stage is gone, after which the launcher sees a
+failed rank and ends itself and the others.
 """
 
 from __future__ import annotations

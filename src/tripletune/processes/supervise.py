@@ -1,4 +1,4 @@
-"""Run a launcher and everything it starts, and leave none of it behind.
+"""Run a launcher and every process it starts, and leave none of them behind.
 
 accelerate and torchrun end their ranks on SIGTERM within seconds, but a launcher that is killed outright leaves them
 (they have process groups of their own). So: an own session, SIGTERM on any way out, a grace period, then the tree of
@@ -25,7 +25,7 @@ from tripletune.processes import lifeline
 from tripletune.store.files import write_json
 
 GRACE_SECONDS = 30.0
-"""What a launcher gets to end its ranks after SIGTERM."""
+"""Time for a launcher to end its ranks after SIGTERM."""
 _ORPHAN_SECONDS = 2.0
 _TAIL_LINES = 15
 _NOTE_SECONDS = 1.0
@@ -112,11 +112,15 @@ def _follow(
             next_note = now + _NOTE_SECONDS
         if process.poll() is not None:
             ended_at = ended_at or now
-            if now - ended_at > _NOTE_SECONDS:  # something inherited the pipe and keeps it open
-                return
+        # a pipe that is still open was inherited by something else, whose lines are waited for but not for ever
+        since_end = now - ended_at if ended_at is not None else 0.0
+        if since_end > GRACE_SECONDS:
+            return
         try:
             line = lines.get(timeout=0.1)
         except queue.Empty:
+            if since_end > _NOTE_SECONDS:
+                return
             continue
         if line is None:
             process.wait(timeout=max(0.1, deadline - now))
@@ -185,7 +189,7 @@ def end_noted(note: Path) -> None:
 
 
 def clean_environment(num_processes: int, use_cpu: bool) -> dict[str, str]:
-    """This process's environment without what another launcher left in it, and with threads shared out."""
+    """This process's environment without the variables of another launcher, and with the cores shared between ranks."""
     scrubbed = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT"}
     environment = {
         key: value

@@ -1,12 +1,16 @@
 """Promotion: tonight's adapter against the champion, both on tonight's valid prompts.
 
 The champion is ranked anew, because its old figures belong to other prompts. The alias moves only when tonight is not
-worse by more than a margin; a champion whose contract no longer fits these prompts is reported and kept.
+worse by more than a margin; a champion whose contract no longer fits these prompts is reported and kept. Where there is
+no champion, or its weights are not finite, the adapter is compared with the retriever's order and the untuned model
+(``rank.promotion`` has the rules).
 """
 
 from __future__ import annotations
 
+import logging
 import shutil
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -14,7 +18,7 @@ import polars as pl
 
 from tripletune.config import RunConfig
 from tripletune.contract import read_contract, require_same
-from tripletune.errors import ContractError, UserError
+from tripletune.errors import ContractError, NonFiniteError, UserError
 from tripletune.evaluate.metrics import score_lists
 from tripletune.promote.decision import PromotionDecision, decide_promotion, promotion_scores
 from tripletune.prompts.engine import prompt_contract
@@ -24,6 +28,8 @@ from tripletune.store.paths import SCRATCH, RunPaths
 from tripletune.tracking import Champion, StageRun, download_champion, find_champion, promote_adapter
 
 CUTOFF = 5
+
+log = logging.getLogger(__name__)
 
 
 def promote_or_keep(paths: RunPaths, config: RunConfig, *, run: str, child: StageRun) -> Path:
@@ -44,7 +50,7 @@ def promote_or_keep(paths: RunPaths, config: RunConfig, *, run: str, child: Stag
     adapter, scores = paths.require("finetune"), promotion_scores(paths.require("evaluate") / "per_viewer.parquet")
     current = find_champion(child.tracker, model)
     if current is None:
-        decision = _decide(config, scores, None)
+        decision = _decide(paths, config, scores, None)
     elif current.fingerprint == tonight:
         decision = PromotionDecision(False, "tonight's adapter is the champion already", 0.0, 0.0, scores.height)
     else:
@@ -63,6 +69,7 @@ def promote_or_keep(paths: RunPaths, config: RunConfig, *, run: str, child: Stag
             "version": version,
         },
     )
+    log.info("promote: %s: %s", "promoted" if decision.promote else "not promoted", decision.reason)
     child.log_decision(decision.reason, decision.difference, decision.lower_bound)
     return folder
 
@@ -82,15 +89,18 @@ def _compare(
     except ContractError as error:
         reason = f"version {champion.version} is kept: its contract no longer fits tonight's prompts ({error})"
         return PromotionDecision(False, reason, None, None, 0)
+    except NonFiniteError as error:
+        log.warning("promote: version %s can answer nothing, so it counts as no champion: %s", champion.version, error)
+        theirs = None
     except UserError as error:
         reason = f"version {champion.version} is kept: it could not be ranked tonight ({error})"
         return PromotionDecision(False, reason, None, None, 0)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-    return _decide(config, scores, theirs)
+    return _decide(paths, config, scores, theirs)
 
 
-def _decide(config: RunConfig, scores: pl.DataFrame, theirs: pl.DataFrame | None) -> PromotionDecision:
+def _decide(paths: RunPaths, config: RunConfig, scores: pl.DataFrame, theirs: pl.DataFrame | None) -> PromotionDecision:
     return decide_promotion(
         scores,
         theirs,
@@ -98,13 +108,48 @@ def _decide(config: RunConfig, scores: pl.DataFrame, theirs: pl.DataFrame | None
         confidence=config.promote.confidence,
         resamples=config.evaluate.bootstrap_resamples,
         seed=config.seed,
+        baselines=_baselines(paths, config, scores),
     )
 
 
+def _baselines(paths: RunPaths, config: RunConfig, scores: pl.DataFrame) -> Iterator[tuple[str, pl.DataFrame]]:
+    """What the first adapter is compared with, on the users of ``scores``: the cheap one first."""
+    examples = _valid_examples(paths, scores)
+    yield "the retriever's order", _measure(examples, examples["retrieved"].list.head(CUTOFF))
+    yield "the untuned model", _measure(examples, _untuned_answers(paths, config, examples))
+
+
+def _untuned_answers(paths: RunPaths, config: RunConfig, examples: pl.DataFrame) -> pl.Series:
+    """The untuned model's answer to each example; an empty one where the held-out film is no candidate.
+
+    Whoever ranks, such an example counts 0, so the model need not be asked (401 of 500 in the smoke run).
+    """
+    answerable = pl.col("candidates").list.contains(pl.col("answers").list.first())
+    asked = examples.filter(answerable)
+    if asked.is_empty():
+        return pl.Series([[]] * examples.height, dtype=pl.List(pl.Int32))
+    answered = rank_examples(
+        asked, paths.require("finetune"), tuned=False, constrained=True, batch_size=config.rank.batch_size
+    )
+    joined = examples.select("user_id").join(
+        answered.select("user_id", "answers"), on="user_id", how="left", maintain_order="left", validate="1:1"
+    )
+    return joined["answers"].fill_null([])
+
+
 def _champion_scores(paths: RunPaths, config: RunConfig, scores: pl.DataFrame, champion: Path) -> pl.DataFrame:
-    shards = sorted((paths.require("generate") / "valid").glob("*.parquet"))
-    examples = pl.read_parquet(shards).join(scores.select("user_id"), on="user_id", how="semi")
+    examples = _valid_examples(paths, scores)
     predictions = rank_examples(examples, champion, tuned=True, constrained=True, batch_size=config.rank.batch_size)
-    both = predictions.join(examples.select("user_id", relevant="answers"), on="user_id", validate="1:1")
-    metrics = score_lists(both["answers"], both["relevant"], [CUTOFF])
-    return both.select("user_id").hstack(metrics.select(f"ndcg_at_{CUTOFF}"))
+    return _measure(examples, predictions["answers"])
+
+
+def _valid_examples(paths: RunPaths, scores: pl.DataFrame) -> pl.DataFrame:
+    """The valid examples of the users that were ranked."""
+    shards = sorted((paths.require("generate") / "valid").glob("*.parquet"))
+    return pl.read_parquet(shards).join(scores.select("user_id"), on="user_id", how="semi")
+
+
+def _measure(examples: pl.DataFrame, answers: pl.Series) -> pl.DataFrame:
+    """``user_id`` and ``ndcg_at_5`` of one answer per example, in the order of the examples."""
+    metrics = score_lists(answers, examples["answers"], [CUTOFF])
+    return examples.select("user_id").hstack(metrics.select(f"ndcg_at_{CUTOFF}"))

@@ -20,7 +20,8 @@ from tripletune.errors import InputError
 from tripletune.prompts.render import Lines
 from tripletune.prompts.tokens import TokenCounter, Tokens
 from tripletune.schemas.generate import EXAMPLE_ID, EXAMPLES, SHORTENED
-from tripletune.schemas.hints import EVIDENCE, FILM_HINTS
+from tripletune.schemas.hint import EVIDENCE
+from tripletune.schemas.hints import FILM_HINTS
 
 _HINTS = tuple(hint.name for hint in FILM_HINTS if hint.shortened)
 DROPPABLE = (*EVIDENCE, *_HINTS)

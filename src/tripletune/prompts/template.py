@@ -18,7 +18,8 @@ from tripletune.config.base import is_path
 from tripletune.errors import ConfigError
 from tripletune.prompts.wording import Wording, parse_wording
 from tripletune.schemas.answers import ANSWER_STYLES, AnswerStyle
-from tripletune.schemas.hints import EVIDENCE, HINTS
+from tripletune.schemas.hint import EVIDENCE
+from tripletune.schemas.hints import HINTS
 from tripletune.store.fingerprint import sha256_json
 
 FOLDER = Path(__file__).parent / "templates"

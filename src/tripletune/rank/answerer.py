@@ -1,4 +1,4 @@
-"""A base model with an adapter on top, answering prompts in batches.
+"""Answer prompts in batches with a base model and an adapter on top.
 
 Greedy decoding: the same prompt gets the same answer, up to the last bits of float sums, which depend on the batch a
 prompt is padded in; where two titles are that close, another batch may turn them round.
@@ -7,19 +7,19 @@ prompt is padded in; where two titles are that close, another batch may turn the
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 import torch
-from peft import PeftModel
+from peft import PeftModel, get_peft_model_state_dict
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tripletune.contract import AdapterContract, locate_base, read_contract
-from tripletune.errors import ContractError
+from tripletune.errors import ContractError, NonFiniteError
 from tripletune.rank.decoding import AnswerConstraint, LineTokens, Names, read_answer
 from tripletune.schemas.answers import ANSWER_STYLES, AnswerStyle
 from tripletune.schemas.rank import PREDICTIONS
@@ -44,8 +44,9 @@ class Answerer:
         """Load base model and adapter of a finetuned folder, on the GPU where there is one.
 
         Raises:
-            MissingArtifactError, ContractError: no adapter, its base model is no longer what it was, or it answers in a
-                style that this version does not know.
+            MissingArtifactError, ContractError: no adapter, its base model has changed, or it answers in a style that
+                this version does not have.
+            NonFiniteError: a weight of the adapter is NaN or infinite.
         """
         contract = read_contract(finetuned)
         _style_of(contract)  # before weights are read
@@ -63,6 +64,12 @@ class Answerer:
             trust_remote_code=False,
         )
         model = PeftModel.from_pretrained(model, str(finetuned / "adapter"), is_trainable=False)
+        for name, weight in get_peft_model_state_dict(model, save_embedding_layers=False).items():
+            if not torch.isfinite(weight).all():
+                raise NonFiniteError(
+                    f"{finetuned / 'adapter'}: the weight {name} is NaN or infinite, so its answers mean nothing; "
+                    f"remove {finetuned} and run finetune again with a lower finetune.learning_rate"
+                )
         model = model.to("cuda" if on_gpu else "cpu").eval()
         return cls(model, tokenizer, LineTokens(tokenizer), contract)
 
@@ -81,6 +88,9 @@ class Answerer:
             constrained: allow only valid answers. Labels of one token each take one forward pass: the five likeliest
                 to come first. Titles, and labels that this tokenizer cuts, are decoded line by line.
             batch_size: prompts answered together. They are sorted by length first, so that little is padding.
+
+        Raises:
+            NonFiniteError: a logit is NaN or infinite, of whatever token: the order of the others then means nothing.
         """
         started = time.perf_counter()
         prompts = [
@@ -94,7 +104,7 @@ class Answerer:
         users = examples["user_id"].to_list()
         order = sorted(range(len(ids)), key=lambda row: (len(ids[row]), users[row]))
         rows: dict[int, dict[str, Any]] = {}
-        with nullcontext() if tuned else self.model.disable_adapter():
+        with nullcontext() if tuned else self.model.disable_adapter(), self._finite_logits(tuned):
             for start in range(0, len(order), batch_size):
                 batch = order[start : start + batch_size]
                 written = self._write([ids[row] for row in batch], [names[row] for row in batch], constrained)
@@ -111,11 +121,31 @@ class Answerer:
         self.seconds += time.perf_counter() - started
         return pl.DataFrame([rows[row] for row in range(len(rows))], schema=ANSWERED)
 
+    @contextmanager
+    def _finite_logits(self, tuned: bool) -> Iterator[None]:
+        """Look at the logits of each forward pass as the model gives them, before anything masks or sorts them."""
+        advice = (
+            "the tuned model's logits are NaN or infinite; run finetune again with a lower finetune.learning_rate"
+            if tuned
+            else f"the untuned model's logits are NaN or infinite; check the weights of {self.contract.base_model!r}"
+        )
+
+        def check(module: Any, inputs: Any, output: Any) -> None:
+            if not torch.isfinite(output.logits[:, -1]).all():  # what stands before may belong to padding
+                raise NonFiniteError(advice)
+
+        base = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+        hook = base.register_forward_hook(check)
+        try:
+            yield
+        finally:
+            hook.remove()
+
     def _write(self, ids: list[list[int]], names: Sequence[Names], constrained: bool) -> list[list[int]]:
         """Token ids written for each prompt of a batch, up to and without the end token."""
         labels = [self.lines.single(row) if constrained else None for row in names]
         written: list[list[int]] = [[] for _ in ids]
-        # apart, so that how an example is answered does not depend on its neighbours
+        # separately, so that an example's answer does not depend on its neighbours in the batch
         for is_label in (True, False):
             rows = [row for row, tokens in enumerate(labels) if (tokens is not None) == is_label]
             if not rows:

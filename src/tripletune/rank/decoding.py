@@ -1,8 +1,8 @@
-"""Answers that can only be valid: N lines, each naming another candidate, and nothing else.
+"""Constrained decoding of valid answers: N lines, each naming another candidate, and nothing else.
 
 A line is a number with a candidate's title or, where the prompt labels its candidates, the label alone.
 
-While the model writes, a small state machine per viewer allows only tokens that continue some candidate's line. It
+While the model writes, a small state machine per user allows only tokens that continue some candidate's line. It
 works on whole tokenised lines rather than on characters: each line is tokenised in its context (after the chat header
 or after a line break), where a tokenizer that cuts text at line breaks gives the tokens it would give the whole answer:
 those the adapter was trained on. Also reads free text, for answers that were not constrained.
@@ -22,7 +22,7 @@ _PROBE = [{"role": "user", "content": "?"}]
 
 @dataclass(frozen=True, slots=True)
 class Names:
-    """What one viewer's answer calls the candidates, distinct."""
+    """Distinct names of the candidates in one user's answer."""
 
     names: Sequence[str]
     style: AnswerStyle
@@ -48,7 +48,7 @@ class Names:
 
     @property
     def num_answers(self) -> int:
-        """Lines that are asked for."""
+        """Number of lines that the prompt requests."""
         return min(NUM_ANSWERS, len(self))
 
     def line(self, number: int, index: int) -> str:
@@ -112,7 +112,7 @@ class LineTokens:
         return [self._known[text, first, last] for text in texts]
 
     def single(self, names: Names) -> list[int] | None:
-        """The token of each label where one token says it all, at the start of an answer; else None."""
+        """The token of each label where one token is the whole label, at the start of an answer; else None."""
         if names.style.numbered:
             return None
         lines = self.lines(names.names, first=True, last=True)
@@ -122,7 +122,7 @@ class LineTokens:
 
 @dataclass(slots=True)
 class AnswerState:
-    """How far one viewer's answer has come.
+    """State of one user's answer while it is written.
 
     Args:
         tokens: the tokenizer's lines.
@@ -196,12 +196,12 @@ def read_answer(text: str, names: Names) -> tuple[list[int], bool]:
     """Find the candidates in an answer.
 
     Args:
-        text: what the model wrote, without control tokens.
+        text: the model's answer, without control tokens.
         names: of the candidates.
 
     Returns:
-        Indices of the distinct candidates named, one to a line, in order, at most as many as were asked for; and
-        whether the text is exactly the lines that were asked for, with distinct candidates and nothing else.
+        Indices of the distinct candidates named, one to a line, in order, at most as many as were requested; and
+        whether the text is exactly the requested lines, with distinct candidates and nothing else.
     """
     index_of = {name: index for index, name in enumerate(names.names)}
     lines = text.split("\n")

@@ -1,4 +1,4 @@
-"""The rank stage: what every system answers for every viewer, in one table.
+"""The rank stage: every system's answers for every user, in one table.
 
 Systems: ``random`` and ``retriever`` order the candidates without a language model; ``untuned`` is the base model and
 ``tuned`` the same with the adapter. Answers are written in pieces that survive a kill, since a large model takes hours.
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 _COLUMNS = ("user_id", "purpose", "prompt", "candidates", "candidate_titles", "candidate_letters", "retrieved")
 _PIECE = 512
-"""Viewers to a piece: what a kill loses at most."""
+"""Users in a piece: a kill loses at most one piece."""
 _RANDOM = 5 << 40
 """Added to the seed for the random system, so that it has nothing in common with any other order of the candidates."""
 _ROW_GROUP = 8192
@@ -90,7 +90,7 @@ def rank_shards(
 ) -> Facts:
     """Write ``predictions.parquet``: all systems for test, the tuned model for valid.
 
-    ``constrained`` is true for ``random`` and ``retriever`` too: what they answer is valid by construction.
+    ``constrained`` is true for ``random`` and ``retriever`` too: their answers are valid by construction.
 
     Args:
         shards: the generate stage's folder.
@@ -98,10 +98,10 @@ def rank_shards(
         out: work folder; pieces that a killed run finished are kept.
         settings: the ``[rank]`` section.
         prompt_contract: of the shards; compared with the adapter's before anything is loaded.
-        seed: of the random system and of the choice of viewers.
+        seed: of the random system and of the choice of users.
 
     Returns:
-        Facts: viewers by purpose, rows, share of valid answers by pass, seconds and tokens a second of this run.
+        Facts: users by purpose, rows, share of valid answers by pass, seconds and tokens a second of this run.
 
     Raises:
         ContractError: the adapter was trained on other prompts.
@@ -137,7 +137,7 @@ def rank_shards(
 
 
 def _chosen_viewers(shards: Path, purpose: str, settings: RankConfig, seed: int) -> pl.DataFrame:
-    """``user_id, place``: the viewers to rank, in the order of a hash; ``place`` counts from 0."""
+    """``user_id, place``: the users to rank, in the order of a hash; ``place`` counts from 0."""
     users = pl.scan_parquet(parquet_files(shards, purpose)).select("user_id").collect()
     hashed = users.with_columns(hashed=pl.Series(mix(users["user_id"].to_numpy(), seed + VIEWERS)))
     ordered = hashed.sort("hashed", "user_id").drop("hashed").with_row_index("place")
@@ -147,7 +147,7 @@ def _chosen_viewers(shards: Path, purpose: str, settings: RankConfig, seed: int)
 def _pieces(
     shards: Path, chosen: Mapping[str, pl.DataFrame], settings: RankConfig, folder: Path
 ) -> Iterator[tuple[_Pass, Path, pl.LazyFrame]]:
-    """Each pass cut into pieces of viewers: the way of answering, the piece's file, its examples."""
+    """Each pass cut into pieces of users: the way of answering, the piece's file, its examples."""
     for way in _PASSES:
         viewers = chosen[way.purpose]
         if not way.constrained:

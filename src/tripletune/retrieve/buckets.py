@@ -1,8 +1,8 @@
-"""One bucket of the split on its way through retrieve: whom to ask, the answers, the files.
+"""Processing of the split's buckets in retrieve: select the queries, compute their rows, write the files.
 
-In an increment few viewers of a bucket are asked; those of several buckets are then asked at once, since a question
-costs little beside what all questions share. What comes out is the same: a viewer's rows do not hang on who else is
-asked.
+An increment has few new queries per bucket; those of several buckets are then computed in one batch, since a query
+costs little compared with the work common to a batch. The output is the same: a user's rows do not depend on the other
+queries of a batch.
 """
 
 from __future__ import annotations
@@ -27,68 +27,68 @@ from tripletune.store.shards import shard_name
 
 ROW_GROUP = 1 << 16
 ASKED_AT_ONCE = 2048
-"""Questions from which on waiting buckets are answered; a bucket of MovieLens 32M has some 3,000 of each purpose in a
-full night."""
+"""Number of collected queries at which a batch is computed; a bucket of MovieLens 32M has some 3,000 of each purpose
+in a full run."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bucket:
-    """What is known of a bucket before its questions are answered."""
+    """A bucket of the split before its queries are computed."""
 
     name: str
-    """Its file in every folder."""
+    """Name of its file in every folder."""
     rows: pl.DataFrame
-    """Of the split, of the viewers asked."""
+    """Split rows of the users with a query to compute."""
     viewers: pl.DataFrame
-    """``schemas.VIEWERS`` of all."""
+    """``schemas.VIEWERS`` of all users."""
     asked: pl.DataFrame
-    """``user_id, purpose, unseen, cutoff``."""
+    """Queries to compute: ``user_id, purpose, unseen, cutoff``."""
     kept: pl.DataFrame
-    """Questions (``schemas.QUESTION``) whose rows come from an earlier night."""
+    """Queries (``schemas.QUESTION``) whose rows come from an earlier run."""
     changes: pl.DataFrame | None
-    """``increments.compare_viewers``; None: there is no earlier night."""
+    """``increments.compare_viewers``; None: there is no earlier run."""
     left_out: pl.DataFrame
-    """Questions whose fit knows an answer."""
+    """Queries dropped because their fit was trained on an answer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Written:
-    """What is left to do when a bucket's files are there."""
+    """A bucket whose files are written: the parts needed for the facts."""
 
     counts: pl.DataFrame
-    """``schemas.COUNTS`` of all questions."""
+    """``schemas.COUNTS`` of all queries."""
     kept: pl.DataFrame
     changes: pl.DataFrame | None
     left_out: pl.DataFrame
-    """As of ``Bucket``."""
+    """As in ``Bucket``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asking:
-    """Whom tonight asks, what is there from an earlier night, and who answers."""
+    """Selection of queries, the retriever that computes them, and the earlier run to reuse."""
 
     retriever: Retriever
     settings: RetrieveConfig
     num_liked_triples: int
     asked_alone: pl.Series | None
-    """``viewers.read_asked``."""
+    """``histories.read_asked``."""
     drawn: pl.DataFrame | None
-    """``sampling.sample_viewers``; None: everybody."""
+    """``sampling.sample_viewers``; None: all users."""
     known: pl.DataFrame
-    """``viewers.find_known``."""
+    """``histories.find_known``."""
     ranked: pl.Series | None
     """``rankings.ranked_viewers``."""
     night: EarlierNight | None
     out: Path
 
     def write_buckets(self, files: Mapping[str, Path]) -> tuple[list[Written], list[pl.DataFrame]]:
-        """Ask who is to be asked of some buckets, take the rest over, and write ``TABLES`` and ``viewers``.
+        """Compute the queries of some buckets, reuse the earlier run's rows, and write ``TABLES`` and ``viewers``.
 
         Args:
             files: of the split, by number.
 
         Returns:
-            The buckets, and ``schemas.RANKINGS`` of the questions asked.
+            The buckets, and ``schemas.RANKINGS`` of the computed queries.
         """
         done: list[Written] = []
         rankings: list[pl.DataFrame] = []
@@ -126,7 +126,7 @@ class Asking:
         )
 
     def _answer(self, buckets: Sequence[Bucket]) -> tuple[dict[str, pl.DataFrame], pl.DataFrame]:
-        """The rows of ``TABLES`` of all questions asked, and their rankings."""
+        """The rows of ``TABLES`` of all queries to compute, and their rankings."""
         asked, rows = (pl.concat(frames) for frames in zip(*((b.asked, b.rows) for b in buckets), strict=True))
         history, answers = find_history(rows, asked), find_answers(rows, asked)
         retriever = self.retriever
@@ -153,7 +153,7 @@ class Asking:
 
 def write_table(path: Path, frame: pl.DataFrame) -> None:
     """Write a file of the retrieve stage, with the same bytes on any number of threads."""
-    # bytes follow chunks, and chunks the number of threads
+    # the bytes depend on the chunks, and these on the number of threads
     write_parquet(path, frame.rechunk(), row_group_size=ROW_GROUP)
 
 

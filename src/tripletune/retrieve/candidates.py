@@ -1,7 +1,7 @@
-"""The retrieve stage: candidates, hint 1 and hint 2 of every question, bucket by bucket of the split.
+"""The retrieve stage: candidates, hint 1 and hint 2 of every query, bucket by bucket of the split.
 
-What is computed is in ``retriever.py``, what an earlier night has computed in ``earlier.py``, a bucket's way in
-``buckets.py``; this file loads, walks over the buckets, and counts.
+This module loads the inputs, runs over the buckets and counts. Computation is in ``retriever.py``, reuse of an earlier
+run's rows in ``reuse.py``, the processing of a bucket in ``buckets.py``.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from tripletune.store.shards import split_files
 from tripletune.threads import map_in_threads, num_threads
 
 BUCKETS_AT_ONCE = 8
-"""At the most; a bucket of 3,000 viewers of MovieLens 32M takes some 300 MB while it is worked on."""
+"""Buckets processed in parallel at most; one of 3,000 users of MovieLens 32M takes some 300 MB."""
 TURNS_OF_INCREMENT = 4
-"""At the least; into so many an increment's buckets are parted, each with few questions to ask at once."""
+"""Groups that an increment's buckets are divided into, at least; a group computes its few queries in one batch."""
 EVERYBODY = SampleConfig()
 
 
@@ -45,23 +45,23 @@ def retrieve_all(
     sample: SampleConfig = EVERYBODY,
     earlier: Path | None = None,
 ) -> Facts:
-    """The retrieve stage: ``shard-NNN.parquet`` in ``retrieved``, ``choices``, ``profiles``, ``counts`` and
-    ``viewers``, and ``rankings.parquet``.
+    """Run the retrieve stage.
 
-    Where not everybody is asked for training, also ``sample.parquet``.
+    Writes ``shard-NNN.parquet`` in ``retrieved``, ``choices``, ``profiles``, ``counts`` and ``viewers``, and
+    ``rankings.parquet``; with a sample of training users also ``sample.parquet``.
 
     Args:
         split, knowledge: folders of the finished stages.
-        trained: folders of the stages that learn from likes, by name: ``lightgcn``, ``rgat`` and the retrievers.
+        trained: folders of the trained models' stages, by name: ``lightgcn``, ``rgat`` and the retrievers.
         out: work folder; one shard per bucket of the split, under the same number.
-        num_liked_triples: newest liked films that get triples beside the candidates.
-        sample: whom training questions are asked.
-        earlier: a finished output that differs from this one in ratings alone; rows are taken over from it.
+        num_liked_triples: newest liked films that get triples as well as the candidates.
+        sample: selection of users for training queries.
+        earlier: a finished output that differs from this one in ratings alone; rows are reused from it.
 
     Returns:
         Counts; ``ceiling``: the share of valid and of test answers that are among the candidates, which no re-ranking
-        can exceed (1 by construction for ``kerag``); by purpose, the questions left out because their fit knows an
-        answer; with ``earlier``, how many viewers were taken over, and why the others were not.
+        can exceed (1 by construction for ``kerag``); by purpose, the queries dropped because their fit was trained on
+        an answer; with ``earlier``, how many users were reused, and why the others were not.
 
     Raises:
         InputError: an input is missing, damaged or does not fit the others.
@@ -92,7 +92,7 @@ def retrieve_all(
 
 
 def _draw(files: Mapping[str, Path], retriever: Retriever, sample: SampleConfig, out: Path) -> pl.DataFrame | None:
-    """Write ``sample.parquet``; None where training questions are asked of everybody, or of nobody."""
+    """Draw the training users and write ``sample.parquet``; None with all users, or without training queries."""
     if sample.method == "all" or "train" not in retriever.settings.purposes:
         return None
     drawn = sample_viewers(read_rows(list(files.values())), retriever.lightgcn["a"], sample, retriever.seed)
@@ -103,7 +103,7 @@ def _draw(files: Mapping[str, Path], retriever: Retriever, sample: SampleConfig,
 def _ranked(
     files: Mapping[str, Path], asked_alone: pl.Series | None, settings: RetrieveConfig, seed: int
 ) -> pl.Series | None:
-    """Ids of the users for whom every retriever ranks the whole catalogue; None: of all."""
+    """Ids of the users for whom every retriever ranks the whole catalogue; None: all users."""
     rows = read_rows(list(files.values()))
     askable = rows if asked_alone is None else rows.filter(pl.col("user_id").is_in(asked_alone.implode()))
     return ranked_viewers(askable, settings.ranked_viewers, seed)
@@ -126,7 +126,7 @@ def _ask_all(asking: Asking, files: Mapping[str, Path]) -> tuple[list[Written], 
 
 
 def _changes(done: Sequence[Written]) -> Facts:
-    """Queries dropped because their fit knows an answer, and with an earlier output what was reused of it."""
+    """Facts: queries dropped because their fit was trained on an answer, and with an earlier output the reuse."""
     left_out = pl.concat(bucket.left_out for bucket in done)["purpose"].value_counts().sort("purpose")
     changes = [bucket.changes for bucket in done if bucket.changes is not None]
     return {

@@ -1,9 +1,9 @@
 # Shape letters in this file:
-#   U viewers, D vector width, K clusters
-"""k-means on viewers' vectors, the same whatever the order of viewers and the number of threads.
+#   U users, D vector width, K clusters
+"""k-means on users' vectors, independent of the order of users and of the number of threads.
 
-Beginnings are drawn as in k-means++ (Arthur & Vassilvitskii, SODA 2007), but by a hash of each viewer: that a viewer
-has come or gone changes a beginning only where it was one.
+Initial centres are drawn as in k-means++ (Arthur & Vassilvitskii, SODA 2007), but by a hash of each user: adding or
+removing a user changes an initial centre only if that user is one.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from tripletune.stable_hash import exponential
 from tripletune.threads import one_thread
 
 _ROUNDS = 100
-"""At most; assignments that no longer change end it sooner."""
+"""Rounds at most; it ends sooner when the assignments no longer change."""
 
 
 def cluster_viewers(vectors_UD: Tensor, users_U: Ints, num_clusters: int, seed: int) -> Ints:
-    """The cluster of each viewer, shape (U,), numbered from 0 in the order of the beginnings.
+    """The cluster of each user, shape (U,), numbered from 0 in the order of the initial centres.
 
     Args:
-        vectors_UD: finite; one viewer at least.
+        vectors_UD: finite; at least one user.
         users_U: ids, ascending, so that sums run in one order.
         num_clusters: K; with fewer different vectors the last clusters are empty.
         seed: of the hash.
@@ -55,5 +55,5 @@ def _beginnings(points_UD: Tensor, users_U: Ints, num_clusters: int, seed: int) 
 
 
 def _nearest(points_UD: Tensor, centres_KD: Tensor) -> Tensor:
-    # a viewer's own squared length is the same for every centre
+    # a user's own squared length is the same for every centre
     return (centres_KD.square().sum(dim=1) - 2 * points_UD @ centres_KD.T).argmin(dim=1)

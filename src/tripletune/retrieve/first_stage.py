@@ -1,8 +1,8 @@
 # Shape letters in this file:
 #   U users, K places of a list
-"""The first stage: every retriever's best films of each user, ranked when they are first needed.
+"""First stage of retrieval: every retriever's best films of each user, ranked lazily.
 
-``lightgcn`` is always there, the others of ``config.RETRIEVERS`` where they were trained, and ``fused`` is the
+``lightgcn`` is always included, the others of ``config.RETRIEVERS`` where they were trained, and ``fused`` is the
 reciprocal rank fusion of those with a weight. All lists are columns of LightGCN's catalogue, with one mask and one
 order of ties.
 """
@@ -22,15 +22,15 @@ from tripletune.retrieve.fuse import fuse
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FirstStage:
-    """What ranks the whole catalogue in one fit."""
+    """Rankers of the whole catalogue in one fit."""
 
     settings: RetrieveConfig
     rankers: Mapping[str, Ranker]
-    """By the name of the list; a retriever with several lists stands under each."""
+    """By name of the list; a retriever with several lists is entered under each."""
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Lists that there are."""
+        """Names of the available lists."""
         return (*self.rankers, *(("fused",) if self.settings.retriever == "fused" else ()))
 
     def ask(self, histories: Histories) -> Lists:
@@ -40,7 +40,7 @@ class FirstStage:
 
 @dataclass(slots=True)
 class Lists:
-    """Ranked lists of some users, each made when it is first asked for."""
+    """Ranked lists of some users, each computed when it is first requested."""
 
     stage: FirstStage
     histories: Histories
@@ -58,7 +58,7 @@ class Lists:
         return self._made[name][:, :length]
 
     def of(self, user_S: Ints) -> Lists:
-        """The lists of some of these users, numbered from 0; lists already made are cut and not made again."""
+        """The lists of some of these users, numbered from 0; lists already computed are cut, not computed again."""
         made = {name: made_UK[user_S] for name, made_UK in self._made.items()}
         return Lists(self.stage, self.histories.of(user_S), made)
 
@@ -73,11 +73,11 @@ class Lists:
 
 
 def load_first_stages(trained: Mapping[str, Path], serving: Serving) -> dict[str, FirstStage]:
-    """Load the retrievers that were trained, and put those of each fit together.
+    """Load the trained retrievers and group their rankers by fit.
 
     Args:
         trained: folders of the finished stages by name; those of ``config.RETRIEVERS`` among them are loaded.
-        serving: what is loaded already, and for which fits.
+        serving: the models loaded already, and the names of the fits.
 
     Raises:
         InputError: a retriever's files are missing, damaged or do not fit LightGCN's.

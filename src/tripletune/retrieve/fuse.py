@@ -1,9 +1,9 @@
 # Shape letters in this file:
-#   U viewers, K places of a list, S places of all lists
-"""Reciprocal rank fusion (Cormack, Clarke & Buettcher, SIGIR 2009): several lists of a viewer's best films made one.
+#   U users, K places of a list, S places of all lists
+"""Reciprocal rank fusion (Cormack, Clarke & Buettcher, SIGIR 2009) of several lists of a user's best films.
 
-A film at place r (from 1) of a list of weight w counts ``w / (k + r)``; a list that does not name it counts nothing.
-Scores of different models are never compared, so none needs to be calibrated.
+A film at place r (from 1) of a list of weight w counts ``w / (k + r)``; a list without it counts nothing. Scores of
+different models are never compared, so none needs to be calibrated.
 """
 
 from __future__ import annotations
@@ -15,31 +15,31 @@ import numpy as np
 from tripletune.models.serving.topk import Ints
 
 UNIT = float(1 << 40)
-"""Counts are whole multiples of 1 / this: sums are exact, and ties do not hang on the order of the lists."""
+"""Counts are whole multiples of ``1 / UNIT``: sums are exact, and ties do not depend on the order of the lists."""
 
 
 def fuse(tops: Sequence[Ints], weights: Sequence[float], k: float, length: int) -> Ints:
-    """The ``length`` best films of each viewer by the sum over lists of ``weight / (k + rank)``.
+    """The ``length`` best films of each user by the sum over lists of ``weight / (k + rank)``.
 
     Args:
         tops: a list per model: columns of one catalogue (U, K), best first, -1 at the end of shorter rows.
-            K may differ; no row names a film twice.
+            K may differ; no row holds a film twice.
         weights: of each list, finite and not negative.
-        k: how little the first places stand out, above 0; the paper has 60.
+        k: smoothing of the first places, above 0: the larger, the less they stand out; 60 in the paper.
         length: places of the result, at least 1.
 
     Returns:
         Columns (U, length), best first, ties by the lower column; -1 at the end of shorter rows.
 
     Raises:
-        ValueError: lists and weights differ in number, or the lists in viewers.
+        ValueError: the numbers of lists and weights differ, or the lists have different numbers of users.
     """
     num_viewers = len(tops[0])
     if len(tops) != len(weights) or any(len(top_UK) != num_viewers for top_UK in tops):
-        raise ValueError(f"{len(tops)} lists of {[len(top) for top in tops]} viewers, and {len(weights)} weights")
+        raise ValueError(f"{len(tops)} lists of {[len(top) for top in tops]} users, and {len(weights)} weights")
     column_US = np.concatenate(tops, axis=1)
     count_US = np.concatenate([_counts(*one, k) for one in zip(tops, weights, strict=True)], axis=1)
-    # a viewer's films in order of column: the same film of several lists stands side by side
+    # a user's films in order of column: entries of the same film in several lists become neighbours
     order_US = np.argsort(column_US, axis=1, kind="stable")
     column_US, count_US = (np.take_along_axis(part, order_US, axis=1) for part in (column_US, count_US))
     total_US = count_US.copy()

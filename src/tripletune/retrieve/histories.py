@@ -1,8 +1,8 @@
-"""Who is asked about, up to when, and from which rows: the border that no later row may cross.
+"""Queries and their evidence: the users, their cutoffs, and the rows before each cutoff.
 
-A question is a (viewer, purpose, cutoff). Its cutoff is the position of the first answer in the viewer's own order of
-time; everything that retrieve computes for it comes from rows with a lower position. For train a viewer may be asked
-at several cutoffs: fit a never saw a ``target`` like, so those before a cutoff are newer history and nothing more.
+A query is a (user, purpose, cutoff). Its cutoff is the position of the first answer in the user's own order of time;
+everything that retrieve computes for it comes from rows with a lower position. For train a user may have several
+cutoffs: fit a is never trained on a ``target`` like, so those before a cutoff are only newer history.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from tripletune.schemas.training import TRAINED_ON
 
 
 def read_rows(files: list[Path]) -> pl.LazyFrame:
-    """Rows of some buckets, without the timestamp, whose work is done by ``position``."""
+    """Rows of some buckets, without the timestamp, which ``position`` replaces."""
     return pl.scan_parquet(files, hive_partitioning=False).select(name for name in SPLIT.names() if name != "timestamp")
 
 
 def read_fit_likes(lightgcn: Path, fit: str) -> pl.DataFrame:
-    """The likes that a fit was really trained on, which a pinned one has not from tonight's split.
+    """Training likes of a fit, read from its own output (a pinned fit used another split).
 
     Args:
-        lightgcn: folder of that stage; the other fits of a run are made of the same rows.
+        lightgcn: folder of that stage; the other models of a run are trained on the same rows.
         fit: ``a`` or ``b``.
 
     Returns:
@@ -54,17 +54,17 @@ def read_fit_likes(lightgcn: Path, fit: str) -> pl.DataFrame:
 
 
 def find_known(files: list[Path], lightgcn: Path) -> pl.DataFrame:
-    """Questions that may not be asked: whose fit was trained on an answer, or on a viewer who is unseen tonight.
+    """Leaked queries, to be dropped: their fit was trained on an answer, or on a user who is unseen in this run.
 
-    Tonight's split may contradict the one that pinned specialists were trained on: a film that is rated again moves to
-    the end of its viewer's order, from ``graph`` to a later label.
+    This run's split may contradict the one that pinned specialists were trained on: a film that is rated again moves to
+    the end of its user's order, from ``graph`` to a later label.
 
     Args:
         files: buckets of the split.
-        lightgcn: folder of that stage; the other fits of a run are made of the same rows, or of some of them.
+        lightgcn: folder of that stage; the other models of a run are trained on the same rows, or on some of them.
 
     Returns:
-        ``user_id, purpose``, unique: at no cutoff may they be asked.
+        ``user_id, purpose``, unique: dropped at every cutoff.
     """
     trained = pl.scan_parquet(lightgcn / "trained_on.parquet")
     film = (pl.col("user_id").cast(pl.Int64) * (1 << 32) + pl.col("movie_id")).alias("film")
@@ -77,7 +77,7 @@ def find_known(files: list[Path], lightgcn: Path) -> pl.DataFrame:
     found = []
     for purpose, label in ANSWER_LABEL.items():
         asked = held_out.filter(pl.col("label") == label)
-        # a table of what is held out, much less than what was learned from
+        # join from the held-out rows, which are far fewer than the training likes
         films = trained.filter(pl.col("fit") == FIT_OF[purpose]).select(film)
         of_film = films.join(asked.lazy().select("film"), on="film", how="semi").collect(engine="streaming")
         unseen = asked.filter("unseen")
@@ -90,25 +90,24 @@ def find_known(files: list[Path], lightgcn: Path) -> pl.DataFrame:
 
 
 def read_asked(split: Path) -> pl.Series | None:
-    """Whom valid and test questions are asked, where the split holds an evaluation set from an earlier night; None:
-    everybody."""
+    """Users of valid and test queries where the split has an evaluation set from an earlier run; None: all users."""
     path = split / ASKED
     return pl.Series(json.loads(path.read_text("utf-8"))["users"], dtype=pl.Int32) if path.is_file() else None
 
 
 def find_questions(rows: pl.DataFrame, asked_alone: pl.Series | None = None, *, train_cutoffs: int = 1) -> pl.DataFrame:
-    """``user_id, purpose, unseen, cutoff``, sorted by user, purpose and cutoff.
+    """Find all queries: ``user_id, purpose, unseen, cutoff``, sorted by user, purpose and cutoff.
 
-    Train: warm viewers with at least one ``target`` like; valid and test: everyone who has that like, or of them just
-    those of ``read_asked``.
+    Train: warm users with at least one ``target`` like; valid and test: every user with such a like, restricted to
+    ``asked_alone`` if given.
 
     Args:
         rows: of the split.
-        asked_alone: of ``read_asked``.
-        train_cutoffs: training questions of a viewer. T ``target`` likes, oldest first, are cut into m windows, of
-            ``train_cutoffs`` and T the smaller, the k-th (from 0) from like floor(k * T / m) on; each begins at a
-            cutoff. The windows' lengths differ by one at most, the first begins at the first ``target`` like, and the
-            last holds a like at least, so that no question is without an answer.
+        asked_alone: result of ``read_asked``.
+        train_cutoffs: training queries of a user. T ``target`` likes, oldest first, are cut into
+            m = min(``train_cutoffs``, T) windows; the k-th (from 0) begins at like floor(k * T / m), which is a cutoff.
+            The windows' lengths differ by one at most, the first begins at the first ``target`` like, and the last
+            holds at least one like, so that every query has an answer.
     """
     found = []
     for purpose, label in ANSWER_LABEL.items():
@@ -136,8 +135,7 @@ def find_history(rows: pl.DataFrame, questions: pl.DataFrame) -> pl.DataFrame:
 
 
 def find_seen(rows: pl.DataFrame, questions: pl.DataFrame) -> pl.DataFrame:
-    """Everything rated before the cutoff, liked or not: ``user_id, purpose, cutoff, movie_id``; the one
-    mask."""
+    """Mask of all films rated before the cutoff, liked or not: ``user_id, purpose, cutoff, movie_id``."""
     return _before(rows.select("user_id", "movie_id", "position"), questions).select(*QUESTION, "movie_id")
 
 

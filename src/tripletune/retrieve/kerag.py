@@ -1,11 +1,11 @@
 # Shape letters in this file:
-#   U viewers, A answers put in (padded), K films of the retriever's list, S slots of the list that is made, D width
-"""The published candidate recipe: ten films that hold the answers, filled up with films the viewer has not rated.
+#   U users, A inserted answers (padded), K films of the retriever's list, S slots of the resulting list, D width
+"""The published candidate recipe: ten films that include the answers, filled up with films the user has not rated.
 
-Training: up to five of the viewer's ``target`` likes, the three highest rated and the next two, then films from the top
+Training: up to five of the user's ``target`` likes, the three highest rated and the next two, then films from the top
 of the retriever to ten. Valid and test: the one held-out like and nine films from the top of the retriever. The answer
-is put in by hand, so the ceiling is 1 and every metric flatters: these prompts compare with the published numbers and
-with nothing else. (Only a film that a pinned specialist does not know stays out, since it cannot be ranked.)
+is inserted, so the ceiling is 1 and every metric is too high: these prompts compare with the published numbers and with
+nothing else. (Only a film outside a pinned specialist's catalogue is not inserted, since it cannot be ranked.)
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ MAX_ANSWERS = 5
 
 
 def best_answers(answers: pl.DataFrame, questions: pl.DataFrame, fit: LightGCNFit) -> Ints:
-    """Columns of the up to five best rated answers of each question, (U, 5), -1 where there are fewer.
+    """Columns of the up to five best rated answers of each query, (U, 5), -1 where there are fewer.
 
-    Ties in rating fall in the catalogue's order.
+    Ties in rating are broken by the catalogue's order.
     """
     columns = pl.Series("column", fit.catalogue.columns(answers["movie_id"].to_numpy()))
     numbered = questions.select(*QUESTION).with_row_index("viewer")
@@ -40,12 +40,12 @@ def best_answers(answers: pl.DataFrame, questions: pl.DataFrame, fit: LightGCNFi
 
 
 def put_in(answers_UA: Ints, top_UK: Ints, users_UD: Tensor, fit: LightGCNFit) -> Ints:
-    """Answers plus the first films of ``top_UK`` to ten, ordered by LightGCN so that the order tells nothing else.
+    """Answers plus the first films of ``top_UK`` to ten, ordered by LightGCN so that the order reveals no answer.
 
     Args:
         answers_UA: columns, padded with -1.
         top_UK: the retriever's list, at least 15 long where the catalogue allows, padded with -1.
-        users_UD: LightGCN vectors of the viewers.
+        users_UD: LightGCN vectors of the users.
 
     Returns:
         Columns (U, 10), best first, -1 at the end of rows with fewer films.

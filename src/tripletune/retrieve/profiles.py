@@ -1,11 +1,11 @@
 # Shape letters in this file:
-#   U questions (a viewer and a purpose), B likes of a block, T rows of like and triple, G rows of like and relation,
+#   U queries, B likes of a block, T rows of like and triple, G rows of like and relation,
 #   M films with triples, X triples, R runs (all triples of a film by one relation), C relations, D vector width
-"""A viewer's preference profile: by which relation do the facts of liked films speak to this viewer.
+"""Preference profile of a user: weights of the relations by which liked films match the user.
 
-Per liked film the R-GAT's posterior over its triples, ``softmax`` of the scores that choose hint 2, summed by relation;
-the mean over the films is the profile's ``mass``. ``attention`` is the same mean without the viewer (alpha alone): what
-these films would say to anybody. A relation with more mass than attention is one by which this viewer differs.
+Per liked film the R-GAT's posterior over its triples, ``softmax`` of the scores that choose hint 2, is summed by
+relation; the mean over the films is the profile's ``mass``. ``attention`` is the same mean of alpha alone, which does
+not depend on the user. A relation with more mass than attention weighs more for this user than by alpha alone.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from tripletune.schemas.retrieve import PROFILES
 LIKES_AT_ONCE = 1 << 13
 """Likes whose triples are scored at a time, at least; with some 15 triples a film that is 100,000 rows, some MiB."""
 ROWS_AT_ONCE = 1 << 11
-"""Rows of like and triple whose vectors are gathered at a time: what stays in the cache is several times as fast."""
+"""Rows of like and triple whose vectors are gathered at a time: several times as fast when they fit the cache."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,11 +48,11 @@ class RelationTable:
     """Place of a run's first triple among its film's."""
     relation_R: Ints
     share_R: npt.NDArray[np.float64]
-    """What the run has of the attention of its film."""
+    """Share of its film's attention in each run."""
 
     @classmethod
     def build(cls, table: TripleTable, rgat: RgatFit) -> RelationTable:
-        """Sort a fit's triples; only those whose entity has a name are in it, as in hint 2."""
+        """Sort a fit's triples; only those whose entity has a name are included, as in hint 2."""
         relations = table.text["relation"]
         names = relations.unique().sort()
         relation_X = relations.cast(pl.Enum(names)).to_physical().to_numpy().astype(np.int64)
@@ -86,7 +86,7 @@ class RelationTable:
 def find_profiles(
     fits: Mapping[str, RgatFit], tables: Mapping[str, RelationTable], questions: pl.DataFrame, history: pl.DataFrame
 ) -> pl.DataFrame:
-    """The profile of each question's viewer, from the likes before the cutoff and the fit that answers the purpose.
+    """Profiles of the queries' users, from the likes before the cutoff and the fit of the purpose.
 
     Args:
         fits, tables: R-GAT's vectors and triples by name of the fit.
@@ -94,8 +94,8 @@ def find_profiles(
         history: likes before the cutoff, ``user_id, purpose, movie_id, age``.
 
     Returns:
-        Frame of ``schemas.PROFILES``, sorted by user, purpose and relation. A viewer none of whose likes has a triple
-        has no row; of the others each relation of their films has one, and ``mass`` sums to one, ``attention`` too.
+        Frame of ``schemas.PROFILES``, sorted by user, purpose and relation. A query whose likes have no triple has no
+        row; any other has one row per relation of its films, and ``mass`` and ``attention`` each sum to one.
     """
     parts = [PROFILES.to_frame()]
     for name, fit in fits.items():
@@ -109,12 +109,12 @@ def find_profiles(
 
 
 def build_profiles(table: RelationTable, rgat: RgatFit, likes: Likes, num_viewers: int) -> pl.DataFrame:
-    """Profiles of viewers numbered from 0: ``viewer, relation, films, mass, attention``, sorted by viewer.
+    """Profiles of users numbered from 0: ``viewer, relation, films, mass, attention``, sorted by user.
 
     Args:
         table: the fit's triples.
         rgat: the same fit's vectors.
-        likes: sorted by viewer.
+        likes: sorted by user.
         num_viewers: U.
     """
     shape = (num_viewers, len(table.names_C))
@@ -161,8 +161,8 @@ def _posteriors(table: RelationTable, users_UD: Floats, viewer_B: Ints, place_B:
 
 
 def _whole_viewers(likes_U: Ints) -> Iterator[tuple[int, int]]:
-    """Ranges of likes of about ``LIKES_AT_ONCE``, cut between viewers: a viewer's sums are made in one go, so that
-    their last bits do not hang on who else is asked about."""
+    """Ranges of about ``LIKES_AT_ONCE`` likes, cut between users: each user's sums are computed in one call, so that
+    their last bits do not depend on the other users."""
     ends_U = np.cumsum(likes_U)
     first = 0
     while len(ends_U) and first < ends_U[-1]:

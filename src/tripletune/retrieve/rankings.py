@@ -1,10 +1,10 @@
 # Shape letters in this file:
-#   U viewers, B viewers of one block, M films, L the most liked of them, X triples of all films, N entities,
+#   U users, B users of one block, M films, L the most liked of them, X triples of all films, N entities,
 #   D vector width, K places, E films seen
 """First-stage rankings of the whole catalogue, for evaluation: popularity, and the R-GAT's own film score.
 
-They share one mask with the retrievers' lists (``first_stage.py``): what the viewer rated before the cutoff. Both are
-measured, never shown.
+They share one mask with the retrievers' lists (``first_stage.py``): the films rated before the cutoff. Both are only
+measured, never shown in a prompt.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from tripletune.stable_hash import VIEWERS, mix
 
 
 def ranked_viewers(rows: pl.LazyFrame, num: int, seed: int) -> pl.Series | None:
-    """Ids of the viewers whose valid and test questions are ranked; None: of all.
+    """Ids of the users whose valid and test queries are ranked; None: all users.
 
     Args:
-        rows: of all buckets of the split (``viewers.read_rows``).
-        num: that many, the first in the order in which ``rank`` takes them; 0 for all.
+        rows: of all buckets of the split (``histories.read_rows``).
+        num: number of users, the first in the order of the stage ``rank``; 0 for all.
         seed: the run's.
     """
     asked = rows.filter(pl.col("label").is_in(["valid", "test"])).select(pl.col("user_id").unique())
@@ -46,7 +46,7 @@ def rank_by_popularity(like_counts_M: Ints, seen: Ragged, num_viewers: int) -> I
     order_M = np.argsort(-like_counts_M, kind="stable")
     place_M = np.empty_like(order_M)
     place_M[order_M] = np.arange(len(order_M))
-    # as many of the first as are needed whatever was seen; the other columns can be in nobody's list
+    # enough of the first columns for every mask; the others cannot be in any list
     num = min(len(order_M), LISTED_FILMS + int(np.diff(seen.offsets).max(initial=0)))
     row_E, place_E = np.repeat(np.arange(num_viewers), np.diff(seen.offsets)), place_M[seen.values]
     masked = Ragged.from_pairs(row_E[place_E < num], place_E[place_E < num], num_viewers)
@@ -58,20 +58,20 @@ def rank_by_popularity(like_counts_M: Ints, seen: Ragged, num_viewers: int) -> I
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FilmEvidence:
-    """What a fit's films are ranked by, put in order once."""
+    """Sorted triples and vectors by which a fit's films are ranked."""
 
     rgat: RgatFit
     starts_M: Tensor
-    """Place of each film's first triple; films stand in the catalogue's order."""
+    """Place of each film's first triple; films are in the catalogue's order."""
     entity_X: Tensor
     """Rows of ``entities_ND``."""
     alpha_X: Tensor
     entities_ND: Tensor
-    """Vectors of the entities that have any attention."""
+    """Vectors of the entities with any attention."""
 
     @classmethod
     def build(cls, rgat: RgatFit) -> FilmEvidence:
-        """Look the entities up by key."""
+        """Build from a fit; entities are looked up by key."""
         edges = rgat.attention.join(rgat.entity_rows, on="entity")
         column_X = rgat.catalogue.columns(edges["movie_id"].to_numpy())
         used_N, entity_X = np.unique(edges["row"].to_numpy(), return_inverse=True)
@@ -99,11 +99,11 @@ def film_scores(evidence: FilmEvidence, users_UD: Tensor) -> Callable[[int, int]
     """``score_block`` of the film score ``bias_i + log sum_t alpha_t exp(beta <u, e_t> / sqrt(d))``.
 
     The sum over triples is one sparse product of the films' attention with exponentials taken once per entity and
-    relative to the viewer's highest. A film without triples, or with none within e**-87 of that (the range of
-    float32), gets the floor of that range: it ranks below every film that the knowledge graph speaks for.
+    relative to the user's highest. A film without triples, or with none within e**-87 of that (the range of
+    float32), gets the floor of that range: it ranks below every film with a triple in the range.
 
-    Viewers are columns until the end, so that the product reads whole rows. As in ``product_blocks`` every block has
-    the same shape, each is written where the last one stood, and a viewer's scores do not depend on the others.
+    Users are columns until the end, so that the product reads whole rows. As in ``product_blocks`` every block has
+    the same shape and overwrites the one before, and a user's scores do not depend on the others.
     """
     rgat, entities_ND = evidence.rgat, evidence.entities_ND
     scale = rgat.beta / users_UD.shape[1] ** 0.5
@@ -126,6 +126,6 @@ def film_scores(evidence: FilmEvidence, users_UD: Tensor) -> Callable[[int, int]
 
 
 def as_rows(questions: pl.DataFrame, answers: pl.DataFrame, retriever: str, top: pl.Series) -> pl.DataFrame:
-    """Rows of ``schemas.RANKINGS`` for questions that have one answer."""
+    """Rows of ``schemas.RANKINGS`` for queries that have one answer."""
     named = questions.with_columns(top.alias("top"), retriever=pl.lit(retriever))
     return named.join(answers.rename({"movie_id": "answer"}), on=QUESTION, maintain_order="left")

@@ -1,10 +1,10 @@
 # Shape letters in this file:
-#   U questions (a viewer, a purpose and a cutoff), K places, F similar viewers' films, E rated films
-"""Everything the prompts need about any viewer: candidates, hint 1 and hint 2, from a history and a mask.
+#   U queries (a user, a purpose and a cutoff), K places, F similar users' films, E rated films
+"""Retrieval for the prompts of any user: candidates, hint 1 and hint 2, from a history and a mask.
 
-``retrieved`` (the default) shows the retriever's top films and puts nothing in: an answer that retrieval missed would
-always be the film that hint 1 leaves out, and the model would learn just that. ``kerag`` is the published recipe, see
-``kerag.py``. One ``Retriever`` serves the shards and a viewer who is only a list of films.
+``retrieved`` (the default) takes the retriever's top films and inserts no answer: an inserted answer that retrieval
+missed would always be the film missing from hint 1, and the model would learn just that. ``kerag`` is the published
+recipe, see ``kerag.py``. One ``Retriever`` serves the shards and an ad-hoc user given by a list of films.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from tripletune.models.serving.catalogue import Catalogue, Likes
 from tripletune.models.serving.retriever import Histories, Serving
 from tripletune.models.serving.topk import Ints, Ragged
 from tripletune.retrieve.first_stage import FirstStage, Lists, load_first_stages
+from tripletune.retrieve.further_hints import HintInputs, compute_hints
 from tripletune.retrieve.histories import read_fit_likes
 from tripletune.retrieve.kerag import best_answers, put_in
 from tripletune.retrieve.profiles import RelationTable
@@ -38,7 +39,7 @@ from tripletune.schemas.retrieve import CHOICES, RANKINGS, RETRIEVED
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Batch:
-    """The questions of one fit, numbered from 0, and what the retrievers answer."""
+    """The queries of one fit, numbered from 0, and the retrievers' lists."""
 
     fit: str
     questions: pl.DataFrame
@@ -47,7 +48,7 @@ class _Batch:
     lists: Lists
 
     def of(self, users: pl.Series) -> _Batch:
-        """The questions of some viewers."""
+        """The queries of some users."""
         is_asked = self.questions["user_id"].is_in(users.implode())
         viewer_S = np.flatnonzero(is_asked.to_numpy())
         numbers = pl.DataFrame({"viewer": viewer_S, "number": np.arange(len(viewer_S))}).cast(pl.UInt32)
@@ -69,9 +70,9 @@ class _Batch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Retriever:
-    """All that was fitted, tonight's triples and the similar viewers, ready for any viewer.
+    """Trained models, this run's triples and the similar users, loaded for queries of any user.
 
-    Load once, ask often: ``retrieve_viewers`` for shards and for ad-hoc viewers alike.
+    Load once, query often: ``retrieve_viewers`` serves shards and ad-hoc users alike.
     """
 
     settings: RetrieveConfig
@@ -96,22 +97,22 @@ class Retriever:
         seed: int,
         fits: tuple[str, ...] = ("a", "b"),
     ) -> Retriever:
-        """Read stage outputs; tonight's split is none of them, as what was fitted may be pinned.
+        """Read stage outputs; this run's split is not among them, since the trained models may be pinned.
 
         Args:
             knowledge: folder of that stage.
-            trained: folders of the stages that learn from likes, by name: ``lightgcn``, ``rgat``, and at least the
-                retrievers that candidates come of.
-            settings: which candidates, hints and triples.
-            num_liked_triples: newest liked films that get triples beside the candidates.
+            trained: folders of the trained models' stages, by name: ``lightgcn``, ``rgat``, and at least the
+                retrievers that make the candidates.
+            settings: of candidates, hints and triples.
+            num_liked_triples: newest liked films that get triples as well as the candidates.
             seed: the run's.
-            fits: which fits to hold; ``("b",)`` is enough for viewers of today.
+            fits: names of the fits to load; ``("b",)`` is enough for valid, test and ad-hoc queries.
 
         Raises:
-            InputError: a specialist's file is missing, damaged or does not fit its neighbours.
+            InputError: a specialist's file is missing, damaged or inconsistent with the others.
         """
         films = load_lightgcn(trained["lightgcn"], seed, fits)
-        with ThreadPoolExecutor(1) as pool:  # the similar viewers take as long as all the rest
+        with ThreadPoolExecutor(1) as pool:  # building the similar users takes as long as all the rest
             neighbours = pool.submit(
                 lambda: {
                     fit: Neighbours.build(films[fit], read_fit_likes(trained["lightgcn"], fit), seed) for fit in fits
@@ -143,15 +144,15 @@ class Retriever:
         """Candidates, hints and chosen triples.
 
         Args:
-            questions: ``user_id, purpose, unseen, cutoff``, unique by ``QUESTION``, as whose columns the other frames
-                name theirs. An ad-hoc viewer is a user id that no fit holds (say -1) with purpose ``test``, and has
-                no answers.
+            questions: ``user_id, purpose, unseen, cutoff``, unique by ``QUESTION``, whose columns the other frames
+                have too. An ad-hoc user is a user id outside every fit (say -1) with purpose ``test``, and has no
+                answers.
             history: likes before the cutoff, ``user_id, purpose, cutoff, movie_id, age`` (newest 0).
             seen: everything rated before the cutoff, ``user_id, purpose, cutoff, movie_id``.
-            answers: ``user_id, purpose, cutoff, movie_id, rating``; read by ``kerag`` alone, may be empty.
+            answers: ``user_id, purpose, cutoff, movie_id, rating``; used by ``kerag`` alone, may be empty.
 
         Returns:
-            Frames of ``schemas.RETRIEVED`` and ``schemas.CHOICES``, sorted by question (and film and rank).
+            Frames of ``schemas.RETRIEVED`` and ``schemas.CHOICES``, sorted by query (and film and rank).
         """
         retrieved, choices, _ = self._run(questions, history, seen, answers, rank=False)
         return retrieved, choices
@@ -164,10 +165,10 @@ class Retriever:
         answers: pl.DataFrame,
         ranked: pl.Series | None = None,
     ) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
-        """As ``retrieve_viewers``, and the first-stage rankings (``schemas.RANKINGS``) of valid and test questions.
+        """As ``retrieve_viewers``, and the first-stage rankings (``schemas.RANKINGS``) of valid and test queries.
 
         Args:
-            ranked: ids of the viewers whose questions are ranked; None: all.
+            ranked: ids of the users whose queries are ranked; None: all users.
         """
         return self._run(questions, history, seen, answers, rank=True, ranked=ranked)
 
@@ -222,11 +223,17 @@ class Retriever:
             similar_UF = self.neighbours[batch.fit].films(
                 users_UD, batch.users_U, batch.histories.seen, settings.similar_viewers, settings.similar_films
             )
-        return batch.questions.with_columns(
-            as_lists(fit.catalogue.movie_ids(films_UK)).alias("candidates"),
-            as_lists(fit.catalogue.movie_ids(ordered_UK[:, : settings.hint_films])).alias("ranking"),
-            as_lists(fit.catalogue.movie_ids(similar_UF)).alias("similar"),
+        inputs = HintInputs(
+            candidates_UK=films_UK,
+            histories=batch.histories,
+            lightgcn=fit,
+            neighbours=self.neighbours[batch.fit],
+            settings=settings,
         )
+        columns = {"candidates": films_UK, "ranking": ordered_UK[:, : settings.hint_films], "similar": similar_UF}
+        columns |= compute_hints(inputs)
+        lists = [as_lists(fit.catalogue.movie_ids(films)).alias(name) for name, films in columns.items()]
+        return batch.questions.with_columns(lists)
 
     def _rank(self, batch: _Batch, answers: pl.DataFrame) -> pl.DataFrame:
         fit, evidence, num = self.lightgcn[batch.fit], self.evidence[batch.fit], len(batch.questions)
@@ -268,7 +275,7 @@ def _rated_columns(rated: pl.DataFrame, catalogue: Catalogue, num_viewers: int) 
 
 
 def told_films(retrieved: pl.DataFrame, history: pl.DataFrame, num_liked: int) -> pl.DataFrame:
-    """The (question, film) pairs that hint 2 is chosen for: candidates and the newest liked films."""
+    """The (query, film) pairs that hint 2 is chosen for: candidates and the newest liked films."""
     candidates = retrieved.select(*QUESTION, movie_id="candidates").explode("movie_id")
     asked = retrieved.select(*QUESTION)
     liked = history.filter(pl.col("age") < num_liked).join(asked, on=QUESTION, how="semi").select(*QUESTION, "movie_id")
@@ -276,7 +283,7 @@ def told_films(retrieved: pl.DataFrame, history: pl.DataFrame, num_liked: int) -
 
 
 def as_lists(ids_UK: Ints) -> pl.Series:
-    """Rows of a padded array as lists of int32, without the -1 that pad them."""
+    """Rows of a padded array as lists of int32, without the padding -1."""
     kept_UK = ids_UK >= 0
     offsets = np.concatenate([[0], np.cumsum(kept_UK.sum(axis=1))]).astype(np.int64)
     lists = pa.LargeListArray.from_arrays(offsets, ids_UK[kept_UK].astype(np.int32))

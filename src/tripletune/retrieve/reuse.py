@@ -1,9 +1,9 @@
 # Shape letters in this file:
-#   E rows of ratings, U viewers (those with an answer, where there is a rating's count)
-"""What retrieve takes over from an earlier night: the rows of the viewers whose evidence is the same.
+#   E rows of ratings, U users (those with an answer, where there is a rating's count)
+"""Reuse of an earlier run's retrieve output: the rows of users whose ratings up to the answers are unchanged.
 
-A question's rows hang on its viewer's own ratings up to the answers, on what was fitted, on the facts that the R-GAT
-weighs, and on settings. The last three are the same (``increments.find_earlier``); the first has a digest.
+A query's rows depend on its user's own ratings up to the answers, on the trained models, on the facts that the R-GAT
+weights, and on settings. The last three are the same (``increments.find_earlier``); the first is compared by a digest.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ TABLES = {
     "profiles": (*QUESTION, "relation"),
     "counts": QUESTION,
 }
-"""What each bucket has a file of, and the columns it is sorted by."""
+"""Tables with a file per bucket, and the columns each is sorted by."""
 _FILM, _ROW = 10 << 40, 11 << 40
-"""Seeds of the digests; nothing else may draw the same numbers."""
+"""Seeds of the digests; no other hash may use the same ones."""
 
 
 def digest_viewers(rows: pl.DataFrame) -> pl.DataFrame:
-    """A digest of the rows that any question of a viewer can see: ``schemas.VIEWERS``, viewers with an answer alone.
+    """Digest of each user's rows up to the last answer: ``schemas.VIEWERS``, only users with an answer.
 
-    What was rated after the last answer is no part of it.
+    Later ratings are not in it, since no query uses them.
 
     Args:
-        rows: of a bucket of the split (``viewers.read_rows``), sorted by user and position as split writes them.
+        rows: of a bucket of the split (``histories.read_rows``), sorted by user and position as split writes them.
     """
     user_E = rows["user_id"].to_numpy()
     place_E, start_U = np.arange(len(user_E)), np.flatnonzero(np.diff(user_E, prepend=-1))
@@ -65,14 +65,14 @@ def digest_viewers(rows: pl.DataFrame) -> pl.DataFrame:
 
 @dataclass(frozen=True, slots=True)
 class EarlierNight:
-    """A finished retrieve output that differs from tonight's in ratings alone."""
+    """A finished retrieve output that differs from this run's in ratings alone."""
 
     folder: Path
     rankings: pl.DataFrame
 
     @classmethod
     def open(cls, folder: Path) -> EarlierNight:
-        """Read its rankings, which are one file."""
+        """Open an output and read its rankings, which are one file."""
         return cls(folder, pl.read_parquet(folder / "rankings.parquet"))
 
     def compare(self, name: str, viewers: pl.DataFrame) -> pl.DataFrame:
@@ -81,13 +81,13 @@ class EarlierNight:
         return compare_viewers(pl.read_parquet(path) if path.is_file() else VIEWERS.to_frame(), viewers)
 
     def keep(self, name: str, same: pl.DataFrame, questions: pl.DataFrame, ranked: pl.Series | None) -> pl.DataFrame:
-        """The questions of a bucket whose rows are all there: ``schemas.QUESTION``.
+        """The queries of a bucket whose rows can all be reused: ``schemas.QUESTION``.
 
         Args:
             name: of the bucket's file.
-            same: ``user_id`` of those whose evidence is the same.
-            questions: tonight's.
-            ranked: ids of the viewers who are ranked tonight; None: all.
+            same: ``user_id`` of users with unchanged ratings.
+            questions: this run's.
+            ranked: ids of the users who are ranked in this run; None: all users.
         """
         path = self.folder / "retrieved" / name
         if not path.is_file():
@@ -101,14 +101,14 @@ class EarlierNight:
         return kept.join(unranked, on=QUESTION, how="anti")
 
     def add(self, table: str, name: str, rows: pl.DataFrame, kept: pl.DataFrame) -> pl.DataFrame:
-        """Tonight's rows of a bucket and those of the questions kept, as a full run has them."""
+        """This run's rows of a bucket and those of the reused queries, as in a full run."""
         if kept.is_empty():
             return rows
         mine = self._read(table, name).join(kept, on=QUESTION, how="semi")
         return pl.concat([rows, mine.select(rows.columns)]).sort(TABLES[table]).rechunk()
 
     def ranked(self, kept: pl.DataFrame, ranked: pl.Series | None) -> pl.DataFrame:
-        """The rankings of the questions kept."""
+        """The rankings of the reused queries."""
         mine = self.rankings.join(kept, on=QUESTION, how="semi")
         return mine if ranked is None else mine.filter(pl.col("user_id").is_in(ranked.implode()))
 
@@ -117,7 +117,7 @@ class EarlierNight:
 
 
 def same_facts(before: Path, now: Path, rgat: Path) -> bool:
-    """Whether two knowledge folders say the same about the triples that the R-GAT weighs; others are never told.
+    """Whether two knowledge folders have the same triples among those that the R-GAT weights; no others are shown.
 
     Args:
         before, now: finished outputs of the knowledge stage.

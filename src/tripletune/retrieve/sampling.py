@@ -1,16 +1,16 @@
 # Shape letters in this file:
-#   U viewers, N draws
-"""Whom training questions are asked: everybody, or a seeded sample of the warm viewers.
+#   U users, N draws
+"""Selection of users for training queries: all of them, or a seeded sample of the warm users.
 
 The methods are those of RecRanker (Luo et al., arXiv 2312.16018): importance ln(number of likes), k-means on the
-viewers' vectors, and a viewer already drawn n times is drawn again with its weight times C ** n. Other than there, a
-cluster's share does not grow with its size, the vectors have length one (the cosine that similar viewers are found by),
-and with C = 0, the default, nobody is drawn twice. RecRanker draws 1.2 times the viewers, then of these as many as it
-wants, with replacement; here half of them are drawn by importance, half by clusters, and C acts in each draw.
+users' vectors, and a user already drawn n times is drawn again with its weight times C ** n. Unlike there, a cluster's
+share does not grow with its size, the vectors have length one (similar users are found by cosine, too), and with C = 0,
+the default, no user is drawn twice. RecRanker draws 1.2 times the users, then the wanted number from these, with
+replacement; here half of them are drawn by importance, half by clusters, and C acts in each draw.
 
-Draws are arrivals: a viewer of weight w arrives first after Exp(1) / w, then after a further Exp(1) / (w C), and so
-on. The first N arrivals are N draws one by one with just these probabilities, for an exponential waiting time has no
-memory. The waiting times are hashes of the viewer, so one viewer more displaces at most one other.
+Draws are simulated as arrivals: a user of weight w arrives first after Exp(1) / w, then after a further Exp(1) / (w C),
+and so on. The first N arrivals are N successive draws with exactly these probabilities, because exponential waiting
+times are memoryless. The waiting times are hashes of the user, so one more user displaces at most one other.
 """
 
 from __future__ import annotations
@@ -38,15 +38,15 @@ from tripletune.threads import one_thread
 Floats = npt.NDArray[np.float64]
 
 _IMPORTANCE, _CLUSTERS, _CENTRES = 7 << 40, 8 << 40, 9 << 40
-"""Added to the run's seed, so that one part of a sample says nothing about another."""
+"""Added to the run's seed, so that the parts of a sample are independent."""
 
 
 def sample_viewers(rows: pl.LazyFrame, fit: LightGCNFit, settings: SampleConfig, seed: int) -> pl.DataFrame:
-    """Draw warm viewers who have a ``target`` like.
+    """Draw warm users who have a ``target`` like.
 
     Args:
-        rows: of all buckets of the split (``viewers.read_rows``).
-        fit: LightGCN's fit a, which writes the hints of training examples.
+        rows: of all buckets of the split (``histories.read_rows``).
+        fit: LightGCN's fit a, which makes the hints of training examples.
         settings: any method but ``all``.
         seed: the run's.
 
@@ -75,7 +75,7 @@ def sample_viewers(rows: pl.LazyFrame, fit: LightGCNFit, settings: SampleConfig,
 
 
 def _vectors(rows: pl.LazyFrame, users_U: Ints, fit: LightGCNFit) -> Tensor:
-    """Each viewer's vector of length one, shape (U, D), from the likes before the training cutoff."""
+    """Each user's vector of length one, shape (U, D), from the likes before the training cutoff."""
     likes = rows.filter(pl.col("label") == "graph").select("user_id", "movie_id", "position")
     likes = likes.filter(pl.col("user_id").is_in(pl.Series(users_U).cast(pl.Int32).implode()))
     aged = with_age(likes.collect(engine="streaming"), ("user_id",))
@@ -85,12 +85,12 @@ def _vectors(rows: pl.LazyFrame, users_U: Ints, fit: LightGCNFit) -> Tensor:
 
 
 def draw_viewers(users_U: Ints, likes_U: Ints, cluster_U: Ints | None, settings: SampleConfig, seed: int) -> Ints:
-    """How often each viewer is drawn, shape (U,); in all ``settings.viewers`` times, or as often as can be.
+    """Number of draws of each user, shape (U,); the sum is ``settings.viewers``, or less where too few can be drawn.
 
     Args:
         users_U: ids.
-        likes_U: how many likes each has.
-        cluster_U: each one's cluster, for the methods that have clusters.
+        likes_U: number of likes of each.
+        cluster_U: cluster of each, for the methods with clusters.
         settings: any method but ``all``.
         seed: the run's.
     """
@@ -112,12 +112,12 @@ def draw_viewers(users_U: Ints, likes_U: Ints, cluster_U: Ints | None, settings:
 
 
 def _draw(users_U: Ints, weight_U: Floats, num: int, penalty: float, seed: int) -> Ints:
-    """How often each viewer is among the first ``num`` arrivals; one of weight 0 never arrives."""
+    """Number of each user's arrivals among the first ``num``; a user of weight 0 never arrives."""
     viewer_U = np.flatnonzero(weight_U > 0)
     clock_U, found = np.zeros(len(viewer_U)), []
     repeat, last = 0, np.inf
     while len(viewer_U):
-        with np.errstate(divide="ignore"):  # a weight too small to hold is no longer drawn
+        with np.errstate(divide="ignore"):  # a weight that underflows to 0 is no longer drawn
             clock_U = clock_U + exponential(users_U[viewer_U], repeat, seed) / (weight_U[viewer_U] * penalty**repeat)
         found.append((clock_U, viewer_U))
         times_N = np.concatenate([clock for clock, _ in found])
@@ -132,7 +132,7 @@ def _draw(users_U: Ints, weight_U: Floats, num: int, penalty: float, seed: int) 
 
 
 def _equal_shares(num: int, supply_K: Ints, *, can_repeat: bool) -> Ints:
-    """Draws from each cluster: all alike, but no more than a cluster can give; what is over goes to the first ones."""
+    """Draws from each cluster: equal, but no more than it can supply; the remainder goes to the first clusters."""
     limit_K = np.where(supply_K > 0, num, 0) if can_repeat else supply_K
     share = bisect_right(range(1, int(limit_K.max()) + 1), num, key=lambda share: np.minimum(limit_K, share).sum())
     share_K = np.minimum(limit_K, share)
@@ -142,15 +142,14 @@ def _equal_shares(num: int, supply_K: Ints, *, can_repeat: bool) -> Ints:
 
 
 def keep_drawn(questions: pl.DataFrame, sample: pl.DataFrame) -> pl.DataFrame:
-    """The questions without training questions of viewers who were not drawn; of one drawn n times, the n with the
-    newest cutoffs."""
+    """Drop training queries of users who were not drawn; for a user drawn n times keep the n newest cutoffs."""
     asked = questions.join(sample.select("user_id", "draws"), on="user_id", how="left", maintain_order="left")
     newest = pl.col("cutoff").rank("ordinal", descending=True).over("user_id", "purpose")
     return asked.filter((pl.col("purpose") != "train") | (newest <= pl.col("draws"))).drop("draws")
 
 
 def sample_facts(sample: pl.DataFrame, method: str) -> dict[str, Any]:
-    """What the manifest says: draws and viewers in all, viewers drawn of those there are by decile and cluster."""
+    """Facts for the manifest: draws and users in all, drawn and available users by decile and cluster."""
 
     def by(stratum: str) -> dict[str, dict[str, int]]:
         counts = sample.drop_nulls(stratum).group_by(stratum).agg(drawn=(pl.col("draws") > 0).sum(), of=pl.len())

@@ -1,9 +1,9 @@
 # Shape letters in this file:
-#   U viewers asked about, V viewers of the fit, M films, D vector width, K neighbours, F films suggested, B block
-"""What similar viewers liked: the second half of hint 1.
+#   U users of the queries, V users of the fit, M films, D vector width, K neighbours, F films suggested, B block
+"""Films liked by similar users: the second half of hint 1.
 
-Neighbours are the warm viewers whose LightGCN vectors have the highest cosine with the viewer's own. Their vectors are
-pooled from, and their likes are, the rows of the same fit; so training hints know nothing that fit a was not given.
+Neighbours are the warm users whose LightGCN vectors have the highest cosine with the user's own. Their vectors and
+likes come from the rows of the same fit, so training hints contain nothing outside fit a's training likes.
 """
 
 from __future__ import annotations
@@ -23,38 +23,38 @@ from tripletune.models.serving.topk import Ints, Ragged, product_blocks, top_col
 from tripletune.stable_hash import tie_order
 
 VOTES_AT_ONCE = 64
-"""Viewers whose neighbours' votes are counted at a time: some hundred films each, in the cache."""
+"""Users whose neighbours' votes are counted at a time: some hundred films each, which fit the cache."""
 
 
 class Places:
-    """Where each user stands in a list of unique ids."""
+    """Index from user id to the place in a list of unique ids."""
 
     def __init__(self, users_V: Ints) -> None:
         self._by_id_V = np.argsort(users_V)
         self._sorted_V = users_V[self._by_id_V]
 
     def __call__(self, wanted: Ints) -> Ints:
-        """The place of each, -1 for one who is not there."""
+        """The place of each id, -1 for one not in the list."""
         place = np.minimum(np.searchsorted(self._sorted_V, wanted), len(self._sorted_V) - 1)
         return np.where(self._sorted_V[place] == wanted, self._by_id_V[place], -1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Neighbours:
-    """The viewers of one fit, in the order in which ties between them fall (a seeded hash of the id)."""
+    """The users of one fit, in the order that breaks ties between them (a seeded hash of the id)."""
 
     users_V: Ints
     place_of: Places
     unit_VD: Tensor
-    """Of length 1; viewer lies beside viewer in memory, as ``product_blocks`` would else copy them every time."""
+    """Vectors of length 1, contiguous along users, as ``product_blocks`` would otherwise copy them every time."""
     likes_VM: sparse.csr_array
-    """1 where the viewer liked the film in the rows of the fit."""
+    """1 where the user liked the film in the rows of the fit."""
     like_counts_M: Ints
     """Likes per film in the rows of the fit: its popularity."""
 
     @classmethod
     def build(cls, fit: LightGCNFit, likes: pl.DataFrame, seed: int) -> Neighbours:
-        """Pool and index the viewers of ``viewers.read_fit_likes``."""
+        """Pool and index the users of ``histories.read_fit_likes``."""
         ids_E, movie_E, age_E = (likes[name].to_numpy() for name in ("user_id", "movie_id", "age"))
         start_V = np.flatnonzero(np.diff(ids_E, prepend=-1))
         ids_V, count_V = ids_E[start_V].astype(np.int64), np.diff(start_V, append=len(ids_E))
@@ -75,7 +75,7 @@ class Neighbours:
         )
 
     def nearest(self, vectors_UD: Tensor, users_U: Ints, k: int) -> tuple[Ints, Tensor]:
-        """Exact nearest viewers by cosine, oneself left out.
+        """Exact nearest users by cosine, without the user itself.
 
         Returns:
             ``viewer_UK`` (places in ``users_V``, -1 where there are fewer) and ``cosine_UK`` (``-inf`` there).
@@ -88,18 +88,18 @@ class Neighbours:
         return viewer_UK, torch.from_numpy(cosine_UK)
 
     def films(self, vectors_UD: Tensor, users_U: Ints, seen: Ragged, k: int, num_films: int) -> Ints:
-        """Films that the ``k`` nearest viewers liked and this viewer has not rated, in columns of the catalogue.
+        """Films that the ``k`` nearest users liked and this user has not rated, in columns of the catalogue.
 
-        A film's weight is the sum of the cosines (negative ones count nothing) of the neighbours who liked it; ties
-        fall in the catalogue's order.
+        A film's weight is the sum of the cosines (negative ones count 0) of the neighbours who liked it; ties are
+        broken by the catalogue's order.
 
         Args:
-            vectors_UD: the viewers' LightGCN vectors.
-            users_U: their ids, so that nobody is their own neighbour; ids outside the fit are fine.
+            vectors_UD: the users' LightGCN vectors.
+            users_U: their ids, so that no user is its own neighbour; ids outside the fit are allowed.
             seen: columns rated before the cutoff.
 
         Returns:
-            (U, F) with -1 at the end of rows for which fewer films were liked.
+            (U, F) with -1 at the end of rows with fewer films.
         """
         viewer_UK, cosine_UK = self.nearest(vectors_UD, users_U, k)
         weight_UK = np.where(viewer_UK >= 0, np.maximum(cosine_UK.numpy(), 0.0), 0.0).astype(np.float32)
@@ -121,7 +121,7 @@ class Neighbours:
 def _most_votes(votes_BM: sparse.csr_array, seen_row_S: Ints, seen_column_S: Ints, num_films: int) -> Ints:
     """The films with the most votes of each row (B, F), ties by the lower column, -1 where fewer have any.
 
-    Only the films that somebody voted for are looked at: some hundreds of many thousands.
+    Only films with a vote are read: some hundreds of many thousands.
     """
     num_rows, num_columns = votes_BM.shape
     counts_B = np.diff(votes_BM.indptr)
@@ -133,7 +133,7 @@ def _most_votes(votes_BM: sparse.csr_array, seen_row_S: Ints, seen_column_S: Int
     is_seen_BM = np.zeros((num_rows, num_columns), dtype=bool)
     is_seen_BM[seen_row_S, seen_column_S] = True
     counts = (votes_BM.data > 0) & ~is_seen_BM[row_E, votes_BM.indices]
-    # floats above 0 stand in the order of their bits; the column below them settles ties
+    # positive floats sort by their bits; the column in the lower half breaks ties
     key_E = votes_BM.data.astype(np.float32).view(np.int32).astype(np.int64) << 32
     key_E = np.where(counts, key_E | (num_columns - 1 - votes_BM.indices), -1)
     starts = votes_BM.indptr[filled_B]

@@ -1,11 +1,11 @@
 # Shape letters in this file:
-#   U viewers, P pairs of viewer and film, T rows of pair and triple, X triples, N entities, D vector width, E likes
-"""Hint 2: which of a film's facts to tell this viewer.
+#   U users, P pairs of user and film, T rows of pair and triple, X triples, N entities, D vector width, E likes
+"""Hint 2: choice of a film's facts to show this user.
 
-The default, ``personal``, is the R-GAT's own posterior over a film's triples for this viewer,
+The default, ``personal``, is the R-GAT's own posterior over a film's triples for this user,
 ``s(u, i, r, t) = log alpha_i(r, t) + beta <u, e_t> / sqrt(d)``: the terms whose logsumexp ranks the film. The other
-modes are for comparison: ``published`` (``alpha <v_i, e_t>``, no relation and no viewer), ``most-shared`` (the entity
-that most of the viewer's likes have in common), ``random`` and ``none``.
+modes are for comparison: ``published`` (``alpha <v_i, e_t>``, no relation and no user), ``most-shared`` (the entity
+that most of the user's likes have in common), ``random`` and ``none``.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ Choice = Literal["personal", "published", "most-shared", "random", "none"]
 Doubles = npt.NDArray[np.float64]
 
 ROWS_AT_ONCE = 1 << 10
-"""Rows of pair and triple whose vectors are gathered at a time: what stays in the cache is several times as fast."""
+"""Rows of pair and triple whose vectors are gathered at a time: several times as fast when they fit the cache."""
 
 RANDOM = 2 << 40
 """Added to the run's seed for the ``random`` mode."""
 
 
 def read_triples(knowledge: Path) -> pl.DataFrame:
-    """Tonight's triples whose entity has a name: ``movie_id, relation, entity, entity_name``."""
+    """This run's triples whose entity has a name: ``movie_id, relation, entity, entity_name``."""
     entities = pl.scan_parquet(knowledge / "entities.parquet")
     tails = entities.filter(pl.col("name").is_not_null()).select(
         pl.col("entity_id").alias("tail"), entity="key", entity_name="name"
@@ -63,17 +63,17 @@ class TripleTable:
     entity_X: Ints
     """Row of the entity in the R-GAT's vectors."""
     entity_vectors_ND: Doubles
-    """Those vectors in float64: the stored score is recomputed by others to 1e-6."""
+    """Those vectors in float64: the stored score can be recomputed to 1e-6."""
     hash_X: Ints
-    """Stable hash of relation and entity; a film's rows stand in this order, so ties fall in it."""
+    """Stable hash of relation and entity; a film's rows are in this order, which breaks ties."""
     first_X: npt.NDArray[np.bool_]
-    """False where an earlier row of the film has the same entity (a director who also wrote)."""
+    """False where an earlier row of the film has the same entity (a director who is also the writer)."""
     text: pl.DataFrame
     """Columns ``relation, entity, entity_name`` by row."""
 
     @classmethod
     def build(cls, rgat: RgatFit, triples: pl.DataFrame, seed: int) -> TripleTable:
-        """Join ``read_triples`` with a fit's attention by keys; a triple that the R-GAT does not know is skipped."""
+        """Join ``read_triples`` with a fit's attention by keys; a triple outside the R-GAT's training is skipped."""
         known = triples.join(rgat.attention, on=["movie_id", "relation", "entity"]).join(rgat.entity_rows, on="entity")
         facts = known.select("relation", "entity").unique(maintain_order=True)
         facts = facts.with_columns(hash=pl.Series(_hash_facts(facts, seed), dtype=pl.Int64))
@@ -93,7 +93,7 @@ class TripleTable:
         )
 
     def expand(self, movie_P: Ints) -> tuple[Ints, Ints]:
-        """The triples of films: for each row the index into ``movie_P`` and the triple; films without any give none."""
+        """Triples of films: for each row the index into ``movie_P`` and the triple; no row for films without any."""
         place_P = np.minimum(np.searchsorted(self.films, movie_P), len(self.films) - 1)
         found_P = self.films[place_P] == movie_P if len(self.films) else np.zeros(len(movie_P), dtype=bool)
         pairs = np.flatnonzero(found_P)
@@ -120,15 +120,15 @@ def choose_triples(
     num: int,
     seed: int,
 ) -> pl.DataFrame:
-    """The best triples of each (viewer, film) pair.
+    """The best triples of each (user, film) pair.
 
     Args:
         table: the fit's triples.
         rgat: the same fit's vectors.
-        likes: the viewers' likes before their cutoffs.
-        users_U: id of each viewer.
-        viewer_P, movie_P: the pairs; viewers are numbered as in ``users_U``.
-        mode: how a triple is scored, see the head of this file.
+        likes: the users' likes before their cutoffs.
+        users_U: id of each user.
+        viewer_P, movie_P: the pairs; users are numbered as in ``users_U``.
+        mode: scoring of a triple, see the module's docstring.
         num: triples per pair, at most.
         seed: of the ``random`` mode.
 
@@ -165,14 +165,14 @@ def choose_triples(
 def score_personally(
     table: TripleTable, rgat: RgatFit, users_UD: torch.Tensor, viewer_T: Ints, triple_T: Ints
 ) -> Doubles:
-    """The score ``s`` of each row of viewer and triple, (T,)."""
+    """The score ``s`` of each row of user and triple, (T,)."""
     scale = rgat.beta / np.sqrt(users_UD.shape[1])
     score_T: Doubles = table.log_alpha_X[triple_T] + scale * _dots(users_UD, viewer_T, table, triple_T)
     return score_T
 
 
 def _dots(left: torch.Tensor, left_T: Ints, table: TripleTable, triple_T: Ints) -> Doubles:
-    """<left row, entity vector> for each row; a row's value hangs on these two alone, whatever stands beside it."""
+    """<left row, entity vector> for each row; a row's value depends on these two alone, not on other rows."""
     left_LD, dots_T = left.double().numpy(), np.empty(len(triple_T))
     for start in range(0, len(triple_T), ROWS_AT_ONCE):
         rows = slice(start, start + ROWS_AT_ONCE)
@@ -182,7 +182,7 @@ def _dots(left: torch.Tensor, left_T: Ints, table: TripleTable, triple_T: Ints) 
 
 
 def _count_shared(table: TripleTable, likes: Likes, viewer_T: Ints, triple_T: Ints) -> Doubles:
-    """How many of the viewer's liked films have the triple's entity, in whatever relation."""
+    """Number of the user's liked films with the triple's entity, in any relation."""
     like_E, liked_X = table.expand(likes.movie_E)
     once = table.first_X[liked_X]
     num_rows = int(table.entity_X.max(initial=0)) + 1

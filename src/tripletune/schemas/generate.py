@@ -5,7 +5,8 @@ from __future__ import annotations
 import polars as pl
 
 from tripletune.schemas.base import columns
-from tripletune.schemas.hints import EVIDENCE, HINTS, SPECIALISTS, written_by
+from tripletune.schemas.hint import EVIDENCE
+from tripletune.schemas.hints import HINTS, SPECIALISTS, written_by
 from tripletune.schemas.query import PURPOSES
 
 MESSAGE = pl.Struct({"role": pl.String, "content": pl.String})

@@ -55,7 +55,7 @@ def make_folder(folder: Path, option: str) -> None:
 
 @contextmanager
 def writing_to(folder: Path, option: str) -> Iterator[None]:
-    """Tell the user, in one line, that output cannot be written to this folder; for its making, not for its filling."""
+    """Turn an OSError into one line for the user; wraps the creation of an output folder, not writing into it."""
     try:
         yield
     except OSError as error:

@@ -1,8 +1,8 @@
-"""What a stage's output depends on, and the SHA-256 over it.
+"""Fingerprint of a stage: SHA-256 over everything its output depends on.
 
 A fingerprint covers the stage's name, the source that can shape its bytes (``store.sources``), the versions of the
-libraries that shape them, the settings it reads, and its inputs: parents' fingerprints or file checksums. It is known
-before anything runs, so ``tripletune plan`` can say what a run would rebuild, and which ingredient changed.
+libraries that shape them, the settings it reads, and its inputs: parents' fingerprints or file checksums. It is
+computed before anything runs, so ``tripletune plan`` can list what a run would rebuild, and which ingredient changed.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ TOKENIZER_FILES = frozenset(
         *("chat_template.jinja", "vocab.json", "merges.txt", "vocab.txt", "tokenizer.model"),
     }
 )
-"""What is read in a model's folder to count tokens."""
+"""Files of a model's folder that are read to count tokens."""
 
 Ingredients = dict[str, dict[str, Any]]
 """``{"source": {module: sha}, "libraries": {name: version}, "fields": {name: value}, "parents": {stage: fingerprint},
@@ -44,7 +44,7 @@ def sha256_json(value: Any) -> str:
 def input_checksums(
     named: Mapping[str, Path], read: Mapping[str, Callable[[Path], bool]] = MappingProxyType({})
 ) -> dict[str, str]:
-    """SHA-256 of files, and of the files inside folders, by what they are for and their name below it.
+    """SHA-256 of files, and of the files inside folders, under ``<purpose>/<name>``.
 
     Args:
         named: path by purpose.

@@ -1,8 +1,8 @@
-"""Nightly increments: what an earlier night's output is still right of.
+"""Incremental runs: reuse the rows of an earlier output for users whose evidence has not changed.
 
-With pinned specialists a night differs from the one before in ratings alone. An earlier output of the same stage whose
-other ingredients are equal holds the rows of every viewer whose evidence is the same; those are copied, and the union
-has the bytes of a full run. The earlier output is a shortcut: it is no part of a fingerprint, and may be gone.
+With pinned specialists, successive runs differ in ratings alone. An earlier output of the same stage whose other
+ingredients are equal holds the rows of every user whose evidence is the same; those are copied, and the union has the
+bytes of a full run. The earlier output is a shortcut: it is no part of a fingerprint, and may be gone.
 """
 
 from __future__ import annotations
@@ -22,32 +22,35 @@ from tripletune.store.paths import MANIFEST, RunPaths, damaged_files, read_manif
 from tripletune.store.shards import shard_files
 
 CARRIES_RATINGS = ("ingest", "split", "knowledge", "retrieve")
-"""Parents that are new every night; what matters of them is compared viewer by viewer, or by content."""
+"""Parents that every run rebuilds; the part of them that matters is compared user by user, or by content."""
 
 SameContent = Mapping[str, Callable[[Path, Path], bool]]
-"""By parent: whether an earlier and tonight's output of it say the same, as far as it matters."""
+"""By parent: whether its earlier and its present output have the same content, as far as it matters."""
 
 
 @dataclass(frozen=True, slots=True)
 class Earlier:
-    """A finished output that differs from tonight's in ratings alone."""
+    """A finished output of an earlier run that differs from this run's in ratings alone."""
 
     folder: Path
     parents: Mapping[str, Path]
 
     @property
     def name(self) -> str:
-        """The beginning of its fingerprint."""
+        """The first ten characters of its fingerprint."""
         return self.folder.name[:10]
 
 
 def find_earlier(paths: RunPaths, stage: str, same: SameContent) -> Earlier | str:
-    """The newest output of a stage that differs from tonight's in ratings alone; else why the newest one does not.
+    """Find the newest output of a stage that differs from this run's in ratings alone.
 
     Args:
-        paths: of tonight; parents are finished.
+        paths: of this run; parents are finished.
         stage: its name.
-        same: for the parents whose content matters beside the ratings.
+        same: for the parents whose content matters in addition to the ratings.
+
+    Returns:
+        That output, or the reason why the newest one cannot be reused.
     """
     home = paths.folder(stage).parent
     manifests = [path for path in home.glob(f"*/{MANIFEST}") if path.parent.suffix != ".work"]
@@ -58,7 +61,7 @@ def find_earlier(paths: RunPaths, stage: str, same: SameContent) -> Earlier | st
             reason = "its files are gone" if manifest is None else _difference(paths, stage, manifest, same)
             if reason is None and (damaged := damaged_files(path.parent)):
                 reason = f"{damaged[0]} is damaged"
-        except OSError:  # gc may be at it
+        except OSError:  # gc may be removing it
             reason = "its files are gone"
         if reason is None and manifest is not None:
             return Earlier(path.parent, _parents(paths, manifest))
@@ -75,7 +78,7 @@ def _age(path: Path) -> float:
 
 
 def _difference(paths: RunPaths, stage: str, manifest: Mapping[str, Any], same: SameContent) -> str | None:
-    """The first thing besides ratings in which an output differs from tonight's; None: nothing."""
+    """The first difference, other than ratings, between an output and this run's; None where there is none."""
     now = paths.ingredients[stage]
     lines = differences(_without_ratings(manifest["ingredients"]), _without_ratings(now))
     if lines:
@@ -95,7 +98,7 @@ def _difference(paths: RunPaths, stage: str, manifest: Mapping[str, Any], same: 
             if reason is not None:
                 return reason
         elif not _is_same(same[parent], folder, paths.folder(parent)):
-            return f"its {parent} says something else"
+            return f"its {parent} has other content"
     return None
 
 
@@ -127,13 +130,13 @@ def same_files(before: Path, now: Path, names: tuple[str, ...]) -> bool:
 
 
 def compare_viewers(before: pl.DataFrame, now: pl.DataFrame) -> pl.DataFrame:
-    """Whose evidence is the same.
+    """Compare the users of two runs by their evidence.
 
     Args:
-        before, now: ``schemas.VIEWERS`` of a bucket in two nights.
+        before, now: ``schemas.VIEWERS`` of a bucket in two runs.
 
     Returns:
-        ``user_id, why``: why a viewer is asked again, null where nothing changed; viewers of either night.
+        ``user_id, why``: why a user's queries are rebuilt, null where nothing changed; users of either run.
     """
     both = before.join(now, on="user_id", how="full", suffix="_now", coalesce=True)
     same_films = pl.col("films") == pl.col("films_now")
@@ -154,7 +157,7 @@ def compare_viewers(before: pl.DataFrame, now: pl.DataFrame) -> pl.DataFrame:
 
 
 def write_unchanged(before: Path, now: Path, out: Path) -> dict[str, Any]:
-    """Write the questions of every bucket that both nights ask, of viewers whose evidence is the same.
+    """Write, by bucket, the queries that both runs have, of users whose evidence is the same.
 
     Args:
         before, now: folders of two retrieve outputs that differ in ratings alone, of the same buckets.
@@ -189,14 +192,14 @@ def write_unchanged(before: Path, now: Path, out: Path) -> dict[str, Any]:
 
 
 def count_changes(viewers: pl.DataFrame) -> dict[str, Any]:
-    """Facts for a manifest from ``compare_viewers``: how many were taken over, how many not and why."""
+    """Facts for a manifest from ``compare_viewers``: how many users were reused, how many not and why."""
     counts = viewers["why"].drop_nulls().value_counts(sort=True)
     return {"viewers_reused": viewers["why"].null_count(), "viewers_changed": dict(counts.sort("why").iter_rows())}
 
 
 def describe(stage: str, found: Earlier | str, facts: Mapping[str, Any]) -> str:
-    """The log line of a night."""
+    """The log line of a stage that can reuse an earlier output."""
     if isinstance(found, str):
-        return f"{stage}: every viewer is asked, nothing is taken over: {found}"
+        return f"{stage}: every user is computed, nothing is reused: {found}"
     changed = ", ".join(f"{number:,} {why}" for why, number in facts["viewers_changed"].items())
-    return f"{stage}: {facts['viewers_reused']:,} viewers as in {found.name}; asked again: {changed or 'nobody'}"
+    return f"{stage}: {facts['viewers_reused']:,} users as in {found.name}; rebuilt: {changed or 'none'}"

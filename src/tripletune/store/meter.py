@@ -1,4 +1,4 @@
-"""Seconds and peak memory of a piece of work, its child processes included; and whether it can fit at all."""
+"""Measure seconds and peak memory of a piece of work with its child processes; refuse work that cannot fit."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ log = logging.getLogger(__name__)
 
 
 def claim_memory(what: str, needed: int, advice: str, free: int | None = None) -> None:
-    """State what a piece of work takes, before it starts, and refuse what this machine has not got.
+    """Log the memory that a piece of work needs before it starts, and refuse it where less is free.
 
     Args:
         what: the work, and its size.
         needed: bytes at its peak.
         advice: which setting to lower.
-        free: bytes there are; None: of main memory, as it is now.
+        free: bytes available; None: what main memory has available now.
 
     Raises:
         InputError: less is free.

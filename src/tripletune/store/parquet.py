@@ -1,6 +1,6 @@
-"""Parquet files: how a stage writes them, and which of a folder count.
+"""Read and write the Parquet files of a stage's folder.
 
-Those that count are the ones the folder's manifest names, or all while it is still a work folder.
+A folder's files are those its manifest names, or all while it is still a work folder.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def write_parquet(
 
 
 def parquet_files(folder: Path, below: str = "") -> list[Path]:
-    """The Parquet files of a folder, sorted by name; a stray file beside the manifest's is not data.
+    """The Parquet files of a folder, sorted by name; a stray file that the manifest does not name is not data.
 
     Args:
         folder: a stage's output; without a manifest every Parquet file in it counts.

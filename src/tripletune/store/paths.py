@@ -1,4 +1,4 @@
-"""The artifact store: where a stage's output lives, and how it gets there exactly once.
+"""The artifact store: paths of the stages' outputs, and publishing each exactly once.
 
 ``<root>/<dataset>/<stage>/<fingerprint>/`` holds a finished output. A stage works in ``<fingerprint>.work`` under a
 file lock, writes ``manifest.json`` last, and is renamed into place; a valid manifest means done. A second run that
@@ -31,7 +31,7 @@ SCRATCH = "_scratch"
 """Folder inside a work folder for what must survive a kill but is not part of the output; removed before publishing."""
 
 Facts = dict[str, Any]
-"""What a stage reports beside its files: counts and metrics, plain JSON data."""
+"""Counts and metrics that a stage reports in addition to its files; plain JSON data."""
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
@@ -47,7 +47,7 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
 
 
 def whoami() -> str:
-    """Host and process id; stands in a manifest, so that a run which waited for another knows that it reused."""
+    """Host and process id, kept in the manifest: a run that waited for another one sees that it reused its output."""
     return f"{socket.gethostname()}:{os.getpid()}"
 
 
@@ -81,7 +81,7 @@ class RunPaths:
         """Where the stage's finished output is, or will be.
 
         Raises:
-            MissingArtifactError: the run knows no such stage.
+            MissingArtifactError: the run has no such stage.
         """
         if stage not in self.fingerprints:
             raise MissingArtifactError(f"this run has no {stage!r}; an older version made it: run it again")
@@ -133,11 +133,11 @@ class RunPaths:
         with held:
             if read_manifest(folder) is not None:
                 return folder
-            if folder.exists():  # damaged: what it says it holds is not there
+            if folder.exists():  # damaged: files that its manifest names are not there
                 shutil.rmtree(folder)
             work = folder.with_name(f"{folder.name}.work")
             make_folder(work, "--artifacts")
-            (work / MANIFEST).unlink(missing_ok=True)  # of a run killed as it published: it names what is made anew
+            (work / MANIFEST).unlink(missing_ok=True)  # of a run killed during publish: its files are rebuilt
             remove_leftovers(work)
             with Meter() as meter:
                 facts = make(work)

@@ -1,4 +1,4 @@
-"""``artifacts/runs/<run>.json``: which outputs a run used, and how it ended."""
+"""Run records, ``artifacts/runs/<run>.json``: which outputs a run used, and how it ended."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class RunRecord(BaseModel):
     config: dict[str, Any]
     fingerprints: dict[str, str]
     stages: dict[str, str] = {}
-    """``made``, ``reused`` or ``failed``, for each stage that this run has come to."""
+    """``made``, ``reused`` or ``failed``, for each stage that this run has reached."""
     mlflow_run_id: str = ""
     mlflow_experiment_id: str = ""
 
@@ -83,7 +83,7 @@ def update_run(root: Path, name: str, *, stage: tuple[str, str] | None = None, *
 
 
 def list_runs(root: Path) -> list[RunRecord]:
-    """All runs, oldest first; files that are no run record are passed over."""
+    """All runs, oldest first; files that are no run record are skipped."""
     records = []
     for path in (root / "runs").glob("*.json"):
         try:
@@ -94,16 +94,16 @@ def list_runs(root: Path) -> list[RunRecord]:
 
 
 def earlier_run(paths: RunPaths, stage: str, *, but: str = "") -> RunRecord | None:
-    """The newest other completed run of the same dataset whose output of a stage is there and is another one.
+    """The newest other completed run of the same dataset with a finished, different output of a stage.
 
     Args:
-        paths: of the run that asks.
+        paths: of the present run.
         stage: whose outputs are compared.
-        but: name of the run that asks.
+        but: name of the present run.
     """
     for record in reversed(list_runs(paths.root)):
         is_other = record.name != but and record.dataset == paths.dataset and record.status == "completed"
-        is_other &= stage in record.stages  # a look at finished shards is a run too, but no night
+        is_other &= stage in record.stages  # a run of another part has the fingerprint, but did not run it
         made_another = record.fingerprints.get(stage, paths.fingerprints[stage]) != paths.fingerprints[stage]
         if is_other and made_another and record.paths(paths.root).is_done(stage):
             return record

@@ -25,7 +25,7 @@ PACKAGE = Path(tripletune.__file__).parent
 SHAPES_NO_BYTE = (
     "",  # the version: a release that changes no code rebuilds nothing
     "config",  # counts by the values of the settings that are read
-    "errors",  # words for the user
+    "errors",  # messages for the user
     "models.registry",  # the models that the config selects are added by name
     "models.training.progress",  # log lines
     "pipeline",  # which stage runs when; a stage's own function counts by itself
@@ -186,7 +186,7 @@ def _only(node: ast.Import | ast.ImportFrom, alias: ast.alias) -> ast.stmt:
 
 
 def _future(tree: ast.Module) -> list[ast.stmt]:
-    """``from __future__`` lines, which say how the rest compiles."""
+    """``from __future__`` lines, which change how the rest compiles."""
     return [node for node in tree.body if isinstance(node, ast.ImportFrom) and node.module == "__future__"]
 
 

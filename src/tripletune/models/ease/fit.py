@@ -1,10 +1,10 @@
 # Shape letters in this file:
-#   V viewers of the fit, F films of the model, E likes
+#   V users of the fit, F films of the model, E likes
 """Fit EASE (Steck, "Embarrassingly Shallow Autoencoders for Sparse Data", WWW 2019) in closed form: the stage ``ease``.
 
 A film's score is a history times a matrix of film by film weights without a diagonal, the ridge regression of every
 film's likes on those of all others: with ``P = (X'X + lambda I)^-1`` the weight from film i to film j is
-``-P_ij / P_jj``. The rows of ``X`` are the likes of one fit, all alike; retrieval weighs a viewer's own history.
+``-P_ij / P_jj``. The rows of ``X`` are the likes of one fit, equally weighted; only retrieval weights a user's history.
 """
 
 from __future__ import annotations
@@ -38,23 +38,23 @@ Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
 
 BYTES_PER_WEIGHT = 28
-"""At the peak of a fit: the matrix, its factor and its inverse in float64, and the weights that stay in float32."""
+"""Memory at the peak of a fit: the matrix, its factor and its inverse in float64, and the weights in float32."""
 GRAM_ROWS = 512
-"""Rows of ``X'X`` made at a time, so that no sparse copy of the whole exists."""
+"""Rows of ``X'X`` computed at a time, so that no sparse copy of the whole exists."""
 
 
 def train_ease(split: Path, out: Path, settings: RetrieveConfig, seed: int) -> Facts:
-    """Fit to the likes of warm viewers, one fit after the other, and write the stage's files.
+    """Fit EASE to the likes of warm users, one fit after the other, and write the stage's files.
 
-    Where EASE makes candidates, both fits know the ``ease_max_films`` most liked films. Else it is a baseline of the
-    comparison: fit b alone, and none when more films than that are liked.
+    Where EASE makes candidates, both fits have the ``ease_max_films`` most liked films. Otherwise it is a baseline of
+    the comparison: fit b alone, and none when more films than that are liked.
 
     Args:
         split: output of the split stage.
         out: work folder; gets for each fit ``fit_<fit>.safetensors`` (``weights`` (F, F), from the film of the row to
             the film of the column, and ``likes`` (F,)), and ``movies.parquet``, ``trained_on.parquet``.
         settings: section ``[retrieve]``: ``ease_lambda``, ``ease_max_films``, and whether EASE makes candidates.
-        seed: of the run: of equally liked films the first in the order of ties stays.
+        seed: of the run; it orders equally liked films at the limit.
 
     Returns:
         Films and likes of each fit.
@@ -86,10 +86,10 @@ def train_ease(split: Path, out: Path, settings: RetrieveConfig, seed: int) -> F
 
 
 def require_memory(num_films: int) -> None:
-    """State what a fit takes, and refuse what this machine has not got.
+    """Log the memory that a fit needs, and refuse a fit that exceeds it.
 
     Raises:
-        InputError: the memory that is free now is less.
+        InputError: less memory is free.
     """
     claim_memory(f"EASE on {num_films:,} films", num_films**2 * BYTES_PER_WEIGHT, "lower retrieve.ease_max_films")
 
@@ -101,12 +101,12 @@ def _read_likes(split: Path, fit: str) -> pl.DataFrame:
     scan = pl.scan_parquet(files, hive_partitioning=False).filter(of_fit).select("user_id", "movie_id")
     likes = scan.collect(engine="streaming")
     if likes.is_empty():
-        raise InputError(f"{split} has no 'graph' like of a viewer who is not unseen; lower split.like or min_graph")
+        raise InputError(f"{split} has no 'graph' like of a user who is not unseen; lower split.like or min_graph")
     return likes
 
 
 def _most_liked(likes: pl.DataFrame, num: int, seed: int) -> tuple[Ints, Ints]:
-    """Ids and likes of the most liked films, in the order of ties."""
+    """Ids and like counts of the most liked films, in the order of ties."""
     ids_M, count_M = np.unique(likes["movie_id"].to_numpy().astype(np.int64), return_counts=True)
     order_M = tie_order(ids_M, seed)
     ids_M, count_M = ids_M[order_M], count_M[order_M].astype(np.int64)
@@ -115,7 +115,7 @@ def _most_liked(likes: pl.DataFrame, num: int, seed: int) -> tuple[Ints, Ints]:
 
 
 def _matrix(likes: pl.DataFrame, ids_F: Ints) -> sparse.csr_array:
-    """1 where a viewer liked a film (V, F); likes are sorted by viewer and all of films of the model."""
+    """Sparse matrix (V, F), 1 where a user liked a film; likes are sorted by user and all of films of the model."""
     by_id_F = np.argsort(ids_F)
     movie_E = likes["movie_id"].to_numpy()
     column_E = by_id_F[np.searchsorted(ids_F[by_id_F], movie_E)]
@@ -129,14 +129,14 @@ def solve(likes_VF: sparse.csr_array, ridge: float) -> Floats:
     gram_FF = torch.from_numpy(_gram(likes_VF))
     gram_FF.diagonal().add_(ridge)
     inverse_FF = _inverse(gram_FF)
-    # LAPACK's matrices lie column by column; the sparse product would turn that round for every block
+    # LAPACK's matrices are column-major; the sparse product would transpose them for every block
     weights_FF = inverse_FF.div_(-inverse_FF.diagonal().clone()).float().contiguous()
     weights_FF.fill_diagonal_(0.0)
     return weights_FF.numpy()
 
 
 def _gram(likes_VF: sparse.csr_array) -> npt.NDArray[np.float64]:
-    """``X'X``: how many viewers liked both films. Whole numbers, so the order of the sums is no matter."""
+    """``X'X``: how many users liked both films. Whole numbers, so the order of the sums does not matter."""
     num_films = likes_VF.shape[1]
     gram_FF = np.empty((num_films, num_films))
     likes_FV = likes_VF.T.tocsr()
@@ -146,6 +146,6 @@ def _gram(likes_VF: sparse.csr_array) -> npt.NDArray[np.float64]:
 
 
 def _inverse(matrix_FF: Tensor) -> Tensor:
-    """Inverse of a symmetric positive definite matrix, on one thread: on two, the last bits come out differently."""
+    """Inverse of a symmetric positive definite matrix, on one thread: on two, the last bits differ."""
     with one_thread():
         return torch.cholesky_inverse(torch.linalg.cholesky(matrix_FF))

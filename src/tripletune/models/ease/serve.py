@@ -1,9 +1,9 @@
 # Shape letters in this file:
-#   U viewers asked about, M films of the catalogue, F films of the model, B viewers of one block
-"""EASE as retrieve reads it: film by film weights, read with a history that fades.
+#   U users, M films of the catalogue, F films of the model, B users of one block
+"""EASE for retrieval: film by film weights applied to a history weighted by recency.
 
-All likes were fitted alike; only a viewer's own history is weighted by recency when the viewer is ranked, so that the
-newest likes count without a refit.
+The fit weights all likes equally; only a user's own history is weighted by recency at retrieval, so that the newest
+likes count without a refit.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from tripletune.models.serving.retriever import Histories, RetrieverSpec, Servin
 from tripletune.models.serving.topk import Floats, Ints, Ragged, top_columns
 
 LEAST_WEIGHT = 2.0**-30
-"""A like of less weight is left out: a sum in float32, of which the newest like has weight 1, holds nothing of it."""
+"""A like of less weight is dropped: it does not change a float32 sum in which the newest like has weight 1."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,19 +33,19 @@ class EaseFit:
     """The weights of one fit, for the most liked films."""
 
     catalogue: Catalogue
-    """LightGCN's: the order of ties, and what can be a candidate."""
+    """LightGCN's: the order of ties, and the possible candidates."""
     columns_F: Ints
     """The model's films as columns of the catalogue, ascending."""
     place_M: Ints
-    """Place of each column in ``columns_F``, -1 for a film that the model leaves out."""
+    """Place of each column in ``columns_F``, -1 for a film outside the model."""
     likes_F: Floats
-    """Likes in the rows of the fit."""
+    """Like counts in the rows of the fit."""
     weights_FF: Floats
     """From the film of the row to the film of the column; the diagonal is 0."""
 
     @classmethod
     def build(cls, catalogue: Catalogue, movie_ids_F: Ints, likes_F: Floats, weights_FF: Floats) -> EaseFit:
-        """Put what was fitted in the catalogue's order.
+        """Sort the fitted weights by the catalogue's order.
 
         Args:
             catalogue: holds all of the films.
@@ -61,12 +61,12 @@ class EaseFit:
         return cls(catalogue=catalogue, columns_F=columns_F, place_M=place_M, likes_F=likes_F, weights_FF=weights_FF)
 
     def top(self, likes: Likes, seen: Ragged, num_viewers: int, k: int, history_age: float) -> Ints:
-        """The ``k`` best films of each viewer in columns of the catalogue (U, k), -1 at the end of shorter rows.
+        """The ``k`` best films of each user in columns of the catalogue (U, k), -1 at the end of shorter rows.
 
         Args:
-            likes: the viewers' likes before their cutoffs.
+            likes: the users' likes before their cutoffs.
             seen: columns of the catalogue rated before the cutoff.
-            history_age: a like of age t counts ``exp(-t / history_age)``; 0 counts all alike.
+            history_age: a like of age t counts ``exp(-t / history_age)``; 0 counts all equally.
         """
         row_E = np.repeat(np.arange(num_viewers), np.diff(seen.offsets))
         place_E = self.place_M[seen.values]
@@ -86,10 +86,10 @@ class EaseFit:
         )
 
     def _scores(self, history_UF: sparse.csr_array) -> Callable[[int, int], Tensor]:
-        """``score_block``; whoever liked no film of the model gets the most liked ones.
+        """``score_block``; a user who liked no film of the model gets the most liked ones.
 
         A history has some dozens of films: a sparse product reads only their rows, and adds them up in one order,
-        whatever the number of threads and whoever else is asked about.
+        whatever the number of threads and the other users.
         """
 
         place_E = torch.from_numpy(history_UF.indices.astype(np.int64))
@@ -113,12 +113,12 @@ class EaseFit:
 
 
 def load_ease(folder: Path, catalogue: Catalogue, fits: Iterable[str] = ("a", "b")) -> dict[str, EaseFit]:
-    """Read the fits that there are: none where too many films are liked for a baseline, else b alone or both.
+    """Read the fits that exist: none where too many films are liked for a baseline, else b alone or both.
 
     Args:
         folder: of the stage ``ease``.
         catalogue: LightGCN's.
-        fits: which to hold; the weights of 10,000 films are 400 MB.
+        fits: names of the fits to load; the weights of 10,000 films are 400 MB.
 
     Raises:
         InputError: a file is missing, damaged, not finite, or does not belong to the others.
@@ -132,7 +132,7 @@ def load_ease(folder: Path, catalogue: Catalogue, fits: Iterable[str] = ("a", "b
         path = folder / f"fit_{fit}.safetensors"
         tensors = read_tensors(path, ("likes", "weights"))
         if tensors["weights"].shape != (len(ids_F),) * 2 or tensors["likes"].shape != (len(ids_F),):
-            raise InputError(f"{path} and movies.parquet beside it have different numbers of films; fit ease again")
+            raise InputError(f"{path} and movies.parquet next to it have different numbers of films; fit ease again")
         if (catalogue.columns(ids_F) < 0).any():
             raise InputError("ease and lightgcn were trained on different films; pin both to one run, or neither")
         found[fit] = EaseFit.build(catalogue, ids_F, tensors["likes"].numpy(), tensors["weights"].numpy())
@@ -157,8 +157,8 @@ def _load_rankers(folder: Path, serving: Serving) -> dict[str, EaseRanker]:
     fits = load_ease(folder, serving.catalogue, serving.fits)
     if "ease" in settings.lists and fits.keys() != set(serving.fits):
         raise InputError(
-            f"retrieve.retriever = {settings.retriever!r} asks EASE, which was fitted for the comparison alone; pin a "
-            "run whose candidates came of EASE, or remove the pin"
+            f"retrieve.retriever = {settings.retriever!r} uses EASE, which was fitted for the comparison alone; pin a "
+            "run whose candidates came from EASE, or remove the pin"
         )
     return {name: EaseRanker(fit, settings.ease_history_age) for name, fit in fits.items()}
 

@@ -1,11 +1,11 @@
 """Train LightGCN's two fits and write their vectors: the stage ``lightgcn``.
 
-Each step cuts every viewer of the batch at a random moment: the likes before it make the viewer's vector, those after
-it are the targets, the next ones heaviest. That is what the night asks of the model, and the targets are never in the
-vector, so that it cannot learn to answer with what it was given.
+Each step cuts the history of every user of the batch at a random place: the likes before it make the user's vector,
+those after it are the targets, the next ones heaviest. That is the task at retrieval; and since no target is in the
+vector, the model cannot learn to return its input.
 """
 
-# Shape letters in this file: M films, U viewers, E likes, D width, B viewers of a batch, R rows of a batch, V block
+# Shape letters in this file: M films, U users, E likes, D width, B users of a batch, R rows of a batch, V block
 from __future__ import annotations
 
 from collections.abc import Mapping
@@ -31,7 +31,7 @@ from tripletune.threads import one_thread
 class LightGCNTrainer:
     """One fit: model, optimiser, batches. Implements ``training.Model``.
 
-    Parameters and graph lie on ``device``; batches are made, and all draws, on the CPU.
+    Parameters and graph are on ``device``; batches and all random draws are made on the CPU.
     """
 
     def __init__(self, likes: Likes, num_movies: int, settings: LightGCNConfig, seed: int) -> None:
@@ -45,14 +45,14 @@ class LightGCNTrainer:
         self._parameters = {"embedding": self._model.embedding_MD}
         self._bias_M = torch.zeros(num_movies, device=self._device)
         if settings.loss == "softmax":
-            # popularity from the start, so that the vectors need only learn what departs from it
+            # initial popularity bias, so that the vectors need only learn the difference
             count_M = torch.bincount(likes.movie_E, minlength=num_movies).float()
             self._bias_M = self._parameters["bias"] = nn.Parameter(count_M.log1p().to(self._device))
             groups.append({"params": [self._bias_M], "weight_decay": 0.0})
         self._optimizer = torch.optim.Adam(groups, lr=settings.learning_rate)
 
     def step(self) -> float:
-        """One step over one batch of viewers, with one propagation over the whole graph."""
+        """One step over one batch of users, with one propagation over the whole graph."""
         batch = next(self._batches)
         loss = self._softmax_loss(batch) if self._settings.loss == "softmax" else self._bpr_loss(batch)
         self._optimizer.zero_grad()
@@ -62,7 +62,7 @@ class LightGCNTrainer:
 
     @torch.no_grad()
     def scorer(self, likes: Likes, age_E: Tensor) -> Scorer:
-        """Score all films for viewers with these likes."""
+        """Score all films for users with these likes."""
         movies_MD, pool_MD = self._vectors()
         viewers_UD = self._pool(pool_MD, likes.viewer_E, likes.movie_E, age_E, likes.num_viewers)
         bias_M = self._bias_M.detach()
@@ -80,7 +80,7 @@ class LightGCNTrainer:
         return training_state(self._parameters, self._optimizer, self._generator, self._batches)
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Go on from there."""
+        """Resume from that state."""
         load_training_state(state, self._parameters, self._optimizer, self._generator, self._batches)
 
     def _softmax_loss(self, batch: Batch) -> Tensor:
@@ -127,11 +127,11 @@ def _like_graph(likes: Likes, num_movies: int, settings: LightGCNConfig, device:
 
 
 def cut_histories(batch: Batch, half_life: float, generator: torch.Generator) -> Targets:
-    """Cut each viewer's likes at a random place: those before it are known, those from it on are the targets.
+    """Cut each user's likes at a random place: those before it are the input, those from it on the targets.
 
-    A viewer keeps at least the oldest like; one with a single like has no target. The target ``t`` likes behind the
-    cut weighs ``2 ** (-t / half_life)``. A viewer's weights sum to the square root of what they would sum to otherwise,
-    over all viewers to one: long histories say more, but not in proportion.
+    A user keeps at least the oldest like; one with a single like has no target. The target ``t`` likes after the cut
+    weighs ``2 ** (-t / half_life)``. Each user's weights are divided by the square root of their sum, and all by one
+    total so that they sum to one: longer histories count more, but not in proportion.
     """
     cut_B = 1 + (torch.rand(batch.num_viewers, generator=generator) * (batch.count_B - 1)).long()
     behind_R = batch.place_R - cut_B[batch.viewer_R]
@@ -148,7 +148,7 @@ def cut_histories(batch: Batch, half_life: float, generator: torch.Generator) ->
 
 
 def whole_histories(batch: Batch) -> Targets:
-    """Every like is a target of the same weight, as in the published loss; none is known otherwise."""
+    """Targets of the published loss: every like, equally weighted; none is input only."""
     weight_R = torch.full(batch.movie_R.shape, 1 / batch.movie_R.numel())
     none = batch.movie_R[:0]
     return Targets(batch.viewer_R, batch.movie_R, weight_R, none, none)
@@ -159,15 +159,15 @@ def train_lightgcn(split: Path, out: Path, settings: LightGCNConfig, seed: int) 
 
     Args:
         split: output of the split stage.
-        out: work folder; a call that was killed in it is taken up. Gets ``fit_a.safetensors`` and ``fit_b.safetensors``
+        out: work folder; a killed call in it is resumed. Gets ``fit_a.safetensors`` and ``fit_b.safetensors``
             (``movie_vectors`` (M, D), ``pool_vectors`` (M, D), ``movie_bias`` (M,)), ``movies.parquet``,
             ``pooling.json``, ``trained_on.parquet``, ``curve.parquet``.
         settings: section ``[lightgcn]``.
         seed: of the run; each fit draws from a generator of its own.
 
     Raises:
-        InputError: the split holds nothing to train on, or memory does not suffice. ConfigError: there is no such
-            device. UserError: the loss ran away.
+        InputError: the split holds nothing to train on, or memory does not suffice. ConfigError: the device does not
+            exist. UserError: the loss is not finite.
     """
     interactions = read_interactions(split)
 

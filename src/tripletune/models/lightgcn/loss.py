@@ -1,10 +1,10 @@
-"""What LightGCN is trained with: one softmax over all films or over a sample, or the published pairwise loss.
+"""Losses of LightGCN: a softmax over all films or a sample of them, or the published pairwise loss.
 
-All are summed over (viewer, film) rows with a weight each.
+Each is a weighted sum over (user, film) rows.
 """
 
-# Shape letters in this file: B viewers, M films, D width, R target rows, K rows of known likes, V viewers of a block,
-#   C films of a sample
+# Shape letters in this file: B users, M films, D width, R target rows, K rows of known likes, V users of a block,
+#   C films of a sample ("known": given to the model as input)
 from __future__ import annotations
 
 import itertools
@@ -21,14 +21,14 @@ from tripletune.models.message_passing.gather import take_rows
 from tripletune.threads import map_blocks
 
 BLOCK_VIEWERS = 128
-"""Scores of so many viewers and all films are held at once by each thread: 128 x 87,585 floats are 45 MB."""
+"""Users whose scores of all films each thread holds at once: 128 x 87,585 floats are 45 MB."""
 
 
 @dataclass(frozen=True, slots=True)
 class Targets:
-    """Which films should come out on top for the viewers of a batch. All rows are sorted by viewer.
+    """Target films of the users of a batch, with weights. All rows are sorted by user.
 
-    ``known_*``: likes that made the viewer's vector; they stand outside the softmax and are never negatives.
+    ``known_*``: likes in the user's vector; they are masked in the softmax and are never negatives.
     """
 
     viewer_R: Tensor
@@ -42,7 +42,7 @@ class Targets:
         return Targets(*(getattr(self, column.name).to(device) for column in fields(self)))
 
     def of_block(self, rows: slice, known: slice, first: int) -> Targets:
-        """Some rows, with viewers counted from ``first``."""
+        """Some rows, with users counted from ``first``."""
         return Targets(
             self.viewer_R[rows] - first,
             self.movie_R[rows],
@@ -54,12 +54,12 @@ class Targets:
 
 @dataclass(frozen=True, slots=True)
 class FilmSample:
-    """The films that stand for all in one step's softmax, ascending, and what is added to the score of each.
+    """Sample of films for one step's softmax, ascending, with a correction of each film's score.
 
-    The batch's targets are all there and stand for themselves. Of the other films some are drawn, all equally likely;
-    each stands for ``1 / its chance`` of them, and the log of that is added (importance sampling, Bengio & Senecal,
-    IEEE TNN 2008; as the log-q correction of Yi et al., RecSys 2019). So the sum in the softmax is right on average,
-    for every viewer.
+    All targets of the batch are in it, uncorrected. The other films are sampled uniformly; each stands for
+    ``1 / its chance`` of them, and the log of that is added to its score (importance sampling, Bengio & Senecal, IEEE
+    TNN 2008; as the log-q correction of Yi et al., RecSys 2019). So the sum in the softmax is right on average, for
+    every user.
     """
 
     movie_C: Tensor
@@ -67,7 +67,7 @@ class FilmSample:
 
     @classmethod
     def draw(cls, target_movie_R: Tensor, num_movies: int, size: int, generator: torch.Generator) -> FilmSample:
-        """Draw ``size`` films beside the targets; all others when there are no more than that."""
+        """Draw ``size`` films in addition to the targets; all others when there are no more than that."""
         is_in_M = torch.zeros(num_movies, dtype=torch.bool)
         is_in_M[target_movie_R] = True
         others = (~is_in_M).nonzero().squeeze(1)
@@ -79,7 +79,7 @@ class FilmSample:
         return cls(movie_C, correction_M[movie_C])
 
     def columns(self, targets: Targets, num_movies: int) -> Targets:
-        """The rows with places in the sample for films; known likes outside the sample are left out."""
+        """The rows with places in the sample for films; known likes outside the sample are dropped."""
         place_M = torch.full((num_movies,), -1)
         place_M[self.movie_C] = torch.arange(self.movie_C.numel())
         known_K = place_M[targets.known_movie_K]
@@ -97,10 +97,10 @@ class FilmSample:
 
 
 class _SoftmaxOverFilms(torch.autograd.Function):
-    """Computes its gradients in the forward pass, block by block, so that the B x M scores are never held.
+    """Softmax loss with gradients computed in the forward pass, block by block: the B x M scores are never held.
 
-    Ten times faster than autograd over ``log_softmax`` of the whole matrix: blocks stay in the cache. On a CPU each
-    block has one thread, and the blocks' sums are added up in their order.
+    Ten times faster than autograd over ``log_softmax`` of the whole matrix, because blocks stay in the cache. On a CPU
+    each block runs on one thread, and the blocks' sums are added up in their order.
     """
 
     @staticmethod
@@ -108,9 +108,9 @@ class _SoftmaxOverFilms(torch.autograd.Function):
         """The sum over the batch's likes of ``-weight * log softmax`` of their films; a scalar.
 
         Args:
-            viewers_BD, movies_MD: vectors of the batch's viewers and of the films ranked.
-            bias_M: added to every viewer's scores.
-            targets: likes and what is masked, both sorted by viewer.
+            viewers_BD, movies_MD: vectors of the batch's users and of the films ranked.
+            bias_M: added to every user's scores.
+            targets: target likes and masked likes, both sorted by user.
         """
         bounds = _bounds(viewers_BD.shape[0])
         rows, known = _rows(targets.viewer_R, bounds), _rows(targets.known_viewer_K, bounds)
@@ -143,12 +143,12 @@ class _SoftmaxOverFilms(torch.autograd.Function):
 def _softmax_block(
     viewers_VD: Tensor, movies_MD: Tensor, bias_M: Tensor, targets: Targets
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """A block's loss, and its gradients with respect to the viewers, the films and the bias."""
+    """A block's loss, and its gradients with respect to the users, the films and the bias."""
     viewer_R, movie_R, weight_R = targets.viewer_R, targets.movie_R, targets.weight_R.to(viewers_VD.dtype)
     scores_VM = torch.addmm(bias_M, viewers_VD, movies_MD.T)
     scores_VM[targets.known_viewer_K, targets.known_movie_K] = -torch.inf
     wanted_R, top_V = scores_VM[viewer_R, movie_R], scores_VM.amax(dim=1)
-    mass_VM = scores_VM.sub_(top_V.unsqueeze(1)).exp_()  # in place: the matrix is what takes the time
+    mass_VM = scores_VM.sub_(top_V.unsqueeze(1)).exp_()  # in place: this matrix takes most of the time
     sum_V = mass_VM.sum(dim=1)
     loss = (weight_R * ((top_V + sum_V.log())[viewer_R] - wanted_R)).sum()
     total_V = weight_R.new_zeros(len(viewers_VD)).index_add_(0, viewer_R, weight_R)
@@ -160,10 +160,10 @@ def _softmax_block(
 def softmax_loss(
     viewers_BD: Tensor, movies_MD: Tensor, bias_M: Tensor, targets: Targets, sample: FilmSample | None = None
 ) -> Tensor:
-    """``- sum over rows of weight * log softmax(<viewer, film> + bias)``, known likes left out of the softmax.
+    """``- sum over rows of weight * log softmax(<viewer, film> + bias)``, known likes masked in the softmax.
 
     Args:
-        targets: no row may be a known like of its viewer. With a sample: its ``columns``.
+        targets: no row may be a known like of its user. With a sample: its ``columns``.
         sample: the films of the softmax; None: all.
 
     Returns:
@@ -172,14 +172,14 @@ def softmax_loss(
     if sample is not None:
         movies_MD = take_rows(movies_MD, sample.movie_C)
         bias_M = take_rows(bias_M, sample.movie_C) + sample.correction_C.to(bias_M.dtype)
-    if viewers_BD.shape[0] == 1:  # see _bounds; a viewer without a target costs nothing
+    if viewers_BD.shape[0] == 1:  # see _bounds; a padded user without a target adds nothing
         viewers_BD = functional.pad(viewers_BD, (0, 0, 0, 1))
     loss: Tensor = _SoftmaxOverFilms.apply(viewers_BD, movies_MD, bias_M, targets)  # type: ignore[no-untyped-call]
     return loss
 
 
 def bpr_loss(viewers_BD: Tensor, movies_MD: Tensor, targets: Targets, negative_R: Tensor) -> Tensor:
-    """Bayesian personalised ranking (Rendle et al., UAI 2009; LightGCN equation 15): a negative for each target row.
+    """Bayesian personalised ranking (Rendle et al., UAI 2009; LightGCN equation 15), one negative per target row.
 
     Returns:
         ``- sum over rows of weight * log sigmoid(score of the target - score of the negative)``, a scalar.
@@ -191,7 +191,7 @@ def bpr_loss(viewers_BD: Tensor, movies_MD: Tensor, targets: Targets, negative_R
 
 
 def draw_negatives(targets: Targets, num_movies: int, generator: torch.Generator) -> Tensor:
-    """A film for each target row, uniform over those that are neither a target nor a known like of its viewer."""
+    """Draw a film for each target row, uniform over those that are neither a target nor a known like of its user."""
     target_R = targets.viewer_R * num_movies + targets.movie_R
     known_K = targets.known_viewer_K * num_movies + targets.known_movie_K
     liked = torch.unique_consecutive(torch.cat([target_R, known_K]).sort().values)
@@ -199,31 +199,31 @@ def draw_negatives(targets: Targets, num_movies: int, generator: torch.Generator
 
 
 def draw_unliked(viewer_R: Tensor, liked: Tensor, num_movies: int, generator: torch.Generator) -> Tensor:
-    """A film for each row, uniform over those whose ``viewer * num_movies + film`` is not in ``liked`` (ascending).
+    """Draw a film per row, uniform over those whose ``viewer * num_movies + film`` is not in ``liked`` (ascending).
 
-    The j-th unliked film of a viewer is found by counting the liked ones below it, so nothing is drawn twice.
+    The j-th unliked film of a user is found by counting the liked ones below it, so nothing is drawn twice.
 
     Returns:
         int64, shape (R,).
 
     Raises:
-        ValueError: a viewer of the rows likes every film.
+        ValueError: a user of the rows likes every film.
     """
     liked_viewer = liked // num_movies
     first_R, end_R = torch.searchsorted(liked_viewer, viewer_R), torch.searchsorted(liked_viewer, viewer_R, right=True)
     num_unliked_R = num_movies - (end_R - first_R)
     if bool((num_unliked_R == 0).any()):
-        raise ValueError("a viewer likes every film: there is no negative to draw")
+        raise ValueError("a user likes every film: there is no negative to draw")
     wish_R = (torch.rand(viewer_R.shape, generator=generator, dtype=torch.float64) * num_unliked_R).long()
-    # liked film number k (from 0) has (film - k) unliked ones before it: the sought film lies behind all with <= wish
+    # liked film number k (from 0) has (film - k) unliked ones before it: the drawn film comes after all with <= wish
     place = torch.arange(liked.numel()) - torch.searchsorted(liked_viewer, liked_viewer)
-    gaps = liked - place  # ascending within a viewer, and across viewers since a viewer has at least one unliked film
+    gaps = liked - place  # ascending within a user, and across users since a user has at least one unliked film
     behind_R = torch.searchsorted(gaps, viewer_R * num_movies + wish_R, right=True)
     return wish_R + behind_R - first_R
 
 
 def _bounds(num_viewers: int) -> list[int]:
-    """Where blocks of viewers begin and end; none is of one, whose product is the library's for a vector."""
+    """Bounds of blocks of users; none has a single user, for which the library has another (vector) product."""
     starts = list(range(0, num_viewers, BLOCK_VIEWERS))
     if len(starts) > 1 and num_viewers - starts[-1] == 1:
         starts.pop()
@@ -231,7 +231,7 @@ def _bounds(num_viewers: int) -> list[int]:
 
 
 def _rows(sorted_viewer: Tensor, bounds: list[int]) -> list[slice]:
-    """The rows of the viewers from each bound to the next."""
+    """The rows of the users from each bound to the next."""
     wanted = torch.tensor(bounds, device=sorted_viewer.device)
     return [
         slice(first, last) for first, last in itertools.pairwise(torch.searchsorted(sorted_viewer, wanted).tolist())

@@ -1,4 +1,4 @@
-"""What a fit of LightGCN takes of memory: stated before it starts, and refused where it cannot fit."""
+"""Memory estimate of a LightGCN fit: logged before it starts, and refused when too large."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tripletune.store.meter import claim_memory
 
 FLOAT = 4
 GRAPH_BYTES_PER_LIKE = {"dgl": 96, "torch": 64}
-"""Both directions at the peak of their making, when the edges are sorted; 16 of torch's stay."""
+"""Both directions at the peak of construction, when the edges are sorted; 16 of torch's remain."""
 
 
 def memory_parts(likes: Likes, num_movies: int, settings: LightGCNConfig) -> dict[str, int]:
@@ -37,20 +37,20 @@ def memory_parts(likes: Likes, num_movies: int, settings: LightGCNConfig) -> dic
 
 
 def state_memory(likes: Likes, num_movies: int, settings: LightGCNConfig, device: torch.device) -> None:
-    """Log what a fit to these likes takes, part by part, and what is free.
+    """Log the memory that a fit to these likes needs, part by part, and the free memory.
 
     Raises:
-        InputError: less is free.
+        InputError: less memory is free.
     """
     parts = memory_parts(likes, num_movies, settings)
     told = ", ".join(f"{name} {size / 2**30:.2f}" for name, size in parts.items())
     advice = (
-        "learn from fewer ratings (a higher split.like)"
+        "train on fewer ratings (a higher split.like)"
         if parts["graph"] > sum(parts.values()) / 2
         else "lower lightgcn.dim or lightgcn.layers"
     )
     claim_memory(
-        f"LightGCN on {likes.num_viewers:,} viewers, {num_movies:,} films and {likes.viewer_E.numel():,} likes "
+        f"LightGCN on {likes.num_viewers:,} users, {num_movies:,} films and {likes.viewer_E.numel():,} likes "
         f"(GiB: {told})",
         sum(parts.values()),
         advice,

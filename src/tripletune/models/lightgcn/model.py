@@ -1,12 +1,12 @@
 """LightGCN (He et al., SIGIR 2020, https://arxiv.org/abs/2002.02126) without a table of users.
 
 The published model learns a base vector for each user and each film. Here a user's base vector is zero, so that a
-viewer's vector is always what arrives from the liked films: a viewer whom no fit has seen gets one too, and a new like
-counts at once. Everything else is as published: symmetric normalisation, no weights but the embeddings, and the mean of
-the layers 0..K. With a zero base, odd layers are zero for films and even ones for viewers; they count in the mean.
+user's vector is computed from the liked films alone: a user outside the fit gets one too, and a new like counts at
+once. Everything else is as published: symmetric normalisation, no weights but the embeddings, and the mean of the
+layers 0..K. With a zero base, odd layers are zero for films and even ones for users; they count in the mean.
 """
 
-# Shape letters in this file: M films, U viewers, E likes, D embedding width, K layers
+# Shape letters in this file: M films, U users, E likes, D embedding width, K layers
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -19,12 +19,12 @@ from tripletune.models.message_passing.graph import Backend, message_graph
 from tripletune.models.message_passing.interface import MessageGraph
 
 POOL_POWER = 0.5
-"""The viewer's side of the symmetric normalisation, 1 / sqrt(number of likes), as ``pool_viewers`` applies it."""
+"""The user's side of the symmetric normalisation, 1 / sqrt(number of likes), as ``pool_viewers`` applies it."""
 
 
 @dataclass(frozen=True, slots=True)
 class LikeGraph:
-    """Who liked what, in both directions, with ``degree ** -0.5`` of each side (0 where there is no like).
+    """Bipartite graph of likes, in both directions, with ``degree ** -0.5`` of each side (0 where there is no like).
 
     The normalisation of an edge, 1 / sqrt(deg(u) deg(i)), is a product of two node terms: nodes are scaled before and
     after an unweighted sum, so that no edge needs a weight. Where likes have weights of their own, a degree is the sum
@@ -34,12 +34,12 @@ class LikeGraph:
     to_viewers: MessageGraph
     to_movies: MessageGraph
     weight_E: Tensor | None
-    """What each like weighs in the sums; None: all alike."""
+    """Weight of each like in the sums; None: all equal."""
     viewer_scale_U1: Tensor
     movie_scale_M1: Tensor
     pool_scale_M1: Tensor
-    """Of the films a viewer is made of. All likes count alike here: the likes of a film that nobody liked lately have a
-    sum near 0, and what divides by its root would drown the rest of a history."""
+    """Scale of the films that a user is pooled from. All likes count equally here: the weights of a film that nobody
+    liked lately sum to nearly 0, and division by the root of that would make it outweigh the rest of a history."""
 
     @classmethod
     def build(
@@ -51,12 +51,12 @@ class LikeGraph:
         backend: Backend = "auto",
         weight_E: Tensor | None = None,
     ) -> LikeGraph:
-        """From the likes, on their device.
+        """Build the graph from likes, on their device.
 
         Args:
             backend: as in ``message_graph``, but ``auto`` is torch on a CPU too: its plain sums are many times faster
                 than DGL's, whose libxsmm must stay off.
-            weight_E: of each like; None: all alike.
+            weight_E: weight of each like; None: all equal.
         """
         scales = (
             _scale(viewer_E, num_viewers, weight_E),
@@ -68,7 +68,7 @@ class LikeGraph:
         return cls(to_viewers, to_viewers.reversed(), weight_E, *scales)
 
     def sum_to_viewers(self, movies_MD: Tensor) -> Tensor:
-        """Sum over each viewer's likes: (M, D) to (U, D)."""
+        """Sum over each user's likes: (M, D) to (U, D)."""
         return self._sum(self.to_viewers, movies_MD)
 
     def sum_to_movies(self, viewers_UD: Tensor) -> Tensor:
@@ -102,20 +102,20 @@ class LightGCN(nn.Module):
         """Propagate, and average the layers.
 
         Returns:
-            ``movies_MD``: mean of the films' layers 0..K. ``pool_MD``: what a viewer is a sum of. A viewer's mean over
+            ``movies_MD``: mean of the films' layers 0..K. ``pool_MD``: the summands of a user. A user's mean over
             the layers 0..K is ``sum over likes of pool_MD[i] / sqrt(number of likes)``, so
-            ``pool_viewers(pool_MD, ..., half_life=0, power=POOL_POWER)`` is the model's own viewer vector. Both in the
+            ``pool_viewers(pool_MD, ..., half_life=0, power=POOL_POWER)`` is the model's own user vector. Both in the
             embedding's dtype; ``pool_MD`` is zero for films without a like.
         """
         viewer_scale_U1 = graph.viewer_scale_U1.to(self.embedding_MD.dtype)
         movie_scale_M1 = graph.movie_scale_M1.to(self.embedding_MD.dtype)
         layer_MD: Tensor = self.embedding_MD
         movies_MD = sources_MD = layer_MD
-        for layer in range(2, self.layers + 1, 2):  # two steps at once: films -> viewers -> films
+        for layer in range(2, self.layers + 1, 2):  # two steps at once: films -> users -> films
             viewers_UD = viewer_scale_U1 * graph.sum_to_viewers(movie_scale_M1 * layer_MD)
             layer_MD = movie_scale_M1 * graph.sum_to_movies(viewer_scale_U1 * viewers_UD)
             movies_MD = movies_MD + layer_MD
-            if layer < self.layers:  # viewers' layer k + 1 comes from the films' layer k
+            if layer < self.layers:  # users' layer k + 1 comes from the films' layer k
                 sources_MD = sources_MD + layer_MD
         mean = 1 / (self.layers + 1)
         return movies_MD * mean, graph.pool_scale_M1.to(movie_scale_M1.dtype) * sources_MD * mean

@@ -1,5 +1,5 @@
 # Shape letters in this file: U users, S places of a list, M films, D vector width
-"""LightGCN as retrieve reads it: film vectors, and users pooled from their likes."""
+"""LightGCN for retrieval: film vectors, and users pooled from their likes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tripletune.models.serving.topk import Ints, product_blocks, top_columns
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LightGCNFit(Fit):
-    """LightGCN: score of a film = <viewer, ``movie_vectors``> + ``bias``."""
+    """LightGCN: score of a film = <user, ``movie_vectors``> + ``bias``."""
 
     movie_vectors_MD: Tensor
 
@@ -34,7 +34,7 @@ class LightGCNFit(Fit):
         return top_columns(blocks, histories.num_users, histories.seen, depth)[0]
 
     def in_order(self, films_US: Ints, users_UD: Tensor) -> Ints:
-        """Columns (U, S) put in this model's order, best first, ties by the lower column; -1 stays at the end."""
+        """Columns (U, S) sorted by this model's score, best first, ties by the lower column; -1 stays at the end."""
         vectors_USD = self.movie_vectors_MD[np.maximum(films_US, 0)]
         scores_US = ((vectors_USD * users_UD[:, None, :]).sum(dim=2) + self.bias_M[np.maximum(films_US, 0)]).numpy()
         order_US = np.lexsort((films_US, np.where(films_US >= 0, -scores_US, np.inf)), axis=1)

@@ -1,4 +1,4 @@
-"""Where a specialist trains."""
+"""Choice of the device that a specialist trains on."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from tripletune.errors import ConfigError
 def choose_device(
     setting: Literal["auto", "cpu", "cuda"], backend: Literal["auto", "dgl", "torch"], section: str
 ) -> torch.device:
-    """The device of a section's setting; DGL is for the CPU, so ``auto`` with it is one.
+    """The device of a section's setting; DGL is for the CPU, so ``auto`` with it is the CPU.
 
     Raises:
-        ConfigError: it names a GPU, and torch sees none or the back end is DGL.
+        ConfigError: the setting names a GPU, and torch finds none or the back end is DGL.
     """
     name, has_gpu = f"{section}.device", torch.cuda.is_available() and backend != "dgl"
     if setting == "cuda" and backend == "dgl":

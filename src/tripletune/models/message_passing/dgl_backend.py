@@ -1,6 +1,6 @@
 """Message passing by DGL's kernels, for the CPU."""
 
-# Shape letters in this file: as in ops.py
+# Shape letters in this file: as in interface.py
 from __future__ import annotations
 
 import os
@@ -13,7 +13,7 @@ os.environ.setdefault("DGLBACKEND", "pytorch")  # without it the first import pr
 
 import dgl
 
-# libxsmm's blocks depend on the number of threads, and with them the order of a sum and its last bits
+# libxsmm's blocks depend on the number of threads, and so do the order of a sum and its last bits
 dgl.use_libxsmm(False)
 
 

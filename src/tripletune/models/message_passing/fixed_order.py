@@ -1,10 +1,10 @@
-"""Sums whose order, and so whose last bits, do not depend on the number of threads.
+"""Sums in a fixed order: their last bits do not depend on the number of threads.
 
-No library call here is shared among threads. MKL cuts a product for the threads it has and picks a kernel for each
+No library call here is split over threads. MKL splits a product by the number of threads and picks a kernel for each
 piece: on AMD processors (seen on Zen 3 and Zen 5) products of 9 x 64 x 800 or 10 x 2 x 1,875 differ between one thread
-and two, and long inner dimensions are shared everywhere. torch shares the sum of a whole tensor, and in ``softplus``,
-``elu`` and ``exp2`` the values at the end of a thread's share are rounded otherwise than the rest. So a large product
-is cut into blocks by its shape alone, and each block is computed on one thread.
+and two, and long inner dimensions are split everywhere. torch splits the sum of a whole tensor, and in ``softplus``,
+``elu`` and ``exp2`` rounds the values at the end of a thread's share differently from the rest. So a large product is
+cut into blocks by its shape alone, and each block is computed on one thread.
 """
 
 # Shape letters in this file: N rows of the result, M its columns, K inner dimension, B parts of it
@@ -25,9 +25,9 @@ INNER = 256
 BLOCK_PRODUCTS = 1 << 24
 """Multiplications in a block, a millisecond on one thread; a thread takes about .05 ms to start."""
 LEAST_BLOCK = 64
-"""Rows or columns of a block at the least."""
+"""Smallest number of rows or columns of a block."""
 COLUMNS = 1024
-"""Of the table that a sum over everything adds up row by row."""
+"""Columns of the table that ``total`` adds up row by row."""
 
 
 def matmul(left_NK: Tensor, right_KM: Tensor) -> Tensor:
@@ -49,10 +49,7 @@ def on_one_thread(function: Callable[[Tensor], Tensor], values: Tensor) -> Tenso
 
 
 def product(left_NK: Tensor, right_KM: Tensor) -> Tensor:
-    """As ``matmul``, without gradients.
-
-    A GPU has no threads that share it, so there it is one product.
-    """
+    """``matmul`` without gradients; on a GPU, which no CPU threads share, a single call."""
     if left_NK.device.type != "cpu":
         return left_NK @ right_KM
     (rows, inner), columns = left_NK.shape, right_KM.shape[1]
@@ -77,7 +74,7 @@ def product(left_NK: Tensor, right_KM: Tensor) -> Tensor:
 
 
 def _product_of_block(left_NK: Tensor, right_KM: Tensor, out_NM: Tensor | None = None) -> Tensor:
-    """The product on one thread, which the caller sees to."""
+    """The product on one thread, which the caller must set."""
     if left_NK.shape[1] <= INNER:
         return torch.mm(left_NK, right_KM, out=out_NM)
     left_BNK, right_BKM, rest = _cut_inner(left_NK, right_KM)
@@ -86,7 +83,7 @@ def _product_of_block(left_NK: Tensor, right_KM: Tensor, out_NM: Tensor | None =
 
 
 def _product_over_inner(left_NK: Tensor, right_KM: Tensor) -> Tensor:
-    """A product whose inner dimension is the longest, as in gradients of weights: blocks are runs of its parts."""
+    """A product whose inner dimension is the longest, as in gradients of weights; a block is a series of its parts."""
     left_BNK, right_BKM, rest = _cut_inner(left_NK, right_KM)
     parts_BNM = left_NK.new_empty(len(left_BNK), left_NK.shape[0], right_KM.shape[1])
     size = max(1, BLOCK_PRODUCTS // (INNER * parts_BNM[0].numel()))
@@ -102,7 +99,7 @@ def _product_over_inner(left_NK: Tensor, right_KM: Tensor) -> Tensor:
 
 
 def _cut_inner(left_NK: Tensor, right_KM: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
-    """Both factors in parts of ``INNER``, and the factors of what is left over."""
+    """Both factors in parts of ``INNER``, and the two factors of the remainder."""
     blocks = left_NK.shape[1] // INNER
     whole = blocks * INNER
     left_BNK = left_NK[:, :whole].reshape(-1, blocks, INNER).transpose(0, 1)

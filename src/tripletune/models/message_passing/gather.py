@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def take_rows(features: Tensor, row_E: Tensor) -> Tensor:
-    """``features[row_E]`` for what is differentiated.
+    """``features[row_E]`` with a deterministic gradient.
 
     The gradient of plain indexing adds with atomic operations on several threads, so that sums change from run to run
     in their last bits; that of ``index_select`` adds in order, and was ten times faster on 250,000 rows.

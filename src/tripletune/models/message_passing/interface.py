@@ -1,8 +1,8 @@
 # Shape letters in this file: S source nodes, D destination nodes, E edges, H heads, W feature width
-"""Message passing: the three operations that R-GAT and LightGCN are made of, behind one interface.
+"""Interface of message passing: the three graph operations of R-GAT and LightGCN.
 
 A ``MessageGraph`` is a fixed directed graph from S source nodes to D destination nodes (the two sets may be the same).
-Models know only the interface; ``graph.message_graph`` picks the back end.
+Models use only the interface; ``graph.message_graph`` picks the back end.
 """
 
 from __future__ import annotations
@@ -49,12 +49,12 @@ class MessageGraph(ABC):
 
     @abstractmethod
     def reversed(self) -> MessageGraph:
-        """The same edges in the same order, each turned round."""
+        """The graph with the same edges in the same order, each reversed."""
 
     def _nothing(self, source: Tensor) -> Tensor:
         return source.new_zeros(self.num_dst, *source.shape[1:])
 
-    # what a back end does: the operations on at least one edge, with rows that fit, in 32 or 64 bits
+    # implemented by a back end: the operations on at least one edge, with matching rows, in 32 or 64 bits
 
     @abstractmethod
     def _sum(self, source_SW: Tensor) -> Tensor: ...

@@ -1,9 +1,10 @@
 """Message passing by torch alone: sparse products over sorted edges, and their cached transpose for the gradients.
 
-Nothing here waits for the device or leaves it: sizes are known from the start, and every order is computed once.
+Nothing here synchronises with the device or copies from it: sizes are fixed at the start, and every order is computed
+once.
 """
 
-# Shape letters in this file: as in ops.py; F features of a node, all of them in one row; R rows, C columns
+# Shape letters in this file: as in interface.py; F features of a node, all of them in one row; R rows, C columns
 from __future__ import annotations
 
 import warnings
@@ -16,7 +17,7 @@ from torch.nn import functional
 
 from tripletune.models.message_passing.interface import MessageGraph
 
-# said once a process by whichever graph is first; the products here are tested against dense ones
+# a warning of the first graph in a process; the products here are tested against dense ones
 warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta state")
 
 INT32_MAX = 2**31 - 1
@@ -41,7 +42,7 @@ class _Rows:
 
     @cached_property
     def place_E(self) -> Tensor:
-        """Where each given edge stands among the sorted ones."""
+        """Place of each given edge among the sorted ones."""
         place_E = torch.empty_like(self.order_E)
         place_E[self.order_E.long()] = torch.arange(place_E.numel(), dtype=place_E.dtype, device=place_E.device)
         return place_E
@@ -60,7 +61,7 @@ class _Rows:
         return value_ZH.index_select(0, self.place_E)
 
     def matrix(self, value_Z: Tensor) -> Tensor:
-        """The (R, C) matrix with these values, which stay where they are."""
+        """The (R, C) matrix with these values, which are not copied."""
         return torch.sparse_csr_tensor(
             self.start, self.column_Z, value_Z, size=self.shape, device=value_Z.device, check_invariants=False
         )
@@ -73,7 +74,7 @@ class _Rows:
         return functional.embedding_bag(self.column_Z, features_CF, self.start, mode="sum", include_last_offset=True)
 
     def spread(self, value_RH: Tensor) -> Tensor:
-        """What each edge's row has: (R, H) to (Z, H)."""
+        """Copy each row's values to its edges: (R, H) to (Z, H)."""
         return value_RH.index_select(0, self.row_Z)
 
     def reduce(self, value_ZH: Tensor, how: str) -> Tensor:
@@ -100,7 +101,7 @@ class _Rows:
 
 
 class TorchGraph(MessageGraph):
-    """Sparse products and segment reductions, on any device torch has them for."""
+    """Message graph by sparse products and segment reductions, on any device for which torch has them."""
 
     def __init__(self, incoming: _Rows, outgoing: _Rows) -> None:
         self.incoming, self.outgoing = incoming, outgoing

@@ -1,13 +1,13 @@
 """Train R-GAT's two fits and write vectors, weights and popularity: the stage ``rgat``.
 
-Each step hides a random share of the likes of the batch's viewers, pools each viewer from the rest, and ranks the
-hidden ones against films drawn by popularity. Against such negatives the best score is log p(film | viewer) / p(film)
+Each step hides a random share of the likes of the batch's users, pools each user from the rest, and ranks the
+hidden ones against films drawn by popularity. With such negatives the best score is log p(film | user) / p(film)
 (Rendle, "Item recommendation from implicit feedback", 2021): triples need not explain popularity, and log popularity is
 added as a fixed bias when films are ranked. Link prediction on the triples is an auxiliary loss.
 """
 
-# Shape letters in this file: M films, N entities, T triples, D width, U viewers, E likes, B viewers of a batch,
-#   R likes of a batch, K negatives, L triples of the link batch, V viewers of a block
+# Shape letters in this file: M films, N entities, T triples, D width, U users, E likes, B users of a batch,
+#   R likes of a batch, K negatives, L triples of the link batch, V users of a block
 from __future__ import annotations
 
 from collections.abc import Mapping
@@ -35,7 +35,7 @@ from tripletune.store.paths import Facts
 from tripletune.threads import one_thread
 
 NO_TRIPLES_BIAS = -100.0
-"""Added to the bias of a film without triples: R-GAT knows nothing of it and must not rank it by accident."""
+"""Added to the bias of a film without triples: R-GAT has no input for it and must not rank it by accident."""
 LINK_BATCH = 4096
 POOL_POWER = 0.5
 
@@ -43,7 +43,7 @@ POOL_POWER = 0.5
 class RgatTrainer:
     """One fit: model, optimiser, batches. Implements ``training.Model``.
 
-    Parameters and knowledge lie on the graph's device; batches are made, and all draws, on the CPU.
+    Parameters and knowledge are on the graph's device; batches and all random draws are made on the CPU.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class RgatTrainer:
             bases=settings.bases,
             generator=self._generator,
         ).to(self._device)
-        self._log_beta = nn.Parameter(torch.ones((), device=self._device))  # positive beta: a liking can't turn round
+        self._log_beta = nn.Parameter(torch.ones((), device=self._device))  # beta > 0: a preference can't change sign
         self._link_RD = nn.Parameter(torch.ones(len(knowledge.relation_names), settings.dim, device=self._device))
         self._parameters = {**dict(self._model.named_parameters()), "log_beta": self._log_beta, "link": self._link_RD}
         self._optimizer = torch.optim.Adam(
@@ -73,11 +73,11 @@ class RgatTrainer:
 
     @property
     def num_parameters(self) -> int:
-        """Of the model, without the link prediction's own."""
+        """Parameters of the model, without those of the link prediction."""
         return sum(parameter.numel() for parameter in self._model.parameters()) + 1
 
     def step(self) -> float:
-        """One step: attention over the whole graph, one batch of viewers, one batch of triples."""
+        """One step: attention over the whole graph, one batch of users, one batch of triples."""
         scores, pool_MD = self._forward()
         loss = self._ranking_loss(scores, pool_MD)
         if self._settings.link_weight:
@@ -88,7 +88,7 @@ class RgatTrainer:
         return float(loss.detach())
 
     def scorer(self, likes: Likes, age_E: Tensor) -> Scorer:
-        """Score all films for viewers with these likes."""
+        """Score all films for users with these likes."""
         scores, pool_MD = self._forward()
         viewers_UD = self._pool(pool_MD, likes.viewer_E, likes.movie_E, age_E, likes.num_viewers)
         bias_M1, all_M = self._bias().unsqueeze(1), torch.arange(self._num_movies, device=self._device)
@@ -96,7 +96,7 @@ class RgatTrainer:
 
     @torch.no_grad()
     def export(self) -> dict[str, Tensor]:
-        """What ``fit_<name>.safetensors`` holds, and ``alpha`` (T,) for attention.parquet."""
+        """The tensors of ``fit_<name>.safetensors``, and ``alpha`` (T,) for attention.parquet."""
         scores, pool_MD = self._forward()
         tensors = {
             "entity_vectors": scores.entities_ND,
@@ -112,7 +112,7 @@ class RgatTrainer:
         return training_state(self._parameters, self._optimizer, self._generator, self._batches)
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Take up what ``state`` gave."""
+        """Resume from that state."""
         load_training_state(state, self._parameters, self._optimizer, self._generator, self._batches)
 
     def _forward(self) -> tuple[FilmScores, Tensor]:
@@ -133,7 +133,7 @@ class RgatTrainer:
     def _ranking_loss(self, scores: FilmScores, pool_MD: Tensor) -> Tensor:
         batch = next(self._batches)
         hidden_R = torch.rand(batch.viewer_R.shape, generator=self._generator) < self._settings.holdout_share
-        hidden_R &= batch.place_R > 0  # a viewer keeps something to be pooled from
+        hidden_R &= batch.place_R > 0  # a user keeps at least one like to be pooled from
         kept_R = ~hidden_R
         viewer, movie = batch.viewer_R[kept_R], batch.movie_R[kept_R]
         age = newest_first_age(viewer, batch.num_viewers)
@@ -153,7 +153,7 @@ class RgatTrainer:
         positive_R = scores.pairs(viewers_BD, viewer_R, movie_R)
         loss_R = on_one_thread(functional.softplus, take_rows(against_B, viewer_R) - positive_R)
         asked_B = torch.bincount(viewer_R, minlength=batch.num_viewers).float()
-        weight_R = asked_B.rsqrt()[viewer_R]  # long histories say more, but not in proportion
+        weight_R = asked_B.rsqrt()[viewer_R]  # longer histories count more, but not in proportion
         with one_thread():  # a sum over everything, as below
             whole = asked_B.sqrt().sum().clamp(min=1.0)
         return total(weight_R * loss_R) / whole
@@ -189,8 +189,8 @@ def train_rgat(knowledge: Path, split: Path, out: Path, settings: RgatConfig, se
         seed: of the run; each fit draws from a generator of its own.
 
     Raises:
-        InputError: knowledge or split hold nothing to train on. ConfigError: a GPU is asked for and torch sees none.
-            UserError: the loss ran away.
+        InputError: knowledge or split hold nothing to train on. ConfigError: a GPU is requested and torch finds none.
+            UserError: the loss is not finite.
     """
     facts = read_knowledge(knowledge)
     interactions = read_interactions(split, facts.movie_ids_M)
@@ -227,7 +227,7 @@ def train_rgat(knowledge: Path, split: Path, out: Path, settings: RgatConfig, se
 def write_attention(out: Path, knowledge: Knowledge, runs: dict[str, Run]) -> None:
     """Write ``attention.parquet`` (both fits) and ``relations.parquet``: mean weight by fit and relation.
 
-    ``alpha`` leaves the runs' tensors: it belongs to triples, by keys, and not into the file of vectors.
+    ``alpha`` is removed from the runs' tensors: it belongs to triples, by keys, not into the file of vectors.
     """
     keys = knowledge.entities["key"].gather(knowledge.entity_T.numpy())
     relations = pl.Series(knowledge.relation_names, dtype=pl.String).gather(knowledge.relation_T.numpy())

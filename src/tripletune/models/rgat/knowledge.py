@@ -1,6 +1,6 @@
-"""The knowledge graph as R-GAT trains on it: triples grouped by film, films in the order of their ids."""
+"""Knowledge graph in R-GAT's training format: triples grouped by film, films in the order of their ids."""
 
-# Shape letters in this file: M films, N entities, T triples, P asked films, X rows of asked film and triple
+# Shape letters in this file: M films, N entities, T triples, P given films, X rows of given film and triple
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
@@ -22,7 +22,7 @@ MOVIE_KEY = "movie:"
 
 @dataclass(frozen=True, slots=True)
 class Knowledge:
-    """Films, entities, and triples sorted by film, relation, tail; film m has those from ``offset_M[m]`` on."""
+    """Films, entities, and triples sorted by film, relation, tail; those of film m begin at ``offset_M[m]``."""
 
     entities: pl.DataFrame
     """Columns ``row, key, name``; row i is node i."""
@@ -48,7 +48,7 @@ class Knowledge:
         return [(column.name, getattr(self, column.name)) for column in fields(self)]
 
     def expand(self, movie_P: Tensor) -> tuple[Tensor, Tensor]:
-        """For each triple of each asked film: index into ``movie_P`` (ascending) and index of the triple, both (X,)."""
+        """Triples of given films: index into ``movie_P`` (ascending) and index of the triple, both (X,)."""
         count_P = self.count_M[movie_P]
         asked_X = torch.repeat_interleave(count_P)
         within_X = torch.arange(asked_X.numel(), device=asked_X.device) - (count_P.cumsum(0) - count_P)[asked_X]
@@ -59,7 +59,7 @@ def read_knowledge(folder: Path) -> Knowledge:
     """Read the knowledge stage's files.
 
     Raises:
-        InputError: a file is missing or not as in schemas.py, a triple's head is no movie, or there are no triples.
+        InputError: a file is missing or does not fit its schema, a triple's head is no movie, or there are no triples.
     """
     try:
         entities = conform(pl.read_parquet(folder / "entities.parquet"), ENTITIES).sort("entity_id")

@@ -5,9 +5,9 @@ For a node i, over all its incoming edges (r, j), inverse relations and the self
     e_ij^r = a_r . LeakyReLU(W_r h_i + V_r h_j + g_r)        alpha = softmax over all (r, j) of i
     h_i' = h_i + sum over (r, j) of alpha V_r h_j            per head; the heads are joined
 
-V_r starts near the identity: with the addend h_i, a film's vector then holds those of its entities from the first step
-on, <film, entity> counts what they share, and training goes on from there. Random V_r must discover it entity by
-entity; see docs/decisions.md.
+V_r starts near the identity: with the addend h_i, a film's vector then contains those of its entities from the first
+step on, so <film, entity> measures shared entities, and training starts from there. With random V_r this has to be
+learned entity by entity; see docs/decisions.md.
 
 The within-node softmax across relations is ARGAT of Busbridge et al. (https://arxiv.org/abs/1904.05811), the scores are
 dynamic as in GATv2 (Brody et al., ICLR 2022), the basis decomposition is that of R-GCN (Schlichtkrull et al., 2018).
@@ -30,19 +30,19 @@ from tripletune.models.message_passing.interface import MessageGraph
 
 NEGATIVE_SLOPE = 0.2
 EMBEDDING_STD = 0.5
-"""Smaller ones (0.1) leave the dot products so near zero that the first dozens of steps learn nothing."""
+"""With smaller values (0.1) the dot products are so near zero that the first dozens of steps learn nothing."""
 NOISE = 0.1
-"""Share of the random start in a matrix that starts near the identity."""
+"""Share of the random part in a matrix that starts near the identity."""
 
 
 @dataclass(frozen=True, slots=True)
 class RelationalGraph:
-    """Edges in blocks of one relation, and the pairs of relation and end point that need projecting, once each."""
+    """Edges in blocks by relation, and the distinct pairs of relation and end point, which are projected once each."""
 
     num_relations: int
     """C, inverses and the self loop included."""
     edges: MessageGraph
-    """From the P source pairs to the N nodes."""
+    """Graph from the P source pairs to the N nodes."""
     edge_blocks: list[int]
     """Edges of each relation."""
     source_E: Tensor
@@ -53,7 +53,7 @@ class RelationalGraph:
     destination_node_Q: Tensor
     destination_blocks: list[int]
     edge_of_triple_T: Tensor
-    """Edge along which triple t tells its head of its tail."""
+    """Edge of triple t from its tail to its head."""
 
     @classmethod
     def build(
@@ -67,8 +67,8 @@ class RelationalGraph:
     ) -> RelationalGraph:
         """Add inverse relations and self loops to triples.
 
-        The head hears its tail by relation r, the tail its head by relation R + r, and everyone themselves by 2 R.
-        The graph lies on the triples' device.
+        A head receives from its tail by relation r, a tail from its head by relation R + r, and every node from itself
+        by 2 R. The graph is on the triples' device.
         """
         everyone_N = torch.arange(num_nodes, device=head_T.device)
         self_N = torch.full_like(everyone_N, 2 * num_relations)
@@ -103,14 +103,14 @@ class RelationalGraph:
 class RelationMatrices(nn.Module):
     """One D x D matrix per relation, or a mixture of shared bases when ``bases`` > 0.
 
-    ``near_identity``: each relation's matrix starts as the identity and a little noise, else at random.
+    ``near_identity``: each relation's matrix starts as the identity plus a little noise, otherwise at random.
     """
 
     def __init__(
         self, num_relations: int, dim: int, bases: int, generator: torch.Generator, *, near_identity: bool = False
     ) -> None:
         super().__init__()
-        bound = (3 / dim) ** 0.5  # keeps the variance of what it multiplies
+        bound = (3 / dim) ** 0.5  # keeps the variance of the multiplied vectors
         self.matrices_BDD = nn.Parameter(torch.empty(bases or num_relations, dim, dim))
         nn.init.uniform_(self.matrices_BDD, -bound, bound, generator=generator)
         self.mixture_CB = nn.Parameter(torch.empty(num_relations, bases)) if bases else None
@@ -138,7 +138,7 @@ class RelationMatrices(nn.Module):
 
 
 class RgatLayer(nn.Module):
-    """One round of attention."""
+    """One layer of relational attention."""
 
     def __init__(self, num_relations: int, dim: int, heads: int, bases: int, generator: torch.Generator) -> None:
         super().__init__()
@@ -150,7 +150,7 @@ class RgatLayer(nn.Module):
         nn.init.normal_(self.attention_CHW, std=(heads / dim) ** 0.5, generator=generator)
 
     def forward(self, nodes_ND: Tensor, graph: RelationalGraph) -> tuple[Tensor, Tensor]:
-        """What ``h_i'`` adds to ``h_i`` (N, D), and alpha (E, H); each node's sums to one per head.
+        """The increment ``h_i' - h_i`` (N, D), and alpha (E, H); each node's alpha sums to one per head.
 
         Alpha is in the graph's order of edges.
         """
@@ -174,14 +174,14 @@ class RgatLayer(nn.Module):
         return graph.edges.weighted_sum(torch.cat(source), alpha_EH).flatten(1), alpha_EH
 
     def _project(self, nodes_ND: Tensor, matrices_CDD: Tensor, node: Tensor, blocks: list[int]) -> list[Tensor]:
-        """A relation's matrix times its nodes, (pairs of the relation, H, W) for each relation."""
+        """Each relation's matrix times its nodes, (pairs of the relation, H, W)."""
         parts = torch.split(take_rows(nodes_ND, node), blocks)
         shape = (self.heads, nodes_ND.shape[1] // self.heads)  # a relation without triples has nothing to infer it from
         return [matmul(part, m_DD).view(len(part), *shape) for part, m_DD in zip(parts, matrices_CDD, strict=True)]
 
 
 class Rgat(nn.Module):
-    """A vector per entity, refined by rounds of attention.
+    """Entity vectors refined by layers of attention.
 
     Args:
         num_relations: C, inverses and the self loop included.
@@ -210,7 +210,7 @@ class Rgat(nn.Module):
     def forward(self, graph: RelationalGraph) -> tuple[Tensor, Tensor]:
         """Refined entities (N, D), and the last layer's attention of each triple, mean over heads (T,).
 
-        The rest of the head's attention went to its self loop: ``renormalise`` before use as a distribution.
+        The rest of the head node's attention goes to its self loop: ``renormalise`` before use as a distribution.
         """
         nodes_ND = self.embedding_ND
         alpha_EH = nodes_ND.new_zeros(0)

@@ -1,12 +1,12 @@
-"""What R-GAT's vectors and weights say about a viewer: scores of triples and of films.
+"""Scores of triples and films for a user, from R-GAT's vectors and weights.
 
     s(u, i, r, t) = log alpha_i(r, t) + beta <u, e_t> / sqrt(D)          score of a triple
     s(u, i) = bias_i + logsumexp over the film's triples of s(u, i, r, t)
 
-The posterior over a film's triples that belongs to this sum is what explains the film to the viewer.
+The posterior over a film's triples that belongs to this sum selects the fact that explains the film to the user.
 """
 
-# Shape letters in this file: M films, N entities, T triples, X rows of film and triple, U viewers, D width, P films
+# Shape letters in this file: M films, N entities, T triples, X rows of film and triple, U users, D width, P films
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from tripletune.models.message_passing.gather import take_rows
 from tripletune.models.rgat.knowledge import Knowledge
 
 ALPHA_MIN = 1e-12
-"""Weights below this count as this: the logarithm of an attention that rounded to nothing must stay finite."""
+"""Lower bound of a weight: the logarithm of an attention that rounded to 0 must stay finite."""
 
 
 def renormalise(alpha_T: Tensor, movie_T: Tensor, num_movies: int) -> Tensor:
@@ -30,7 +30,7 @@ def renormalise(alpha_T: Tensor, movie_T: Tensor, num_movies: int) -> Tensor:
 
 
 def segment_logsumexp(values_XU: Tensor, segment_X: Tensor, num_segments: int) -> Tensor:
-    """Logsumexp over the rows of each segment; 0 for a segment without rows (a film of which nothing is known).
+    """Logsumexp over the rows of each segment; 0 for a segment without rows (a film without triples).
 
     Args:
         values_XU: (X,) or (X, U).
@@ -51,7 +51,7 @@ def segment_logsumexp(values_XU: Tensor, segment_X: Tensor, num_segments: int) -
 
 @dataclass(frozen=True, slots=True)
 class FilmScores:
-    """Everything a score needs at one moment of the training."""
+    """Inputs of a score at one step of the training."""
 
     knowledge: Knowledge
     entities_ND: Tensor
@@ -60,13 +60,13 @@ class FilmScores:
     """Scalar."""
 
     def block(self, viewers_UD: Tensor, movie_P: Tensor) -> Tensor:
-        """Scores without bias of all asked films for all viewers, shape (P, U); 0 for a film without triples."""
+        """Scores without bias of the given films for all users, shape (P, U); 0 for a film without triples."""
         asked_X, triple_X = self.knowledge.expand(movie_P)
         dots_XU = self._dots(self.knowledge.entity_T[triple_X], viewers_UD)
         return segment_logsumexp(take_rows(self.log_alpha_T, triple_X).unsqueeze(1) + dots_XU, asked_X, movie_P.numel())
 
     def pairs(self, viewers_UD: Tensor, viewer_P: Tensor, movie_P: Tensor) -> Tensor:
-        """Scores without bias of (viewer, film) pairs, shape (P,)."""
+        """Scores without bias of (user, film) pairs, shape (P,)."""
         asked_X, triple_X = self.knowledge.expand(movie_P)
         entities_XD = take_rows(self.entities_ND, self.knowledge.entity_T[triple_X])
         dots_X = (take_rows(self._scaled(viewers_UD), viewer_P[asked_X]) * entities_XD).sum(dim=1)
@@ -79,6 +79,6 @@ class FilmScores:
 
     def _scaled(self, viewers_UD: Tensor) -> Tensor:
         dim = viewers_UD.shape[1]
-        # a factor per column: the gradient of a scalar is a sum over everything, in an order that threads decide
+        # a factor per column: the gradient of a scalar is a sum over all values, in an order that depends on threads
         scaled_UD: Tensor = viewers_UD * (self.beta / dim**0.5).expand(dim)
         return scaled_UD

@@ -1,5 +1,5 @@
 # Shape letters in this file: M films, N entities, D vector width
-"""R-GAT as retrieve reads it: entity vectors, attention over triples, and users pooled from their likes."""
+"""R-GAT for retrieval: entity vectors, attention over triples, and users pooled from their likes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tripletune.models.serving.catalogue import (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RgatFit(Fit):
-    """R-GAT: attention over a film's triples, and entity vectors that the viewer is compared with."""
+    """R-GAT: attention over a film's triples, and entity vectors to compare the user with."""
 
     entity_vectors_ND: Tensor
     entity_rows: pl.DataFrame
@@ -43,7 +43,7 @@ def load_rgat(folder: Path, seed: int, fits: Iterable[str] = ("a", "b")) -> dict
         path = folder / f"fit_{fit}.safetensors"
         tensors = read_tensors(path, ("entity_vectors", "pool_vectors", "movie_bias", "beta"))
         if tensors["entity_vectors"].shape[0] != len(entities):
-            raise InputError(f"{path} has another number of entities than entities.parquet beside it; train rgat again")
+            raise InputError(f"{path} and entities.parquet next to it differ in number of entities; train rgat again")
         films = in_catalogue_order(path, {name: tensors[name] for name in ("pool_vectors", "movie_bias")}, catalogue)
         loaded[fit] = RgatFit(
             catalogue=catalogue,

@@ -1,11 +1,11 @@
 """Train SASRec's two fits and write their weights: the stage ``sasrec``.
 
-Each step reads a window of every viewer of the batch and asks, at every place of it, for what comes next. What the
-window holds up to that place is known and stands outside the softmax.
+Each step reads a window of every user of the batch and predicts the next film at every place of it. The window's films
+up to that place are masked in the softmax.
 """
 
-# Shape letters in this file: M films, D width, B viewers of a batch, W likes of a window, L = W - 1 places asked at, P
-#   places asked at in the whole batch, K rows of known likes
+# Shape letters in this file: M films, D width, B users of a batch, W likes of a window, L = W - 1 predicting places, P
+#   predicting places in the whole batch, K rows of known likes (up to the place)
 from __future__ import annotations
 
 from collections.abc import Mapping
@@ -39,14 +39,14 @@ class SasrecTrainer:
         count_M = torch.bincount(likes.movie_E, minlength=num_movies).float()
         with torch.no_grad():
             self._model.embedding_MD.copy_(film_factors(likes, num_movies, settings.dim, self._generator))
-            # popularity from the start, so that the vectors need only learn what departs from it
+            # initial popularity bias, so that the vectors need only learn the difference
             self._model.bias_M.copy_(count_M.log1p())
         self._parameters = dict(self._model.named_parameters())
         self._optimizer = torch.optim.Adam(self._parameters.values(), lr=settings.learning_rate)
         self._steps = 0
 
     def step(self) -> float:
-        """One step over one batch of viewers; the softmax, about half of the work, runs on all threads."""
+        """One step over one batch of users; the softmax, about half of the work, runs on all threads."""
         settings, model = self._settings, self._model
         window_BW, length_B = cut_windows(next(self._batches), settings.max_length + 1, self._generator)
         targets, asked_BL = ask_next(window_BW, length_B)
@@ -67,14 +67,14 @@ class SasrecTrainer:
         return float(loss.detach())
 
     def scorer(self, likes: Likes, age_E: Tensor) -> Scorer:
-        """Score all films for viewers with these likes."""
+        """Score all films for users with these likes."""
         model = self._model
         viewers_UD = model.encode(likes.viewer_E, likes.movie_E, likes.num_viewers)
         movies_MD, bias_M = model.embedding_MD.detach(), model.bias_M.detach()
         return lambda viewer_V: product(viewers_UD[viewer_V], movies_MD.T) + bias_M
 
     def export(self) -> dict[str, Tensor]:
-        """The model's tensors; embedding and bias under the names that retrieval reads."""
+        """The model's tensors; embedding and bias under the names used by retrieval."""
         tensors = {name: tensor.detach().clone() for name, tensor in self._model.state_dict().items()}
         tensors["movie_vectors"], tensors["movie_bias"] = tensors.pop("embedding_MD"), tensors.pop("bias_M")
         return tensors
@@ -85,16 +85,16 @@ class SasrecTrainer:
         return state | {"steps": torch.tensor(self._steps)}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Take up what ``state`` gave."""
+        """Resume from that state."""
         load_training_state(state, self._parameters, self._optimizer, self._generator, self._batches)
         self._steps = int(state["steps"])
 
 
 def cut_windows(batch: Batch, width: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """A run of at most ``width`` likes of each viewer, ending at a random place where there are more.
+    """A window of at most ``width`` consecutive likes of each user, at a random place where there are more.
 
     Returns:
-        ``row_BW`` (oldest first, 0 behind the end) and ``length_B``.
+        ``row_BW`` (oldest first, 0 after the end) and ``length_B``.
     """
     length_B = batch.count_B.clamp(max=width)
     spare_B = batch.count_B - length_B
@@ -107,10 +107,10 @@ def cut_windows(batch: Batch, width: int, generator: torch.Generator) -> tuple[T
 
 
 def ask_next(window_BW: Tensor, length_B: Tensor) -> tuple[Targets, Tensor]:
-    """At every place of the windows but each one's last: which film comes next. All weigh alike, one in sum.
+    """Next-film targets at every place of the windows except each one's last, equally weighted, with sum one.
 
     Returns:
-        The targets, in which a "viewer" is a place asked at; and which places are asked, (B, L) with L = W - 1.
+        The targets, in which a "user" is one predicting place; and the mask of these places, (B, L) with L = W - 1.
     """
     place_L = torch.arange(window_BW.shape[1] - 1)
     asked_BL = place_L < (length_B - 1).unsqueeze(1)
@@ -139,7 +139,7 @@ def train_sasrec(split: Path, out: Path, settings: SasrecConfig, seed: int) -> F
         seed: of the run; each fit draws from a generator of its own.
 
     Raises:
-        InputError: the split holds nothing to train on. UserError: the loss ran away.
+        InputError: the split holds nothing to train on. UserError: the loss is not finite.
     """
     interactions = read_interactions(split)
 

@@ -1,12 +1,12 @@
 # Shape letters in this file:
-#   M films, D width, H heads, L places of a window, U viewers, B viewers of a block, E rows (one like of one viewer)
-"""SASRec: a viewer's vector is what a causal transformer makes of the newest likes, read from the oldest on.
+#   M films, D width, H heads, L places of a window, U users, B users of a block, E rows (one like of one user)
+"""SASRec: a causal transformer over the newest likes, oldest first, whose last output is the user's vector.
 
 Kang & McAuley, "Self-Attentive Sequential Recommendation", ICDM 2018, https://arxiv.org/abs/1808.09781: the film
-embedding is input and output at once, and a film's score is its product with the output at the last place. Two things
-differ from the paper: attention knows how many likes lie between two places, not the places' own numbers, so that a
-window may begin anywhere in a history; and normalisation comes before each sublayer. Training and the retrieval that
-reads the weights build viewers here and nowhere else.
+embedding is used for input and output, and a film's score is its product with the output at the last place. Two things
+differ from the paper: positions are relative (the number of likes between two places), so that a window may begin
+anywhere in a history; and normalisation comes before each sublayer. Training and the retrieval that reads the weights
+compute users here and nowhere else.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from torch.nn import functional
 from tripletune.threads import map_blocks
 
 ENCODE_ROWS = 64
-"""Viewers encoded at a time, on one thread. Every block has so many rows and its full length, whoever is asked about: a
-product of another shape may round differently, and a viewer's vector must not depend on who else is in the block."""
+"""Users encoded at a time, on one thread. Every block is padded to this many rows and its full length: a product of
+another shape may round differently, and a user's vector must not depend on the others in the block."""
 LENGTH_STEP = 16
-"""A viewer's window is padded to a multiple of this, so that short histories cost little."""
+"""A user's window is padded to a multiple of this, so that short histories cost little."""
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What is needed to build the model again; stands in ``model.json``."""
+    """Sizes needed to rebuild the model; stored in ``model.json``."""
 
     num_movies: int
     dim: int
@@ -39,20 +39,20 @@ class Shape:
 
 
 def pack_newest(viewer_E: Tensor, row_E: Tensor, num_viewers: int, max_length: int) -> tuple[Tensor, Tensor]:
-    """The newest ``max_length`` likes of each viewer as rows of one block, oldest first, filled up with 0 at the end.
+    """Pack the newest ``max_length`` likes of each user into rows of one block, oldest first, padded with 0.
 
     Args:
-        viewer_E: viewer of each like, int64, ascending.
-        row_E: row of the liked film, int64; oldest first within a viewer.
+        viewer_E: user of each like, int64, ascending.
+        row_E: row of the liked film, int64; oldest first within a user.
 
     Returns:
-        ``row_UL`` int64, and ``length_U``, how many places of each row are likes; L is the longest of them, at least 1.
+        ``row_UL`` int64, and ``length_U``, the number of likes in each row; L is the largest of them, at least 1.
 
     Raises:
-        ValueError: the viewers do not ascend.
+        ValueError: the users do not ascend.
     """
     if bool((viewer_E.diff() < 0).any()):
-        raise ValueError("likes must be sorted by viewer, and from the oldest to the newest within one")
+        raise ValueError("likes must be sorted by user, and from the oldest to the newest within one")
     count_U = torch.bincount(viewer_E, minlength=num_viewers)
     length_U = count_U.clamp(max=max_length)
     place_E = torch.arange(viewer_E.numel()) - (count_U.cumsum(0) - length_U)[viewer_E]
@@ -68,18 +68,18 @@ class SASRec(nn.Module):
     def __init__(self, shape: Shape, generator: torch.Generator) -> None:
         super().__init__()
         self.shape = shape
-        # zero until whoever trains or reads the model gives them
+        # zero until set by the training or by the loading of a fit
         self.embedding_MD = nn.Parameter(torch.zeros(shape.num_movies, shape.dim))
         self.bias_M = nn.Parameter(torch.zeros(shape.num_movies))
         self.blocks = nn.ModuleList(_Block(shape, generator) for _ in range(shape.layers))
         self.norm = nn.LayerNorm(shape.dim)
 
     def forward(self, row_BL: Tensor, dropout: float = 0.0, generator: torch.Generator | None = None) -> Tensor:
-        """The output at every place, (B, L, D); a place knows itself and what lies before it, so padding comes last.
+        """The output at every place, (B, L, D); a place attends to itself and those before it, so padding comes last.
 
         Args:
             row_BL: rows of films, int64, L <= ``max_length``.
-            dropout: share of values set to zero, drawn from ``generator``; 0 wherever viewers are read.
+            dropout: share of values set to zero, drawn from ``generator``; 0 except in training.
         """
         state_BLD = _drop(functional.embedding(row_BL, self.embedding_MD), dropout, generator)
         for block in self.blocks:
@@ -89,7 +89,7 @@ class SASRec(nn.Module):
 
     @torch.no_grad()
     def encode(self, viewer_E: Tensor, row_E: Tensor, num_viewers: int) -> Tensor:
-        """Viewer vectors (U, D) from likes as in ``pack_newest``; zeros, which score by bias alone, without any."""
+        """User vectors (U, D) from likes as in ``pack_newest``; zeros, which score by bias alone, without any."""
         row_UL, length_U = pack_newest(viewer_E, row_E, num_viewers, self.shape.max_length)
         vectors_UD = self.embedding_MD.new_zeros(num_viewers, self.shape.dim)
         padded_U = (length_U + LENGTH_STEP - 1).div(LENGTH_STEP, rounding_mode="floor") * LENGTH_STEP
@@ -114,7 +114,7 @@ class SASRec(nn.Module):
         return vectors_UD
 
     def _at(self, row_BL: Tensor, place_B: Tensor) -> Tensor:
-        """What ``forward`` gives at one place of each row, (B, D); the last block computes nothing for the others."""
+        """The output of ``forward`` at one place of each row, (B, D); the last block computes nothing for the rest."""
         state_BLD = functional.embedding(row_BL, self.embedding_MD)
         *before, final = cast("list[_Block]", list(self.blocks))
         for block in before:
@@ -124,7 +124,7 @@ class SASRec(nn.Module):
 
 
 class _Block(nn.Module):
-    """Attention over what came before, then a position-wise network; both added to what they read."""
+    """Causal attention, then a position-wise network, each with a residual connection."""
 
     def __init__(self, shape: Shape, generator: torch.Generator) -> None:
         super().__init__()
@@ -136,11 +136,11 @@ class _Block(nn.Module):
         for layer in (self.read, self.write, self.widen, self.narrow):
             nn.init.normal_(layer.weight, std=layer.in_features**-0.5, generator=generator)
             nn.init.zeros_(layer.bias)
-        with torch.no_grad():  # a quiet start: attention knows distances alone, and the sublayers add little
+        with torch.no_grad():  # a small start: attention depends almost on distances alone, the sublayers add little
             self.read.weight[: 2 * dim] *= 0.1
             self.write.weight *= 0.3
             self.narrow.weight *= 0.3
-        # heads begin with memories of different length (Press et al., ICLR 2022), and learn what each distance weighs
+        # heads start with memories of different lengths (Press et al., ICLR 2022), and learn a weight per distance
         memory_H = 2.0 ** torch.arange(1, 2 * shape.heads + 1, 2)
         self.distance_HL = nn.Parameter(-torch.arange(shape.max_length) / memory_H.unsqueeze(1))
 
@@ -154,7 +154,7 @@ class _Block(nn.Module):
         return state_BLD + _drop(self.narrow(wide), dropout, generator)
 
     def at(self, state_BLD: Tensor, place_B: Tensor) -> Tensor:
-        """What ``forward`` gives without dropout at one place of each row, (B, D)."""
+        """The output of ``forward`` without dropout at one place of each row, (B, D)."""
         num, length, dim = state_BLD.shape
         normed_BLD, row_B = self.norms[0](state_BLD), torch.arange(num)
         query_BD = functional.linear(normed_BLD[row_B, place_B], self.read.weight[:dim], self.read.bias[:dim])
@@ -168,7 +168,7 @@ class _Block(nn.Module):
         return state_BD
 
     def _bias(self, length: int) -> Tensor:
-        """(H, L, L): what attention adds for the distance from a place to an earlier one; -inf for a later one."""
+        """Attention bias (H, L, L) by the distance from a place to an earlier one; -inf for a later one."""
         place_L = torch.arange(length)
         distance_LL = place_L.unsqueeze(1) - place_L
         return self.distance_HL[:, distance_LL.clamp(min=0)].masked_fill(distance_LL < 0, -torch.inf)

@@ -1,8 +1,8 @@
 # Shape letters in this file:
-#   U viewers, M films, D vector width, E likes
-"""SASRec as retrieve reads it: film vectors, and a viewer's vector from the newest likes.
+#   U users, M films, D vector width, E likes
+"""SASRec for retrieval: film vectors, and a user's vector from the newest likes.
 
-No user table: a viewer whom no fit has seen gets a vector like any other, and a new like counts at once.
+There is no user table: a user outside the fit gets a vector like any other, and a new like counts at once.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from tripletune.models.serving.topk import Ints, product_blocks, top_columns
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SasrecFit:
-    """One fit: score of a film = <viewer, ``movie_vectors``> + ``bias``."""
+    """One fit: score of a film = <user, ``movie_vectors``> + ``bias``."""
 
     catalogue: Catalogue
     model: SASRec
-    """Its films stand in the catalogue's order."""
+    """Its films are in the catalogue's order."""
 
     @property
     def movie_vectors_MD(self) -> Tensor:
@@ -40,10 +40,10 @@ class SasrecFit:
         return self.model.bias_M.detach()
 
     def users(self, likes: Likes, num_viewers: int) -> Tensor:
-        """Viewer vectors (U, D) from the newest likes of known films; zeros for a viewer without any.
+        """User vectors (U, D) from the newest likes of films in the catalogue; zeros for a user without any.
 
         Args:
-            likes: in any order; within a viewer all ages differ.
+            likes: in any order; within a user all ages differ.
         """
         column_E = self.catalogue.columns(likes.movie_E)
         known_E = np.flatnonzero(column_E >= 0)
@@ -79,7 +79,7 @@ def _load(path: Path, catalogue: Catalogue, shape: Shape) -> SasrecFit:
         have = tensors[names[name]]
         if have.shape != want.shape:
             raise InputError(
-                f"{path}: '{names[name]}' has shape {tuple(have.shape)}, by model.json beside it {tuple(want.shape)}; "
+                f"{path}: '{names[name]}' has shape {tuple(have.shape)}, by model.json next to it {tuple(want.shape)}; "
                 "train sasrec again"
             )
     model.load_state_dict({name: tensors[stored] for name, stored in names.items()})

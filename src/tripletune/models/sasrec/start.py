@@ -1,10 +1,10 @@
-"""Where SASRec's film vectors begin: the singular vectors of the likes it will be trained on.
+"""Initialisation of SASRec's film vectors by singular vectors of its training likes.
 
-From random vectors the transformer must first find out which films go together, which some hundred viewers cannot
-teach it: on ml-latest-small valid ndcg_at_10 comes to .055 at most that way, to .07 and more from here.
+From random vectors the transformer must first learn which films go together, for which some hundred users are too few:
+on ml-latest-small valid ndcg_at_10 reaches .055 at most from random vectors, and .07 or more from these.
 """
 
-# Shape letters in this file: M films, U viewers, Q vectors of the subspace, D width
+# Shape letters in this file: M films, U users, Q vectors of the subspace, D width
 from __future__ import annotations
 
 import numpy as np
@@ -16,12 +16,12 @@ from tripletune.models.training.interactions import Likes
 from tripletune.threads import one_thread
 
 SPREAD = 0.1
-"""Root mean square of the vectors' entries; LightGCN's too."""
+"""Root mean square of the vectors' entries, as in LightGCN."""
 NOISE = 0.3
-"""Random part of it, so that films of nobody and dimensions beyond the rank are not all alike."""
+"""Random part of it, so that films without likes and dimensions beyond the rank are not all equal."""
 OVERSAMPLING = 16
 ROUNDS = 6
-"""Of subspace iteration; the first D directions of likes stand still long before."""
+"""Rounds of subspace iteration; the first D directions of likes converge long before."""
 
 
 def film_factors(likes: Likes, num_movies: int, dim: int, generator: torch.Generator) -> Tensor:
@@ -35,8 +35,8 @@ def film_factors(likes: Likes, num_movies: int, dim: int, generator: torch.Gener
         dim: directions; those beyond the rank of the likes are noise alone.
 
     Returns:
-        (M, D) float32. Sums in sparse products have one order, and the rest is done on one thread: the same bytes
-        whatever the number of threads.
+        (M, D) float32, with the same bytes for any number of threads: sums in sparse products have one order, and the
+        rest runs on one thread.
     """
     matrix = _normalised(likes, num_movies)
     size = min(dim + OVERSAMPLING, *matrix.shape)

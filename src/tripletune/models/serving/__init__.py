@@ -1,1 +1,1 @@
-"""What trained models share when they rank: film order, pooling, exact top-k."""
+"""Code shared by ranking with trained models: film order, pooling, exact top-k."""

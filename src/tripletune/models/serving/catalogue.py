@@ -1,8 +1,8 @@
 # Shape letters in this file: U users, M films, D vector width, E likes
-"""What serves every trained model: films in their order of ties, pooled users, and checked tables and tensors.
+"""Loading of trained models: films in their order of ties, pooled users, checked tables and tensors.
 
 A model may come from an earlier run (``specialists.pin``), so everything is looked up by movie id and entity key. A
-film that a model does not know cannot be scored by it, and is no candidate.
+film that a model was not trained on cannot be scored by it and is no candidate.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ above 300,000."""
 
 
 class Catalogue:
-    """The films a specialist knows, in the order in which ties between them fall: by a seeded hash of the id.
+    """The films of a specialist, in the order that breaks ties between them: by a seeded hash of the id.
 
-    Ids in order would favour old films, which MovieLens numbered first and which are the more popular ones.
+    Ascending ids would favour old films, which MovieLens numbered first and which are the more popular ones.
     """
 
     def __init__(self, movie_ids_M: npt.ArrayLike, seed: int) -> None:
@@ -43,7 +43,7 @@ class Catalogue:
         self._sorted_M: Ints = self.ids_M[self._by_id_M]
         self._column_of_id: Ints | None = None
         if len(given_M) and self._sorted_M[0] >= 0 and self._sorted_M[-1] < LOOKED_UP:
-            # the last place is nobody's: where an id outside ends up
+            # the last place belongs to no film: ids out of range end up there
             self._column_of_id = np.full(self._sorted_M[-1] + 2, -1, dtype=np.int64)
             self._column_of_id[self.ids_M] = np.arange(len(self.ids_M))
 
@@ -51,7 +51,7 @@ class Catalogue:
         return len(self.ids_M)
 
     def columns(self, movie_ids: npt.ArrayLike) -> Ints:
-        """Column of each film, -1 for a film that is not known; any shape."""
+        """Column of each film, -1 for a film outside the catalogue; any shape."""
         wanted = np.asarray(movie_ids).astype(np.int64)
         if self._column_of_id is not None:
             # as unsigned numbers, those below 0 are large
@@ -67,7 +67,7 @@ class Catalogue:
 
 @dataclass(frozen=True, slots=True)
 class Likes:
-    """Likes of viewers numbered from 0: ``age_E`` counts likes, the newest is 0."""
+    """Likes of users numbered from 0: ``age_E`` counts likes, the newest is 0."""
 
     viewer_E: Ints
     movie_E: Ints
@@ -76,7 +76,7 @@ class Likes:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fit:
-    """What both specialists have: films, and vectors from which a viewer is pooled."""
+    """Common part of both specialists' fits: films, and vectors from which a user is pooled."""
 
     catalogue: Catalogue
     pool_vectors_MD: Tensor
@@ -85,7 +85,7 @@ class Fit:
     power: float
 
     def pool(self, likes: Likes, num_viewers: int) -> Tensor:
-        """Viewer vectors (U, D) from the likes of known films; zeros for a viewer without any."""
+        """User vectors (U, D) from the likes of films in the catalogue; zeros for a user without any."""
         column_E = self.catalogue.columns(likes.movie_E)
         known_E = column_E >= 0
         row_E, viewer_E, age_E = (torch.from_numpy(ints[known_E]) for ints in (column_E, likes.viewer_E, likes.age_E))
@@ -93,7 +93,7 @@ class Fit:
 
 
 def read_table(path: Path) -> pl.DataFrame:
-    """Parquet of a stage that trains; InputError when it cannot be read."""
+    """Read a Parquet file of a training stage; InputError when it cannot be read."""
     try:
         return pl.read_parquet(path)
     except (OSError, pl.exceptions.PolarsError) as error:
@@ -115,16 +115,16 @@ def read_tensors(path: Path, names: tuple[str, ...]) -> dict[str, Tensor]:
 
 
 def _is_finite(tensor: Tensor) -> bool:
-    # the ends of the range are NaN where any number is, and nothing of the tensor's size is made
+    # minimum and maximum are NaN where any value is, and nothing of the tensor's size is allocated
     return not tensor.numel() or bool(torch.stack(torch.aminmax(tensor)).isfinite().all())
 
 
 def in_catalogue_order(path: Path, tensors: dict[str, Tensor], catalogue: Catalogue) -> dict[str, Tensor]:
-    """Tensors with a row per film (M, ...) in the order of the catalogue; InputError when their length is another."""
+    """Tensors with a row per film (M, ...), sorted as the catalogue; InputError when their length differs from it."""
     for name, tensor in tensors.items():
         if tensor.shape[0] != len(catalogue):
             raise InputError(
-                f"{path}: '{name}' has {tensor.shape[0]} rows, but movies.parquet beside it has {len(catalogue)}; "
+                f"{path}: '{name}' has {tensor.shape[0]} rows, but movies.parquet next to it has {len(catalogue)}; "
                 "train the specialist again"
             )
     order_M = torch.from_numpy(catalogue.order_M)

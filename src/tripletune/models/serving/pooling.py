@@ -1,10 +1,10 @@
-"""A viewer's vector: the weighted sum of the vectors of what the viewer liked, newest likes heaviest.
+"""Pooling of a user's vector: the weighted sum of the vectors of the liked films, newest likes heaviest.
 
-Both specialists and the retrieval that reads their vectors compute viewers here and nowhere else, so that a viewer
-means the same in training and a night later. No user table: a viewer whom no fit has seen gets a vector like any other.
+Both specialists and the retrieval that reads their vectors compute users here and nowhere else, so that training and
+serving agree. There is no user table: a user outside the fit gets a vector like any other.
 """
 
-# Shape letters in this file: M films, D vector width, E rows (one like of one viewer), U viewers
+# Shape letters in this file: M films, D vector width, E rows (one like of one user), U users
 from __future__ import annotations
 
 import torch
@@ -21,7 +21,7 @@ def recency_weights(age_E: Tensor, half_life: float) -> Tensor:
     """Weight ``2 ** (-age / half_life)`` of each row; 1 for every row when ``half_life`` is 0.
 
     Args:
-        age_E: integer, in likes: 0 for a viewer's newest row, 1 for the one before, and so on.
+        age_E: integer, in likes: 0 for a user's newest row, 1 for the one before, and so on.
         half_life: age at which a row counts half, in likes, >= 0.
 
     Returns:
@@ -31,12 +31,12 @@ def recency_weights(age_E: Tensor, half_life: float) -> Tensor:
         raise ValueError(f"half_life must be 0 (all rows count alike) or more likes, got {half_life}")
     if half_life == 0:
         return torch.ones(age_E.shape, dtype=torch.float32, device=age_E.device)
-    # by age, not by row: the last bits of a long column depend on how it is shared among threads
+    # by age, not by row: the last bits of a long column depend on how threads divide it
     oldest = int(age_E.max()) if age_E.numel() else 0
-    # and of a length in which no age is left over: what fills no whole register is rounded otherwise, and a viewer's
-    # weights would depend on the oldest like of anybody else
+    # padded to whole registers: a remainder is rounded differently, and a user's weights would depend on the oldest
+    # like of any other user
     num_ages = (oldest // WHOLE_REGISTERS + 1) * WHOLE_REGISTERS
-    with one_thread():  # each thread's share of more than 32,768 ages would leave some over
+    with one_thread():  # above 32,768 ages each thread's share would have a remainder
         weight_A = torch.exp2(-torch.arange(num_ages, device=age_E.device).float() / half_life)
     return weight_A[age_E.long()]
 
@@ -52,27 +52,27 @@ def pool_viewers(
 ) -> Tensor:
     """``u = sum_e w_e vectors[row_e] / (sum_e w_e) ** power`` with the weights of ``recency_weights``.
 
-    ``power`` 1 is the weighted mean, 0 the weighted sum, 0.5 LightGCN's viewer side of the symmetric normalisation (He
-    et al., SIGIR 2020, equation 3). Rows may come in any order; sorted by viewer they are not sorted again. Nothing of
+    ``power`` 1 is the weighted mean, 0 the weighted sum, 0.5 LightGCN's user side of the symmetric normalisation (He
+    et al., SIGIR 2020, equation 3). Rows may come in any order; sorted by user they are not sorted again. Nothing of
     the size rows x width is ever held, forward or backward. Differentiable in ``vectors_MD``.
 
     Args:
         vectors_MD: float32 or float64.
-        viewer_E: viewer number of each row, int64, 0 <= viewer < ``num_viewers``.
+        viewer_E: user number of each row, int64, 0 <= user < ``num_viewers``.
         row_E: row of ``vectors_MD``, int64.
         age_E: age of each row in likes, newest 0, integer.
 
     Returns:
-        Shape (U, D), in the dtype of ``vectors_MD``; zero for a viewer without rows.
+        Shape (U, D), in the dtype of ``vectors_MD``; zero for a user without rows.
 
     Raises:
-        ValueError: the three row tensors differ in length, or a viewer number is out of range.
+        ValueError: the three row tensors differ in length, or a user number is out of range.
     """
     if not viewer_E.shape == row_E.shape == age_E.shape:
         lengths = tuple(viewer_E.shape), tuple(row_E.shape), tuple(age_E.shape)
-        raise ValueError(f"viewer, row and age must have one entry per like, got shapes {lengths}")
+        raise ValueError(f"user, row and age must have one entry per like, got shapes {lengths}")
     if viewer_E.numel() and not 0 <= int(viewer_E.min()) <= int(viewer_E.max()) < num_viewers:
-        raise ValueError(f"viewer numbers must be 0..{num_viewers - 1}, got {viewer_E.min()}..{viewer_E.max()}")
+        raise ValueError(f"user numbers must be 0..{num_viewers - 1}, got {viewer_E.min()}..{viewer_E.max()}")
     if bool((viewer_E.diff() < 0).any()):
         order_E = viewer_E.argsort(stable=True)
         viewer_E, row_E, age_E = viewer_E[order_E], row_E[order_E], age_E[order_E]
@@ -80,7 +80,7 @@ def pool_viewers(
     count_U = torch.bincount(viewer_E, minlength=num_viewers)
     offset_U = count_U.cumsum(0) - count_U
     total_U = weight_E.new_zeros(num_viewers).index_add_(0, viewer_E, weight_E)
-    # a row old enough to weigh nothing must not divide by nothing
+    # a row old enough to have weight 0 must not cause a division by 0
     scale_U = total_U.clamp(min=torch.finfo(weight_E.dtype).tiny).pow(-power)
     sum_UD = functional.embedding_bag(row_E, vectors_MD, offset_U, mode="sum", per_sample_weights=weight_E)
     return sum_UD * torch.where(total_U > 0, scale_U, 0.0).unsqueeze(1)

@@ -1,8 +1,8 @@
 # Shape letters in this file: U users, K places of a list, D vector width
-"""What a retriever is: ranked lists of films for users who are given by their histories.
+"""Interface of a retriever: ranked lists of films for users given by their histories.
 
-``models/<name>/serve.py`` declares one as ``RETRIEVER``, and ``config.RETRIEVERS`` names it. Every list is columns of
-LightGCN's catalogue, whatever the model knows: the lists of all retrievers share one mask and one order of ties.
+``models/<name>/serve.py`` declares one as ``RETRIEVER``, and ``config.RETRIEVERS`` names it. Every list holds columns
+of LightGCN's catalogue, whatever films the model was trained on: all retrievers share one mask and one order of ties.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from tripletune.models.serving.topk import Ints, Ragged
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Histories:
-    """U users before their cutoffs: all that a list may depend on."""
+    """Likes and ratings of U users before their cutoffs: the only input of a list."""
 
     likes: Likes
-    """Users are numbered from 0; films that no model knows may be among them."""
+    """Users are numbered from 0; films outside every model may be among them."""
     seen: Ragged
-    """Per user, the columns of LightGCN's catalogue that were rated, liked or not: no list may hold them."""
+    """Per user, the rated columns of LightGCN's catalogue, liked or not: no list may hold them."""
     lightgcn_UD: Tensor
     """The users' LightGCN vectors, pooled once: LightGCN's list, hint 1 and the similar users need them."""
 
@@ -50,7 +50,7 @@ class Histories:
 
 
 class Ranker(Protocol):
-    """One fit of a retriever, loaded."""
+    """Loaded fit of a retriever."""
 
     def top(self, name: str, histories: Histories, depth: int) -> Ints:
         """The best films of each user, columns of LightGCN's catalogue (U, depth), best first.
@@ -68,7 +68,7 @@ class Ranker(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Serving:
-    """What a retriever's files are loaded for."""
+    """Context in which a retriever's files are loaded."""
 
     catalogue: Catalogue
     """LightGCN's, in the order of ties: the films that a list can hold."""
@@ -89,7 +89,7 @@ class RetrieverSpec:
     """The declaration of a retriever: its name, its lists, and how its files become rankers.
 
     Raises:
-        ValueError: no list has the retriever's name, or a list's name does not say whose it is.
+        ValueError: no list has the retriever's name, or a list's name does not begin with it.
     """
 
     name: str
@@ -98,8 +98,8 @@ class RetrieverSpec:
     """The list of the retriever's own name makes candidates and is fused; others, named ``<name>-<variant>``, are only
     measured."""
     load: Callable[[Path, Serving], Mapping[str, Ranker]]
-    """From the folder of its stage to a ranker for each fit. A fit may be missing where no candidates are made of it.
-    Damaged files, or films that LightGCN does not know, are refused with an ``InputError``."""
+    """From the folder of its stage to a ranker for each fit. A fit may be missing where it makes no candidates.
+    Damaged files, or films outside LightGCN's catalogue, are refused with an ``InputError``."""
 
     def __post_init__(self) -> None:
         strangers = [name for name in self.lists if name.split("-")[0] != self.name]

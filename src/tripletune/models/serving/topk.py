@@ -1,9 +1,9 @@
 # Shape letters in this file:
-#   U rows (viewers), B rows of one block, C columns (films or viewers), K places
+#   U rows (users), B rows of one block, C columns (films or users), K places
 """Exact top-k of every row, in blocks, with masked columns and a fixed order of ties.
 
-Scores are made block by block, so that nothing of size rows x columns ever exists. Columns must already stand in the
-order in which ties are to fall (see ``specialists.Catalogue``): of equal scores the lower column wins, always.
+Scores are computed block by block, so that nothing of size rows x columns ever exists. Columns must already be in the
+order that breaks ties (see ``catalogue.Catalogue``): of equal scores the lower column always wins.
 """
 
 from __future__ import annotations
@@ -60,8 +60,8 @@ def top_columns(
 ) -> tuple[Ints, Floats]:
     """The ``k`` best columns of each row that are not masked, best first, ties by the lower column.
 
-    On one thread, so that scores have the same bits for any number of threads; the retrieve stage runs several calls
-    at once.
+    Runs on one thread, so that scores have the same bits for any number of threads; the retrieve stage runs several
+    calls at once.
 
     Args:
         score_block: gives the float scores (stop - start, C) of the rows ``start`` to ``stop``; the tensor is
@@ -88,11 +88,11 @@ def top_columns(
 
 
 def _exact_top_k(scores_BC: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """``torch.topk`` with ties by the lower column, which torch leaves open."""
+    """``torch.topk`` with ties by the lower column, which torch does not specify."""
     has_more = k < scores_BC.shape[1]
     value_BK, top_BK = _some_top_k(scores_BC, k + has_more)
     if has_more:
-        # only a tie across the border can put a wrong column in; those rows are done again, slowly
+        # only a tie across the border can put a wrong column in; those rows are computed again, slowly
         last_B = value_BK[:, k - 1]
         tied_B = (last_B == value_BK[:, k]) & (last_B > -torch.inf)
         value_BK, top_BK = value_BK[:, :k], top_BK[:, :k]
@@ -109,7 +109,7 @@ def _exact_top_k(scores_BC: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 def _some_top_k(scores_BC: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """``torch.topk`` of wide rows, several times as fast; which of equal scores it takes is as open.
+    """``torch.topk`` of wide rows, several times as fast; which of equal scores it takes is as unspecified.
 
     Columns are dealt to groups of some size. Whatever is among the k best lies in one of the k groups with the highest
     heads, or equals the k-th; so only those groups' columns, and the few that fit no group, are sorted.
@@ -133,8 +133,7 @@ def product_blocks(rows_UD: Tensor, columns_CD: Tensor, bias_C: Tensor | None = 
     """``score_block`` for inner products plus a bias per column.
 
     Every block has the same number of rows (the last is padded), because a matrix product of another shape may round
-    differently, and a viewer's scores must not depend on who else is asked about. Each block is written where the last
-    one stood.
+    differently, and a user's scores must not depend on the other users. Each block overwrites the one before.
     """
     columns_DC = columns_CD.T.contiguous()
     block_BD = rows_UD.new_zeros(BLOCK, rows_UD.shape[1])

@@ -1,1 +1,1 @@
-"""What models share when they train: batches, loop, early stopping, checkpoints."""
+"""Code shared by training: batches, loop, early stopping, checkpoints."""

@@ -1,7 +1,7 @@
-"""Where a training that was killed goes on: what its next step depends on, in one safetensors file for each fit.
+"""Checkpoints to resume a killed training from: one safetensors file per fit with all that its next step depends on.
 
-The file lies in the stage's work folder, which belongs to one fingerprint: settings, seed, source and input are those
-that wrote it. A training that goes on from it writes the bytes of one that was never killed.
+The file lies in the stage's work folder, which belongs to one fingerprint, so settings, seed, source and input are the
+same on resuming. A resumed training writes the same bytes as one that was never killed.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from tripletune.store.files import write_atomically
 from tripletune.store.paths import SCRATCH
 
 MINUTES = 2.0
-"""Between checkpoints, where no setting says otherwise: less than a minute of writing in an hour at 32 M ratings."""
+"""Default time between checkpoints: less than a minute of writing in an hour at 32 M ratings."""
 
 
 @dataclass(slots=True)
@@ -55,7 +55,7 @@ class Checkpoints:
             return {name: file.get_tensor(name) for name in file.keys()}, facts  # noqa: SIM118
 
     def is_due(self) -> bool:
-        """Whether the last one is old enough."""
+        """Whether the last checkpoint is old enough for the next."""
         return time.monotonic() - self._last >= 60 * self.minutes
 
     def save(self, fit: str, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
@@ -67,7 +67,7 @@ class Checkpoints:
         self._last = time.monotonic()
 
     def remove(self) -> None:
-        """The training's files are written: nothing can go on from here."""
+        """Delete all checkpoints, once the training's files are written."""
         shutil.rmtree(self.out / SCRATCH, ignore_errors=True)
 
     def _path(self, fit: str) -> Path:
@@ -80,7 +80,7 @@ def training_state(
     generator: torch.Generator,
     batches: Batches,
 ) -> dict[str, Tensor]:
-    """All that the next step depends on: parameters, optimiser, random draws, and the place in the pass over viewers.
+    """State of a training: parameters, optimiser, random generator, and the place in the pass over users.
 
     The tensors of parameters and optimiser are the live ones, not copies.
     """
@@ -98,7 +98,7 @@ def load_training_state(
     generator: torch.Generator,
     batches: Batches,
 ) -> None:
-    """Take up what ``training_state`` gave."""
+    """Restore a state made by ``training_state``."""
     for name, parameter in parameters.items():
         parameter.copy_(state[f"parameter.{name}"])
     entries: dict[int, dict[str, Tensor]] = defaultdict(dict)

@@ -1,11 +1,11 @@
-"""Likes as the two fits and the early stopping see them: the border between what trains and what is held out.
+"""Training likes of the two fits and the held-out likes of early stopping.
 
-Fit A is made of ``graph`` likes, fit B of ``graph`` and ``target`` likes; neither has a row of an unseen viewer. The
-``valid`` like only tells fit B when to stop; of several (protocol ratio) the newest does. The specialists get their
-rows here and read no split themselves.
+Fit A is trained on ``graph`` likes, fit B on ``graph`` and ``target`` likes; neither has a row of an unseen user. The
+``valid`` like only decides when fit B stops; of several (protocol ratio) the newest is used. The specialists get their
+rows here and never read the split themselves.
 """
 
-# Shape letters in this file: M films, U viewers, E likes, S rated rows, B viewers of a batch, R likes of a batch
+# Shape letters in this file: M films, U users, E likes, S rated rows, B users of a batch, R likes of a batch
 from __future__ import annotations
 
 from collections.abc import Iterator
@@ -27,12 +27,12 @@ HISTORY_LABELS = ("graph", "target")
 
 COLUMNS = ("user_id", "movie_id", "position", "label", "unseen")
 MAX_VALID_VIEWERS = 10_000
-"""Early stopping looks at so many viewers at most, evenly spread over the ids: enough for an error of .002 in ndcg."""
+"""Users evaluated for early stopping at most, evenly spread over the ids: enough for an error of .002 in ndcg."""
 
 
 @dataclass(frozen=True, slots=True)
 class Likes:
-    """Likes of viewers numbered from 0, sorted by viewer and, within one, oldest first."""
+    """Likes of users numbered from 0, sorted by user and, within one, oldest first."""
 
     user_ids_U: npt.NDArray[np.int32]
     viewer_E: Tensor
@@ -43,13 +43,13 @@ class Likes:
         return len(self.user_ids_U)
 
     def counts(self) -> Tensor:
-        """Likes of each viewer, shape (U,)."""
+        """Likes of each user, shape (U,)."""
         return torch.bincount(self.viewer_E, minlength=self.num_viewers)
 
 
 @dataclass(frozen=True, slots=True)
 class ValidQuestions:
-    """What early stopping asks: one held-out like per viewer, and what the viewer had rated and liked before it."""
+    """Examples for early stopping: one held-out like per user, and the user's earlier ratings and likes."""
 
     likes: Likes
     answer_U: Tensor
@@ -59,7 +59,7 @@ class ValidQuestions:
 
 @dataclass(frozen=True, slots=True)
 class Interactions:
-    """All that a specialist learns from the split; films are columns of ``movie_ids_M``."""
+    """A specialist's training and validation likes from the split; films are columns of ``movie_ids_M``."""
 
     movie_ids_M: npt.NDArray[np.int32]
     fits: dict[str, Likes]
@@ -72,7 +72,7 @@ class Interactions:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """All likes of some viewers: ``place_R`` counts a viewer's likes from the oldest, 0; ``count_B`` says how many."""
+    """All likes of some users: ``place_R`` counts a user's likes from the oldest, 0; ``count_B`` is their number."""
 
     viewers_B: Tensor
     viewer_R: Tensor
@@ -90,10 +90,10 @@ def read_interactions(split: Path, movie_ids: npt.NDArray[np.int32] | None = Non
 
     Args:
         split: folder with ``shard=NNN/part.parquet`` (schema SPLIT).
-        movie_ids: the catalogue, ascending; rows of other films are left out. None: every film somebody rated.
+        movie_ids: the catalogue, ascending; rows of other films are dropped. None: every rated film.
 
     Raises:
-        InputError: there are no shards, a column is missing, there is no like to train on, or but one film.
+        InputError: there are no shards, a column is missing, there is no like to train on, or only one film.
     """
     files = list(split_files(split).values())
     scan = pl.scan_parquet(files, hive_partitioning=False).select(COLUMNS)
@@ -112,7 +112,7 @@ def read_interactions(split: Path, movie_ids: npt.NDArray[np.int32] | None = Non
     except pl.exceptions.PolarsError as error:
         raise InputError(f"{split} does not hold the columns {', '.join(COLUMNS)} ({error}); run split again") from None
     if not fits["a"].num_viewers:
-        raise InputError(f"{split} has no 'graph' like of a viewer who is not unseen; lower split.like or min_graph")
+        raise InputError(f"{split} has no 'graph' like of a user who is not unseen; lower split.like or min_graph")
     if len(movie_ids) < 2:
         raise InputError(f"{split} has ratings of one film; nothing can be ranked: give ratings of two films at least")
     return Interactions(movie_ids, fits, valid)
@@ -127,16 +127,16 @@ def _number(likes: pl.DataFrame) -> Likes:
 
 def _ask_valid(warm: pl.LazyFrame) -> ValidQuestions:
     asked = warm.filter(pl.col("label") == "valid").select("user_id", "position", answer="movie").collect()
-    # one question per viewer: the one with the longest history before it
+    # one example per user: the one with the longest history before it
     asked = asked.sort("user_id", "position").unique("user_id", keep="last", maintain_order=True)
     every = -(-len(asked) // MAX_VALID_VIEWERS) or 1
     asked = asked.gather_every(every)
     before = warm.join(asked.lazy().rename({"position": "cutoff"}), on="user_id", how="inner")
-    # under ratio a test like may be the older one; not even the mask may know it
+    # under ratio a test like may be the older one; it must not be in the mask either
     before = before.filter(pl.col("position") < pl.col("cutoff"), pl.col("label") != "test")
     rated = before.collect(engine="streaming").sort("user_id", "position")
     likes = _number(rated.filter(pl.col("label").is_in(HISTORY_LABELS)))
-    # the films of a viewer's earlier likes may all be outside the catalogue: no history, no question
+    # the films of a user's earlier likes may all be outside the catalogue: no history, no example
     numbers = pl.DataFrame({"user_id": likes.user_ids_U, "viewer": np.arange(likes.num_viewers)})
     seen = rated.join(numbers, on="user_id", how="inner", maintain_order="left")
     answer_U = asked.join(numbers, on="user_id", how="inner").sort("viewer")["answer"]
@@ -148,19 +148,19 @@ def _ints(column: pl.Series) -> Tensor:
 
 
 def newest_first_age(viewer_R: Tensor, num_viewers: int) -> Tensor:
-    """Age in likes of rows sorted by viewer and time: 0 for each viewer's last row; int64, shape (R,)."""
+    """Age in likes of rows sorted by user and time: 0 for each user's last row; int64, shape (R,)."""
     end_B = torch.bincount(viewer_R, minlength=num_viewers).cumsum(0)
     return end_B[viewer_R] - 1 - torch.arange(viewer_R.numel())
 
 
 class Batches:
-    """Batches for ever: each pass takes every viewer once, in a new order; the last batch of a pass may be smaller."""
+    """Endless iterator of batches: each pass takes every user once, in a new order; its last batch may be smaller."""
 
     def __init__(self, likes: Likes, size: int, generator: torch.Generator) -> None:
         self._likes, self._size, self._generator = likes, size, generator
         self._count_U = likes.counts()
         self._start_U = self._count_U.cumsum(0) - self._count_U
-        self._left = torch.zeros(0, dtype=torch.int64)  # viewers of this pass whose turn is still to come, in order
+        self._left = torch.zeros(0, dtype=torch.int64)  # users still to come in this pass, in order
 
     def __iter__(self) -> Iterator[Batch]:
         return self
@@ -180,10 +180,10 @@ class Batches:
         return self._left.clone()
 
     def load_state(self, left: Tensor) -> None:
-        """Go on from that place."""
+        """Resume from that place."""
         self._left = left.clone()
 
 
 def batches(likes: Likes, size: int, generator: torch.Generator) -> Batches:
-    """Batches of ``size`` viewers; each pass draws its order from the generator when its first batch is asked for."""
+    """Batches of ``size`` users; each pass draws its order from the generator when its first batch is requested."""
     return Batches(likes, size, generator)

@@ -1,10 +1,11 @@
-"""How all that learns from likes is trained: fit B stops early on ``valid``, fit A runs as many steps without looking.
+"""Shared training loop for R-GAT, LightGCN and SASRec.
 
-R-GAT, LightGCN and SASRec bring a ``Model`` each; here are the two runs, the judge that ranks each held-out like
-against the whole catalogue, and the files that all of them write in the same layout.
+Fit B stops early on ``valid``; fit A trains for as many steps as B's best one, without evaluation. Each model
+implements ``Model``; this module trains the two fits, ranks each held-out like against the whole catalogue, and writes
+the files in one layout.
 """
 
-# Shape letters in this file: M films, U viewers, E likes, S rated rows, V viewers of a block
+# Shape letters in this file: M films, U users, E likes, S rated rows, V users of a block
 from __future__ import annotations
 
 import functools
@@ -34,34 +35,34 @@ log = logging.getLogger(__name__)
 
 VALID_TOP = 10
 BLOCK_VIEWERS = 64
-"""Viewers whose scores of all films are held at once when the judge ranks."""
+"""Users whose scores of all films are held at once by ``judge``."""
 ROW_GROUP = 1 << 20
 
 Scorer = Callable[[Tensor], Tensor]
-"""Scores of all films (V, M), on any device, for the viewers with the given numbers (V,), on the CPU."""
+"""Scores of all films (V, M), on any device, for the users with the given numbers (V,), on the CPU."""
 
 
 class Model(Protocol):
     """One fit of one specialist while it trains."""
 
     def step(self) -> float:
-        """Take one optimiser step; the loss."""
+        """Take one optimiser step; returns the loss."""
 
     def scorer(self, likes: Likes, age_E: Tensor) -> Scorer:
-        """Score viewers with these likes by the weights as they are now."""
+        """Scorer of users with these likes, by the current weights."""
 
     def export(self) -> dict[str, Tensor]:
-        """The tensors of ``fit_<name>.safetensors`` by the weights as they are now, on the CPU."""
+        """The tensors of ``fit_<name>.safetensors`` by the current weights, on the CPU."""
 
     def state(self) -> dict[str, Tensor]:
-        """All that the next step depends on; ``checkpoints.training_state`` gathers it."""
+        """State that the next step depends on, as gathered by ``checkpoints.training_state``."""
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Take up what ``state`` gave, in a model newly built."""
+        """Restore a state made by ``state`` in a newly built model."""
 
 
 class Limits(Protocol):
-    """The settings that say how long to train; both specialists' sections have them."""
+    """Settings for the length of a training; the section of every trained model has them."""
 
     @property
     def max_steps(self) -> int: ...
@@ -73,7 +74,7 @@ class Limits(Protocol):
 
 @dataclass(slots=True)
 class Run:
-    """One fit on its way, or finished: its tensors at the best step, and the curve."""
+    """Progress or result of one fit: its tensors at the best step, and the curve."""
 
     fit: str
     tensors: dict[str, Tensor] = field(default_factory=dict)
@@ -81,7 +82,7 @@ class Run:
     best_step: int = 0
     best_ndcg: float = -1.0
     worse: int = 0
-    """Evaluations since the best one."""
+    """Number of evaluations since the best one."""
     curve: list[dict[str, Any]] = field(default_factory=list)
     seconds: float = 0.0
 
@@ -101,10 +102,10 @@ def train_both(
 
     Args:
         make: builds the model of fit ``"a"`` or ``"b"``.
-        valid: decides when B stops. Without a question (nobody has a ``valid`` like) B runs ``max_steps``.
+        valid: decides when B stops. Without an example (nobody has a ``valid`` like) B runs ``max_steps``.
         limits: steps at most, steps between evaluations, evaluations without a better one before B stops.
-        checkpoints: where a training that was killed goes on. None: it starts anew.
-        name: of what is trained, for the log.
+        checkpoints: resumed from when there are any. None: always train from the start.
+        name: of the model, for the log.
 
     Raises:
         UserError: a loss is not a finite number.
@@ -172,19 +173,19 @@ def _resume(model: Model, run: Run, checkpoints: Checkpoints, name: str) -> None
     run.tensors = {key.removeprefix("best/"): value for key, value in tensors.items() if key.startswith("best/")}
     for key in _RESUMED:
         setattr(run, key, facts[key])
-    log.info("%s, fit %s: goes on after step %d", name, run.fit, run.step)
+    log.info("%s, fit %s: resumes after step %d", name, run.fit, run.step)
 
 
 _RESUMED = ("step", "best_step", "best_ndcg", "worse", "curve", "seconds")
-"""What a checkpoint says of a run, beside its tensors."""
+"""Fields of a ``Run`` stored as facts of a checkpoint; its tensors are stored apart."""
 
 
 @torch.no_grad()
 def judge(model: Model, valid: ValidQuestions) -> float:
-    """Mean ndcg_at_10 of the held-out likes, each ranked against every film its viewer had not rated before it.
+    """Mean ndcg_at_10 of the held-out likes, each ranked against every film its user had not rated before it.
 
-    One relevant film each, so a viewer's value is ``1 / log2(rank + 1)`` or 0. A tie counts as lost: equal scores for
-    everything are worth nothing.
+    One relevant film each, so a user's value is ``1 / log2(rank + 1)`` or 0. A tie counts as a loss, so that a model
+    with equal scores for all films gets 0.
     """
     likes = valid.likes
     score = model.scorer(likes, newest_first_age(likes.viewer_E, likes.num_viewers))
@@ -211,7 +212,7 @@ def write_table(frame: pl.DataFrame, path: Path) -> None:
 
 
 def write_interactions(out: Path, interactions: Interactions) -> None:
-    """Write ``movies.parquet``, the film of each row of a fit, and ``trained_on.parquet``, which the audit reads."""
+    """Write ``movies.parquet`` (the film of each row of a fit) and ``trained_on.parquet`` (read by the audit)."""
     movies = pl.DataFrame({"movie_id": pl.Series(interactions.movie_ids_M, dtype=pl.Int32)})
     write_table(movies.select(pl.int_range(pl.len(), dtype=pl.Int32).alias("row"), "movie_id"), out / "movies.parquet")
     trained_on = [
@@ -230,10 +231,10 @@ def write_interactions(out: Path, interactions: Interactions) -> None:
 def write_fits(
     out: Path, runs: Mapping[str, Run], interactions: Interactions, pooling: Mapping[str, float] | None = None
 ) -> dict[str, Any]:
-    """Write what is common to all that train: the fits, movies, trained_on and curve files.
+    """Write the files common to all trained models: fits, movies, trained_on and curve.
 
     Args:
-        pooling: of viewers from likes, ``half_life`` and ``power``, for ``pooling.json``; None: there is none.
+        pooling: ``half_life`` and ``power`` of the user pooling, for ``pooling.json``; None: no such file.
 
     Returns:
         Facts: steps, best ndcg, seconds per step, likes of each fit.

@@ -1,4 +1,4 @@
-"""What a long training says of itself: a line in the log now and then, the same at a terminal and in a scheduler."""
+"""Progress lines of a long training in the log, the same at a terminal and in a scheduler."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ import time
 log = logging.getLogger(__name__)
 
 SECONDS = 15.0
-"""Between two lines. A training that is over sooner says nothing."""
+"""Time between two lines; a shorter training logs none."""
 
 
 class Progress:
-    """Call it after every step.
+    """Progress logger, to be called after every step.
 
     Args:
-        what: is trained.
-        step: taken before; steps that another process took do not count in the pace.
-        num_steps: at most.
+        what: name of the training.
+        step: steps taken before; steps of an earlier process do not count in the pace.
+        num_steps: steps at most.
     """
 
     def __init__(self, what: str, step: int, num_steps: int) -> None:
@@ -25,10 +25,10 @@ class Progress:
         self._started = self._last = time.monotonic()
 
     def __call__(self, step: int, loss: float, best_ndcg: float) -> None:
-        """Say where the training is, when the last line is old enough.
+        """Log the progress when the last line is old enough.
 
         Args:
-            step: just taken.
+            step: the one just taken.
             loss: of this step.
             best_ndcg: on valid; negative when nothing was evaluated.
         """

@@ -1,0 +1,170 @@
+"""The live curve of a training: a server that fails or hangs neither ends nor delays it, and misses nothing."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+
+from tripletune.config import TrackingConfig
+from tripletune.finetune import live_log
+from tripletune.finetune.live_log import LiveLog
+from tripletune.tracking import StageRun, Tracker, stage_run, start_run
+
+POINTS = [(step, {"loss": 10.0 / step, "epoch": step / 5}) for step in range(1, 9)]
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live_log, "FIRST_PAUSE", 0.01)
+    monkeypatch.setattr(live_log, "LONGEST_PAUSE", 0.04)
+
+
+class Server:
+    """Takes points unless it is down; remembers what it took."""
+
+    def __init__(self) -> None:
+        self.taken: list[tuple[int, Mapping[str, float]]] = []
+        self.down = threading.Event()
+        self.calls = 0
+
+    def __call__(self, step: int, metrics: Mapping[str, float]) -> None:
+        self.calls += 1
+        if self.down.is_set():
+            raise ConnectionError("the server is down\nand this is a second line")
+        self.taken.append((step, metrics))
+
+    def wait(self, ready: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + 10
+        while not ready():
+            assert time.monotonic() < deadline
+            time.sleep(0.002)
+
+
+def test_points_arrive_in_order_and_once() -> None:
+    server = Server()
+    live = LiveLog(server)
+    for point in POINTS:
+        live.put(*point)
+    assert live.close(10) == 0
+    assert server.taken == POINTS
+
+
+def test_points_logged_while_the_server_is_down_arrive_when_it_is_back(caplog: pytest.LogCaptureFixture) -> None:
+    server = Server()
+    live = LiveLog(server)
+    with caplog.at_level(logging.WARNING, logger="tripletune"):
+        for number, point in enumerate(POINTS):
+            if number in (2, 5):
+                server.down.set()
+            if number == 4:
+                server.down.clear()
+            live.put(*point)
+            if number == 3:
+                server.wait(lambda: server.calls >= 8)  # several vain tries
+        server.down.clear()
+        assert live.close(10) == 0
+    assert server.taken == POINTS
+    warnings = [record.getMessage() for record in caplog.records]
+    assert len(warnings) == 1
+    assert "the server is down" in warnings[0]
+    assert "\n" not in warnings[0]
+
+
+def test_a_server_that_comes_back_after_the_last_step_still_gets_the_points() -> None:
+    server = Server()
+    server.down.set()
+    live = LiveLog(server)
+    for point in POINTS:
+        live.put(*point)
+    threading.Timer(0.2, server.down.clear).start()
+    assert live.close(10) == 0
+    assert server.taken == POINTS
+
+
+def test_a_server_that_stays_down_is_given_up_and_the_loss_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    server = Server()
+    live = LiveLog(server)
+    live.put(*POINTS[0])
+    server.wait(lambda: len(server.taken) == 1)
+    server.down.set()
+    for point in POINTS[1:]:
+        live.put(*point)
+    started = time.monotonic()
+    with caplog.at_level(logging.WARNING, logger="tripletune"):
+        assert live.close(0.2) == len(POINTS) - 1
+    assert time.monotonic() - started < 5
+    assert "7 points" in caplog.records[-1].getMessage()
+    calls = server.calls
+    server.down.clear()
+    time.sleep(0.1)
+    assert server.calls <= calls + 1  # the try that was under way
+    assert len(server.taken) <= 2
+
+
+def test_a_server_that_hangs_delays_neither_the_training_nor_its_end() -> None:
+    released = threading.Event()
+    live = LiveLog(lambda step, metrics: released.wait(30) and None)
+    started = time.monotonic()
+    for point in POINTS:
+        live.put(*point)
+    assert time.monotonic() - started < 1
+    assert live.close(0.1) == len(POINTS)
+    assert time.monotonic() - started < 5
+    released.set()
+
+
+def test_pauses_grow_while_the_server_is_down(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live_log, "LONGEST_PAUSE", 10.0)
+    server = Server()
+    server.down.set()
+    live = LiveLog(server)
+    live.put(*POINTS[0])
+    time.sleep(0.6)
+    for point in POINTS[1:]:
+        live.put(*point)  # a new point is no reason to try sooner
+    assert 3 <= server.calls <= 7  # .01 + .02 + ... + .32 s
+    server.down.clear()
+    assert live.close(10) == 0
+    assert server.taken == POINTS
+
+
+@pytest.fixture
+def stage(tmp_path: Path) -> StageRun:
+    tracker = start_run(TrackingConfig(uri=f"sqlite:///{tmp_path}/mlflow.db"), tmp_path, "run", params={}, tags={})
+    with stage_run(tracker, "finetune", {}) as child:
+        return child
+
+
+def test_mlflow_holds_each_point_once_also_when_the_error_came_after_the_writing(
+    stage: StageRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, calls = Tracker.log, 0
+
+    def flaky(self: Tracker, run_id: str, **entries: object) -> None:
+        nonlocal calls
+        calls += 1
+        if calls % 3 == 1:
+            raise MlflowException("the database is locked")
+        write(self, run_id, **entries)  # type: ignore[arg-type]
+        if calls % 3 == 2:
+            raise ConnectionError("the answer was lost")
+
+    monkeypatch.setattr(Tracker, "log", flaky)
+    live = LiveLog(stage.log_curve)
+    for step, metrics in POINTS:
+        live.put(step, metrics)
+        live.put(step, {"eval_loss": metrics["loss"] + 1})
+    assert live.close(60) == 0
+    assert calls == 3 * 2 * len(POINTS)
+    client = MlflowClient(stage.tracker.uri)
+    for name in ("loss", "epoch"):
+        history = client.get_metric_history(stage.run_id, name)
+        assert [(point.step, point.value) for point in history] == [(step, each[name]) for step, each in POINTS]
+    assert [point.step for point in client.get_metric_history(stage.run_id, "eval_loss")] == [s for s, _ in POINTS]

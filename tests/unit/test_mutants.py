@@ -1,0 +1,35 @@
+"""The driver of ``make mutants``: its table names what is there, and its sample is seeded and spread."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.mutants import PACKAGE, ROOT, TESTS, Mutant, draw, untried
+
+
+@pytest.mark.parametrize("module", TESTS)
+def test_the_table_names_modules_and_test_files_that_exist(module: str) -> None:
+    assert (ROOT / PACKAGE / module).is_file()
+    assert all((ROOT / "tests" / file).is_file() for file in TESTS[module])
+
+
+def test_a_sample_is_repeated_by_its_seed_and_takes_every_place_before_a_second_mutant_of_one() -> None:
+    mutants = [Mutant("operator", number, (line, 0)) for line in range(1, 6) for number in range(line)]
+    sample = draw(mutants, 7, "0:module")
+    assert sample == draw(mutants, 7, "0:module") != draw(mutants, 7, "1:module")
+    assert sorted(one.start[0] for one in sample[:5]) == [1, 2, 3, 4, 5]
+    assert len(set(sample)) == 7
+    assert set(draw(mutants, 100, "0:module")) == set(mutants)
+
+
+def test_annotations_and_flags_of_a_dataclass_are_not_tried() -> None:
+    source = (
+        "@dataclass(frozen=True)\nclass A:\n    x: int | None = 1\n\ndef f(a: B | C = 2) -> D | E:\n    return 3 | 4\n"
+    )
+    lines = source.splitlines()
+    assert [lines[row - 1][first:last] for (row, first), (_, last) in untried(source)] == [
+        "True",
+        "D | E",
+        "int | None",
+        "B | C",
+    ]
