@@ -359,7 +359,7 @@ def test_similar_viewers_films_from_outside_the_fit_are_found(run: Run, user: in
 
     rewrite(run.split / f"shard=00{user % 2}" / "part.parquet", rename)
     plant(run, "train", lambda row: swap(row, "similar", film))
-    assert (4, "similar viewers' film that nobody liked in the rows of the fit") in found(run)
+    assert (4, "similar users' film that nobody liked in the rows of the fit") in found(run)
 
 
 def publish(run: Run, stage: str) -> Path:

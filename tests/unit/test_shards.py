@@ -99,7 +99,7 @@ def test_a_template_of_ones_own_travels_by_its_whole_path_and_its_content(world,
     assert set(pl.read_parquet(out / "*" / "*.parquet")["template_id"]) == {"mine"}
     (tmp_path / "mine.txt").write_text(MINE.format("Good day."))
     (out / "test" / "shard-000.parquet").unlink()
-    with pytest.raises(ConfigError, match=r"mine\.txt' says something else to a worker than to this run"):
+    with pytest.raises(ConfigError, match=r"mine\.txt' has other contents on a worker than in this run"):
         write_shard(given[0])
 
 
