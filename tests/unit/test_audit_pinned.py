@@ -54,7 +54,7 @@ def test_a_further_retriever_that_saw_more_than_its_likes_is_found(
     assert audit(run, fitted) == []
     film = learn(fitted[name], run, VIEWER, position, fit)
     (leak,) = audit(run, fitted)
-    assert (leak.rule, leak.subject) == (1, f"{name} fit {fit}, viewer {VIEWER}")
+    assert (leak.rule, leak.subject) == (1, f"{name} fit {fit}, user {VIEWER}")
     assert leak.kind.startswith(f"fit {fit} trained on more than graph")
     assert str(film) in leak.detail
 
@@ -81,7 +81,7 @@ def test_a_viewer_said_to_be_unseen_whom_a_pinned_fit_knows_is_named(run: Run) -
     pin(run.rgat)
     learn(run.rgat, run, UNSEEN, GRAPH, "b")
     leaks = audit(run, run.specialists)
-    assert {(leak.rule, leak.kind) for leak in leaks} == {(1, "a pinned fit was trained on a viewer said to be unseen")}
+    assert {(leak.rule, leak.kind) for leak in leaks} == {(1, "a pinned fit was trained on a user marked as unseen")}
     assert {leak.subject for leak in leaks} == {f"{UNSEEN}:valid", f"{UNSEEN}:test"}
 
 

@@ -145,7 +145,7 @@ def test_every_column_of_the_split_that_is_read_counts(run: Run, column: str) ->
 
 def test_a_viewer_whose_rows_are_gone_is_proven_anew(run: Run) -> None:
     rewrite(run.split / "shard=000" / "part.parquet", lambda rows: [row for row in rows if row["user_id"] != 6])
-    assert (0, "viewer without rows in the split") in found(run)
+    assert (0, "user without rows in the split") in found(run)
 
 
 def test_an_example_that_stands_there_twice_is_found(run: Run) -> None:
@@ -229,7 +229,7 @@ def test_a_title_is_known_from_any_shard_of_the_group(run: Run) -> None:
     path = run.generate / "test" / "shard-000.parquet"
     rewrite(path, lambda rows: [row for row in rows if row["user_id"] in (4, 8)])
     forge(run, 4)
-    assert found(run) == {(2, "section of the prompt is not what its column says")}
+    assert found(run) == {(2, "section of the prompt differs from its column")}
 
 
 @pytest.mark.parametrize(("film", "name"), [("listed", "Nowhere (1900)"), (999, "listed"), (999, "Nowhere (1900)")])

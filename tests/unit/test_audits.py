@@ -110,13 +110,13 @@ def test_ease_on_more_than_its_likes_is_found(run: Run) -> None:
     rewrite(fitted["ease"] / "trained_on.parquet", lambda rows: [*rows, row])
     (leak,) = audit_shards(run.generate, run.split, run.retrieve, fitted)
     assert (leak.rule, leak.kind) == (1, "fit b trained on more than graph and target likes")
-    assert leak.subject.startswith("ease fit b, viewer 3")
+    assert leak.subject.startswith("ease fit b, user 3")
 
 
 @pytest.mark.parametrize(
     ("user", "film", "fit", "kind"),
     [
-        (5, 0, "b", "trained on an unseen viewer"),
+        (5, 0, "b", "trained on an unseen user"),
         (3, 40, "b", "trained on a row that the split does not hold"),
         (999, 0, "a", "trained on a row that the split does not hold"),
         (3, 0, "c", "unknown fit"),
@@ -137,7 +137,7 @@ def test_evidence_from_after_the_cutoff_is_found(run: Run, purpose: str, column:
 
 def test_evidence_that_the_viewer_never_rated_is_found(run: Run) -> None:
     plant(run, "test", lambda row: swap(row, "liked", rated(run, row, 45)))
-    assert found(run) == {(2, "evidence that the viewer never rated")}
+    assert found(run) == {(2, "evidence that the user never rated")}
 
 
 @pytest.mark.parametrize("column", ["candidates", "similar"])
@@ -217,7 +217,7 @@ def test_a_line_that_was_put_into_a_hint_is_named(run: Run, section: str, place:
 
     row = plant(run, "test", forge, render=False)
     (leak,) = audit(run)
-    assert (leak.rule, leak.kind) == (2, "section of the prompt is not what its column says")
+    assert (leak.rule, leak.kind) == (2, "section of the prompt differs from its column")
     assert leak.subject == row["example_id"]
     column = "triples" if section == "facts" else section
     assert leak.detail == f"{column if place else 'no column'}: {FORGED.removeprefix('- ')}"
@@ -332,7 +332,7 @@ def test_an_unseen_viewer_in_training_is_found(run: Run) -> None:
     train = run.generate / "train" / "shard-001.parquet"
     pl.concat([pl.read_parquet(train), moved]).write_parquet(train)
     kinds = found(run)
-    assert (4, "unseen viewer in a training example") in kinds
+    assert (4, "unseen user in a training example") in kinds
     assert (4, "example of another purpose in the folder") in kinds
     assert (4, "test like in a train example") in kinds
     assert (0, "example written twice") in kinds
@@ -459,10 +459,10 @@ def test_a_wholly_broken_file_is_capped_and_counted(run: Run) -> None:
 
 def test_of_each_kind_the_number_and_the_first_ids_are_shown() -> None:
     leaks = [Leak(3, "answer in the evidence", f"{user}:test", "liked 1") for user in range(50)]
-    leaks.append(Leak(2, "evidence that the viewer never rated", "7:train", "liked 2"))
+    leaks.append(Leak(2, "evidence that the user never rated", "7:train", "liked 2"))
     assert format_leaks(leaks).splitlines() == [
         "51 leaks found",
-        "  rule 2: evidence that the viewer never rated: 1",
+        "  rule 2: evidence that the user never rated: 1",
         "    7:train: liked 2",
         "  rule 3: answer in the evidence: 50",
         *(f"    {user}:test: liked 1" for user in range(5)),
