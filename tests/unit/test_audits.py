@@ -46,7 +46,7 @@ def found(run: Run) -> set[tuple[int, str]]:
 
 
 def plant(run: Run, purpose: str, change: Callable[[Row], object], *, render: bool = True) -> Row:
-    """Damage the first example of a purpose; the text follows the columns unless told otherwise."""
+    """Damage the first example of a purpose; the text follows the columns unless requested otherwise."""
     planted: list[Row] = []
 
     def damage(rows: list[Row]) -> None:
@@ -69,7 +69,7 @@ def rated(run: Run, row: Row, position: int) -> int:
 
 
 def swap(row: Row, column: str, film: int) -> None:
-    """Put a film in the place of the column's last one (no answer), in all columns that must agree."""
+    """Replace the column's last film (no answer) by a film, in all columns that must agree."""
     old = next(f for f in reversed(row[column]) if f not in row["answers"])
     for other in (column,) if column != "candidates" else ("candidates", "retrieved", "ranking"):
         row[other] = [film if f == old else f for f in row[other]]
@@ -155,7 +155,7 @@ def test_a_cutoff_after_the_first_answer_is_found(run: Run, purpose: str, step: 
     plant(run, purpose, later)
     kinds = found(run)
     assert (2, "answer before the cutoff") in kinds
-    # one after the first target like there is another, of which a train question may be asked
+    # one after the first target like there is another, which may be the cutoff of a training query
     assert ((2, "no held-out like at the cutoff") in kinds) == ((purpose, step) != ("train", 1))
 
 
@@ -349,7 +349,7 @@ def test_an_unseen_viewer_who_is_marked_as_seen_is_found(run: Run) -> None:
 
 @pytest.mark.parametrize(("user", "position"), [(8, 13), (8, 12), (8, 10), (5, 0)])
 def test_similar_viewers_films_from_outside_the_fit_are_found(run: Run, user: int, position: int) -> None:
-    """A film that somebody's held-out like, or an unseen viewer's like alone names, must not reach training hints."""
+    """A film liked only in a held-out like, or only by an unseen user, must not reach training hints."""
     film = 61
 
     def rename(rows: list[Row]) -> list[Row]:
@@ -480,7 +480,7 @@ def test_all_leaks_go_into_one_file(tmp_path: Path) -> None:
 
 @pytest.fixture
 def published(run: Run, tmp_path: Path) -> Path:
-    """The run's outputs in an artifact store, with an older run beside it whose shards are whole."""
+    """The run's outputs in an artifact store, next to an older run with complete shards."""
     config = RunConfig(dataset="d")
     stages = {name: name for name in ("generate", "split", "retrieve")} | dict.fromkeys(
         config.trained_stages, "lightgcn"
