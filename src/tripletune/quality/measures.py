@@ -74,7 +74,7 @@ def measure_shards(generate: Path, popularity: Mapping[str, pl.DataFrame], *, re
         read_text: whether to look for flaws line by line; the lengths are counted in any case.
 
     Raises:
-        InputError: there are no shards, or one has other columns than ``schemas.EXAMPLES``.
+        InputError: there are no shards, or one has other columns than ``EXAMPLES``.
     """
     files = [(purpose, path) for purpose in PURPOSES.categories for path in parquet_files(generate, purpose)]
     parts = [_measure(read_rows(path, EXAMPLES), popularity[purpose], read_text=read_text) for purpose, path in files]
