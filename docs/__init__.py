@@ -1,1 +1,1 @@
-"""Tools that build the documentation site; ``make docs`` runs them. The pages are the Markdown files beside them."""
+"""Tools that build the documentation site; ``make docs`` runs them. The pages are the Markdown files next to them."""

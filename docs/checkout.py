@@ -1,4 +1,4 @@
-"""A copy of the checkout with an example's files and edits in it: how the guides' examples are run and tested.
+"""Run the guides' examples in a copy of the checkout with the example's files and edits.
 
 ``docs/examples/<name>/`` holds new files under the paths that they have in a checkout, and ``edits.diff``, which is
 applied to existing files. The checkout itself is never changed.
@@ -36,7 +36,7 @@ max_steps = 10
 """
 """A synthetic release on which the stages up to generate take seconds."""
 UP_TO_GENERATE = ("ingest", "split", "knowledge", "rgat", "lightgcn", "ease", "retrieve", "generate")
-"""Where candidates come from EASE or LightGCN."""
+"""Stages up to generate for candidates of EASE or LightGCN (no SASRec)."""
 _STAGES = """
 import sys
 from tripletune.cli.main import main
@@ -54,10 +54,10 @@ class Checkout:
     folder: Path
 
     def run(self, *arguments: str) -> str:
-        """What ``python`` prints with these arguments, run in the copy on the copy's code.
+        """Run ``python`` with these arguments in the copy, on the copy's code, and return its standard output.
 
         Raises:
-            RuntimeError: it failed; the message ends with what it printed.
+            RuntimeError: it failed; the message ends with its output.
         """
         environment = {
             **os.environ,
@@ -71,13 +71,13 @@ class Checkout:
         return done.stdout
 
     def tripletune(self, *arguments: str, settings: str = TINY) -> str:
-        """What a command of ``tripletune`` prints, on a small synthetic release."""
+        """Run a command of ``tripletune`` on a small synthetic release and return its output."""
         config = self.folder / "tiny.toml"
         config.write_text(settings, encoding="utf-8")
         return self.run("-m", "tripletune.cli.main", *arguments, "--config", "tiny.toml", "--artifacts", "artifacts")
 
     def stages(self, *names: str, settings: str = TINY) -> Path:
-        """The output of the last of some stages, run one after the other in one process, as imports take seconds.
+        """Run stages one after the other in one process (imports take seconds); return the last one's output folder.
 
         Raises:
             RuntimeError: one failed.
@@ -89,13 +89,13 @@ class Checkout:
         return made
 
     def changed_lines(self) -> str:
-        """``git diff --stat`` of the files that were there before the example."""
+        """``git diff --stat`` of the files that existed before the example was added."""
         return _git(self.folder, "diff", "--stat")
 
 
 @contextmanager
 def with_example(name: str) -> Iterator[Checkout]:
-    """Copy the files that git knows, add the example, and remove the copy in the end."""
+    """Copy the files that git tracks, add the example, and remove the copy at the end."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "tripletune"
         for file in _git(ROOT, "ls-files", "-z").split("\0"):

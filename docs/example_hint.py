@@ -1,6 +1,6 @@
 """Add the hint of the guide, the most liked candidates, to a copy of the checkout: ``python -m docs.example_hint``.
 
-Prints a prompt's new section, the new column, what the audit says of two forgeries, and the existing lines changed.
+Prints a prompt's new section, the new column, the audit's findings on two forgeries, and the existing lines changed.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ template = "popular.txt"
 
 
 def main() -> str:
-    """What came of the new hint."""
+    """The new section and column, the audit's findings, and the existing lines changed."""
     with with_example("hint") as checkout:
         shards = checkout.stages(*UP_TO_GENERATE, settings=SETTINGS)
         example = pl.read_parquet(sorted(shards.glob("test/shard-*.parquet"))[0]).row(0, named=True)
@@ -41,7 +41,7 @@ def main() -> str:
 
 
 def forge(stages: Path) -> str:
-    """What the audit says of the finished shards, of a film put into the column, and of one put into the text.
+    """The audit's findings on the finished shards, on a film put into the column, and on two exchanged in the text.
 
     Args:
         stages: folder of the dataset, with a folder for each stage; the shards are forged in a copy.
@@ -72,13 +72,13 @@ def forge(stages: Path) -> str:
 
 
 def elsewhere(rows: list[dict[str, Any]]) -> set[int]:
-    """Films that other examples choose from, and the first neither chooses from nor shows."""
+    """Candidates of other examples that are neither candidates nor likes of the first example."""
     first = rows[0]
     return {film for row in rows for film in row["candidates"]} - {*first["candidates"], *first["liked"]}
 
 
 def exchange_films(prompt: str) -> str:
-    """The prompt with the first two films of the new section in each other's place."""
+    """The prompt with the first two films of the new section swapped."""
     before, section = prompt.split("Hint 3", 1)
     heading, first, second, *rest = section.split("\n")
     lines = [heading, f"1. {second[3:]}", f"2. {first[3:]}", *rest]

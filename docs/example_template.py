@@ -19,7 +19,7 @@ max_liked = 5
 
 
 def main() -> str:
-    """A prompt and its completion in the new words, where they come from, and the existing lines changed: none."""
+    """A prompt and its completion of the new template, its id and hash, and the existing lines changed: none."""
     with with_example("template") as checkout:
         anywhere = checkout.folder.parent / "elsewhere"
         anywhere.mkdir()

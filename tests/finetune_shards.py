@@ -1,6 +1,6 @@
 """Prompt shards like those of the generate stage, made without it: for the tests of finetuning and ranking.
 
-What there is to learn: the answer is the head of the hint's ranking, so copying five lines of the prompt is right.
+The task to learn: the answer is the head of the hint's ranking, so copying five lines of the prompt is right.
 """
 
 from __future__ import annotations

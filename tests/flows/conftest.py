@@ -1,4 +1,4 @@
-"""One real run of a very small config under Prefect, shared by the tests that look at what it left."""
+"""One real run of a very small config under Prefect, shared by the tests that check its output."""
 
 from __future__ import annotations
 

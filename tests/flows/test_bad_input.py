@@ -1,4 +1,4 @@
-"""What a user gets wrong ends in one line on stderr and exit code 2, whatever the stage."""
+"""A user's mistake ends in one line on stderr and exit code 2, in any stage."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def test_a_mistake_found_inside_the_flow_is_told_in_one_line_without_a_traceback
     arguments = ("run", "--movielens", str(folder), "--artifacts", str(tmp_path / "a"))
     done = call_tripletune(*arguments, home=tmp_path / "prefect")
     assert done.returncode == 2
-    # Prefect's own log stands around it, the temporary server's farewell behind it
+    # Prefect's own log is around it, the temporary server's last lines after it
     assert len([line for line in done.stderr.splitlines() if line.startswith("tripletune: ")]) == 1
     assert "Traceback" not in done.stderr
 

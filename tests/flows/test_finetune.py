@@ -51,7 +51,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def trained(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any], list[int]]:
-    """A run that nothing disturbs: its folder, its facts and the steps it logged."""
+    """An undisturbed run: its folder, its facts and the steps it logged."""
     out = tmp_path_factory.mktemp("undisturbed")
     steps: list[int] = []
     facts = finetune_adapter(
@@ -129,7 +129,7 @@ def test_a_training_killed_and_run_again_ends_with_the_same_bytes(
 def test_a_finished_training_is_not_repeated(shards: Path, trained: tuple[Path, dict[str, Any], list[int]]) -> None:
     out, facts, _ = trained
     before = published(out)
-    patient = SETTINGS.model_copy(update={"timeout_minutes": 5})  # how long it may take is no part of the result
+    patient = SETTINGS.model_copy(update={"timeout_minutes": 5})  # the time limit is no part of the result
     assert finetune_adapter(shards, out, patient, PROMPT_CONTRACT, LINEAGE, 0, None) == facts
     assert published(out) == before
 

@@ -1,4 +1,4 @@
-"""What one training process computes, reports and leaves behind, against references of its own: in this process."""
+"""What one training process computes, reports and leaves behind, against separate references; runs in this process."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def run(job: TrainingJob, capsys: pytest.CaptureFixture[str]) -> Trained:
 
 
 def token_ids(job: TrainingJob, files: tuple[Path, ...]) -> list[tuple[list[int], int]]:
-    """Of each example the tokens of the whole conversation, and how many of them come before the completion."""
+    """Tokens of each whole conversation, and how many of them come before the completion."""
     tokenizer = AutoTokenizer.from_pretrained(job.base)
     rows = []
     for row in pl.concat(pl.read_parquet(file) for file in files).iter_rows(named=True):
@@ -127,7 +127,7 @@ def untrained_loss(job: TrainingJob) -> float:
 
 @pytest.fixture(scope="module")
 def trained(world: TrainingJob, tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    """A training that nothing disturbs."""
+    """An undisturbed training."""
     job = changed(world, tmp_path_factory.mktemp("trained"))
     job.scratch.mkdir(parents=True)
     with pytest.MonkeyPatch.context() as patch:
@@ -183,7 +183,7 @@ def test_an_evaluation_in_the_last_step_is_not_repeated(
 def test_the_learning_rate_rises_for_a_share_of_the_steps_and_falls_as_a_cosine(trained: Trained) -> None:
     warm = 2  # a quarter of 8 steps
     for step, rate in trained.logged("learning_rate"):
-        taken = step - 1  # the rate that the step was taken with
+        taken = step - 1  # the learning rate used in the step
         want = taken / warm if taken < warm else (1 + math.cos(math.pi * (taken - warm) / (STEPS - warm))) / 2
         assert rate == pytest.approx(0.01 * want)
     assert [step for step, _ in trained.logged("learning_rate")] == [2, 4, 6, 8]

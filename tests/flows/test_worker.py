@@ -88,7 +88,7 @@ def test_a_failing_stage_fails_the_deployment_and_watch_exits_non_zero(prefect_e
 
 
 def test_the_nightly_schedule_creates_runs(prefect_env):
-    # with sqlalchemy 2.1 everything seems to work and no scheduled run is ever created
+    # with sqlalchemy 2.1 everything seems to work but no scheduled run is ever created
     wanted = {
         "flows": {"name": {"any_": ["tripletune-nightly"]}},
         "flow_runs": {"state": {"type": {"any_": ["SCHEDULED"]}}},

@@ -1,4 +1,4 @@
-"""The engine over workers: whoever writes the shards, however many, whatever dies meanwhile: the same bytes."""
+"""The engine over workers: the same bytes with any number of workers and with workers killed."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def write_and_die_once(job: ShardJob, *, died: Path) -> None:
             died.touch()
             os.kill(os.getpid(), signal.SIGKILL)
 
-        shards.write_parquet = die  # in the worker, which does not outlive it
+        shards.write_parquet = die  # in the worker, which is killed with it
     write_shard(job)
 
 
@@ -143,7 +143,7 @@ def test_a_library_that_is_not_installed_is_named_with_the_command_that_installs
 @pytest.mark.parametrize("address", ["tcp://127.0.0.1:{port}", "127.0.0.1:{port}", "nowhere", "tcp://[::1"])
 def test_a_cluster_that_does_not_answer_is_named_before_anything_trains(address):
     with socket.socket() as nobody:
-        nobody.bind(("127.0.0.1", 0))  # and does not listen
+        nobody.bind(("127.0.0.1", 0))  # bound, but not listening
         settings = WorkersConfig(kind="dask", address=address.format(port=nobody.getsockname()[1]))
         with pytest.raises(ConfigError, match=r"^workers.address = .*: no dask cluster answers there .*"):
             require_workers(settings)

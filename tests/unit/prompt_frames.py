@@ -1,4 +1,4 @@
-"""What ``build_examples`` takes, made up: viewers with any number of likes, dislikes, hints and facts."""
+"""Made-up inputs of ``build_examples``: users with any number of likes, dislikes, hints and facts."""
 
 from __future__ import annotations
 
@@ -59,8 +59,8 @@ def movies(titles: list[str]) -> pl.DataFrame:
 
 
 def frames(names: list[str], relations: list[str], num_candidates: int = 20) -> tuple[pl.DataFrame, ...]:
-    """``retrieved, choices, evidence, answers`` of test questions. Every third viewer dislikes nothing, every fifth has
-    no similar viewers, every seventh no facts; the number of likes goes from 0 to 15."""
+    """``retrieved, choices, evidence, answers`` of test queries. Every third user has no dislikes, every fifth no
+    films of similar users, every seventh no facts; the number of likes goes from 0 to 15."""
     rng = np.random.default_rng(3)
     rows, facts = [], []
     for user in range(1, NUM_VIEWERS + 1):
@@ -112,7 +112,7 @@ def build(
     max_tokens: int = 0,
     num_candidates: int = 20,
 ) -> pl.DataFrame:
-    """The viewers' examples."""
+    """Examples of these users."""
     loaded = load_template(template)
     frame = Frame(
         template=loaded,
@@ -127,7 +127,7 @@ def build(
 
 @functools.cache
 def llama_like_tokenizer() -> Any:
-    """Cuts text as Llama 3 does and has its chat template; its vocabulary is learnt from the prompts."""
+    """A tokenizer with the cuts and the chat template of Llama 3; its vocabulary is learnt from the prompts."""
     texts = [message["content"] for name in shipped() for prompt in build(name)["prompt"] for message in prompt]
     return train_tokenizer(iter(texts), 3000)
 

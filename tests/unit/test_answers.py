@@ -1,4 +1,4 @@
-"""Answer styles: what is written in one is read back from it and passes the audit, also in a style just declared."""
+"""Answer styles: an answer is parsed back and passes the audit, also in a newly declared style."""
 
 from __future__ import annotations
 

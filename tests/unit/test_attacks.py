@@ -1,4 +1,4 @@
-"""Titles, tags, names and relations written to attack a prompt stay text: judged on token ids and on the frame.
+"""Titles, tags, names and relations written to attack a prompt stay text: checked on token ids and on line structure.
 
 The frame is read back from the text alone: a line that starts with a mark of data is data, every other line is the
 template's. The tokenizer has all control tokens of Llama 3's published list.
@@ -126,7 +126,7 @@ def test_no_attack_becomes_a_control_token_or_leaves_its_line(template, form):
 
 
 def check_tokens(row: dict[str, Any]) -> None:
-    """Control tokens stand where the chat template puts them and nowhere else."""
+    """Control tokens occur only where the chat template puts them."""
     controls = set(tokenizer().convert_tokens_to_ids(list(LLAMA_3)))
     ids = [number for number in ids_of_whole(tokenizer(), row) if number in controls]
     found = Counter(tokenizer().convert_ids_to_tokens(ids))
@@ -134,7 +134,7 @@ def check_tokens(row: dict[str, Any]) -> None:
 
 
 def check_frame(row: dict[str, Any], harmless: dict[str, Any], template: Any) -> None:
-    """The lines of the template are those of a prompt with harmless titles; data is as much as the columns say."""
+    """Template lines are those of a prompt with harmless titles; data lines are as many as in the columns."""
     content = row["prompt"][1]["content"]
     assert content.splitlines() == content.split("\n")
     fixed, data = read_frame(content)

@@ -1,4 +1,4 @@
-"""Rule 1 against what was really fitted: further fits beside the specialists, and fits of an earlier night."""
+"""Rule 1 on the fits really used: further fits besides the specialists, and fits of an earlier run."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ def audit(run: Run, fitted: Mapping[str, Path]) -> list[Leak]:
 
 
 def learn(folder: Path, run: Run, user: int, position: int, fit: str) -> int:
-    """Write a row of a viewer into what a fit says that it was trained on."""
+    """Write a row of a user into a fit's list of training rows."""
     film = run.order[user][position]
     rewrite(folder / "trained_on.parquet", lambda rows: [*rows, {"user_id": user, "movie_id": film, "fit": fit}])
     return film
 
 
 def pin(folder: Path, split: str = "e" * 32) -> None:
-    """Say that what lies here was trained on a split."""
+    """Write a manifest that names the split of a fit."""
     (folder / "manifest.json").write_text(json.dumps({"parents": {"split": split}, "files": {}}))
 
 
@@ -54,7 +54,7 @@ def test_a_further_retriever_that_saw_more_than_its_likes_is_found(
     assert audit(run, fitted) == []
     film = learn(fitted[name], run, VIEWER, position, fit)
     (leak,) = audit(run, fitted)
-    assert (leak.rule, leak.subject) == (1, f"{name} fit {fit}, viewer {VIEWER}")
+    assert (leak.rule, leak.subject) == (1, f"{name} fit {fit}, user {VIEWER}")
     assert leak.kind.startswith(f"fit {fit} trained on more than graph")
     assert str(film) in leak.detail
 
@@ -81,12 +81,12 @@ def test_a_viewer_said_to_be_unseen_whom_a_pinned_fit_knows_is_named(run: Run) -
     pin(run.rgat)
     learn(run.rgat, run, UNSEEN, GRAPH, "b")
     leaks = audit(run, run.specialists)
-    assert {(leak.rule, leak.kind) for leak in leaks} == {(1, "a pinned fit was trained on a viewer said to be unseen")}
+    assert {(leak.rule, leak.kind) for leak in leaks} == {(1, "a pinned fit was trained on a user marked as unseen")}
     assert {leak.subject for leak in leaks} == {f"{UNSEEN}:valid", f"{UNSEEN}:test"}
 
 
 def test_rows_of_a_pinned_fit_that_tonight_asks_nothing_about_are_no_leak(run: Run) -> None:
-    """A rating that is gone, and a valid like whose question was left out: nothing shows what was learned."""
+    """A rating that is gone, and a valid like without a query: no prompt of this run shows them."""
     pin(run.lightgcn)
     learn(run.lightgcn, run, VIEWER, 40, "b")
     learn(run.lightgcn, run, VIEWER, VALID, "b")

@@ -1,4 +1,4 @@
-"""A later night's audit passes over what is proven, and over nothing else: every planted leak is found all the same."""
+"""A later run's audit skips recorded examples and nothing else: every planted leak is found as without a record."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ from tripletune.store.parquet import read_rows
 
 Row = dict[str, Any]
 ALL = 24 * 2 + 22
-"""Examples of the written run: two viewers are unseen."""
+"""Examples of the written run: two users are unseen."""
 
 
 @pytest.fixture(scope="module")
 def clean(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """A night whose fits are pinned, with the record of its audit."""
+    """A run whose fits are pinned, with the record of its audit."""
     run = write_run(tmp_path_factory.mktemp("clean"))
     for name in run.specialists:
         manifest = {"parents": {"split": "e" * 32}, "files": {}}
@@ -48,7 +48,7 @@ def clean(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 def sign(folder: Path, parents: dict[str, str]) -> None:
-    """The manifest of a finished night."""
+    """Manifest of a finished run."""
     files = {
         path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
         for path in folder.rglob("*.parquet")
@@ -58,7 +58,7 @@ def sign(folder: Path, parents: dict[str, str]) -> None:
 
 @pytest.fixture
 def run(clean: Run, tmp_path: Path) -> Run:
-    """The next night, a copy to change."""
+    """The next run, a copy to change."""
     shutil.copytree(clean.root, tmp_path / "run")
     return Run(tmp_path / "run", clean.order)
 
@@ -68,7 +68,7 @@ def audit(run: Run) -> Audit:
 
 
 def found(run: Run) -> set[tuple[int, str]]:
-    """Kinds of leaks; the same as where nothing is passed over."""
+    """Kinds of leaks; the same as without a record."""
     leaks = audit(run).leaks
     assert set(leaks) == set(audit_shards(run.generate, run.split, run.retrieve, run.specialists))
     return {(leak.rule, leak.kind) for leak in leaks}
@@ -121,7 +121,7 @@ def test_every_column_of_an_example_counts(run: Run, column: str) -> None:
 
 
 def test_an_unchanged_example_whose_viewers_rows_changed_is_proven_anew(run: Run) -> None:
-    """The test like stands before the cutoff now, where the train example shows it as evidence."""
+    """The test like is before the cutoff now, where the train example shows it as evidence."""
 
     def move(row: Row) -> None:
         row["label"] = {13: "graph", 3: "test"}.get(row["position"], row["label"])
@@ -145,7 +145,7 @@ def test_every_column_of_the_split_that_is_read_counts(run: Run, column: str) ->
 
 def test_a_viewer_whose_rows_are_gone_is_proven_anew(run: Run) -> None:
     rewrite(run.split / "shard=000" / "part.parquet", lambda rows: [row for row in rows if row["user_id"] != 6])
-    assert (0, "viewer without rows in the split") in found(run)
+    assert (0, "user without rows in the split") in found(run)
 
 
 def test_an_example_that_stands_there_twice_is_found(run: Run) -> None:
@@ -161,7 +161,7 @@ def test_an_example_that_moved_to_another_folder_is_proven_anew(run: Run) -> Non
 
 
 def test_an_answer_that_a_pinned_fit_knows_is_found_in_what_is_proven(run: Run) -> None:
-    """Its manifest is not what says so: the rule looks at all answers every night."""
+    """Its manifest is not what is checked: the rule covers all answers in every run."""
     row = {"user_id": 3, "movie_id": run.order[3][13], "fit": "b"}
     rewrite(run.rgat / "trained_on.parquet", lambda rows: [*rows, row])
     assert found(run) == {(1, "a pinned fit was trained on the answer")}
@@ -191,7 +191,7 @@ def test_without_a_record_or_with_a_damaged_one_everything_is_proven(run: Run) -
 
 
 def forge(run: Run, user: int) -> tuple[int, int]:
-    """In the first night already, one line of the liked section names a film that no candidate's title gives away."""
+    """In the first run already, one line of the liked section names a film that is no candidate anywhere."""
     path = run.generate / "test" / f"shard-00{user % 2}.parquet"
     listed = {film for row in pl.read_parquet(path).iter_rows(named=True) for film in row["candidates"]}
     row = next(row for row in pl.read_parquet(path).iter_rows(named=True) if row["user_id"] == user)
@@ -229,7 +229,7 @@ def test_a_title_is_known_from_any_shard_of_the_group(run: Run) -> None:
     path = run.generate / "test" / "shard-000.parquet"
     rewrite(path, lambda rows: [row for row in rows if row["user_id"] in (4, 8)])
     forge(run, 4)
-    assert found(run) == {(2, "section of the prompt is not what its column says")}
+    assert found(run) == {(2, "section of the prompt differs from its column")}
 
 
 @pytest.mark.parametrize(("film", "name"), [("listed", "Nowhere (1900)"), (999, "listed"), (999, "Nowhere (1900)")])
@@ -275,7 +275,7 @@ def test_with_many_new_titles_everything_is_proven_anew(clean: Run, monkeypatch:
 
 
 def offer(row: Row, film: int) -> Row:
-    """Put a film in the place of the first candidate."""
+    """Replace the first candidate by a film."""
     old = row["candidates"][0]
     for column in ("candidates", "retrieved", "ranking"):
         row[column] = [film if one == old else one for one in row[column]]
@@ -367,6 +367,6 @@ def test_another_process_and_another_number_of_threads_write_the_same_record(cle
 
 
 def test_a_change_of_the_audits_code_rebuilds_the_shards() -> None:
-    """Which keeps an earlier night's record from counting: it was proven by other rules."""
+    """So an earlier run's record is not used: it was made by other rules."""
     sources = BY_NAME["generate"].sources(RunConfig(dataset="d")).hashes
     assert {"audit.audit", "audit.rules", "audit.text", "audit.record", "store.parquet"} <= sources.keys()

@@ -1,4 +1,4 @@
-"""The audit knows the answer style of the shards: labels where it has some, titles where it has none."""
+"""The audit follows the answer style of the shards: labels where it has some, titles where it has none."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ def found(run: Run) -> set[tuple[int, str]]:
 
 
 def plant(run: Run, purpose: str, change: Callable[[Row], object], *, render: bool = True) -> Row:
-    """Damage the first example of a purpose; the text follows the columns unless told otherwise."""
+    """Damage the first example of a purpose; the text follows the columns unless requested otherwise."""
     planted: list[Row] = []
 
     def damage(rows: list[Row]) -> None:
@@ -69,7 +69,7 @@ def rated(run: Run, row: Row, position: int) -> int:
 
 
 def swap(row: Row, column: str, film: int) -> None:
-    """Put a film in the place of the column's last one (no answer), in all columns that must agree."""
+    """Replace the column's last film (no answer) by a film, in all columns that must agree."""
     old = next(f for f in reversed(row[column]) if f not in row["answers"])
     for other in (column,) if column != "candidates" else ("candidates", "retrieved", "ranking"):
         row[other] = [film if f == old else f for f in row[other]]
@@ -110,13 +110,13 @@ def test_ease_on_more_than_its_likes_is_found(run: Run) -> None:
     rewrite(fitted["ease"] / "trained_on.parquet", lambda rows: [*rows, row])
     (leak,) = audit_shards(run.generate, run.split, run.retrieve, fitted)
     assert (leak.rule, leak.kind) == (1, "fit b trained on more than graph and target likes")
-    assert leak.subject.startswith("ease fit b, viewer 3")
+    assert leak.subject.startswith("ease fit b, user 3")
 
 
 @pytest.mark.parametrize(
     ("user", "film", "fit", "kind"),
     [
-        (5, 0, "b", "trained on an unseen viewer"),
+        (5, 0, "b", "trained on an unseen user"),
         (3, 40, "b", "trained on a row that the split does not hold"),
         (999, 0, "a", "trained on a row that the split does not hold"),
         (3, 0, "c", "unknown fit"),
@@ -137,7 +137,7 @@ def test_evidence_from_after_the_cutoff_is_found(run: Run, purpose: str, column:
 
 def test_evidence_that_the_viewer_never_rated_is_found(run: Run) -> None:
     plant(run, "test", lambda row: swap(row, "liked", rated(run, row, 45)))
-    assert found(run) == {(2, "evidence that the viewer never rated")}
+    assert found(run) == {(2, "evidence that the user never rated")}
 
 
 @pytest.mark.parametrize("column", ["candidates", "similar"])
@@ -155,7 +155,7 @@ def test_a_cutoff_after_the_first_answer_is_found(run: Run, purpose: str, step: 
     plant(run, purpose, later)
     kinds = found(run)
     assert (2, "answer before the cutoff") in kinds
-    # one after the first target like there is another, of which a train question may be asked
+    # one after the first target like there is another, which may be the cutoff of a training query
     assert ((2, "no held-out like at the cutoff") in kinds) == ((purpose, step) != ("train", 1))
 
 
@@ -217,7 +217,7 @@ def test_a_line_that_was_put_into_a_hint_is_named(run: Run, section: str, place:
 
     row = plant(run, "test", forge, render=False)
     (leak,) = audit(run)
-    assert (leak.rule, leak.kind) == (2, "section of the prompt is not what its column says")
+    assert (leak.rule, leak.kind) == (2, "section of the prompt differs from its column")
     assert leak.subject == row["example_id"]
     column = "triples" if section == "facts" else section
     assert leak.detail == f"{column if place else 'no column'}: {FORGED.removeprefix('- ')}"
@@ -332,7 +332,7 @@ def test_an_unseen_viewer_in_training_is_found(run: Run) -> None:
     train = run.generate / "train" / "shard-001.parquet"
     pl.concat([pl.read_parquet(train), moved]).write_parquet(train)
     kinds = found(run)
-    assert (4, "unseen viewer in a training example") in kinds
+    assert (4, "unseen user in a training example") in kinds
     assert (4, "example of another purpose in the folder") in kinds
     assert (4, "test like in a train example") in kinds
     assert (0, "example written twice") in kinds
@@ -349,7 +349,7 @@ def test_an_unseen_viewer_who_is_marked_as_seen_is_found(run: Run) -> None:
 
 @pytest.mark.parametrize(("user", "position"), [(8, 13), (8, 12), (8, 10), (5, 0)])
 def test_similar_viewers_films_from_outside_the_fit_are_found(run: Run, user: int, position: int) -> None:
-    """A film that somebody's held-out like, or an unseen viewer's like alone names, must not reach training hints."""
+    """A film liked only in a held-out like, or only by an unseen user, must not reach training hints."""
     film = 61
 
     def rename(rows: list[Row]) -> list[Row]:
@@ -359,7 +359,7 @@ def test_similar_viewers_films_from_outside_the_fit_are_found(run: Run, user: in
 
     rewrite(run.split / f"shard=00{user % 2}" / "part.parquet", rename)
     plant(run, "train", lambda row: swap(row, "similar", film))
-    assert (4, "similar viewers' film that nobody liked in the rows of the fit") in found(run)
+    assert (4, "similar users' film that nobody liked in the rows of the fit") in found(run)
 
 
 def publish(run: Run, stage: str) -> Path:
@@ -459,10 +459,10 @@ def test_a_wholly_broken_file_is_capped_and_counted(run: Run) -> None:
 
 def test_of_each_kind_the_number_and_the_first_ids_are_shown() -> None:
     leaks = [Leak(3, "answer in the evidence", f"{user}:test", "liked 1") for user in range(50)]
-    leaks.append(Leak(2, "evidence that the viewer never rated", "7:train", "liked 2"))
+    leaks.append(Leak(2, "evidence that the user never rated", "7:train", "liked 2"))
     assert format_leaks(leaks).splitlines() == [
         "51 leaks found",
-        "  rule 2: evidence that the viewer never rated: 1",
+        "  rule 2: evidence that the user never rated: 1",
         "    7:train: liked 2",
         "  rule 3: answer in the evidence: 50",
         *(f"    {user}:test: liked 1" for user in range(5)),
@@ -480,7 +480,7 @@ def test_all_leaks_go_into_one_file(tmp_path: Path) -> None:
 
 @pytest.fixture
 def published(run: Run, tmp_path: Path) -> Path:
-    """The run's outputs in an artifact store, with an older run beside it whose shards are whole."""
+    """The run's outputs in an artifact store, next to an older run with complete shards."""
     config = RunConfig(dataset="d")
     stages = {name: name for name in ("generate", "split", "retrieve")} | dict.fromkeys(
         config.trained_stages, "lightgcn"

@@ -1,4 +1,4 @@
-"""The token budget: what is left out, in which order, and never more than must be."""
+"""The token budget: what is dropped, in which order, and never more than needed."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def tokens_of(row: dict[str, Any], template: str, form: str) -> int:
 
 
 def without_one(row: dict[str, Any]) -> dict[str, Any]:
-    """The stated order, one film at a time."""
+    """The documented order, one film at a time."""
     liked, disliked, similar = (list(row[name]) for name in ("liked", "disliked", "similar"))
     if len(liked) > 5:
         gone = liked.pop()
@@ -81,7 +81,7 @@ def test_just_so_much_is_left_out_as_must_be_in_the_stated_order(template, form,
 
 
 def least_budget(template: str, form: str) -> int:
-    """What the refusal of an impossible budget says would do."""
+    """The budget that the error names is enough."""
     with pytest.raises(
         InputError, match=r"prompt.max_tokens = 1: .* the longest, \d+:test, has (\d+); set it"
     ) as error:
@@ -102,7 +102,7 @@ def test_the_budget_that_a_refusal_names_is_the_least_that_does(template):
 
 
 def nothing_left(row: dict[str, Any]) -> dict[str, Any]:
-    """What no budget takes away: the newest like, the ranking, the candidates and facts about these."""
+    """What no budget drops: the newest like, the ranking, the candidates and facts about these."""
     liked = row["liked"][:1]
     stays = {*liked, *row["candidates"]}
     triples = [triple for triple in row["triples"] if triple["movie_id"] in stays]

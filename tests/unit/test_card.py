@@ -1,4 +1,4 @@
-"""The data card: datasets loads the folder by it, text from data stays inside its fence, and bytes repeat."""
+"""The data card: datasets loads the folder by it, text from data stays inside its fence, and bytes are reproducible."""
 
 from __future__ import annotations
 

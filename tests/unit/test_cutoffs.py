@@ -306,7 +306,7 @@ def test_a_later_cutoffs_hints_under_an_earlier_cutoff_are_found(run: World) -> 
     found = leaks(run)
     assert (2, "evidence that does not precede the cutoff", later) in found
     assert (2, "answer before the cutoff", earlier) in found
-    assert {(0, "example id of another question", name) for name in (earlier, later)} <= set(found)
+    assert {(0, "example id of another query", name) for name in (earlier, later)} <= set(found)
 
 
 def test_an_answer_that_a_later_cutoff_already_knows_is_found(run: World) -> None:
@@ -342,7 +342,7 @@ def test_one_question_under_two_ids_is_found(run: World) -> None:
         later["example_id"] = kept
 
     _, later = plant(run, copy)
-    assert leaks(run) == [(0, "example id of another question", later)]
+    assert leaks(run) == [(0, "example id of another query", later)]
 
 
 def test_a_fit_a_that_learned_from_evidence_of_a_later_cutoff_is_found(run: World) -> None:
@@ -350,7 +350,7 @@ def test_a_fit_a_that_learned_from_evidence_of_a_later_cutoff_is_found(run: Worl
     path = run.lightgcn / "trained_on.parquet"
     stolen = pl.DataFrame([(example["user_id"], example["answers"][0], "a")], TRAINED_ON, orient="row")
     pl.concat([pl.read_parquet(path), stolen]).write_parquet(path)
-    assert leaks(run) == [(1, "fit a trained on more than graph likes", f"lightgcn fit a, viewer {example['user_id']}")]
+    assert leaks(run) == [(1, "fit a trained on more than graph likes", f"lightgcn fit a, user {example['user_id']}")]
 
 
 def test_a_viewers_prompt_is_explained_at_the_cutoff_asked_for(run: World, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The data generation engine: shards, resuming, leaks, awkward data, ad-hoc viewers."""
+"""The data generation engine: shards, resuming, leaks, awkward data, ad-hoc users."""
 
 from __future__ import annotations
 

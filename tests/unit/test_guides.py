@@ -32,7 +32,7 @@ def test_the_hint_of_the_guide_is_shown_stored_and_audited():
     assert "nothing forged: no leak found" in printed
     assert "rule 2: popular name a film outside candidates: 1" in printed
     assert re.search(
-        r"^prompt forged: 1 leak found\n  rule 2: section of the prompt is not what its column says: 1", printed, re.M
+        r"^prompt forged: 1 leak found\n  rule 2: section of the prompt differs from its column: 1", printed, re.M
     )
     assert re.search(r"^ 1 file changed, 2 insertions\(\+\)$", printed, re.M)
 

@@ -39,7 +39,7 @@ def test_the_columns_of_two_specialists_are_those_that_shards_have_always_had() 
 
 def test_columns_are_described_by_their_hints_and_specialists() -> None:
     assert EXAMPLE_COLUMNS["ranking"] == "hint 1: the first of the candidates in LightGCN's order"
-    assert EXAMPLE_COLUMNS["similar"] == "hint 1: films that similar viewers liked"
+    assert EXAMPLE_COLUMNS["similar"] == "hint 1: films that similar users liked"
     assert EXAMPLE_COLUMNS["triples"] == "hint 2: the facts shown, as chosen by the R-GAT"
     assert EXAMPLE_COLUMNS["lightgcn"] == "fingerprint of the LightGCN that wrote hint 1"
     assert EXAMPLE_COLUMNS["rgat"] == "fingerprint of the R-GAT that wrote hint 2"

@@ -1,4 +1,4 @@
-"""The quality report: what it writes, what it names, when it stops a run."""
+"""The quality report: what it writes, which examples it names, when it stops a run."""
 
 from __future__ import annotations
 
@@ -161,11 +161,11 @@ def test_the_night_before_is_the_newest_completed_one_with_other_shards(tmp_path
     add_night(tmp_path, "films-5", "2026-01-05T00:00:00Z", "e", status="failed").build("generate", lambda work: {})
     add_night(tmp_path, "films-6", "2026-01-06T00:00:00Z", "f")  # its shards are gone
     looked = add_night(tmp_path, "films-8", "2026-01-06T01:00:00Z", "a", stages={"quality": "made"})
-    looked.build("generate", lambda work: {})  # somebody looked at a night that had been stopped
+    looked.build("generate", lambda work: {})  # the report was made again for a run that had been stopped
     tonight = add_night(tmp_path, "films-7", "2026-01-07T00:00:00Z", "c", status="running")
 
     found = earlier_run(tonight, "generate", but="films-7")
     assert found is not None
-    assert found.name == "films-2"  # films-3 made tonight's own shards
+    assert found.name == "films-2"  # films-3 made this run's own shards
     first = RunPaths(root=tmp_path, dataset="new", fingerprints={"generate": "a" * 32})
     assert earlier_run(first, "generate") is None

@@ -1,4 +1,4 @@
-"""How far two nights lie apart: worked by hand, and judged by scipy."""
+"""Drift between two runs, against values worked out by hand and scipy."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def shift_of(shifts: list[Shift], name: str) -> Shift:
     [
         ([50, 50], [1, 3], -0.25 * log(0.5) + 0.25 * log(1.5)),
         ([1, 2, 1], [10, 20, 10], 0.0),
-        # a share of nothing counts as 0.0001
+        # a share of 0 is replaced by 0.0001
         ([100, 0], [50, 50], (0.5 - 1) * log(0.5) + (0.5 - 1e-4) * log(0.5 / 1e-4)),
     ],
 )
@@ -71,7 +71,7 @@ def test_the_distance_of_numbers_worked_by_hand_and_by_scipy(night: Measures) ->
         return replace(night, examples=night.examples.head(len(values)).with_columns(history=pl.Series(values)))
 
     shift = shift_of(find_shifts(with_history(1, 2, 3, 4), with_history(3, 4, 5, 6)), "ks_history")
-    # at 2 one night is half through and the other has not begun
+    # at 2 one cumulative share is half and the other is 0
     assert (shift.value, shift.words) == (0.5, "major")
     rng = np.random.default_rng(2)
     before, now = rng.poisson(9, 40).tolist(), rng.poisson(10, 30).tolist()
@@ -106,7 +106,7 @@ def test_a_template_without_triples_has_no_relations_to_compare(night: Measures)
 
 
 def test_popularity_of_two_nights_is_measured_by_one_nights_likes(tmp_path: Path) -> None:
-    """The same prompts after a night in which the ratings have doubled: nothing has moved."""
+    """The same prompts after the ratings have doubled: no drift."""
     run = write_run(tmp_path)
     popularity = film_popularity(run.split)
     doubled = {purpose: films.with_columns(pl.col("likes") * 2) for purpose, films in popularity.items()}

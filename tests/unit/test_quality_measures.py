@@ -1,4 +1,4 @@
-"""What the quality report counts, against plain loops over the same rows."""
+"""Counts of the quality report against plain loops over the same rows."""
 
 from __future__ import annotations
 
@@ -150,7 +150,7 @@ def test_triples_lengths_and_what_was_left_out(measures: Measures, rows: list[Ro
     }
     chars = sorted(sum(len(message["content"]) for message in row["prompt"] + row["completion"]) for row in rows)
     length = next(line for line in figures["lengths"] if line["purpose"] == "all")
-    assert length["measure"] == "chars"  # nobody counted tokens
+    assert length["measure"] == "chars"  # tokens were not counted
     assert (length["q0"], length["q100"]) == (chars[0], chars[-1])
     assert length["q50"] in chars[len(chars) // 2 - 1 : len(chars) // 2 + 1]
 

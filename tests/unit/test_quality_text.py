@@ -1,4 +1,4 @@
-"""Flaws of a text that a reader overlooks and a model learns."""
+"""Text flaws that a reader overlooks and a model learns."""
 
 from __future__ import annotations
 

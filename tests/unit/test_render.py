@@ -213,7 +213,7 @@ def test_every_line_of_a_prompt_is_explained(template, row):
     assert ("- Big (1988)", "liked: movie 2") in explained
     assert ("- Cube (1997)", "disliked: movie 3, position 4") in explained
     assert ("2. Dune (1984)", "hint 1: movie 4, LightGCN rank 2") in explained
-    assert ("- Fargo", "hint 1: movie 6, similar viewers liked it") in explained
+    assert ("- Fargo", "hint 1: movie 6, similar users liked it") in explained
     mark = "A." if template.id == "letters" else "-"
     assert (f"{mark} Dune (1984)", "candidate: movie 4") in explained
     told = "hint 2: movie 1, director person:nm1, score -0.3125"

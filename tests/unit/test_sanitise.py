@@ -1,4 +1,4 @@
-"""Text from data can never become a control token or break the frame, and stays readable."""
+"""Text from data can't become a control token or break the line structure, and stays readable."""
 
 from __future__ import annotations
 

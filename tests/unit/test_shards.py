@@ -1,4 +1,4 @@
-"""Shards as jobs: what travels, what is loaded once, what an earlier night gives, what a lost writer leaves."""
+"""Shards as jobs: pickling, loading once, reuse from an earlier run, leftovers of a lost writer."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_a_template_of_ones_own_travels_by_its_whole_path_and_its_content(world,
     assert set(pl.read_parquet(out / "*" / "*.parquet")["template_id"]) == {"mine"}
     (tmp_path / "mine.txt").write_text(MINE.format("Good day."))
     (out / "test" / "shard-000.parquet").unlink()
-    with pytest.raises(ConfigError, match=r"mine\.txt' says something else to a worker than to this run"):
+    with pytest.raises(ConfigError, match=r"mine\.txt' has other contents on a worker than in this run"):
         write_shard(given[0])
 
 
@@ -148,7 +148,7 @@ def test_two_writers_of_one_shard_do_not_meet_in_its_temporary_file(world, out, 
         monkeypatch.setattr(pl.DataFrame, "write_parquet", write)
         write(frame, path, **options)
         for job in jobs_of(world, tmp_path):
-            write_shard(job)  # another one comes, writes the same and is done first
+            write_shard(job)  # another worker writes the same shard and finishes first
         assert path.exists()
 
     monkeypatch.setattr(pl.DataFrame, "write_parquet", overtaken)
@@ -166,7 +166,7 @@ def test_what_a_lost_writer_left_is_removed(world, out, tmp_path):
 
 
 def write_unchanged(out, folder, wanted):
-    """For each bucket the questions of ``out`` that fulfil ``wanted``."""
+    """For each bucket the queries of ``out`` that fulfil ``wanted``."""
     folder.mkdir()
     for name in ("shard-000.parquet", "shard-001.parquet"):
         rows = pl.concat(pl.read_parquet(out / purpose / name) for purpose in PURPOSES)

@@ -1,4 +1,4 @@
-"""Templates: what is shipped, how a variant follows its base, and what a wrong one is told."""
+"""Templates: what is shipped, how a variant inherits from its base, and the errors of an invalid one."""
 
 from __future__ import annotations
 

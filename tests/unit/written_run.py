@@ -30,7 +30,7 @@ class Run:
 
     root: Path
     order: dict[int, list[int]]
-    """By viewer all films: the rated ones in order of time, then the rest."""
+    """By user all films: the rated ones in order of time, then the rest."""
 
     @property
     def specialists(self) -> dict[str, Path]:
@@ -141,7 +141,7 @@ def example(run: Run, user: int, purpose: str, unseen: tuple[int, ...]) -> dict[
     films, cutoff = run.order[user], CUTOFF[purpose]
     likes = [film for position, film in enumerate(films[:cutoff]) if position not in DISLIKED]
     later = {"train": films[10:12], "valid": films[12:13], "test": films[13:14]}[purpose]
-    # every third viewer's held-out film is one that retrieval missed
+    # every third user's held-out film is not among the candidates
     found = later if purpose == "train" or user % 3 else []
     candidates = [*films[20 : 40 - len(found)], *found]
     candidates = candidates[user % 7 :] + candidates[: user % 7]

@@ -1,1 +1,1 @@
-"""Proof on the written shards that nothing leaked."""
+"""Audit of the written shards for leaks."""

@@ -1,9 +1,9 @@
-"""Proof on the written files that nothing leaks from the answers into the prompts, or from test into training.
+"""Leak audit of the written files: no leak from the answers into the prompts, or from test into training.
 
-The four rules are those of the design. The audit reads shards, split and the ``trained_on`` lists of all that was
-fitted, and shares no code with what wrote them. It runs on a work folder before it is published, and on finished
-folders, where it also compares every file with its manifest. Before publishing it passes over what its own notes of an
-earlier night prove (``audit_record``); on finished folders it proves everything.
+The four rules are those of the design. The audit reads shards, split and the ``trained_on`` lists of all fits, and
+shares no code with the stages that wrote them. It runs on a work folder before it is published, and on finished
+folders, where it also compares every file with its manifest. Before publishing it skips examples that its own record of
+an earlier run covers (``audit.record``); on finished folders it checks everything.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ from tripletune.threads import map_in_threads
 
 PURPOSES = ("train", "valid", "test")
 LIKED_IN = sorted({hint.specialist.stage for hint in HINTS if hint.liked_in_fit})
-"""Stages whose ``trained_on.parquet`` says which films their specialist's hints may name."""
+"""Stages whose ``trained_on.parquet`` limits the films that their specialist's hints may name."""
 TOGETHER = 8
 """Shards of a group; one of MovieLens 32M's size is some 80 MB in memory."""
 
 
 class Audit(NamedTuple):
-    """What a night's audit found.
+    """Result of the audit of a run.
 
-    ``proven`` is ``schemas.PROVEN`` of all examples, true where ``leaks`` is empty; ``anew`` of them were not proven by
-    the earlier night.
+    ``proven`` is ``PROVEN`` of all examples, valid if ``leaks`` is empty; ``anew`` is the number of examples that the
+    earlier run's record did not cover and that were checked.
     """
 
     leaks: list[Leak]
@@ -57,21 +57,21 @@ def audit_shards(
     style: AnswerStyle = TITLES,
     limit: int | None = MAX_PER_KIND,
 ) -> list[Leak]:
-    """Check the four rules on every example of every shard and on everything that was fitted to likes.
+    """Check the four rules on every example of every shard and on every fit.
 
-    What was fitted to another split than tonight's, as a pinned specialist is, must not know what tonight asks; what it
-    knew of its own night was proven then.
+    A fit on another split than this run's, such as a pinned specialist, must not have been trained on this run's
+    answers; its rows of its own split were audited in its own run.
 
     Args:
         shards: generate's folder, or its work folder, with ``train``, ``valid``, ``test``.
-        split: the split's folder.
-        retrieve: what was found for every example.
-        trained: folders of the stages that learn from likes, by stage.
-        style: in which the completions were written; shards of another style are leaks, example by example.
-        limit: leaks of one kind for every some thousand examples (``audit_shard.AT_A_TIME``); None: all.
+        split: folder of the split.
+        retrieve: folder of the retrieve stage.
+        trained: folders of the training stages, by stage.
+        style: answer style of the completions; an example in another style is a leak.
+        limit: leaks of one kind per batch of examples (``shard.AT_A_TIME``); None: all.
 
     Returns:
-        The leaks, purpose by purpose and group of shards by group. Empty: proven.
+        The leaks, purpose by purpose and group of shards by group. Empty: no leak.
 
     Raises:
         InputError: there are no shards, or a file has other columns than its schema.
@@ -80,10 +80,10 @@ def audit_shards(
 
 
 def stated_style(shards: Path) -> AnswerStyle | None:
-    """The answer style that the manifest of finished shards states; None: it states none, as one of an older version.
+    """Answer style in the manifest of finished shards; None if there is none, as in an older version.
 
     Raises:
-        ConfigError: it states one that this version does not know.
+        ConfigError: the style does not exist in this version.
     """
     manifest = read_manifest(shards)
     stated = manifest["facts"].get("answer_style") if manifest else None
@@ -99,14 +99,14 @@ def audit_night(
     style: AnswerStyle = TITLES,
     earlier: Path | None,
 ) -> Audit:
-    """``audit_shards`` of a night's work folder, without what stands in an earlier night's record; see audit_record.
+    """``audit_shards`` of a run's work folder, except for examples in an earlier run's record; see ``audit.record``.
 
     Args:
-        shards, split, retrieve, trained, style: as there.
-        earlier: finished generate folder of an earlier night with the same code and settings; None: all is proven.
+        shards, split, retrieve, trained, style: as in ``audit_shards``.
+        earlier: finished generate folder of an earlier run with the same code and settings; None: all are checked.
 
     Raises:
-        InputError: as there.
+        InputError: as in ``audit_shards``.
     """
     return _audit(shards, split, retrieve, trained, style, MAX_PER_KIND, record=read_record(earlier, trained))
 
@@ -120,7 +120,7 @@ def _audit(
     limit: int | None,
     record: pl.DataFrame | None,
 ) -> Audit:
-    """Args: ``record`` is what needs no proof, ``schemas.PROVEN``; None: everything does, and nothing is noted."""
+    """Run the audit. ``record``: ``PROVEN`` of the examples to skip; None: check all examples and write no record."""
     leaks: list[Leak] = []
     damaged: set[Path] = set()
     sources = (split, retrieve, *trained.values())
@@ -129,7 +129,7 @@ def _audit(
             damaged.add(folder / name)
             leaks.append(Leak(0, "damaged", f"{folder.name}/{name}", reason))
     if shards / MANIFEST in damaged or any(path.is_relative_to(folder) for path in damaged for folder in sources):
-        return Audit(leaks, PROVEN.to_frame(), 0)  # nothing can be proven against files that their stage did not write
+        return Audit(leaks, PROVEN.to_frame(), 0)  # damaged files prove nothing
     leaks += _strays(shards)
     rows = SplitRows(split)
     pinned = {name: folder for name, folder in trained.items() if _split_of(folder) not in (None, split.name)}
@@ -169,7 +169,7 @@ def _split_of(trained: Path) -> str | None:
 
 
 def _damage(folder: Path) -> Iterator[tuple[str, str]]:
-    """Names of the files that are not what their stage wrote, each with what is wrong."""
+    """Names of the files that differ from the manifest, each with the difference."""
     try:
         stated = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
         names = damaged_files(folder)
@@ -187,7 +187,7 @@ def _damage(folder: Path) -> Iterator[tuple[str, str]]:
 
 
 def _strays(shards: Path) -> Iterator[Leak]:
-    """Shards that the manifest does not name: what reads the folder learns from them, and no rule was proven."""
+    """Shards that the manifest does not name: a reader of the folder would train on them, but they are not audited."""
     if (shards / MANIFEST).is_file():
         named = set(parquet_files(shards))
         for path in sorted(set(shards.rglob("*.parquet")) - named):
@@ -207,12 +207,12 @@ def _require_columns(name: str, folder: Path) -> None:
 
 
 def _audit_fits(name: str, folder: Path, rows: SplitRows, limit: int | None) -> list[Leak]:
-    """Rule 1, viewers of some split files at a time, so that memory does not grow with the release."""
+    """Rule 1, for the users of some split files at a time, so that memory does not grow with the release."""
     trained = scan(folder / "trained_on.parquet").select(list(TRAINED_ON))
     leaks: list[Leak] = []
     for viewers in rows.viewers_by_files():
         group = trained.join(viewers.lazy(), on="user_id", how="inner", maintain_order="left").collect()
-        # file by file: what is looked up among few rows is several times as fast
+        # file by file: a lookup among few rows is several times as fast
         for part in group.partition_by("file", include_key=False):
             leaks += to_leaks(fit_findings(name, part, rows.of(part["user_id"])), limit=limit)
     strangers = trained.join(rows.viewers.lazy(), on="user_id", how="anti").slice(0, limit).collect()

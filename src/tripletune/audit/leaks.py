@@ -1,4 +1,4 @@
-"""Leaks as the audit tells them: on the screen, in a file, and in the line that stops a stage."""
+"""Report leaks: on the screen, in a file, and in the error that stops a stage."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ SHOWN = 5
 
 @dataclass(frozen=True, slots=True)
 class Leak:
-    """One thing that must not be.
+    """One violation of an audit rule.
 
-    ``rule`` is 1 to 4 as in the design: (1) what the fits were trained on, (2) evidence precedes the answers, (3) no
-    answer in the evidence, (4) no test like in training; 0 stands for files that prove nothing: damaged, or columns
-    that contradict each other. ``subject`` is an example id, a viewer of a fit, or a file.
+    ``rule`` is 1 to 4 as in the design: (1) training rows of the fits, (2) evidence precedes the answers, (3) no answer
+    in the evidence, (4) no test like in training; 0 is for files that prove nothing: damaged, or with columns that
+    contradict each other. ``subject`` is an example id, a user of a fit, or a file.
     """
 
     rule: int
@@ -44,7 +44,7 @@ def to_leaks(findings: Iterable[Finding], *, limit: int | None) -> list[Leak]:
 
 
 def format_leaks(leaks: Sequence[Leak]) -> str:
-    """What the command line prints: by rule and kind, their number and the first of them."""
+    """Text for the command line: by rule and kind, the number of leaks and the first of them."""
     if not leaks:
         return "no leak found: all four rules hold"
     lines = ["1 leak found" if len(leaks) == 1 else f"{len(leaks)} leaks found"]
@@ -59,7 +59,7 @@ def format_leaks(leaks: Sequence[Leak]) -> str:
 
 
 def write_leaks(path: Path, leaks: Sequence[Leak]) -> None:
-    """All leaks as CSV: ``rule, kind, subject, detail``; a file with no rows says that there are none."""
+    """Write all leaks as CSV: ``rule, kind, subject, detail``; no rows if there are none."""
     schema = {"rule": pl.Int64, "kind": pl.String, "subject": pl.String, "detail": pl.String}
     write_atomically(path, pl.DataFrame([asdict(leak) for leak in leaks], schema=schema).write_csv)
 
@@ -69,7 +69,7 @@ def _rule(rule: int) -> str:
 
 
 def refuse_leaks(leaks: Sequence[Leak]) -> None:
-    """Stop a stage before it publishes.
+    """Stop a stage before it publishes, if there is a leak.
 
     Raises:
         InputError: there is a leak; the line counts them and names the first.

@@ -1,6 +1,6 @@
-"""The lines of prompts, split once for all that the audit asks of them.
+"""Split prompts into lines, once for all rules of the audit.
 
-Of the templates the audit knows one thing: a line of data starts with ``- ``, ``<number>. `` or ``<label>. ``.
+The audit makes one assumption about templates: a line of data starts with ``- ``, ``<number>. `` or ``<label>. ``.
 """
 
 from __future__ import annotations
@@ -8,15 +8,15 @@ from __future__ import annotations
 import polars as pl
 
 MARK = r"^(?:- |\d+[.)] |[A-Z]{1,2}\. )"
-"""What a line of data starts with."""
+"""Start of a line of data."""
 
 
 def named_films(examples: pl.DataFrame) -> pl.DataFrame:
-    """Every title of a candidate once: ``title, number, said``; ``said`` is its film, null where titles and films are
-    not one to one.
+    """Distinct titles of candidates: ``title, number, said``; ``said`` is the film, null where titles and films are not
+    one to one.
 
     Args:
-        examples: EXAMPLES of some shards; those with more or fewer titles than candidates name nothing.
+        examples: EXAMPLES of some shards; those with more or fewer titles than candidates are ignored.
     """
     listed = examples.select(movie_id="candidates", title="candidate_titles")
     whole = listed.filter(pl.col("movie_id").list.len() == pl.col("title").list.len())
@@ -27,10 +27,10 @@ def named_films(examples: pl.DataFrame) -> pl.DataFrame:
 
 
 def prompt_lines(texts: pl.DataFrame, titles: pl.DataFrame) -> pl.DataFrame:
-    """All lines in their order, ``row, line, section, number, said``.
+    """All lines in order: ``row, line, section, number, said``.
 
-    ``line`` is without its mark. Lines of data without another one between are one ``section``, numbered through all
-    prompts; null for other lines. ``number`` and ``said`` are those of the title that the line consists of, else null.
+    ``line`` is without its mark. Consecutive lines of data are one ``section``, numbered through all prompts; null for
+    other lines. ``number`` and ``said`` are those of the title that equals the line, else null.
 
     Args:
         texts: ``row, prompt``.
@@ -38,7 +38,7 @@ def prompt_lines(texts: pl.DataFrame, titles: pl.DataFrame) -> pl.DataFrame:
     """
     lines = texts.select("row", line=pl.col("prompt").str.split("\n")).explode("line", empty_as_null=False)
     lines = lines.with_columns(is_data=pl.col("line").str.contains(MARK).fill_null(False))
-    # the same number for a line of data as for the one before it, unless a prompt begins
+    # a line of data has the section of the line of data before it, except at the start of a prompt
     section = (~pl.col("is_data") | pl.col("row").ne_missing(pl.col("row").shift())).cum_sum()
     lines = lines.with_columns(
         section=pl.when("is_data").then(section),

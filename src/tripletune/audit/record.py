@@ -1,20 +1,21 @@
-"""What the audit has proven, noted by digests of what it read, so that a later night proves only what is new.
+"""Record of audited examples: digests of the audit's inputs, so that a later run checks only new or changed examples.
 
-A note holds two digests of an example: of its whole row, and of all rows of its viewer in the split. The rules that
-look at one example at a time read nothing else but
+An entry holds two digests: of the example's whole row, and of all rows of its user in the split. Besides these, the
+rules on single examples depend only on
 
-- the films that somebody liked in the rows of LightGCN's fits (``audit_rules.liked_films``): a record counts only where
-  every specialist is the very one it was written with;
-- the titles that the examples of its group of shards know (``audit_lines.named_films``), by which a line of its prompt
-  is recognised. An example that a title could be about which was not known then is proven anew. Titles that are no
-  longer known take nothing from a proof: whatever the rules refuse without them they refuse with them;
-- the code: what calls this sees to it that the record's night had the same.
+- the films that some user liked in the rows of LightGCN's fits (``rules.liked_films``): a record is used only if every
+  specialist is the same as when it was written;
+- the titles in the examples of its group of shards (``lines.named_films``), by which a line of a prompt is recognised.
+  An example that could be about a title that is new to the group is checked again. A title that is gone does not
+  invalidate an entry: whatever the rules refuse without it they also refuse with it;
+- the code: the caller makes sure that the record's run had the same.
 
-What the shards' writer says about who changed plays no part. Rules on several examples (an id written twice, stray
-files) and on the answers of a pinned fit are not noted; they look at all every night.
+The writer's own list of changed users is not used. Rules on several examples (an id written twice, stray files) and on
+the answers of a pinned fit are not recorded; they cover all examples in every run.
 
-Digests are sums and hashes of 64 bits by polars, which are the same in every process of one version of it: the version
-is part of what makes an earlier night usable. They keep out mistakes, not an attacker who may write into the store.
+Digests are 64-bit sums and hashes by polars, which are the same in every process of one version of it: the version is
+part of the check whether an earlier run is usable. They protect against mistakes, not against an attacker who may write
+into the store.
 """
 
 from __future__ import annotations
@@ -35,20 +36,20 @@ from tripletune.store.parquet import read_rows, write_parquet
 from tripletune.store.paths import read_manifest
 
 RECORD = "audit/proven.parquet"
-"""In generate's folder."""
+"""Path in generate's folder."""
 MOST_TITLES = 100
-"""New titles of a group that its prompts are searched for; with more, all of them are proven anew."""
+"""Maximum of new titles that the prompts of a group are searched for; with more, all its examples are checked again."""
 _KEYS = ("example_id", "example", "viewer")
 
 
 def take_notes(group: str, examples: pl.DataFrame, viewers: pl.DataFrame, titles: pl.DataFrame) -> pl.DataFrame:
-    """``schemas.PROVEN`` of every example of a group, in its order; true once there is no leak in it.
+    """``PROVEN`` of every example of a group, in its order; valid once no leak is found.
 
     Args:
-        group: the name of its first shard below generate's folder.
+        group: path of its first shard below generate's folder.
         examples: EXAMPLES.
         viewers: ``SplitRows.digests``.
-        titles: ``audit_lines.named_films`` of the group.
+        titles: ``lines.named_films`` of the group.
     """
     known = titles["said"].drop_nulls()
     notes = examples.select(
@@ -58,18 +59,18 @@ def take_notes(group: str, examples: pl.DataFrame, viewers: pl.DataFrame, titles
         example=digest(*EXAMPLES),
         clear=pl.col("candidates").list.eval(pl.element().is_in(known.implode())).list.all().fill_null(value=False),
     )
-    few = viewers.join(notes, on="user_id", how="semi")  # looked up among few rows: several times as fast
+    few = viewers.join(notes, on="user_id", how="semi")  # a lookup among few rows is several times as fast
     return notes.join(few, on="user_id", how="left", maintain_order="left").select(list(PROVEN))
 
 
 def unproven(examples: pl.DataFrame, notes: pl.DataFrame, earlier: pl.DataFrame, titles: pl.DataFrame) -> pl.DataFrame:
-    """The examples of a group that an earlier night has not proven, in their order; EXAMPLES.
+    """Examples of a group that an earlier run's record does not cover, in their order; EXAMPLES.
 
     Args:
         examples: EXAMPLES.
         notes: ``take_notes`` of them.
-        earlier: ``schemas.PROVEN`` of the group of this name of an earlier night, without a leak.
-        titles: ``audit_lines.named_films`` of the group.
+        earlier: ``PROVEN`` of the group of this name in an earlier run, without a leak.
+        titles: ``lines.named_films`` of the group.
     """
     if earlier.is_empty():
         return examples
@@ -94,11 +95,11 @@ def _could_be_about(titles: pl.DataFrame) -> pl.Expr:
 
 
 def read_record(earlier: Path | None, trained: Mapping[str, Path]) -> pl.DataFrame:
-    """What an earlier night has proven that holds tonight; ``schemas.PROVEN``, without rows where there is nothing.
+    """Record of an earlier run; ``PROVEN``, empty if there is none or it does not apply to this run.
 
     Args:
-        earlier: its finished generate folder, made by the same code and settings.
-        trained: tonight's folders of the stages that learn from likes, by stage.
+        earlier: finished generate folder of the earlier run, made by the same code and settings.
+        trained: this run's folders of the training stages, by stage.
     """
     manifest = read_manifest(earlier) if earlier else None
     if earlier is None or manifest is None:
@@ -114,10 +115,10 @@ def read_record(earlier: Path | None, trained: Mapping[str, Path]) -> pl.DataFra
 
 
 def write_record(shards: Path, proven: pl.DataFrame) -> None:
-    """Leave ``RECORD`` in generate's work folder; the same bytes whichever part of it was proven tonight.
+    """Write ``RECORD`` into generate's work folder; its bytes do not depend on how many examples were skipped.
 
     Args:
-        proven: ``schemas.PROVEN`` of shards without a leak.
+        proven: ``PROVEN`` of shards without a leak.
     """
     path = shards / RECORD
     path.parent.mkdir(exist_ok=True)

@@ -1,6 +1,6 @@
-"""The audit's rules on columns: whole shards are joined with the split's rows, nothing is looped over.
+"""Audit rules on columns: joins of whole shards with the split's rows, without loops over examples.
 
-A finding lists ``example_id, detail`` of all examples that break one rule in one way, an example once.
+A finding lists ``example_id, detail`` of all examples that break one rule in one way, each example once.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from tripletune.schemas.hints import HINTS
 from tripletune.schemas.query import ANSWER_LABEL, FIT_LABELS, FIT_OF
 
 MASKED = ("candidates", "retrieved", *(hint.name for hint in HINTS if hint.masked))
-"""Columns that may not hold what the viewer had rated before the cutoff."""
+"""Columns that may not hold films that the user rated before the cutoff."""
 _WITHIN = {
     **{hint.name: hint.within for hint in HINTS if hint.within},
     "retrieved": ("candidates",),
     "candidates": ("retrieved",),
 }
-"""Columns that are about films of other columns alone."""
+"""Column -> the columns that its films must come from."""
 
 
 class Finding(NamedTuple):
-    """``rows`` has the columns ``example_id`` (or another subject) and ``detail``, both strings."""
+    """One way of breaking a rule; ``rows`` has ``example_id`` (or another subject) and ``detail``, both strings."""
 
     rule: int
     kind: str
@@ -33,12 +33,12 @@ class Finding(NamedTuple):
 
 
 def pair(first: str) -> pl.Expr:
-    """Two 32-bit ids as one number, no two alike: joined several times as fast as two columns; null where one is."""
+    """Two 32-bit ids as one unique number, which joins several times as fast as two columns; null where one is null."""
     return pl.col(first).cast(pl.Int64) * (1 << 32) + pl.col("movie_id").cast(pl.Int64)
 
 
 def listed_films(hint: Hint) -> pl.Expr:
-    """The films that a hint's column is about, as a list of movie ids."""
+    """Films in a hint's column, as a list of movie ids."""
     match hint.kind:
         case "films":
             return pl.col(hint.name)
@@ -47,10 +47,10 @@ def listed_films(hint: Hint) -> pl.Expr:
 
 
 def liked_films(trained: pl.LazyFrame) -> dict[str, pl.DataFrame]:
-    """By purpose, the films that somebody liked in the rows of the fit that writes its hints: ``movie_id``.
+    """By purpose, the films that some user liked in the rows of the fit that writes its hints: ``movie_id``.
 
     Args:
-        trained: TRAINED_ON of the specialist whose hint must name such films; of an earlier night where it is pinned.
+        trained: TRAINED_ON of the specialist whose hint must name such films; of an earlier run if it is pinned.
     """
     films = {
         fit: trained.filter(pl.col("fit") == fit).select("movie_id").unique().collect(engine="streaming")
@@ -60,19 +60,19 @@ def liked_films(trained: pl.LazyFrame) -> dict[str, pl.DataFrame]:
 
 
 def pinned_findings(specialist: str, trained: pl.LazyFrame, asked: pl.DataFrame) -> Iterator[Finding]:
-    """Rule 1 for a specialist of an earlier night: no fit knows an answer of tonight, or a viewer unseen tonight.
+    """Rule 1 for a specialist of an earlier run: no fit was trained on an answer, or on an unseen user, of this run.
 
     Args:
         specialist: as in ``fit_findings``.
-        trained: TRAINED_ON, of all viewers.
-        asked: tonight's answers: ``example_id, user_id, unseen, fit`` (that writes the hints), ``movie_id``.
+        trained: TRAINED_ON of all users.
+        asked: answers of this run: ``example_id, user_id, unseen, fit`` (the one that writes the hints), ``movie_id``.
     """
     column = pl.lit(f"{specialist} was trained on").alias("column")
     answers = asked.with_columns(pair=pair("user_id"))
     parts = []
     for (fit,), part in answers.group_by("fit"):
         learned = trained.filter(pl.col("fit") == fit).select(pair=pair("user_id"))
-        # a table of what is asked, much less than what was learned from
+        # the hash table is built from the answers, which are far fewer than the training rows
         known = learned.join(part.lazy().select("pair"), on="pair", how="semi").collect(engine="streaming")
         parts.append(part.join(known, on="pair", how="semi"))
     found = pl.concat([answers.clear(), *parts]).sort("example_id", "movie_id").with_columns(column)
@@ -80,20 +80,20 @@ def pinned_findings(specialist: str, trained: pl.LazyFrame, asked: pl.DataFrame)
     unseen = asked.filter("unseen")
     viewers = trained.select("user_id").join(unseen.lazy(), on="user_id", how="semi").collect(engine="streaming")
     found = unseen.join(viewers, on="user_id", how="semi").sort("example_id", "movie_id").with_columns(column)
-    yield Finding(1, "a pinned fit was trained on a viewer said to be unseen", _details(found))
+    yield Finding(1, "a pinned fit was trained on a user marked as unseen", _details(found))
 
 
 def fit_findings(specialist: str, trained: pl.DataFrame, rows: pl.DataFrame) -> Iterator[Finding]:
-    """Rule 1: fit a is trained on graph likes, fit b on graph and target likes, and neither on an unseen viewer.
+    """Rule 1: fit a is trained on graph likes, fit b on graph and target likes, and neither on an unseen user.
 
     Args:
         specialist: ``rgat``, ``lightgcn``, ``sasrec`` or ``ease``.
-        trained: TRAINED_ON of some viewers.
-        rows: the split's rows of the same viewers.
+        trained: TRAINED_ON of some users.
+        rows: the split's rows of the same users.
     """
     facts = rows.select("label", "unseen", pair=pair("user_id"))
     joined = trained.with_columns(pair=pair("user_id")).join(facts, on="pair", how="left", maintain_order="left")
-    subject = pl.format(f"{specialist} fit {{}}, viewer {{}}", "fit", "user_id")
+    subject = pl.format(f"{specialist} fit {{}}, user {{}}", "fit", "user_id")
 
     def found(kind: str, condition: pl.Expr) -> Finding:
         bad = joined.filter(condition).with_columns(example_id=subject, column=pl.lit("trained on"))
@@ -104,7 +104,7 @@ def fit_findings(specialist: str, trained: pl.DataFrame, rows: pl.DataFrame) -> 
     for fit, labels in FIT_LABELS.items():
         not_its_own = (pl.col("fit") == fit) & ~pl.col("label").is_in(labels)
         yield found(f"fit {fit} trained on more than {' and '.join(labels)} likes", not_its_own)
-    yield found("trained on an unseen viewer", pl.col("unseen"))
+    yield found("trained on an unseen user", pl.col("unseen"))
 
 
 def column_findings(
@@ -113,8 +113,8 @@ def column_findings(
     """Rules 2 to 4 on some examples of one purpose.
 
     Args:
-        examples: EXAMPLES; they count as ``purpose``, the folder they lie in, whatever they say.
-        rows: the split's rows of their viewers.
+        examples: EXAMPLES; they are checked as ``purpose``, their folder, whatever their own column holds.
+        rows: the split's rows of their users.
         films: ``liked_films`` by stage of the specialists whose hints must name such films.
         purpose: train, valid or test.
     """
@@ -128,25 +128,25 @@ def column_findings(
 
 
 def _example_findings(examples: pl.DataFrame, rows: pl.DataFrame, purpose: str) -> Iterator[Finding]:
-    """What an example says about itself against its folder and the split."""
+    """Compare an example's own columns with its folder and the split."""
     viewers = rows.group_by("user_id").agg(pl.col("unseen").max().alias("is_unseen"))
     known = examples.select("example_id", "user_id", "purpose", "cutoff", "unseen", "answers").join(
         viewers, on="user_id", how="left", maintain_order="left"
     )
-    detail = pl.format("viewer {}", "user_id")
+    detail = pl.format("user {}", "user_id")
 
     def found(rule: int, kind: str, condition: pl.Expr) -> Finding:
         return Finding(rule, kind, known.filter(condition).select("example_id", detail=detail))
 
-    yield found(0, "viewer without rows in the split", pl.col("is_unseen").is_null())
+    yield found(0, "user without rows in the split", pl.col("is_unseen").is_null())
     question = ["user_id", pl.col("purpose").cast(pl.String), *(["cutoff"] if purpose == "train" else [])]
     named = pl.concat_str(question, separator=":")
-    yield found(0, "example id of another question", pl.col("example_id") != named)
+    yield found(0, "example id of another query", pl.col("example_id") != named)
     yield found(0, "unseen mark differs from the split", pl.col("unseen") != pl.col("is_unseen"))
     yield found(0, "example without an answer", pl.col("answers").list.len().fill_null(0) == 0)
     yield found(4, "example of another purpose in the folder", pl.col("purpose").cast(pl.String) != purpose)
     if purpose == "train":
-        yield found(4, "unseen viewer in a training example", pl.col("is_unseen") | pl.col("unseen"))
+        yield found(4, "unseen user in a training example", pl.col("is_unseen") | pl.col("unseen"))
     else:
         yield found(0, "more than one answer held out", pl.col("answers").list.len() > 1)
 
@@ -154,7 +154,7 @@ def _example_findings(examples: pl.DataFrame, rows: pl.DataFrame, purpose: str) 
 def _order_findings(
     examples: pl.DataFrame, listed: pl.DataFrame, facts: pl.DataFrame, purpose: str
 ) -> Iterator[Finding]:
-    """Rule 2: everything an example is made of precedes its first answer, whichever of the viewer's cutoffs it has."""
+    """Rule 2: all evidence of an example precedes its first answer, for any of the user's cutoffs."""
     held_out = facts.filter(pl.col("label") == ANSWER_LABEL[purpose]).select("user_id", cutoff="position")
     stray = examples.join(held_out, on=["user_id", "cutoff"], how="anti", maintain_order="left")
     yield Finding(
@@ -166,14 +166,14 @@ def _order_findings(
     yield Finding(2, "answer before the cutoff", _details(listed.filter(answer & before)))
     yield Finding(2, "evidence that does not precede the cutoff", _details(listed.filter(evidence & ~before)))
     yield Finding(
-        2, "evidence that the viewer never rated", _details(listed.filter(evidence & pl.col("position").is_null()))
+        2, "evidence that the user never rated", _details(listed.filter(evidence & pl.col("position").is_null()))
     )
     yield Finding(2, "shown film was rated before the cutoff", _details(listed.filter(masked & before)))
     yield from _membership_findings(listed)
 
 
 def _membership_findings(listed: pl.DataFrame) -> Iterator[Finding]:
-    """Rule 2: hints are about films that the prompt shows; the retriever's order is one of the same films."""
+    """Rule 2: hints are about films that the prompt shows; the retriever's order is a permutation of the candidates."""
     for column, within in _WITHIN.items():
         inside = listed.filter(pl.col("column").is_in(within)).select("shown")
         outside = listed.filter(pl.col("column") == column).join(inside, on="shown", how="anti", maintain_order="left")
@@ -190,7 +190,7 @@ def _evidence_findings(listed: pl.DataFrame) -> Iterator[Finding]:
 def _label_findings(
     listed: pl.DataFrame, films: Mapping[str, Mapping[str, pl.DataFrame]], purpose: str
 ) -> Iterator[Finding]:
-    """Rule 4: answers carry the purpose's own label, and no test like serves another purpose."""
+    """Rule 4: answers have the label of their purpose, and no test like is used for another purpose."""
     answer = pl.col("column") == "answers"
     wrong = listed.filter(answer, pl.col("label").ne_missing(ANSWER_LABEL[purpose]))
     yield Finding(4, f"answer of a {purpose} example is not a {ANSWER_LABEL[purpose]} like", _details(wrong))
@@ -205,8 +205,8 @@ def _label_findings(
 
 
 def _listed(examples: pl.DataFrame) -> pl.DataFrame:
-    """One row per film and column of an example: ``example_id, row, cutoff, column, movie_id`` and two numbers to join
-    by: ``pair`` of viewer and film, ``shown`` of example and film."""
+    """One row per film and column of an example: ``example_id, row, cutoff, column, movie_id`` and two join keys:
+    ``pair`` of user and film, ``shown`` of example and film."""
     films = {name: pl.col(name) for name in ("answers", *EVIDENCE, "candidates", "retrieved")}
     films |= {hint.name: listed_films(hint) for hint in HINTS}
     names = pl.Enum(list(films))
@@ -223,7 +223,7 @@ def _listed(examples: pl.DataFrame) -> pl.DataFrame:
 
 
 def _details(rows: pl.DataFrame) -> pl.DataFrame:
-    """An example once, with the columns and films that break the rule."""
+    """One row per example, with the columns and films that break the rule."""
     return (
         rows.with_columns(detail=pl.format("{} {}", "column", "movie_id"))
         .group_by("example_id", maintain_order=True)

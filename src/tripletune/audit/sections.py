@@ -1,8 +1,8 @@
-"""The audit's look at the prompt's sections: each lists what one column says, in its order, and no line is left over.
+"""Audit rule on the sections of prompts: each section lists one column in its order, and no line is left over.
 
-A hint that was forged (a film or a fact that no column holds, put in, exchanged or left out) breaks that. A section is
-a run of lines of data; titles are known where a film is a candidate somewhere in the group of shards, and a fact's line
-must begin with its film and hold its entity's name, whatever words the template has for the relation.
+A forged hint (a film or a fact added, exchanged or removed in the text) breaks this. A section is a run of lines of
+data. A film's title is only available if the film is a candidate somewhere in the group of shards. The line of a fact
+must begin with its film and contain its entity's name, with any words of the template for the relation.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ def section_finding(texts: pl.DataFrame, lines: pl.DataFrame, titles: pl.DataFra
 
     Args:
         texts: ``row, example_id``, the columns of the hints of triples, and ``films``.
-        lines: ``audit_lines.prompt_lines`` of these texts, at least.
-        titles: ``audit_lines.named_films``.
+        lines: ``lines.prompt_lines`` of at least these texts.
+        titles: ``lines.named_films``.
         films: the columns that a section of the prompt lists, film by film.
     """
     data = lines.filter(pl.col("section").is_not_null(), pl.col("row").is_in(texts["row"].implode()))
@@ -38,11 +38,11 @@ def section_finding(texts: pl.DataFrame, lines: pl.DataFrame, titles: pl.DataFra
         "row", detail=pl.coalesce("detail", pl.format("{}: in no section", "column"))
     )
     rows = named.join(texts.select("row", "example_id"), on="row", maintain_order="left")
-    return Finding(2, "section of the prompt is not what its column says", rows.select("example_id", "detail"))
+    return Finding(2, "section of the prompt differs from its column", rows.select("example_id", "detail"))
 
 
 def _items(texts: pl.DataFrame, titles: pl.DataFrame, films: tuple[str, ...]) -> pl.DataFrame:
-    """What the columns list: ``row, column, movie_id, entity, title``, column by column; ``entity`` of facts alone."""
+    """Items of the columns: ``row, column, movie_id, entity, title``, column by column; ``entity`` for facts only."""
     lists = {name: {"movie_id": pl.col(name)} for name in films}
     for hint in TRIPLE_HINTS:
         entities = pl.col(hint.name).list.eval(pl.element().struct.field("entity_name"))
@@ -60,7 +60,7 @@ def _items(texts: pl.DataFrame, titles: pl.DataFrame, films: tuple[str, ...]) ->
 
 
 def _runs(rows: pl.DataFrame, name: str) -> pl.DataFrame:
-    """Rows that follow one another with the same ``row`` and ``name``: both, with ``start`` and ``length``."""
+    """Runs of rows with equal ``row`` and ``name``: both columns, with ``start`` and ``length``."""
     runs = rows.lazy().select("row", name, start=pl.int_range(pl.len(), dtype=pl.Int64))
     begins = pl.any_horizontal(pl.col(key).ne_missing(pl.col(key).shift()) for key in ("row", name))
     ends = pl.col("start").shift(-1, fill_value=rows.height)
@@ -68,7 +68,7 @@ def _runs(rows: pl.DataFrame, name: str) -> pl.DataFrame:
 
 
 def _told(lines: pl.DataFrame, items: pl.DataFrame, sections: pl.DataFrame, columns: pl.DataFrame) -> pl.DataFrame:
-    """Sections and columns that say the same from the first line to the last: ``row, section, column``."""
+    """Sections and columns that agree from the first line to the last: ``row, section, column``."""
     pairs = sections.join(columns, on=["row", "length"], suffix="_of_column").with_row_index("pair")
     places = {
         name: pl.int_ranges(start, pl.col(start) + pl.col("length"))
@@ -88,7 +88,7 @@ def _of_runs(rows: pl.DataFrame, runs: pl.DataFrame) -> pl.DataFrame:
 
 
 def _agreeing(pairs: pl.DataFrame) -> pl.DataFrame:
-    """The pairs of a line that says what an item lists, as far as titles are known."""
+    """Pairs whose line matches the item, as far as titles are available."""
     film = pl.col("said").eq_missing(pl.col("movie_id")) | (pl.col("said").is_null() & pl.col("title").is_null())
     begins = pl.col("title").is_null() | pl.col("line").str.starts_with(pl.col("title"))
     fact = begins & pl.col("line").str.contains(pl.col("entity"), literal=True)
@@ -97,11 +97,11 @@ def _agreeing(pairs: pl.DataFrame) -> pl.DataFrame:
 
 
 def _first_strange(strange: pl.DataFrame, untold: pl.DataFrame) -> pl.DataFrame:
-    """``row, detail``: of the first section that is no column's, the first line that the likeliest column does not
-    have there."""
+    """``row, detail``: the first line of the first section without a column that differs from the most similar
+    column."""
     first = strange.filter(pl.col("section") == pl.col("section").min().over("row"))
     pairs = _agreeing(first.join(untold, on=["row", "place"], suffix="_of_column"))
-    # lines agree from the first on as long as the place is the number of those before
+    # lines agree from the first on as long as the place equals the number of agreeing lines before
     agreed = pairs.sort("place").with_columns(before=pl.int_range(pl.len()).over(_KEY))
     likeliest = (
         agreed.filter(pl.col("place") == pl.col("before"))

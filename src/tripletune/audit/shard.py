@@ -1,4 +1,4 @@
-"""The audit's rules on shards, group by group: what is proven already is passed over, what is not is proven."""
+"""Apply the audit's rules to groups of shards, skipping examples that an earlier run's record covers."""
 
 from __future__ import annotations
 
@@ -21,48 +21,48 @@ from tripletune.schemas.query import FIT_OF
 from tripletune.store.parquet import read_rows
 
 AT_A_TIME = 4096
-"""Examples that the rules are asked about; the lines of their prompts take some 100 MB."""
+"""Examples checked in one batch; the lines of their prompts take some 100 MB."""
 
 
 class Found(NamedTuple):
-    """What some shards hold."""
+    """Result of the audit of a group of shards."""
 
     leaks: list[Leak]
     seen: pl.DataFrame
     """For the rules on all examples: ``example_id, user_id, unseen, answers, fit``; ``fit`` writes the hints."""
     notes: pl.DataFrame
-    """``schemas.PROVEN``; without rows where no notes are taken."""
+    """``PROVEN``; empty if no record is written."""
     anew: int
-    """How many examples needed a proof."""
+    """Number of examples that were checked."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShardAudit:
-    """What the rules ask beside the shards."""
+    """Inputs of the rules besides the shards."""
 
     shards: Path
-    """Generate's folder."""
+    """Folder of the generate stage."""
     rows: SplitRows
     films: Mapping[str, Mapping[str, pl.DataFrame]]
-    """``audit_rules.liked_films`` by stage, of the specialists whose hints must name such films."""
+    """``rules.liked_films`` by stage, of the specialists whose hints must name such films."""
     style: AnswerStyle
-    """In which the completions were written."""
+    """Answer style of the completions."""
     limit: int | None
-    """Leaks of one kind at a time; None: all."""
+    """Leaks of one kind per batch; None: all."""
     viewers: pl.DataFrame | None
-    """``SplitRows.digests``; None: no notes are taken, and everything is proven."""
+    """``SplitRows.digests``; None: no record is written, and all examples are checked."""
     record: Mapping[str, pl.DataFrame]
-    """``schemas.PROVEN`` by group: what is proven already."""
+    """``PROVEN`` by group: examples to skip."""
 
     def prove(self, purpose: str, paths: Sequence[Path]) -> Found:
-        """The rules that look at one example at a time, and know the titles of all shards given.
+        """Apply the rules on single examples, with the titles of all given shards.
 
         Args:
-            purpose: the folder that the shards lie in.
-            paths: the shards; of few examples that a night adds to each, all are asked about at once.
+            purpose: folder of the shards.
+            paths: the shards of a group; the few examples that an incremental run adds to each are checked together.
 
         Raises:
-            InputError: one has other columns than ``schemas.EXAMPLES``.
+            InputError: one has other columns than ``EXAMPLES``.
         """
         examples = pl.concat([read_rows(path, EXAMPLES) for path in paths])
         titles, left, notes = named_films(examples), examples, PROVEN.to_frame()

@@ -1,4 +1,4 @@
-"""The split's rows as the audit reads them: those of some viewers at a time, whichever files hold them; and digests."""
+"""Rows of the split for the audit: those of some users at a time, from the files that hold them; and digests."""
 
 from __future__ import annotations
 
@@ -14,30 +14,30 @@ from tripletune.store.parquet import parquet_files, scan
 from tripletune.threads import map_in_threads
 
 READ = pl.Schema({name: SPLIT[name] for name in ("user_id", "movie_id", "position", "label", "unseen")})
-"""Columns of the split that the rules ask for."""
+"""Columns of the split that the rules use."""
 FILES_AT_ONCE = 16
-"""Of the split, to whose viewers what was fitted is held at a time; it is read anew for every group. Of 64 files of the
-largest release some 4 to 8 million likes."""
+"""Files of the split whose users are compared with the fits' training rows at a time, which are read again for every
+group: some 4 to 8 million likes with the 64 files of the largest release."""
 AT_ONCE = 2
-"""Files read at the same time; more gain nothing, polars has threads itself."""
+"""Files read at the same time; more gain nothing, as polars has its own threads."""
 
 
 def digest(*columns: str) -> pl.Expr:
-    """64 bits of each row, by values alone: lists, structs, null and empty tell apart.
+    """64-bit digest of each row, by value: lists, structs, null and empty are distinguished.
 
-    The same in every process of one version of polars, whose hash it is.
+    It uses polars' hash, which is the same in every process of one version of polars.
     """
     return pl.struct(columns).hash(0)
 
 
 def _viewers(path: Path) -> pl.DataFrame:
     rows = scan(path).select(pl.col(name).cast(dtype) for name, dtype in READ.items())
-    # sums, unlike exclusive or, keep what stands there twice; they wrap at 64 bits
+    # sums, unlike exclusive or, count repeated rows; they wrap at 64 bits
     return rows.select("user_id", row=digest(*READ)).group_by("user_id").agg(pl.col("row").sum(), pl.len()).collect()
 
 
 class SplitRows:
-    """The split's rows of some viewers at a time; knows in which files a viewer's rows lie.
+    """Rows of the split for some users at a time, with an index of the files that hold a user's rows.
 
     Raises:
         InputError: a file has other columns than ``schemas.SPLIT``.
@@ -52,26 +52,26 @@ class SplitRows:
         parts = map_in_threads(_viewers, self._files, most=AT_ONCE)
         numbered = [part.with_columns(file=pl.lit(number, pl.Int32)) for number, part in enumerate(parts)]
         self.viewers = pl.concat(numbered).sort("user_id", "file")
-        """``user_id, file, row, len``: of a viewer's rows in a file, the sum of their digests and their number."""
+        """``user_id, file, row, len``: sum of the digests and number of a user's rows in a file."""
 
     def digests(self) -> pl.DataFrame:
-        """``user_id, viewer``: a digest of all rows (``READ``) of every viewer, whatever their order and files."""
+        """``user_id, viewer``: digest of all rows (``READ``) of every user, independent of their order and files."""
         sums = self.viewers.group_by("user_id").agg(pl.col("row", "len").sum())
         return sums.select("user_id", viewer=digest("row", "len"))
 
     def viewers_by_files(self) -> Iterator[pl.DataFrame]:
-        """Every viewer once, with the first file that holds rows of the viewer, in groups of ``FILES_AT_ONCE`` files:
+        """Every user once, with the first file that holds rows of the user, in groups of ``FILES_AT_ONCE`` files:
         ``user_id, file``."""
         first = self.viewers.select("user_id", "file").unique("user_id", keep="first", maintain_order=True)
         for number in range(0, len(self._files), FILES_AT_ONCE):
             yield first.filter(pl.col("file").is_between(number, number + FILES_AT_ONCE - 1))
 
     def of(self, users: pl.Series) -> pl.DataFrame:
-        """All rows of these viewers, from just the files that hold them; ``READ``."""
+        """All rows of these users, read from only the files that hold them; ``READ``."""
         wanted = users.unique().to_frame("user_id")
         numbers = self.viewers.join(wanted, on="user_id", how="semi")["file"].unique().sort().to_list()
         if not numbers:
             return pl.DataFrame(schema=READ)
         rows = scan([self._files[number] for number in numbers]).select(list(READ))
-        # unlike a join, it spares the reader the other columns of other viewers' rows
+        # unlike a join, this lets the reader skip the other columns of other users' rows
         return conform(rows.filter(pl.col("user_id").is_in(wanted["user_id"].implode())).collect(), READ)

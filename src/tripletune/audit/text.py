@@ -1,7 +1,7 @@
-"""The audit's look at the text itself: what the model reads and learns must say what the columns say.
+"""Audit rules on the text: prompts and completions must agree with the columns.
 
-Columns without a leak prove nothing if the text was rendered from something else. A line of data that consists of a
-title names a film; and a completion names them by title or, where the prompt labels its candidates, by label.
+Columns without a leak prove nothing if the text was rendered from something else. A line of data that equals a title
+names a film; a completion names films by title or, where the prompt labels its candidates, by label.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ _LABELS = "candidate_letters"
 
 
 def text_findings(examples: pl.DataFrame, titles: pl.DataFrame, purpose: str, style: AnswerStyle) -> Iterator[Finding]:
-    """Titles in prompts and completions.
+    """Rules on the titles in prompts and completions.
 
     Args:
         examples: EXAMPLES, all of a group of shards or some.
-        titles: ``audit_lines.named_films`` of the whole group.
+        titles: ``lines.named_films`` of the whole group.
         purpose: train, valid or test.
-        style: in which the completions were written.
+        style: answer style of the completions.
     """
     texts = examples.with_row_index("row").select(
         "row",
@@ -72,7 +72,7 @@ def text_findings(examples: pl.DataFrame, titles: pl.DataFrame, purpose: str, st
 
 
 def _label_finding(texts: pl.DataFrame) -> Finding:
-    """A label stands before the title that it names: another one would teach another film."""
+    """A label must stand before its own title: with another label, training would learn another film."""
     wanted = texts.select("example_id", name="names", title="titles").explode("name", "title", empty_as_null=False)
     wanted = wanted.with_columns(line=pl.format("{}. {}", "name", "title"))
     lines = texts.select("example_id", line=pl.col("prompt").str.split("\n")).explode("line")
@@ -81,7 +81,7 @@ def _label_finding(texts: pl.DataFrame) -> Finding:
 
 
 def _prompt_findings(texts: pl.DataFrame, lines: pl.DataFrame, titles: pl.DataFrame) -> Iterator[Finding]:
-    """Rules 2 and 3: no film stands in the prompt more often than its columns say, least of all an answer."""
+    """Rules 2 and 3: no film, in particular no answer, is in the prompt more often than in its columns."""
     said = lines.filter(pl.col("said").is_not_null()).select("row", movie_id="said").with_columns(shown=pair("row"))
     counted = said.group_by("shown").agg(pl.len(), pl.col("row", "movie_id").first())
     columns = [_films(texts, name) for name in NAMING]
@@ -96,7 +96,7 @@ def _prompt_findings(texts: pl.DataFrame, lines: pl.DataFrame, titles: pl.DataFr
     is_answer = pl.col("shown").is_in(_films(texts, "answers")["shown"].implode())
     yield Finding(3, "answer stands in the prompt beyond candidates and hints", _named(found.filter(is_answer)))
     yield Finding(2, "prompt names a film that its columns do not", _named(found.filter(~is_answer)))
-    # what is named already is not named again
+    # an example that is reported already is not reported again
     rest = texts.join(found, on="row", how="anti", maintain_order="left")
     yield section_finding(rest, lines, titles, NAMING)
 
@@ -104,7 +104,7 @@ def _prompt_findings(texts: pl.DataFrame, lines: pl.DataFrame, titles: pl.DataFr
 def _completion_findings(
     texts: pl.DataFrame, pairs: pl.DataFrame, purpose: str, style: AnswerStyle
 ) -> Iterator[Finding]:
-    """Rule 3: the text to be learnt names the answers first, and then what the retriever's order says, nothing else."""
+    """Rule 3: the completion names the answers, then candidates in the retriever's order, and nothing else."""
     in_order = texts.select(
         "example_id", movie_id=pl.concat_list("answers", "retrieved").list.unique(maintain_order=True)
     )
@@ -131,7 +131,7 @@ def _completion_findings(
 
 
 def _films(texts: pl.DataFrame, column: str) -> pl.DataFrame:
-    """Each film of a column, as ``shown``: one number of row and film."""
+    """Each film of a column, as ``shown``: the join key of row and film."""
     films = texts.select("row", movie_id=column).explode("movie_id", empty_as_null=False)
     return films.select(shown=pair("row"))
 

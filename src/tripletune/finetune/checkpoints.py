@@ -1,8 +1,8 @@
-"""Which checkpoints are whole.
+"""Seals of training checkpoints, to tell complete ones from partial ones.
 
 The Trainer writes a checkpoint's files one by one under the final name, and removes old ones file by file, so a kill
 leaves folders that look like checkpoints. A seal, written last, lists the files with their sizes; a folder without a
-seal, or with another content than its seal says, is not a checkpoint.
+seal, or whose files do not match it, is not a checkpoint.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def seal(checkpoint: Path) -> None:
 
 
 def is_whole(checkpoint: Path) -> bool:
-    """Whether everything that the seal lists is there in its size."""
+    """Whether all files of the seal exist with the recorded sizes."""
     try:
         sizes = json.loads((checkpoint / SEAL).read_text(encoding="utf-8"))
         return all((checkpoint / name).stat().st_size == size for name, size in sizes.items())
@@ -37,12 +37,12 @@ def is_whole(checkpoint: Path) -> bool:
 
 
 def step_of(checkpoint: Path) -> int:
-    """The optimiser step a checkpoint was written at."""
+    """Optimiser step of a checkpoint."""
     return int(checkpoint.name.removeprefix(_PREFIX))
 
 
 def last_whole(folder: Path) -> Path | None:
-    """Remove what a kill left half-written or half-removed; return the newest whole checkpoint, if any."""
+    """Remove partial checkpoints that a kill left; return the newest complete one, if any."""
     if not folder.is_dir():
         return None
     whole = []

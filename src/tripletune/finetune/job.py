@@ -1,7 +1,7 @@
-"""What the stage hands to the training processes, and the lines they hand back.
+"""Job file for the training processes, and the messages that they send back.
 
-The stage and the ranks live in different processes. The job is a JSON file; live messages are single lines on
-standard output with a marker, and the result is a file that the first rank writes last.
+The stage and the ranks are different processes. The job is a JSON file; live messages are single lines on standard
+output with a marker, and the result is a file that the first rank writes last.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from tripletune.config import FinetuneConfig
 from tripletune.store.paths import SCRATCH
 
 COLUMNS = ["example_id", "prompt", "completion"]
-"""What training reads of an example."""
+"""Columns of the examples that training reads."""
 
 MARKER = "@tripletune "
-"""Prefix of a line that is a message to the stage rather than something for the log."""
+"""Prefix of a line that is a message to the stage rather than log output."""
 
 
 class TrainingJob(BaseModel):
@@ -36,7 +36,7 @@ class TrainingJob(BaseModel):
     """Folder or id for ``from_pretrained``."""
     hub_revision: str | None
     base_name: str
-    """What the adapter's own config calls its base: a name that holds on every machine."""
+    """Name of the base model in the adapter's config: valid on every machine."""
     settings: FinetuneConfig
     seed: int
 
@@ -59,12 +59,12 @@ class TrainingJob(BaseModel):
 
 
 def send(kind: str, payload: dict[str, Any]) -> None:
-    """Print one message for the stage."""
+    """Print one message to the stage."""
     print(f"{MARKER}{json.dumps({'kind': kind, **payload})}", flush=True)
 
 
 def receive(line: str) -> dict[str, Any] | None:
-    """The message in a line of output, or None when the line is ordinary text."""
+    """Parse the message in a line of output; None for ordinary text."""
     _, marker, text = line.partition(MARKER)
     if not marker:
         return None

@@ -1,7 +1,7 @@
-"""A Llama small enough for a laptop and for CI, built here: same files, same chat format, same code path as a big one.
+"""Tiny Llama for a laptop and for CI: the same files, chat format and code path as a large model.
 
-Byte-level BPE trained on the prompts themselves, with Llama 3's way of cutting text and its control tokens; weights
-drawn from a seed. It knows nothing: it shows that training, decoding and tracking work, and how far copying gets.
+Byte-level BPE trained on the prompts themselves, with Llama 3's pre-tokeniser and control tokens; weights drawn from a
+seed. It is not pretrained: it shows that training, decoding and tracking work, and how far copying gets.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _LLAMA3_SPLIT = (
 )
 _POSITIONS = 8192
 _TOKENIZER_EXAMPLES = 20_000
-"""Prompts the tokenizer is trained on; more change nothing at these vocabulary sizes."""
+"""Examples the tokenizer is trained on; more change nothing at these vocabulary sizes."""
 
 
 def write_tiny_llama(train: Sequence[Path], folder: Path, settings: TinyLlamaConfig, seed: int) -> None:
@@ -47,9 +47,9 @@ def write_tiny_llama(train: Sequence[Path], folder: Path, settings: TinyLlamaCon
 
     Args:
         train: shards with ``prompt`` and ``completion``; their text trains the tokenizer.
-        folder: replaced if it exists, and appears only when it is whole.
+        folder: replaced if it exists; renamed into place when complete.
         settings: vocabulary size and shape.
-        seed: of the weights.
+        seed: seed of the weights.
     """
     part = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)
@@ -102,7 +102,7 @@ def train_tokenizer(texts: Iterator[str], vocab_size: int) -> PreTrainedTokenize
 
 
 def build_model(tokenizer: PreTrainedTokenizerFast, settings: TinyLlamaConfig, seed: int) -> LlamaForCausalLM:
-    """A Llama with weights drawn from ``seed``; the process's own random state is left as it was."""
+    """A Llama with weights drawn from ``seed``; the process's own random state is restored."""
     end_ids = tokenizer.convert_tokens_to_ids([_EOT, _END])
     config = LlamaConfig(
         vocab_size=len(tokenizer),
@@ -113,7 +113,7 @@ def build_model(tokenizer: PreTrainedTokenizerFast, settings: TinyLlamaConfig, s
         num_key_value_heads=settings.num_kv_heads,
         max_position_embeddings=_POSITIONS,
         tie_word_embeddings=True,
-        # unit-norm rows: with the usual 0.02 a frozen, tied embedding this narrow can't say anything with confidence
+        # unit-norm rows: with the usual 0.02 a frozen, tied embedding this narrow gives nearly flat predictions
         initializer_range=settings.hidden_size**-0.5,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=end_ids,

@@ -1,10 +1,10 @@
-"""The token budget of a prompt, and what is left out of one that exceeds it.
+"""Token budget: shorten the prompts that exceed it.
 
-Films are left out one by one, in this order, until prompt and completion fit: the oldest likes, down to the newest
-five; the oldest dislikes; the last films of the hints that may be shortened (the similar viewers'), in the order of
-``schemas.HINTS``; the older ones of the five newest likes, but for the newest. A like takes its facts of hint 2 with
-it. Candidates, facts about them, the other hints (hint 1's ranking) and the question are never touched: a prompt that
-is too long with these alone is refused by name.
+Films are dropped one by one, in this order, until prompt and completion fit: the oldest likes, down to the newest five;
+the oldest dislikes; the last films of the hints that may be shortened (films of similar users), in the order of
+``HINTS``; the older ones of the five newest likes, but for the newest. A dropped like loses its facts of hint 2 as
+well. Candidates, facts about them, the other hints (hint 1's ranking) and the template's text are never shortened: a
+prompt that is too long with these alone is an error that names the example.
 """
 # Shape letters in this file: E examples, K films of a section at most
 
@@ -28,26 +28,27 @@ DROPPABLE = (*EVIDENCE, *_HINTS)
 _NEWEST = 5
 
 Kept = dict[str, npt.NDArray[np.int64]]
-"""How many films of each droppable section stay, the first ones; shape (E,) each."""
+"""Films kept in each droppable section, counted from the first; shape (E,) each."""
 
 
 def shorten(
     examples: pl.DataFrame, lines: Mapping[str, Lines], counter: TokenCounter, tokens: Tokens, max_tokens: int
 ) -> pl.DataFrame:
-    """Leave out just so much that every example fits.
+    """Drop films until every example fits, and no more than needed.
 
     Args:
-        examples: ``schemas.QUESTION``, the lists of films, ``triples`` with those of likes before those of candidates.
-        lines: of these examples, of all the template's slots.
-        counter: of the template.
-        tokens: of the examples as they are; shape (E,).
-        max_tokens: of prompt and completion.
+        examples: the columns ``QUESTION``, the lists of films, ``triples`` with those of likes before those of
+            candidates.
+        lines: lines of these examples, for all slots of the template.
+        counter: token counter of the template.
+        tokens: tokens of the examples before shortening; shape (E,).
+        max_tokens: limit for prompt and completion together.
 
     Returns:
-        The examples with shorter lists, and the same rows.
+        The same rows with shorter lists.
 
     Raises:
-        InputError: an example is too long with nothing more to leave out.
+        InputError: an example is too long with nothing more to drop.
     """
     sections = {slot: _by_kept(lines[slot], slot, counter) for slot in DROPPABLE if slot in lines}
     facts_EK, kept_facts = _facts_by_kept(examples, lines, counter)
@@ -76,7 +77,7 @@ def shorten(
 
 
 def _after(step: int, sizes: Kept) -> Kept:
-    """What is kept after so many films have gone."""
+    """Films kept per section after ``step`` films are dropped."""
     left = np.full_like(sizes["liked"], step)
     gone: dict[str, npt.NDArray[np.int64]] = {}
     room = {
@@ -96,7 +97,7 @@ def _after(step: int, sizes: Kept) -> Kept:
 
 
 def _by_kept(section: Lines, slot: str, counter: TokenCounter) -> Tokens:
-    """Tokens of the section when only its first k lines stay; shape (E, K + 1), k = 0..K."""
+    """Tokens of the section when only its first k lines are kept; shape (E, K + 1), k = 0..K."""
     inner, last = counter.inner(section), counter.last(section, slot)
     lengths = np.diff(section.starts)
     width = int(lengths.max(initial=0))
@@ -111,8 +112,8 @@ def _by_kept(section: Lines, slot: str, counter: TokenCounter) -> Tokens:
 def _facts_by_kept(
     examples: pl.DataFrame, lines: Mapping[str, Lines], counter: TokenCounter
 ) -> tuple[Tokens, pl.DataFrame]:
-    """Tokens of hint 2 when only the facts of the first k likes stay, shape (E, K + 1); and of each fact, ``row``,
-    ``place`` in its list and ``like``, the place of its like (null: a candidate's, which stays)."""
+    """Tokens of hint 2 when only the facts of the first k likes are kept, shape (E, K + 1); and for each fact ``row``,
+    ``place`` in its list and ``like``, the place of its like (null: a fact about a candidate, always kept)."""
     width = int(examples["liked"].list.len().max() or 0)  # type: ignore[arg-type]
     if "triples" not in lines:
         nothing = pl.DataFrame(schema={"row": pl.UInt32, "place": pl.Int64, "like": pl.Int64})
@@ -130,7 +131,7 @@ def _facts_by_kept(
     facts = facts.join(likes, on=["row", "movie_id"], how="left", maintain_order="left").select("row", "place", "like")
     inner, last = counter.inner(section), counter.last(section, "triples")
     row = facts["row"].to_numpy()
-    # a fact of the like at place p is there for every k > p, a candidate's for every k
+    # a fact about the like at place p is present for every k > p, one about a candidate for every k
     from_k = facts["like"].fill_null(-1).to_numpy() + 1
     table = np.zeros((len(examples), width + 1), dtype=np.int64)
     final = np.full((len(examples), width + 1), -1, dtype=np.int64)
@@ -164,14 +165,14 @@ def _refuse(examples: pl.DataFrame, tokens: Tokens, waiting: npt.NDArray[np.bool
     longest = int(np.where(waiting, tokens, 0).argmax())
     name = examples.select(EXAMPLE_ID).item(longest, 0)
     raise InputError(
-        f"prompt.max_tokens = {max_tokens}: {int(waiting.sum())} examples are longer with all left out that may be, "
+        f"prompt.max_tokens = {max_tokens}: {int(waiting.sum())} examples are longer with all dropped that may be, "
         f"the longest, {name}, has {tokens[longest]}; set it to {tokens[longest]} or more, or show less "
         "(retrieve.num_candidates, retrieve.triples_per_film, retrieve.hint_films)"
     )
 
 
 def count_left_out(before: pl.DataFrame, after: pl.DataFrame) -> pl.Series:
-    """How many films of each section, and facts, ``after`` lacks: structs of ``schemas.EXAMPLES['shortened']``."""
+    """Films and facts dropped per section: structs of ``EXAMPLES['shortened']``."""
     columns = {
         slot: before[slot].list.len().cast(pl.Int16) - after[slot].list.len().cast(pl.Int16)
         for slot in SHORTENED.to_schema()

@@ -1,8 +1,8 @@
-"""The data card: ``README.md`` beside the shards, as the Hugging Face hub shows it, and a picture of the lengths.
+"""Data card: ``README.md`` next to the shards, as the Hugging Face hub shows it, and a histogram of the lengths.
 
-It says what is in the shards, what each column means, how to load them, three examples, what they were made of and
-whose terms hold. Its front matter names the files, so that ``load_dataset(folder)`` finds the three splits. The same
-shards give the same bytes.
+It lists the contents of the shards, the meaning of each column, how to load them, three examples, their sources and
+the licences. Its front matter names the files, so that ``load_dataset(folder)`` finds the three splits. The same shards
+give the same bytes.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from tripletune.store.shards import shard_files
 CARD, PICTURE = "README.md", "lengths.png"
 
 _PURPOSES = {
-    "train": "answers are likes that come before the viewer's valid and test like; hints come from fit a, which never "
-    "saw them; warm viewers alone",
-    "valid": "the answer is the viewer's valid like; hints come from fit b",
-    "test": "the answer is the viewer's test like; hints come from fit b",
+    "train": "answers are likes that come before the user's valid and test like; hints come from fit a, which was not "
+    "trained on them; warm users only",
+    "valid": "the answer is the user's valid like; hints come from fit b",
+    "test": "the answer is the user's test like; hints come from fit b",
 }
 _TERMS = {
     "synthetic": "Ratings, films and tags were made up by tripletune's generator; nobody's terms hold.",
@@ -48,19 +48,19 @@ _TERMS = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Origin:
-    """Where the shards come from."""
+    """Sources, settings and fingerprints of the shards."""
 
     dataset: str
     sources: Sequence[str]
-    """Of ``synthetic, movielens, feed, imdb, extra_triples``, those that were read."""
+    """The sources that were read, of ``synthetic, movielens, feed, imdb, extra_triples``."""
     fingerprints: Mapping[str, str]
-    """By stage, of all that the shards were made of."""
+    """Fingerprint of each stage whose output went into the shards."""
     settings: Mapping[str, Any]
     """Sections of the config, plain JSON data."""
 
     @classmethod
     def of(cls, config: RunConfig, fingerprints: Mapping[str, str]) -> Origin:
-        """What a run's config and fingerprints say; nothing that no fingerprint covers, such as where a file lies."""
+        """Collect it from a run's config and fingerprints; nothing outside the fingerprints, such as file paths."""
         source = config.source
         read = {
             "synthetic": not source.movielens,
@@ -81,12 +81,12 @@ class Origin:
 
 
 def write_card(out: Path, template: Template, origin: Origin) -> None:
-    """Write ``README.md`` and ``lengths.png`` beside finished shards.
+    """Write ``README.md`` and ``lengths.png`` next to finished shards.
 
     Args:
-        out: folder with ``train``, ``valid`` and ``test``, each with a shard at least.
-        template: which the prompts were made with.
-        origin: where they come from.
+        out: folder with ``train``, ``valid`` and ``test``, each with at least one shard.
+        template: template of the prompts.
+        origin: sources of the shards.
     """
     lengths = _lengths(out)
     write_atomically(out / PICTURE, lambda path: path.write_bytes(draw_histogram(lengths, unit=_unit(lengths))))
@@ -94,8 +94,8 @@ def write_card(out: Path, template: Template, origin: Origin) -> None:
         (
             _front_matter(template),
             f"# Prompts for film recommendation: {origin.dataset}",
-            "Written by tripletune: each row asks a language model for the five best of a list of films, with what the "
-            "viewer liked and with the hints of two graph specialists.",
+            "Written by tripletune: each row prompts a language model for the five best of a list of films, given the "
+            "films that the user liked and the hints of two graph specialists.",
             _contents(out, lengths),
             _loading(),
             _columns(),
@@ -108,7 +108,7 @@ def write_card(out: Path, template: Template, origin: Origin) -> None:
 
 
 def _lengths(out: Path) -> pl.DataFrame:
-    """``purpose, length, examples``: how many examples have how many tokens, or characters where none are counted."""
+    """``purpose, length, examples``: number of examples of each length, in tokens or, if not counted, characters."""
     rows = pl.scan_parquet([path for purpose in PURPOSES.categories for path in shard_files(out / purpose)])
     is_counted = rows.select(pl.col("num_tokens").is_not_null().any()).collect(engine="streaming").item()
     unit, length = ("tokens", pl.col("num_tokens")) if is_counted else ("characters", PROMPT_CHARS)
@@ -182,7 +182,7 @@ def _examples(out: Path) -> str:
 
 def _message(message: Mapping[str, str]) -> str:
     text = message["content"]
-    # titles and tags are anybody's: a fence that no run of backticks in the text can close
+    # titles and tags come from outside: use a fence that no run of backticks in the text can close
     fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
     return f"{message['role']}:\n\n{fence}text\n{text}\n{fence}"
 

@@ -1,7 +1,7 @@
-"""The data generation engine: prompt / ground-truth shards from everything the earlier stages found out.
+"""Data generation engine: build examples (prompt and answers) from the outputs of the earlier stages.
 
-``build_examples`` makes examples from frames and is the only way to a prompt: training, ranking and an ad-hoc viewer go
-through it. ``prompts.shards`` feeds it one bucket of viewers after the other.
+``build_examples`` is the only function that makes prompts: for training, for ranking and for an ad-hoc user.
+``prompts.shards`` calls it for one bucket of users after the other.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from tripletune.schemas.query import QUESTION
 from tripletune.stable_hash import pair_hash_expr
 
 DISPLAY = 3 << 40
-"""Added to the run's seed for the order in which candidates are shown. The split orders equal times by the plain seed,
-and with the same hash an answer's place in the list would tell that it came late."""
+"""Added to the run's seed for the order in which candidates are shown. The split orders equal times by the plain seed;
+with the same hash, an answer's place in the list would reveal that it came late."""
 
 _NO_FILMS = pl.lit([], dtype=pl.List(pl.Int32))
 _KERAG_FILMS = 10
@@ -36,14 +36,14 @@ _KERAG_FILMS = 10
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Frame:
-    """What all prompts of a run share."""
+    """Template, titles, settings and token counter that all prompts of a run share."""
 
     template: Template
     titles: pl.DataFrame
     """``movie_id, display``."""
     settings: PromptConfig
     specialists: Mapping[str, str]
-    """Fingerprints by stage of ``SPECIALISTS``."""
+    """Fingerprint of each stage of ``SPECIALISTS``."""
     seed: int
     counter: TokenCounter | None = None
     """None: tokens are not counted."""
@@ -60,11 +60,11 @@ class Frame:
         """Read the template, the catalogue's titles and the tokenizer.
 
         Args:
-            ingest, settings, specialists, seed: of the run.
-            tokenizer: model and revision whose tokenizer counts; None: tokens are not counted.
+            ingest, settings, specialists, seed: as in the run.
+            tokenizer: model and revision of the tokenizer to count with; None: tokens are not counted.
 
         Raises:
-            ConfigError: the template is not there or not valid, or the tokenizer does not suit.
+            ConfigError: the template is missing or invalid, or the tokenizer does not suit.
             InputError: there is no such tokenizer.
         """
         movies = pl.read_parquet(ingest / "movies.parquet", columns=["movie_id", "title"])
@@ -82,17 +82,17 @@ class Frame:
 def build_examples(
     retrieved: pl.DataFrame, choices: pl.DataFrame, evidence: pl.DataFrame, answers: pl.DataFrame, frame: Frame
 ) -> pl.DataFrame:
-    """Examples from what was retrieved.
+    """Build one example per retrieved query.
 
     Args:
-        retrieved, choices: ``schemas.RETRIEVED`` and ``schemas.CHOICES``; from shards or from a ``Retriever``.
+        retrieved, choices: ``RETRIEVED`` and ``CHOICES``; from shards or from a ``Retriever``.
         evidence: ``user_id, purpose, cutoff, liked, disliked``, newest first and already cut to length.
-        answers: ``user_id, purpose, cutoff, movie_id, rating``; empty for an ad-hoc viewer.
-        frame: what all prompts share.
+        answers: ``user_id, purpose, cutoff, movie_id, rating``; empty for an ad-hoc user.
+        frame: shared by all prompts of the run.
 
     Returns:
-        ``schemas.EXAMPLES``, sorted by user, purpose and cutoff. Training examples whose candidates hold no answer, or
-        fewer films than an answer has lines, are left out.
+        ``EXAMPLES``, sorted by user, purpose and cutoff. Training examples whose candidates hold no answer, or fewer
+        films than an answer has lines, are dropped.
     """
     asked = retrieved.sort(QUESTION).join(evidence, on=QUESTION, how="left", maintain_order="left")
     asked = asked.with_columns(pl.col("liked", "disliked").fill_null(_NO_FILMS))
@@ -116,7 +116,7 @@ def build_examples(
 
 
 def _within_budget(asked: pl.DataFrame, frame: Frame) -> tuple[pl.DataFrame, dict[str, Lines], pl.DataFrame]:
-    """The examples, their lines, and ``num_tokens, shortened``, with left out what the budget has no room for."""
+    """The examples shortened to the token budget, their lines, and ``num_tokens, shortened``."""
     template, form, counter = frame.template, frame.settings.triple_form, frame.counter
     lines = draw_lines(asked, template, form, frame.titles)
     fitting, tokens = asked, None
@@ -160,7 +160,7 @@ def _with_answers(asked: pl.DataFrame, answers: pl.DataFrame) -> pl.DataFrame:
 
 
 def _with_shown(asked: pl.DataFrame, seed: int) -> pl.DataFrame:
-    """Add ``candidates``: the retrieved films in the order shown, a stable shuffle that knows only user and film."""
+    """Add ``candidates``: the retrieved films in the order shown, a stable shuffle keyed by user and film only."""
     shown = (
         asked.select(*QUESTION, movie_id="retrieved")
         .explode("movie_id")
@@ -174,7 +174,7 @@ def _with_shown(asked: pl.DataFrame, seed: int) -> pl.DataFrame:
 
 
 def _with_triples(asked: pl.DataFrame, choices: pl.DataFrame, num_liked: int) -> pl.DataFrame:
-    """Add ``triples``: those of the newest liked films, then those of the candidates, as they will be shown."""
+    """Add ``triples``: those of the newest liked films, then those of the candidates, in the order shown."""
     films = pl.concat_list(pl.col("liked").list.head(num_liked), "candidates")
     told = asked.select(*QUESTION, movie_id=films)
     told = told.with_columns(place=pl.int_ranges(pl.col("movie_id").list.len())).explode("movie_id", "place")
@@ -192,10 +192,10 @@ def _with_triples(asked: pl.DataFrame, choices: pl.DataFrame, num_liked: int) ->
 
 
 def prompt_contract(prompt: PromptConfig, retrieve: RetrieveConfig) -> dict[str, Any]:
-    """What prompts and adapter must agree in; ``rank`` refuses an adapter whose contract differs.
+    """Contract: the settings in which prompts and adapter must agree; ``rank`` refuses an adapter with another one.
 
     Raises:
-        ConfigError: the template is not there or not valid.
+        ConfigError: the template is missing or invalid.
     """
     template = load_template(prompt.template)
     kerag = retrieve.candidates == "kerag"
@@ -218,7 +218,7 @@ def prompt_contract(prompt: PromptConfig, retrieve: RetrieveConfig) -> dict[str,
 
 
 def _retriever_settings(retrieve: RetrieveConfig) -> dict[str, Any]:
-    """Settings of the lists that make the candidates: their names begin with the list's.
+    """Settings of the lists that the candidates are drawn from: their names begin with the list's.
 
     An empty ``fused_more`` is dropped: contracts of adapters without further retrievers do not have it.
     """

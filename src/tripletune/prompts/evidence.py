@@ -1,7 +1,6 @@
-"""What the viewer liked and disliked, and the held-out likes to be found: rows of the split, cut at the border.
+"""Evidence (likes and dislikes before the cutoff) and answers (held-out likes) of queries, from the split's rows.
 
-The border of a question (a viewer, a purpose and a cutoff) is its ``cutoff``: evidence has lower positions, answers
-are at or after it.
+A query is a user, a purpose and a cutoff: evidence has positions below the cutoff, answers are at or after it.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from tripletune.schemas.query import PURPOSES, QUESTION
 from tripletune.schemas.split import LIKE_LABELS
 
 SPLIT_COLUMNS = ("user_id", "movie_id", "rating", "position", "label")
-"""What is read here of the split's rows."""
+"""Columns of the split that are read here."""
 
 
 def collect_evidence(
@@ -21,13 +20,13 @@ def collect_evidence(
     """Liked and disliked films before the cutoff, newest first.
 
     Args:
-        rows: of the split (``SPLIT_COLUMNS``).
-        questions: ``user_id, purpose, cutoff``.
+        rows: rows of the split (``SPLIT_COLUMNS``).
+        questions: the queries: ``user_id, purpose, cutoff``.
         dislike: a rating below this is a dislike.
-        max_liked, max_disliked: the newest so many are kept.
+        max_liked, max_disliked: number of the newest ones that are kept.
 
     Returns:
-        ``user_id, purpose, cutoff, liked, disliked``; one row per question, in the order of ``questions``; lists may be
+        ``user_id, purpose, cutoff, liked, disliked``; one row per query, in the order of ``questions``; lists may be
         empty.
     """
     asked = questions.select(*QUESTION)
@@ -48,7 +47,7 @@ def collect_evidence(
 
 
 def collect_answers(rows: pl.DataFrame, questions: pl.DataFrame) -> pl.DataFrame:
-    """The held-out likes of each question: ``user_id, purpose, cutoff, movie_id, rating``, in order of time.
+    """Held-out likes of each query: ``user_id, purpose, cutoff, movie_id, rating``, in order of time.
 
     Train: every ``target`` like from the cutoff on; valid and test: the one like of that label.
     """

@@ -1,4 +1,4 @@
-"""Say of every line of a prompt where it comes from; what ``recommend --explain`` and a curious reader look at."""
+"""Origin of every line of a prompt, for ``recommend --explain``."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ def explain_lines(
     """Each line of an example's user message with its origin.
 
     Args:
-        example: one row of ``schemas.EXAMPLES`` as a dict.
-        template: the one it was rendered with.
-        positions: place in the viewer's own rows by movie id; stands beside liked and disliked films.
-        scores: score of a triple (``score`` of ``schemas.CHOICES``); stands beside the facts of hint 2.
+        example: one row of ``EXAMPLES`` as a dict.
+        template: the template it was rendered with.
+        positions: position in the user's own rows by movie id; shown next to liked and disliked films.
+        scores: score of a triple (``score`` of ``CHOICES``); shown next to the facts of hint 2.
 
     Returns:
         ``(line, origin)`` in order. Origins read ``template``, ``liked: movie 6, position 12``, ``hint 1: movie 6,
-        LightGCN rank 3``, ``hint 1: movie 6, similar viewers liked it``, ``hint 2: movie 6, director
+        LightGCN rank 3``, ``hint 1: movie 6, similar users liked it``, ``hint 2: movie 6, director
         person:nm0000520, score -0.31``, ``candidate: movie 6``, and ``<slot>: nothing to show``.
     """
     lines = iter(example["prompt"][1]["content"].split("\n"))

@@ -1,4 +1,4 @@
-"""The picture in the data card: how long the examples are, as PNG, the same bytes every time."""
+"""Histogram of example lengths for the data card: a PNG with the same bytes every time."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def draw_histogram(lengths: pl.DataFrame, *, unit: str) -> bytes:
 
     Args:
         lengths: ``purpose, length, examples``.
-        unit: what the length counts.
+        unit: unit of the lengths.
     """
     figure = Figure(figsize=(6.4, 3.2), dpi=110, layout="constrained")
     axes = figure.subplots()

@@ -1,4 +1,5 @@
-"""What prompts are made with, beside the data: tells whether two processes would write the same."""
+"""Digest of the code, libraries and tokenizer that make prompts: equal digests mean that two processes write the same
+bytes from the same data."""
 
 from __future__ import annotations
 
@@ -8,14 +9,14 @@ from tripletune.store.fingerprint import TOKENIZER_FILES, library_versions, sha2
 from tripletune.store.sources import close_over
 
 _SOURCE = sha256_json(close_over(["prompts.shards"]).hashes)
-"""As this process loaded it: a worker that stays does not see the files change."""
+"""Hash of the source as this process loaded it: a long-lived worker does not see later changes of the files."""
 
 
 def digest_code(tokenizer: tuple[str, str] | None) -> str:
     """Hex SHA-256 over the code, the libraries and the tokenizer's files of this process.
 
     Args:
-        tokenizer: model and revision; of a local folder, its files count. None: tokens are not counted.
+        tokenizer: model and revision; for a local folder, its files are hashed. None: tokens are not counted.
     """
     versions = library_versions(("polars", "transformers", "tokenizers"))
     folder = Path(tokenizer[0]) if tokenizer else Path()

@@ -1,4 +1,4 @@
-"""The one function that turns films and facts into prompts, for training, for ranking and for an ad-hoc viewer.
+"""Render films and facts as prompts, in the same way for training, for ranking and for an ad-hoc user.
 
 Columnar throughout: a section's lines lie one after the other for all examples, and are joined per example at the end.
 """
@@ -23,19 +23,19 @@ from tripletune.schemas.hints import HINT_OF
 
 BULLET = "-"
 COMPLETION = "completion"
-"""Name of the answer's lines beside those of the template's slots."""
+"""Name of the answer's lines, next to those of the template's slots."""
 
 
 @dataclass(frozen=True, slots=True)
 class Lines:
-    """The lines of one section in all examples; those of example e are ``texts[starts[e]:starts[e + 1]]``."""
+    """Lines of one section in all examples; those of example e are ``texts[starts[e]:starts[e + 1]]``."""
 
     texts: pl.Series
     starts: npt.NDArray[np.int64]
     """Shape (E + 1,)."""
     pieces: tuple[pl.Series, ...]
-    """What ``texts`` is when joined by single spaces; a piece may be one value for all lines. Lines that differ have
-    most pieces in common."""
+    """Parts of ``texts``, which are joined by single spaces; a piece may be one value for all lines. Lines that differ
+    have most pieces in common."""
 
     def folded(self, nothing: str) -> pl.Series:
         """Shape (E,): each example's lines joined by newlines; ``nothing`` where there are none."""
@@ -47,15 +47,15 @@ class Lines:
 
 
 def draw_lines(examples: pl.DataFrame, template: Template, form: TripleForm, titles: pl.DataFrame) -> dict[str, Lines]:
-    """The lines of each of the template's slots and of the completion.
+    """Lines of each of the template's slots and of the completion.
 
     Args:
         examples: lists of movie ids of the template's slots, ``candidates`` in the order shown, and ``completion`` (the
             films to answer with); ``triples``, a list of structs with ``movie_id, relation, entity_name`` whose names
             are clean already. Any list may be empty.
         template: fixed text, words and order of the sections.
-        form: how a triple reads, ``Heat (1995) - directed by - Michael Mann`` or as a sentence.
-        titles: ``movie_id, display`` of ``sanitise.display_titles``.
+        form: form of a triple, ``Heat (1995) - directed by - Michael Mann`` or a sentence.
+        titles: ``movie_id, display`` from ``sanitise.display_titles``.
     """
     lines = {}
     for slot in template.slots:
@@ -78,7 +78,7 @@ def join_prompts(
 
     Args:
         examples, template, titles: as for ``draw_lines``.
-        lines: those of ``draw_lines``.
+        lines: result of ``draw_lines``.
 
     Returns:
         One row per example, in order: ``prompt`` and ``completion`` (chat messages), ``candidate_titles`` and
@@ -124,7 +124,7 @@ def _lists(values: pl.Series, starts: npt.NDArray[np.int64]) -> pl.Series:
 
 
 def _labels(numbers: pl.Series, style: AnswerStyle) -> pl.Series:
-    """Shape (E,): the labels of each example's candidates, of which it has so many; empty where a style has none."""
+    """Shape (E,): labels of each example's candidates, ``numbers`` of them; empty where the style has none."""
     distinct = numbers.unique().to_list()
     labels = pl.DataFrame(
         {"number": distinct, "labels": [style.labels(number) if style.labels else [] for number in distinct]},
@@ -134,7 +134,7 @@ def _labels(numbers: pl.Series, style: AnswerStyle) -> pl.Series:
 
 
 def _displayed(films: pl.Series, titles: pl.DataFrame) -> pl.Series:
-    """Shape (L,): the films' titles; a film that the catalogue lacks gets a name of its own."""
+    """Shape (L,): the films' titles; a film that is not in the catalogue gets a distinct placeholder."""
     ids, wanted = titles["movie_id"].to_numpy(), films.to_numpy()
     if not len(ids):
         return _nameless(films)
@@ -149,7 +149,7 @@ def _nameless(films: pl.Series) -> pl.Series:
 
 
 def _film_lines(films: pl.Series, marks: pl.Series, titles: pl.DataFrame) -> Lines:
-    """Args: ``marks`` of each line, or the one of all lines."""
+    """Lines ``mark title``; ``marks`` has one mark per line, or one for all lines."""
     display = _displayed(films.explode(empty_as_null=False), titles)
     return Lines(marks + " " + display, _starts(films), (marks, display))
 
@@ -171,7 +171,7 @@ def _label_marks(candidates: pl.Series, template: Template) -> pl.Series:
 
 
 def _answer_lines(examples: pl.DataFrame, style: AnswerStyle, titles: pl.DataFrame) -> Lines:
-    """The lines of the completion, as ``style.line`` makes one."""
+    """Lines of the completion, in the form of ``style.line``."""
     picks = examples["completion"]
     if style.is_labelled:
         names = _labels_of_picks(examples, style)

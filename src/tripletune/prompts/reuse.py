@@ -1,4 +1,4 @@
-"""Whether an earlier night's prompts can still be right: the titles that they show."""
+"""Check whether the prompts of an earlier run can be reused: the titles they show must be unchanged."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tripletune.store.increments import same_files
 
 
 def same_titles(before: Path, now: Path) -> bool:
-    """Whether tonight's catalogue shows every film of an earlier one under the same title; it may have further films.
+    """Whether the new catalogue shows every film of an earlier one under the same title; it may have further films.
 
     Args:
         before, now: finished outputs of the ingest stage.

@@ -1,9 +1,9 @@
-"""Text that comes from data (titles, tags, names) made safe to stand in a prompt.
+"""Sanitise text from data (titles, tags, names) before it is put into a prompt.
 
-It can never become a control token or break the frame of lines: no angle bracket and no instruction tag survives, and
-no character that ends a line, hides, or turns the direction of writing. What a reader sees stays readable. What is left
-stands on a line that begins with a mark of data, which no line of a template does: whatever a title or a tag says, it
-is no heading, no hint and no answer.
+Cleaned text can't become a control token or break the line structure: angle brackets, instruction tags, line breaks,
+invisible characters and bidirectional controls are removed or replaced, and the text stays readable. It is shown on a
+line that begins with a mark of data, which no line of a template does, so a title or tag can't pass for a heading, a
+hint or an answer.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ MAX_CHARS = 200
 
 UNTITLED = "(untitled)"
 
-# by the families that use them: Llama 2, Mistral, BERT, ChatGLM; a film called [REC] must keep its name
+# by model family: Llama 2, Mistral, BERT, ChatGLM; a film called [REC] must keep its name
 _TAGS = (
     r"(?i)\[(/?(?:INST|SYS|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS|TOOL_CONTENT|PREFIX|MIDDLE|SUFFIX"
     r"|IMG|IMG_BREAK|IMG_END|AUDIO|BEGIN_AUDIO|TRANSCRIBE|ARGS|CALL_ID|MODEL_SETTINGS|CONTROL_\d+"
     r"|CLS|SEP|[GS]?MASK|PAD|UNK|BOS|EOS|UNUSED_?\d+|THINK))\]"
 )
 _LEFT, _RIGHT = "[<＜﹤≮]", "[>＞﹥≯]"
-"""Angle brackets, and what some tokenizers' normalisation (NFKC, NFD) would turn into one."""
+"""Angle brackets, and characters that some tokenizers' normalisation (NFKC, NFD) turns into one."""
 _SPACES = r"[\p{Cc}\p{Z}\s\u2800]+"
-"""Also the blank of Braille, which is a symbol to Unicode."""
+"""White space and control characters; also the Braille blank, which Unicode classes as a symbol."""
 _PLAIN = r"^[!-;=?-Z\\^-~\u00C0-\u024F]+(?: [!-;=?-Z\\^-~\u00C0-\u024F]+)*$"
 """Most names: Latin letters, digits and marks, none of them a bracket, single spaces between."""
 
@@ -34,10 +34,10 @@ _PLAIN = r"^[!-;=?-Z\\^-~\u00C0-\u024F]+(?: [!-;=?-Z\\^-~\u00C0-\u024F]+)*$"
 def clean_text(text: pl.Expr) -> pl.Expr:
     """A string column as safe text; null when nothing visible remains.
 
-    Unicode NFC; what is invisible by itself (zero width, bidi, soft hyphen, tags, fillers, variation selectors) and
-    private use removed; control characters, every kind of line and paragraph break and runs of white space become one
-    space; ``<`` and ``>`` become ``‹`` and ``›`` and tags like ``[INST]`` get the brackets ``⟦ ⟧``; cut to
-    ``MAX_CHARS``. Cleaning twice changes nothing more.
+    Unicode NFC; invisible characters (zero width, bidi, soft hyphen, tags, fillers, variation selectors) and private
+    use characters are removed; control characters, every kind of line and paragraph break and runs of white space
+    become one space; ``<`` and ``>`` become ``‹`` and ``›`` and tags like ``[INST]`` get the brackets ``⟦ ⟧``; cut to
+    ``MAX_CHARS``. The function is idempotent.
     """
     plain = (
         text.str.replace_all(r"[\p{Cf}\p{Co}\p{Default_Ignorable_Code_Point}]", "")
@@ -57,9 +57,9 @@ def clean_text(text: pl.Expr) -> pl.Expr:
 
 
 def clean_names(names: pl.Series) -> pl.DataFrame:
-    """``name, clean`` of each distinct name that has something visible: what ``clean_text`` gives, sooner.
+    """``name, clean`` of each distinct name with something visible: the result of ``clean_text``, computed faster.
 
-    Most names are plain and stay as they are; only the others go through its passes.
+    Most names are plain and are kept as they are; only the others go through the full cleaning.
     """
     distinct = names.drop_nulls().unique().alias("name").to_frame()
     is_plain = pl.col("name").str.contains(_PLAIN) & (pl.col("name").str.len_chars() <= MAX_CHARS)
@@ -70,10 +70,10 @@ def clean_names(names: pl.Series) -> pl.DataFrame:
 
 
 def display_titles(movies: pl.DataFrame, reserved: Iterable[str] = ()) -> pl.DataFrame:
-    """The title of each film as prompts show it: safe, never empty, and distinct within the catalogue.
+    """Title of each film as prompts show it: safe, never empty, and distinct within the catalogue.
 
-    Films that share a title all get `` [<movieId>]``, so that a title that is copied names one film; so do films whose
-    title is a line of the template, so that no line of it names a film.
+    Films that share a title all get `` [<movieId>]``, so that a copied title identifies one film; so do films whose
+    title is a line of the template, so that no line of the template names a film.
 
     Args:
         movies: ``movie_id, title``, unique by movie.

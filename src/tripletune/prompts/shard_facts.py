@@ -1,4 +1,4 @@
-"""What the finished shards hold, in numbers, for the manifest."""
+"""Counts of the finished shards for the manifest."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from tripletune.store.paths import Facts
 from tripletune.store.shards import shard_files
 
 _CHARS = "prompt_chars"
-"""In a shard's footer: the sum of ``PROMPT_CHARS``. To count it from the file would be to read all prompts again."""
+"""Key in a shard's footer: the sum of ``PROMPT_CHARS``. Counting from the file would read all prompts again."""
 
 
 def note_chars(examples: pl.DataFrame) -> dict[str, str]:
-    """What a shard's footer says of its examples."""
+    """Metadata for a shard's footer."""
     return {_CHARS: str(examples.select(PROMPT_CHARS.sum()).item())}
 
 
@@ -25,11 +25,11 @@ def count_shards(out: Path, retrieve: Path) -> Facts:
 
     Args:
         out: folder with the finished ``train|valid|test/shard-NNN.parquet``.
-        retrieve: of the finished stage.
+        retrieve: folder of the finished stage.
 
     Returns:
-        Examples by purpose, training viewers dropped because no answer was among their candidates, mean characters of
-        a prompt; where tokens were counted, their mean and highest number and what was left out for the budget.
+        Examples by purpose, training queries dropped because no answer was among their candidates, mean characters of a
+        prompt; where tokens were counted, their mean and maximum and the films and facts dropped for the budget.
     """
     paths = [path for purpose in PURPOSES.categories for path in shard_files(out / purpose)]
     counts = (

@@ -1,10 +1,10 @@
-"""Prompt shards: one file per bucket of viewers and purpose, each written exactly once, by whichever worker.
+"""Prompt shards: one file per bucket of users and purpose, each written exactly once, by any worker.
 
-``generate_shards`` plans a job per bucket (of an increment, in which each bucket asks few, per some buckets), has the
-jobs mapped (one after the other, or over threads, processes or a cluster), and counts what is there in the end. A job
-is plain data, paths and settings and never frames, so that it can travel; a shard depends on its own bucket alone, so
-its bytes know nothing of who wrote it. A shard that has its final name is finished: whoever comes to it again leaves
-it, and a killed run goes on where it was.
+``generate_shards`` plans one job per bucket (in an increment, where each bucket has few new queries, one job for
+several buckets), maps the jobs (one after the other, or over threads, processes or a cluster), and counts the result. A
+job is plain data (paths and settings, no frames), so it can be sent to another machine. A shard depends on its own
+bucket alone, so its bytes do not depend on the worker. A shard under its final name is finished and is not written
+again, so a killed run resumes.
 """
 
 from __future__ import annotations
@@ -35,33 +35,33 @@ from tripletune.store.shards import shard_files, shard_name, split_file, split_f
 
 ROW_GROUP = 1024
 """Examples in a row group, which a streaming reader decodes as one: some 6 MB in memory, 1.5 MB in the file; about as
-many as a shuffle buffer holds. A file of the 32 M release has four (64 buckets of 3,140 viewers); a reader with several
+many as a shuffle buffer holds. A file of the 32 M release has four (64 buckets of 3,140 users); a reader with several
 processes gives each of them whole files, so there are more files than processes."""
 
 TOGETHER = 8
-"""Buckets of an increment's job. A bucket with 30 examples to be rendered would take most of its time for small steps;
-together, these pay once. No more, for there are to be more jobs than workers."""
+"""Buckets of an increment's job. A bucket with 30 examples to render would spend most of its time on fixed costs, which
+a job pays once. No more than this, so that there are more jobs than workers."""
 
 _LOADING = threading.Lock()
-"""Threads come at once at first, and each would load what all share."""
+"""Held while the shared frame loads: threads start at the same time, and each would load it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
-    """What all jobs of a run share; a worker loads what it names once."""
+    """Paths and settings that all jobs of a run share; a worker loads the files once."""
 
     ingest: Path
     settings: PromptConfig
     specialists: tuple[tuple[str, str], ...]
-    """Fingerprints by stage of ``SPECIALISTS``, which stand in every row."""
+    """Fingerprint of each stage of ``SPECIALISTS``; columns of every row."""
     seed: int
     tokenizer: tuple[str, str] | None
-    """Model and revision whose tokenizer counts; None: tokens are not counted."""
+    """Model and revision of the tokenizer to count with; None: tokens are not counted."""
     template_sha256: str
-    """Of what the template says to this process; a worker may find another file under the same path."""
+    """Hash of the template as this process read it; a worker may find another file under the same path."""
     made_with: str
-    """``digest_code`` of this process. A worker of a standing cluster may run other code, and what it wrote would go by
-    a fingerprint that is not its own."""
+    """``digest_code`` of this process. A worker of a standing cluster may run other code; its shards would be published
+    under a fingerprint that does not cover that code."""
 
     @classmethod
     def of(
@@ -89,27 +89,27 @@ class Recipe:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShardJob:
-    """Some buckets of viewers: plain data, paths absolute, that can be sent to a worker which sees the same files."""
+    """Some buckets of users: plain data with absolute paths, for any worker that sees the same files."""
 
     recipe: Recipe
     numbers: tuple[str, ...]
-    """Of the buckets; three digits each, in the names of a bucket's files."""
+    """Numbers of the buckets; three digits each, as in the names of a bucket's files."""
     split: Path
     retrieve: Path
     out: Path
     dislike: float
     previous: Path | None = None
-    """An earlier night's finished shards, of which some rows are still right; None: all are rendered."""
+    """Finished shards of an earlier run, from which unchanged rows are reused; None: all are rendered."""
     unchanged: Path | None = None
-    """Folder with ``shard-NNN.parquet``: the questions (``schemas.QUESTION``) whose rows ``previous`` has."""
+    """Folder with ``shard-NNN.parquet``: the queries (``QUESTION``) whose rows are reused from ``previous``."""
 
     @property
     def number(self) -> str:
-        """Of the first bucket; names the job."""
+        """Number of the first bucket; names the job."""
         return self.numbers[0]
 
     def missing(self) -> dict[str, list[str]]:
-        """The purposes whose shard is not there yet, by the number of the bucket; only where there are any."""
+        """Purposes whose shard does not exist yet, by bucket number; complete buckets are not listed."""
         absent = {
             number: [one for one in PURPOSES.categories if not (self.out / one / shard_name(number)).is_file()]
             for number in self.numbers
@@ -119,7 +119,7 @@ class ShardJob:
 
 WriteShard = Callable[[ShardJob], None]
 MapJobs = Callable[[WriteShard, Sequence[ShardJob]], None]
-"""Calls the function once for each job, anywhere and in any order, and returns when all are done."""
+"""Call the function once for each job, on any worker and in any order, and return when all are done."""
 
 
 def one_after_the_other(write: WriteShard, jobs: Sequence[ShardJob]) -> None:
@@ -144,26 +144,25 @@ def generate_shards(
     unchanged: Path | None = None,
     map_jobs: MapJobs = one_after_the_other,
 ) -> Facts:
-    """The generate stage: ``train|valid|test/shard-NNN.parquet``.
+    """Run the generate stage: write ``train|valid|test/shard-NNN.parquet``.
 
     Args:
         ingest, split, retrieve: folders of the finished stages.
         out: work folder; shards in it under their final names are kept.
-        settings, retrieve_settings: of the run.
+        settings, retrieve_settings: config sections of the run.
         dislike: a rating below this is a dislike.
-        specialists: fingerprints by stage of ``SPECIALISTS``, written into every row.
-        tokenizer: model and revision whose tokenizer counts; None: tokens are not counted.
-        previous, unchanged: an earlier night's shards and the questions whose rows are taken from them; see
-            ``ShardJob``.
-        map_jobs: who writes the shards.
+        specialists: fingerprint of each stage of ``SPECIALISTS``, written into every row.
+        tokenizer: model and revision of the tokenizer to count with; None: tokens are not counted.
+        previous, unchanged: shards of an earlier run and the queries whose rows are reused from them; see ``ShardJob``.
+        map_jobs: maps ``write_shard`` over the jobs.
 
     Returns:
-        Those of ``count_shards``, where the candidates come from, and the template with its answer style.
+        Facts of ``count_shards``, the source of the candidates, and the template with its answer style.
 
     Raises:
-        ConfigError: the template is not there or not valid, or the tokenizer does not suit.
+        ConfigError: the template is missing or invalid, or the tokenizer does not suit.
         InputError: retrieve's shards are not those of the split, there is no tokenizer, a prompt exceeds the budget
-            with all left out that may be, or the workers wrote where this process cannot see it.
+            with all dropped that may be, or the workers wrote to a disk that this process cannot see.
     """
     template = load_template(settings.template)
     recipe = Recipe.of(ingest, settings, template, specialists, seed, tokenizer)
@@ -188,7 +187,7 @@ def generate_shards(
 
 
 def write_shard(job: ShardJob) -> None:
-    """Write those of the job's shards that are not there yet.
+    """Write the job's shards that do not exist yet.
 
     Raises:
         ConfigError, InputError: as ``generate_shards``.
@@ -203,13 +202,13 @@ def write_shard(job: ShardJob) -> None:
         rows, order = _with_earlier(job, number, purposes, rendered, asked[number])
         for purpose in purposes:
             part = _in_row_groups(rows, order.filter(pl.col("purpose") == purpose)["row"])
-            # unique: a worker that was given up for lost may still be at the same shard
+            # unique: a worker that was declared lost may still be writing the same shard
             path = job.out / purpose / shard_name(number)
             write_parquet(path, part, row_group_size=ROW_GROUP, metadata=note_chars(part), unique=True)
 
 
 def _asked(job: ShardJob, number: str, purposes: Sequence[str]) -> pl.DataFrame:
-    """The bucket's questions of which no earlier night has the example; ``schemas.RETRIEVED``."""
+    """Queries of the bucket whose example is not reused from an earlier run; ``RETRIEVED``."""
     whole = pl.read_parquet(job.retrieve / "retrieved" / shard_name(number))
     retrieved = whole.filter(pl.col("purpose").is_in(purposes))
     if job.unchanged is None:
@@ -219,7 +218,7 @@ def _asked(job: ShardJob, number: str, purposes: Sequence[str]) -> pl.DataFrame:
 
 
 def _render(job: ShardJob, numbers: Sequence[str], asked: pl.DataFrame, frame: Frame) -> pl.DataFrame:
-    """Examples of the questions asked in these buckets; ``schemas.EXAMPLES``."""
+    """Examples of the given queries of these buckets; ``EXAMPLES``."""
     if asked.is_empty():
         return EXAMPLES.to_frame()
     settings, mine = job.recipe.settings, pl.col("user_id").is_in(asked["user_id"].unique().implode())
@@ -241,8 +240,8 @@ def _render(job: ShardJob, numbers: Sequence[str], asked: pl.DataFrame, frame: F
 def _with_earlier(
     job: ShardJob, number: str, purposes: Sequence[str], rendered: pl.DataFrame, asked: pl.DataFrame
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Examples rendered and of the earlier night, ``schemas.EXAMPLES``; and which of them are the bucket's tonight:
-    ``row, user_id, purpose, cutoff``, sorted by question."""
+    """Examples of the earlier run and the rendered ones, ``EXAMPLES``; and which of them belong to the bucket in this
+    run: ``row, user_id, purpose, cutoff``, sorted by query."""
     if job.previous is None or job.unchanged is None:
         earlier, unchanged = EXAMPLES.to_frame(), asked.clear()
     else:
@@ -256,8 +255,8 @@ def _with_earlier(
 
 
 def _in_row_groups(rows: pl.DataFrame, order: pl.Series) -> pl.DataFrame:
-    """These rows in this order, each row group in memory of its own: of slices, Polars makes smaller pages of lists, in
-    half again the time."""
+    """Rows in the given order, each row group in memory of its own: from slices, Polars writes smaller pages of lists,
+    in half again the time."""
     starts = range(0, max(len(order), 1), ROW_GROUP)
     return pl.concat([rows[order.slice(start, ROW_GROUP)] for start in starts], rechunk=False)
 
@@ -284,8 +283,8 @@ def _shared_frame(recipe: Recipe) -> Frame:
     frame = Frame.load(recipe.ingest, recipe.settings, dict(recipe.specialists), recipe.seed, recipe.tokenizer)
     if frame.template.sha256 != recipe.template_sha256:
         raise ConfigError(
-            f"prompt.template = {recipe.settings.template!r} says something else to a worker than to this run; leave "
-            "it alone while a run goes on, on a disk that this machine and all workers share, under the same path"
+            f"prompt.template = {recipe.settings.template!r} has other contents on a worker than in this run; do not "
+            "change it during a run, and keep it on a disk that this machine and all workers share, under the same path"
         )
     return frame
 
@@ -298,7 +297,7 @@ def _numbers(split: Path, retrieve: Path) -> tuple[str, ...]:
 
 
 def _together(job: ShardJob) -> list[tuple[str, ...]]:
-    """The buckets of each job: one, or as many as render no more than a row group together."""
+    """Buckets of each job: one, or as many as together render no more than a row group."""
     if job.unchanged is None:
         return [(number,) for number in job.numbers]
     groups: list[tuple[str, ...]] = []
@@ -317,10 +316,10 @@ def _together(job: ShardJob) -> list[tuple[str, ...]]:
 
 
 def _write_all(jobs: Sequence[ShardJob], out: Path, map_jobs: MapJobs) -> None:
-    """Have those shards written that are not there yet.
+    """Map the jobs that have shards to write.
 
     Raises:
-        InputError: one is not there afterwards.
+        InputError: a shard is missing afterwards.
     """
     for purpose in PURPOSES.categories:
         (out / purpose).mkdir(exist_ok=True)
@@ -328,7 +327,7 @@ def _write_all(jobs: Sequence[ShardJob], out: Path, map_jobs: MapJobs) -> None:
         if left := [job for job in jobs if job.missing()]:
             map_jobs(write_shard, left)
     finally:
-        _shared_frame.cache_clear()  # where this process wrote itself; a long-lived one should not keep it
+        _shared_frame.cache_clear()  # filled if this process wrote shards itself; a long-lived one should not keep it
     lost = [number for job in jobs for number in job.missing()]
     if lost:
         raise InputError(
@@ -336,4 +335,4 @@ def _write_all(jobs: Sequence[ShardJob], out: Path, map_jobs: MapJobs) -> None:
             f"workers are done, the first is {lost[0]}; put --artifacts on a disk that this machine and all workers "
             "share, under the same path"
         )
-    remove_leftovers(out)  # of writers that were killed while others went on
+    remove_leftovers(out)  # from writers that were killed while others went on

@@ -1,10 +1,10 @@
-"""Prompt templates: shipped files in ``templates/`` or files anywhere, known by an id and the SHA-256 of what they say.
+"""Prompt templates: shipped files in ``templates/`` or files anywhere, identified by an id and a SHA-256 hash.
 
-A file has front matter and parts. The front matter names the template, its language, how answers are written and the
-order of its sections; each part ``[section]`` holds that section's text. A section of data has its slot once, alone on
-a line, where lines of data will stand. A file with ``base`` takes from the shipped template of that name whatever it
-does not say itself, so that a variant is only what differs. Braces that hold no slot's name are refused, so that a
-misspelt slot cannot reach a model as text.
+A file has front matter and parts. The front matter names the template, its language, its answer style and the order of
+its sections; each part ``[section]`` holds that section's text. A section of data has its slot once, alone on a line,
+in place of the lines of data. A file with ``base`` inherits everything it does not define from the shipped template of
+that name, so a variant holds only the differences. Braces that hold no slot's name are refused, so that a misspelt slot
+can't reach a model as text.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _SLOT = re.compile(r"\{([^{}\n]*)\}")
 _LANGUAGE = re.compile(r"[a-z]{2,3}")
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 DATA_MARK = re.compile(r"- |\d+[.)] |[A-Z]{1,2}\. ")
-"""What a line of data starts with, and no line of a template."""
+"""Start of a line of data; no line of a template may match it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +44,7 @@ class Template:
 
     id: str
     sha256: str
-    """Over all that shapes prompts: two templates that say the same have the same."""
+    """Hash of everything that shapes prompts: templates with the same content have the same hash."""
     language: str
     answers: AnswerStyle
     system: str
@@ -54,24 +54,24 @@ class Template:
 
     @property
     def answer_style(self) -> str:
-        """Name of the style in which answers are written."""
+        """Name of the answer style."""
         return self.answers.name
 
     @property
     def user(self) -> str:
-        """The user part with its slots."""
+        """User message with its slots."""
         slots = (*(f"{{{slot}}}" for slot in self.slots), "")
         return "".join(text + slot for text, slot in zip(self.texts, slots, strict=True))
 
     @property
     def lines(self) -> frozenset[str]:
-        """The lines that stand in prompts without being data."""
+        """Lines of prompts that are not data."""
         return frozenset({*self.system.split("\n"), *"".join(self.texts).split("\n"), self.wording.nothing})
 
 
 @dataclass(frozen=True, slots=True)
 class _File:
-    """What one file says, unchecked."""
+    """Content of one file, unchecked."""
 
     front: Mapping[str, str]
     parts: Mapping[str, str]
@@ -86,10 +86,10 @@ def shipped() -> list[str]:
 
 
 def load_template(name: str) -> Template:
-    """Read a shipped template or a file of the user's own.
+    """Read a shipped template or a template file from any path.
 
     Args:
-        name: of a shipped template, or the path of a file, which ends in ``.txt``.
+        name: name of a shipped template, or the path of a file, which ends in ``.txt``.
 
     Raises:
         ConfigError: there is none, or its file is not a valid template.
@@ -129,7 +129,7 @@ def _bytes_of(path: Path, name: str) -> bytes:
 
 
 def parse_template(content: bytes, where: str) -> Template:
-    """Read a template's bytes; ``where`` names it in errors.
+    """Parse a template's bytes; ``where`` names it in errors.
 
     Raises:
         ConfigError: the layout is wrong, or a field, section or slot is unknown, missing, repeated or misplaced.
@@ -238,7 +238,7 @@ def _check_slots(section: str, text: str, where: str) -> None:
 
 
 def _check_text(texts: list[str], where: str) -> None:
-    """Fixed text must not look like a slot, nor a line of it like a line of data or begin or end with a space."""
+    """Refuse fixed text with braces, and lines that look like data or begin or end with a space."""
     for text in texts:
         if set(text) & set("{}"):
             raise ConfigError(f"template {where} has braces outside the slots; remove them{_hint()}")

@@ -1,10 +1,10 @@
-"""Exact token counts of whole conversations, from counts of their pieces.
+"""Exact token counts of whole conversations, summed from counts of their pieces.
 
-A tokenizer that cuts text after every run of line breaks gives a line the same tokens wherever it stands; one that also
+A tokenizer that cuts text after every run of line breaks gives a line the same tokens in every context; one that also
 cuts before every single space, as Llama 3's, does so for a title within a line. Prompts share most of their pieces:
-each distinct one is tokenised once, and an example costs a sum. That the tokenizer cuts there is tried out when it is
-loaded, and on some examples of every shard the sum is compared with the tokens of the whole. Training with TRL and
-ranking apply the same chat template to the same messages.
+each distinct piece is tokenised once, and an example costs a sum. The cuts are tested when the tokenizer is loaded, and
+for some examples of every shard the sum is compared with the tokens of the whole. Training with TRL and ranking apply
+the same chat template to the same messages.
 """
 # Shape letters in this file: E examples, L lines of one section in all examples
 
@@ -26,7 +26,8 @@ from tripletune.prompts.template import Template
 Tokens = npt.NDArray[np.int64]
 
 _OPEN, _CLOSE = "\ue000", "\ue001"
-"""Around a slot's name while the chat template is applied; private use, so that neither it nor a title has them."""
+"""Marks around a slot's name while the chat template is applied; private use characters, which neither the template nor
+a title contains."""
 _SLOT = re.compile(f"{_OPEN}([a-z]+){_CLOSE}")
 _GAP = re.compile(r"[^\n]*\n+|[^\n]+")
 _BREAKS = re.compile(r"\n+")
@@ -84,17 +85,17 @@ _WORD_STARTS = (
     ),
     *("א", "ก", "\u0301", "🎬", "©", "€", "+", "#", "*", "&", "$", "@", ".", ",", "!"),
 )
-"""Both of every class of characters that a pre-tokeniser tells apart."""
+"""Line ends and word starts of every class of characters that a pre-tokeniser distinguishes."""
 _CHECKED = 4
 
 
 class TokenCounter:
-    """Counts tokens of examples of one template with one tokenizer.
+    """Count tokens of examples of one template with one tokenizer.
 
     Args:
         tokenizer: a fast Hugging Face tokenizer with a chat template.
-        template: of the examples.
-        source: names the tokenizer in errors.
+        template: template of the examples.
+        source: name of the tokenizer in errors.
 
     Raises:
         ConfigError: the chat template or the tokenizer does not allow counting by lines, or one of its control tokens
@@ -114,7 +115,7 @@ class TokenCounter:
         """Tokens of each conversation, prompt and completion under the chat template; shape (E,).
 
         Args:
-            lines: of the template's slots and of the completion, as ``render.draw_lines`` gives them.
+            lines: lines of the template's slots and of the completion, as ``render.draw_lines`` returns them.
             num_examples: E.
         """
         total = np.full(num_examples, self._fixed, dtype=np.int64)
@@ -129,11 +130,11 @@ class TokenCounter:
         return total
 
     def inner(self, section: Lines) -> Tokens:
-        """Tokens of each line with the line break after it, where another line of its section follows; shape (L,)."""
+        """Tokens of each line and its line break, when another line of the section follows; shape (L,)."""
         return self._tokens(section, "\n")
 
     def last(self, section: Lines, slot: str) -> Tokens:
-        """Tokens of each line and what follows it, were it the last of its section; shape (L,)."""
+        """Tokens of each line and the gap after it, when it is the last of its section; shape (L,)."""
         return self._tokens(section, self._gaps[slot])
 
     def empty(self, slot: str) -> int:
@@ -146,7 +147,7 @@ class TokenCounter:
 
         Args:
             examples: ``prompt`` and ``completion``.
-            counted: what ``count`` gave for them.
+            counted: result of ``count`` for them.
 
         Raises:
             InputError: a count is wrong.
@@ -173,7 +174,7 @@ class TokenCounter:
         return total
 
     def _tokens_of(self, texts: pl.Series, before: str, after: str) -> Tokens:
-        """Tokens of each text with what stands around it; a distinct one is tokenised once in the counter's life."""
+        """Tokens of ``before + text + after`` for each text; cached for the lifetime of the counter."""
         coded = texts.to_arrow(compat_level=pl.CompatLevel.oldest()).dictionary_encode()
         distinct = [f"{before}{text}{after}" for text in coded.dictionary.to_pylist()]
         missing = [text for text in distinct if text not in self._known]
@@ -186,7 +187,7 @@ class TokenCounter:
         return [len(encoding) for encoding in encodings]
 
     def _skeleton(self) -> tuple[list[str], dict[str, str]]:
-        """The conversation's fixed texts, and what follows each slot up to the next line."""
+        """Fixed texts of the conversation, and the text after each slot up to the next line."""
         user = self._template.user
         for slot in self._template.slots:
             user = user.replace(f"{{{slot}}}", f"{_OPEN}{slot}{_CLOSE}")
@@ -197,7 +198,7 @@ class TokenCounter:
         ]
         try:
             whole: str = self._tokenizer.apply_chat_template(chat, tokenize=False)
-        except Exception as error:  # jinja's errors, and whatever a model's template raises
+        except Exception as error:  # jinja's errors, and any that a model's template raises
             raise ConfigError(
                 f"{self._source} has no chat template that takes system, user and assistant messages: "
                 f"{str(error).splitlines()[0] if str(error) else type(error).__name__}; use an instruction-tuned model"
@@ -222,7 +223,11 @@ class TokenCounter:
         return [text for text in fixed if text], gaps
 
     def _require_cuts(self, fixed: list[str]) -> None:
-        """Try every kind of line end before every kind of line start, with each number of breaks between."""
+        """Check that the tokenizer cuts between every kind of line end and line start, with one and two breaks.
+
+        Raises:
+            ConfigError: it joins a pair.
+        """
         starts = [*_LINE_STARTS, self._template.wording.nothing, *(text.split("\n")[0] for text in fixed[1:])]
         ends = [end + "\n" * breaks for end in _LINE_ENDS for breaks in (1, 2)]
         pairs = [(end, start) for end in ends for start in starts]
@@ -236,7 +241,7 @@ class TokenCounter:
                 )
 
     def _cuts_before_spaces(self) -> bool:
-        """Whether no token reaches over the border before a single space, whatever stands at both sides."""
+        """Whether no token spans the border before a single space, for every kind of text on both sides."""
         cutter = self._tokenizer.backend_tokenizer.pre_tokenizer
         if cutter is None or self._tokenizer.backend_tokenizer.normalizer is not None:
             return False
@@ -252,7 +257,11 @@ class TokenCounter:
         return [encoding.ids for encoding in encodings]
 
     def _refuse_open_tokens(self) -> None:
-        """A control token that cleaning leaves as it is could be written into a title."""
+        """Refuse a tokenizer with control tokens that survive cleaning, as a title could contain one.
+
+        Raises:
+            ConfigError: there is such a token.
+        """
         special = [str(token) for token in self._tokenizer.added_tokens_decoder.values() if token.special]
         cleaned = pl.DataFrame({"token": special}, schema={"token": pl.String}).with_columns(
             clean=clean_text(pl.col("token"))
@@ -270,7 +279,7 @@ def load_counter(model: str, revision: str, template: Template) -> TokenCounter:
 
     Raises:
         InputError: there is none, or it is not cached and not reachable.
-        ConfigError: it does not suit; see ``TokenCounter``.
+        ConfigError: it is unsuitable; see ``TokenCounter``.
     """
     from transformers import AutoTokenizer  # takes seconds to import
 

@@ -1,4 +1,4 @@
-"""The words that stand around data: how a fact reads in a template's language, and what an empty section says."""
+"""Wording of a template: how a fact reads in its language, and the line shown in an empty section."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ _RELATION = "{relation}"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wording:
-    """Of one template."""
+    """Words of one template."""
 
     nothing: str
-    """Stands alone in a section without data. Not marked as data, so no title can imitate it."""
+    """Only line of a section without data. Not marked as data, so no title can imitate it."""
     arrows: Mapping[str, str]
-    """Relation -> its words in the arrow form; ``other`` serves all that have none of their own."""
+    """Relation -> its words in the arrow form; ``other`` is used for relations without an entry."""
     sentences: Mapping[str, tuple[str, str]]
-    """Relation -> what stands between film and entity and after the entity in the sentence form."""
+    """Relation -> the words between film and entity and those after the entity, in the sentence form."""
 
     def around(self, relation: str, form: TripleForm) -> tuple[str, str]:
-        """What stands between film and entity, and after the entity: `` - directed by - `` and nothing,
-        or `` was directed by `` and a full stop."""
+        """The text between film and entity, and after the entity: `` - directed by - `` and nothing, or
+        `` was directed by `` and a full stop."""
         known = relation if relation in self.arrows else _OTHER
         if form == "arrow":
             return f" - {self.arrows[known]} - ", ""
@@ -39,7 +39,7 @@ class Wording:
 
 
 def parse_wording(text: str, where: str) -> Wording:
-    """Read the part ``[words]``: a line ``nothing: (none)``, and for each relation ``name: arrow | sentence``.
+    """Parse the part ``[words]``: a line ``nothing: (none)``, and for each relation ``name: arrow | sentence``.
 
     A sentence begins with ``{film}`` and holds ``{name}``; ``other`` may also hold ``{relation}``.
 
@@ -83,7 +83,7 @@ def _fact(name: str, value: str, where: str) -> tuple[str, tuple[str, str]]:
 
 
 def words_of_relations(relations: Iterable[str], form: TripleForm, wording: Wording) -> pl.DataFrame:
-    """``relation, between, end`` for each relation; those of extra triples read as they are named, without ``_``."""
+    """``relation, between, end`` for each relation; names from extra triples are shown with spaces for ``_``."""
     names = list(relations)
     plain = pl.Series("name", names, dtype=pl.String).str.replace_all("_", " ", literal=True).to_frame()
     shown = plain.select(clean_text(pl.col("name")).fill_null("fact"))["name"]

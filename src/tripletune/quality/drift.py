@@ -1,8 +1,8 @@
-"""How far one night's shards have moved from another's.
+"""Drift of the shards between two runs.
 
-Two measures from other fields: the population stability index of credit scoring for what falls into bins, and the
-Kolmogorov-Smirnov distance for numbers. Below ``MODERATE`` an index is by convention no shift, above ``MAJOR`` a major
-one; the distance, the largest gap between two cumulative shares, has no convention and gets words at ``FAR``.
+Two measures: the population stability index of credit scoring for binned quantities, and the Kolmogorov-Smirnov
+distance for numbers. By convention an index below ``MODERATE`` is no shift and one above ``MAJOR`` a major shift; the
+distance, the largest gap between two cumulative shares, has no convention and is classified by ``FAR``.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from tripletune.quality.measures import Measures
 
 MODERATE, MAJOR = 0.1, 0.25
 FAR = (0.05, 0.1)
-"""Distances from which a twentieth, and a tenth, of the examples have moved."""
+"""Distances of a moderate and a major shift: a twentieth, and a tenth, of the examples have moved."""
 FLOOR = 1e-4
-"""A share of nothing counts as this; the index has no value there."""
+"""Minimum of a share; the index is undefined for a share of 0."""
 LIKED_BINS = {"0": 0, "1-2": 2, "3-5": 5, "6-10": 10, "11-15": 15, "16 and more": None}
 """Upper ends of the bins of the number of likes shown."""
 NUMBERS = ("num_tokens", "chars", "liked", "history")
@@ -31,26 +31,26 @@ Words = Literal["no shift", "moderate", "major"]
 
 
 class Shift(NamedTuple):
-    """One measure of two nights."""
+    """One measure compared between two runs."""
 
     statistic: Literal["psi", "ks"]
     measure: str
     value: float
     p_value: float | None
-    """Of the distance: how often chance alone moves two samples of one population so far; None for an index."""
+    """p-value of the distance: probability of one this large between samples of one population; None for an index."""
     before: str
-    """The largest bin with its share, or the median."""
+    """Largest bin with its share, or the median."""
     now: str
     words: Words
 
     @property
     def name(self) -> str:
-        """As it is called among a run's metrics."""
+        """Name among a run's metrics."""
         return f"{self.statistic}_{self.measure}"
 
 
 def find_shifts(before: Measures, now: Measures) -> list[Shift]:
-    """Every measure that both nights have, indices first."""
+    """Compare every measure that both runs have, indices first."""
     return [*_binned_shifts(before, now), *_number_shifts(before, now)]
 
 
@@ -65,9 +65,9 @@ def stability_index(before_B: npt.NDArray[np.float64], now_B: npt.NDArray[np.flo
 
 
 def in_bins(measures: Measures) -> dict[str, pl.DataFrame]:
-    """By measure, ``bin, count`` of everything that falls into bins, in the order of the bins."""
+    """``bin, count`` of each binned measure, in the order of the bins."""
     examples, popularity = measures.examples, measures.popularity
-    # the number of a bin is how many upper ends lie below
+    # the number of a bin is the number of upper ends below the value
     number = pl.sum_horizontal(pl.col("liked") > end for end in LIKED_BINS.values() if end is not None)
     liked = number.replace_strict(dict(enumerate(LIKED_BINS)), return_dtype=pl.Enum(list(LIKED_BINS)))
 
@@ -115,7 +115,7 @@ def _number_shifts(before: Measures, now: Measures) -> Iterator[Shift]:
     for measure in NUMBERS:
         earlier, tonight = (_numbers(night, measure) for night in (before, now))
         if not (len(earlier) and len(tonight)):
-            continue  # tokens that nobody counted
+            continue  # tokens were not counted
         found = stats.ks_2samp(earlier, tonight, method="asymp")
         value = float(found.statistic)
         medians = [f"median {np.median(sample):,.0f}" for sample in (earlier, tonight)]

@@ -1,4 +1,4 @@
-"""What the page and ``quality.json`` say of one night: shares, tests and quantiles, as plain data."""
+"""Figures of one run's shards for the page and ``quality.json``: shares, tests and quantiles, as plain data."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tripletune.schemas.generate import LEFT_OUT
 from tripletune.schemas.query import PURPOSES
 
 NAMED = 20
-"""Example ids named for one flaw or one repeated prompt."""
+"""Maximum of example ids listed for one flaw or one repeated prompt."""
 QUANTILES = (0.0, 0.05, 0.5, 0.95, 0.99, 1.0)
 LENGTHS = {"num_tokens": "tokens", "chars": "characters"}
 
@@ -21,7 +21,7 @@ Rows = list[dict[str, Any]]
 
 
 def figures_of(measures: Measures) -> dict[str, Any]:
-    """Everything that is said of the shards themselves; what compares two nights is ``quality_drift``'s."""
+    """Figures of the shards themselves; comparisons between runs are in ``quality.drift``."""
     examples, shown = measures.examples, int(measures.relations["count"].sum())
     relations = measures.relations.sort("count", "relation", descending=[True, False]).to_dicts()
     bare, candidates = (int(examples[name].sum()) for name in ("bare", "num_candidates"))
@@ -59,7 +59,7 @@ def figures_of(measures: Measures) -> dict[str, Any]:
 
 
 def headline(figures: dict[str, Any]) -> dict[str, float]:
-    """The figures that nights are compared by, under the names they have among a run's metrics."""
+    """Figures by which runs are compared, under their names among a run's metrics."""
     of = {name: {line["purpose"]: line for line in figures[name]} for name in ("answer_position", "answers")}
     named = {
         "answer_position_p_value": of["answer_position"]["all"]["p_value"],
@@ -85,13 +85,13 @@ def _of_purposes(rows: pl.DataFrame) -> list[tuple[str, pl.DataFrame]]:
 
 
 def positions(places: pl.DataFrame) -> Rows:
-    """By purpose, how evenly the answers lie over the places: a chi-square test against what shuffling gives.
+    """By purpose, a chi-square test whether the answers are spread evenly over the places, as shuffling gives.
 
-    An example of ``n`` candidates gives each of its places one ``n``-th of its answers. Several answers of one example
-    take different places, which makes the test a little cautious.
+    Under the null hypothesis an example of ``n`` candidates has one ``n``-th of its answers at each place. Several
+    answers of one example take different places, which makes the test slightly conservative.
 
     Args:
-        places: of ``Measures``.
+        places: as in ``Measures``.
     """
     found = []
     for purpose, part in _of_purposes(places):
@@ -115,7 +115,7 @@ def positions(places: pl.DataFrame) -> Rows:
 
 
 def _by_place(part: pl.DataFrame) -> tuple[np.ndarray, np.ndarray]:
-    """Answers by place and what an even spread would give, each of shape (P,)."""
+    """Observed answers by place and those expected of an even spread, each of shape (P,)."""
     num_places = part["num_candidates"].max() or 0
     count_P, expected_P = np.zeros(num_places), np.zeros(num_places)  # type: ignore[arg-type]
     for num_candidates, place, count in part.select("num_candidates", "place", "count").iter_rows():
@@ -125,8 +125,8 @@ def _by_place(part: pl.DataFrame) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _popularity(measures: Measures) -> Rows:
-    """Mean likes of candidates and of answers, and ``auc``: how often the answer is the more popular of itself and
-    another candidate of its example."""
+    """Mean likes of candidates and of answers, and ``auc``: how often the answer is more popular than another candidate
+    of its example."""
     rows = []
     for purpose, part in _of_purposes(measures.popularity):
         sums = part.group_by("role").agg(pl.col("count", "likes").sum())
@@ -145,7 +145,7 @@ def _popularity(measures: Measures) -> Rows:
 
 
 def _answers(examples: pl.DataFrame) -> Rows:
-    """Every answer of a training example is a candidate, so over all purposes the share says nothing."""
+    """Share of answers among the candidates; None over all purposes, as training answers always are candidates."""
     return [
         {
             "purpose": purpose,
@@ -170,6 +170,6 @@ def _lengths(examples: pl.DataFrame) -> Rows:
 
 
 def _named(rows: pl.DataFrame, key: str, **more: pl.Expr) -> pl.DataFrame:
-    """By key: how many examples have it, and the ids of the first."""
+    """By key: number of examples that have it, and the first ids."""
     ids = pl.col("example_id").head(NAMED)
     return rows.group_by(key, maintain_order=True).agg(examples=pl.len(), **more, example_ids=ids)

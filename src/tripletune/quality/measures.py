@@ -1,7 +1,7 @@
-"""What stands in the shards, counted in one pass, a file at a time: a row of numbers per example is kept, and no text.
+"""Measures of the shards, taken in one pass, a file at a time: one row of numbers per example is kept, and no text.
 
-Popularity is measured where popular and rare films weigh alike: a film's quantile is the share of all likes that fall
-to films less liked than it, so that films drawn in proportion to their likes spread evenly over the ten tenths.
+Popularity is a quantile: the share of all likes that belong to films with fewer likes, so that films drawn in
+proportion to their likes spread evenly over the ten tenths.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ POPULARITY = ("purpose", "role", "tenth")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measures:
-    """Of all shards of one night."""
+    """Measures of all shards of one run."""
 
     examples: pl.DataFrame
-    """A row each: ``example_id, purpose, unseen, template``; counted: ``chars, num_tokens, liked, history`` (the rows
-    before the cutoff), ``num_candidates, bare`` (candidates without a triple), ``answers, retrieved`` (answers among
-    the candidates), ``LEFT_OUT``; ``more_popular``: the share of the other candidates that a retrieved answer leaves
-    behind in likes, ties half, mean over the answers, null without one; ``prompt_hash``."""
+    """One row per example: ``example_id, purpose, unseen, template``; counts: ``chars, num_tokens, liked, history``
+    (rows before the cutoff), ``num_candidates, bare`` (candidates without a triple), ``answers, retrieved`` (answers
+    among the candidates), ``LEFT_OUT``; ``more_popular``: the share of the other candidates with fewer likes than a
+    retrieved answer, ties half, mean over the answers, null without one; ``prompt_hash``."""
     places: pl.DataFrame
     """``PLACES, count``: answers by their place among the candidates shown, from 0."""
     popularity: pl.DataFrame
@@ -39,13 +39,13 @@ class Measures:
     relations: pl.DataFrame
     """``relation, count`` of the triples shown."""
     flaws: pl.DataFrame
-    """``example_id, kind, line`` of ``quality_text.find_flaws``; empty where the text was not read."""
+    """``example_id, kind, line`` from ``text.find_flaws``; empty where the text was not read."""
     titles: pl.DataFrame
-    """``count, other_script`` of the candidates' titles: all, and those with a letter of no Latin script."""
+    """``count, other_script`` of the candidates' titles: all, and those with a letter outside the Latin script."""
 
 
 def film_popularity(split: Path) -> dict[str, pl.DataFrame]:
-    """By purpose, how liked a film was in the rows of the fit that writes its hints: ``movie_id, likes, quantile``."""
+    """By purpose, popularity of films in the rows of the fit that writes its hints: ``movie_id, likes, quantile``."""
     rows = scan(parquet_files(split)).filter(~pl.col("unseen"))
     counts = (
         rows.group_by("movie_id", pl.col("label").cast(pl.String))
@@ -59,7 +59,7 @@ def film_popularity(split: Path) -> dict[str, pl.DataFrame]:
 def _quantiles(counts: pl.DataFrame) -> pl.DataFrame:
     films = counts.group_by("movie_id").agg(pl.col("likes").sum())
     levels = films.group_by("likes").agg(mass=pl.col("likes").sum()).sort("likes")
-    # films of equal likes share the middle of their stretch
+    # films of equal likes share the middle of their interval
     middle = (pl.col("mass").cum_sum() - pl.col("mass") / 2) / pl.col("mass").sum()
     return films.join(levels.select("likes", quantile=middle), on="likes").sort("movie_id")
 
@@ -68,13 +68,13 @@ def measure_shards(generate: Path, popularity: Mapping[str, pl.DataFrame], *, re
     """Read every shard once.
 
     Args:
-        generate: the stage's folder.
-        popularity: of ``film_popularity``; the same for two nights that are compared, so that what differs is the
-            choice of films.
+        generate: folder of the stage.
+        popularity: result of ``film_popularity``; the same for two runs that are compared, so that a difference is due
+            to the choice of films.
         read_text: whether to look for flaws line by line; the lengths are counted in any case.
 
     Raises:
-        InputError: there are no shards, or one has other columns than ``schemas.EXAMPLES``.
+        InputError: there are no shards, or one has other columns than ``EXAMPLES``.
     """
     files = [(purpose, path) for purpose in PURPOSES.categories for path in parquet_files(generate, purpose)]
     parts = [_measure(read_rows(path, EXAMPLES), popularity[purpose], read_text=read_text) for purpose, path in files]
@@ -148,12 +148,12 @@ def _shown(examples: pl.DataFrame, popularity: pl.DataFrame) -> pl.DataFrame:
     )
     known = _with_likes(flat, popularity)
     order = pl.col("likes").rank("average").over("example_id")
-    # a candidate without company is more popular than nobody
+    # undefined for a single candidate: NaN becomes null
     return known.with_columns(less_liked=((order - 1) / (pl.col("num_candidates").cast(pl.Int64) - 1)).fill_nan(None))
 
 
 def _answers(examples: pl.DataFrame, popularity: pl.DataFrame) -> pl.DataFrame:
-    """One row per answer, also one that is no candidate."""
+    """One row per answer, including answers that are not candidates."""
     flat = examples.select("purpose", movie_id="answers").explode("movie_id", empty_as_null=False)
     return _with_likes(flat, popularity)
 

@@ -1,4 +1,4 @@
-"""The HTML page about one night's shards."""
+"""HTML page about one run's shards."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tripletune.schemas.generate import LEFT_OUT
 
 MAX_RELATIONS = 16
 NUM_BINS = 24
-TONIGHT, LAST_NIGHT = "tonight", "last night"
+TONIGHT, LAST_NIGHT = "this run", "last run"
 LABELS = {
     "popularity": "popularity of the candidates",
     "answer_popularity": "popularity of the answers",
@@ -40,9 +40,9 @@ def write_quality_page(
 
     Args:
         path: the HTML file.
-        figures: what ``quality.json`` says.
-        measures, before: of tonight and of the night that it is compared with.
-        dropped: training questions without an example; None where the manifest does not say.
+        figures: content of ``quality.json``.
+        measures, before: measures of this run and of the run that it is compared with.
+        dropped: number of training queries without an example; None if the manifest lacks it.
     """
     write_page(
         path,
@@ -61,7 +61,7 @@ def write_quality_page(
 
 
 def _tiles(figures: dict[str, Any]) -> list[dict[str, str]]:
-    """``value, label, about`` of the figures at the top."""
+    """``label, value, about`` of the figures at the top."""
     metrics = headline(figures)
 
     def number(name: str, form: str) -> str:
@@ -72,7 +72,7 @@ def _tiles(figures: dict[str, Any]) -> list[dict[str, str]]:
         ("examples", f"{figures['examples']:,}", "train, valid and test"),
         ("p-value, answers in every place alike", number("answer_position_p_value", ".3g"), "chi-square"),
         ("of test answers retrieved", number("share_answers_retrieved", ".1%"), "the ceiling of re-ranking"),
-        ("AUC of popularity", number("answer_popularity_auc", ".3f"), ".5 tells nothing"),
+        ("AUC of popularity", number("answer_popularity_auc", ".3f"), ".5 is chance"),
         ("flawed or repeated", f"{flawed:,}", "examples, by their text"),
     ]
     for statistic in ("psi", "ks"):
@@ -84,7 +84,7 @@ def _tiles(figures: dict[str, Any]) -> list[dict[str, str]]:
 
 
 def _pictures(nights: Mapping[str, Measures]) -> dict[str, Any]:
-    """SVGs of tonight's shards, the last two kinds beside the last night's."""
+    """SVGs of this run's shards, the last two kinds next to the last run's."""
     bins = {name: in_bins(night) for name, night in nights.items()}
     now, binned = nights[TONIGHT], bins[TONIGHT]
     num_places = int(now.places["num_candidates"].max() or 0)  # type: ignore[arg-type]

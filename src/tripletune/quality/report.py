@@ -1,7 +1,7 @@
-"""The quality report on a night's shards: what they hold, and how far they moved from the last night's.
+"""Quality report on a run's shards: their measures, and their drift from the last run's.
 
-It runs after generate and stops the run, where limits are set, before anything learns from shards that moved too far.
-Whether they leak is the audit's question.
+It runs after generate and, if limits are set, stops the run before a model is trained on shards that moved too far.
+Leaks are checked by the audit.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ PAGE, FIGURES = "quality.html", "quality.json"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Quality:
-    """What was found."""
+    """Result of the quality report."""
 
     metrics: dict[str, float]
-    """Headline figures by the name they have among a run's metrics, drift included."""
+    """Headline figures by their name among a run's metrics, drift included."""
     too_far: tuple[Shift, ...]
-    """Shifts above their limit, the furthest first."""
+    """Shifts above their limit, the largest first, relative to the limit."""
     page: Path
 
 
@@ -42,17 +42,17 @@ def report_quality(
     run: str,
     before: tuple[str, Path] | None,
 ) -> Quality:
-    """Measure the shards, compare them with the last night's, and write ``quality.html`` and ``quality.json``.
+    """Measure the shards, compare them with the last run's, and write ``quality.html`` and ``quality.json``.
 
     Args:
         generate, split: folders of the finished stages.
-        out: where the two files go.
+        out: folder for the two files.
         settings: the limits.
-        run: its name.
+        run: name of the run.
         before: name and generate folder of the run to compare with.
 
     Raises:
-        InputError: tonight's shards cannot be read. That the other night's cannot is said on the page.
+        InputError: this run's shards cannot be read. If only the other run's cannot be read, the page gives the reason.
     """
     popularity = film_popularity(split)
     measures = measure_shards(generate, popularity, read_text=True)
@@ -61,7 +61,7 @@ def report_quality(
         try:
             earlier, not_compared = measure_shards(before[1], popularity, read_text=False), ""
         except InputError as error:
-            not_compared = f"the shards of {before[0]} cannot be read as tonight's: {error}"
+            not_compared = f"the shards of {before[0]} cannot be read: {error}"
     shifts = find_shifts(earlier, measures) if earlier else []
     too_far = _above(shifts, settings, measures, earlier)
     figures = {
@@ -95,7 +95,7 @@ def _above(shifts: Sequence[Shift], settings: QualityConfig, now: Measures, befo
 
 
 def refuse_drift(quality: Quality, settings: QualityConfig) -> None:
-    """Stop a run whose shards moved too far.
+    """Stop a run whose shards moved further than a limit.
 
     Raises:
         DriftError: a shift is above its limit; the line names the furthest.
@@ -106,8 +106,8 @@ def refuse_drift(quality: Quality, settings: QualityConfig) -> None:
     setting = f"max_{first.statistic}"
     more = f" (and {len(others)} more above their limits)" if others else ""
     raise DriftError(
-        f"{first.name} = {first.value:.4f} is above quality.{setting} = {_limit(first, settings):g}{more}: tonight's "
-        f"shards moved too far from the last night's ({first.before} -> {first.now}); see {quality.page}. The shards "
+        f"{first.name} = {first.value:.4f} is above quality.{setting} = {_limit(first, settings):g}{more}: this run's "
+        f"shards moved too far from the last run's ({first.before} -> {first.now}); see {quality.page}. The shards "
         f"stay published and nothing was trained on them: repair the input, or raise the limit (0: no limit) and run "
         f"again"
     )

@@ -1,7 +1,7 @@
-"""Signs of damaged text in prompts and completions: encoding, invisible characters, characters that steer.
+"""Find damaged text in prompts and completions: encoding errors, invisible characters, bidirectional controls.
 
-A line that stands in many prompts is looked at once. The templates and the titles of a healthy release show none of
-these; the rules for cleaning titles are another module's, which shares nothing with this one.
+A line that occurs in many prompts is checked once. The templates and the titles of a healthy release have no such flaw.
+The check shares no code with ``prompts.sanitise``, which cleans the titles.
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ from __future__ import annotations
 import polars as pl
 
 _STEERING = r"[\x{061C}\x{200E}\x{200F}\x{202A}-\x{202E}\x{2066}-\x{2069}]"
-"""Turns the direction of writing."""
+"""Bidirectional controls."""
 _INVISIBLE = r"[\x{00AD}\x{034F}\x{115F}\x{1160}\x{17B4}\x{17B5}\x{180B}-\x{180F}\x{200B}-\x{200D}\x{2060}-\x{2064}"
 _INVISIBLE += r"\x{206A}-\x{206F}\x{3164}\x{FE00}-\x{FE0F}\x{FEFF}\x{FFA0}\x{E0000}-\x{E0FFF}]"
 _CONTINUED = "[\u0080-\u00bf€‚ƒ„…†‡ˆ‰Š‹ŒŽ‘’“”•–—˜™š›œžŸ]"
-"""What the second and later bytes of UTF-8 become when they are read as Latin-1 or Windows-1252."""
+"""Second and later bytes of UTF-8, read as Latin-1 or Windows-1252."""
 _MOJIBAKE = f"[ÂÃ]{_CONTINUED}|[à-ï]{_CONTINUED}{{2}}|[ð-ô]{_CONTINUED}{{3}}"
 
 FLAWS: dict[str, pl.Expr] = {
@@ -25,11 +25,11 @@ FLAWS: dict[str, pl.Expr] = {
     "private or unassigned character": pl.col("line").str.contains(r"[\p{Co}\p{Cn}]"),
     "looks like UTF-8 read as Latin-1": pl.col("line").str.contains(_MOJIBAKE),
 }
-"""By kind, the condition on a column ``line``."""
+"""Kind -> condition on a column ``line``."""
 
 
 def find_flaws(texts: pl.DataFrame) -> pl.DataFrame:
-    """The examples whose text has a flaw, once per kind, with the first line that shows it.
+    """Examples whose text has a flaw, once per kind, with the first line that has it.
 
     Args:
         texts: ``example_id, prompt, completion``.

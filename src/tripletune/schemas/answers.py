@@ -1,7 +1,7 @@
 """Answer styles: how a prompt labels its candidates, and how an answer names them.
 
-A style is declared here once and known by name everywhere else: a template names its style, ``prompts`` writes in it,
-the manifest of the shards and the adapter's contract state it, and ``rank`` and ``audit`` get it from there. Shards of
+A style is declared here once and referred to by name elsewhere: a template names its style, ``prompts`` writes it, the
+manifest of the shards and the adapter's contract record it, and ``rank`` and ``audit`` read it from there. Shards of
 every style have the same columns.
 """
 
@@ -16,20 +16,20 @@ from string import ascii_uppercase
 from tripletune.errors import ConfigError
 
 NUM_ANSWERS = 5
-"""Films that a completion names; the templates ask for this many in words."""
+"""Films that a completion names; the templates request this many in words."""
 
 _NUMBERED = re.compile(r"\s*(\d+)\s*[.)]\s*(.*?)\s*")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AnswerStyle:
-    """One way of answering: a line for each film, which names a candidate."""
+    """Format of an answer: one line for each film, which names a candidate."""
 
     name: str
-    """What a template says after ``answers:``."""
+    """Value of ``answers:`` in a template."""
     labels: Callable[[int], list[str]] | None = None
-    """Labels of so many candidates in the order shown, distinct; each stands before its title, as ``A. Heat (1995)``,
-    and the lines of an answer consist of them. None: candidates are bullets, and answers copy their titles."""
+    """Number of candidates -> distinct labels in the order shown; each is put before its title, as ``A. Heat (1995)``,
+    and the lines of an answer are labels. None: candidates are bullets, and answers copy their titles."""
     numbered: bool
     """Whether a line of an answer begins with its number."""
 
@@ -39,11 +39,11 @@ class AnswerStyle:
         return self.labels is not None
 
     def line(self, number: int, name: str) -> str:
-        """Line ``number`` (from 1) of an answer that names a candidate so."""
+        """Line ``number`` (from 1) of an answer, which names a candidate by ``name``."""
         return f"{number}. {name}" if self.numbered else name
 
     def name_in(self, line: str) -> str:
-        """What a line of an answer, however it was written, names; empty where it has no such form."""
+        """Name in a line of an answer; empty if the line has no such form."""
         if not self.numbered:
             return line.strip()
         match = _NUMBERED.fullmatch(line)
@@ -51,9 +51,9 @@ class AnswerStyle:
 
 
 def candidate_letters(number: int) -> list[str]:
-    """Labels of so many candidates in the order shown: A to Z, or AA, AB, ... for all of them when they are more.
+    """Labels of ``number`` candidates in the order shown: A to Z, or AA, AB, ... for all if there are more than 26.
 
-    One length for all: no label begins another, and none is longer to say.
+    All have the same length, so that no label is a prefix of another and all cost an answer the same.
     """
     if number <= len(ascii_uppercase):
         return list(ascii_uppercase[:number])
@@ -61,12 +61,12 @@ def candidate_letters(number: int) -> list[str]:
 
 
 TITLES = AnswerStyle(name="titles", numbered=True)
-"""As published: numbered lines with the candidates' titles."""
+"""Numbered lines with the candidates' titles, as published."""
 LETTERS = AnswerStyle(name="letters", labels=candidate_letters, numbered=False)
-"""The candidates' letters, each alone on its line."""
+"""Letters of the candidates, each alone on its line."""
 
 ANSWER_STYLES = {style.name: style for style in (TITLES, LETTERS)}
-"""Every style by its name. A label must read as a mark of data: digits and a dot, or one or two capitals and a dot."""
+"""Every style by name. A label must form a mark of data: digits and a dot, or one or two capitals and a dot."""
 
 
 def answer_style(name: str) -> AnswerStyle:

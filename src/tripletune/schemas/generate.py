@@ -17,10 +17,10 @@ EXAMPLE_ID = (
     .otherwise(pl.format("{}:{}", "user_id", pl.col("purpose").cast(pl.String)))
     .alias("example_id")
 )
-"""``<user>:valid`` and ``<user>:test``, of which a viewer has one each, and ``<user>:train:<cutoff>``: unique, and made
-of the question alone, so that an example keeps its id however many others its viewer has."""
+"""``<user>:valid`` and ``<user>:test``, of which a user has one each, and ``<user>:train:<cutoff>``: unique, and made
+of the query alone, so that the id does not depend on the user's other examples."""
 LEFT_OUT = {f"left_out_{name}": pl.col("shortened").struct.field(name) for name in SHORTENED.to_schema()}
-"""By figure, how much of each list an example lost."""
+"""Metric name -> number of films or facts dropped from a list of an example."""
 PROMPT_CHARS, COMPLETION_CHARS = (
     pl.col(messages).list.eval(pl.element().struct.field("content").str.len_chars()).list.sum()
     for messages in ("prompt", "completion")
@@ -53,10 +53,11 @@ EXAMPLES = columns(
 """generate/<purpose>/shard-NNN.parquet, the product, sorted by user; column by column in ``EXAMPLE_COLUMNS``."""
 EXAMPLE_COLUMNS = {
     "example_id": "`<user>:train:<cutoff>`, `<user>:valid` or `<user>:test`, unique",
-    "user_id": "the viewer, as in the release",
+    "user_id": "the user, as in the release",
     "purpose": "train, valid or test, as the folder",
-    "unseen": "the viewer is in no fit and in no training example",
-    "cutoff": "place of the first answer in the viewer's order of time, from 0; all that is shown comes from before",
+    "unseen": "the user is in no fit and in no training example",
+    "cutoff": "position of the first answer among the user's rows in order of time, from 0; the likes and dislikes "
+    "shown come before it",
     "prompt": "chat messages: system and user",
     "completion": "chat message: the answer, five of the candidates",
     "answers": "train: the target likes (from the cutoff on) among the candidates, best rated first, then in the "
@@ -64,7 +65,7 @@ EXAMPLE_COLUMNS = {
     "a candidate",
     "candidates": "films to choose from, in the order shown",
     "candidate_titles": "their titles exactly as in the prompt, distinct within it",
-    "candidate_letters": "the labels before them that an answer names them by; empty where answers are titles",
+    "candidate_letters": "the candidates' labels, by which an answer names them; empty where answers are titles",
     "retrieved": "the candidates in the retriever's order",
     "liked": "liked films shown, newest first; like the dislikes and the hints, empty where the template has no such "
     "section",
@@ -72,20 +73,18 @@ EXAMPLE_COLUMNS = {
     **{hint.name: f"hint {hint.number}: {hint.meaning}" for hint in HINTS},
     "num_tokens": "tokens of prompt and completion under the model's chat template; null for the tiny model, whose "
     "tokenizer is trained on the prompts",
-    "shortened": "films and facts left out of each list to keep within `prompt.max_tokens`",
+    "shortened": "films and facts dropped from each list to keep within `prompt.max_tokens`",
     "template_id": "name of the template",
-    "template_sha256": "hash of what the template says",
+    "template_sha256": "hash of the template's content",
     **{one.stage: f"fingerprint of the {one.label} that wrote {written_by(one)}" for one in SPECIALISTS},
 }
-"""What each column of ``EXAMPLES`` means, as the data card says it."""
+"""Meaning of each column of ``EXAMPLES``, for the data card."""
 
 PROVEN = columns(
     {"group": pl.String, "example_id": pl.String, "example": pl.UInt64, "viewer": pl.UInt64, "clear": pl.Boolean}
 )
-"""generate/audit/proven.parquet, in the order of the shards: the audit's notes of the examples, for a later night; it
-found a leak in none. ``group`` is the first of the shards that were audited together; ``example`` is a digest of the
-whole row, ``viewer`` of all its viewer's rows in the split; ``clear``: in this group each of its candidates has one
-title, which no other has.
+"""generate/audit/proven.parquet, in the order of the shards: record of the audited examples, for later runs; the audit
+found no leak in any.
 
 Columns:
     group: first of the shards that were audited together

@@ -1,4 +1,4 @@
-"""Every hint, declared once. A further one is a declaration in a module of its own, imported and listed here."""
+"""Registry of hints. A further hint is a declaration in a module of its own, imported and listed here."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ HINTS = (
         number=1,
         specialist=LIGHTGCN,
         kind="films",
-        meaning="films that similar viewers liked",
-        origin="similar viewers liked it",
+        meaning="films that similar users liked",
+        origin="similar users liked it",
         settings=("similar_films", "similar_viewers"),
         shortened=True,
         masked=True,
-        liked_in_fit="similar viewers' film",
+        liked_in_fit="similar users' film",
     ),
     Hint(
         name="triples",
@@ -42,7 +42,7 @@ HINTS = (
         within=("candidates", "liked"),
     ),
 )
-"""Every hint, in the order of the columns. Their lines are dropped in this order too, where a prompt is too long."""
+"""Every hint, in the order of the columns. The token budget drops their lines in this order too."""
 HINT_OF = {hint.name: hint for hint in HINTS}
 FILM_HINTS = tuple(hint for hint in HINTS if hint.kind == "films")
 TRIPLE_HINTS = tuple(hint for hint in HINTS if hint.kind == "triples")
@@ -51,6 +51,6 @@ SPECIALISTS = tuple(dict.fromkeys(hint.specialist for hint in HINTS))
 
 
 def written_by(specialist: Specialist) -> str:
-    """The hints of a specialist in words: ``hint 1``, ``hints 1 and 3``."""
+    """Hints of a specialist in words: ``hint 1``, ``hints 1 and 3``."""
     numbers = [str(number) for number in sorted({hint.number for hint in HINTS if hint.specialist == specialist})]
     return f"hint{'s' if len(numbers) > 1 else ''} {' and '.join(numbers)}"
