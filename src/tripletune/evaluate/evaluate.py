@@ -21,7 +21,7 @@ import polars as pl
 
 from tripletune.config import EvaluateConfig
 from tripletune.errors import InputError
-from tripletune.evaluate.metrics import score_lists
+from tripletune.evaluate.metrics import PROMOTION_CUTOFF, PROMOTION_METRIC, score_lists
 from tripletune.evaluate.report import GROUPS, write_report
 from tripletune.evaluate.significance import Interval, bootstrap_means, mean_interval, summarise
 from tripletune.evaluate.tables import CEILING_ROW, retrieval_rows
@@ -35,8 +35,6 @@ from tripletune.store.paths import Facts
 
 KEY = ("user_id", "purpose", "unseen", "row")
 """Key columns of per-user values; every other column is a metric."""
-PROMOTION_CUTOFF = 5
-"""Promotion compares ndcg_at_5, so it is measured whatever the configured cut-offs."""
 
 METRICS = pl.Schema(
     {
@@ -245,8 +243,7 @@ def _measure_shares(
             part = test.filter(pl.col("system") == system, pl.col("constrained") == constrained)
             shares.append((system, name, part, "valid"))
     tuned_valid = reranked.filter(pl.col("purpose") == "valid")
-    name = f"ndcg_at_{PROMOTION_CUTOFF}"
-    shares.append(("tuned", f"valid_{name}", tuned_valid, name))
+    shares.append(("tuned", f"valid_{PROMOTION_METRIC}", tuned_valid, PROMOTION_METRIC))
     for row, metric, frame, column in shares:
         for group in GROUPS:
             part = _group(frame, group)

@@ -52,6 +52,9 @@ METRICS: Mapping[str, Metric] = {
     "ndcg": ndcg,
 }
 """Metrics by the name in front of ``_at_<k>``."""
+PROMOTION_CUTOFF = 5
+PROMOTION_METRIC = f"ndcg_at_{PROMOTION_CUTOFF}"
+"""What promotion compares; measured whatever the configured cutoffs."""
 
 
 def metric_names(cutoffs: Sequence[int]) -> list[str]:

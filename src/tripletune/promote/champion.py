@@ -19,15 +19,14 @@ import polars as pl
 from tripletune.config import RunConfig
 from tripletune.contract import read_contract, require_same
 from tripletune.errors import ContractError, NonFiniteError, UserError
-from tripletune.evaluate.metrics import score_lists
+from tripletune.evaluate.metrics import PROMOTION_CUTOFF, PROMOTION_METRIC, score_lists
 from tripletune.promote.decision import PromotionDecision, decide_promotion, promotion_scores
 from tripletune.prompts.engine import prompt_contract
 from tripletune.rank.predict import rank_examples
 from tripletune.store.files import write_json
 from tripletune.store.paths import SCRATCH, RunPaths
+from tripletune.store.shards import shard_files
 from tripletune.tracking import Champion, StageRun, download_champion, find_champion, promote_adapter
-
-CUTOFF = 5
 
 log = logging.getLogger(__name__)
 
@@ -115,7 +114,7 @@ def _decide(paths: RunPaths, config: RunConfig, scores: pl.DataFrame, theirs: pl
 def _baselines(paths: RunPaths, config: RunConfig, scores: pl.DataFrame) -> Iterator[tuple[str, pl.DataFrame]]:
     """What the first adapter is compared with, on the users of ``scores``: the cheap one first."""
     examples = _valid_examples(paths, scores)
-    yield "the retriever's order", _measure(examples, examples["retrieved"].list.head(CUTOFF))
+    yield "the retriever's order", _measure(examples, examples["retrieved"].list.head(PROMOTION_CUTOFF))
     yield "the untuned model", _measure(examples, _untuned_answers(paths, config, examples))
 
 
@@ -145,11 +144,11 @@ def _champion_scores(paths: RunPaths, config: RunConfig, scores: pl.DataFrame, c
 
 def _valid_examples(paths: RunPaths, scores: pl.DataFrame) -> pl.DataFrame:
     """The valid examples of the users that were ranked."""
-    shards = sorted((paths.require("generate") / "valid").glob("*.parquet"))
+    shards = shard_files(paths.require("generate") / "valid")
     return pl.read_parquet(shards).join(scores.select("user_id"), on="user_id", how="semi")
 
 
 def _measure(examples: pl.DataFrame, answers: pl.Series) -> pl.DataFrame:
     """``user_id`` and ``ndcg_at_5`` of one answer per example, in the order of the examples."""
-    metrics = score_lists(answers, examples["answers"], [CUTOFF])
-    return examples.select("user_id").hstack(metrics.select(f"ndcg_at_{CUTOFF}"))
+    metrics = score_lists(answers, examples["answers"], [PROMOTION_CUTOFF])
+    return examples.select("user_id").hstack(metrics.select(PROMOTION_METRIC))

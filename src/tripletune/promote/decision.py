@@ -17,9 +17,8 @@ from pathlib import Path
 
 import polars as pl
 
+from tripletune.evaluate.metrics import PROMOTION_METRIC as METRIC
 from tripletune.evaluate.significance import mean_interval
-
-METRIC = "ndcg_at_5"
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ import hashlib
 import logging
 import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -131,18 +131,13 @@ def _checked_base(base_url: str) -> str:
     return str(url).rstrip("/")
 
 
-@contextmanager
-def _alone(target: Path) -> Iterator[None]:
+def _alone(target: Path) -> AbstractContextManager[object]:
     lock = FileLock(target.with_name(f"{target.name}.lock"))
     try:
-        lock.acquire(timeout=0)
+        return lock.acquire(timeout=0)
     except Timeout:
         log.info("waiting for another process that fetches %s", target)
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
+        return lock.acquire()
 
 
 def _published_md5(client: httpx.Client, url: str, patience: Patience) -> str:
