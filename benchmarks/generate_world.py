@@ -62,8 +62,8 @@ def _project(likes: pl.DataFrame, films_M: Ints, dim: int) -> Tensor:
     """(M, D) of length one: the sum of the random vectors of who liked the film, and a little noise of its own."""
     random = torch.Generator().manual_seed(1)
     matrix_VM = _matrix(likes, films_M)
-    viewers_VD = torch.randn(matrix_VM.shape[0], dim, generator=random)
-    liked_MD = normalize(torch.from_numpy(matrix_VM.T @ viewers_VD.numpy()), dim=1)
+    users_VD = torch.randn(matrix_VM.shape[0], dim, generator=random)
+    liked_MD = normalize(torch.from_numpy(matrix_VM.T @ users_VD.numpy()), dim=1)
     # one more step over the graph, so that films of one user's taste draw together
     tastes_VD = normalize(torch.from_numpy(matrix_VM @ liked_MD.numpy()), dim=1)
     smooth_MD = normalize(torch.from_numpy(matrix_VM.T @ tastes_VD.numpy()), dim=1)

@@ -76,7 +76,7 @@ def measure(split: Path, changes: dict[str, Any], max_steps: int) -> dict[str, A
         "load": load,
         "viewers": likes.num_viewers,
         "movies": interactions.num_movies,
-        "likes": likes.viewer_E.numel(),
+        "likes": likes.user_E.numel(),
         "read_seconds": read.wall,
         "build_seconds": build.wall,
         "epoch": epoch,
@@ -88,7 +88,7 @@ def measure(split: Path, changes: dict[str, Any], max_steps: int) -> dict[str, A
         "peak_gib": peak,
         "parts": parts_of_a_step(trainer),
         "copy_gib_s": copy_bandwidth(),
-        "traffic": traffic(likes.viewer_E.numel(), likes.num_viewers, interactions.num_movies, settings),
+        "traffic": traffic(likes.user_E.numel(), likes.num_viewers, interactions.num_movies, settings),
     }
 
 

@@ -227,7 +227,7 @@ def compare(
             subprocess.run([sys.executable, __file__, *same, "--only", variant], check=True)
     likes = read_interactions(split)
     facts = {"split": str(split), "seed": seed, "films": likes.num_movies, "viewers": likes.fits["b"].num_viewers}
-    facts["likes"] = likes.fits["b"].viewer_E.numel()
+    facts["likes"] = likes.fits["b"].user_E.numel()
     facts["grid"] = f"the best of {len(recbole_runs(folder))} tried, by valid"
     told_release = f"--name {name} --release FOLDER --preset {preset}" + " --grid" * grid
     told_release += f" --cap-minutes {cap_minutes:g} --patience {patience}"

@@ -97,7 +97,7 @@ def training_likes(interactions: Interactions) -> pl.DataFrame:
     likes = interactions.fits["b"]
     return pl.DataFrame(
         {
-            "user_id": likes.user_ids_U[likes.viewer_E.numpy()],
+            "user_id": likes.user_ids_U[likes.user_E.numpy()],
             "movie_id": interactions.movie_ids_M[likes.movie_E.numpy()],
         }
     )

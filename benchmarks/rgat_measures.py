@@ -23,7 +23,7 @@ from tripletune.store.shards import split_files
 # Shape letters in this file: U users, B draws of the bootstrap
 MODES: tuple[Choice, ...] = ("personal", "published", "most-shared", "random")
 SEED, DRAWS, MATCHED = 7, 1000, 20
-VIEWERS_AT_ONCE = 2000
+USERS_AT_ONCE = 2000
 Doubles = npt.NDArray[np.float64]
 
 
@@ -53,8 +53,8 @@ class Questions:
 
     def blocks(self) -> Iterator[tuple[int, pl.DataFrame, Likes]]:
         """First user, likes with users numbered from there, and the same as arrays: all at once are many rows."""
-        for start in range(0, len(self.viewers), VIEWERS_AT_ONCE):
-            block = self.likes.filter(pl.col("viewer").is_between(start, start + VIEWERS_AT_ONCE - 1))
+        for start in range(0, len(self.viewers), USERS_AT_ONCE):
+            block = self.likes.filter(pl.col("viewer").is_between(start, start + USERS_AT_ONCE - 1))
             block = block.with_columns(pl.col("viewer") - start)
             yield start, block, Likes(*(block[name].to_numpy().astype(np.int64) for name in block.columns))
 
@@ -62,8 +62,8 @@ class Questions:
         """One fact per liked film: ``viewer, movie_id, relation, entity``."""
         parts = []
         for start, block, likes in self.blocks():
-            users_U = self.viewers["user_id"].slice(start, VIEWERS_AT_ONCE).to_numpy().astype(np.int64)
-            pairs = likes.viewer_E, likes.movie_E
+            users_U = self.viewers["user_id"].slice(start, USERS_AT_ONCE).to_numpy().astype(np.int64)
+            pairs = likes.user_E, likes.movie_E
             chosen = choose_triples(self.table, self.rgat, likes, users_U, *pairs, mode=mode, num=1, seed=SEED)
             named = chosen.select("relation", "entity")
             part = block.select(pl.col("viewer") + start, "movie_id")[chosen["pair"].to_numpy()]
@@ -72,7 +72,7 @@ class Questions:
 
     def profiles(self) -> pl.DataFrame:
         parts = [
-            build_profiles(self.table, self.rgat, likes, min(VIEWERS_AT_ONCE, len(self.viewers) - start)).with_columns(
+            build_profiles(self.table, self.rgat, likes, min(USERS_AT_ONCE, len(self.viewers) - start)).with_columns(
                 pl.col("viewer").cast(pl.Int64) + start
             )
             for start, _, likes in self.blocks()

@@ -159,7 +159,7 @@ def keep_data(folders: dict[str, Path], out: Path) -> None:
     for name in KNOWLEDGE_FILES:
         shutil.copyfile(folders["knowledge"] / name, out / name)
     likes = read_interactions(folders["split"], read_knowledge(out).movie_ids_M).fits["b"]
-    columns = {"user": likes.viewer_E.int().numpy(), "film": likes.movie_E.int().numpy()}
+    columns = {"user": likes.user_E.int().numpy(), "film": likes.movie_E.int().numpy()}
     pl.DataFrame(columns).write_parquet(out / LIKES_FILE, compression_level=9)
 
 
@@ -268,7 +268,7 @@ def check_both(device: torch.device) -> list[dict[str, Any]]:
 
 def time_lightgcn(data: Data, device: torch.device, steps: int) -> dict[str, Any]:
     """Seconds, memory and counted bytes of LightGCN's steps."""
-    settings, num_likes, num_users = LightGCNConfig(), data.likes.viewer_E.numel(), data.likes.num_viewers
+    settings, num_likes, num_users = LightGCNConfig(), data.likes.user_E.numel(), data.likes.num_viewers
     counted = 4 * (settings.layers // 2) * num_likes * (4 * settings.dim + 4)
     steps_per_epoch = math.ceil(num_users / settings.batch_viewers)
     size = f"{num_likes:,} likes, {num_users:,} users"

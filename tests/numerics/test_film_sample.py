@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 
-from tripletune.models.lightgcn.loss import BLOCK_VIEWERS, FilmSample, Targets, _bounds, draw_negatives, softmax_loss
+from tripletune.models.lightgcn.loss import BLOCK_USERS, FilmSample, Targets, _bounds, draw_negatives, softmax_loss
 
 
 def targets_of(wanted: list[tuple[int, int]], known: list[tuple[int, int]]) -> Targets:
@@ -24,8 +24,8 @@ def test_films_become_places_in_the_sample_and_known_likes_outside_it_are_droppe
     rows = targets_of([(0, 5), (1, 7), (1, 5)], known=[(0, 2), (0, 3), (1, 2), (1, 9), (2, 0)])
     got = sample.columns(rows, 10)
     assert got.movie_R.tolist() == [1, 2, 1]
-    assert (got.known_viewer_K.tolist(), got.known_movie_K.tolist()) == ([0, 1], [0, 0])
-    assert (got.viewer_R.tolist(), got.weight_R.tolist()) == ([0, 1, 1], [1.0, 1.0, 1.0])
+    assert (got.known_user_K.tolist(), got.known_movie_K.tolist()) == ([0, 1], [0, 0])
+    assert (got.user_R.tolist(), got.weight_R.tolist()) == ([0, 1, 1], [1.0, 1.0, 1.0])
 
 
 def test_a_known_like_outside_the_sample_hides_no_film_of_it() -> None:
@@ -63,8 +63,8 @@ def test_blocks_hold_every_user_once_and_never_one_alone(num_users: int) -> None
     sizes = [stop - start for start, stop in itertools.pairwise(bounds)]
     assert (bounds[0], sum(sizes)) == (0, num_users)
     assert min(sizes) > 1
-    assert max(sizes) <= BLOCK_VIEWERS + 1
-    assert len(sizes) == math.ceil(num_users / BLOCK_VIEWERS) - (num_users % BLOCK_VIEWERS == 1)
+    assert max(sizes) <= BLOCK_USERS + 1
+    assert len(sizes) == math.ceil(num_users / BLOCK_USERS) - (num_users % BLOCK_USERS == 1)
 
 
 def test_one_user_is_one_block() -> None:

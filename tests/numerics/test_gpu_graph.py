@@ -95,7 +95,7 @@ def test_data_from_the_stages_are_the_likes_of_fit_b(gpu_graph, tmp_path):
     data = gpu_graph.read_data(tmp_path / "data")
     want = gpu_graph.read_interactions(tmp_path / "split", data.facts.movie_ids_M).fits["b"]
     assert data.likes.num_viewers == want.num_viewers == 54  # every tenth of 60 users is unseen
-    assert data.likes.viewer_E.tolist() == want.viewer_E.tolist()
+    assert data.likes.user_E.tolist() == want.user_E.tolist()
     assert data.likes.movie_E.tolist() == want.movie_E.tolist()
     gpu_graph.measure(out=tmp_path / "results.json", data=tmp_path / "data", device="cpu", steps=1, tiny=True)
     assert json.loads((tmp_path / "results.json").read_text())["results"]["LightGCN"]["size"] == "540 likes, 54 users"

@@ -20,7 +20,7 @@ from tripletune.errors import ConfigError, InputError, UserError
 from tripletune.models.lightgcn.fit import LightGCNTrainer, cut_histories, train_lightgcn
 from tripletune.models.lightgcn.loss import FilmSample, Targets, bpr_loss, draw_negatives, draw_unliked, softmax_loss
 from tripletune.models.lightgcn.model import POOL_POWER, LightGCN, LikeGraph
-from tripletune.models.serving.pooling import pool_viewers
+from tripletune.models.serving.pooling import pool_users
 from tripletune.models.training.interactions import Batch, Likes, batches, newest_first_age, read_interactions
 
 NUM_VIEWERS, NUM_MOVIES, DIM = 7, 5, 4
@@ -52,15 +52,13 @@ def dense_lightgcn(base_ND: torch.Tensor, liked_UM: torch.Tensor, layers: int) -
 @pytest.mark.parametrize("backend", ["dgl", "torch"])
 def test_films_and_viewers_are_those_of_the_dense_model_with_zero_users(layers, isolated, backend):
     liked_UM = likes(isolated)
-    viewer_E, movie_E = liked_UM.nonzero(as_tuple=True)
+    user_E, movie_E = liked_UM.nonzero(as_tuple=True)
     model = LightGCN(NUM_MOVIES, DIM, layers, torch.Generator().manual_seed(1))
-    movies_MD, pool_MD = model(LikeGraph.build(viewer_E, movie_E, NUM_VIEWERS, NUM_MOVIES, backend))
-    viewers_UD = pool_viewers(
-        pool_MD, viewer_E, movie_E, newest_first_age(viewer_E, NUM_VIEWERS), NUM_VIEWERS, 0.0, POOL_POWER
-    )
+    movies_MD, pool_MD = model(LikeGraph.build(user_E, movie_E, NUM_VIEWERS, NUM_MOVIES, backend))
+    users_UD = pool_users(pool_MD, user_E, movie_E, newest_first_age(user_E, NUM_VIEWERS), NUM_VIEWERS, 0.0, POOL_POWER)
     base_ND = torch.cat([torch.zeros(NUM_VIEWERS, DIM), model.embedding_MD.detach()]).double()
     want_ND = dense_lightgcn(base_ND, liked_UM, layers)
-    got_ND = torch.cat([viewers_UD, movies_MD]).double()
+    got_ND = torch.cat([users_UD, movies_MD]).double()
     # float32 sums over at most seven neighbours and four layers
     torch.testing.assert_close(got_ND, want_ND, rtol=1e-5, atol=1e-6)
 
@@ -68,12 +66,12 @@ def test_films_and_viewers_are_those_of_the_dense_model_with_zero_users(layers, 
 @pytest.mark.parametrize("backend", ["dgl", "torch"])
 def test_weighted_likes_are_those_of_the_dense_weighted_model(backend):
     liked_UM = likes(True)
-    viewer_E, movie_E = liked_UM.nonzero(as_tuple=True)
-    weight_E = torch.rand(len(viewer_E), generator=torch.Generator().manual_seed(3)) + 0.1
+    user_E, movie_E = liked_UM.nonzero(as_tuple=True)
+    weight_E = torch.rand(len(user_E), generator=torch.Generator().manual_seed(3)) + 0.1
     weight_UM = liked_UM.double()
-    weight_UM[viewer_E, movie_E] = weight_E.double()
+    weight_UM[user_E, movie_E] = weight_E.double()
     model = LightGCN(NUM_MOVIES, DIM, 4, torch.Generator().manual_seed(1))
-    graph = LikeGraph.build(viewer_E, movie_E, NUM_VIEWERS, NUM_MOVIES, backend, weight_E)
+    graph = LikeGraph.build(user_E, movie_E, NUM_VIEWERS, NUM_MOVIES, backend, weight_E)
     base_ND = torch.cat([torch.zeros(NUM_VIEWERS, DIM), model.embedding_MD.detach()]).double()
     want_MD = dense_lightgcn(base_ND, weight_UM, 4)[NUM_VIEWERS:]
     torch.testing.assert_close(model(graph)[0].double(), want_MD, rtol=1e-5, atol=1e-6)
@@ -81,9 +79,9 @@ def test_weighted_likes_are_those_of_the_dense_weighted_model(backend):
 
 @pytest.mark.parametrize("weighted", [False, True])
 def test_gradient_of_the_propagation_is_that_of_finite_differences(weighted):
-    viewer_E, movie_E = likes(True).nonzero(as_tuple=True)
-    weight_E = torch.rand(len(viewer_E), generator=torch.Generator().manual_seed(3)) if weighted else None
-    graph = LikeGraph.build(viewer_E, movie_E, NUM_VIEWERS, NUM_MOVIES, weight_E=weight_E)
+    user_E, movie_E = likes(True).nonzero(as_tuple=True)
+    weight_E = torch.rand(len(user_E), generator=torch.Generator().manual_seed(3)) if weighted else None
+    graph = LikeGraph.build(user_E, movie_E, NUM_VIEWERS, NUM_MOVIES, weight_E=weight_E)
     model = LightGCN(NUM_MOVIES, DIM, 3, torch.Generator().manual_seed(1)).double()
 
     def propagate(embedding_MD: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -98,11 +96,11 @@ def softmax_case(num_viewers: int) -> tuple[list[torch.Tensor], Targets]:
         torch.randn(*shape, dtype=torch.float64, generator=generator).requires_grad_()
         for shape in ((num_viewers, 3), (6, 3), (6,))
     ]
-    viewer_R = torch.arange(num_viewers).repeat_interleave(2)
+    user_R = torch.arange(num_viewers).repeat_interleave(2)
     movie_R = torch.tensor([0, 2]).repeat(num_viewers)
     known = torch.arange(0, num_viewers, 2)
     weight_R = torch.rand(2 * num_viewers, dtype=torch.float64, generator=generator)
-    return inputs, Targets(viewer_R, movie_R, weight_R, known, torch.full_like(known, 4))
+    return inputs, Targets(user_R, movie_R, weight_R, known, torch.full_like(known, 4))
 
 
 @pytest.mark.parametrize("num_viewers", [3, 300])  # less and more than a block
@@ -110,12 +108,12 @@ def test_softmax_loss_and_gradients_are_those_of_plain_log_softmax(num_viewers):
     inputs, targets = softmax_case(num_viewers)
     loss = softmax_loss(*inputs, targets)
     got = torch.autograd.grad(loss, inputs)
-    viewers_BD, movies_MD, bias_M = inputs
-    scores_BM = viewers_BD @ movies_MD.T + bias_M
+    users_BD, movies_MD, bias_M = inputs
+    scores_BM = users_BD @ movies_MD.T + bias_M
     known = torch.zeros_like(scores_BM, dtype=torch.bool)
-    known[targets.known_viewer_K, targets.known_movie_K] = True
+    known[targets.known_user_K, targets.known_movie_K] = True
     log_share_BM = scores_BM.masked_fill(known, -torch.inf).log_softmax(dim=1)
-    want_loss = -(targets.weight_R * log_share_BM[targets.viewer_R, targets.movie_R]).sum()
+    want_loss = -(targets.weight_R * log_share_BM[targets.user_R, targets.movie_R]).sum()
     torch.testing.assert_close(loss, want_loss)
     for mine, theirs in zip(got, torch.autograd.grad(want_loss, inputs), strict=True):
         torch.testing.assert_close(mine, theirs)
@@ -127,15 +125,15 @@ def test_sampled_softmax_is_plain_log_softmax_over_the_sample_with_log_q(size):
     sample = FilmSample.draw(targets.movie_R, 6, size, torch.Generator().manual_seed(4))
     loss = softmax_loss(*inputs, sample.columns(targets, 6), sample)
     got = torch.autograd.grad(loss, inputs)
-    viewers_BD, movies_MD, bias_M = inputs
+    users_BD, movies_MD, bias_M = inputs
     drawn = sorted(set(sample.movie_C.tolist()) - {0, 2})
     assert len(drawn) == min(size, 4)
     correction_M = torch.full((6,), -torch.inf, dtype=torch.float64)
     correction_M[[0, 2]] = 0.0
     correction_M[drawn] = np.log(4 / len(drawn))
-    scores_BM = viewers_BD @ movies_MD.T + bias_M + correction_M
-    scores_BM[targets.known_viewer_K, targets.known_movie_K] = -torch.inf
-    want_loss = -(targets.weight_R * scores_BM.log_softmax(dim=1)[targets.viewer_R, targets.movie_R]).sum()
+    scores_BM = users_BD @ movies_MD.T + bias_M + correction_M
+    scores_BM[targets.known_user_K, targets.known_movie_K] = -torch.inf
+    want_loss = -(targets.weight_R * scores_BM.log_softmax(dim=1)[targets.user_R, targets.movie_R]).sum()
     torch.testing.assert_close(loss, want_loss)
     for mine, theirs in zip(got, torch.autograd.grad(want_loss, inputs), strict=True):
         torch.testing.assert_close(mine, theirs)
@@ -166,13 +164,13 @@ def test_what_a_viewer_is_known_to_like_is_no_negative_in_the_softmax(sampled):
 def test_bpr_negatives_are_uniform_over_the_films_nobody_knows_as_likes():
     liked_UM = likes(False)
     liked = liked_UM.flatten().nonzero().squeeze(1)
-    viewer_R = torch.arange(NUM_VIEWERS)[~liked_UM.all(dim=1)].repeat_interleave(4000)
-    drawn_R = draw_unliked(viewer_R, liked, NUM_MOVIES, torch.Generator().manual_seed(0))
+    user_R = torch.arange(NUM_VIEWERS)[~liked_UM.all(dim=1)].repeat_interleave(4000)
+    drawn_R = draw_unliked(user_R, liked, NUM_MOVIES, torch.Generator().manual_seed(0))
     counts_UM = torch.zeros(NUM_VIEWERS, NUM_MOVIES).index_put_(
-        (viewer_R, drawn_R), torch.ones(len(viewer_R)), accumulate=True
+        (user_R, drawn_R), torch.ones(len(user_R)), accumulate=True
     )
     assert counts_UM[liked_UM].eq(0).all()
-    for viewer in viewer_R.unique().tolist():
+    for viewer in user_R.unique().tolist():
         free = counts_UM[viewer][~liked_UM[viewer]]
         # 4,000 draws over k films: five standard deviations are below 5 * sqrt(4000 / k)
         assert (free - 4000 / len(free)).abs().max() < 5 * (4000 / len(free)) ** 0.5
@@ -180,30 +178,30 @@ def test_bpr_negatives_are_uniform_over_the_films_nobody_knows_as_likes():
 
 def test_bpr_loss_is_the_published_formula():
     generator = torch.Generator().manual_seed(0)
-    viewers_BD, movies_MD = torch.randn(1, 3, generator=generator), torch.randn(3, 3, generator=generator)
+    users_BD, movies_MD = torch.randn(1, 3, generator=generator), torch.randn(3, 3, generator=generator)
     targets = Targets(
         torch.tensor([0]), torch.tensor([1]), torch.tensor([1.0]), torch.tensor([0]), torch.tensor([0])
     )  # film 2 is the only possible negative
-    margin = float(viewers_BD[0] @ (movies_MD[1] - movies_MD[2]))
+    margin = float(users_BD[0] @ (movies_MD[1] - movies_MD[2]))
     negative_R = draw_negatives(targets, 3, generator)
-    assert float(bpr_loss(viewers_BD, movies_MD, targets, negative_R)) == pytest.approx(np.log1p(np.exp(-margin)))
+    assert float(bpr_loss(users_BD, movies_MD, targets, negative_R)) == pytest.approx(np.log1p(np.exp(-margin)))
 
 
 def test_a_cut_history_never_has_its_targets_among_what_makes_the_viewer():
-    viewer_E = torch.tensor([0] * 6 + [1] + [2] * 3)
+    user_E = torch.tensor([0] * 6 + [1] + [2] * 3)
     movie_E = torch.tensor([5, 3, 1, 0, 2, 4, 0, 1, 2, 3])
-    source = batches(Likes(np.array([10, 11, 12], dtype=np.int32), viewer_E, movie_E), 8, torch.Generator())
+    source = batches(Likes(np.array([10, 11, 12], dtype=np.int32), user_E, movie_E), 8, torch.Generator())
     for seed in range(20):
         batch: Batch = next(source)
         targets = cut_histories(batch, 2.0, torch.Generator().manual_seed(seed))
         assert float(targets.weight_R.sum()) == pytest.approx(1.0)
-        for number, viewer in enumerate(batch.viewers_B.tolist()):
-            history = movie_E[viewer_E == viewer].tolist()
-            known = targets.known_movie_K[targets.known_viewer_K == number].tolist()
-            asked = targets.movie_R[targets.viewer_R == number].tolist()
+        for number, viewer in enumerate(batch.users_B.tolist()):
+            history = movie_E[user_E == viewer].tolist()
+            known = targets.known_movie_K[targets.known_user_K == number].tolist()
+            asked = targets.movie_R[targets.user_R == number].tolist()
             assert known + asked == history
             assert known
-            weights = targets.weight_R[targets.viewer_R == number].tolist()
+            weights = targets.weight_R[targets.user_R == number].tolist()
             for earlier, later in itertools.pairwise(weights):
                 assert later / earlier == pytest.approx(0.5**0.5)
 
@@ -232,10 +230,10 @@ def test_exported_vectors_score_as_the_model_does(trained):
     assert all(np.isfinite(run_steps))
     exported = trainer.export()
     likes_b = interactions.fits["b"]
-    age_E = newest_first_age(likes_b.viewer_E, likes_b.num_viewers)
-    pooled = pool_viewers(
+    age_E = newest_first_age(likes_b.user_E, likes_b.num_viewers)
+    pooled = pool_users(
         exported["pool_vectors"],
-        likes_b.viewer_E,
+        likes_b.user_E,
         likes_b.movie_E,
         age_E,
         likes_b.num_viewers,
@@ -298,10 +296,10 @@ def test_the_softmax_over_a_long_catalogue_has_the_same_bytes_with_any_number_of
     generator = torch.Generator().manual_seed(0)
     shapes = ((viewers, 16), (3000, 16), (3000,))
     inputs = [torch.randn(*shape, generator=generator).requires_grad_() for shape in shapes]
-    viewer_R = torch.arange(viewers).repeat_interleave(10)
-    movie_R = torch.randint(2000, viewer_R.shape, generator=generator)
-    none = viewer_R[:0]
-    targets = Targets(viewer_R, movie_R, torch.rand(viewer_R.shape, generator=generator), none, none)
+    user_R = torch.arange(viewers).repeat_interleave(10)
+    movie_R = torch.randint(2000, user_R.shape, generator=generator)
+    none = user_R[:0]
+    targets = Targets(user_R, movie_R, torch.rand(user_R.shape, generator=generator), none, none)
 
     def gradients(threads: int) -> list[torch.Tensor]:
         torch.set_num_threads(threads)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tripletune.models.serving.pooling import pool_viewers
+from tripletune.models.serving.pooling import pool_users
 
 VIEWERS = torch.tensor([0, 0, 0, 2, 2, 3])
 ROWS = torch.tensor([4, 1, 1, 0, 3, 2])
@@ -34,33 +34,31 @@ def by_hand(vectors_MD: torch.Tensor, half_life: float, power: float) -> torch.T
 @pytest.mark.parametrize("half_life", [0.0, 0.7, 10.0])
 @pytest.mark.parametrize("power", [0.0, 0.5, 1.0])
 def test_pooling_is_the_formula(half_life, power):
-    got = pool_viewers(vectors(), VIEWERS, ROWS, AGES, NUM_VIEWERS, half_life, power)
+    got = pool_users(vectors(), VIEWERS, ROWS, AGES, NUM_VIEWERS, half_life, power)
     # the weights are float32: 2 ** -x to seven digits
     torch.testing.assert_close(got, by_hand(vectors(), half_life, power), rtol=1e-6, atol=1e-7)
 
 
 def test_order_of_rows_does_not_matter():
     shuffle = torch.tensor([3, 5, 0, 4, 2, 1])
-    got = pool_viewers(vectors(), VIEWERS[shuffle], ROWS[shuffle], AGES[shuffle], NUM_VIEWERS, 2.0, 0.5)
+    got = pool_users(vectors(), VIEWERS[shuffle], ROWS[shuffle], AGES[shuffle], NUM_VIEWERS, 2.0, 0.5)
     torch.testing.assert_close(got, by_hand(vectors(), 2.0, 0.5), rtol=1e-6, atol=1e-7)
 
 
 def test_a_viewer_without_rows_is_zero():
     none = torch.zeros(0, dtype=torch.int64)
-    assert pool_viewers(vectors(), none, none, none, 2, 10.0, 0.5).eq(0).all()
-    assert pool_viewers(vectors(), VIEWERS, ROWS, AGES, NUM_VIEWERS, 10.0, 1.0)[[1, 4]].eq(0).all()
+    assert pool_users(vectors(), none, none, none, 2, 10.0, 0.5).eq(0).all()
+    assert pool_users(vectors(), VIEWERS, ROWS, AGES, NUM_VIEWERS, 10.0, 1.0)[[1, 4]].eq(0).all()
 
 
 def test_a_viewer_of_rows_too_old_to_weigh_anything_is_finite():
-    got = pool_viewers(vectors(), VIEWERS[:1], ROWS[:1], torch.tensor([10_000]), 1, 1.0, 1.0)
+    got = pool_users(vectors(), VIEWERS[:1], ROWS[:1], torch.tensor([10_000]), 1, 1.0, 1.0)
     assert got.isfinite().all()
 
 
 def test_gradient_is_that_of_finite_differences():
     vectors_MD = vectors().requires_grad_()
-    assert torch.autograd.gradcheck(
-        lambda v: pool_viewers(v, VIEWERS, ROWS, AGES, NUM_VIEWERS, 2.0, 0.5), (vectors_MD,)
-    )
+    assert torch.autograd.gradcheck(lambda v: pool_users(v, VIEWERS, ROWS, AGES, NUM_VIEWERS, 2.0, 0.5), (vectors_MD,))
 
 
 def test_float32_and_thread_count():
@@ -71,11 +69,11 @@ def test_float32_and_thread_count():
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(1)
-        alone = pool_viewers(vectors_MD, viewer, row, age, 200, 10.0, 0.5)
+        alone = pool_users(vectors_MD, viewer, row, age, 200, 10.0, 0.5)
     finally:
         torch.set_num_threads(threads)
-    assert torch.equal(alone, pool_viewers(vectors_MD, viewer, row, age, 200, 10.0, 0.5))
-    want = pool_viewers(vectors_MD.double(), viewer, row, age, 200, 10.0, 0.5)
+    assert torch.equal(alone, pool_users(vectors_MD, viewer, row, age, 200, 10.0, 0.5))
+    want = pool_users(vectors_MD.double(), viewer, row, age, 200, 10.0, 0.5)
     torch.testing.assert_close(alone.double(), want, rtol=1e-5, atol=1e-5)
 
 
@@ -83,6 +81,6 @@ def test_float32_and_thread_count():
 def test_wrong_rows_are_refused(viewer, message):
     rows = torch.tensor([0, 1, 2])
     with pytest.raises(ValueError, match=message):
-        pool_viewers(vectors(), torch.tensor(viewer), rows, rows, 5, 0.0, 0.5)
+        pool_users(vectors(), torch.tensor(viewer), rows, rows, 5, 0.0, 0.5)
     with pytest.raises(ValueError, match="half_life must be 0"):
-        pool_viewers(vectors(), rows, rows, rows, 5, -1.0, 0.5)
+        pool_users(vectors(), rows, rows, rows, 5, -1.0, 0.5)

@@ -21,7 +21,7 @@ from tripletune.models.rgat.fit import NO_TRIPLES_BIAS, RgatTrainer, train_rgat
 from tripletune.models.rgat.knowledge import Knowledge, read_knowledge
 from tripletune.models.rgat.model import NEGATIVE_SLOPE, RelationalGraph, Rgat
 from tripletune.models.rgat.scores import FilmScores, renormalise, segment_logsumexp
-from tripletune.models.serving.pooling import pool_viewers
+from tripletune.models.serving.pooling import pool_users
 from tripletune.models.training.interactions import Likes, newest_first_age, read_interactions
 
 # seven nodes: films 0..2, facts 3..5, and 6 that nothing touches; two relations between 0 and 3
@@ -207,13 +207,13 @@ def test_scores_are_the_sum_over_triples_by_hand(knowledge):
     facts = knowledge[1]
     generator = torch.Generator().manual_seed(0)
     entities_ND = torch.randn(facts.num_entities, 4, dtype=torch.float64, generator=generator)
-    viewers_UD = torch.randn(3, 4, dtype=torch.float64, generator=generator)
+    users_UD = torch.randn(3, 4, dtype=torch.float64, generator=generator)
     weight_T = torch.rand(len(facts.movie_T), dtype=torch.float64, generator=generator)
     alpha_T = renormalise(weight_T, facts.movie_T, NUM_MOVIES)
     beta = torch.tensor(1.5, dtype=torch.float64)
     scores = FilmScores(facts, entities_ND, alpha_T.log(), beta)
     asked_P = torch.tensor([7, 0, 3, 7])
-    block_PU = scores.block(viewers_UD, asked_P)
+    block_PU = scores.block(users_UD, asked_P)
     for place, movie in enumerate(asked_P.tolist()):
         mine = [number for number, head in enumerate(facts.movie_T.tolist()) if head == movie]
         total = sum(float(weight_T[number]) for number in mine)
@@ -221,13 +221,13 @@ def test_scores_are_the_sum_over_triples_by_hand(knowledge):
             terms = [
                 float(weight_T[number])
                 / total
-                * math.exp(1.5 * float(viewers_UD[viewer] @ entities_ND[facts.entity_T[number]]) / 2.0)
+                * math.exp(1.5 * float(users_UD[viewer] @ entities_ND[facts.entity_T[number]]) / 2.0)
                 for number in mine
             ]
             want = math.log(sum(terms)) if terms else 0.0
             assert float(block_PU[place, viewer]) == pytest.approx(want, abs=1e-9)
-    viewer_P = torch.tensor([0, 2, 1, 1])
-    torch.testing.assert_close(scores.pairs(viewers_UD, viewer_P, asked_P), block_PU[torch.arange(4), viewer_P])
+    user_P = torch.tensor([0, 2, 1, 1])
+    torch.testing.assert_close(scores.pairs(users_UD, user_P, asked_P), block_PU[torch.arange(4), user_P])
 
 
 def settings(**changes: object) -> RgatConfig:
@@ -257,9 +257,9 @@ def posterior(trained: tuple[Path, Path, dict[str, object]], fit: str = "b") -> 
     keys = pl.read_parquet(out / "entities.parquet")["key"].to_list()
     movies = pl.read_parquet(out / "movies.parquet")["movie_id"].to_numpy()
     likes = read_interactions(split, movies).fits[fit]
-    age_E = newest_first_age(likes.viewer_E, likes.num_viewers)
+    age_E = newest_first_age(likes.user_E, likes.num_viewers)
     pooling = pl.read_json(out / "pooling.json").row(0, named=True)
-    users_UD = pool_viewers(tensors["pool_vectors"], likes.viewer_E, likes.movie_E, age_E, likes.num_viewers, **pooling)
+    users_UD = pool_users(tensors["pool_vectors"], likes.user_E, likes.movie_E, age_E, likes.num_viewers, **pooling)
     dots_UN = (
         float(tensors["beta"]) * users_UD @ tensors["entity_vectors"].T / tensors["entity_vectors"].shape[1] ** 0.5
     )
@@ -367,9 +367,9 @@ def test_bytes_do_not_depend_on_the_number_of_threads(backend):
     graph = RelationalGraph.build(
         facts.movie_T, facts.relation_T, facts.entity_T, facts.num_entities, len(facts.relation_names), backend
     )
-    viewer_E = torch.arange(1200).repeat_interleave(15)
-    movie_E = torch.randint(len(facts.movie_ids_M), viewer_E.shape, generator=generator)
-    likes = Likes(np.arange(1200, dtype=np.int32), viewer_E, movie_E)
+    user_E = torch.arange(1200).repeat_interleave(15)
+    movie_E = torch.randint(len(facts.movie_ids_M), user_E.shape, generator=generator)
+    likes = Likes(np.arange(1200, dtype=np.int32), user_E, movie_E)
     before, exported = torch.get_num_threads(), []
     try:
         for threads in (1, 2):

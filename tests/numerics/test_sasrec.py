@@ -79,9 +79,9 @@ def some_histories(num_viewers: int) -> list[list[int]]:
 
 
 def encode(model: SASRec, histories: list[list[int]]) -> torch.Tensor:
-    viewer_E = torch.tensor([viewer for viewer, films in enumerate(histories) for _ in films], dtype=torch.int64)
+    user_E = torch.tensor([viewer for viewer, films in enumerate(histories) for _ in films], dtype=torch.int64)
     row_E = torch.tensor([film for films in histories for film in films], dtype=torch.int64)
-    return model.encode(viewer_E, row_E, len(histories))
+    return model.encode(user_E, row_E, len(histories))
 
 
 def test_a_viewer_is_the_dense_transformer_s_last_output():
@@ -113,19 +113,19 @@ def test_only_the_newest_likes_count_and_later_ones_say_nothing_to_earlier_place
 
 
 def test_packing_keeps_the_newest_likes_oldest_first():
-    viewer_E = torch.tensor([0, 0, 0, 2])
-    row_UL, length_U = pack_newest(viewer_E, torch.tensor([5, 6, 7, 8]), 3, 2)
+    user_E = torch.tensor([0, 0, 0, 2])
+    row_UL, length_U = pack_newest(user_E, torch.tensor([5, 6, 7, 8]), 3, 2)
     assert row_UL.tolist() == [[6, 7], [0, 0], [8, 0]]
     assert length_U.tolist() == [2, 0, 1]
     with pytest.raises(ValueError, match="sorted by user"):
-        pack_newest(viewer_E.flip(0), torch.tensor([5, 6, 7, 8]), 3, 2)
+        pack_newest(user_E.flip(0), torch.tensor([5, 6, 7, 8]), 3, 2)
 
 
 def test_windows_are_runs_of_the_history_and_end_anywhere():
     count_B = torch.tensor([3, 9, 1])
-    viewer_R = torch.repeat_interleave(count_B)
+    user_R = torch.repeat_interleave(count_B)
     place_R = torch.cat([torch.arange(count) for count in count_B])
-    batch = Batch(torch.arange(3), viewer_R, 10 * viewer_R + place_R, place_R, count_B)
+    batch = Batch(torch.arange(3), user_R, 10 * user_R + place_R, place_R, count_B)
     generator, ends = torch.Generator().manual_seed(0), set()
     for _ in range(60):
         window_BW, length_B = cut_windows(batch, 5, generator)
@@ -140,10 +140,10 @@ def test_every_place_asks_for_what_follows_it_and_knows_only_what_came_before():
     window_BW = torch.tensor([[4, 5, 6, 7], [8, 9, 0, 0], [3, 0, 0, 0]])
     targets, asked_BL = ask_next(window_BW, torch.tensor([4, 2, 1]))
     assert asked_BL.tolist() == [[True, True, True], [True, False, False], [False, False, False]]
-    assert targets.viewer_R.tolist() == [0, 1, 2, 3]
+    assert targets.user_R.tolist() == [0, 1, 2, 3]
     assert targets.movie_R.tolist() == [5, 6, 7, 9]
     assert targets.weight_R.tolist() == [0.25] * 4
-    known = list(zip(targets.known_viewer_K.tolist(), targets.known_movie_K.tolist(), strict=True))
+    known = list(zip(targets.known_user_K.tolist(), targets.known_movie_K.tolist(), strict=True))
     assert known == [(0, 4), (1, 4), (1, 5), (2, 4), (2, 5), (2, 6), (3, 8)]
 
 
@@ -153,8 +153,8 @@ def test_film_vectors_begin_as_singular_vectors_of_the_likes():
     group_M, group_U = torch.arange(40) % 3, torch.arange(90) % 3
     chance_UM = torch.where(group_U.unsqueeze(1) == group_M, torch.tensor([0.9, 0.6, 0.4])[group_M], 0.05)
     liked_UM = torch.rand(90, 40, generator=generator) < chance_UM
-    viewer_E, movie_E = liked_UM.nonzero(as_tuple=True)
-    got_MD = film_factors(Likes(np.arange(90, dtype=np.int32), viewer_E, movie_E), 40, 3, generator).double()
+    user_E, movie_E = liked_UM.nonzero(as_tuple=True)
+    got_MD = film_factors(Likes(np.arange(90, dtype=np.int32), user_E, movie_E), 40, 3, generator).double()
     weighted_UM = liked_UM.double() / (liked_UM.sum(1, keepdim=True) * liked_UM.sum(0)).sqrt()
     _, size_D, right_DM = torch.linalg.svd(weighted_UM)
     want_MD = right_DM[:3].T * size_D[:3].sqrt()
@@ -194,10 +194,10 @@ def test_what_retrieval_reads_scores_like_what_was_trained(trained):
     trainer._model.load_state_dict(stored)
     want_UM = trainer.scorer(likes, torch.zeros(0))(torch.arange(likes.num_viewers))
     fit = load_sasrec(out, seed=5)["b"]
-    age_E = (likes.counts().cumsum(0)[likes.viewer_E] - 1 - torch.arange(likes.viewer_E.numel())).numpy()
+    age_E = (likes.counts().cumsum(0)[likes.user_E] - 1 - torch.arange(likes.user_E.numel())).numpy()
     shuffled = np.random.default_rng(0).permutation(len(age_E))
     read = ServedLikes(
-        likes.viewer_E.numpy()[shuffled],
+        likes.user_E.numpy()[shuffled],
         interactions.movie_ids_M[likes.movie_E.numpy()][shuffled].astype(np.int64),
         age_E[shuffled].astype(np.int64),
     )
@@ -229,9 +229,9 @@ def test_rows_that_must_not_train_change_no_byte_of_fit_a(tmp_path):
 @pytest.mark.parametrize("viewers", [128, 129])
 def test_the_number_of_threads_changes_no_bit(viewers):
     generator = torch.Generator().manual_seed(6)
-    viewer_E = torch.arange(viewers).repeat_interleave(50)  # 6,272 places: products over so many are shared by threads
+    user_E = torch.arange(viewers).repeat_interleave(50)  # 6,272 places: products over so many are shared by threads
     movie_E = torch.rand(viewers, 800, generator=generator).argsort(dim=1)[:, :50].flatten()
-    likes, threads, found = Likes(np.arange(viewers, dtype=np.int32), viewer_E, movie_E), torch.get_num_threads(), []
+    likes, threads, found = Likes(np.arange(viewers, dtype=np.int32), user_E, movie_E), torch.get_num_threads(), []
     for num_threads in (1, 2):
         torch.set_num_threads(num_threads)
         trainer = SasrecTrainer(likes, 800, settings(dim=64, batch_viewers=viewers, sampled_films=100), 3)

@@ -287,7 +287,7 @@ def test_an_ad_hoc_viewer_gets_what_a_viewer_of_the_split_gets(world, out, rows)
     given = stranger.join(films, how="cross").with_row_index("age")
     mask = stranger.join(pl.Series("movie_id", seen, pl.Int32).to_frame(), how="cross")
     no_answers = mask.clear().with_columns(rating=pl.lit(None, pl.Float32))
-    retrieved, choices = retriever.retrieve_viewers(asked, given, mask, no_answers)
+    retrieved, choices = retriever.retrieve_users(asked, given, mask, no_answers)
     got = retrieved.row(0, named=True)
     assert {name: got[name] for name in ("candidates", "ranking", "similar")} == {
         name: question[name] for name in ("candidates", "ranking", "similar")

@@ -343,5 +343,5 @@ def test_an_ad_hoc_viewer_gets_what_a_viewer_of_the_split_gets(world, fitted, ou
         frame.cast({name: dtype for name, dtype in key.items() if name in frame.columns})
         for frame in (asked, given, mask)
     )
-    got = retriever.retrieve_viewers(asked, given, mask, pl.DataFrame(schema=key | {"rating": pl.Float32}))[0]
+    got = retriever.retrieve_users(asked, given, mask, pl.DataFrame(schema=key | {"rating": pl.Float32}))[0]
     assert got.select("candidates", "ranking").row(0) == (question["candidates"], question["ranking"])

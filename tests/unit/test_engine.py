@@ -308,7 +308,7 @@ def test_an_ad_hoc_viewer_gets_a_prompt_by_the_same_way(world):
         schema_overrides=key | {"liked": pl.List(pl.Int32), "disliked": pl.List(pl.Int32)},
     )
     no_answers = pl.DataFrame(schema=key | film | {"rating": pl.Float32})
-    retrieved, choices = retriever.retrieve_viewers(asked, history, seen, no_answers)
+    retrieved, choices = retriever.retrieve_users(asked, history, seen, no_answers)
     frame = Frame.load(world.ingest, PromptConfig(), SPECIALISTS, SEED)
     (row,) = build_examples(retrieved, choices, evidence, no_answers, frame).iter_rows(named=True)
     assert row["answers"] == []

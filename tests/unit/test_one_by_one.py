@@ -19,7 +19,7 @@ from tripletune.models.sasrec.fit import train_sasrec
 from tripletune.models.sasrec.model import SASRec, Shape
 from tripletune.models.sasrec.serve import SasrecFit
 from tripletune.models.serving.catalogue import Catalogue, Likes
-from tripletune.models.serving.pooling import pool_viewers
+from tripletune.models.serving.pooling import pool_users
 from tripletune.models.serving.topk import Ragged, product_blocks, top_columns
 from tripletune.retrieve.histories import find_answers, find_history, find_questions, find_seen
 from tripletune.retrieve.profiles import RelationTable, build_profiles, find_profiles
@@ -87,25 +87,25 @@ class Crowd:
     seen: Ragged
     users_U: np.ndarray
 
-    def only(self, viewer_S: np.ndarray) -> Crowd:
+    def only(self, user_S: np.ndarray) -> Crowd:
         number_U = np.full(len(self.users_U), -1)
-        number_U[viewer_S] = np.arange(len(viewer_S))
-        viewer_E = number_U[self.likes.viewer_E]
-        kept = np.flatnonzero(viewer_E >= 0)
-        kept = kept[np.argsort(viewer_E[kept], kind="stable")]
-        likes = Likes(viewer_E[kept], self.likes.movie_E[kept], self.likes.age_E[kept])
-        return Crowd(likes, self.seen.rows(viewer_S), self.users_U[viewer_S])
+        number_U[user_S] = np.arange(len(user_S))
+        user_E = number_U[self.likes.user_E]
+        kept = np.flatnonzero(user_E >= 0)
+        kept = kept[np.argsort(user_E[kept], kind="stable")]
+        likes = Likes(user_E[kept], self.likes.movie_E[kept], self.likes.age_E[kept])
+        return Crowd(likes, self.seen.rows(user_S), self.users_U[user_S])
 
 
 @pytest.fixture(scope="module")
 def crowd() -> Crowd:
     rng = np.random.default_rng(5)
     counts_U = rng.integers(1, 120, NUM)
-    viewer_E = np.repeat(np.arange(NUM), counts_U)
+    user_E = np.repeat(np.arange(NUM), counts_U)
     movie_E = np.concatenate([rng.permutation(FILMS)[:count] for count in counts_U])
     age_E = np.concatenate([np.arange(count) for count in counts_U])
-    likes = Likes(viewer_E, movie_E, age_E)
-    return Crowd(likes, Ragged.from_pairs(viewer_E, movie_E, NUM), np.arange(1, NUM + 1))
+    likes = Likes(user_E, movie_E, age_E)
+    return Crowd(likes, Ragged.from_pairs(user_E, movie_E, NUM), np.arange(1, NUM + 1))
 
 
 def random(*shape: int) -> torch.Tensor:
@@ -154,8 +154,8 @@ def pooled(crowd: Crowd) -> torch.Tensor:
 
 
 def pooled_with_a_crooked_half_life(crowd: Crowd) -> torch.Tensor:
-    rows = (torch.from_numpy(ints) for ints in (crowd.likes.viewer_E, crowd.likes.movie_E, crowd.likes.age_E))
-    return pool_viewers(random(FILMS, DIM), *rows, len(crowd.users_U), 7.3, 0.5)
+    rows = (torch.from_numpy(ints) for ints in (crowd.likes.user_E, crowd.likes.movie_E, crowd.likes.age_E))
+    return pool_users(random(FILMS, DIM), *rows, len(crowd.users_U), 7.3, 0.5)
 
 
 def products(crowd: Crowd) -> torch.Tensor:
@@ -191,12 +191,10 @@ def triple_scores(crowd: Crowd) -> torch.Tensor:
     """One row per user: the scores of some films' triples, and of those chosen."""
     fit, table = rgat()
     num = len(crowd.users_U)
-    viewer_P, movie_P = np.repeat(np.arange(num), 7), np.tile(np.arange(0, FILMS, 100), num)
+    user_P, movie_P = np.repeat(np.arange(num), 7), np.tile(np.arange(0, FILMS, 100), num)
     pair_T, triple_T = table.expand(movie_P)
-    scores_T = score_personally(table, fit, fit.pool(crowd.likes, num), viewer_P[pair_T], triple_T)
-    chosen = choose_triples(
-        table, fit, crowd.likes, crowd.users_U, viewer_P, movie_P, mode="personal", num=1, seed=SEED
-    )
+    scores_T = score_personally(table, fit, fit.pool(crowd.likes, num), user_P[pair_T], triple_T)
+    chosen = choose_triples(table, fit, crowd.likes, crowd.users_U, user_P, movie_P, mode="personal", num=1, seed=SEED)
     chosen_UP = torch.from_numpy(chosen["score"].to_numpy().reshape(num, -1).copy())
     return torch.cat([torch.from_numpy(scores_T.reshape(num, -1)), chosen_UP.double()], dim=1)
 
@@ -231,6 +229,6 @@ def test_every_step_gives_a_viewer_the_same_bits_alone_and_in_a_crowd(crowd, ste
     assert everybody.shape[0] == NUM
     assert everybody.isfinite().any(dim=tuple(range(1, everybody.ndim))).all()
     backwards = np.arange(NUM)[::-1]
-    for viewer_S in (backwards[:80], backwards[80:], *(np.array([one]) for one in (0, 1, 63, 64, 77, NUM - 1))):
-        some = step(crowd.only(viewer_S))
-        assert some.numpy().tobytes() == everybody[torch.from_numpy(viewer_S.copy())].numpy().tobytes()
+    for user_S in (backwards[:80], backwards[80:], *(np.array([one]) for one in (0, 1, 63, 64, 77, NUM - 1))):
+        some = step(crowd.only(user_S))
+        assert some.numpy().tobytes() == everybody[torch.from_numpy(user_S.copy())].numpy().tobytes()

@@ -172,7 +172,7 @@ def test_equal_scores_get_the_same_valid_ndcg_on_both_sides(side, job, world):
 
     class Ours:
         def scorer(self, likes, age_E):
-            return lambda viewer_V: torch.from_numpy(scores[users[viewer_V.numpy()]][:, films])
+            return lambda user_V: torch.from_numpy(scores[users[user_V.numpy()]][:, films])
 
     told = side.Judge(job, dataset, {"model": "LightGCN"}).ndcg(Table(scores, dataset))
     assert told == pytest.approx(judge(Ours(), interactions.valid), abs=1e-7)

@@ -94,7 +94,7 @@ def test_some_users_histories_are_those_of_each_alone():
     vectors_UD = torch.arange(6.0).view(3, 2)
     part = Histories(likes=likes, seen=seen, lightgcn_UD=vectors_UD).of(np.array([2, 0]))
     assert part.num_users == 2
-    assert sorted(zip(part.likes.viewer_E, part.likes.movie_E, part.likes.age_E, strict=True)) == [
+    assert sorted(zip(part.likes.user_E, part.likes.movie_E, part.likes.age_E, strict=True)) == [
         *[(0, 8, 0), (0, 9, 1)],
         *[(1, 5, 0), (1, 6, 1)],
     ]

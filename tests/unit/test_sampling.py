@@ -17,8 +17,8 @@ from scipy.cluster.vq import kmeans2
 from tripletune.config import RetrieveConfig, SampleConfig
 from tripletune.retrieve import sampling
 from tripletune.retrieve.candidates import retrieve_all
-from tripletune.retrieve.clusters import cluster_viewers
-from tripletune.retrieve.sampling import draw_viewers, keep_drawn, sample_facts, sample_viewers
+from tripletune.retrieve.clusters import cluster_users
+from tripletune.retrieve.sampling import draw_users, keep_drawn, sample_facts, sample_users
 from tripletune.schemas.query import PURPOSES
 from tripletune.schemas.retrieve import SAMPLE
 
@@ -47,7 +47,7 @@ def expected_draws(outcomes):
 
 
 def mean_draws(settings, clusters=None):
-    return sum(draw_viewers(USERS, LIKES, clusters, settings, seed) for seed in range(TRIALS)) / TRIALS
+    return sum(draw_users(USERS, LIKES, clusters, settings, seed) for seed in range(TRIALS)) / TRIALS
 
 
 @pytest.mark.parametrize("penalty", [0.0, 0.5, 0.95])
@@ -76,10 +76,10 @@ def test_the_second_half_of_recranker_avoids_who_is_in_the_first():
 def test_each_cluster_gives_the_same_number_and_a_small_one_all_it_has():
     users = np.arange(100)
     clusters = np.repeat([0, 1, 2, 3], [3, 10, 27, 60])
-    draws = draw_viewers(users, users + 2, clusters, SampleConfig(method="clusters", viewers=40, clusters=5), 1)
+    draws = draw_users(users, users + 2, clusters, SampleConfig(method="clusters", viewers=40, clusters=5), 1)
     assert np.bincount(clusters, weights=draws).tolist() == [3, 10, 14, 13]
     assert draws.max() == 1
-    repeated = draw_viewers(
+    repeated = draw_users(
         users, users + 2, clusters, SampleConfig(method="clusters", viewers=40, clusters=5, penalty=0.9), 1
     )
     assert np.bincount(clusters, weights=repeated).tolist() == [10, 10, 10, 10]
@@ -88,27 +88,27 @@ def test_each_cluster_gives_the_same_number_and_a_small_one_all_it_has():
 def test_without_repetition_recranker_draws_nobody_twice_and_as_many_as_asked():
     users = np.arange(300)
     clusters = users % 7
-    draws = draw_viewers(users, users + 2, clusters, SampleConfig(method="recranker", viewers=100, clusters=7), 1)
+    draws = draw_users(users, users + 2, clusters, SampleConfig(method="recranker", viewers=100, clusters=7), 1)
     assert (draws.sum(), draws.max()) == (100, 1)
 
 
 @pytest.mark.parametrize("method", ["uniform", "importance", "clusters", "recranker"])
 def test_more_draws_than_viewers_take_everybody_once(method):
     settings = SampleConfig(method=method, viewers=50, clusters=2)
-    assert draw_viewers(USERS, LIKES, np.array([0, 0, 0, 1]), settings, 1).tolist() == [1, 1, 1, 1]
+    assert draw_users(USERS, LIKES, np.array([0, 0, 0, 1]), settings, 1).tolist() == [1, 1, 1, 1]
 
 
 def test_a_viewer_more_displaces_one_at_most_and_the_order_of_viewers_nobody():
     users, likes = np.arange(2000), np.arange(2000) % 97 + 2
     settings = SampleConfig(method="importance", viewers=300)
-    drawn = set(users[draw_viewers(users, likes, None, settings, 5) > 0])
-    fewer = set(users[:-1][draw_viewers(users[:-1], likes[:-1], None, settings, 5) > 0])
+    drawn = set(users[draw_users(users, likes, None, settings, 5) > 0])
+    fewer = set(users[:-1][draw_users(users[:-1], likes[:-1], None, settings, 5) > 0])
     assert len(drawn) == len(fewer) == 300
     assert len(drawn - fewer) <= 1
     shuffle = np.random.default_rng(1).permutation(2000)
-    again = draw_viewers(users[shuffle], likes[shuffle], None, settings, 5)
+    again = draw_users(users[shuffle], likes[shuffle], None, settings, 5)
     assert set(users[shuffle][again > 0]) == drawn
-    assert drawn != set(users[draw_viewers(users, likes, None, settings, 6) > 0])
+    assert drawn != set(users[draw_users(users, likes, None, settings, 6) > 0])
 
 
 def blobs(num=400):
@@ -119,11 +119,11 @@ def blobs(num=400):
 
 def test_clusters_are_those_of_scipy_from_the_same_beginnings():
     points, users = blobs(), np.arange(400) * 3
-    first = cluster_viewers(points, users, 6, seed=4)
+    first = cluster_users(points, users, 6, seed=4)
     means = np.stack([points[torch.from_numpy(first == k)].double().numpy().mean(axis=0) for k in range(6)])
     _, want = kmeans2(points.double().numpy(), means, minit="matrix", iter=50)
     assert first.tolist() == want.tolist()  # a fixed point of Lloyd's rounds
-    ends = [cluster_viewers(points, users, 5, seed) for seed in range(12)]
+    ends = [cluster_users(points, users, 5, seed) for seed in range(12)]
     spread = min(sum(points[k == c].var(0, False).sum() * (k == c).sum() for c in range(5)) for k in ends)
     _, best = kmeans2(points.double().numpy(), 5, minit="++", iter=50, rng=1)
     assert spread <= 1.05 * sum(points[best == c].var(0, False).sum() * (best == c).sum() for c in range(5))
@@ -132,14 +132,14 @@ def test_clusters_are_those_of_scipy_from_the_same_beginnings():
 def test_beginnings_are_drawn_by_squared_distance():
     corners = torch.tensor([[0.0, 0.0], [0.0, 1.0], [1.2, 0.0], [1.2, 1.0]])
     # beginnings one above the other end in an upper and a lower pair, all others in a left and a right one
-    found = Counter(tuple(cluster_viewers(corners, np.arange(4), 2, seed)) for seed in range(1500))
+    found = Counter(tuple(cluster_users(corners, np.arange(4), 2, seed)) for seed in range(1500))
     level = found[0, 1, 0, 1] + found[1, 0, 1, 0]
     assert level + found[0, 0, 1, 1] + found[1, 1, 0, 0] == 1500
     assert level / 1500 == pytest.approx(1 / (1 + 1.44 + 2.44), abs=5 * 0.41 / np.sqrt(1500))
 
 
 def test_fewer_different_vectors_than_clusters_leave_clusters_empty():
-    assert cluster_viewers(torch.ones(5, 3), np.arange(5), 3, seed=1).tolist() == [0] * 5
+    assert cluster_users(torch.ones(5, 3), np.arange(5), 3, seed=1).tolist() == [0] * 5
 
 
 def retrieve(world, out, sample, **changes):
@@ -236,7 +236,7 @@ def test_a_method_and_a_number_go_together(settings):
 def test_each_outcome_is_as_likely_as_in_draws_one_by_one(penalty):
     users, likes = USERS[:3], LIKES[:3]
     settings = SampleConfig(method="importance", viewers=3, penalty=penalty)
-    found = Counter(tuple(draw_viewers(users, likes, None, settings, seed).tolist()) for seed in range(TRIALS))
+    found = Counter(tuple(draw_users(users, likes, None, settings, seed).tolist()) for seed in range(TRIALS))
     want = one_by_one(np.log(likes), 3, penalty)
     assert found.keys() <= want.keys()
     for outcome, probability in want.items():
@@ -247,7 +247,7 @@ def test_each_outcome_is_as_likely_as_in_draws_one_by_one(penalty):
 def test_importance_never_draws_who_has_one_like_or_none():
     settings = SampleConfig(method="importance", viewers=5, penalty=0.5)
     with np.errstate(all="raise"):
-        draws = draw_viewers(np.arange(4), np.array([0, 1, 2, 9]), None, settings, 1)
+        draws = draw_users(np.arange(4), np.array([0, 1, 2, 9]), None, settings, 1)
     assert draws[:2].tolist() == [0, 0]
     assert draws.sum() == 5
 
@@ -265,7 +265,7 @@ class PoolOfThree:
 
     def pool(self, likes, num_viewers):
         assert num_viewers == 3
-        self.likes = sorted(zip(likes.viewer_E.tolist(), likes.movie_E.tolist(), likes.age_E.tolist(), strict=True))
+        self.likes = sorted(zip(likes.user_E.tolist(), likes.movie_E.tolist(), likes.age_E.tolist(), strict=True))
         return torch.tensor([[10.0, 0.0], [0.1, 0.0], [0.0, 0.1]])
 
 
@@ -285,7 +285,7 @@ def rows_of_five_users():
 @pytest.mark.parametrize("method", ["clusters", "recranker"])
 def test_users_are_clustered_by_the_direction_of_the_vector_of_their_graph_likes(method):
     fit = PoolOfThree()
-    sample = sample_viewers(rows_of_five_users(), fit, SampleConfig(method=method, viewers=3, clusters=2), seed=1)
+    sample = sample_users(rows_of_five_users(), fit, SampleConfig(method=method, viewers=3, clusters=2), seed=1)
     assert fit.likes == [(0, 1, 1), (0, 2, 0), (1, 4, 0), (2, 7, 2), (2, 8, 1), (2, 9, 0)]  # the newest has age 0
     assert sample.select("user_id", "likes").rows() == [(10, 2), (11, 1), (20, 3)]
     first, second, third = sample["cluster"]
@@ -296,7 +296,7 @@ def test_users_are_clustered_by_the_direction_of_the_vector_of_their_graph_likes
 @pytest.mark.parametrize("method", ["uniform", "importance"])
 def test_without_clusters_users_are_not_pooled_and_deciles_count_who_has_fewer_likes(method):
     fit = PoolOfThree()
-    sample = sample_viewers(rows_of_five_users(), fit, SampleConfig(method=method, viewers=2), seed=1)
+    sample = sample_users(rows_of_five_users(), fit, SampleConfig(method=method, viewers=2), seed=1)
     assert fit.likes is None
     assert sample.schema == SAMPLE
     # 1, 0 and 2 of three users have fewer
@@ -311,7 +311,7 @@ def test_without_clusters_users_are_not_pooled_and_deciles_count_who_has_fewer_l
 @pytest.mark.parametrize("method", ["uniform", "importance", "clusters", "recranker"])
 def test_nobody_with_a_target_like_gives_an_empty_sample(method):
     rows = rows_of_five_users().filter(pl.col("label") != "target")
-    sample = sample_viewers(rows, PoolOfThree(), SampleConfig(method=method, viewers=2, clusters=2), seed=1)
+    sample = sample_users(rows, PoolOfThree(), SampleConfig(method=method, viewers=2, clusters=2), seed=1)
     assert (sample.height, sample.schema) == (0, SAMPLE)
 
 

@@ -30,13 +30,13 @@ def test_nearest_are_those_of_dense_cosines(world):
     near = Neighbours.build(fit, likes, seed=7)
     asked_UD = torch.randn(9, 8, generator=torch.Generator().manual_seed(5))
     users_U = np.array([1, 2, 3, 4, 5, 6, 7, -1, 40])
-    viewer_UK, _ = near.nearest(asked_UD, users_U, 4)
+    user_UK, _ = near.nearest(asked_UD, users_U, 4)
 
     vectors_VD = near.unit_VD.double().numpy()
     asked = asked_UD.double().numpy()
     cosine_UV = asked @ vectors_VD.T / np.linalg.norm(asked, axis=1, keepdims=True)
     cosine_UV[users_U[:, None] == near.users_V[None, :]] = -np.inf
-    np.testing.assert_array_equal(viewer_UK, np.argsort(-cosine_UV, axis=1)[:, :4])
+    np.testing.assert_array_equal(user_UK, np.argsort(-cosine_UV, axis=1)[:, :4])
 
 
 def test_a_vector_is_that_of_the_viewer_in_its_place(world):
@@ -59,10 +59,10 @@ def test_films_are_ordered_by_the_summed_cosines_of_those_who_liked_them(world):
     seen = Ragged.from_pairs(np.repeat(np.arange(5), 10), np.tile(np.arange(10), 5), 5)
     got_UF = near.films(asked_UD, users_U, seen, 6, 8)
 
-    viewer_UK, cosine_UK = near.nearest(asked_UD, users_U, 6)
+    user_UK, cosine_UK = near.nearest(asked_UD, users_U, 6)
     for row in range(5):
         votes = np.zeros(small_world.NUM_FILMS)
-        for viewer, cosine in zip(viewer_UK[row], cosine_UK[row].tolist(), strict=True):
+        for viewer, cosine in zip(user_UK[row], cosine_UK[row].tolist(), strict=True):
             liked = likes.filter(pl.col("user_id") == near.users_V[viewer])["movie_id"]
             votes[fit.catalogue.columns(liked.to_numpy())] += max(cosine, 0)
         votes[:10] = 0
@@ -86,8 +86,8 @@ def two_tastes():
 
 def test_nobody_is_their_own_neighbour():
     _, near = two_tastes()
-    viewer_UK, _ = near.nearest(torch.tensor([[1.0, 1.0, 0.0]]), np.array([1]), 2)
-    assert near.users_V[viewer_UK[0]].tolist() == [2, 3]
+    user_UK, _ = near.nearest(torch.tensor([[1.0, 1.0, 0.0]]), np.array([1]), 2)
+    assert near.users_V[user_UK[0]].tolist() == [2, 3]
 
 
 def test_a_film_that_only_viewers_of_another_taste_liked_is_not_suggested():

@@ -36,7 +36,7 @@ def test_fits_learn_from_graph_and_target_alone(tmp_path, settings):
     split, interactions = learned_from(settings, tmp_path)
     for fit, labels in (("a", ["graph"]), ("b", ["graph", "target"])):
         likes = interactions.fits[fit]
-        users = likes.user_ids_U[likes.viewer_E.numpy()]
+        users = likes.user_ids_U[likes.user_E.numpy()]
         films = interactions.movie_ids_M[likes.movie_E.numpy()]
         want = split.filter(pl.col("label").is_in(labels), ~pl.col("unseen"))
         assert set(zip(users, films, strict=True)) == set(want.select("user_id", "movie_id").iter_rows())
@@ -48,7 +48,7 @@ def test_early_stopping_asks_each_viewers_newest_valid_like_and_never_looks_at_a
     films = interactions.movie_ids_M
     answers = dict(zip(asked.likes.user_ids_U.tolist(), films[asked.answer_U].tolist(), strict=True))
     rows = split.filter(~pl.col("unseen"))
-    seen = np.column_stack([asked.likes.user_ids_U[asked.seen_viewer_S], films[asked.seen_movie_S]]).tolist()
+    seen = np.column_stack([asked.likes.user_ids_U[asked.seen_user_S], films[asked.seen_movie_S]]).tolist()
     tested = set(split.filter(pl.col("label") == "test").select("user_id", "movie_id").iter_rows())
     assert not tested & {tuple(pair) for pair in seen}
     questions = 0

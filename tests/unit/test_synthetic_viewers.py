@@ -11,7 +11,7 @@ from tripletune.config import SyntheticConfig
 from tripletune.synthetic.channels import MOODS, STYLES, TASTES, Channels, build_channels
 from tripletune.synthetic.draw import FilmDraw
 from tripletune.synthetic.sizes import configured_size
-from tripletune.synthetic.users import STEP, draw_viewers, walk_tastes
+from tripletune.synthetic.users import STEP, draw_users, walk_tastes
 from tripletune.synthetic.world import Entity, draw_catalogue
 
 TASTE, TALK, ENTITY = ([6, 2, 1, 1], [0, 0, 5, 5], [0, 7, 3, 0])
@@ -81,7 +81,7 @@ def test_lengths_have_the_exact_total_for_any_mean(viewers, mean, seed):
     size = configured_size(SyntheticConfig(viewers=viewers, movies=300, mean_ratings=mean))
     rng = np.random.default_rng(seed)
     channels = build_channels(draw_catalogue(size, rng), size, rng)
-    lengths = draw_viewers(size, channels, rng).ratings_U
+    lengths = draw_users(size, channels, rng).ratings_U
     assert lengths.sum() == size.ratings == viewers * min(mean, 100)
     assert lengths.min() >= 20
     assert lengths.max() <= 180

@@ -20,7 +20,7 @@ from tripletune.finetune.job import TrainingJob
 from tripletune.finetune.launch import finetune_adapter
 from tripletune.finetune.sft import _arguments, _own_arguments
 from tripletune.finetune.trainer_settings import _FIXED, _OURS, check_trainer_settings
-from tripletune.pipeline.stages import resolve
+from tripletune.pipeline.resolve import resolve
 
 FIELDS = {field.name for field in dataclasses.fields(SFTConfig)}
 PRESET = """

@@ -37,7 +37,7 @@ class Scripted:
         place = next(self.places)
         scores_M = torch.arange(-1.0, -21.0, -1.0)
         scores_M[19] = -0.5 - place  # film 19 is the answer, the film with the place-th best score
-        return lambda viewer_V: scores_M.repeat(len(viewer_V), 1)
+        return lambda user_V: scores_M.repeat(len(user_V), 1)
 
     def export(self) -> dict[str, torch.Tensor]:
         return {"steps": torch.tensor(self.steps)}
@@ -73,7 +73,7 @@ def test_judge_is_ndcg_of_one_answer_among_the_films_not_rated_before(place, see
 def test_a_model_that_scores_all_films_alike_is_worth_nothing():
     class Flat(Scripted):
         def scorer(self, likes: Likes, age_E: torch.Tensor) -> Scorer:
-            return lambda viewer_V: torch.zeros(len(viewer_V), 20)
+            return lambda user_V: torch.zeros(len(user_V), 20)
 
     assert judge(Flat(iter([])), ask()) == 0.0
 
@@ -188,8 +188,8 @@ def test_questions_hold_only_what_came_before_the_answer(tmp_path: Path):
         before = mine.filter(pl.col("position") < answer["position"][0])["movie_id"].to_list()
         ids = interactions.movie_ids_M
         assert ids[valid.answer_U[viewer]] == answer["movie_id"][0]
-        assert ids[valid.likes.movie_E[valid.likes.viewer_E == viewer]].tolist() == before
-        assert ids[valid.seen_movie_S[valid.seen_viewer_S == viewer]].tolist() == before
+        assert ids[valid.likes.movie_E[valid.likes.user_E == viewer]].tolist() == before
+        assert ids[valid.seen_movie_S[valid.seen_user_S == viewer]].tolist() == before
         assert not mine["unseen"].any()
     assert valid.likes.num_viewers == 54
 
@@ -216,11 +216,11 @@ def test_a_pass_of_batches_takes_every_viewer_once_with_all_likes(tmp_path: Path
     likes = read_interactions(tmp_path).fits["b"]
     source = batches(likes, 20, torch.Generator().manual_seed(0))
     taken = [next(source) for _ in range(3)]
-    assert torch.cat([batch.viewers_B for batch in taken]).sort().values.equal(torch.arange(54))
+    assert torch.cat([batch.users_B for batch in taken]).sort().values.equal(torch.arange(54))
     for batch in taken:
-        for number, viewer in enumerate(batch.viewers_B.tolist()):
-            rows = batch.viewer_R == number
-            assert batch.movie_R[rows].equal(likes.movie_E[likes.viewer_E == viewer])
+        for number, viewer in enumerate(batch.users_B.tolist()):
+            rows = batch.user_R == number
+            assert batch.movie_R[rows].equal(likes.movie_E[likes.user_E == viewer])
             assert batch.place_R[rows].equal(torch.arange(LIKES - 2))
 
 
@@ -232,8 +232,8 @@ def test_batches_go_on_where_they_were(tmp_path: Path):
     generator = torch.Generator()
     resumed = batches(likes, 20, generator)
     resumed.load_state(source.state())
-    want = [next(source).viewers_B for _ in range(2)]  # the rest of the pass; the next one draws a new order
-    assert [next(resumed).viewers_B.tolist() for _ in range(2)] == [viewers_B.tolist() for viewers_B in want]
+    want = [next(source).users_B for _ in range(2)]  # the rest of the pass; the next one draws a new order
+    assert [next(resumed).users_B.tolist() for _ in range(2)] == [users_B.tolist() for users_B in want]
 
 
 def test_the_order_of_rows_and_shards_does_not_matter(tmp_path: Path):
@@ -244,7 +244,7 @@ def test_the_order_of_rows_and_shards_does_not_matter(tmp_path: Path):
     one, other = (read_interactions(tmp_path / name) for name in ("one", "other"))
     for mine, theirs in ((one.fits["a"], other.fits["a"]), (one.valid.likes, other.valid.likes)):
         assert mine.user_ids_U.tolist() == theirs.user_ids_U.tolist()
-        assert mine.viewer_E.equal(theirs.viewer_E)
+        assert mine.user_E.equal(theirs.user_E)
         assert mine.movie_E.equal(theirs.movie_E)
     assert one.valid.answer_U.equal(other.valid.answer_U)
     assert one.valid.seen_movie_S.equal(other.valid.seen_movie_S)
@@ -265,13 +265,13 @@ def test_every_users_answer_is_ranked_among_the_films_that_this_user_had_not_rat
     for scores_M, seen_M, answer in zip(scores_UM, seen_UM, answer_U, strict=True):
         rank = 1 + sum(scores_M[film] > scores_M[answer] and not seen_M[film] for film in range(40))
         gains.append(1 / math.log2(rank + 1) if rank <= 10 else 0.0)
-    seen_viewer_S, seen_movie_S = (torch.from_numpy(ints) for ints in np.nonzero(seen_UM))
+    seen_user_S, seen_movie_S = (torch.from_numpy(ints) for ints in np.nonzero(seen_UM))
     likes = Likes(np.arange(num_users, dtype=np.int32), torch.arange(num_users), torch.zeros(num_users).long())
-    valid = ValidQuestions(likes, torch.from_numpy(answer_U), seen_viewer_S, seen_movie_S)
+    valid = ValidQuestions(likes, torch.from_numpy(answer_U), seen_user_S, seen_movie_S)
 
     class Table(Scripted):
         def scorer(self, likes: Likes, age_E: torch.Tensor) -> Scorer:
-            return lambda viewer_V: torch.from_numpy(scores_UM)[viewer_V]
+            return lambda user_V: torch.from_numpy(scores_UM)[user_V]
 
     assert judge(Table(iter([])), valid) == pytest.approx(sum(gains) / num_users)
 

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from tripletune.models.rgat.serve import load_rgat
 from tripletune.models.serving.catalogue import Likes
-from tripletune.models.serving.pooling import pool_viewers
+from tripletune.models.serving.pooling import pool_users
 from tripletune.retrieve.triples import TripleTable, choose_triples, read_triples
 
 SEED = 7
@@ -26,7 +26,7 @@ def world(tmp_path_factory):
     return small_world.make_world(tmp_path_factory.mktemp("world"))
 
 
-LIKES = Likes(viewer_E=np.array([0, 0, 0, 1, 1]), movie_E=np.array([12, 24, 7, 3, 50]), age_E=np.array([0, 1, 2, 0, 1]))
+LIKES = Likes(user_E=np.array([0, 0, 0, 1, 1]), movie_E=np.array([12, 24, 7, 3, 50]), age_E=np.array([0, 1, 2, 0, 1]))
 USERS = np.array([101, 102])
 
 
@@ -49,8 +49,8 @@ def test_a_personal_score_is_recomputed_from_the_published_files(world):
     rows = dict(pl.read_parquet(world.rgat / "movies.parquet").select("movie_id", "row").iter_rows())
     entity = dict(pl.read_parquet(world.rgat / "entities.parquet").select("key", "row").iter_rows())
     weight = {(m, r, e): a for m, r, e, a in attention(world).drop("fit").iter_rows()}
-    mine = LIKES.viewer_E == 0
-    user_D = pool_viewers(
+    mine = LIKES.user_E == 0
+    user_D = pool_users(
         vectors["pool_vectors"],
         torch.zeros(mine.sum(), dtype=torch.int64),
         torch.tensor([rows[m] for m in LIKES.movie_E[mine].tolist()]),

@@ -210,7 +210,7 @@ def _audit_fits(name: str, folder: Path, rows: SplitRows, limit: int | None) -> 
     """Rule 1, for the users of some split files at a time, so that memory does not grow with the release."""
     trained = scan(folder / "trained_on.parquet").select(list(TRAINED_ON))
     leaks: list[Leak] = []
-    for viewers in rows.viewers_by_files():
+    for viewers in rows.users_by_files():
         group = trained.join(viewers.lazy(), on="user_id", how="inner", maintain_order="left").collect()
         # file by file: a lookup among few rows is several times as fast
         for part in group.partition_by("file", include_key=False):

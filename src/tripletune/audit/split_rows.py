@@ -59,7 +59,7 @@ class SplitRows:
         sums = self.viewers.group_by("user_id").agg(pl.col("row", "len").sum())
         return sums.select("user_id", viewer=digest("row", "len"))
 
-    def viewers_by_files(self) -> Iterator[pl.DataFrame]:
+    def users_by_files(self) -> Iterator[pl.DataFrame]:
         """Every user once, with the first file that holds rows of the user, in groups of ``FILES_AT_ONCE`` files:
         ``user_id, file``."""
         first = self.viewers.select("user_id", "file").unique("user_id", keep="first", maintain_order=True)

@@ -24,7 +24,7 @@ from tripletune.store.fingerprint import differences
 from tripletune.store.paths import MANIFEST, RunPaths, read_manifest
 from tripletune.store.runs import RunRecord, tracking_uri
 
-FEW_VIEWERS = 100
+FEW_USERS = 100
 """Fewer test users are pointed out: with a hit rate of .1 the 95 % interval is then wider than +-.06."""
 _ROW_COUNTS = {"rows_kept", "rows_rejected"}
 
@@ -143,7 +143,7 @@ def _split_headline(facts: Mapping[str, Any]) -> str:
     labels = ", ".join(f"{count:,} {name}" for name, count in facts["labels"].items())
     asked = facts["asked_viewers"]
     test = f"{asked['test']:,} of {facts['viewers']:,} users have a test query"
-    if asked["test"] < FEW_VIEWERS:
+    if asked["test"] < FEW_USERS:
         test = f"only {asked['test']:,} users have a test query"
     if frozen := facts.get("frozen"):
         test += f", {frozen['missing']:,} of {frozen['viewers']:,} frozen users could not be kept"

@@ -121,7 +121,7 @@ def _recommend(paths: RunPaths, config: RunConfig, rows: pl.DataFrame) -> list[R
             "rating": pl.Float32,
         }
     )
-    retrieved, choices = retriever.retrieve_viewers(
+    retrieved, choices = retriever.retrieve_users(
         questions, find_history(rows, questions), find_seen(rows, questions), nothing
     )
     evidence = collect_evidence(

@@ -109,7 +109,7 @@ def rank_shards(
     require_same(prompt_contract, read_contract(finetuned))
     pieces = out / SCRATCH / "pieces"
     pieces.mkdir(parents=True, exist_ok=True)
-    chosen = {purpose: _chosen_viewers(shards, purpose, settings, seed) for purpose in ("valid", "test")}
+    chosen = {purpose: _chosen_users(shards, purpose, settings, seed) for purpose in ("valid", "test")}
     work = list(_pieces(shards, chosen, settings, pieces))
     answerer: Answerer | None = None
     tokens = 0
@@ -136,7 +136,7 @@ def rank_shards(
     }
 
 
-def _chosen_viewers(shards: Path, purpose: str, settings: RankConfig, seed: int) -> pl.DataFrame:
+def _chosen_users(shards: Path, purpose: str, settings: RankConfig, seed: int) -> pl.DataFrame:
     """``user_id, place``: the users to rank, in the order of a hash; ``place`` counts from 0."""
     users = pl.scan_parquet(parquet_files(shards, purpose)).select("user_id").collect()
     hashed = users.with_columns(hashed=pl.Series(mix(users["user_id"].to_numpy(), seed + VIEWERS)))

@@ -46,7 +46,7 @@ class Bucket:
     kept: pl.DataFrame
     """Queries (``schemas.QUESTION``) whose rows come from an earlier run."""
     changes: pl.DataFrame | None
-    """``increments.compare_viewers``; None: there is no earlier run."""
+    """``increments.compare_users``; None: there is no earlier run."""
     left_out: pl.DataFrame
     """Queries dropped because their fit was trained on an answer."""
 
@@ -73,7 +73,7 @@ class Asking:
     asked_alone: pl.Series | None
     """``histories.read_asked``."""
     drawn: pl.DataFrame | None
-    """``sampling.sample_viewers``; None: all users."""
+    """``sampling.sample_users``; None: all users."""
     known: pl.DataFrame
     """``histories.find_known``."""
     ranked: pl.Series | None

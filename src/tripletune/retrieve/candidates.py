@@ -18,7 +18,7 @@ from tripletune.retrieve.histories import find_known, read_asked, read_rows
 from tripletune.retrieve.rankings import ranked_viewers
 from tripletune.retrieve.retriever import Retriever
 from tripletune.retrieve.reuse import TABLES, EarlierNight
-from tripletune.retrieve.sampling import sample_facts, sample_viewers
+from tripletune.retrieve.sampling import sample_facts, sample_users
 from tripletune.schemas.query import FIT_OF, QUESTION
 from tripletune.schemas.retrieve import RANKINGS
 from tripletune.store.increments import count_changes
@@ -95,7 +95,7 @@ def _draw(files: Mapping[str, Path], retriever: Retriever, sample: SampleConfig,
     """Draw the training users and write ``sample.parquet``; None with all users, or without training queries."""
     if sample.method == "all" or "train" not in retriever.settings.purposes:
         return None
-    drawn = sample_viewers(read_rows(list(files.values())), retriever.lightgcn["a"], sample, retriever.seed)
+    drawn = sample_users(read_rows(list(files.values())), retriever.lightgcn["a"], sample, retriever.seed)
     write_table(out / "sample.parquet", drawn)
     return drawn
 

@@ -19,7 +19,7 @@ _ROUNDS = 100
 """Rounds at most; it ends sooner when the assignments no longer change."""
 
 
-def cluster_viewers(vectors_UD: Tensor, users_U: Ints, num_clusters: int, seed: int) -> Ints:
+def cluster_users(vectors_UD: Tensor, users_U: Ints, num_clusters: int, seed: int) -> Ints:
     """The cluster of each user, shape (U,), numbered from 0 in the order of the initial centres.
 
     Args:

@@ -81,10 +81,8 @@ def find_known(files: list[Path], lightgcn: Path) -> pl.DataFrame:
         films = trained.filter(pl.col("fit") == FIT_OF[purpose]).select(film)
         of_film = films.join(asked.lazy().select("film"), on="film", how="semi").collect(engine="streaming")
         unseen = asked.filter("unseen")
-        of_viewer = trained.select("user_id").join(unseen.lazy(), on="user_id", how="semi").collect(engine="streaming")
-        known = pl.concat(
-            [asked.join(of_film, on="film", how="semi"), unseen.join(of_viewer, on="user_id", how="semi")]
-        )
+        of_user = trained.select("user_id").join(unseen.lazy(), on="user_id", how="semi").collect(engine="streaming")
+        known = pl.concat([asked.join(of_film, on="film", how="semi"), unseen.join(of_user, on="user_id", how="semi")])
         found.append(known.select("user_id", purpose=pl.lit(purpose, dtype=PURPOSES)))
     return pl.concat(found).unique().sort("user_id", "purpose")
 

@@ -121,14 +121,14 @@ def build_profiles(table: RelationTable, rgat: RgatFit, likes: Likes, num_viewer
     mass_UC, attention_UC = np.zeros(shape), np.zeros(shape)
     users_UD = rgat.pool(likes, num_viewers).numpy() * np.float32(rgat.beta / np.sqrt(rgat.pool_vectors_MD.shape[1]))
     place_E = table.places(likes.movie_E)
-    viewer_E, place_E = likes.viewer_E[place_E >= 0], place_E[place_E >= 0]
-    films_U = np.bincount(viewer_E, minlength=num_viewers)
-    for first, last in _whole_viewers(films_U):
-        viewer_B, place_B = viewer_E[first:last], place_E[first:last]
+    user_E, place_E = likes.user_E[place_E >= 0], place_E[place_E >= 0]
+    films_U = np.bincount(user_E, minlength=num_viewers)
+    for first, last in _whole_users(films_U):
+        user_B, place_B = user_E[first:last], place_E[first:last]
         runs_B = np.diff(table.runs_M)[place_B]
         run_G = spread(table.runs_M[place_B], runs_B)
-        cell_G = np.repeat(viewer_B, runs_B) * shape[1] + table.relation_R[run_G]
-        posterior_G = _posteriors(table, users_UD, viewer_B, place_B, run_G)
+        cell_G = np.repeat(user_B, runs_B) * shape[1] + table.relation_R[run_G]
+        posterior_G = _posteriors(table, users_UD, user_B, place_B, run_G)
         for total_UC, share_G in ((mass_UC, posterior_G), (attention_UC, table.share_R[run_G])):
             total_UC += np.bincount(cell_G, share_G, total_UC.size).reshape(shape)
     viewer, relation = np.nonzero(attention_UC)
@@ -143,15 +143,15 @@ def build_profiles(table: RelationTable, rgat: RgatFit, likes: Likes, num_viewer
     )
 
 
-def _posteriors(table: RelationTable, users_UD: Floats, viewer_B: Ints, place_B: Ints, run_G: Ints) -> Floats:
+def _posteriors(table: RelationTable, users_UD: Floats, user_B: Ints, place_B: Ints, run_G: Ints) -> Floats:
     """The posterior of each relation of each like, (G,); the users are scaled."""
     rows_B, runs_B = np.diff(table.offsets_M)[place_B], np.diff(table.runs_M)[place_B]
-    triple_T, viewer_T = spread(table.offsets_M[place_B], rows_B), np.repeat(viewer_B, rows_B)
+    triple_T, user_T = spread(table.offsets_M[place_B], rows_B), np.repeat(user_B, rows_B)
     score_T = table.log_alpha_X[triple_T]
     for start in range(0, len(triple_T), ROWS_AT_ONCE):
         rows = slice(start, start + ROWS_AT_ONCE)
         entity_TD = table.vectors_ND[table.entity_X[triple_T[rows]]]
-        score_T[rows] += np.einsum("td,td->t", users_UD[viewer_T[rows]], entity_TD)
+        score_T[rows] += np.einsum("td,td->t", users_UD[user_T[rows]], entity_TD)
     begin_B = np.cumsum(rows_B) - rows_B
     score_T -= np.repeat(np.maximum.reduceat(score_T, begin_B), rows_B)
     power_G = np.add.reduceat(np.exp(score_T), np.repeat(begin_B, runs_B) + table.first_R[run_G])
@@ -160,7 +160,7 @@ def _posteriors(table: RelationTable, users_UD: Floats, viewer_B: Ints, place_B:
     return posterior_G
 
 
-def _whole_viewers(likes_U: Ints) -> Iterator[tuple[int, int]]:
+def _whole_users(likes_U: Ints) -> Iterator[tuple[int, int]]:
     """Ranges of about ``LIKES_AT_ONCE`` likes, cut between users: each user's sums are computed in one call, so that
     their last bits do not depend on the other users."""
     ends_U = np.cumsum(likes_U)

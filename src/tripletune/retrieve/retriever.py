@@ -50,13 +50,13 @@ class _Batch:
     def of(self, users: pl.Series) -> _Batch:
         """The queries of some users."""
         is_asked = self.questions["user_id"].is_in(users.implode())
-        viewer_S = np.flatnonzero(is_asked.to_numpy())
-        numbers = pl.DataFrame({"viewer": viewer_S, "number": np.arange(len(viewer_S))}).cast(pl.UInt32)
+        user_S = np.flatnonzero(is_asked.to_numpy())
+        numbers = pl.DataFrame({"viewer": user_S, "number": np.arange(len(user_S))}).cast(pl.UInt32)
         return _Batch(
             fit=self.fit,
             questions=self.questions.filter(is_asked),
             rated=self.rated.join(numbers, on="viewer", maintain_order="left").select("movie_id", viewer="number"),
-            lists=self.lists.of(viewer_S),
+            lists=self.lists.of(user_S),
         )
 
     @property
@@ -72,7 +72,7 @@ class _Batch:
 class Retriever:
     """Trained models, this run's triples and the similar users, loaded for queries of any user.
 
-    Load once, query often: ``retrieve_viewers`` serves shards and ad-hoc users alike.
+    Load once, query often: ``retrieve_users`` serves shards and ad-hoc users alike.
     """
 
     settings: RetrieveConfig
@@ -138,7 +138,7 @@ class Retriever:
             relations=relations,
         )
 
-    def retrieve_viewers(
+    def retrieve_users(
         self, questions: pl.DataFrame, history: pl.DataFrame, seen: pl.DataFrame, answers: pl.DataFrame
     ) -> tuple[pl.DataFrame, pl.DataFrame]:
         """Candidates, hints and chosen triples.
@@ -165,7 +165,7 @@ class Retriever:
         answers: pl.DataFrame,
         ranked: pl.Series | None = None,
     ) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
-        """As ``retrieve_viewers``, and the first-stage rankings (``schemas.RANKINGS``) of valid and test queries.
+        """As ``retrieve_users``, and the first-stage rankings (``schemas.RANKINGS``) of valid and test queries.
 
         Args:
             ranked: ids of the users whose queries are ranked; None: all users.

@@ -19,7 +19,7 @@ from tripletune.schemas.base import conform
 from tripletune.schemas.query import ANSWER_LABEL, QUESTION
 from tripletune.schemas.retrieve import VIEWERS
 from tripletune.stable_hash import mix, pair_hash
-from tripletune.store.increments import compare_viewers, same_files
+from tripletune.store.increments import compare_users, same_files
 
 TABLES = {
     "retrieved": QUESTION,
@@ -76,9 +76,9 @@ class EarlierNight:
         return cls(folder, pl.read_parquet(folder / "rankings.parquet"))
 
     def compare(self, name: str, viewers: pl.DataFrame) -> pl.DataFrame:
-        """``increments.compare_viewers`` of a bucket, by the name of its file."""
+        """``increments.compare_users`` of a bucket, by the name of its file."""
         path = self.folder / "viewers" / name
-        return compare_viewers(pl.read_parquet(path) if path.is_file() else VIEWERS.to_frame(), viewers)
+        return compare_users(pl.read_parquet(path) if path.is_file() else VIEWERS.to_frame(), viewers)
 
     def keep(self, name: str, same: pl.DataFrame, questions: pl.DataFrame, ranked: pl.Series | None) -> pl.DataFrame:
         """The queries of a bucket whose rows can all be reused: ``schemas.QUESTION``.

@@ -28,7 +28,7 @@ from tripletune.config import SampleConfig
 from tripletune.models.lightgcn.serve import LightGCNFit
 from tripletune.models.serving.catalogue import Likes
 from tripletune.models.serving.topk import Ints
-from tripletune.retrieve.clusters import cluster_viewers
+from tripletune.retrieve.clusters import cluster_users
 from tripletune.retrieve.histories import with_age
 from tripletune.schemas.base import conform
 from tripletune.schemas.retrieve import SAMPLE
@@ -41,7 +41,7 @@ _IMPORTANCE, _CLUSTERS, _CENTRES = 7 << 40, 8 << 40, 9 << 40
 """Added to the run's seed, so that the parts of a sample are independent."""
 
 
-def sample_viewers(rows: pl.LazyFrame, fit: LightGCNFit, settings: SampleConfig, seed: int) -> pl.DataFrame:
+def sample_users(rows: pl.LazyFrame, fit: LightGCNFit, settings: SampleConfig, seed: int) -> pl.DataFrame:
     """Draw warm users who have a ``target`` like.
 
     Args:
@@ -65,8 +65,8 @@ def sample_viewers(rows: pl.LazyFrame, fit: LightGCNFit, settings: SampleConfig,
     users_U, likes_U = (askable[name].to_numpy().astype(np.int64) for name in ("user_id", "likes"))
     cluster_U = None
     if settings.method in ("clusters", "recranker") and len(users_U):
-        cluster_U = cluster_viewers(_vectors(rows, users_U, fit), users_U, settings.clusters, seed + _CENTRES)
-    draws_U = draw_viewers(users_U, likes_U, cluster_U, settings, seed)
+        cluster_U = cluster_users(_vectors(rows, users_U, fit), users_U, settings.clusters, seed + _CENTRES)
+    draws_U = draw_users(users_U, likes_U, cluster_U, settings, seed)
     deciles = (pl.col("likes").rank("min") - 1) * 10 // pl.len()
     sample = askable.with_columns(decile=deciles, cluster=pl.lit(None), draws=pl.Series(draws_U))
     if cluster_U is not None:
@@ -79,12 +79,12 @@ def _vectors(rows: pl.LazyFrame, users_U: Ints, fit: LightGCNFit) -> Tensor:
     likes = rows.filter(pl.col("label") == "graph").select("user_id", "movie_id", "position")
     likes = likes.filter(pl.col("user_id").is_in(pl.Series(users_U).cast(pl.Int32).implode()))
     aged = with_age(likes.collect(engine="streaming"), ("user_id",))
-    viewer_E, movie_E, age_E = (aged[name].to_numpy().astype(np.int64) for name in ("user_id", "movie_id", "age"))
+    user_E, movie_E, age_E = (aged[name].to_numpy().astype(np.int64) for name in ("user_id", "movie_id", "age"))
     with one_thread():
-        return normalize(fit.pool(Likes(np.searchsorted(users_U, viewer_E), movie_E, age_E), len(users_U)), dim=1)
+        return normalize(fit.pool(Likes(np.searchsorted(users_U, user_E), movie_E, age_E), len(users_U)), dim=1)
 
 
-def draw_viewers(users_U: Ints, likes_U: Ints, cluster_U: Ints | None, settings: SampleConfig, seed: int) -> Ints:
+def draw_users(users_U: Ints, likes_U: Ints, cluster_U: Ints | None, settings: SampleConfig, seed: int) -> Ints:
     """Number of draws of each user, shape (U,); the sum is ``settings.viewers``, or less where too few can be drawn.
 
     Args:
@@ -113,18 +113,18 @@ def draw_viewers(users_U: Ints, likes_U: Ints, cluster_U: Ints | None, settings:
 
 def _draw(users_U: Ints, weight_U: Floats, num: int, penalty: float, seed: int) -> Ints:
     """Number of each user's arrivals among the first ``num``; a user of weight 0 never arrives."""
-    viewer_U = np.flatnonzero(weight_U > 0)
-    clock_U, found = np.zeros(len(viewer_U)), []
+    user_U = np.flatnonzero(weight_U > 0)
+    clock_U, found = np.zeros(len(user_U)), []
     repeat, last = 0, np.inf
-    while len(viewer_U):
+    while len(user_U):
         with np.errstate(divide="ignore"):  # a weight that underflows to 0 is no longer drawn
-            clock_U = clock_U + exponential(users_U[viewer_U], repeat, seed) / (weight_U[viewer_U] * penalty**repeat)
-        found.append((clock_U, viewer_U))
+            clock_U = clock_U + exponential(users_U[user_U], repeat, seed) / (weight_U[user_U] * penalty**repeat)
+        found.append((clock_U, user_U))
         times_N = np.concatenate([clock for clock, _ in found])
         if len(times_N) > num:
             last = np.partition(times_N, num)[num]
         is_early = clock_U < last
-        clock_U, viewer_U, repeat = clock_U[is_early], viewer_U[is_early], repeat + 1
+        clock_U, user_U, repeat = clock_U[is_early], user_U[is_early], repeat + 1
         if not penalty:
             break
     drawn = np.concatenate([viewer[clock < last] for clock, viewer in found]) if found else np.empty(0, np.int64)

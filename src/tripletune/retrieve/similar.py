@@ -62,7 +62,7 @@ class Neighbours:
         by_id = Likes(np.repeat(np.arange(len(ids_V)), count_V), movie_E.astype(np.int64), age_E.astype(np.int64))
         column_E = fit.catalogue.columns(by_id.movie_E)
         known_E = column_E >= 0
-        films = Ragged.from_pairs(by_id.viewer_E[known_E], column_E[known_E], len(ids_V)).rows(order_V)
+        films = Ragged.from_pairs(by_id.user_E[known_E], column_E[known_E], len(ids_V)).rows(order_V)
         shape = len(ids_V), len(fit.catalogue)
         return cls(
             users_V=ids_V[order_V],
@@ -78,14 +78,14 @@ class Neighbours:
         """Exact nearest users by cosine, without the user itself.
 
         Returns:
-            ``viewer_UK`` (places in ``users_V``, -1 where there are fewer) and ``cosine_UK`` (``-inf`` there).
+            ``user_UK`` (places in ``users_V``, -1 where there are fewer) and ``cosine_UK`` (``-inf`` there).
         """
         self_U = self.place_of(users_U)
         known_U = self_U >= 0
         oneself = Ragged.from_pairs(np.flatnonzero(known_U), self_U[known_U], len(users_U))
         blocks = product_blocks(normalize(vectors_UD, dim=1), self.unit_VD)
-        viewer_UK, cosine_UK = top_columns(blocks, len(users_U), oneself, k)
-        return viewer_UK, torch.from_numpy(cosine_UK)
+        user_UK, cosine_UK = top_columns(blocks, len(users_U), oneself, k)
+        return user_UK, torch.from_numpy(cosine_UK)
 
     def films(self, vectors_UD: Tensor, users_U: Ints, seen: Ragged, k: int, num_films: int) -> Ints:
         """Films that the ``k`` nearest users liked and this user has not rated, in columns of the catalogue.
@@ -101,9 +101,9 @@ class Neighbours:
         Returns:
             (U, F) with -1 at the end of rows with fewer films.
         """
-        viewer_UK, cosine_UK = self.nearest(vectors_UD, users_U, k)
-        weight_UK = np.where(viewer_UK >= 0, np.maximum(cosine_UK.numpy(), 0.0), 0.0).astype(np.float32)
-        places_UK = np.maximum(viewer_UK, 0)
+        user_UK, cosine_UK = self.nearest(vectors_UD, users_U, k)
+        weight_UK = np.where(user_UK >= 0, np.maximum(cosine_UK.numpy(), 0.0), 0.0).astype(np.float32)
+        places_UK = np.maximum(user_UK, 0)
         films_UF = np.full((len(users_U), num_films), -1, dtype=np.int64)
         for start in range(0, len(users_U), VOTES_AT_ONCE):
             rows = slice(start, start + VOTES_AT_ONCE)

@@ -113,7 +113,7 @@ def choose_triples(
     rgat: RgatFit,
     likes: Likes,
     users_U: Ints,
-    viewer_P: Ints,
+    user_P: Ints,
     movie_P: Ints,
     *,
     mode: Choice,
@@ -127,7 +127,7 @@ def choose_triples(
         rgat: the same fit's vectors.
         likes: the users' likes before their cutoffs.
         users_U: id of each user.
-        viewer_P, movie_P: the pairs; users are numbered as in ``users_U``.
+        user_P, movie_P: the pairs; users are numbered as in ``users_U``.
         mode: scoring of a triple, see the module's docstring.
         num: triples per pair, at most.
         seed: of the ``random`` mode.
@@ -137,20 +137,20 @@ def choose_triples(
         rank. Pairs without a triple have no row.
     """
     if mode == "none" or num == 0:
-        viewer_P, movie_P = viewer_P[:0], movie_P[:0]
+        user_P, movie_P = user_P[:0], movie_P[:0]
     pair_T, triple_T = table.expand(movie_P)
-    viewer_T = viewer_P[pair_T]
+    user_T = user_P[pair_T]
     match mode:
         case "published":
             column_P = rgat.catalogue.columns(movie_P)
             score_T = table.alpha_X[triple_T] * _dots(rgat.pool_vectors_MD, column_P[pair_T], table, triple_T)
         case "most-shared":
-            score_T = _count_shared(table, likes, viewer_T, triple_T)
+            score_T = _count_shared(table, likes, user_T, triple_T)
         case "random":
-            pair_hash_P = pair_hash(users_U[viewer_P], movie_P, seed + RANDOM).astype(np.int64)
+            pair_hash_P = pair_hash(users_U[user_P], movie_P, seed + RANDOM).astype(np.int64)
             score_T = (pair_hash(pair_hash_P[pair_T], table.hash_X[triple_T], seed) >> np.uint64(11)) / 2.0**53
         case _:
-            score_T = score_personally(table, rgat, rgat.pool(likes, len(users_U)), viewer_T, triple_T)
+            score_T = score_personally(table, rgat, rgat.pool(likes, len(users_U)), user_T, triple_T)
     row_T, rank_T = _best_of_each(pair_T, score_T, num)
     return table.text[triple_T[row_T]].select(
         pl.Series("pair", pair_T[row_T], dtype=pl.Int64),
@@ -163,11 +163,11 @@ def choose_triples(
 
 
 def score_personally(
-    table: TripleTable, rgat: RgatFit, users_UD: torch.Tensor, viewer_T: Ints, triple_T: Ints
+    table: TripleTable, rgat: RgatFit, users_UD: torch.Tensor, user_T: Ints, triple_T: Ints
 ) -> Doubles:
     """The score ``s`` of each row of user and triple, (T,)."""
     scale = rgat.beta / np.sqrt(users_UD.shape[1])
-    score_T: Doubles = table.log_alpha_X[triple_T] + scale * _dots(users_UD, viewer_T, table, triple_T)
+    score_T: Doubles = table.log_alpha_X[triple_T] + scale * _dots(users_UD, user_T, table, triple_T)
     return score_T
 
 
@@ -181,15 +181,13 @@ def _dots(left: torch.Tensor, left_T: Ints, table: TripleTable, triple_T: Ints) 
     return dots_T
 
 
-def _count_shared(table: TripleTable, likes: Likes, viewer_T: Ints, triple_T: Ints) -> Doubles:
+def _count_shared(table: TripleTable, likes: Likes, user_T: Ints, triple_T: Ints) -> Doubles:
     """Number of the user's liked films with the triple's entity, in any relation."""
     like_E, liked_X = table.expand(likes.movie_E)
     once = table.first_X[liked_X]
     num_rows = int(table.entity_X.max(initial=0)) + 1
-    keys, counts = np.unique(
-        likes.viewer_E[like_E[once]] * num_rows + table.entity_X[liked_X[once]], return_counts=True
-    )
-    wanted_T = viewer_T * num_rows + table.entity_X[triple_T]
+    keys, counts = np.unique(likes.user_E[like_E[once]] * num_rows + table.entity_X[liked_X[once]], return_counts=True)
+    wanted_T = user_T * num_rows + table.entity_X[triple_T]
     if not len(keys):
         return np.zeros(len(wanted_T))
     place_T = np.minimum(np.searchsorted(keys, wanted_T), len(keys) - 1)

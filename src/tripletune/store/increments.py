@@ -129,7 +129,7 @@ def same_files(before: Path, now: Path, names: tuple[str, ...]) -> bool:
     return hashes[0] is not None and hashes[0] == hashes[1]
 
 
-def compare_viewers(before: pl.DataFrame, now: pl.DataFrame) -> pl.DataFrame:
+def compare_users(before: pl.DataFrame, now: pl.DataFrame) -> pl.DataFrame:
     """Compare the users of two runs by their evidence.
 
     Args:
@@ -170,7 +170,7 @@ def write_unchanged(before: Path, now: Path, out: Path) -> dict[str, Any]:
     names = [path.name for path in shard_files(now / "viewers")]
     # all buckets at once: each costs more for its queries than for its rows
     nights = [pl.read_parquet([folder / "viewers" / name for name in names]) for folder in (before, now)]
-    changes = compare_viewers(*nights)
+    changes = compare_users(*nights)
     same = changes.filter(pl.col("why").is_null())
     earlier, tonight = (
         pl.scan_parquet([folder / "retrieved" / name for name in names], include_file_paths="file").select(
@@ -192,7 +192,7 @@ def write_unchanged(before: Path, now: Path, out: Path) -> dict[str, Any]:
 
 
 def count_changes(viewers: pl.DataFrame) -> dict[str, Any]:
-    """Facts for a manifest from ``compare_viewers``: how many users were reused, how many not and why."""
+    """Facts for a manifest from ``compare_users``: how many users were reused, how many not and why."""
     counts = viewers["why"].drop_nulls().value_counts(sort=True)
     return {"viewers_reused": viewers["why"].null_count(), "viewers_changed": dict(counts.sort("why").iter_rows())}
 

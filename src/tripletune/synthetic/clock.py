@@ -21,7 +21,7 @@ def epoch_of(start_S: IntArray, first_year: int, num_epochs: int) -> IntArray:
 
 
 def draw_times(
-    size: Size, viewer_S: npt.NDArray[np.int32], session_R: IntArray, rng: np.random.Generator
+    size: Size, user_S: npt.NDArray[np.int32], session_R: IntArray, rng: np.random.Generator
 ) -> tuple[IntArray, IntArray]:
     """Seconds since 1970 of each rating, and of the start of each session. Shapes (R,) and (S,)."""
     opens_R = np.diff(session_R, prepend=-1) > 0
@@ -30,15 +30,15 @@ def draw_times(
     clock_R = np.cumsum(pause_R)
     since_R = clock_R - clock_R[opens_R][session_R]
     lasts_S = since_R[np.append(opens_R[1:], True)]
-    start_S = _starts(size, viewer_S, lasts_S, rng)
+    start_S = _starts(size, user_S, lasts_S, rng)
     return start_S[session_R] + since_R, start_S
 
 
-def _starts(size: Size, viewer_S: npt.NDArray[np.int32], lasts_S: IntArray, rng: np.random.Generator) -> IntArray:
+def _starts(size: Size, user_S: npt.NDArray[np.int32], lasts_S: IntArray, rng: np.random.Generator) -> IntArray:
     """Starts of the sessions: gaps of days or weeks, shortened for users who would not fit into the period."""
-    first_S = np.diff(viewer_S, prepend=-1) > 0
+    first_S = np.diff(user_S, prepend=-1) > 0
     begin_U = np.flatnonzero(first_S)
-    gap_S = rng.exponential(_USUAL_GAP, len(viewer_S))
+    gap_S = rng.exponential(_USUAL_GAP, len(user_S))
     gap_S[first_S] = 0.0
     needed_S = np.append(0, lasts_S[:-1]) + _REST
     needed_S[first_S] = 0

@@ -29,7 +29,7 @@ class FilmDraw:
 
     Args:
         channels: the distributions over films.
-        viewer_R: user numbers from 0, ascending; a user's rows in time order.
+        user_R: user numbers from 0, ascending; a user's rows in time order.
         taste_R, epoch_R: taste and epoch of each row.
         entity_B: preferred entity of each user, an index of ``channels.entities``; -1 for none.
         rng: the block's own.
@@ -38,18 +38,18 @@ class FilmDraw:
     def __init__(
         self,
         channels: Channels,
-        viewer_R: Int32Array,
+        user_R: Int32Array,
         taste_R: IntArray,
         epoch_R: IntArray,
         entity_B: IntArray,
         rng: np.random.Generator,
     ) -> None:
-        self.channels, self.rng, self.viewer_R = channels, rng, viewer_R
+        self.channels, self.rng, self.user_R = channels, rng, user_R
         self.taste_R, self.epoch_R = taste_R.astype(np.int32), epoch_R.astype(np.int32)
         self.entity_B = entity_B.astype(np.int32)
         self.share_B = np.where(entity_B >= 0, channels.share_N[entity_B], 0.0)
         self.released_M = channels.released_M.astype(np.int32)
-        self.movie_R = np.empty(len(viewer_R), dtype=np.int32)
+        self.movie_R = np.empty(len(user_R), dtype=np.int32)
 
     def films(self) -> Int32Array:
         """The film of each row. Shape (R,)."""
@@ -59,25 +59,25 @@ class FilmDraw:
         again_D = row_A
         while len(again_D):
             self._draw(again_D)
-            pair_A = (self.viewer_R[row_A].astype(np.int64) << film_bits) | self.movie_R[row_A]
+            pair_A = (self.user_R[row_A].astype(np.int64) << film_bits) | self.movie_R[row_A]
             key_A = np.sort((pair_A << row_bits) | row_A)
             pair_A = key_A >> row_bits
             again_D = np.sort(key_A[1:][pair_A[1:] == pair_A[:-1]] & ((1 << row_bits) - 1))
             unfinished_B = np.zeros(len(self.entity_B), dtype=bool)
-            unfinished_B[self.viewer_R[again_D]] = True
-            row_A = row_A[unfinished_B[self.viewer_R[row_A]]]
+            unfinished_B[self.user_R[again_D]] = True
+            row_A = row_A[unfinished_B[self.user_R[row_A]]]
         return self.movie_R
 
     def _draw(self, row_D: IntArray) -> None:
         """Draw a film for each row, again until it is released."""
         tables = self.channels.table_CT
         while len(row_D):
-            viewer_D = self.viewer_R[row_D]
-            share_D = self.share_B[viewer_D]
+            user_D = self.user_R[row_D]
+            share_D = self.share_B[user_D]
             chance_D = (self.rng.random(len(row_D)) - share_D) / (1.0 - share_D)
             channel_D = np.where(
                 chance_D < 0.0,
-                TASTES + self.channels.num_epochs + self.entity_B[viewer_D],
+                TASTES + self.channels.num_epochs + self.entity_B[user_D],
                 np.where(chance_D < STRAY + TREND, TASTES + self.epoch_R[row_D], self.taste_R[row_D]),
             )
             slot_D = self.rng.integers(tables.shape[1], size=len(row_D), dtype=np.int32)

@@ -28,7 +28,7 @@ from tripletune.synthetic.sizes import SIZES, Size, configured_size
 from tripletune.synthetic.tags import BREAKING_TAG, draw_tags, spelt
 from tripletune.synthetic.titles import ODD_TITLES, draw_titles
 from tripletune.synthetic.truth import write_truth
-from tripletune.synthetic.users import Ratings, draw_ratings, draw_viewers
+from tripletune.synthetic.users import Ratings, draw_ratings, draw_users
 from tripletune.synthetic.world import EPOCHS_PER_YEAR, GENRES, Catalogue, draw_catalogue
 
 _NO_CREDITS, _NO_GENRES = 9, 12
@@ -89,7 +89,7 @@ def write_world(folder: Path, size: Size, seed: int, advance: Advance | None = N
     _plant_oddities(catalogue, size, rng)
     titles = draw_titles(catalogue, size, rng)
     channels = build_channels(catalogue, size, rng)
-    viewers = draw_viewers(size, channels, rng)
+    viewers = draw_users(size, channels, rng)
     ids = draw_ids(catalogue, size, rng)
     (folder / "imdb").mkdir(parents=True, exist_ok=True)
     _write_csv(folder / "movies.csv", _movies(catalogue, ids, titles.listed))
@@ -145,15 +145,15 @@ class _Stream:
                 self._write_block(file, block, ids)
                 # a block's shortfall is carried over to the next
                 due = self._size.tags * self.ratings // self._size.ratings - num_tags
-                rng = np.random.default_rng([self._seed, 0x7A6, int(block.viewer_R[0])])
+                rng = np.random.default_rng([self._seed, 0x7A6, int(block.user_R[0])])
                 self._tags.append(draw_tags(block, self._size, due, self._seed, rng))
                 num_tags += self._tags[-1].height
-                self._advance(len(block.viewer_R))
+                self._advance(len(block.user_R))
 
     def _write_block(self, file: BinaryIO, block: Ratings, ids: Ids) -> None:
         table = pl.DataFrame(
             {
-                "userId": ids.user_U.gather(block.viewer_R),
+                "userId": ids.user_U.gather(block.user_R),
                 "movieId": ids.movie_M.gather(block.movie_R),
                 "rating": block.stars_R,
                 "timestamp": block.time_R,

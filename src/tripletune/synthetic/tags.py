@@ -44,9 +44,9 @@ def draw_tags(ratings: Ratings, size: Size, want: int, seed: int, rng: np.random
     Returns:
         Columns viewer, movie (numbers), word (of ``WORDS``), spelling and timestamp, in any order.
     """
-    tags_R: npt.NDArray[np.bool_] = np.ones(len(ratings.viewer_R), dtype=bool)
+    tags_R: npt.NDArray[np.bool_] = np.ones(len(ratings.user_R), dtype=bool)
     if size.as_published:
-        tags_R = mix(ratings.viewer_R, seed) < np.uint64(_TAGGERS * 2.0**64)
+        tags_R = mix(ratings.user_R, seed) < np.uint64(_TAGGERS * 2.0**64)
     row_R = np.flatnonzero(tags_R)
     want = min(want, 2 * len(row_R))
     given_D = np.empty(0, dtype=np.int64)
@@ -59,7 +59,7 @@ def draw_tags(ratings: Ratings, size: Size, want: int, seed: int, rng: np.random
     row_D, word_D = given_D // len(WORDS), given_D % len(WORDS)
     return pl.DataFrame(
         {
-            "viewer": ratings.viewer_R[row_D],
+            "viewer": ratings.user_R[row_D],
             "movie": ratings.movie_R[row_D],
             "word": word_D.astype(np.int32),
             "spelling": _SPELT[rng.integers(len(_SPELT), size=want)].astype(np.int8),

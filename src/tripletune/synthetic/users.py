@@ -45,13 +45,13 @@ class Viewers:
 class Ratings:
     """Ratings in order of user and time: numbers of user and film, stars, seconds since 1970."""
 
-    viewer_R: Int32Array
+    user_R: Int32Array
     movie_R: Int32Array
     stars_R: npt.NDArray[np.float32]
     time_R: IntArray
 
 
-def draw_viewers(size: Size, channels: Channels, rng: np.random.Generator) -> Viewers:
+def draw_users(size: Size, channels: Channels, rng: np.random.Generator) -> Viewers:
     """Draw a kind per user, one of its planted entities, and a number of ratings; in total exactly ``size.ratings``."""
     kind_U = rng.choice(len(KINDS), size=size.viewers, p=KIND_SHARES)
     entity_U = np.full(size.viewers, -1)
@@ -94,24 +94,24 @@ def _draw_block(
     size: Size, catalogue: Catalogue, channels: Channels, viewers: Viewers, block: slice, rng: np.random.Generator
 ) -> Ratings:
     ratings_B = viewers.ratings_U[block]
-    viewer_R = np.repeat(np.arange(len(ratings_B), dtype=np.int32), ratings_B)
-    first_R = np.zeros(len(viewer_R), dtype=bool)
+    user_R = np.repeat(np.arange(len(ratings_B), dtype=np.int32), ratings_B)
+    first_R = np.zeros(len(user_R), dtype=bool)
     first_R[np.cumsum(ratings_B) - ratings_B] = True
-    opens_R = first_R | (rng.random(len(viewer_R), dtype=np.float32) < 1.0 / _SESSION)
+    opens_R = first_R | (rng.random(len(user_R), dtype=np.float32) < 1.0 / _SESSION)
     session_R = np.cumsum(opens_R) - 1
-    viewer_S = viewer_R[opens_R]
-    time_R, start_S = draw_times(size, viewer_S, session_R, rng)
+    user_S = user_R[opens_R]
+    time_R, start_S = draw_times(size, user_S, session_R, rng)
     taste_R = walk_tastes(first_R[opens_R], rng)[session_R]
     epoch_R = epoch_of(start_S, size.first_day.year, channels.num_epochs)[session_R]
     entity_B = viewers.entity_U[block]
-    movie_R = FilmDraw(channels, viewer_R, taste_R, epoch_R, entity_B, rng).films()
+    movie_R = FilmDraw(channels, user_R, taste_R, epoch_R, entity_B, rng).films()
     likes = catalogue.quality_M[movie_R].astype(np.float32)
-    likes += rng.choice(np.array(GENEROSITIES, dtype=np.float32), size=len(ratings_B))[viewer_R]
-    prefers_R = (entity_B >= 0)[viewer_R] & channels.carries_NM[entity_B[viewer_R], movie_R]
+    likes += rng.choice(np.array(GENEROSITIES, dtype=np.float32), size=len(ratings_B))[user_R]
+    prefers_R = (entity_B >= 0)[user_R] & channels.carries_NM[entity_B[user_R], movie_R]
     likes += np.float32(size.strength) * prefers_R
-    liked_R = rng.random(len(viewer_R), dtype=np.float32) < 1.0 / (1.0 + np.exp(-likes))
-    stars_R = _STARS[liked_R.astype(np.int8), rng.integers(100, size=len(viewer_R), dtype=np.int8)]
-    return Ratings(viewer_R + np.int32(block.start), movie_R, stars_R, time_R)
+    liked_R = rng.random(len(user_R), dtype=np.float32) < 1.0 / (1.0 + np.exp(-likes))
+    stars_R = _STARS[liked_R.astype(np.int8), rng.integers(100, size=len(user_R), dtype=np.int8)]
+    return Ratings(user_R + np.int32(block.start), movie_R, stars_R, time_R)
 
 
 def walk_tastes(first_S: npt.NDArray[np.bool_], rng: np.random.Generator) -> IntArray:

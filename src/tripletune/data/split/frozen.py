@@ -42,7 +42,7 @@ class Held:
     """Users of a block whose queries are held, and the rows of their answers."""
 
     is_held_V: Bools
-    viewer_Q: Ints
+    user_Q: Ints
     row_Q: Ints
     is_test_Q: Bools
 
@@ -89,10 +89,10 @@ class Frozen:
         """
         first_V, last_V = (np.searchsorted(self.user_F, history.user_ids_V, side) for side in ("left", "right"))
         count_V = last_V - first_V
-        viewer_Q = np.repeat(np.arange(history.num_viewers), count_V)
-        q = np.repeat(first_V - (np.cumsum(count_V) - count_V), count_V) + np.arange(len(viewer_Q))
-        is_there_Q = self.position_F[q] < history.count_V[viewer_Q]
-        row_Q = history.first_V[viewer_Q] + np.where(is_there_Q, self.position_F[q], 0)
+        user_Q = np.repeat(np.arange(history.num_viewers), count_V)
+        q = np.repeat(first_V - (np.cumsum(count_V) - count_V), count_V) + np.arange(len(user_Q))
+        is_there_Q = self.position_F[q] < history.count_V[user_Q]
+        row_Q = history.first_V[user_Q] + np.where(is_there_Q, self.position_F[q], 0)
         rows = np.flatnonzero(history.per_row(count_V > 0))
         position = rows - history.per_row(history.first_V)[rows]
         evidence = _evidence(history.movie_R[rows], history.rating_R[rows], history.time_R[rows], position)
@@ -102,10 +102,10 @@ class Frozen:
             & (history.rating_R[row_Q] >= np.float32(like))
             & (evidence[np.searchsorted(rows, row_Q)] == self.evidence_F[q])
         )
-        num_held_V = np.bincount(viewer_Q[is_held_Q], minlength=history.num_viewers)
+        num_held_V = np.bincount(user_Q[is_held_Q], minlength=history.num_viewers)
         is_held_V = (count_V > 0) & (num_held_V == count_V)
-        kept = is_held_V[viewer_Q]
-        return Held(is_held_V, viewer_Q[kept], row_Q[kept], self.is_test_F[q][kept])
+        kept = is_held_V[user_Q]
+        return Held(is_held_V, user_Q[kept], row_Q[kept], self.is_test_F[q][kept])
 
     def write_asked(self, out: Path, held: Ints, path: Path) -> dict[str, Any]:
         """Write the users of the valid and test queries to ``out/asked.json``.

@@ -70,19 +70,19 @@ def read_ratings(path: Path) -> Ratings:
     return Ratings(user_R[first_V], count_V, first_V, columns["movie_id"], columns["rating"], columns["timestamp"])
 
 
-def in_time_order(ratings: Ratings, viewers_B: Ints, *, tie_order: Literal["hash", "movie_id"], seed: int) -> Ratings:
+def in_time_order(ratings: Ratings, users_B: Ints, *, tie_order: Literal["hash", "movie_id"], seed: int) -> Ratings:
     """Select the ratings of some users, each user's oldest first.
 
     Args:
         ratings: a user rates a film at most once.
-        viewers_B: numbers of users; their order is kept.
+        users_B: numbers of users; their order is kept.
         tie_order: order of a user's ratings with the same timestamp.
         seed: of the hash.
     """
-    user_ids_V, count_V = ratings.user_ids_V[viewers_B], ratings.count_V[viewers_B]
+    user_ids_V, count_V = ratings.user_ids_V[users_B], ratings.count_V[users_B]
     first_V = np.cumsum(count_V) - count_V
     num_ratings = int(count_V.sum())
-    row_R = np.repeat(ratings.first_V[viewers_B] - first_V, count_V) + np.arange(num_ratings)
+    row_R = np.repeat(ratings.first_V[users_B] - first_V, count_V) + np.arange(num_ratings)
     movie_R, time_R = ratings.movie_R[row_R], ratings.time_R[row_R]
     if tie_order == "hash":
         tie_R = pair_hash(np.repeat(user_ids_V, count_V), movie_R, seed)
@@ -101,9 +101,9 @@ def _sort_within(count_V: Ints, time_R: Ints, tie_R: UInt64Array) -> Ints:
     """
     if not len(time_R):
         return np.empty(0, np.int64)
-    viewer_bits = int(len(count_V) - 1).bit_length()
+    user_bits = int(len(count_V) - 1).bit_length()
     time_bits = int(time_R.max() - time_R.min()).bit_length()
-    tie_bits = 64 - viewer_bits - time_bits
+    tie_bits = 64 - user_bits - time_bits
     assert tie_bits > 0, "times lie within years 1 to 9999 (39 bits), and a block has far fewer than 2**25 users"
     key_R = np.repeat(np.arange(len(count_V), dtype=np.uint64) << np.uint64(time_bits), count_V)
     key_R += (time_R - time_R.min()).view(np.uint64)

@@ -30,11 +30,11 @@ DRAW = 1 << 32
 
 @dataclass(frozen=True, slots=True)
 class _Likes:
-    """Likes sorted by user and, within a user, oldest first; ``viewer_L`` numbers the users from 0."""
+    """Likes sorted by user and, within a user, oldest first; ``user_L`` numbers the users from 0."""
 
     history: Ratings
     row_L: Ints
-    viewer_L: Ints
+    user_L: Ints
 
     @property
     def count_V(self) -> Ints:
@@ -42,7 +42,7 @@ class _Likes:
 
     def count(self, which_L: npt.NDArray[np.bool_]) -> Ints:
         """Number of these likes per user, shape (V,)."""
-        return np.bincount(self.viewer_L[which_L], minlength=self.history.num_viewers)
+        return np.bincount(self.user_L[which_L], minlength=self.history.num_viewers)
 
 
 def label_ratings(history: Ratings, settings: SplitConfig, seed: int, held: Held | None = None) -> Labels:
@@ -71,10 +71,10 @@ def label_ratings(history: Ratings, settings: SplitConfig, seed: int, held: Held
 def _keep_answers(label_R: Labels, likes: _Likes, held: Held, settings: SplitConfig) -> None:
     """Label the likes of held users: before the first answer for training, the others except answers ``later``."""
     answer_V = np.full(likes.history.num_viewers, likes.history.num_ratings)
-    np.minimum.at(answer_V, held.viewer_Q, held.row_Q)
-    learned_V = likes.count(likes.row_L < answer_V[likes.viewer_L])
+    np.minimum.at(answer_V, held.user_Q, held.row_Q)
+    learned_V = likes.count(likes.row_L < answer_V[likes.user_L])
     label_L = _runs(*_learned(learned_V, settings), ("later", likes.count_V - learned_V))
-    is_held_L = held.is_held_V[likes.viewer_L]
+    is_held_L = held.is_held_V[likes.user_L]
     label_R[likes.row_L[is_held_L]] = label_L[is_held_L]
     label_R[held.row_Q] = np.where(held.is_test_Q, NUMBER["test"], NUMBER["valid"])
 
@@ -118,8 +118,8 @@ def _ratio(likes: _Likes, settings: SplitConfig, seed: int) -> Labels:
     learned = _learned(learned_V, settings, asked_V)
     if settings.ratio_order == "chronological":
         return _runs(*learned, ("valid", valid_V), ("test", test_V))
-    users_L = likes.history.user_ids_V[likes.viewer_L]
-    drawn_L = np.lexsort((pair_hash(users_L, likes.history.movie_R[likes.row_L], seed + DRAW), likes.viewer_L))
+    users_L = likes.history.user_ids_V[likes.user_L]
+    drawn_L = np.lexsort((pair_hash(users_L, likes.history.movie_R[likes.row_L], seed + DRAW), likes.user_L))
     label_L = np.empty(len(likes.row_L), np.uint8)
     label_L[drawn_L] = _runs(("graph", learned_V), ("valid", valid_V), ("test", test_V))
     label_L[label_L == NUMBER["graph"]] = _runs(*learned)

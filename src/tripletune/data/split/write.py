@@ -56,7 +56,7 @@ def write_split(ratings: Path, out: Path, settings: SplitConfig, seed: int) -> F
         ConfigError: the dates of ``global_time`` leave no valid or no test query.
     """
     grouped = read_ratings(ratings)
-    shards = _viewers_of_shards(grouped, settings.shards, seed)
+    shards = _users_of_shards(grouped, settings.shards, seed)
     frozen = _read_frozen(settings)
 
     def write(number: int) -> tuple[Counter[str], Ints]:
@@ -89,7 +89,7 @@ def write_split(ratings: Path, out: Path, settings: SplitConfig, seed: int) -> F
     }
 
 
-def _viewers_of_shards(ratings: Ratings, num_shards: int, seed: int) -> list[Ints]:
+def _users_of_shards(ratings: Ratings, num_shards: int, seed: int) -> list[Ints]:
     """Numbers of the users of each shard, ascending: a user's bucket depends only on its id and the seed."""
     bucket_V = mix(ratings.user_ids_V, seed) % np.uint64(num_shards)
     by_bucket_V = np.argsort(bucket_V, kind="stable")
@@ -101,13 +101,13 @@ def _read_frozen(settings: SplitConfig) -> Frozen | None:
 
 
 def split_shard(
-    ratings: Ratings, viewers_B: Ints, settings: SplitConfig, seed: int, frozen: Frozen | None
+    ratings: Ratings, users_B: Ints, settings: SplitConfig, seed: int, frozen: Frozen | None
 ) -> tuple[pl.DataFrame, Ints]:
     """Label and number the rows of some users, block by block.
 
     Args:
         ratings: of all users.
-        viewers_B: numbers of the shard's users.
+        users_B: numbers of the shard's users.
         settings: the protocol, thresholds, and how many likes each label takes.
         seed: orders ties in time, draws the unseen users and the likes of a random ``ratio``.
         frozen: the queries of ``split.frozen``, if set.
@@ -116,19 +116,19 @@ def split_shard(
         Columns of ``SPLIT``, users in the given order and rows by position; ids of the users whose frozen queries are
         kept.
     """
-    count_B = ratings.count_V[viewers_B]
+    count_B = ratings.count_V[users_B]
     block_B = (np.cumsum(count_B) - count_B) // _BLOCK
-    blocks = np.split(viewers_B, np.flatnonzero(np.diff(block_B)) + 1)
+    blocks = np.split(users_B, np.flatnonzero(np.diff(block_B)) + 1)
     # one chunk per column: chunk bounds could decide page bounds, and so change the bytes of the file
-    parts = [_split_viewers(ratings, block_B, settings, seed, frozen) for block_B in blocks]
+    parts = [_split_users(ratings, block_B, settings, seed, frozen) for block_B in blocks]
     return pl.concat([rows for rows, _ in parts], rechunk=True), np.concatenate([held for _, held in parts])
 
 
-def _split_viewers(
-    ratings: Ratings, viewers_B: Ints, settings: SplitConfig, seed: int, frozen: Frozen | None
+def _split_users(
+    ratings: Ratings, users_B: Ints, settings: SplitConfig, seed: int, frozen: Frozen | None
 ) -> tuple[pl.DataFrame, Ints]:
     """Split some users: columns of ``SPLIT`` in their order and by position, and ids of users with held queries."""
-    history = in_time_order(ratings, viewers_B, tie_order=settings.tie_order, seed=seed)
+    history = in_time_order(ratings, users_B, tie_order=settings.tie_order, seed=seed)
     held = frozen.find(history, settings.like) if frozen else None
     viewers = pl.DataFrame({"user_id": history.user_ids_V})
     unseen_V = viewers.select(share_hash_expr("user_id", seed) < settings.unseen_share).to_series().to_numpy()

@@ -81,7 +81,7 @@ class EaseFit:
         weight_E = np.exp(-likes.age_E / history_age) if history_age else np.ones(len(place_E))
         known_E = (place_E >= 0) & (weight_E > LEAST_WEIGHT)
         return sparse.csr_array(
-            (weight_E[known_E].astype(np.float32), (likes.viewer_E[known_E], place_E[known_E])),
+            (weight_E[known_E].astype(np.float32), (likes.user_E[known_E], place_E[known_E])),
             shape=(num_viewers, len(self.columns_F)),
         )
 

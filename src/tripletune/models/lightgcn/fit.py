@@ -20,7 +20,7 @@ from tripletune.models.lightgcn.memory import state_memory
 from tripletune.models.lightgcn.model import POOL_POWER, LightGCN, LikeGraph
 from tripletune.models.message_passing.device import choose_device
 from tripletune.models.message_passing.fixed_order import product
-from tripletune.models.serving.pooling import pool_viewers, recency_weights
+from tripletune.models.serving.pooling import pool_users, recency_weights
 from tripletune.models.training.checkpoints import Checkpoints, load_training_state, training_state
 from tripletune.models.training.interactions import Batch, Likes, batches, newest_first_age, read_interactions
 from tripletune.models.training.loop import Scorer, train_both, write_fits
@@ -64,9 +64,9 @@ class LightGCNTrainer:
     def scorer(self, likes: Likes, age_E: Tensor) -> Scorer:
         """Score all films for users with these likes."""
         movies_MD, pool_MD = self._vectors()
-        viewers_UD = self._pool(pool_MD, likes.viewer_E, likes.movie_E, age_E, likes.num_viewers)
+        users_UD = self._pool(pool_MD, likes.user_E, likes.movie_E, age_E, likes.num_viewers)
         bias_M = self._bias_M.detach()
-        return lambda viewer_V: product(viewers_UD[viewer_V.to(self._device)], movies_MD.T) + bias_M
+        return lambda user_V: product(users_UD[user_V.to(self._device)], movies_MD.T) + bias_M
 
     @torch.no_grad()
     def export(self) -> dict[str, Tensor]:
@@ -85,39 +85,39 @@ class LightGCNTrainer:
 
     def _softmax_loss(self, batch: Batch) -> Tensor:
         targets, sample = cut_histories(batch, self._settings.recency_half_life, self._generator), None
-        known_age_K = newest_first_age(targets.known_viewer_K, batch.num_viewers)
+        known_age_K = newest_first_age(targets.known_user_K, batch.num_viewers)
         movies_MD, pool_MD = self._vectors()
-        viewers_BD = self._pool(pool_MD, targets.known_viewer_K, targets.known_movie_K, known_age_K, batch.num_viewers)
+        users_BD = self._pool(pool_MD, targets.known_user_K, targets.known_movie_K, known_age_K, batch.num_viewers)
         if self._settings.sampled_films:
             sample = FilmSample.draw(targets.movie_R, self._num_movies, self._settings.sampled_films, self._generator)
             targets, sample = sample.columns(targets, self._num_movies), sample.to(self._device)
-        return softmax_loss(viewers_BD, movies_MD, self._bias_M, targets.to(self._device), sample)
+        return softmax_loss(users_BD, movies_MD, self._bias_M, targets.to(self._device), sample)
 
     def _bpr_loss(self, batch: Batch) -> Tensor:
         targets = whole_histories(batch)
         negative_R = draw_negatives(targets, self._num_movies, self._generator)
-        age_R = newest_first_age(batch.viewer_R, batch.num_viewers)
+        age_R = newest_first_age(batch.user_R, batch.num_viewers)
         movies_MD, pool_MD = self._vectors()
-        viewers_BD = self._pool(pool_MD, batch.viewer_R, batch.movie_R, age_R, batch.num_viewers)
-        return bpr_loss(viewers_BD, movies_MD, targets.to(self._device), negative_R.to(self._device))
+        users_BD = self._pool(pool_MD, batch.user_R, batch.movie_R, age_R, batch.num_viewers)
+        return bpr_loss(users_BD, movies_MD, targets.to(self._device), negative_R.to(self._device))
 
     def _vectors(self) -> tuple[Tensor, Tensor]:
         movies_MD, pool_MD = self._model(self._graph)
         return movies_MD / self._settings.temperature, pool_MD
 
-    def _pool(self, pool_MD: Tensor, viewer_R: Tensor, movie_R: Tensor, age_R: Tensor, num_viewers: int) -> Tensor:
-        viewer_R, movie_R, age_R = (rows.to(self._device) for rows in (viewer_R, movie_R, age_R))
+    def _pool(self, pool_MD: Tensor, user_R: Tensor, movie_R: Tensor, age_R: Tensor, num_viewers: int) -> Tensor:
+        user_R, movie_R, age_R = (rows.to(self._device) for rows in (user_R, movie_R, age_R))
         half_life = self._settings.recency_half_life
-        return pool_viewers(pool_MD, viewer_R, movie_R, age_R, num_viewers, half_life, POOL_POWER)
+        return pool_users(pool_MD, user_R, movie_R, age_R, num_viewers, half_life, POOL_POWER)
 
 
 def _like_graph(likes: Likes, num_movies: int, settings: LightGCNConfig, device: torch.device) -> LikeGraph:
     weight_E = None
     if settings.edge_half_life:
-        age_E = newest_first_age(likes.viewer_E, likes.num_viewers)
+        age_E = newest_first_age(likes.user_E, likes.num_viewers)
         weight_E = recency_weights(age_E, settings.edge_half_life).to(device)
     return LikeGraph.build(
-        likes.viewer_E.to(device),
+        likes.user_E.to(device),
         likes.movie_E.to(device),
         likes.num_viewers,
         num_movies,
@@ -134,16 +134,16 @@ def cut_histories(batch: Batch, half_life: float, generator: torch.Generator) ->
     total so that they sum to one: longer histories count more, but not in proportion.
     """
     cut_B = 1 + (torch.rand(batch.num_viewers, generator=generator) * (batch.count_B - 1)).long()
-    behind_R = batch.place_R - cut_B[batch.viewer_R]
+    behind_R = batch.place_R - cut_B[batch.user_R]
     is_target_R = behind_R >= 0
-    viewer_R = batch.viewer_R[is_target_R]
+    user_R = batch.user_R[is_target_R]
     weight_R = recency_weights(behind_R[is_target_R], half_life)
-    total_B = weight_R.new_zeros(batch.num_viewers).index_add_(0, viewer_R, weight_R)
+    total_B = weight_R.new_zeros(batch.num_viewers).index_add_(0, user_R, weight_R)
     with one_thread():  # a sum over everything
         whole = total_B.sqrt().sum()
-    weight_R = weight_R / total_B[viewer_R].sqrt() / whole
+    weight_R = weight_R / total_B[user_R].sqrt() / whole
     return Targets(
-        viewer_R, batch.movie_R[is_target_R], weight_R, batch.viewer_R[~is_target_R], batch.movie_R[~is_target_R]
+        user_R, batch.movie_R[is_target_R], weight_R, batch.user_R[~is_target_R], batch.movie_R[~is_target_R]
     )
 
 
@@ -151,7 +151,7 @@ def whole_histories(batch: Batch) -> Targets:
     """Targets of the published loss: every like, equally weighted; none is input only."""
     weight_R = torch.full(batch.movie_R.shape, 1 / batch.movie_R.numel())
     none = batch.movie_R[:0]
-    return Targets(batch.viewer_R, batch.movie_R, weight_R, none, none)
+    return Targets(batch.user_R, batch.movie_R, weight_R, none, none)
 
 
 def train_lightgcn(split: Path, out: Path, settings: LightGCNConfig, seed: int) -> Facts:
@@ -181,4 +181,4 @@ def train_lightgcn(split: Path, out: Path, settings: LightGCNConfig, seed: int) 
     facts = write_fits(out, runs, interactions, {"half_life": settings.recency_half_life, "power": POOL_POWER})
     checkpoints.remove()
     parameters = interactions.num_movies * (settings.dim + (settings.loss == "softmax"))
-    return facts | {"edges": 2 * interactions.fits["b"].viewer_E.numel(), "parameters": parameters}
+    return facts | {"edges": 2 * interactions.fits["b"].user_E.numel(), "parameters": parameters}

@@ -7,7 +7,7 @@ import math
 import torch
 
 from tripletune.config import LightGCNConfig
-from tripletune.models.lightgcn.loss import BLOCK_VIEWERS
+from tripletune.models.lightgcn.loss import BLOCK_USERS
 from tripletune.models.training.interactions import Likes
 from tripletune.store.meter import claim_memory
 
@@ -18,10 +18,10 @@ GRAPH_BYTES_PER_LIKE = {"dgl": 96, "torch": 64}
 
 def memory_parts(likes: Likes, num_movies: int, settings: LightGCNConfig) -> dict[str, int]:
     """Bytes of each part of a fit at its peak."""
-    num_edges, film_table = likes.viewer_E.numel(), num_movies * settings.dim * FLOAT
+    num_edges, film_table = likes.user_E.numel(), num_movies * settings.dim * FLOAT
     backend = "dgl" if settings.message_passing == "dgl" else "torch"
-    viewer_table = likes.num_viewers * settings.dim * FLOAT
-    num_blocks = math.ceil(min(settings.batch_viewers, likes.num_viewers) / BLOCK_VIEWERS)
+    user_table = likes.num_viewers * settings.dim * FLOAT
+    num_blocks = math.ceil(min(settings.batch_viewers, likes.num_viewers) / BLOCK_USERS)
     threads = min(torch.get_num_threads(), num_blocks)
     weights = 3 * FLOAT * num_edges if settings.edge_half_life else 0
     return {
@@ -29,9 +29,9 @@ def memory_parts(likes: Likes, num_movies: int, settings: LightGCNConfig) -> dic
         # the embedding, its gradient, Adam's two averages, the two exported tables of the best step, twice when saved
         "parameters": 8 * (film_table + num_movies * FLOAT),
         # for each pair of layers the sums of both sides, scaled and unscaled, and their gradients
-        "activations": max(1, settings.layers // 2) * (3 * viewer_table + 6 * film_table)
+        "activations": max(1, settings.layers // 2) * (3 * user_table + 6 * film_table)
         # each thread's block of scores and its gradient, and the blocks' gradients of the films until they are added
-        + threads * 3 * BLOCK_VIEWERS * num_movies * FLOAT
+        + threads * 3 * BLOCK_USERS * num_movies * FLOAT
         + min(2 * threads, num_blocks) * film_table,
     }
 
@@ -50,7 +50,7 @@ def state_memory(likes: Likes, num_movies: int, settings: LightGCNConfig, device
         else "lower lightgcn.dim or lightgcn.layers"
     )
     claim_memory(
-        f"LightGCN on {likes.num_viewers:,} users, {num_movies:,} films and {likes.viewer_E.numel():,} likes "
+        f"LightGCN on {likes.num_viewers:,} users, {num_movies:,} films and {likes.user_E.numel():,} likes "
         f"(GiB: {told})",
         sum(parts.values()),
         advice,

@@ -19,7 +19,7 @@ from tripletune.models.message_passing.graph import Backend, message_graph
 from tripletune.models.message_passing.interface import MessageGraph
 
 POOL_POWER = 0.5
-"""The user's side of the symmetric normalisation, 1 / sqrt(number of likes), as ``pool_viewers`` applies it."""
+"""The user's side of the symmetric normalisation, 1 / sqrt(number of likes), as ``pool_users`` applies it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ class LikeGraph:
     of a node's weights, and the sums are weighted.
     """
 
-    to_viewers: MessageGraph
+    to_users: MessageGraph
     to_movies: MessageGraph
     weight_E: Tensor | None
     """Weight of each like in the sums; None: all equal."""
@@ -44,7 +44,7 @@ class LikeGraph:
     @classmethod
     def build(
         cls,
-        viewer_E: Tensor,
+        user_E: Tensor,
         movie_E: Tensor,
         num_viewers: int,
         num_movies: int,
@@ -59,21 +59,21 @@ class LikeGraph:
             weight_E: weight of each like; None: all equal.
         """
         scales = (
-            _scale(viewer_E, num_viewers, weight_E),
+            _scale(user_E, num_viewers, weight_E),
             _scale(movie_E, num_movies, weight_E),
             _scale(movie_E, num_movies, None),
         )
         chosen: Backend = "torch" if backend == "auto" else backend
-        to_viewers = message_graph(movie_E, viewer_E, num_movies, num_viewers, chosen)
-        return cls(to_viewers, to_viewers.reversed(), weight_E, *scales)
+        to_users = message_graph(movie_E, user_E, num_movies, num_viewers, chosen)
+        return cls(to_users, to_users.reversed(), weight_E, *scales)
 
-    def sum_to_viewers(self, movies_MD: Tensor) -> Tensor:
+    def sum_to_users(self, movies_MD: Tensor) -> Tensor:
         """Sum over each user's likes: (M, D) to (U, D)."""
-        return self._sum(self.to_viewers, movies_MD)
+        return self._sum(self.to_users, movies_MD)
 
-    def sum_to_movies(self, viewers_UD: Tensor) -> Tensor:
+    def sum_to_movies(self, users_UD: Tensor) -> Tensor:
         """Sum over each film's likes: (U, D) to (M, D)."""
-        return self._sum(self.to_movies, viewers_UD)
+        return self._sum(self.to_movies, users_UD)
 
     def _sum(self, graph: MessageGraph, source_SD: Tensor) -> Tensor:
         if self.weight_E is None:
@@ -104,7 +104,7 @@ class LightGCN(nn.Module):
         Returns:
             ``movies_MD``: mean of the films' layers 0..K. ``pool_MD``: the summands of a user. A user's mean over
             the layers 0..K is ``sum over likes of pool_MD[i] / sqrt(number of likes)``, so
-            ``pool_viewers(pool_MD, ..., half_life=0, power=POOL_POWER)`` is the model's own user vector. Both in the
+            ``pool_users(pool_MD, ..., half_life=0, power=POOL_POWER)`` is the model's own user vector. Both in the
             embedding's dtype; ``pool_MD`` is zero for films without a like.
         """
         viewer_scale_U1 = graph.viewer_scale_U1.to(self.embedding_MD.dtype)
@@ -112,8 +112,8 @@ class LightGCN(nn.Module):
         layer_MD: Tensor = self.embedding_MD
         movies_MD = sources_MD = layer_MD
         for layer in range(2, self.layers + 1, 2):  # two steps at once: films -> users -> films
-            viewers_UD = viewer_scale_U1 * graph.sum_to_viewers(movie_scale_M1 * layer_MD)
-            layer_MD = movie_scale_M1 * graph.sum_to_movies(viewer_scale_U1 * viewers_UD)
+            users_UD = viewer_scale_U1 * graph.sum_to_users(movie_scale_M1 * layer_MD)
+            layer_MD = movie_scale_M1 * graph.sum_to_movies(viewer_scale_U1 * users_UD)
             movies_MD = movies_MD + layer_MD
             if layer < self.layers:  # users' layer k + 1 comes from the films' layer k
                 sources_MD = sources_MD + layer_MD

@@ -25,7 +25,7 @@ from tripletune.models.message_passing.gather import take_rows
 from tripletune.models.rgat.knowledge import Knowledge, read_knowledge
 from tripletune.models.rgat.model import RelationalGraph, Rgat
 from tripletune.models.rgat.scores import FilmScores, renormalise
-from tripletune.models.serving.pooling import pool_viewers
+from tripletune.models.serving.pooling import pool_users
 from tripletune.models.training.checkpoints import Checkpoints, load_training_state, training_state
 from tripletune.models.training.interactions import Likes, batches, newest_first_age, read_interactions
 from tripletune.models.training.loop import Run, Scorer, train_both, write_fits, write_table
@@ -90,9 +90,9 @@ class RgatTrainer:
     def scorer(self, likes: Likes, age_E: Tensor) -> Scorer:
         """Score all films for users with these likes."""
         scores, pool_MD = self._forward()
-        viewers_UD = self._pool(pool_MD, likes.viewer_E, likes.movie_E, age_E, likes.num_viewers)
+        users_UD = self._pool(pool_MD, likes.user_E, likes.movie_E, age_E, likes.num_viewers)
         bias_M1, all_M = self._bias().unsqueeze(1), torch.arange(self._num_movies, device=self._device)
-        return lambda viewer_V: (scores.block(viewers_UD[viewer_V.to(self._device)], all_M) + bias_M1).T.contiguous()
+        return lambda user_V: (scores.block(users_UD[user_V.to(self._device)], all_M) + bias_M1).T.contiguous()
 
     @torch.no_grad()
     def export(self) -> dict[str, Tensor]:
@@ -128,32 +128,32 @@ class RgatTrainer:
     def _pool(self, pool_MD: Tensor, viewer: Tensor, movie: Tensor, age: Tensor, num_viewers: int) -> Tensor:
         viewer, movie, age = (rows.to(self._device) for rows in (viewer, movie, age))
         half_life = self._settings.recency_half_life
-        return pool_viewers(pool_MD, viewer, movie, age, num_viewers, half_life, POOL_POWER)
+        return pool_users(pool_MD, viewer, movie, age, num_viewers, half_life, POOL_POWER)
 
     def _ranking_loss(self, scores: FilmScores, pool_MD: Tensor) -> Tensor:
         batch = next(self._batches)
-        hidden_R = torch.rand(batch.viewer_R.shape, generator=self._generator) < self._settings.holdout_share
+        hidden_R = torch.rand(batch.user_R.shape, generator=self._generator) < self._settings.holdout_share
         hidden_R &= batch.place_R > 0  # a user keeps at least one like to be pooled from
         kept_R = ~hidden_R
-        viewer, movie = batch.viewer_R[kept_R], batch.movie_R[kept_R]
+        viewer, movie = batch.user_R[kept_R], batch.movie_R[kept_R]
         age = newest_first_age(viewer, batch.num_viewers)
-        viewers_BD = self._pool(pool_MD, viewer, movie, age, batch.num_viewers)
-        liked_viewer_R, liked_movie_R = batch.viewer_R.to(self._device), batch.movie_R.to(self._device)
+        users_BD = self._pool(pool_MD, viewer, movie, age, batch.num_viewers)
+        liked_user_R, liked_movie_R = batch.user_R.to(self._device), batch.movie_R.to(self._device)
         asked_R = hidden_R.to(self._device) & (self._knowledge.count_M[liked_movie_R] > 0)
-        viewer_R, movie_R = liked_viewer_R[asked_R], liked_movie_R[asked_R]
+        user_R, movie_R = liked_user_R[asked_R], liked_movie_R[asked_R]
 
         drawn = torch.multinomial(self._count_M, self._settings.negatives, replacement=True, generator=self._generator)
         times_M = torch.bincount(drawn, minlength=self._num_movies).to(self._device)
         drawn_K = times_M.nonzero().squeeze(1)  # a film drawn twice is scored once and counts twice
         is_like_BM = torch.zeros(batch.num_viewers, self._num_movies, dtype=torch.bool, device=self._device)
-        is_like_BM[liked_viewer_R, liked_movie_R] = True
-        negative_KB = scores.block(viewers_BD, drawn_K) + times_M[drawn_K].log().unsqueeze(1)
+        is_like_BM[liked_user_R, liked_movie_R] = True
+        negative_KB = scores.block(users_BD, drawn_K) + times_M[drawn_K].log().unsqueeze(1)
         negative_KB = negative_KB.masked_fill(is_like_BM[:, drawn_K].T, -torch.inf)
         against_B = negative_KB.logsumexp(dim=0)
-        positive_R = scores.pairs(viewers_BD, viewer_R, movie_R)
-        loss_R = on_one_thread(functional.softplus, take_rows(against_B, viewer_R) - positive_R)
-        asked_B = torch.bincount(viewer_R, minlength=batch.num_viewers).float()
-        weight_R = asked_B.rsqrt()[viewer_R]  # longer histories count more, but not in proportion
+        positive_R = scores.pairs(users_BD, user_R, movie_R)
+        loss_R = on_one_thread(functional.softplus, take_rows(against_B, user_R) - positive_R)
+        asked_B = torch.bincount(user_R, minlength=batch.num_viewers).float()
+        weight_R = asked_B.rsqrt()[user_R]  # longer histories count more, but not in proportion
         with one_thread():  # a sum over everything, as below
             whole = asked_B.sqrt().sum().clamp(min=1.0)
         return total(weight_R * loss_R) / whole

@@ -59,26 +59,26 @@ class FilmScores:
     beta: Tensor
     """Scalar."""
 
-    def block(self, viewers_UD: Tensor, movie_P: Tensor) -> Tensor:
+    def block(self, users_UD: Tensor, movie_P: Tensor) -> Tensor:
         """Scores without bias of the given films for all users, shape (P, U); 0 for a film without triples."""
         asked_X, triple_X = self.knowledge.expand(movie_P)
-        dots_XU = self._dots(self.knowledge.entity_T[triple_X], viewers_UD)
+        dots_XU = self._dots(self.knowledge.entity_T[triple_X], users_UD)
         return segment_logsumexp(take_rows(self.log_alpha_T, triple_X).unsqueeze(1) + dots_XU, asked_X, movie_P.numel())
 
-    def pairs(self, viewers_UD: Tensor, viewer_P: Tensor, movie_P: Tensor) -> Tensor:
+    def pairs(self, users_UD: Tensor, user_P: Tensor, movie_P: Tensor) -> Tensor:
         """Scores without bias of (user, film) pairs, shape (P,)."""
         asked_X, triple_X = self.knowledge.expand(movie_P)
         entities_XD = take_rows(self.entities_ND, self.knowledge.entity_T[triple_X])
-        dots_X = (take_rows(self._scaled(viewers_UD), viewer_P[asked_X]) * entities_XD).sum(dim=1)
+        dots_X = (take_rows(self._scaled(users_UD), user_P[asked_X]) * entities_XD).sum(dim=1)
         return segment_logsumexp(take_rows(self.log_alpha_T, triple_X) + dots_X, asked_X, movie_P.numel())
 
-    def _dots(self, entity_X: Tensor, viewers_UD: Tensor) -> Tensor:
+    def _dots(self, entity_X: Tensor, users_UD: Tensor) -> Tensor:
         """``beta <u, e> / sqrt(D)``, computed once per distinct entity, shape (X, U)."""
         distinct, place_X = torch.unique(entity_X, return_inverse=True)
-        return take_rows(matmul(take_rows(self.entities_ND, distinct), self._scaled(viewers_UD).T), place_X)
+        return take_rows(matmul(take_rows(self.entities_ND, distinct), self._scaled(users_UD).T), place_X)
 
-    def _scaled(self, viewers_UD: Tensor) -> Tensor:
-        dim = viewers_UD.shape[1]
+    def _scaled(self, users_UD: Tensor) -> Tensor:
+        dim = users_UD.shape[1]
         # a factor per column: the gradient of a scalar is a sum over all values, in an order that depends on threads
-        scaled_UD: Tensor = viewers_UD * (self.beta / dim**0.5).expand(dim)
+        scaled_UD: Tensor = users_UD * (self.beta / dim**0.5).expand(dim)
         return scaled_UD

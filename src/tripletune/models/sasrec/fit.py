@@ -51,12 +51,12 @@ class SasrecTrainer:
         window_BW, length_B = cut_windows(next(self._batches), settings.max_length + 1, self._generator)
         targets, asked_BL = ask_next(window_BW, length_B)
         with one_thread():
-            viewers_PD = model(window_BW[:, :-1], settings.dropout, self._generator)[asked_BL]
+            users_PD = model(window_BW[:, :-1], settings.dropout, self._generator)[asked_BL]
         sample, num_movies = None, model.shape.num_movies
         if 0 < settings.sampled_films < num_movies:
             sample = FilmSample.draw(targets.movie_R, num_movies, settings.sampled_films, self._generator)
             targets = sample.columns(targets, num_movies)
-        loss = softmax_loss(viewers_PD, model.embedding_MD, model.bias_M, targets, sample)
+        loss = softmax_loss(users_PD, model.embedding_MD, model.bias_M, targets, sample)
         self._steps += 1
         for group in self._optimizer.param_groups:
             group["lr"] = settings.learning_rate * min(1.0, self._steps / settings.warmup_steps)
@@ -69,9 +69,9 @@ class SasrecTrainer:
     def scorer(self, likes: Likes, age_E: Tensor) -> Scorer:
         """Score all films for users with these likes."""
         model = self._model
-        viewers_UD = model.encode(likes.viewer_E, likes.movie_E, likes.num_viewers)
+        users_UD = model.encode(likes.user_E, likes.movie_E, likes.num_viewers)
         movies_MD, bias_M = model.embedding_MD.detach(), model.bias_M.detach()
-        return lambda viewer_V: product(viewers_UD[viewer_V], movies_MD.T) + bias_M
+        return lambda user_V: product(users_UD[user_V], movies_MD.T) + bias_M
 
     def export(self) -> dict[str, Tensor]:
         """The model's tensors; embedding and bias under the names used by retrieval."""
@@ -99,10 +99,10 @@ def cut_windows(batch: Batch, width: int, generator: torch.Generator) -> tuple[T
     length_B = batch.count_B.clamp(max=width)
     spare_B = batch.count_B - length_B
     start_B = (torch.rand(batch.num_viewers, generator=generator) * (spare_B + 1)).long()
-    place_R = batch.place_R - start_B[batch.viewer_R]
-    kept_R = (place_R >= 0) & (place_R < length_B[batch.viewer_R])
+    place_R = batch.place_R - start_B[batch.user_R]
+    kept_R = (place_R >= 0) & (place_R < length_B[batch.user_R])
     row_BW = batch.movie_R.new_zeros(batch.num_viewers, max(2, int(length_B.max())))
-    row_BW[batch.viewer_R[kept_R], place_R[kept_R]] = batch.movie_R[kept_R]
+    row_BW[batch.user_R[kept_R], place_R[kept_R]] = batch.movie_R[kept_R]
     return row_BW, length_B
 
 
@@ -114,15 +114,15 @@ def ask_next(window_BW: Tensor, length_B: Tensor) -> tuple[Targets, Tensor]:
     """
     place_L = torch.arange(window_BW.shape[1] - 1)
     asked_BL = place_L < (length_B - 1).unsqueeze(1)
-    viewer_P, place_P = asked_BL.nonzero(as_tuple=True)
+    user_P, place_P = asked_BL.nonzero(as_tuple=True)
     known_P, known_L = (place_L <= place_P.unsqueeze(1)).nonzero(as_tuple=True)
-    num_asked = viewer_P.numel()
+    num_asked = user_P.numel()
     targets = Targets(
         torch.arange(num_asked),
-        window_BW[viewer_P, place_P + 1],
+        window_BW[user_P, place_P + 1],
         torch.full((num_asked,), 1 / max(1, num_asked)),
         known_P,
-        window_BW[viewer_P[known_P], known_L],
+        window_BW[user_P[known_P], known_L],
     )
     return targets, asked_BL
 

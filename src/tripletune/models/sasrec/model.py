@@ -38,11 +38,11 @@ class Shape:
     max_length: int
 
 
-def pack_newest(viewer_E: Tensor, row_E: Tensor, num_viewers: int, max_length: int) -> tuple[Tensor, Tensor]:
+def pack_newest(user_E: Tensor, row_E: Tensor, num_viewers: int, max_length: int) -> tuple[Tensor, Tensor]:
     """Pack the newest ``max_length`` likes of each user into rows of one block, oldest first, padded with 0.
 
     Args:
-        viewer_E: user of each like, int64, ascending.
+        user_E: user of each like, int64, ascending.
         row_E: row of the liked film, int64; oldest first within a user.
 
     Returns:
@@ -51,14 +51,14 @@ def pack_newest(viewer_E: Tensor, row_E: Tensor, num_viewers: int, max_length: i
     Raises:
         ValueError: the users do not ascend.
     """
-    if bool((viewer_E.diff() < 0).any()):
+    if bool((user_E.diff() < 0).any()):
         raise ValueError("likes must be sorted by user, and from the oldest to the newest within one")
-    count_U = torch.bincount(viewer_E, minlength=num_viewers)
+    count_U = torch.bincount(user_E, minlength=num_viewers)
     length_U = count_U.clamp(max=max_length)
-    place_E = torch.arange(viewer_E.numel()) - (count_U.cumsum(0) - length_U)[viewer_E]
+    place_E = torch.arange(user_E.numel()) - (count_U.cumsum(0) - length_U)[user_E]
     kept_E = place_E >= 0
     row_UL = row_E.new_zeros(num_viewers, max(1, int(length_U.max()) if num_viewers else 1))
-    row_UL[viewer_E[kept_E], place_E[kept_E]] = row_E[kept_E]
+    row_UL[user_E[kept_E], place_E[kept_E]] = row_E[kept_E]
     return row_UL, length_U
 
 
@@ -88,29 +88,29 @@ class SASRec(nn.Module):
         return output_BLD
 
     @torch.no_grad()
-    def encode(self, viewer_E: Tensor, row_E: Tensor, num_viewers: int) -> Tensor:
+    def encode(self, user_E: Tensor, row_E: Tensor, num_viewers: int) -> Tensor:
         """User vectors (U, D) from likes as in ``pack_newest``; zeros, which score by bias alone, without any."""
-        row_UL, length_U = pack_newest(viewer_E, row_E, num_viewers, self.shape.max_length)
+        row_UL, length_U = pack_newest(user_E, row_E, num_viewers, self.shape.max_length)
         vectors_UD = self.embedding_MD.new_zeros(num_viewers, self.shape.dim)
         padded_U = (length_U + LENGTH_STEP - 1).div(LENGTH_STEP, rounding_mode="floor") * LENGTH_STEP
         padded_U = padded_U.clamp(max=self.shape.max_length)
         blocks = [
-            (length, viewer_B)
+            (length, user_B)
             for length in torch.unique(padded_U[length_U > 0]).tolist()
-            for viewer_B in torch.split(torch.nonzero((padded_U == length) & (length_U > 0)).squeeze(1), ENCODE_ROWS)
+            for user_B in torch.split(torch.nonzero((padded_U == length) & (length_U > 0)).squeeze(1), ENCODE_ROWS)
         ]
 
         def encode_block(block: int) -> Tensor:
-            length, viewer_B = blocks[block]
+            length, user_B = blocks[block]
             row_BL = row_UL.new_zeros(ENCODE_ROWS, length)
             have = min(length, row_UL.shape[1])
-            row_BL[: viewer_B.numel(), :have] = row_UL[viewer_B, :have]
-            last_B = viewer_B.new_zeros(ENCODE_ROWS)
-            last_B[: viewer_B.numel()] = length_U[viewer_B] - 1
-            return self._at(row_BL, last_B)[: viewer_B.numel()]
+            row_BL[: user_B.numel(), :have] = row_UL[user_B, :have]
+            last_B = user_B.new_zeros(ENCODE_ROWS)
+            last_B[: user_B.numel()] = length_U[user_B] - 1
+            return self._at(row_BL, last_B)[: user_B.numel()]
 
-        for (_, viewer_B), vectors_BD in zip(blocks, map_blocks(encode_block, len(blocks)), strict=True):
-            vectors_UD[viewer_B] = vectors_BD
+        for (_, user_B), vectors_BD in zip(blocks, map_blocks(encode_block, len(blocks)), strict=True):
+            vectors_UD[user_B] = vectors_BD
         return vectors_UD
 
     def _at(self, row_BL: Tensor, place_B: Tensor) -> Tensor:

@@ -47,9 +47,9 @@ class SasrecFit:
         """
         column_E = self.catalogue.columns(likes.movie_E)
         known_E = np.flatnonzero(column_E >= 0)
-        oldest_first_E = known_E[np.lexsort((-likes.age_E[known_E], likes.viewer_E[known_E]))]
-        viewer_E, row_E = torch.from_numpy(likes.viewer_E[oldest_first_E]), torch.from_numpy(column_E[oldest_first_E])
-        return self.model.encode(viewer_E, row_E, num_viewers)
+        oldest_first_E = known_E[np.lexsort((-likes.age_E[known_E], likes.user_E[known_E]))]
+        user_E, row_E = torch.from_numpy(likes.user_E[oldest_first_E]), torch.from_numpy(column_E[oldest_first_E])
+        return self.model.encode(user_E, row_E, num_viewers)
 
     def top(self, name: str, histories: Histories, depth: int) -> Ints:
         """``Ranker.top``: films by score."""

@@ -59,10 +59,10 @@ def film_factors(likes: Likes, num_movies: int, dim: int, generator: torch.Gener
 
 
 def _normalised(likes: Likes, num_movies: int) -> sparse.csr_array:
-    viewer_E, movie_E = likes.viewer_E.numpy(), likes.movie_E.numpy()
+    user_E, movie_E = likes.user_E.numpy(), likes.movie_E.numpy()
     count_U, count_M = likes.counts().numpy(), np.bincount(movie_E, minlength=num_movies)
-    value_E = 1 / np.sqrt(count_U[viewer_E] * count_M[movie_E])
-    return sparse.csr_array((value_E, (viewer_E, movie_E)), shape=(likes.num_viewers, num_movies))
+    value_E = 1 / np.sqrt(count_U[user_E] * count_M[movie_E])
+    return sparse.csr_array((value_E, (user_E, movie_E)), shape=(likes.num_viewers, num_movies))
 
 
 def _orthonormal(columns_MQ: Tensor) -> Tensor:

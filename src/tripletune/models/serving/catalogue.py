@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from tripletune.errors import InputError
-from tripletune.models.serving.pooling import pool_viewers
+from tripletune.models.serving.pooling import pool_users
 from tripletune.models.serving.topk import Ints
 from tripletune.stable_hash import tie_order
 
@@ -69,7 +69,7 @@ class Catalogue:
 class Likes:
     """Likes of users numbered from 0: ``age_E`` counts likes, the newest is 0."""
 
-    viewer_E: Ints
+    user_E: Ints
     movie_E: Ints
     age_E: Ints
 
@@ -88,8 +88,8 @@ class Fit:
         """User vectors (U, D) from the likes of films in the catalogue; zeros for a user without any."""
         column_E = self.catalogue.columns(likes.movie_E)
         known_E = column_E >= 0
-        row_E, viewer_E, age_E = (torch.from_numpy(ints[known_E]) for ints in (column_E, likes.viewer_E, likes.age_E))
-        return pool_viewers(self.pool_vectors_MD, viewer_E, row_E, age_E, num_viewers, self.half_life, self.power)
+        row_E, user_E, age_E = (torch.from_numpy(ints[known_E]) for ints in (column_E, likes.user_E, likes.age_E))
+        return pool_users(self.pool_vectors_MD, user_E, row_E, age_E, num_viewers, self.half_life, self.power)
 
 
 def read_table(path: Path) -> pl.DataFrame:

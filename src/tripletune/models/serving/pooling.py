@@ -41,9 +41,9 @@ def recency_weights(age_E: Tensor, half_life: float) -> Tensor:
     return weight_A[age_E.long()]
 
 
-def pool_viewers(
+def pool_users(
     vectors_MD: Tensor,
-    viewer_E: Tensor,
+    user_E: Tensor,
     row_E: Tensor,
     age_E: Tensor,
     num_viewers: int,
@@ -58,7 +58,7 @@ def pool_viewers(
 
     Args:
         vectors_MD: float32 or float64.
-        viewer_E: user number of each row, int64, 0 <= user < ``num_viewers``.
+        user_E: user number of each row, int64, 0 <= user < ``num_viewers``.
         row_E: row of ``vectors_MD``, int64.
         age_E: age of each row in likes, newest 0, integer.
 
@@ -68,18 +68,18 @@ def pool_viewers(
     Raises:
         ValueError: the three row tensors differ in length, or a user number is out of range.
     """
-    if not viewer_E.shape == row_E.shape == age_E.shape:
-        lengths = tuple(viewer_E.shape), tuple(row_E.shape), tuple(age_E.shape)
+    if not user_E.shape == row_E.shape == age_E.shape:
+        lengths = tuple(user_E.shape), tuple(row_E.shape), tuple(age_E.shape)
         raise ValueError(f"user, row and age must have one entry per like, got shapes {lengths}")
-    if viewer_E.numel() and not 0 <= int(viewer_E.min()) <= int(viewer_E.max()) < num_viewers:
-        raise ValueError(f"user numbers must be 0..{num_viewers - 1}, got {viewer_E.min()}..{viewer_E.max()}")
-    if bool((viewer_E.diff() < 0).any()):
-        order_E = viewer_E.argsort(stable=True)
-        viewer_E, row_E, age_E = viewer_E[order_E], row_E[order_E], age_E[order_E]
+    if user_E.numel() and not 0 <= int(user_E.min()) <= int(user_E.max()) < num_viewers:
+        raise ValueError(f"user numbers must be 0..{num_viewers - 1}, got {user_E.min()}..{user_E.max()}")
+    if bool((user_E.diff() < 0).any()):
+        order_E = user_E.argsort(stable=True)
+        user_E, row_E, age_E = user_E[order_E], row_E[order_E], age_E[order_E]
     weight_E = recency_weights(age_E, half_life).to(vectors_MD.dtype)
-    count_U = torch.bincount(viewer_E, minlength=num_viewers)
+    count_U = torch.bincount(user_E, minlength=num_viewers)
     offset_U = count_U.cumsum(0) - count_U
-    total_U = weight_E.new_zeros(num_viewers).index_add_(0, viewer_E, weight_E)
+    total_U = weight_E.new_zeros(num_viewers).index_add_(0, user_E, weight_E)
     # a row old enough to have weight 0 must not cause a division by 0
     scale_U = total_U.clamp(min=torch.finfo(weight_E.dtype).tiny).pow(-power)
     sum_UD = functional.embedding_bag(row_E, vectors_MD, offset_U, mode="sum", per_sample_weights=weight_E)

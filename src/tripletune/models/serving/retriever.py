@@ -40,7 +40,7 @@ class Histories:
         """Some of the users, numbered from 0 in this order."""
         number_U = np.full(self.num_users, -1, dtype=np.int64)
         number_U[user_S] = np.arange(len(user_S))
-        user_E = number_U[self.likes.viewer_E]
+        user_E = number_U[self.likes.user_E]
         kept_E = user_E >= 0
         return Histories(
             likes=Likes(user_E[kept_E], self.likes.movie_E[kept_E], self.likes.age_E[kept_E]),

@@ -26,7 +26,7 @@ HISTORY_LABELS = ("graph", "target")
 """Likes that can precede the ``valid`` like."""
 
 COLUMNS = ("user_id", "movie_id", "position", "label", "unseen")
-MAX_VALID_VIEWERS = 10_000
+MAX_VALID_USERS = 10_000
 """Users evaluated for early stopping at most, evenly spread over the ids: enough for an error of .002 in ndcg."""
 
 
@@ -35,7 +35,7 @@ class Likes:
     """Likes of users numbered from 0, sorted by user and, within one, oldest first."""
 
     user_ids_U: npt.NDArray[np.int32]
-    viewer_E: Tensor
+    user_E: Tensor
     movie_E: Tensor
 
     @property
@@ -44,7 +44,7 @@ class Likes:
 
     def counts(self) -> Tensor:
         """Likes of each user, shape (U,)."""
-        return torch.bincount(self.viewer_E, minlength=self.num_viewers)
+        return torch.bincount(self.user_E, minlength=self.num_viewers)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,7 @@ class ValidQuestions:
 
     likes: Likes
     answer_U: Tensor
-    seen_viewer_S: Tensor
+    seen_user_S: Tensor
     seen_movie_S: Tensor
 
 
@@ -74,15 +74,15 @@ class Interactions:
 class Batch:
     """All likes of some users: ``place_R`` counts a user's likes from the oldest, 0; ``count_B`` is their number."""
 
-    viewers_B: Tensor
-    viewer_R: Tensor
+    users_B: Tensor
+    user_R: Tensor
     movie_R: Tensor
     place_R: Tensor
     count_B: Tensor
 
     @property
     def num_viewers(self) -> int:
-        return self.viewers_B.numel()
+        return self.users_B.numel()
 
 
 def read_interactions(split: Path, movie_ids: npt.NDArray[np.int32] | None = None) -> Interactions:
@@ -129,7 +129,7 @@ def _ask_valid(warm: pl.LazyFrame) -> ValidQuestions:
     asked = warm.filter(pl.col("label") == "valid").select("user_id", "position", answer="movie").collect()
     # one example per user: the one with the longest history before it
     asked = asked.sort("user_id", "position").unique("user_id", keep="last", maintain_order=True)
-    every = -(-len(asked) // MAX_VALID_VIEWERS) or 1
+    every = -(-len(asked) // MAX_VALID_USERS) or 1
     asked = asked.gather_every(every)
     before = warm.join(asked.lazy().rename({"position": "cutoff"}), on="user_id", how="inner")
     # under ratio a test like may be the older one; it must not be in the mask either
@@ -147,10 +147,10 @@ def _ints(column: pl.Series) -> Tensor:
     return torch.from_numpy(column.to_numpy().astype(np.int64))
 
 
-def newest_first_age(viewer_R: Tensor, num_viewers: int) -> Tensor:
+def newest_first_age(user_R: Tensor, num_viewers: int) -> Tensor:
     """Age in likes of rows sorted by user and time: 0 for each user's last row; int64, shape (R,)."""
-    end_B = torch.bincount(viewer_R, minlength=num_viewers).cumsum(0)
-    return end_B[viewer_R] - 1 - torch.arange(viewer_R.numel())
+    end_B = torch.bincount(user_R, minlength=num_viewers).cumsum(0)
+    return end_B[user_R] - 1 - torch.arange(user_R.numel())
 
 
 class Batches:
@@ -168,12 +168,12 @@ class Batches:
     def __next__(self) -> Batch:
         if not self._left.numel():
             self._left = torch.randperm(self._likes.num_viewers, generator=self._generator)
-        viewers_B, self._left = self._left[: self._size], self._left[self._size :]
-        count_B = self._count_U[viewers_B]
-        viewer_R = torch.repeat_interleave(count_B)
-        place_R = torch.arange(viewer_R.numel()) - (count_B.cumsum(0) - count_B)[viewer_R]
-        movie_R = self._likes.movie_E[self._start_U[viewers_B][viewer_R] + place_R]
-        return Batch(viewers_B, viewer_R, movie_R, place_R, count_B)
+        users_B, self._left = self._left[: self._size], self._left[self._size :]
+        count_B = self._count_U[users_B]
+        user_R = torch.repeat_interleave(count_B)
+        place_R = torch.arange(user_R.numel()) - (count_B.cumsum(0) - count_B)[user_R]
+        movie_R = self._likes.movie_E[self._start_U[users_B][user_R] + place_R]
+        return Batch(users_B, user_R, movie_R, place_R, count_B)
 
     def state(self) -> Tensor:
         """The place in the pass; the generator's state is not part of it."""

@@ -34,7 +34,7 @@ from tripletune.store.parquet import write_parquet
 log = logging.getLogger(__name__)
 
 VALID_TOP = 10
-BLOCK_VIEWERS = 64
+BLOCK_USERS = 64
 """Users whose scores of all films are held at once by ``judge``."""
 ROW_GROUP = 1 << 20
 
@@ -188,18 +188,18 @@ def judge(model: Model, valid: ValidQuestions) -> float:
     with equal scores for all films gets 0.
     """
     likes = valid.likes
-    score = model.scorer(likes, newest_first_age(likes.viewer_E, likes.num_viewers))
+    score = model.scorer(likes, newest_first_age(likes.user_E, likes.num_viewers))
     gain = 0.0
-    for viewer_V in torch.split(torch.arange(likes.num_viewers), BLOCK_VIEWERS):
-        first, last = int(viewer_V[0]), int(viewer_V[-1])
-        scores_VM = score(viewer_V)
+    for user_V in torch.split(torch.arange(likes.num_viewers), BLOCK_USERS):
+        first, last = int(user_V[0]), int(user_V[-1])
+        scores_VM = score(user_V)
         device = scores_VM.device
-        wanted_V1 = scores_VM.gather(1, valid.answer_U[viewer_V].unsqueeze(1).to(device))
+        wanted_V1 = scores_VM.gather(1, valid.answer_U[user_V].unsqueeze(1).to(device))
         rows = slice(
-            int(torch.searchsorted(valid.seen_viewer_S, first)),
-            int(torch.searchsorted(valid.seen_viewer_S, last, right=True)),
+            int(torch.searchsorted(valid.seen_user_S, first)),
+            int(torch.searchsorted(valid.seen_user_S, last, right=True)),
         )
-        seen = ((valid.seen_viewer_S[rows] - first).to(device), valid.seen_movie_S[rows].to(device))
+        seen = ((valid.seen_user_S[rows] - first).to(device), valid.seen_movie_S[rows].to(device))
         scores_VM.index_put_(seen, scores_VM.new_tensor(-torch.inf))
         rank_V = (scores_VM >= wanted_V1).sum(dim=1)  # counts the wanted film itself, so the best rank is 1
         gain += float(torch.where(rank_V <= VALID_TOP, 1 / torch.log2(rank_V + 1.0), 0.0).double().sum())
@@ -218,9 +218,9 @@ def write_interactions(out: Path, interactions: Interactions) -> None:
     trained_on = [
         pl.DataFrame(
             {
-                "user_id": likes.user_ids_U[likes.viewer_E.numpy()],
+                "user_id": likes.user_ids_U[likes.user_E.numpy()],
                 "movie_id": interactions.movie_ids_M[likes.movie_E.numpy()],
-                "fit": [fit] * likes.viewer_E.numel(),
+                "fit": [fit] * likes.user_E.numel(),
             }
         )
         for fit, likes in interactions.fits.items()
@@ -255,5 +255,5 @@ def write_fits(
         "seconds_per_step": round(sum(run.seconds for run in runs.values()) / steps, 4),
         "movies": interactions.num_movies,
         **{f"viewers_{fit}": likes.num_viewers for fit, likes in interactions.fits.items()},
-        **{f"likes_{fit}": likes.viewer_E.numel() for fit, likes in interactions.fits.items()},
+        **{f"likes_{fit}": likes.user_E.numel() for fit, likes in interactions.fits.items()},
     }

@@ -67,7 +67,7 @@ def train(split: Path, out: Path, settings: Settings, seed: int) -> Facts:
 def nearest_films(likes: Likes, count_M: Ints, settings: Settings) -> tuple[Ints, Floats]:
     """The most similar films of each film (M, N), best first, and their similarities; never the film itself."""
     num_movies = len(count_M)
-    places_E = likes.viewer_E.numpy(), likes.movie_E.numpy()
+    places_E = likes.user_E.numpy(), likes.movie_E.numpy()
     likes_VM = sparse.csr_array((np.ones(len(places_E[0])), places_E), shape=(likes.num_viewers, num_movies))
     likes_MV = likes_VM.T.tocsr()
 

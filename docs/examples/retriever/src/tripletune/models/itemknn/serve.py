@@ -31,7 +31,7 @@ class ItemKnn:
         """``Ranker.top``."""
         column_E = self.catalogue.columns(histories.likes.movie_E)
         known_E = column_E >= 0
-        places_E = histories.likes.viewer_E[known_E], column_E[known_E]
+        places_E = histories.likes.user_E[known_E], column_E[known_E]
         ones_E = np.ones(len(column_E[known_E]), dtype=np.float32)
         likes_UM = sparse.csr_array((ones_E, places_E), shape=(histories.num_users, len(self.catalogue)))
 
