@@ -37,7 +37,7 @@ from generate_rowwise import render_by_row
 from generate_world import make_specialists
 from rich.console import Console
 
-from tripletune.audit.audit import audit_night
+from tripletune.audit.audit import audit_work_folder
 from tripletune.audit.leaks import refuse_leaks
 from tripletune.config import RunConfig
 from tripletune.data.release.movielens import ingest_release
@@ -169,7 +169,7 @@ def run_part(part: str, work: Path, buckets: int) -> dict[str, Any]:
             map_jobs=lambda write, jobs: map_in_threads(write, jobs, most=2) and None,
         )
     else:
-        audit = audit_night(
+        audit = audit_work_folder(
             first / "shards",
             first / "split",
             first / "retrieve",
@@ -182,9 +182,9 @@ def run_part(part: str, work: Path, buckets: int) -> dict[str, Any]:
 
 
 def _watch_retrieval(steps: Steps) -> None:
-    for name in ("find_questions", "find_history", "find_seen", "find_answers", "digest_viewers"):
+    for name in ("find_questions", "find_history", "find_seen", "find_answers", "digest_users"):
         steps.watch(buckets_of, name, "rows, histories, masks")
-    steps.watch(candidates, "find_known", "rows, histories, masks")
+    steps.watch(candidates, "find_seen_in_training", "rows, histories, masks")
     for name in ("_count", "write_atomically"):
         steps.watch(buckets_of, name, "counting, writing")
     steps.watch(buckets_of, "find_profiles", "preference profiles")

@@ -103,7 +103,7 @@ class Night:
 
 
 def _clock_audit() -> list[float]:
-    audit, seconds = audits.audit_night, []
+    audit, seconds = audits.audit_work_folder, []
 
     def timed(*args: Any, **kwargs: Any) -> Any:
         began = time.perf_counter()
@@ -112,7 +112,7 @@ def _clock_audit() -> list[float]:
         finally:
             seconds.append(time.perf_counter() - began)
 
-    audits.audit_night = timed
+    audits.audit_work_folder = timed
     return seconds
 
 

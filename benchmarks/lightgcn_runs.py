@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import torch
-from recbole_export import Asked, read_asked, training_likes
+from recbole_export import Asked, read_only_users, training_likes
 from retrieval_runs import LENGTH, Ints
 
 from tripletune.config import LightGCNConfig
@@ -76,7 +76,7 @@ def train_ours(split: Path, out: Path, variant: str, seed: int) -> None:
         half_life=settings.recency_half_life,
         power=POOL_POWER,
     )
-    asked, valid = read_asked(split, "test"), read_asked(split, "valid")
+    asked, valid = read_only_users(split, "test"), read_only_users(split, "valid")
     trained = training_likes(interactions).with_columns(age=pl.int_range(pl.len(), 0, -1).over("user_id") - 1)
     trained = trained.join(asked.users, on="user_id")
     out.mkdir(parents=True, exist_ok=True)

@@ -30,7 +30,7 @@ import numpy as np
 import polars as pl
 import typer
 from lightgcn_runs import GRID, OURS, RECOMMENDED, train_ours
-from recbole_export import Asked, read_asked, write_job
+from recbole_export import Asked, read_only_users, write_job
 from retrieval_runs import (
     Trained,
     console,
@@ -101,7 +101,7 @@ def _release(folder: Path) -> list[str]:
         "",
         *_speed(theirs, ours, epoch, facts["grid"]),
         "",
-        *_quality(theirs, ours, read_asked(Path(facts["split"]), "test"), facts["seed"]),
+        *_quality(theirs, ours, read_only_users(Path(facts["split"]), "test"), facts["seed"]),
         "",
     ]
 

@@ -44,15 +44,15 @@ class Asked:
     """With ``row`` and ``age``: likes before the cutoff, oldest first."""
 
 
-def read_asked(split: Path, purpose: str) -> Asked:
+def read_only_users(split: Path, purpose: str) -> Asked:
     """The queries of ``purpose`` ("valid" or "test"), by the functions that retrieve reads the split with."""
     rows = read_rows(list(split_files(split).values())).collect()
-    questions = find_questions(rows).filter(pl.col("purpose") == purpose, ~pl.col("unseen"))
-    users = questions.select("user_id").sort("user_id").with_row_index("row")
-    first = find_answers(rows, questions).unique("user_id", keep="first", maintain_order=True)
+    queries = find_questions(rows).filter(pl.col("purpose") == purpose, ~pl.col("unseen"))
+    users = queries.select("user_id").sort("user_id").with_row_index("row")
+    first = find_answers(rows, queries).unique("user_id", keep="first", maintain_order=True)
     answers = users.join(first, on="user_id", maintain_order="left").select("user_id", "movie_id")
-    seen = find_seen(rows, questions).join(users, on="user_id").select("user_id", "movie_id", "row")
-    history = find_history(rows, questions).join(users, on="user_id").select("user_id", "movie_id", "row", "age")
+    seen = find_seen(rows, queries).join(users, on="user_id").select("user_id", "movie_id", "row")
+    history = find_history(rows, queries).join(users, on="user_id").select("user_id", "movie_id", "row", "age")
     return Asked(users, answers, seen.sort("row", "movie_id"), history.sort(["row", "age"], descending=[False, True]))
 
 
@@ -66,28 +66,28 @@ def write_job(split: Path, job: Path, seed: int, *, sequences: bool) -> None:
         sequences: also the (large) files for sequence models.
     """
     interactions = read_interactions(split)
-    asked = {purpose: read_asked(split, purpose) for purpose in ("valid", "test")}
+    asked = {purpose: read_only_users(split, purpose) for purpose in ("valid", "test")}
     likes = training_likes(interactions)
-    parts = {"train": likes} | {purpose: questions.answers for purpose, questions in asked.items()}
+    parts = {"train": likes} | {purpose: queries.answers for purpose, queries in asked.items()}
     for name, frame in parts.items():
         _write(job / "likes" / f"likes.{name}.inter", frame.select("user_id", "movie_id"), ())
     if sequences:
         _write(job / "sequences" / "sequences.train.inter", prefixes(likes), ("item_id_list",))
-        for purpose, questions in asked.items():
-            before = questions.history.group_by("user_id", maintain_order=True).agg(
+        for purpose, queries in asked.items():
+            before = queries.history.group_by("user_id", maintain_order=True).agg(
                 item_id_list=pl.col("movie_id").tail(MAX_SEQUENCE)
             )
-            last = questions.answers.join(before, on="user_id", maintain_order="left")
+            last = queries.answers.join(before, on="user_id", maintain_order="left")
             _write(job / "sequences" / f"sequences.{purpose}.inter", last, ("item_id_list",))
     arrays: dict[str, Ints] = {"film_ids": Catalogue(interactions.movie_ids_M, seed).ids_M}
-    for purpose, questions in asked.items():
+    for purpose, queries in asked.items():
         arrays |= {
-            f"{purpose}_user": questions.users["user_id"].to_numpy(),
-            f"{purpose}_answer": questions.answers["movie_id"].to_numpy(),
-            f"{purpose}_seen_row": questions.seen["row"].to_numpy(),
-            f"{purpose}_seen_movie": questions.seen["movie_id"].to_numpy(),
-            f"{purpose}_history_row": questions.history["row"].to_numpy(),
-            f"{purpose}_history_movie": questions.history["movie_id"].to_numpy(),
+            f"{purpose}_user": queries.users["user_id"].to_numpy(),
+            f"{purpose}_answer": queries.answers["movie_id"].to_numpy(),
+            f"{purpose}_seen_row": queries.seen["row"].to_numpy(),
+            f"{purpose}_seen_movie": queries.seen["movie_id"].to_numpy(),
+            f"{purpose}_history_row": queries.history["row"].to_numpy(),
+            f"{purpose}_history_movie": queries.history["movie_id"].to_numpy(),
         }
     np.savez(job / "questions.npz", allow_pickle=False, **{name: ids.astype(np.int64) for name, ids in arrays.items()})
 

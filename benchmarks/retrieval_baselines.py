@@ -28,7 +28,7 @@ import polars as pl
 import typer
 from lightgcn_runs import GRID as LIGHTGCN_GRID
 from lightgcn_runs import RECOMMENDED, train_ours
-from recbole_export import Asked, read_asked, write_job
+from recbole_export import Asked, read_only_users, write_job
 from retrieval_runs import (
     LENGTH,
     METRICS,
@@ -88,7 +88,7 @@ class Row:
 def rows_of_recbole(folder: Path) -> list[Row]:
     """Of each model that was trained the point with the best valid ndcg_at_10."""
     rows = []
-    asked = read_asked(_split(folder), "valid")
+    asked = read_only_users(_split(folder), "valid")
     for model in BASELINES:
         saved = sorted(path.parent for path in folder.glob(f"recbole/{model}*/top_test.npy"))
         candidates = [_recbole_row(model, Trained(path)) for path in saved if not path.name.endswith("-timing")]
@@ -108,7 +108,7 @@ def _recbole_row(model: str, run: Trained) -> Row:
 
 def rows_of_ours(folder: Path) -> list[Row]:
     """What the retrieve stage ranked, and the further LightGCN fits."""
-    asked = {purpose: read_asked(_split(folder), purpose) for purpose in ("valid", "test")}
+    asked = {purpose: read_only_users(_split(folder), purpose) for purpose in ("valid", "test")}
     rankings = pl.read_parquet(Path(_facts(folder)["retrieve"]) / "rankings.parquet")
     rows = []
     ranked = set(rankings["retriever"])
@@ -153,7 +153,7 @@ def report(work: Path) -> str:
 
 def _release(folder: Path) -> list[str]:
     facts = _facts(folder)
-    asked = {purpose: read_asked(_split(folder), purpose) for purpose in ("valid", "test")}
+    asked = {purpose: read_only_users(_split(folder), purpose) for purpose in ("valid", "test")}
     rows = [*rows_of_recbole(folder), *rows_of_ours(folder)]
     chosen = next(row for row in rows if row.name == NAMES[facts["default"]])
     scores = {row.name: score(row.test_UK, asked["test"]) for row in rows}

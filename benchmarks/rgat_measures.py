@@ -191,8 +191,8 @@ def measure_real(folders: dict[str, Path], purpose: str) -> dict[str, Any]:
     """Lift by mode, and what the choices look like."""
     asked = Questions.read(folders, purpose)
     numbers = asked.viewers.with_row_index("viewer").cast({"viewer": pl.Int64})
-    questions = numbers.select("user_id", pl.lit(purpose).alias("purpose").cast(pl.Enum(list(FIT_OF))), "cutoff")
-    answers = find_answers(asked.rows, questions).join(numbers, on="user_id").select("viewer", "movie_id")
+    queries = numbers.select("user_id", pl.lit(purpose).alias("purpose").cast(pl.Enum(list(FIT_OF))), "cutoff")
+    answers = find_answers(asked.rows, queries).join(numbers, on="user_id").select("viewer", "movie_id")
     rated = asked.rows.join(numbers, on="user_id").select("viewer", "movie_id")
     matched = _as_popular(asked, answers, rated)
     facts = read_triples(folders["knowledge"])

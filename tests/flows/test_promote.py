@@ -79,7 +79,7 @@ def test_the_alias_moves_only_to_an_adapter_that_is_not_worse(micro, twin):
     prompt = micro.record.settings().prompt.model_copy(update={"template": "published"})
     foreign = decide(micro, twin, "contest-3", prompt=prompt)
     assert not foreign["promote"]
-    assert "version 1 is kept: its contract no longer fits tonight's prompts" in foreign["reason"]
+    assert "version 1 is kept: its contract no longer fits this run's prompts" in foreign["reason"]
     assert "template" in foreign["reason"]
     assert champion(micro)[0] == "1"
 
@@ -88,7 +88,7 @@ def test_the_alias_moves_only_to_an_adapter_that_is_not_worse(micro, twin):
     files.rename(gone)
     lost = decide(micro, twin, "contest-lost")
     gone.rename(files)
-    assert "version 1 is kept: it could not be ranked tonight" in lost["reason"]
+    assert "version 1 is kept: it could not be ranked" in lost["reason"]
     assert not list((micro.root / "micro" / "promote").glob("*/_scratch"))
 
     within_margin = decide(micro, twin, "contest-4", promote={"margin": 0.01})

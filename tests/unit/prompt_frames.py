@@ -18,7 +18,7 @@ from tripletune.prompts.tokens import TokenCounter
 from tripletune.schemas.base import conform
 from tripletune.schemas.generate import EXAMPLES
 from tripletune.schemas.knowledge import RELATION_NAMES
-from tripletune.schemas.query import QUESTION
+from tripletune.schemas.query import QUERY_KEY
 from tripletune.schemas.retrieve import CHOICES, RETRIEVED
 
 NUM_FILMS = 120
@@ -84,8 +84,8 @@ def frames(names: list[str], relations: list[str], num_candidates: int = 20) -> 
         for film in [*liked[:5], *shown[: user % 13]] if user % 7 else []:
             for rank in range(int(rng.integers(0, 3))):
                 facts.append((user, "test", 50, film, rank, *_fact(rng, names, relations), 0.0))
-    told = pl.DataFrame(rows, schema_overrides=EXAMPLES.to_frame().select(QUESTION).schema)
-    key = QUESTION
+    told = pl.DataFrame(rows, schema_overrides=EXAMPLES.to_frame().select(QUERY_KEY).schema)
+    key = QUERY_KEY
     lists = told.select(*key, pl.col("liked", "disliked").cast(pl.List(pl.Int32)))
     answers = told.select(*key, movie_id=pl.col("answer").cast(pl.Int32), rating=pl.lit(4.5, pl.Float32))
     return (

@@ -12,7 +12,7 @@ from tripletune.config import RetrieveConfig
 from tripletune.config.presets import parse_config
 from tripletune.errors import ConfigError
 from tripletune.retrieve.candidates import retrieve_all
-from tripletune.schemas.query import QUESTION
+from tripletune.schemas.query import QUERY_KEY
 from tripletune.stable_hash import VIEWERS, mix
 
 SEED = 7
@@ -63,5 +63,5 @@ def test_all_retrievers_rank_for_the_same_viewers_who_are_the_first_that_rank_ta
     users = sorted(whole["user_id"].unique(), key=lambda user: int(mix(user, SEED + VIEWERS)))[:9]
     some = pl.read_parquet(tmp_path / "some" / "rankings.parquet")
     assert some.equals(whole.filter(pl.col("user_id").is_in(users)))
-    assert some.group_by(QUESTION).len()["len"].unique().to_list() == [3]
+    assert some.group_by(QUERY_KEY).len()["len"].unique().to_list() == [3]
     assert read(tmp_path / "some", "retrieved").equals(read(everything, "retrieved"))

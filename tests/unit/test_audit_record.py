@@ -17,7 +17,7 @@ import pytest
 from written_run import Run, rewrite, title, with_text, write_run
 
 from tripletune.audit import record as audit_record
-from tripletune.audit.audit import Audit, audit_night, audit_shards
+from tripletune.audit.audit import Audit, audit_shards, audit_work_folder
 from tripletune.audit.lines import named_films
 from tripletune.audit.record import RECORD, take_notes, unproven, write_record
 from tripletune.audit.split_rows import SplitRows, digest
@@ -39,8 +39,8 @@ def clean(tmp_path_factory: pytest.TempPathFactory) -> Run:
     for name in run.specialists:
         manifest = {"parents": {"split": "e" * 32}, "files": {}}
         (run.root / name / "manifest.json").write_text(json.dumps(manifest))
-    audit = audit_night(run.generate, run.split, run.retrieve, run.specialists, earlier=None)
-    assert (audit.leaks, audit.anew) == ([], ALL)
+    audit = audit_work_folder(run.generate, run.split, run.retrieve, run.specialists, earlier=None)
+    assert (audit.leaks, audit.newly_audited) == ([], ALL)
     shutil.copytree(run.generate, run.root / "earlier")
     write_record(run.root / "earlier", audit.proven)
     sign(run.root / "earlier", {name: name for name in run.specialists})
@@ -64,7 +64,7 @@ def run(clean: Run, tmp_path: Path) -> Run:
 
 
 def audit(run: Run) -> Audit:
-    return audit_night(run.generate, run.split, run.retrieve, run.specialists, earlier=run.root / "earlier")
+    return audit_work_folder(run.generate, run.split, run.retrieve, run.specialists, earlier=run.root / "earlier")
 
 
 def found(run: Run) -> set[tuple[int, str]]:
@@ -85,7 +85,7 @@ def change_split(run: Run, user: int, change: Callable[[Row], object]) -> None:
 
 def test_where_nothing_changed_nothing_is_proven_again_and_the_record_stays(clean: Run) -> None:
     again = audit(clean)
-    assert (again.leaks, again.anew) == ([], 0)
+    assert (again.leaks, again.newly_audited) == ([], 0)
     earlier = read_rows(clean.root / "earlier" / RECORD, PROVEN)
     assert again.proven.equals(earlier)
     assert earlier["example_id"].n_unique() == ALL
@@ -101,7 +101,7 @@ def test_a_text_that_changed_while_its_columns_did_not_is_proven_anew(run: Run) 
 
     rewrite(run.generate / "train" / "shard-000.parquet", show)
     assert found(run) == {(2, "prompt names a film that its columns do not")}
-    assert 1 <= audit(run).anew < ALL
+    assert 1 <= audit(run).newly_audited < ALL
 
 
 @pytest.mark.parametrize("column", [name for name in EXAMPLES if name not in ("example_id", "purpose")])
@@ -117,7 +117,7 @@ def test_every_column_of_an_example_counts(run: Run, column: str) -> None:
         return value[1:] or None if isinstance(value, list) else value + type(value)(1)
 
     rewrite(run.generate / "valid" / "shard-001.parquet", change)
-    assert audit(run).anew >= 1
+    assert audit(run).newly_audited >= 1
 
 
 def test_an_unchanged_example_whose_viewers_rows_changed_is_proven_anew(run: Run) -> None:
@@ -130,7 +130,7 @@ def test_an_unchanged_example_whose_viewers_rows_changed_is_proven_anew(run: Run
     kinds = found(run)
     assert (4, "test like in a train example") in kinds
     assert (2, "no held-out like at the cutoff") in kinds
-    assert audit(run).anew == 3
+    assert audit(run).newly_audited == 3
 
 
 @pytest.mark.parametrize("column", ["movie_id", "position", "label", "unseen"])
@@ -140,7 +140,7 @@ def test_every_column_of_the_split_that_is_read_counts(run: Run, column: str) ->
             row[column] = {"movie_id": 99, "position": 30, "label": "other", "unseen": True}[column]
 
     change_split(run, 6, change)
-    assert audit(run).anew == 3
+    assert audit(run).newly_audited == 3
 
 
 def test_a_viewer_whose_rows_are_gone_is_proven_anew(run: Run) -> None:
@@ -170,7 +170,7 @@ def test_an_answer_that_a_pinned_fit_knows_is_found_in_what_is_proven(run: Run) 
 @pytest.mark.parametrize("name", ["rgat", "lightgcn"])
 def test_a_record_of_other_fits_is_not_used(run: Run, name: str) -> None:
     sign(run.root / "earlier", {**{one: one for one in run.specialists}, name: "another"})
-    assert audit(run).anew == ALL
+    assert audit(run).newly_audited == ALL
 
 
 def test_without_a_record_or_with_a_damaged_one_everything_is_proven(run: Run) -> None:
@@ -178,16 +178,16 @@ def test_without_a_record_or_with_a_damaged_one_everything_is_proven(run: Run) -
     content = bytearray(record.read_bytes())
     content[len(content) // 2] ^= 1
     record.write_bytes(content)
-    assert audit(run).anew == ALL
+    assert audit(run).newly_audited == ALL
     record.write_bytes(b"no parquet")
     sign(run.root / "earlier", {name: name for name in run.specialists})
-    assert audit(run).anew == ALL
+    assert audit(run).newly_audited == ALL
     record.unlink()
-    assert audit(run).anew == ALL
+    assert audit(run).newly_audited == ALL
     sign(run.root / "earlier", {name: name for name in run.specialists})
-    assert audit(run).anew == ALL
+    assert audit(run).newly_audited == ALL
     (run.root / "earlier" / "manifest.json").unlink()
-    assert audit(run).anew == ALL
+    assert audit(run).newly_audited == ALL
 
 
 def forge(run: Run, user: int) -> tuple[int, int]:
@@ -215,7 +215,7 @@ def test_a_title_that_tonight_makes_known_is_looked_for_in_what_is_proven(run: R
     rewrite(path, lambda rows: [row for row in rows if row["user_id"] in (user, other)])
     path.with_name("shard-001.parquet").unlink()  # of the same group
     hidden, shown = forge(run, user)
-    first = audit_night(run.generate, run.split, run.retrieve, run.specialists, earlier=None)
+    first = audit_work_folder(run.generate, run.split, run.retrieve, run.specialists, earlier=None)
     assert first.leaks == []
     write_record(run.root / "earlier", first.proven)
     sign(run.root / "earlier", {name: name for name in run.specialists})
@@ -303,7 +303,7 @@ def test_a_title_that_two_films_had_until_tonight_is_looked_for_in_what_is_prove
                 row["completion"][0]["content"] = row["completion"][0]["content"].replace(title(888), title(hidden))
 
     rewrite(path, share)
-    first = audit_night(run.generate, run.split, run.retrieve, run.specialists, earlier=None)
+    first = audit_work_folder(run.generate, run.split, run.retrieve, run.specialists, earlier=None)
     assert first.leaks == []
     write_record(run.root / "earlier", first.proven)
     sign(run.root / "earlier", {name: name for name in run.specialists})
@@ -351,10 +351,10 @@ def test_rows_that_cancel_out_or_change_places_do_not_hide_in_a_viewers_digest(r
 
 def test_another_process_and_another_number_of_threads_write_the_same_record(clean: Run, tmp_path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from tripletune.audit.audit import audit_night;"
+        "import sys; from pathlib import Path; from tripletune.audit.audit import audit_work_folder;"
         "from tripletune.audit.record import write_record; root, out = map(Path, sys.argv[1:]); out.mkdir();"
         "trained = {name: root / name for name in ('rgat', 'lightgcn')};"
-        "audit = audit_night(root / 'generate', root / 'split', root / 'retrieve', trained, earlier=None);"
+        "audit = audit_work_folder(root / 'generate', root / 'split', root / 'retrieve', trained, earlier=None);"
         "write_record(out, audit.proven)"
     )
     environment = {"POLARS_MAX_THREADS": "1", "OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "5"}

@@ -21,7 +21,7 @@ from tripletune.retrieve.candidates import retrieve_all
 from tripletune.retrieve.kerag import best_answers
 from tripletune.retrieve.rankings import FilmEvidence, film_scores
 from tripletune.retrieve.retriever import Retriever
-from tripletune.schemas.query import PURPOSES, QUESTION
+from tripletune.schemas.query import PURPOSES, QUERY_KEY
 from tripletune.schemas.retrieve import CHOICES, RANKED_ALWAYS, RANKINGS, RETRIEVED
 
 SEED = 7
@@ -227,7 +227,7 @@ def test_kerag_takes_the_five_best_rated_answers(world):
     fit = load_lightgcn(world.lightgcn, SEED)["a"]
     key = {"user_id": pl.Int32, "purpose": PURPOSES, "cutoff": pl.Int32}
     asked = {"user_id": [2, 3], "purpose": ["train"] * 2, "cutoff": [9] * 2}
-    questions = pl.DataFrame(asked, schema_overrides=key)
+    queries = pl.DataFrame(asked, schema_overrides=key)
     answers = pl.DataFrame(
         {
             "user_id": [2] * 7 + [3],
@@ -238,7 +238,7 @@ def test_kerag_takes_the_five_best_rated_answers(world):
         },
         schema_overrides=key | {"movie_id": pl.Int32},
     )
-    films_UA = fit.catalogue.movie_ids(best_answers(answers, questions, fit))
+    films_UA = fit.catalogue.movie_ids(best_answers(answers, queries, fit))
     assert set(films_UA[0, :2]) == {12, 15}
     assert set(films_UA[0, 2:4]) == {13, 16}
     assert films_UA[0, 4] in (11, 14)
@@ -280,9 +280,9 @@ def test_an_ad_hoc_viewer_gets_what_a_viewer_of_the_split_gets(world, out, rows)
     retriever = Retriever.load(world.knowledge, world.specialists, DEFAULT, num_liked_triples=4, seed=SEED, fits=("b",))
     question = read(out, "retrieved").filter(unseen=True, purpose="test").row(0, named=True)
     seen, liked = history(rows, question)
-    asked = RETRIEVED.to_frame().select(*QUESTION, "unseen")
+    asked = RETRIEVED.to_frame().select(*QUERY_KEY, "unseen")
     asked = asked.vstack(pl.DataFrame([(-1, "test", question["cutoff"], True)], asked.schema, orient="row"))
-    stranger = asked.select(QUESTION)
+    stranger = asked.select(QUERY_KEY)
     films = pl.Series("movie_id", liked[::-1], pl.Int32).to_frame()
     given = stranger.join(films, how="cross").with_row_index("age")
     mask = stranger.join(pl.Series("movie_id", seen, pl.Int32).to_frame(), how="cross")

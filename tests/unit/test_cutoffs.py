@@ -24,7 +24,7 @@ from tripletune.retrieve.candidates import retrieve_all
 from tripletune.retrieve.histories import find_answers, find_history, find_questions, find_seen
 from tripletune.schemas.base import conform
 from tripletune.schemas.generate import EXAMPLES
-from tripletune.schemas.query import QUESTION
+from tripletune.schemas.query import QUERY_KEY
 from tripletune.schemas.split import SPLIT, SPLIT_LABELS
 from tripletune.schemas.training import TRAINED_ON
 from tripletune.store.paths import Facts, RunPaths
@@ -145,7 +145,7 @@ def make(world: World, out: Path, settings: RetrieveConfig) -> tuple[Facts, Fact
 
 def read(folder: Path) -> pl.DataFrame:
     frame = pl.concat(pl.read_parquet(path) for path in sorted(folder.glob("shard-*.parquet")))
-    return frame.sort(QUESTION, maintain_order=True)
+    return frame.sort(QUERY_KEY, maintain_order=True)
 
 
 @pytest.fixture(scope="module")
@@ -199,8 +199,8 @@ def test_each_example_is_the_one_that_a_later_first_target_like_would_give(
     for name in ("generate/train", "retrieve/retrieved", "retrieve/choices", "retrieve/profiles"):
         got = read(tmp_path / "many" / name).filter(purpose="train")
         want = pl.concat(read(out / name).filter(purpose="train") for out in parts)
-        assert got.select(QUESTION).n_unique() > got["user_id"].n_unique()
-        assert got.equals(want.sort(QUESTION, maintain_order=True))
+        assert got.select(QUERY_KEY).n_unique() > got["user_id"].n_unique()
+        assert got.equals(want.sort(QUERY_KEY, maintain_order=True))
 
 
 def test_valid_and_test_and_the_earliest_examples_are_those_of_a_single_cutoff(

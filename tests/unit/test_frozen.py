@@ -14,11 +14,11 @@ from tests.unit.test_split_protocols import days_of_2000, global_time
 from tripletune.cli.main import main
 from tripletune.config import RunConfig, SplitConfig
 from tripletune.config.presets import parse_config
-from tripletune.data.split.frozen import freeze_questions
+from tripletune.data.split.frozen import freeze_queries
 from tripletune.data.split.write import write_split
 from tripletune.errors import ConfigError, InputError
 from tripletune.pipeline.resolve import resolve
-from tripletune.retrieve.histories import find_answers, find_history, find_questions, find_seen, read_asked
+from tripletune.retrieve.histories import find_answers, find_history, find_questions, find_seen, read_only_users
 from tripletune.schemas.ingest import RATINGS
 from tripletune.schemas.split import FROZEN
 from tripletune.store.paths import RunPaths
@@ -49,15 +49,15 @@ def later_ratings(ratings: pl.DataFrame, viewers: list[int], time: int = 50) -> 
 def first(tmp_path):
     ratings = random_ratings(1)
     rows, _ = night(tmp_path / "first", ratings)
-    frozen = freeze_questions(tmp_path / "first" / "split", 25, SEED)
+    frozen = freeze_queries(tmp_path / "first" / "split", 25, SEED)
     frozen.write_parquet(tmp_path / "frozen.parquet")
     return ratings, rows, frozen, str(tmp_path / "frozen.parquet")
 
 
 def questions_of(rows: pl.DataFrame, asked: pl.Series) -> tuple[pl.DataFrame, ...]:
     """Valid and test queries with their answers, earlier likes, and all earlier ratings."""
-    questions = find_questions(rows, asked).filter(pl.col("purpose") != "train")
-    return questions, find_answers(rows, questions), find_history(rows, questions), find_seen(rows, questions)
+    queries = find_questions(rows, asked).filter(pl.col("purpose") != "train")
+    return queries, find_answers(rows, queries), find_history(rows, queries), find_seen(rows, queries)
 
 
 def test_a_later_night_asks_the_same_questions_with_the_same_evidence(tmp_path, first):
@@ -65,7 +65,7 @@ def test_a_later_night_asks_the_same_questions_with_the_same_evidence(tmp_path, 
     users = frozen["user_id"].unique()
     assert (len(users), frozen.schema) == (25, FROZEN)
     tonight, facts = night(tmp_path / "second", later_ratings(ratings, list(range(3, 123))), frozen=path)
-    asked = read_asked(tmp_path / "second" / "split")
+    asked = read_only_users(tmp_path / "second" / "split")
     assert asked.to_list() == users.sort().to_list()
     for now, then in zip(questions_of(tonight, asked), questions_of(before, users), strict=True):
         assert now.equals(then)
@@ -101,7 +101,7 @@ def test_a_viewer_whose_rows_changed_is_dropped_counted_and_named(tmp_path, firs
     }[what]
     tonight, facts = night(tmp_path / "second", changed, frozen=path)
     assert facts["frozen"] == {"viewers": 25, "held": 24, "missing": 1, "missing_viewers": [user]}
-    asked = read_asked(tmp_path / "second" / "split")
+    asked = read_only_users(tmp_path / "second" / "split")
     assert user not in asked.to_list()
     plain = split_ratings(changed, SplitConfig(), SEED)
     assert tonight.filter(user_id=user).equals(plain.filter(user_id=user))
@@ -110,7 +110,7 @@ def test_a_viewer_whose_rows_changed_is_dropped_counted_and_named(tmp_path, firs
 
 def test_without_a_file_everybody_is_asked(tmp_path, first):
     _, before, _, _ = first
-    assert read_asked(tmp_path / "first" / "split") is None
+    assert read_only_users(tmp_path / "first" / "split") is None
     assert find_questions(before, None).equals(find_questions(before))
 
 
@@ -129,7 +129,7 @@ def test_bytes_do_not_depend_on_the_order_of_rows(tmp_path, first):
 def test_a_run_that_asks_a_frozen_set_freezes_to_the_same_set(tmp_path, first):
     ratings, _, frozen, path = first
     night(tmp_path / "second", later_ratings(ratings, list(range(3, 123))), frozen=path)
-    assert freeze_questions(tmp_path / "second" / "split", 0, SEED).equals(frozen)
+    assert freeze_queries(tmp_path / "second" / "split", 0, SEED).equals(frozen)
 
 
 def test_global_time_holds_its_questions_where_the_days_are_the_same(tmp_path):
@@ -137,7 +137,7 @@ def test_global_time_holds_its_questions_where_the_days_are_the_same(tmp_path):
     dates = {"protocol": "global_time", "valid_from": date(2000, 1, 4), "test_from": date(2000, 1, 5)}
     before, _ = night(tmp_path / "first", ratings, **dates)
     path = tmp_path / "frozen.parquet"
-    freeze_questions(tmp_path / "first" / "split", 0, SEED).write_parquet(path)
+    freeze_queries(tmp_path / "first" / "split", 0, SEED).write_parquet(path)
     tonight, facts = night(
         tmp_path / "second", later_ratings(ratings, list(range(3, 123)), 10**9), frozen=str(path), **dates
     )
@@ -209,9 +209,9 @@ def test_the_command_keeps_the_questions_of_a_run(tmp_path, capsys):
     out = tmp_path / "kept" / "frozen.parquet"
     assert main(["freeze", "--out", str(out), "--viewers", "6", "--artifacts", str(root)]) == 0
     assert capsys.readouterr().out == f"{out}: 12 queries of 6 users of x-1\n"
-    assert pl.read_parquet(out).equals(freeze_questions(split, 6, SEED))
+    assert pl.read_parquet(out).equals(freeze_queries(split, 6, SEED))
     none = tmp_path / "none"
     none.mkdir()
     write_split(ratings, none, SplitConfig(min_graph=99), SEED)
     with pytest.raises(InputError, match=r"has no test query"):
-        freeze_questions(none, 6, SEED)
+        freeze_queries(none, 6, SEED)

@@ -11,7 +11,7 @@ import small_world
 from tests.unit.test_engine import SEED, examples, generate, retrieve
 from tripletune.audit.audit import audit_shards
 from tripletune.config import RetrieveConfig, SplitConfig
-from tripletune.data.split.frozen import freeze_questions
+from tripletune.data.split.frozen import freeze_queries
 from tripletune.data.split.write import write_split
 from tripletune.schemas.ingest import RATINGS
 
@@ -48,7 +48,7 @@ def nights(tmp_path_factory):
     folder = tmp_path_factory.mktemp("nights")
     ratings = small_world.make_rows().select(*RATINGS)
     first, _ = night(folder / "first", ratings)
-    freeze_questions(first.split, FROZEN, SEED).write_parquet(folder / "frozen.parquet")
+    freeze_queries(first.split, FROZEN, SEED).write_parquet(folder / "frozen.parquet")
     second, facts = night(folder / "second", later_ratings(ratings), str(folder / "frozen.parquet"))
     return first, second, facts, pl.read_parquet(folder / "frozen.parquet")
 

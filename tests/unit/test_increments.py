@@ -14,10 +14,10 @@ from tripletune.config import RunConfig
 from tripletune.models.ease.fit import train_ease
 from tripletune.pipeline.stages import run_generate, run_retrieve
 from tripletune.retrieve import buckets, candidates
-from tripletune.retrieve.reuse import digest_viewers
+from tripletune.retrieve.reuse import digest_users
 from tripletune.schemas.ingest import MOVIES
 from tripletune.schemas.knowledge import ENTITIES
-from tripletune.schemas.query import QUESTION
+from tripletune.schemas.query import QUERY_KEY
 from tripletune.schemas.retrieve import RETRIEVED, VIEWERS
 from tripletune.schemas.split import SPLIT_LABELS
 from tripletune.store.increments import write_unchanged
@@ -140,9 +140,9 @@ def test_only_changed_viewers_are_asked_and_the_bytes_are_those_of_a_full_run(
 
     ask = Retriever.retrieve_and_rank
 
-    def note(self: Retriever, questions: pl.DataFrame, *rest: Any) -> Any:
-        asked.extend(questions["user_id"])
-        return ask(self, questions, *rest)
+    def note(self: Retriever, queries: pl.DataFrame, *rest: Any) -> Any:
+        asked.extend(queries["user_id"])
+        return ask(self, queries, *rest)
 
     monkeypatch.setattr(Retriever, "retrieve_and_rank", note)
     with caplog.at_level("INFO"):
@@ -187,9 +187,9 @@ def write_night(folder: Path, viewers: list[tuple[str, int, int]], asked: list[t
         name = f"shard-{bucket}.parquet"
         rows = [(user, 9, digest, digest) for where, user, digest in viewers if where == bucket]
         pl.DataFrame(rows, schema=VIEWERS, orient="row").write_parquet(folder / "viewers" / name)
-        questions = [question for where, *question in asked if where == bucket]
-        schema = {column: RETRIEVED[column] for column in QUESTION}
-        pl.DataFrame(questions, schema=schema, orient="row").write_parquet(folder / "retrieved" / name)
+        queries = [question for where, *question in asked if where == bucket]
+        schema = {column: RETRIEVED[column] for column in QUERY_KEY}
+        pl.DataFrame(queries, schema=schema, orient="row").write_parquet(folder / "retrieved" / name)
     return folder
 
 
@@ -329,7 +329,7 @@ def test_a_damaged_earlier_output_is_not_used(second, first, tmp_path, stage):
 
 def test_a_digest_sees_each_column_and_no_row_after_the_last_answer(world):
     rows = small_world.read_split(world).drop("timestamp")
-    before = digest_viewers(rows)
+    before = digest_users(rows)
     assert before["user_id"].to_list() == [user for user in range(1, 41) if user != 39]
     mine = (pl.col("user_id") == 5) & (pl.col("position") == 2)
     changes = {
@@ -339,11 +339,11 @@ def test_a_digest_sees_each_column_and_no_row_after_the_last_answer(world):
         "unseen": ~pl.col("unseen"),
     }
     for name, other in changes.items():
-        after = digest_viewers(rows.with_columns(pl.when(mine).then(other).otherwise(name).alias(name)))
+        after = digest_users(rows.with_columns(pl.when(mine).then(other).otherwise(name).alias(name)))
         assert after.filter(pl.col("rows") != before["rows"])["user_id"].to_list() == [5], name
         assert (after["films"] != before["films"]).any() == (name == "movie_id")
     swapped = pl.col("position").replace({2: 3, 3: 2})
     turned = rows.with_columns(position=pl.when(pl.col("user_id") == 5).then(swapped).otherwise("position"))
-    assert digest_viewers(turned).filter(pl.col("rows") != before["rows"])["user_id"].to_list() == [5]
+    assert digest_users(turned).filter(pl.col("rows") != before["rows"])["user_id"].to_list() == [5]
     late = add(small_world.read_split(world), 5, 59, 1.0, "other").drop("timestamp")
-    assert digest_viewers(late).equals(before)
+    assert digest_users(late).equals(before)

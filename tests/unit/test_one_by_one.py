@@ -27,7 +27,7 @@ from tripletune.retrieve.rankings import FilmEvidence, film_scores
 from tripletune.retrieve.retriever import Retriever
 from tripletune.retrieve.similar import Neighbours
 from tripletune.retrieve.triples import TripleTable, choose_triples, score_personally
-from tripletune.schemas.query import QUESTION
+from tripletune.schemas.query import QUERY_KEY
 
 SEED, NUM, FILMS, ENTITIES, DIM = 7, 150, 700, 400, 64
 SETTINGS = RetrieveConfig(ease_lambda=3.0, num_candidates=8, hint_films=5, fused_lightgcn=0.5, triples_per_film=2)
@@ -44,20 +44,20 @@ def asked(tmp_path_factory):
     trained = {**world.specialists, "sasrec": world.sasrec, "ease": world.ease}
     retriever = Retriever.load(world.knowledge, trained, SETTINGS, num_liked_triples=4, seed=SEED)
     rows = small_world.read_split(world)
-    questions = find_questions(rows)
-    parts = find_history(rows, questions), find_seen(rows, questions), find_answers(rows, questions)
-    return retriever, questions, parts
+    queries = find_questions(rows)
+    parts = find_history(rows, queries), find_seen(rows, queries), find_answers(rows, queries)
+    return retriever, queries, parts
 
 
-def ask(retriever: Retriever, questions: pl.DataFrame, parts: tuple[pl.DataFrame, ...]) -> list[pl.DataFrame]:
+def ask(retriever: Retriever, queries: pl.DataFrame, parts: tuple[pl.DataFrame, ...]) -> list[pl.DataFrame]:
     """retrieved, choices, rankings and profiles of some queries."""
-    mine = [part.join(questions.select(QUESTION), on=QUESTION, how="semi") for part in parts]
-    profiles = find_profiles(retriever.rgat, retriever.relations, questions, mine[0])
-    return [*retriever.retrieve_and_rank(questions, *mine), profiles]
+    mine = [part.join(queries.select(QUERY_KEY), on=QUERY_KEY, how="semi") for part in parts]
+    profiles = find_profiles(retriever.rgat, retriever.relations, queries, mine[0])
+    return [*retriever.retrieve_and_rank(queries, *mine), profiles]
 
 
 def together(answers: list[list[pl.DataFrame]]) -> list[pl.DataFrame]:
-    orders = (QUESTION, (*QUESTION, "movie_id", "rank"), (*QUESTION, "retriever"), (*QUESTION, "relation"))
+    orders = (QUERY_KEY, (*QUERY_KEY, "movie_id", "rank"), (*QUERY_KEY, "retriever"), (*QUERY_KEY, "relation"))
     return [pl.concat(parts).sort(by) for parts, by in zip(zip(*answers, strict=True), orders, strict=True)]
 
 
@@ -68,12 +68,12 @@ def bits(frame: pl.DataFrame) -> pl.DataFrame:
 
 @pytest.mark.parametrize("parts", [2, 1000], ids=["halves", "one by one"])
 def test_the_stage_writes_the_same_for_a_viewer_asked_alone_and_in_a_crowd(asked, parts):
-    retriever, questions, known = asked
-    want = together([ask(retriever, questions, known)])
-    users = questions["user_id"].unique().shuffle(seed=3)
+    retriever, queries, known = asked
+    want = together([ask(retriever, queries, known)])
+    users = queries["user_id"].unique().shuffle(seed=3)
     some = [users.gather_every(parts, start) for start in range(min(parts, len(users)))]
     shuffled = [part.sample(fraction=1.0, shuffle=True, seed=1) for part in known]
-    got = together([ask(retriever, questions.filter(pl.col("user_id").is_in(one.implode())), shuffled) for one in some])
+    got = together([ask(retriever, queries.filter(pl.col("user_id").is_in(one.implode())), shuffled) for one in some])
     assert len(want[1]) > 1000
     for wanted, found in zip(want, got, strict=True):
         assert bits(found).equals(bits(wanted))

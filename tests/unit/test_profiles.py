@@ -14,7 +14,7 @@ from safetensors.numpy import load_file
 from tripletune.config import RetrieveConfig
 from tripletune.retrieve import profiles
 from tripletune.retrieve.candidates import retrieve_all
-from tripletune.schemas.query import QUESTION
+from tripletune.schemas.query import QUERY_KEY
 from tripletune.schemas.retrieve import PROFILES
 
 SEED = 7
@@ -89,10 +89,10 @@ def test_every_question_with_a_known_like_has_one_and_its_shares_sum_to_one(worl
     got = read(world)
     assert got.schema == PROFILES
     for shard in (world.retrieve / "profiles").iterdir():
-        assert pl.read_parquet(shard).equals(pl.read_parquet(shard).sort(*QUESTION, "relation"))
-    sums = got.group_by(QUESTION).agg(pl.col("mass", "attention").sum(), pl.col("films").n_unique())
-    asked = pl.read_parquet(world.retrieve / "retrieved" / "shard-*.parquet").select(QUESTION)
-    assert sums.select(QUESTION).sort(QUESTION).equals(asked.sort(QUESTION))
+        assert pl.read_parquet(shard).equals(pl.read_parquet(shard).sort(*QUERY_KEY, "relation"))
+    sums = got.group_by(QUERY_KEY).agg(pl.col("mass", "attention").sum(), pl.col("films").n_unique())
+    asked = pl.read_parquet(world.retrieve / "retrieved" / "shard-*.parquet").select(QUERY_KEY)
+    assert sums.select(QUERY_KEY).sort(QUERY_KEY).equals(asked.sort(QUERY_KEY))
     assert np.allclose(sums.select("mass", "attention").to_numpy(), 1.0, atol=1e-6)
     assert (sums["films"] == 1).all()  # distinct values
 

@@ -149,7 +149,7 @@ def test_sequences_keep_the_newest_fifty_likes_and_never_reach_into_another_view
 
 def test_the_mask_is_everything_rated_before_the_answer_liked_or_not(export, world, rows):
     for purpose in ("valid", "test"):
-        asked = export.read_asked(world.split, purpose)
+        asked = export.read_only_users(world.split, purpose)
         cutoffs = rows.filter(~pl.col("unseen"), pl.col("label") == purpose).select("user_id", cutoff="position")
         before = rows.join(cutoffs, on="user_id").filter(pl.col("position") < pl.col("cutoff"))
         assert pairs(asked.seen) == pairs(before)
@@ -159,7 +159,7 @@ def test_the_mask_is_everything_rated_before_the_answer_liked_or_not(export, wor
 
 def test_both_sides_ask_the_same_valid_questions(export, world):
     interactions = read_interactions(world.split)
-    asked, ours = export.read_asked(world.split, "valid"), interactions.valid
+    asked, ours = export.read_only_users(world.split, "valid"), interactions.valid
     assert asked.users["user_id"].to_list() == ours.likes.user_ids_U.tolist()
     assert asked.answers["movie_id"].to_list() == interactions.movie_ids_M[ours.answer_U.numpy()].tolist()
 
@@ -181,7 +181,7 @@ def test_equal_scores_get_the_same_valid_ndcg_on_both_sides(side, job, world):
 
 def test_equal_scores_get_the_same_lists_on_both_sides_ties_included(side, export, job, world):
     dataset, scores = Dataset(job), coarse_scores()
-    asked = export.read_asked(world.split, "test")
+    asked = export.read_only_users(world.split, "test")
     catalogue = Catalogue(read_interactions(world.split).movie_ids_M, SEED)
     known = np.where(np.isin(catalogue.ids_M, dataset.films), 0.0, -np.inf).astype(np.float32)
     ours = torch.from_numpy(scores[asked.users["user_id"].to_numpy()][:, catalogue.ids_M] + known)
@@ -202,7 +202,7 @@ def test_a_sequence_model_reads_the_newest_likes_the_valid_one_included(side, ex
     config = {"model": "SASRec", "ITEM_LIST_LENGTH_FIELD": "item_length"} | names
     side.Judge(job, dataset, config).top(model, "test")
     (batch,) = model.batches
-    history = export.read_asked(world.split, "test").history
+    history = export.read_only_users(world.split, "test").history
     newest = history.filter(pl.col("row") == 5)["movie_id"].to_list()[-3:]
     assert [dataset.films[item - 1] for item in batch["item_id_list"][5].tolist()] == newest
     assert batch["item_length"][5] == 3

@@ -50,7 +50,7 @@ FACTS = {
     "arrow": "- Alien (1979) - directed by - Ridley Scott\n- Dune (1984) - studio - Toto\n\n",
     "sentence": "- Alien (1979) was directed by Ridley Scott.\n- Dune (1984), studio: Toto.\n\n",
 }
-QUESTION = "Which of these films will the viewer like next?\n- Dune (1984)\n- Eden\n\n"
+QUERY_KEY = "Which of these films will the viewer like next?\n- Dune (1984)\n- Eden\n\n"
 ASK = (
     'Answer with exactly five different films from {} list, best first, as numbered lines from "1. " to "5. ". '
     "Copy each title exactly as it stands there and write nothing else."
@@ -63,14 +63,14 @@ def test_the_default_template_letter_by_letter(form):
     hints = LIKED + DISLIKED + HINT_1.format("below") + SIMILAR + HINT_2.format(FACTS[form])
     assert [message["role"] for message in prompt] == ["system", "user"]
     assert prompt[0]["content"].startswith("You recommend films to one viewer. ")
-    assert prompt[1]["content"] == hints + QUESTION + ASK.format("this last")
+    assert prompt[1]["content"] == hints + QUERY_KEY + ASK.format("this last")
 
 
 @pytest.mark.parametrize("form", ["arrow", "sentence"])
 def test_the_published_template_letter_by_letter(form):
     prompt = render_prompts(EXAMPLES, load_template("published"), form, TITLES)["prompt"][0].to_list()
     hints = LIKED + DISLIKED + HINT_1.format("above") + SIMILAR + HINT_2.format(FACTS[form])
-    assert prompt[1]["content"] == QUESTION + hints + ASK.format("the first")
+    assert prompt[1]["content"] == QUERY_KEY + hints + ASK.format("the first")
 
 
 JAPANESE = """視聴者が好きな映画（新しい順）：
@@ -130,9 +130,9 @@ def test_labels_are_distinct_and_of_one_length(number, last):
 
 def test_an_ablation_leaves_its_sections_out():
     content = render_prompts(EXAMPLES, load_template("hint-1-only"), "arrow", TITLES)["prompt"][0][1]["content"]
-    assert content == LIKED + DISLIKED + HINT_1.format("below") + SIMILAR + QUESTION + ASK.format("this last")
+    assert content == LIKED + DISLIKED + HINT_1.format("below") + SIMILAR + QUERY_KEY + ASK.format("this last")
     content = render_prompts(EXAMPLES, load_template("likes-only"), "arrow", TITLES)["prompt"][0][1]["content"]
-    assert content == LIKED + QUESTION + ASK.format("this last")
+    assert content == LIKED + QUERY_KEY + ASK.format("this last")
 
 
 def test_an_empty_section_says_so():

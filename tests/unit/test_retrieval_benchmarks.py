@@ -50,7 +50,7 @@ def test_a_capped_curve_is_extrapolated_along_its_last_third_and_never_into_its_
 
 def test_lists_of_rankings_come_in_the_order_of_the_asked_viewers_whatever_their_length(benchmark, tmp_path):
     world = small_world.make_world(tmp_path)
-    asked = benchmark("recbole_export").read_asked(world.split, "test")
+    asked = benchmark("recbole_export").read_only_users(world.split, "test")
     users = asked.users["user_id"].to_list()
     tops = {user: [user + 100 * place for place in range(user % 4)] for user in reversed(range(1, 41))}
     rankings = pl.DataFrame({"user_id": list(tops), "top": list(tops.values())}, schema_overrides={"user_id": pl.Int32})

@@ -17,7 +17,7 @@ from tripletune.pipeline.resolve import resolve
 from tripletune.prompts import made_with, shards
 from tripletune.prompts.engine import Frame
 from tripletune.prompts.shards import generate_shards, one_after_the_other, write_shard
-from tripletune.schemas.query import QUESTION
+from tripletune.schemas.query import QUERY_KEY
 
 RETRIEVE = RetrieveConfig(retriever="lightgcn")
 
@@ -170,7 +170,7 @@ def write_unchanged(out, folder, wanted):
     folder.mkdir()
     for name in ("shard-000.parquet", "shard-001.parquet"):
         rows = pl.concat(pl.read_parquet(out / purpose / name) for purpose in PURPOSES)
-        rows.filter(wanted).select(QUESTION).write_parquet(folder / name)
+        rows.filter(wanted).select(QUERY_KEY).write_parquet(folder / name)
     return folder
 
 
@@ -194,7 +194,7 @@ def test_shards_of_several_row_groups_know_nothing_of_what_was_rendered(world, t
     for path in full.rglob("*.parquet"):
         examples = pl.read_parquet(path)
         assert count_groups(path) == max(1, -(-len(examples) // 4))
-        assert examples.equals(examples.sort(QUESTION))
+        assert examples.equals(examples.sort(QUERY_KEY))
     unchanged = write_unchanged(full, tmp_path / "unchanged", wanted)
     generate(world, tmp_path / "out", previous=full, unchanged=unchanged)
     assert files(tmp_path / "out") == files(full)
@@ -260,5 +260,5 @@ def test_unchanged_rows_are_copied_and_not_rendered(world, out, tmp_path, monkey
     )
     generate(world, tmp_path / "out", previous=out, unchanged=unchanged)
     copied = pl.concat(pl.read_parquet(path) for path in unchanged.glob("*.parquet"))
-    assert pl.concat(rendered).join(copied, on=QUESTION, how="semi").is_empty()
+    assert pl.concat(rendered).join(copied, on=QUERY_KEY, how="semi").is_empty()
     assert set(pl.concat(rendered)["user_id"]) >= {1, 2, 3, 4}

@@ -51,25 +51,25 @@ def test_early_stopping_asks_each_viewers_newest_valid_like_and_never_looks_at_a
     seen = np.column_stack([asked.likes.user_ids_U[asked.seen_user_S], films[asked.seen_movie_S]]).tolist()
     tested = set(split.filter(pl.col("label") == "test").select("user_id", "movie_id").iter_rows())
     assert not tested & {tuple(pair) for pair in seen}
-    questions = 0
+    queries = 0
     for (user,), own in rows.group_by("user_id"):
         valid = own.filter(pl.col("label") == "valid").sort("position")
         if valid.height and user in answers:
-            questions += valid.height > 1
+            queries += valid.height > 1
             assert answers[user] == valid["movie_id"][-1]
-    assert questions > 20
+    assert queries > 20
 
 
 def test_a_later_like_is_evidence_of_later_questions_and_an_answer_of_none():
     split = split_ratings(days_of_2000(2), GLOBAL_TIME, 0)
-    questions = find_questions(split)
+    queries = find_questions(split)
     later = set(split.filter(pl.col("label") == "later").select("user_id", "movie_id").iter_rows())
-    assert not later & set(find_answers(split, questions).select("user_id", "movie_id").iter_rows())
+    assert not later & set(find_answers(split, queries).select("user_id", "movie_id").iter_rows())
     places = {(user, film): place for user, film, place in split.select("user_id", "movie_id", "position").iter_rows()}
-    cutoffs = {(user, purpose): cut for user, purpose, cut in questions.drop("unseen").iter_rows()}
-    evidence = collect_evidence(split, questions, dislike=3.0, max_liked=99, max_disliked=99)
+    cutoffs = {(user, purpose): cut for user, purpose, cut in queries.drop("unseen").iter_rows()}
+    evidence = collect_evidence(split, queries, dislike=3.0, max_liked=99, max_disliked=99)
     liked = evidence.select("user_id", "purpose", movie_id="liked").explode("movie_id", empty_as_null=False)
-    history = find_history(split, questions).select("user_id", "purpose", "movie_id")
+    history = find_history(split, queries).select("user_id", "purpose", "movie_id")
     assert set(liked.iter_rows()) == set(history.iter_rows())
     shown = [(user, purpose, film) for user, purpose, film in history.iter_rows() if (user, film) in later]
     assert {purpose for _, purpose, _ in shown} == {"test"}

@@ -1,7 +1,7 @@
 """Leak audit of the written files: no leak from the answers into the prompts, or from test into training.
 
-The four rules are those of the design. The audit reads shards, split and the ``trained_on`` lists of all fits, and
-shares no code with the stages that wrote them. It runs on a work folder before it is published, and on finished
+``leaks.Leak`` and docs/splits.md list the four rules. The audit reads shards, split and the ``trained_on`` lists of all
+fits, and shares no code with the stages that wrote them. It runs on a work folder before it is published, and on finished
 folders, where it also compares every file with its manifest. Before publishing it skips examples that its own record of
 an earlier run covers (``audit.record``); on finished folders it checks everything.
 """
@@ -39,13 +39,13 @@ TOGETHER = 8
 class Audit(NamedTuple):
     """Result of the audit of a run.
 
-    ``proven`` is ``PROVEN`` of all examples, valid if ``leaks`` is empty; ``anew`` is the number of examples that the
-    earlier run's record did not cover and that were checked.
+    ``proven`` is ``PROVEN`` of all examples, valid if ``leaks`` is empty; ``newly_audited`` is the number of examples
+    that the earlier run's record did not cover and that were checked.
     """
 
     leaks: list[Leak]
     proven: pl.DataFrame
-    anew: int
+    newly_audited: int
 
 
 def audit_shards(
@@ -90,7 +90,7 @@ def stated_style(shards: Path) -> AnswerStyle | None:
     return answer_style(stated) if stated else None
 
 
-def audit_night(
+def audit_work_folder(
     shards: Path,
     split: Path,
     retrieve: Path,
@@ -159,7 +159,7 @@ def _audit(
         for name, folder in pinned.items():
             leaks += to_leaks(pinned_findings(name, scan(folder / "trained_on.parquet"), asked), limit=limit)
     notes = pl.concat([PROVEN.to_frame(), *(one.notes for one in found)])
-    return Audit(leaks, notes, sum(one.anew for one in found))
+    return Audit(leaks, notes, sum(one.newly_audited for one in found))
 
 
 def _split_of(trained: Path) -> str | None:

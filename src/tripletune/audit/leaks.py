@@ -22,7 +22,7 @@ SHOWN = 5
 class Leak:
     """One violation of an audit rule.
 
-    ``rule`` is 1 to 4 as in the design: (1) training rows of the fits, (2) evidence precedes the answers, (3) no answer
+    ``rule`` is 1 to 4 (docs/splits.md): (1) training rows of the fits, (2) evidence precedes the answers, (3) no answer
     in the evidence, (4) no test like in training; 0 is for files that prove nothing: damaged, or with columns that
     contradict each other. ``subject`` is an example id, a user of a fit, or a file.
     """

@@ -27,13 +27,13 @@ def section_finding(texts: pl.DataFrame, lines: pl.DataFrame, titles: pl.DataFra
     data = lines.filter(pl.col("section").is_not_null(), pl.col("row").is_in(texts["row"].implode()))
     items = _items(texts, titles, films)
     sections, columns = _runs(data, "section"), _runs(items, "column")
-    told = _told(data, items, sections, columns)
-    strange = sections.join(told, on="section", how="anti", maintain_order="left")
-    untold = columns.join(told, on=["row", "column"], how="anti", maintain_order="left")
-    bad = pl.concat([strange.select("row"), untold.select("row")]).unique().sort("row")
-    first = _first_strange(_of_runs(data, strange), _of_runs(items, untold))
+    matched = _matching(data, items, sections, columns)
+    unmatched = sections.join(matched, on="section", how="anti", maintain_order="left")
+    unmatched_columns = columns.join(matched, on=["row", "column"], how="anti", maintain_order="left")
+    bad = pl.concat([unmatched.select("row"), unmatched_columns.select("row")]).unique().sort("row")
+    first = _first_unmatched(_of_runs(data, unmatched), _of_runs(items, unmatched_columns))
     named = bad.join(first, on="row", how="left", maintain_order="left")
-    missing = untold.group_by("row", maintain_order=True).agg(pl.col("column").first())
+    missing = unmatched_columns.group_by("row", maintain_order=True).agg(pl.col("column").first())
     named = named.join(missing, on="row", how="left", maintain_order="left").select(
         "row", detail=pl.coalesce("detail", pl.format("{}: in no section", "column"))
     )
@@ -67,7 +67,7 @@ def _runs(rows: pl.DataFrame, name: str) -> pl.DataFrame:
     return runs.filter(begins).with_columns(length=ends - pl.col("start")).collect()
 
 
-def _told(lines: pl.DataFrame, items: pl.DataFrame, sections: pl.DataFrame, columns: pl.DataFrame) -> pl.DataFrame:
+def _matching(lines: pl.DataFrame, items: pl.DataFrame, sections: pl.DataFrame, columns: pl.DataFrame) -> pl.DataFrame:
     """Sections and columns that agree from the first line to the last: ``row, section, column``."""
     pairs = sections.join(columns, on=["row", "length"], suffix="_of_column").with_row_index("pair")
     places = {
@@ -96,11 +96,11 @@ def _agreeing(pairs: pl.DataFrame) -> pl.DataFrame:
     return pl.concat([pairs.filter(is_film).filter(film), pairs.filter(~is_film).filter(fact)])
 
 
-def _first_strange(strange: pl.DataFrame, untold: pl.DataFrame) -> pl.DataFrame:
+def _first_unmatched(unmatched: pl.DataFrame, unmatched_columns: pl.DataFrame) -> pl.DataFrame:
     """``row, detail``: the first line of the first section without a column that differs from the most similar
     column."""
-    first = strange.filter(pl.col("section") == pl.col("section").min().over("row"))
-    pairs = _agreeing(first.join(untold, on=["row", "place"], suffix="_of_column"))
+    first = unmatched.filter(pl.col("section") == pl.col("section").min().over("row"))
+    pairs = _agreeing(first.join(unmatched_columns, on=["row", "place"], suffix="_of_column"))
     # lines agree from the first on as long as the place equals the number of agreeing lines before
     agreed = pairs.sort("place").with_columns(before=pl.int_range(pl.len()).over(_KEY))
     likeliest = (

@@ -32,7 +32,7 @@ class Found(NamedTuple):
     """For the rules on all examples: ``example_id, user_id, unseen, answers, fit``; ``fit`` writes the hints."""
     notes: pl.DataFrame
     """``PROVEN``; empty if no record is written."""
-    anew: int
+    newly_audited: int
     """Number of examples that were checked."""
 
 

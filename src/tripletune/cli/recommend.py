@@ -24,7 +24,7 @@ from tripletune.rank.predict import rank_examples
 from tripletune.retrieve.histories import find_history, find_seen, read_rows
 from tripletune.retrieve.retriever import Retriever
 from tripletune.schemas.hints import SPECIALISTS
-from tripletune.schemas.query import PURPOSES, QUESTION
+from tripletune.schemas.query import PURPOSES, QUERY_KEY
 from tripletune.schemas.split import SPLIT
 from tripletune.store.paths import RunPaths
 from tripletune.store.shards import shard_files, split_files
@@ -101,7 +101,7 @@ def _find_film(title: str, movies: pl.DataFrame) -> int:
 def _recommend(paths: RunPaths, config: RunConfig, rows: pl.DataFrame) -> list[Recommendation]:
     adapter = paths.require("finetune")
     require_same(prompt_contract(config.prompt, config.retrieve), read_contract(adapter))
-    questions = rows.group_by("user_id").agg(
+    queries = rows.group_by("user_id").agg(
         pl.lit(TODAY, dtype=PURPOSES).alias("purpose"), pl.col("unseen").first(), cutoff=pl.col("position").max() + 1
     )
     retriever = Retriever.load(
@@ -122,7 +122,7 @@ def _recommend(paths: RunPaths, config: RunConfig, rows: pl.DataFrame) -> list[R
         }
     )
     retrieved, choices = retriever.retrieve_users(
-        questions, find_history(rows, questions), find_seen(rows, questions), nothing
+        queries, find_history(rows, queries), find_seen(rows, queries), nothing
     )
     evidence = collect_evidence(
         rows,
@@ -196,6 +196,6 @@ def _positions(paths: RunPaths, user: int) -> dict[int, int]:
 
 def _scores(paths: RunPaths, example: Mapping[str, Any]) -> Mapping[TripleKey, float]:
     choices = pl.scan_parquet(shard_files(paths.require("retrieve") / "choices"))
-    mine = choices.filter(pl.col(name) == example[name] for name in QUESTION)
+    mine = choices.filter(pl.col(name) == example[name] for name in QUERY_KEY)
     rows = mine.select("movie_id", "relation", "entity", "score").collect().iter_rows()
     return {(movie, relation, entity): score for movie, relation, entity, score in rows}

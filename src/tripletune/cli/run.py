@@ -76,11 +76,11 @@ def freeze(
     Set split.frozen to the file: metrics are then of these users alone, with the same cutoffs and answers, and their
     later ratings train nothing.
     """
-    from tripletune.data.split.frozen import freeze_questions
+    from tripletune.data.split.frozen import freeze_queries
     from tripletune.store.parquet import write_parquet
 
     record = read_run(artifacts, run, needs="split")
-    frozen = freeze_questions(record.paths(artifacts).require("split"), viewers, record.settings().seed)
+    frozen = freeze_queries(record.paths(artifacts).require("split"), viewers, record.settings().seed)
     make_folder(out.parent, "--out")
     write_parquet(out, frozen)
     counts = f"{len(frozen):,} queries of {frozen['user_id'].n_unique():,} users"

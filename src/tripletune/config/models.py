@@ -37,11 +37,11 @@ class RgatConfig(Section):
     weight_decay: Annotated[float, Field(ge=0.0)] = 1e-5
     """L2 penalty on all weights."""
     max_steps: Positive = 150
-    """Steps of fit B at most; fit A runs as many as fit B needed."""
+    """Steps of fit b at most; fit a runs as many as fit b needed."""
     eval_every: Positive = 10
-    """Steps between two evaluations of fit B on valid."""
+    """Steps between two evaluations of fit b on valid."""
     patience: Positive = 4
-    """Evaluations of fit B without a better valid ndcg_at_10 before it stops."""
+    """Evaluations of fit b without a better valid ndcg_at_10 before it stops."""
     batch_viewers: Positive = 512
     """Users in a step."""
     negatives: Positive = 512
@@ -90,11 +90,11 @@ class LightGCNConfig(Section):
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.0
     """L2 penalty on the film vectors."""
     max_steps: Positive = 150
-    """Steps of fit B at most; fit A runs as many as fit B needed."""
+    """Steps of fit b at most; fit a runs as many as fit b needed."""
     eval_every: Positive = 10
-    """Steps between two evaluations of fit B on valid."""
+    """Steps between two evaluations of fit b on valid."""
     patience: Positive = 5
-    """Evaluations of fit B without a better valid ndcg_at_10 before it stops."""
+    """Evaluations of fit b without a better valid ndcg_at_10 before it stops."""
     batch_viewers: Positive = 1024
     """Users in a step."""
     temperature: PositiveFloat = 0.05
@@ -123,11 +123,11 @@ class SasrecConfig(Section):
     warmup_steps: Positive = 20
     """Steps over which the learning rate rises to its value."""
     max_steps: Positive = 600
-    """Steps of fit B at most; fit A runs as many as fit B needed."""
+    """Steps of fit b at most; fit a runs as many as fit b needed."""
     eval_every: Positive = 40
-    """Steps between two evaluations of fit B on valid."""
+    """Steps between two evaluations of fit b on valid."""
     patience: Positive = 4
-    """Evaluations of fit B without a better valid ndcg_at_10 before it stops."""
+    """Evaluations of fit b without a better valid ndcg_at_10 before it stops."""
     batch_viewers: Positive = 128
     """Users in a step."""
     sampled_films: Annotated[int, Field(ge=0)] = 512

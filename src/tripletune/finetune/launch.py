@@ -116,7 +116,7 @@ def _train_shards(shards: Path) -> list[Path]:
     train = shard_files(shards / "train")
     if not train or not pl.scan_parquet(train).select(pl.len()).collect().item():
         raise InputError(
-            f"{shards / 'train'}: no training examples; more viewers, a larger retrieve.num_candidates "
+            f"{shards / 'train'}: no training examples; more users, a larger retrieve.num_candidates "
             "or a smaller split.min_graph would give some"
         )
     return train

@@ -1,7 +1,7 @@
 """Check ``[finetune.trainer]``: settings that go to TRL's ``SFTConfig`` as they are.
 
 Names are compared with the fields of the installed ``SFTConfig`` and values with the types of those fields, before
-anything is trained. What the project itself fixes is refused: the reason stands beside each name.
+anything is trained. What the project itself fixes is refused: the reason stands next to each name.
 """
 
 from __future__ import annotations

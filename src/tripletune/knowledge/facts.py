@@ -26,13 +26,13 @@ _MAX_TAIL = 200
 def genre_facts(catalogue: pl.DataFrame) -> pl.DataFrame:
     """Schema FILM_FACTS, from schema MOVIES."""
     genres = catalogue.select("movie_id", name="genres").explode("name").drop_nulls()
-    return _told_by_name("genre", "genre", genres)
+    return _facts_by_name("genre", "genre", genres)
 
 
 def decade_facts(catalogue: pl.DataFrame) -> pl.DataFrame:
     """Schema FILM_FACTS, from schema MOVIES."""
     decade = (pl.col("year") // 10 * 10).cast(pl.String) + "s"
-    return _told_by_name("decade", "decade", catalogue.select("movie_id", name=decade).drop_nulls())
+    return _facts_by_name("decade", "decade", catalogue.select("movie_id", name=decade).drop_nulls())
 
 
 def tag_facts(tags: pl.DataFrame, min_viewers: int, before: date | None) -> tuple[pl.DataFrame, Facts]:
@@ -54,7 +54,7 @@ def tag_facts(tags: pl.DataFrame, min_viewers: int, before: date | None) -> tupl
     support = in_time.join(same, on="tag").group_by("movie_id", "name").agg(viewers=pl.col("user_id").n_unique())
     supported = support.filter(pl.col("viewers") >= min_viewers)
     late = {} if before is None else {"tags_after_cut": tags.height - in_time.height}
-    return _told_by_name("tag", "tag", supported), late
+    return _facts_by_name("tag", "tag", supported), late
 
 
 def normalise_tag(tag: str) -> str:
@@ -64,7 +64,7 @@ def normalise_tag(tag: str) -> str:
     return " ".join(visible.split())
 
 
-def _told_by_name(relation: str, kind: str, named: pl.DataFrame) -> pl.DataFrame:
+def _facts_by_name(relation: str, kind: str, named: pl.DataFrame) -> pl.DataFrame:
     """Facts whose entity is identified by its name; ``named`` has columns movie_id, name."""
     return conform(
         named.select(
@@ -137,5 +137,5 @@ def _extra_lines(file: Path) -> pl.DataFrame:
         reason = str(error).splitlines()[0]
         raise InputError(f"{file} cannot be read as UTF-8 text ({reason}); save it as UTF-8") from None
     text = pl.col("text").str.strip_prefix("\ufeff")
-    told = lines.select(place=pl.format("{} line {}", pl.lit(file.name), "line"), text=text)
-    return told.filter(~pl.col("text").is_in(["", "head\trelation\ttail"]))
+    placed = lines.select(place=pl.format("{} line {}", pl.lit(file.name), "line"), text=text)
+    return placed.filter(~pl.col("text").is_in(["", "head\trelation\ttail"]))

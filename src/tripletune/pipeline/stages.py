@@ -214,7 +214,7 @@ def _reused(found: Earlier | str) -> Facts:
 
 def run_generate(paths: RunPaths, config: RunConfig, map_jobs: MapJobs | None = None) -> Path:
     """Write the prompt / ground-truth shards, and publish them only when the audit finds no leak."""
-    from tripletune.audit.audit import audit_night
+    from tripletune.audit.audit import audit_work_folder
     from tripletune.audit.leaks import refuse_leaks
     from tripletune.audit.record import write_record
     from tripletune.prompts.card import Origin, write_card
@@ -249,13 +249,13 @@ def run_generate(paths: RunPaths, config: RunConfig, map_jobs: MapJobs | None = 
         log.info(describe("generate", found, changes))
         earlier = found.folder if isinstance(found, Earlier) else None
         template = load_template(config.prompt.template)
-        audit = audit_night(work, split, retrieve, trained, style=template.answers, earlier=earlier)
+        audit = audit_work_folder(work, split, retrieve, trained, style=template.answers, earlier=earlier)
         refuse_leaks(audit.leaks)
         write_record(work, audit.proven)
-        log.info("generate: %s of %s examples audited again", f"{audit.anew:,}", f"{audit.proven.height:,}")
+        log.info("generate: %s of %s examples audited again", f"{audit.newly_audited:,}", f"{audit.proven.height:,}")
         write_card(work, template, Origin.of(config, paths.fingerprints))
         if earlier:
-            changes["examples_proven_anew"] = audit.anew
+            changes["examples_proven_anew"] = audit.newly_audited
         return facts | changes | _reused(found)
 
     return paths.build("generate", make)

@@ -1,9 +1,9 @@
-"""Promotion: tonight's adapter against the champion, both on tonight's valid prompts.
+"""Promotion: this run's adapter against the champion, both on this run's valid prompts.
 
-The champion is ranked anew, because its old figures belong to other prompts. The alias moves only when tonight is not
-worse by more than a margin; a champion whose contract no longer fits these prompts is reported and kept. Where there is
-no champion, or its weights are not finite, the adapter is compared with the retriever's order and the untuned model
-(``rank.promotion`` has the rules).
+The champion is ranked again, because its old figures belong to other prompts. The alias moves only when the new one
+is not worse by more than a margin; a champion whose contract no longer fits these prompts is kept. Where there is no
+champion, or its weights are not finite, the adapter is compared with the retriever's order and the untuned model
+(``promote.decision`` has the rules).
 """
 
 from __future__ import annotations
@@ -45,25 +45,25 @@ def promote_or_keep(paths: RunPaths, config: RunConfig, *, run: str, child: Stag
     """
     folder = paths.root / paths.dataset / "promote" / run
     folder.mkdir(parents=True, exist_ok=True)
-    model, tonight = model_name(config), paths.fingerprints["finetune"]
+    model, fingerprint = model_name(config), paths.fingerprints["finetune"]
     adapter, scores = paths.require("finetune"), promotion_scores(paths.require("evaluate") / "per_viewer.parquet")
     current = find_champion(child.tracker, model)
     if current is None:
         decision = _decide(paths, config, scores, None)
-    elif current.fingerprint == tonight:
-        decision = PromotionDecision(False, "tonight's adapter is the champion already", 0.0, 0.0, scores.height)
+    elif current.fingerprint == fingerprint:
+        decision = PromotionDecision(False, "this adapter is the champion already", 0.0, 0.0, scores.height)
     else:
         decision = _compare(paths, config, scores, child, current, folder / SCRATCH)
     version = ""
     if decision.promote:
-        tags = {"fingerprint": tonight, "dataset": paths.dataset, "run": run, "decision": decision.reason}
+        tags = {"fingerprint": fingerprint, "dataset": paths.dataset, "run": run, "decision": decision.reason}
         version = promote_adapter(child.tracker, child, model, adapter, tags)
     write_json(
         folder / "decision.json",
         {
             **asdict(decision),
             "model": model,
-            "adapter": tonight,
+            "adapter": fingerprint,
             "champion_before": current and current.fingerprint,
             "version": version,
         },
@@ -86,13 +86,13 @@ def _compare(
         require_same(prompt_contract(config.prompt, config.retrieve), read_contract(folder))
         theirs = _champion_scores(paths, config, scores, folder)
     except ContractError as error:
-        reason = f"version {champion.version} is kept: its contract no longer fits tonight's prompts ({error})"
+        reason = f"version {champion.version} is kept: its contract no longer fits this run's prompts ({error})"
         return PromotionDecision(False, reason, None, None, 0)
     except NonFiniteError as error:
         log.warning("promote: version %s can answer nothing, so it counts as no champion: %s", champion.version, error)
         theirs = None
     except UserError as error:
-        reason = f"version {champion.version} is kept: it could not be ranked tonight ({error})"
+        reason = f"version {champion.version} is kept: it could not be ranked ({error})"
         return PromotionDecision(False, reason, None, None, 0)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)

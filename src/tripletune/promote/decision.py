@@ -1,4 +1,4 @@
-"""Whether tonight's adapter may take the champion's place: a pure decision over per-viewer values.
+"""Decision whether a new adapter takes the champion's place, from values per user alone.
 
 Not "better than": a nightly model that is as good, and trained on fresher ratings, should go in. So the test is one of
 non-inferiority: the one-sided lower bound of the paired difference must be above minus the margin.
@@ -50,7 +50,7 @@ def promotion_scores(per_viewer: Path) -> pl.DataFrame:
 
 
 def decide_promotion(
-    tonight: pl.DataFrame,
+    new: pl.DataFrame,
     champion: pl.DataFrame | None,
     *,
     margin: float,
@@ -59,24 +59,24 @@ def decide_promotion(
     seed: int,
     baselines: Iterable[tuple[str, pl.DataFrame]] = (),
 ) -> PromotionDecision:
-    """Promote when tonight is not worse than the champion by ``margin`` or more; without one, than no baseline.
+    """Promote when the new adapter is not worse than the champion by ``margin`` or more; without one, than no baseline.
 
     Args:
-        tonight, champion: ``user_id`` and ``ndcg_at_5``, a viewer once each; only viewers in both are compared.
+        new, champion: ``user_id`` and ``ndcg_at_5``, each user once; only users in both are compared.
         margin: how much worse than the champion the mean may be.
         confidence: of the one-sided bound.
         resamples, seed: of the bootstrap.
-        baselines: what the first adapter must not be clearly worse than: a name and a frame like ``tonight``. Read one
+        baselines: what the first adapter must not be clearly worse than: a name and a frame like ``new``. Read one
             by one, up to the first that is better, so a generator may compute them as they are asked for.
 
     Returns:
-        A refusal, with the reason, also when fewer than two viewers are in both.
+        A refusal, with the reason, also when fewer than two users are in both.
     """
     if champion is None:
-        return _decide_first(tonight, baselines, confidence=confidence, resamples=resamples, seed=seed)
-    both = tonight.join(champion, on="user_id", suffix="_champion", validate="1:1").sort("user_id")
+        return _decide_first(new, baselines, confidence=confidence, resamples=resamples, seed=seed)
+    both = new.join(champion, on="user_id", suffix="_champion", validate="1:1").sort("user_id")
     if both.height < 2:
-        reason = f"only {both.height} viewers were ranked by both; at least 2 are needed to compare"
+        reason = f"only {both.height} users were ranked by both; at least 2 are needed to compare"
         return PromotionDecision(False, reason, None, None, both.height)
     gain_U = (both[METRIC] - both[f"{METRIC}_champion"]).to_numpy()
     interval = mean_interval(gain_U, confidence=confidence, resamples=resamples, seed=seed)
@@ -84,7 +84,7 @@ def decide_promotion(
     promote = interval.lower_bound > -margin
     verdict = "above" if promote else "not above"
     reason = (
-        f"{METRIC} differs from the champion's by {interval.value:+.4f} over {both.height} viewers; the one-sided "
+        f"{METRIC} differs from the champion's by {interval.value:+.4f} over {both.height} users; the one-sided "
         f"{confidence:.0%} bound {interval.lower_bound:+.4f} is {verdict} the allowed {-margin:+.4f}"
     )
     return PromotionDecision(promote, reason, interval.value, interval.lower_bound, both.height)

@@ -37,7 +37,7 @@ def shorten(
     """Drop films until every example fits, and no more than needed.
 
     Args:
-        examples: the columns ``QUESTION``, the lists of films, ``triples`` with those of likes before those of
+        examples: the columns ``QUERY_KEY``, the lists of films, ``triples`` with those of likes before those of
             candidates.
         lines: lines of these examples, for all slots of the template.
         counter: token counter of the template.
@@ -156,8 +156,8 @@ def _cut(examples: pl.DataFrame, kept: Kept, facts: pl.DataFrame) -> pl.DataFram
         )
         cut = cut.with_row_index("row").join(places, on="row", how="left", maintain_order="left")
         nothing = pl.lit([], dtype=pl.List(pl.Int64))
-        told = pl.col("triples").list.gather(pl.col("place").fill_null(nothing))
-        cut = cut.with_columns(triples=told.cast(EXAMPLES["triples"])).drop("row", "place")
+        kept_triples = pl.col("triples").list.gather(pl.col("place").fill_null(nothing))
+        cut = cut.with_columns(triples=kept_triples.cast(EXAMPLES["triples"])).drop("row", "place")
     return cut.drop(limits.columns)
 
 

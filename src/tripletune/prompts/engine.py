@@ -23,7 +23,7 @@ from tripletune.schemas.answers import NUM_ANSWERS
 from tripletune.schemas.base import conform
 from tripletune.schemas.generate import EXAMPLE_ID, EXAMPLES
 from tripletune.schemas.hints import HINTS, SPECIALISTS
-from tripletune.schemas.query import QUESTION
+from tripletune.schemas.query import QUERY_KEY
 from tripletune.stable_hash import pair_hash_expr
 
 DISPLAY = 3 << 40
@@ -94,13 +94,13 @@ def build_examples(
         ``EXAMPLES``, sorted by user, purpose and cutoff. Training examples whose candidates hold no answer, or fewer
         films than an answer has lines, are dropped.
     """
-    asked = retrieved.sort(QUESTION).join(evidence, on=QUESTION, how="left", maintain_order="left")
+    asked = retrieved.sort(QUERY_KEY).join(evidence, on=QUERY_KEY, how="left", maintain_order="left")
     asked = asked.with_columns(pl.col("liked", "disliked").fill_null(_NO_FILMS))
     asked = _with_answers(asked.rename({"candidates": "retrieved"}), answers)
     asked = _with_shown(asked, frame.seed)
-    untold = [slot for slot in SLOTS if slot not in frame.template.slots]
-    asked = asked.with_columns(pl.lit([], dtype=EXAMPLES[slot]).alias(slot) for slot in untold)
-    if "triples" not in untold:
+    absent = [slot for slot in SLOTS if slot not in frame.template.slots]
+    asked = asked.with_columns(pl.lit([], dtype=EXAMPLES[slot]).alias(slot) for slot in absent)
+    if "triples" not in absent:
         asked = _with_triples(asked, choices, frame.settings.triples_for_liked)
     asked, lines, counts = _within_budget(asked.rename({"picks": "completion"}), frame)
     rendered = join_prompts(asked, lines, frame.template, frame.titles)
@@ -135,20 +135,20 @@ def _with_answers(asked: pl.DataFrame, answers: pl.DataFrame) -> pl.DataFrame:
     """Add ``answers`` and ``picks``, the films of the completion; drop training examples without either."""
     is_train, is_answer = pl.col("purpose") == "train", pl.col("rating").is_not_null()
     shown = (
-        asked.select(*QUESTION, movie_id="retrieved")
+        asked.select(*QUERY_KEY, movie_id="retrieved")
         .with_columns(place=pl.int_ranges(pl.col("movie_id").list.len()))
         .explode("movie_id", "place")
-        .join(answers, on=[*QUESTION, "movie_id"], how="left")
-        .sort(*QUESTION, "rating", "place", descending=[False] * len(QUESTION) + [True, False], nulls_last=True)
-        .group_by(QUESTION, maintain_order=True)
+        .join(answers, on=[*QUERY_KEY, "movie_id"], how="left")
+        .sort(*QUERY_KEY, "rating", "place", descending=[False] * len(QUERY_KEY) + [True, False], nulls_last=True)
+        .group_by(QUERY_KEY, maintain_order=True)
         .agg(
             picks=pl.col("movie_id").head(NUM_ANSWERS),
             hits=pl.col("movie_id").filter(is_answer).head(NUM_ANSWERS),
         )
     )
-    held_out = answers.group_by(QUESTION, maintain_order=True).agg(held_out=pl.col("movie_id"))
-    joined = asked.join(shown, on=QUESTION, how="left", maintain_order="left").join(
-        held_out, on=QUESTION, how="left", maintain_order="left"
+    held_out = answers.group_by(QUERY_KEY, maintain_order=True).agg(held_out=pl.col("movie_id"))
+    joined = asked.join(shown, on=QUERY_KEY, how="left", maintain_order="left").join(
+        held_out, on=QUERY_KEY, how="left", maintain_order="left"
     )
     joined = joined.with_columns(pl.col("picks", "hits", "held_out").fill_null(_NO_FILMS))
     complete = (pl.col("hits").list.len() > 0) & (pl.col("picks").list.len() == NUM_ANSWERS)
@@ -162,32 +162,34 @@ def _with_answers(asked: pl.DataFrame, answers: pl.DataFrame) -> pl.DataFrame:
 def _with_shown(asked: pl.DataFrame, seed: int) -> pl.DataFrame:
     """Add ``candidates``: the retrieved films in the order shown, a stable shuffle keyed by user and film only."""
     shown = (
-        asked.select(*QUESTION, movie_id="retrieved")
+        asked.select(*QUERY_KEY, movie_id="retrieved")
         .explode("movie_id")
         .with_columns(order=pair_hash_expr("user_id", "movie_id", seed + DISPLAY))
-        .sort(*QUESTION, "order", "movie_id")
-        .group_by(QUESTION, maintain_order=True)
+        .sort(*QUERY_KEY, "order", "movie_id")
+        .group_by(QUERY_KEY, maintain_order=True)
         .agg(candidates="movie_id")
     )
-    joined = asked.join(shown, on=QUESTION, how="left", maintain_order="left")
+    joined = asked.join(shown, on=QUERY_KEY, how="left", maintain_order="left")
     return joined.with_columns(pl.col("candidates").fill_null(_NO_FILMS))
 
 
 def _with_triples(asked: pl.DataFrame, choices: pl.DataFrame, num_liked: int) -> pl.DataFrame:
     """Add ``triples``: those of the newest liked films, then those of the candidates, in the order shown."""
     films = pl.concat_list(pl.col("liked").list.head(num_liked), "candidates")
-    told = asked.select(*QUESTION, movie_id=films)
-    told = told.with_columns(place=pl.int_ranges(pl.col("movie_id").list.len())).explode("movie_id", "place")
+    films_shown = asked.select(*QUERY_KEY, movie_id=films)
+    films_shown = films_shown.with_columns(place=pl.int_ranges(pl.col("movie_id").list.len())).explode(
+        "movie_id", "place"
+    )
     names = clean_names(choices["entity_name"])
     named = choices.join(names, left_on="entity_name", right_on="name").drop("entity_name")
     named = named.rename({"clean": "entity_name"})
     lists = (
-        told.join(named, on=[*QUESTION, "movie_id"])
-        .sort(*QUESTION, "place", "rank")
-        .group_by(QUESTION, maintain_order=True)
+        films_shown.join(named, on=[*QUERY_KEY, "movie_id"])
+        .sort(*QUERY_KEY, "place", "rank")
+        .group_by(QUERY_KEY, maintain_order=True)
         .agg(triples=pl.struct("movie_id", "relation", "entity", "entity_name"))
     )
-    joined = asked.join(lists, on=QUESTION, how="left", maintain_order="left")
+    joined = asked.join(lists, on=QUERY_KEY, how="left", maintain_order="left")
     return joined.with_columns(pl.col("triples").fill_null(pl.lit([], dtype=EXAMPLES["triples"])))
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import polars as pl
 
-from tripletune.schemas.query import PURPOSES, QUESTION
+from tripletune.schemas.query import PURPOSES, QUERY_KEY
 from tripletune.schemas.split import LIKE_LABELS
 
 SPLIT_COLUMNS = ("user_id", "movie_id", "rating", "position", "label")
@@ -15,38 +15,38 @@ SPLIT_COLUMNS = ("user_id", "movie_id", "rating", "position", "label")
 
 
 def collect_evidence(
-    rows: pl.DataFrame, questions: pl.DataFrame, *, dislike: float, max_liked: int, max_disliked: int
+    rows: pl.DataFrame, queries: pl.DataFrame, *, dislike: float, max_liked: int, max_disliked: int
 ) -> pl.DataFrame:
     """Liked and disliked films before the cutoff, newest first.
 
     Args:
         rows: rows of the split (``SPLIT_COLUMNS``).
-        questions: the queries: ``user_id, purpose, cutoff``.
+        queries: the queries: ``user_id, purpose, cutoff``.
         dislike: a rating below this is a dislike.
         max_liked, max_disliked: number of the newest ones that are kept.
 
     Returns:
-        ``user_id, purpose, cutoff, liked, disliked``; one row per query, in the order of ``questions``; lists may be
+        ``user_id, purpose, cutoff, liked, disliked``; one row per query, in the order of ``queries``; lists may be
         empty.
     """
-    asked = questions.select(*QUESTION)
+    asked = queries.select(*QUERY_KEY)
     before = asked.join(rows, on="user_id").filter(pl.col("position") < pl.col("cutoff"))
     liked = pl.col("label").is_in(LIKE_LABELS)
     disliked = (pl.col("rating") < dislike) & ~liked
     lists = (
         before.filter(liked | disliked)
-        .sort(*QUESTION, "position", descending=[False] * len(QUESTION) + [True])
-        .group_by(QUESTION, maintain_order=True)
+        .sort(*QUERY_KEY, "position", descending=[False] * len(QUERY_KEY) + [True])
+        .group_by(QUERY_KEY, maintain_order=True)
         .agg(
             liked=pl.col("movie_id").filter(liked).head(max_liked),
             disliked=pl.col("movie_id").filter(disliked).head(max_disliked),
         )
     )
-    joined = asked.join(lists, on=QUESTION, how="left", maintain_order="left")
+    joined = asked.join(lists, on=QUERY_KEY, how="left", maintain_order="left")
     return joined.with_columns(pl.col("liked", "disliked").fill_null(pl.lit([], dtype=pl.List(pl.Int32))))
 
 
-def collect_answers(rows: pl.DataFrame, questions: pl.DataFrame) -> pl.DataFrame:
+def collect_answers(rows: pl.DataFrame, queries: pl.DataFrame) -> pl.DataFrame:
     """Held-out likes of each query: ``user_id, purpose, cutoff, movie_id, rating``, in order of time.
 
     Train: every ``target`` like from the cutoff on; valid and test: the one like of that label.
@@ -59,10 +59,10 @@ def collect_answers(rows: pl.DataFrame, questions: pl.DataFrame) -> pl.DataFrame
         .cast(PURPOSES)
     )
     held_out = rows.with_columns(purpose=purpose).filter(pl.col("purpose").is_not_null())
-    asked = questions.select(QUESTION)
+    asked = queries.select(QUERY_KEY)
     return (
         held_out.join(asked, on=["user_id", "purpose"])
         .filter(pl.col("position") >= pl.col("cutoff"))
-        .sort(*QUESTION, "position")
-        .select(*QUESTION, "movie_id", "rating")
+        .sort(*QUERY_KEY, "position")
+        .select(*QUERY_KEY, "movie_id", "rating")
     )

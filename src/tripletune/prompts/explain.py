@@ -54,8 +54,8 @@ def _origins(
     match slot:
         case "triples":
             keys = [(item["movie_id"], item["relation"], item["entity"]) for item in items]
-            told = {key: f", score {scores[key]:.4g}" for key in keys if key in scores}
-            return [f"hint 2: movie {key[0]}, {key[1]} {key[2]}{told.get(key, '')}" for key in keys]
+            scored = {key: f", score {scores[key]:.4g}" for key in keys if key in scores}
+            return [f"hint 2: movie {key[0]}, {key[1]} {key[2]}{scored.get(key, '')}" for key in keys]
         case "candidates":
             return [f"candidate: movie {movie}" for movie in items]
         case _:

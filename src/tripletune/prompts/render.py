@@ -201,9 +201,11 @@ def _triple_lines(triples: pl.Series, form: TripleForm, wording: Wording, titles
     lines = around.select(
         display=_displayed(flat["movie_id"], titles),
         between="between",
-        told=pl.concat_str("entity_name", "end") if form == "sentence" else "entity_name",
+        ending=pl.concat_str("entity_name", "end") if form == "sentence" else "entity_name",
     )
-    texts = lines.select(pl.concat_str(pl.lit(f"{BULLET} "), "display", "between", "told")).to_series()
+    texts = lines.select(pl.concat_str(pl.lit(f"{BULLET} "), "display", "between", "ending")).to_series()
     is_apart = words["between"].str.starts_with(" ").all() and words["between"].str.ends_with(" ").all()
-    pieces = (_bullet(), lines["display"], lines["between"].str.strip_chars(), lines["told"]) if is_apart else (texts,)
+    pieces = (
+        (_bullet(), lines["display"], lines["between"].str.strip_chars(), lines["ending"]) if is_apart else (texts,)
+    )
     return Lines(texts, _starts(triples), pieces)

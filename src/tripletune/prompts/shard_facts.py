@@ -49,9 +49,9 @@ def count_shards(out: Path, retrieve: Path) -> Facts:
     total = sum(examples.values())
     chars = sum(int(pl.read_parquet_metadata(path)[_CHARS]) for path in paths)
     longest = counts["longest"].max()
-    told: Facts = {}
+    found: Facts = {}
     if longest is not None:
-        told = {
+        found = {
             "mean_tokens": round(counts["tokens"].sum() / total, 1),
             "longest_tokens": longest,
             "shortened": counts["shortened"].sum(),
@@ -61,7 +61,7 @@ def count_shards(out: Path, retrieve: Path) -> Facts:
         "examples": examples,
         "train_without_answer": _count_train(retrieve) - examples.get("train", 0),
         "mean_prompt_chars": round(chars / total, 1) if total else 0.0,
-        **told,
+        **found,
     }
 
 

@@ -27,7 +27,7 @@ from tripletune.prompts.made_with import digest_code
 from tripletune.prompts.shard_facts import count_shards, note_chars
 from tripletune.prompts.template import Template, load_template
 from tripletune.schemas.generate import EXAMPLES
-from tripletune.schemas.query import PURPOSES, QUESTION
+from tripletune.schemas.query import PURPOSES, QUERY_KEY
 from tripletune.store.files import remove_leftovers
 from tripletune.store.parquet import write_parquet
 from tripletune.store.paths import Facts
@@ -101,7 +101,7 @@ class ShardJob:
     previous: Path | None = None
     """Finished shards of an earlier run, from which unchanged rows are reused; None: all are rendered."""
     unchanged: Path | None = None
-    """Folder with ``shard-NNN.parquet``: the queries (``QUESTION``) whose rows are reused from ``previous``."""
+    """Folder with ``shard-NNN.parquet``: the queries (``QUERY_KEY``) whose rows are reused from ``previous``."""
 
     @property
     def number(self) -> str:
@@ -214,7 +214,7 @@ def _asked(job: ShardJob, number: str, purposes: Sequence[str]) -> pl.DataFrame:
     if job.unchanged is None:
         return retrieved
     unchanged = pl.read_parquet(job.unchanged / shard_name(number))
-    return retrieved.join(unchanged, on=QUESTION, how="anti", maintain_order="left")
+    return retrieved.join(unchanged, on=QUERY_KEY, how="anti", maintain_order="left")
 
 
 def _render(job: ShardJob, numbers: Sequence[str], asked: pl.DataFrame, frame: Frame) -> pl.DataFrame:
@@ -228,7 +228,7 @@ def _render(job: ShardJob, numbers: Sequence[str], asked: pl.DataFrame, frame: F
     choices = pl.scan_parquet(files).filter(mine).collect()
     return build_examples(
         asked,
-        choices.join(asked, on=QUESTION, how="semi", maintain_order="left"),
+        choices.join(asked, on=QUERY_KEY, how="semi", maintain_order="left"),
         collect_evidence(
             rows, asked, dislike=job.dislike, max_liked=settings.max_liked, max_disliked=settings.max_disliked
         ),
@@ -248,10 +248,10 @@ def _with_earlier(
         earlier = pl.read_parquet([job.previous / purpose / shard_name(number) for purpose in purposes])
         unchanged = pl.read_parquet(job.unchanged / shard_name(number))
     rows = pl.concat([earlier, rendered], rechunk=True)  # rows are gathered from one piece in a third of the time
-    questions = rows.select(*QUESTION).with_row_index("row")
-    kept = questions.head(len(earlier)).join(unchanged, on=QUESTION, how="semi")
-    new = questions.tail(len(rendered)).join(asked, on=QUESTION, how="semi")
-    return rows, pl.concat([kept, new]).sort(QUESTION)
+    queries = rows.select(*QUERY_KEY).with_row_index("row")
+    kept = queries.head(len(earlier)).join(unchanged, on=QUERY_KEY, how="semi")
+    new = queries.tail(len(rendered)).join(asked, on=QUERY_KEY, how="semi")
+    return rows, pl.concat([kept, new]).sort(QUERY_KEY)
 
 
 def _in_row_groups(rows: pl.DataFrame, order: pl.Series) -> pl.DataFrame:

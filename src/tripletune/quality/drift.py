@@ -113,14 +113,14 @@ def _largest(counts: pl.DataFrame) -> str:
 
 def _number_shifts(before: Measures, now: Measures) -> Iterator[Shift]:
     for measure in NUMBERS:
-        earlier, tonight = (_numbers(night, measure) for night in (before, now))
-        if not (len(earlier) and len(tonight)):
+        earlier, current = (_numbers(one, measure) for one in (before, now))
+        if not (len(earlier) and len(current)):
             continue  # tokens were not counted
-        found = stats.ks_2samp(earlier, tonight, method="asymp")
+        found = stats.ks_2samp(earlier, current, method="asymp")
         value = float(found.statistic)
-        medians = [f"median {np.median(sample):,.0f}" for sample in (earlier, tonight)]
+        medians = [f"median {np.median(sample):,.0f}" for sample in (earlier, current)]
         yield Shift("ks", measure, value, float(found.pvalue), medians[0], medians[1], _words(value, *FAR))
 
 
-def _numbers(night: Measures, measure: str) -> npt.NDArray[np.float64]:
-    return night.examples[measure].drop_nulls().cast(pl.Float64).to_numpy()
+def _numbers(measures: Measures, measure: str) -> npt.NDArray[np.float64]:
+    return measures.examples[measure].drop_nulls().cast(pl.Float64).to_numpy()

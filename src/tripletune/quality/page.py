@@ -19,7 +19,7 @@ from tripletune.schemas.generate import LEFT_OUT
 
 MAX_RELATIONS = 16
 NUM_BINS = 24
-TONIGHT, LAST_NIGHT = "this run", "last run"
+CURRENT, LAST_NIGHT = "this run", "last run"
 LABELS = {
     "popularity": "popularity of the candidates",
     "answer_popularity": "popularity of the answers",
@@ -50,7 +50,7 @@ def write_quality_page(
         figures=figures,
         tiles=_tiles(figures),
         labels=LABELS,
-        pictures=_pictures({TONIGHT: measures} | ({LAST_NIGHT: before} if before else {})),
+        pictures=_pictures({CURRENT: measures} | ({LAST_NIGHT: before} if before else {})),
         counts_tokens=any(line["measure"] == "num_tokens" for line in figures["lengths"]),
         quantiles=[f"q{share * 100:g}" for share in QUANTILES],
         left_out=list(LEFT_OUT),
@@ -83,17 +83,17 @@ def _tiles(figures: dict[str, Any]) -> list[dict[str, str]]:
     return [{"label": label, "value": value, "about": about} for label, value, about in tiles]
 
 
-def _pictures(nights: Mapping[str, Measures]) -> dict[str, Any]:
+def _pictures(runs: Mapping[str, Measures]) -> dict[str, Any]:
     """SVGs of this run's shards, the last two kinds next to the last run's."""
-    bins = {name: in_bins(night) for name, night in nights.items()}
-    now, binned = nights[TONIGHT], bins[TONIGHT]
+    bins = {name: in_bins(one) for name, one in runs.items()}
+    now, binned = runs[CURRENT], bins[CURRENT]
     num_places = int(now.places["num_candidates"].max() or 0)  # type: ignore[arg-type]
     places = [str(place + 1) for place in range(num_places)]
     tenths = [str(tenth + 1) for tenth in range(TENTHS)]
     roles = {"candidates": binned["popularity"], "answers": binned["answer_popularity"]}
     relations = now.relations.sort("count", "relation", descending=[True, False])["relation"].to_list()[:MAX_RELATIONS]
-    shares = {name: _shares(night["relation"], relations) for name, night in bins.items()}
-    lengths = [_length_picture(measure, nights) for measure in LENGTHS]
+    shares = {name: _shares(one["relation"], relations) for name, one in bins.items()}
+    lengths = [_length_picture(measure, runs) for measure in LENGTHS]
     return {
         "position": draw_columns(
             places,
@@ -122,8 +122,8 @@ def _shares(counts: pl.DataFrame, bins: Sequence[str]) -> list[float]:
     return [by_bin.get(name, 0) / total if total else 0.0 for name in bins]
 
 
-def _length_picture(measure: str, nights: Mapping[str, Measures]) -> str:
-    values = {name: night.examples[measure].drop_nulls().to_numpy() for name, night in nights.items()}
+def _length_picture(measure: str, runs: Mapping[str, Measures]) -> str:
+    values = {name: one.examples[measure].drop_nulls().to_numpy() for name, one in runs.items()}
     values = {name: lengths for name, lengths in values.items() if len(lengths)}
     if not values:
         return ""

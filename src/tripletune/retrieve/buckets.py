@@ -16,11 +16,11 @@ import polars as pl
 from tripletune.config import RetrieveConfig
 from tripletune.retrieve.histories import find_answers, find_history, find_questions, find_seen, read_rows
 from tripletune.retrieve.profiles import find_profiles
-from tripletune.retrieve.retriever import Retriever, told_films
-from tripletune.retrieve.reuse import EarlierNight, digest_viewers
+from tripletune.retrieve.retriever import Retriever, films_to_explain
+from tripletune.retrieve.reuse import EarlierOutput, digest_users
 from tripletune.retrieve.sampling import keep_drawn
 from tripletune.schemas.base import conform
-from tripletune.schemas.query import QUESTION
+from tripletune.schemas.query import QUERY_KEY
 from tripletune.schemas.retrieve import COUNTS
 from tripletune.store.parquet import write_parquet
 from tripletune.store.shards import shard_name
@@ -44,7 +44,7 @@ class Bucket:
     asked: pl.DataFrame
     """Queries to compute: ``user_id, purpose, unseen, cutoff``."""
     kept: pl.DataFrame
-    """Queries (``schemas.QUESTION``) whose rows come from an earlier run."""
+    """Queries (``schemas.QUERY_KEY``) whose rows come from an earlier run."""
     changes: pl.DataFrame | None
     """``increments.compare_users``; None: there is no earlier run."""
     left_out: pl.DataFrame
@@ -70,15 +70,15 @@ class Asking:
     retriever: Retriever
     settings: RetrieveConfig
     num_liked_triples: int
-    asked_alone: pl.Series | None
-    """``histories.read_asked``."""
+    only_users: pl.Series | None
+    """``histories.read_only_users``."""
     drawn: pl.DataFrame | None
     """``sampling.sample_users``; None: all users."""
     known: pl.DataFrame
-    """``histories.find_known``."""
+    """``histories.find_seen_in_training``."""
     ranked: pl.Series | None
     """``rankings.ranked_viewers``."""
-    night: EarlierNight | None
+    earlier_run: EarlierOutput | None
     out: Path
 
     def write_buckets(self, files: Mapping[str, Path]) -> tuple[list[Written], list[pl.DataFrame]]:
@@ -104,25 +104,25 @@ class Asking:
 
     def _open(self, name: str, path: Path) -> Bucket:
         rows = read_rows([path]).collect()
-        found = find_questions(rows, self.asked_alone, train_cutoffs=self.settings.train_cutoffs).filter(
+        found = find_questions(rows, self.only_users, train_cutoffs=self.settings.train_cutoffs).filter(
             pl.col("purpose").is_in(self.settings.purposes)
         )
         found = found if self.drawn is None else keep_drawn(found, self.drawn)
-        questions = found.join(self.known, on=["user_id", "purpose"], how="anti", maintain_order="left")
-        viewers = digest_viewers(rows)
-        changes, kept = None, questions.select(QUESTION).clear()
-        if self.night:
-            changes = self.night.compare(name, viewers)
-            kept = self.night.keep(name, changes.filter(pl.col("why").is_null()), questions, self.ranked)
-        asked = questions.join(kept, on=QUESTION, how="anti", maintain_order="left")
+        queries = found.join(self.known, on=["user_id", "purpose"], how="anti", maintain_order="left")
+        viewers = digest_users(rows)
+        changes, kept = None, queries.select(QUERY_KEY).clear()
+        if self.earlier_run:
+            changes = self.earlier_run.compare(name, viewers)
+            kept = self.earlier_run.keep(name, changes.filter(pl.col("why").is_null()), queries, self.ranked)
+        asked = queries.join(kept, on=QUERY_KEY, how="anti", maintain_order="left")
         return Bucket(
             name=name,
-            rows=rows.join(asked, on="user_id", how="semi", maintain_order="left") if self.night else rows,
+            rows=rows.join(asked, on="user_id", how="semi", maintain_order="left") if self.earlier_run else rows,
             viewers=viewers,
             asked=asked,
             kept=kept,
             changes=changes,
-            left_out=found.join(self.known, on=["user_id", "purpose"], how="semi").select(QUESTION),
+            left_out=found.join(self.known, on=["user_id", "purpose"], how="semi").select(QUERY_KEY),
         )
 
     def _answer(self, buckets: Sequence[Bucket]) -> tuple[dict[str, pl.DataFrame], pl.DataFrame]:
@@ -144,8 +144,8 @@ class Asking:
     def _write(self, bucket: Bucket, tables: Mapping[str, pl.DataFrame]) -> Written:
         whole = {}
         for table, rows in tables.items():
-            mine = rows.join(bucket.asked, on=QUESTION, how="semi", maintain_order="left")
-            whole[table] = self.night.add(table, bucket.name, mine, bucket.kept) if self.night else mine
+            mine = rows.join(bucket.asked, on=QUERY_KEY, how="semi", maintain_order="left")
+            whole[table] = self.earlier_run.add(table, bucket.name, mine, bucket.kept) if self.earlier_run else mine
         for table, frame in {**whole, "viewers": bucket.viewers}.items():
             write_table(self.out / table / bucket.name, frame)
         return Written(counts=whole["counts"], kept=bucket.kept, changes=bucket.changes, left_out=bucket.left_out)
@@ -161,14 +161,14 @@ def _count(
     retrieved: pl.DataFrame, choices: pl.DataFrame, history: pl.DataFrame, answers: pl.DataFrame, num_liked: int
 ) -> pl.DataFrame:
     """``schemas.COUNTS``."""
-    found = answers.join(retrieved.select(*QUESTION, "candidates"), on=QUESTION).with_columns(
+    found = answers.join(retrieved.select(*QUERY_KEY, "candidates"), on=QUERY_KEY).with_columns(
         hit=pl.col("movie_id").is_in(pl.col("candidates"))
     )
-    counts = retrieved.select(QUESTION)
+    counts = retrieved.select(QUERY_KEY)
     for part in (
-        found.group_by(QUESTION).agg(answers=pl.len(), hits=pl.col("hit").sum()),
-        told_films(retrieved, history, num_liked).group_by(QUESTION).agg(pairs=pl.len()),
-        choices.filter(pl.col("rank") == 0).group_by(QUESTION).agg(told=pl.len()),
+        found.group_by(QUERY_KEY).agg(answers=pl.len(), hits=pl.col("hit").sum()),
+        films_to_explain(retrieved, history, num_liked).group_by(QUERY_KEY).agg(pairs=pl.len()),
+        choices.filter(pl.col("rank") == 0).group_by(QUERY_KEY).agg(told=pl.len()),
     ):
-        counts = counts.join(part, on=QUESTION, how="left", maintain_order="left")
+        counts = counts.join(part, on=QUERY_KEY, how="left", maintain_order="left")
     return conform(counts.fill_null(0), COUNTS)

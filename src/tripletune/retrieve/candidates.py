@@ -14,12 +14,12 @@ import polars as pl
 
 from tripletune.config import RetrieveConfig, SampleConfig
 from tripletune.retrieve.buckets import Asking, Written, write_table
-from tripletune.retrieve.histories import find_known, read_asked, read_rows
+from tripletune.retrieve.histories import find_seen_in_training, read_only_users, read_rows
 from tripletune.retrieve.rankings import ranked_viewers
 from tripletune.retrieve.retriever import Retriever
-from tripletune.retrieve.reuse import TABLES, EarlierNight
+from tripletune.retrieve.reuse import TABLES, EarlierOutput
 from tripletune.retrieve.sampling import sample_facts, sample_users
-from tripletune.schemas.query import FIT_OF, QUESTION
+from tripletune.schemas.query import FIT_OF, QUERY_KEY
 from tripletune.schemas.retrieve import RANKINGS
 from tripletune.store.increments import count_changes
 from tripletune.store.paths import Facts
@@ -69,7 +69,7 @@ def retrieve_all(
     files = split_files(split)
     fits = tuple(sorted({FIT_OF[purpose] for purpose in settings.purposes}))
     retriever = Retriever.load(knowledge, trained, settings, num_liked_triples=num_liked_triples, seed=seed, fits=fits)
-    asked_alone = read_asked(split)
+    only_users = read_only_users(split)
     for name in (*TABLES, "viewers"):
         (out / name).mkdir(exist_ok=True)
     drawn = _draw(files, retriever, sample, out)
@@ -77,11 +77,11 @@ def retrieve_all(
         retriever=retriever,
         settings=settings,
         num_liked_triples=num_liked_triples,
-        asked_alone=asked_alone,
+        only_users=only_users,
         drawn=drawn,
-        known=find_known(list(files.values()), trained["lightgcn"]),
-        ranked=_ranked(files, asked_alone, settings, seed),
-        night=EarlierNight.open(earlier) if earlier else None,
+        known=find_seen_in_training(list(files.values()), trained["lightgcn"]),
+        ranked=_ranked(files, only_users, settings, seed),
+        earlier_run=EarlierOutput.open(earlier) if earlier else None,
         out=out,
     )
     done, rankings = _ask_all(asking, files)
@@ -101,18 +101,18 @@ def _draw(files: Mapping[str, Path], retriever: Retriever, sample: SampleConfig,
 
 
 def _ranked(
-    files: Mapping[str, Path], asked_alone: pl.Series | None, settings: RetrieveConfig, seed: int
+    files: Mapping[str, Path], only_users: pl.Series | None, settings: RetrieveConfig, seed: int
 ) -> pl.Series | None:
     """Ids of the users for whom every retriever ranks the whole catalogue; None: all users."""
     rows = read_rows(list(files.values()))
-    askable = rows if asked_alone is None else rows.filter(pl.col("user_id").is_in(asked_alone.implode()))
+    askable = rows if only_users is None else rows.filter(pl.col("user_id").is_in(only_users.implode()))
     return ranked_viewers(askable, settings.ranked_viewers, seed)
 
 
 def _ask_all(asking: Asking, files: Mapping[str, Path]) -> tuple[list[Written], pl.DataFrame]:
     """Write the files of every bucket; returns the buckets and ``schemas.RANKINGS``, sorted."""
     numbers = list(files)
-    num_turns = max(TURNS_OF_INCREMENT, num_threads(BUCKETS_AT_ONCE)) if asking.night else len(numbers)
+    num_turns = max(TURNS_OF_INCREMENT, num_threads(BUCKETS_AT_ONCE)) if asking.earlier_run else len(numbers)
     several = math.ceil(len(numbers) / num_turns)
     turns = [numbers[start : start + several] for start in range(0, len(numbers), several)]
     written = map_in_threads(
@@ -120,9 +120,9 @@ def _ask_all(asking: Asking, files: Mapping[str, Path]) -> tuple[list[Written], 
     )
     done = [bucket for buckets, _ in written for bucket in buckets]
     rankings = [RANKINGS.to_frame(), *(part for _, parts in written for part in parts)]
-    if asking.night:
-        rankings.append(asking.night.ranked(pl.concat(bucket.kept for bucket in done), asking.ranked))
-    return done, pl.concat(rankings).sort(*QUESTION, "retriever").rechunk()
+    if asking.earlier_run:
+        rankings.append(asking.earlier_run.ranked(pl.concat(bucket.kept for bucket in done), asking.ranked))
+    return done, pl.concat(rankings).sort(*QUERY_KEY, "retriever").rechunk()
 
 
 def _changes(done: Sequence[Written]) -> Facts:

@@ -15,7 +15,7 @@ import polars as pl
 
 from tripletune.errors import InputError
 from tripletune.schemas.base import conform
-from tripletune.schemas.query import ANSWER_LABEL, FIT_OF, PURPOSES, QUESTION
+from tripletune.schemas.query import ANSWER_LABEL, FIT_OF, PURPOSES, QUERY_KEY
 from tripletune.schemas.split import ASKED, LIKE_LABELS, SPLIT
 from tripletune.schemas.training import TRAINED_ON
 
@@ -53,7 +53,7 @@ def read_fit_likes(lightgcn: Path, fit: str) -> pl.DataFrame:
     return likes.select("user_id", pl.col("movie_id").gather(oldest_first), age=pl.Series(age_E, dtype=pl.Int32))
 
 
-def find_known(files: list[Path], lightgcn: Path) -> pl.DataFrame:
+def find_seen_in_training(files: list[Path], lightgcn: Path) -> pl.DataFrame:
     """Leaked queries, to be dropped: their fit was trained on an answer, or on a user who is unseen in this run.
 
     This run's split may contradict the one that pinned specialists were trained on: a film that is rated again moves to
@@ -87,21 +87,21 @@ def find_known(files: list[Path], lightgcn: Path) -> pl.DataFrame:
     return pl.concat(found).unique().sort("user_id", "purpose")
 
 
-def read_asked(split: Path) -> pl.Series | None:
+def read_only_users(split: Path) -> pl.Series | None:
     """Users of valid and test queries where the split has an evaluation set from an earlier run; None: all users."""
     path = split / ASKED
     return pl.Series(json.loads(path.read_text("utf-8"))["users"], dtype=pl.Int32) if path.is_file() else None
 
 
-def find_questions(rows: pl.DataFrame, asked_alone: pl.Series | None = None, *, train_cutoffs: int = 1) -> pl.DataFrame:
+def find_questions(rows: pl.DataFrame, only_users: pl.Series | None = None, *, train_cutoffs: int = 1) -> pl.DataFrame:
     """Find all queries: ``user_id, purpose, unseen, cutoff``, sorted by user, purpose and cutoff.
 
     Train: warm users with at least one ``target`` like; valid and test: every user with such a like, restricted to
-    ``asked_alone`` if given.
+    ``only_users`` if given.
 
     Args:
         rows: of the split.
-        asked_alone: result of ``read_asked``.
+        only_users: result of ``read_only_users``.
         train_cutoffs: training queries of a user. T ``target`` likes, oldest first, are cut into
             m = min(``train_cutoffs``, T) windows; the k-th (from 0) begins at like floor(k * T / m), which is a cutoff.
             The windows' lengths differ by one at most, the first begins at the first ``target`` like, and the last
@@ -114,8 +114,8 @@ def find_questions(rows: pl.DataFrame, asked_alone: pl.Series | None = None, *, 
         num_windows = pl.min_horizontal(num_likes, train_cutoffs if purpose == "train" else 1)
         if purpose == "train":
             asked = asked.filter(~pl.col("unseen"))
-        elif asked_alone is not None:
-            asked = asked.filter(pl.col("user_id").is_in(asked_alone.implode()))
+        elif only_users is not None:
+            asked = asked.filter(pl.col("user_id").is_in(only_users.implode()))
         # the largest k with floor(k * T / m) <= r - 1, for the r-th like
         window = (pl.col("position").rank("ordinal").over("user_id") * num_windows - 1) // num_likes
         found.append(
@@ -123,29 +123,29 @@ def find_questions(rows: pl.DataFrame, asked_alone: pl.Series | None = None, *, 
             .agg(pl.col("unseen").first(), cutoff=pl.col("position").min())
             .select("user_id", pl.lit(purpose, dtype=PURPOSES).alias("purpose"), "unseen", "cutoff")
         )
-    return pl.concat(found).sort(QUESTION)
+    return pl.concat(found).sort(QUERY_KEY)
 
 
-def find_history(rows: pl.DataFrame, questions: pl.DataFrame) -> pl.DataFrame:
+def find_history(rows: pl.DataFrame, queries: pl.DataFrame) -> pl.DataFrame:
     """Likes before the cutoff: ``user_id, purpose, cutoff, movie_id, age`` with age in likes, the newest 0."""
     likes = rows.filter(pl.col("label").is_in(LIKE_LABELS)).select("user_id", "movie_id", "position")
-    return with_age(_before(likes, questions), QUESTION)
+    return with_age(_before(likes, queries), QUERY_KEY)
 
 
-def find_seen(rows: pl.DataFrame, questions: pl.DataFrame) -> pl.DataFrame:
+def find_seen(rows: pl.DataFrame, queries: pl.DataFrame) -> pl.DataFrame:
     """Mask of all films rated before the cutoff, liked or not: ``user_id, purpose, cutoff, movie_id``."""
-    return _before(rows.select("user_id", "movie_id", "position"), questions).select(*QUESTION, "movie_id")
+    return _before(rows.select("user_id", "movie_id", "position"), queries).select(*QUERY_KEY, "movie_id")
 
 
-def find_answers(rows: pl.DataFrame, questions: pl.DataFrame) -> pl.DataFrame:
+def find_answers(rows: pl.DataFrame, queries: pl.DataFrame) -> pl.DataFrame:
     """The held-out likes from the cutoff on: ``user_id, purpose, cutoff, movie_id, rating``."""
     labels = pl.DataFrame(
         {"purpose": list(ANSWER_LABEL), "label": list(ANSWER_LABEL.values())},
         schema={"purpose": PURPOSES, "label": rows.schema["label"]},
     )
-    asked = questions.select(*QUESTION).join(labels, on="purpose")
+    asked = queries.select(*QUERY_KEY).join(labels, on="purpose")
     answers = asked.join(rows, on=["user_id", "label"], how="inner").filter(pl.col("position") >= pl.col("cutoff"))
-    return answers.sort(*QUESTION, "position").select(*QUESTION, "movie_id", "rating")
+    return answers.sort(*QUERY_KEY, "position").select(*QUERY_KEY, "movie_id", "rating")
 
 
 def with_age(likes: pl.DataFrame, by: tuple[str, ...]) -> pl.DataFrame:
@@ -155,6 +155,6 @@ def with_age(likes: pl.DataFrame, by: tuple[str, ...]) -> pl.DataFrame:
     return newest_first.with_columns(age=age).select(*by, "movie_id", "age")
 
 
-def _before(rows: pl.DataFrame, questions: pl.DataFrame) -> pl.DataFrame:
-    joined = questions.select(*QUESTION).join(rows, on="user_id", how="inner")
-    return joined.filter(pl.col("position") < pl.col("cutoff")).sort(*QUESTION, "position")
+def _before(rows: pl.DataFrame, queries: pl.DataFrame) -> pl.DataFrame:
+    joined = queries.select(*QUERY_KEY).join(rows, on="user_id", how="inner")
+    return joined.filter(pl.col("position") < pl.col("cutoff")).sort(*QUERY_KEY, "position")

@@ -16,25 +16,25 @@ from torch import Tensor
 
 from tripletune.models.lightgcn.serve import LightGCNFit
 from tripletune.models.serving.topk import Ints
-from tripletune.schemas.query import QUESTION
+from tripletune.schemas.query import QUERY_KEY
 
 NUM_FILMS = 10
 MAX_ANSWERS = 5
 
 
-def best_answers(answers: pl.DataFrame, questions: pl.DataFrame, fit: LightGCNFit) -> Ints:
+def best_answers(answers: pl.DataFrame, queries: pl.DataFrame, fit: LightGCNFit) -> Ints:
     """Columns of the up to five best rated answers of each query, (U, 5), -1 where there are fewer.
 
     Ties in rating are broken by the catalogue's order.
     """
     columns = pl.Series("column", fit.catalogue.columns(answers["movie_id"].to_numpy()))
-    numbered = questions.select(*QUESTION).with_row_index("viewer")
-    known = answers.with_columns(columns).join(numbered, on=QUESTION).filter(pl.col("column") >= 0)
+    numbered = queries.select(*QUERY_KEY).with_row_index("viewer")
+    known = answers.with_columns(columns).join(numbered, on=QUERY_KEY).filter(pl.col("column") >= 0)
     best = known.sort("viewer", "rating", "column", descending=[False, True, False]).with_columns(
         place=pl.int_range(pl.len()).over("viewer")
     )
     best = best.filter(pl.col("place") < MAX_ANSWERS)
-    columns_UA = np.full((len(questions), MAX_ANSWERS), -1, dtype=np.int64)
+    columns_UA = np.full((len(queries), MAX_ANSWERS), -1, dtype=np.int64)
     columns_UA[best["viewer"].to_numpy(), best["place"].to_numpy()] = best["column"].to_numpy()
     return columns_UA
 

@@ -22,7 +22,7 @@ from tripletune.models.serving.catalogue import Likes
 from tripletune.models.serving.topk import Floats, Ints
 from tripletune.retrieve.triples import TripleTable, spread
 from tripletune.schemas.base import conform
-from tripletune.schemas.query import FIT_OF, QUESTION
+from tripletune.schemas.query import FIT_OF, QUERY_KEY
 from tripletune.schemas.retrieve import PROFILES
 
 LIKES_AT_ONCE = 1 << 13
@@ -84,13 +84,13 @@ class RelationTable:
 
 
 def find_profiles(
-    fits: Mapping[str, RgatFit], tables: Mapping[str, RelationTable], questions: pl.DataFrame, history: pl.DataFrame
+    fits: Mapping[str, RgatFit], tables: Mapping[str, RelationTable], queries: pl.DataFrame, history: pl.DataFrame
 ) -> pl.DataFrame:
     """Profiles of the queries' users, from the likes before the cutoff and the fit of the purpose.
 
     Args:
         fits, tables: R-GAT's vectors and triples by name of the fit.
-        questions: ``schemas.QUESTION``, unique.
+        queries: ``schemas.QUERY_KEY``, unique.
         history: likes before the cutoff, ``user_id, purpose, movie_id, age``.
 
     Returns:
@@ -100,12 +100,12 @@ def find_profiles(
     parts = [PROFILES.to_frame()]
     for name, fit in fits.items():
         purposes = [purpose for purpose, of_fit in FIT_OF.items() if of_fit == name]
-        asked = questions.filter(pl.col("purpose").is_in(purposes)).select(QUESTION).with_row_index("viewer")
-        liked = history.join(asked, on=QUESTION).sort("viewer", "age")
+        asked = queries.filter(pl.col("purpose").is_in(purposes)).select(QUERY_KEY).with_row_index("viewer")
+        liked = history.join(asked, on=QUERY_KEY).sort("viewer", "age")
         likes = Likes(*(liked[column].to_numpy().astype(np.int64) for column in ("viewer", "movie_id", "age")))
         profiles = build_profiles(tables[name], fit, likes, len(asked))
         parts.append(conform(profiles.join(asked, on="viewer", maintain_order="left"), PROFILES))
-    return pl.concat(parts).sort(*QUESTION, "relation")
+    return pl.concat(parts).sort(*QUERY_KEY, "relation")
 
 
 def build_profiles(table: RelationTable, rgat: RgatFit, likes: Likes, num_viewers: int) -> pl.DataFrame:

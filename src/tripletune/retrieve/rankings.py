@@ -22,7 +22,7 @@ from tripletune.config import LISTED_FILMS
 from tripletune.models.rgat.serve import RgatFit
 from tripletune.models.serving.catalogue import Likes
 from tripletune.models.serving.topk import BLOCK, Ints, Ragged, top_columns
-from tripletune.schemas.query import QUESTION
+from tripletune.schemas.query import QUERY_KEY
 from tripletune.stable_hash import VIEWERS, mix
 
 
@@ -125,7 +125,7 @@ def film_scores(evidence: FilmEvidence, users_UD: Tensor) -> Callable[[int, int]
     return score_block
 
 
-def as_rows(questions: pl.DataFrame, answers: pl.DataFrame, retriever: str, top: pl.Series) -> pl.DataFrame:
+def as_rows(queries: pl.DataFrame, answers: pl.DataFrame, retriever: str, top: pl.Series) -> pl.DataFrame:
     """Rows of ``schemas.RANKINGS`` for queries that have one answer."""
-    named = questions.with_columns(top.alias("top"), retriever=pl.lit(retriever))
-    return named.join(answers.rename({"movie_id": "answer"}), on=QUESTION, maintain_order="left")
+    named = queries.with_columns(top.alias("top"), retriever=pl.lit(retriever))
+    return named.join(answers.rename({"movie_id": "answer"}), on=QUERY_KEY, maintain_order="left")

@@ -33,7 +33,7 @@ from tripletune.retrieve.rankings import FilmEvidence, as_rows, rank_by_populari
 from tripletune.retrieve.similar import Neighbours
 from tripletune.retrieve.triples import TripleTable, choose_triples, read_triples
 from tripletune.schemas.base import conform
-from tripletune.schemas.query import FIT_OF, QUESTION
+from tripletune.schemas.query import FIT_OF, QUERY_KEY
 from tripletune.schemas.retrieve import CHOICES, RANKINGS, RETRIEVED
 
 
@@ -42,19 +42,19 @@ class _Batch:
     """The queries of one fit, numbered from 0, and the retrievers' lists."""
 
     fit: str
-    questions: pl.DataFrame
+    queries: pl.DataFrame
     rated: pl.DataFrame
     """Columns ``viewer``, ``movie_id``: the mask."""
     lists: Lists
 
     def of(self, users: pl.Series) -> _Batch:
         """The queries of some users."""
-        is_asked = self.questions["user_id"].is_in(users.implode())
+        is_asked = self.queries["user_id"].is_in(users.implode())
         user_S = np.flatnonzero(is_asked.to_numpy())
         numbers = pl.DataFrame({"viewer": user_S, "number": np.arange(len(user_S))}).cast(pl.UInt32)
         return _Batch(
             fit=self.fit,
-            questions=self.questions.filter(is_asked),
+            queries=self.queries.filter(is_asked),
             rated=self.rated.join(numbers, on="viewer", maintain_order="left").select("movie_id", viewer="number"),
             lists=self.lists.of(user_S),
         )
@@ -65,7 +65,7 @@ class _Batch:
 
     @property
     def users_U(self) -> Ints:
-        return self.questions["user_id"].to_numpy().astype(np.int64)
+        return self.queries["user_id"].to_numpy().astype(np.int64)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,12 +139,12 @@ class Retriever:
         )
 
     def retrieve_users(
-        self, questions: pl.DataFrame, history: pl.DataFrame, seen: pl.DataFrame, answers: pl.DataFrame
+        self, queries: pl.DataFrame, history: pl.DataFrame, seen: pl.DataFrame, answers: pl.DataFrame
     ) -> tuple[pl.DataFrame, pl.DataFrame]:
         """Candidates, hints and chosen triples.
 
         Args:
-            questions: ``user_id, purpose, unseen, cutoff``, unique by ``QUESTION``, whose columns the other frames
+            queries: ``user_id, purpose, unseen, cutoff``, unique by ``QUERY_KEY``, whose columns the other frames
                 have too. An ad-hoc user is a user id outside every fit (say -1) with purpose ``test``, and has no
                 answers.
             history: likes before the cutoff, ``user_id, purpose, cutoff, movie_id, age`` (newest 0).
@@ -154,12 +154,12 @@ class Retriever:
         Returns:
             Frames of ``schemas.RETRIEVED`` and ``schemas.CHOICES``, sorted by query (and film and rank).
         """
-        retrieved, choices, _ = self._run(questions, history, seen, answers, rank=False)
+        retrieved, choices, _ = self._run(queries, history, seen, answers, rank=False)
         return retrieved, choices
 
     def retrieve_and_rank(
         self,
-        questions: pl.DataFrame,
+        queries: pl.DataFrame,
         history: pl.DataFrame,
         seen: pl.DataFrame,
         answers: pl.DataFrame,
@@ -170,11 +170,11 @@ class Retriever:
         Args:
             ranked: ids of the users whose queries are ranked; None: all users.
         """
-        return self._run(questions, history, seen, answers, rank=True, ranked=ranked)
+        return self._run(queries, history, seen, answers, rank=True, ranked=ranked)
 
     def _run(
         self,
-        questions: pl.DataFrame,
+        queries: pl.DataFrame,
         history: pl.DataFrame,
         seen: pl.DataFrame,
         answers: pl.DataFrame,
@@ -183,42 +183,44 @@ class Retriever:
         ranked: pl.Series | None = None,
     ) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
         retrieved, choices, rankings = [RETRIEVED.to_frame()], [CHOICES.to_frame()], [RANKINGS.to_frame()]
-        for batch in self._batches(questions, history, seen):
+        for batch in self._batches(queries, history, seen):
             found = self._find_films(batch, answers)
             retrieved.append(conform(found, RETRIEVED))
-            choices.append(conform(self._choose(batch, told_films(found, history, self.num_liked_triples)), CHOICES))
+            choices.append(
+                conform(self._choose(batch, films_to_explain(found, history, self.num_liked_triples)), CHOICES)
+            )
             if rank and batch.fit != FIT_OF["train"]:
                 rankings.append(conform(self._rank(batch if ranked is None else batch.of(ranked), answers), RANKINGS))
         return (
-            pl.concat(retrieved).sort(QUESTION),
-            pl.concat(choices).sort(*QUESTION, "movie_id", "rank"),
+            pl.concat(retrieved).sort(QUERY_KEY),
+            pl.concat(choices).sort(*QUERY_KEY, "movie_id", "rank"),
             pl.concat(rankings),
         )
 
-    def _batches(self, questions: pl.DataFrame, history: pl.DataFrame, seen: pl.DataFrame) -> Iterator[_Batch]:
+    def _batches(self, queries: pl.DataFrame, history: pl.DataFrame, seen: pl.DataFrame) -> Iterator[_Batch]:
         for name, fit in self.lightgcn.items():
             purposes = [purpose for purpose, of_fit in FIT_OF.items() if of_fit == name]
-            asked = questions.filter(pl.col("purpose").is_in(purposes)).sort(QUESTION)
+            asked = queries.filter(pl.col("purpose").is_in(purposes)).sort(QUERY_KEY)
             if asked.is_empty():
                 continue
-            numbered = asked.select(*QUESTION).with_row_index("viewer")
-            liked = history.join(numbered, on=QUESTION).sort("viewer", "age")
-            rated = seen.join(numbered, on=QUESTION).sort("viewer", "movie_id")
+            numbered = asked.select(*QUERY_KEY).with_row_index("viewer")
+            liked = history.join(numbered, on=QUERY_KEY).sort("viewer", "age")
+            rated = seen.join(numbered, on=QUERY_KEY).sort("viewer", "movie_id")
             likes = Likes(*(liked[column].to_numpy().astype(np.int64) for column in ("viewer", "movie_id", "age")))
             mask = _rated_columns(rated, fit.catalogue, len(asked))
             histories = Histories(likes=likes, seen=mask, lightgcn_UD=fit.pool(likes, len(asked)))
-            yield _Batch(fit=name, questions=asked, rated=rated, lists=self.first_stages[name].ask(histories))
+            yield _Batch(fit=name, queries=asked, rated=rated, lists=self.first_stages[name].ask(histories))
 
     def _find_films(self, batch: _Batch, answers: pl.DataFrame) -> pl.DataFrame:
         settings, fit, users_UD = self.settings, self.lightgcn[batch.fit], batch.histories.lightgcn_UD
         films_UK = batch.lists.top(settings.retriever, settings.depth)
         if settings.candidates == "kerag":
-            films_UK = put_in(best_answers(answers, batch.questions, fit), films_UK, users_UD, fit)
+            films_UK = put_in(best_answers(answers, batch.queries, fit), films_UK, users_UD, fit)
         else:
             films_UK = films_UK[:, : settings.num_candidates]
         is_in_order = settings.retriever == "lightgcn" or settings.candidates == "kerag"
         ordered_UK = films_UK if is_in_order else fit.in_order(films_UK, users_UD)
-        similar_UF = np.empty((len(batch.questions), 0), dtype=np.int64)
+        similar_UF = np.empty((len(batch.queries), 0), dtype=np.int64)
         if settings.similar_films:
             similar_UF = self.neighbours[batch.fit].films(
                 users_UD, batch.users_U, batch.histories.seen, settings.similar_viewers, settings.similar_films
@@ -233,10 +235,10 @@ class Retriever:
         columns = {"candidates": films_UK, "ranking": ordered_UK[:, : settings.hint_films], "similar": similar_UF}
         columns |= compute_hints(inputs)
         lists = [as_lists(fit.catalogue.movie_ids(films)).alias(name) for name, films in columns.items()]
-        return batch.questions.with_columns(lists)
+        return batch.queries.with_columns(lists)
 
     def _rank(self, batch: _Batch, answers: pl.DataFrame) -> pl.DataFrame:
-        fit, evidence, num = self.lightgcn[batch.fit], self.evidence[batch.fit], len(batch.questions)
+        fit, evidence, num = self.lightgcn[batch.fit], self.evidence[batch.fit], len(batch.queries)
         catalogue = evidence.rgat.catalogue
         popular_UK = rank_by_popularity(self.neighbours[batch.fit].like_counts_M, batch.histories.seen, num)
         told_UK = rank_by_rgat(evidence, batch.histories.likes, _rated_columns(batch.rated, catalogue, num), num)
@@ -248,11 +250,11 @@ class Retriever:
                 for name in self.first_stages[batch.fit].names
             },
         }
-        return pl.concat(as_rows(batch.questions, answers, name, as_lists(top)) for name, top in tops.items())
+        return pl.concat(as_rows(batch.queries, answers, name, as_lists(top)) for name, top in tops.items())
 
     def _choose(self, batch: _Batch, pairs: pl.DataFrame) -> pl.DataFrame:
-        numbered = batch.questions.select(*QUESTION).with_row_index("viewer")
-        pairs = pairs.join(numbered, on=QUESTION, maintain_order="left")
+        numbered = batch.queries.select(*QUERY_KEY).with_row_index("viewer")
+        pairs = pairs.join(numbered, on=QUERY_KEY, maintain_order="left")
         chosen = choose_triples(
             self.tables[batch.fit],
             self.rgat[batch.fit],
@@ -264,7 +266,7 @@ class Retriever:
             num=self.settings.triples_per_film,
             seed=self.seed,
         )
-        of_pair = pairs[chosen["pair"].to_numpy()].select(*QUESTION, "movie_id")
+        of_pair = pairs[chosen["pair"].to_numpy()].select(*QUERY_KEY, "movie_id")
         return pl.concat([of_pair, chosen.drop("pair")], how="horizontal")
 
 
@@ -274,12 +276,14 @@ def _rated_columns(rated: pl.DataFrame, catalogue: Catalogue, num_viewers: int) 
     return Ragged.from_pairs(rated["viewer"].to_numpy()[known_E].astype(np.int64), column_E[known_E], num_viewers)
 
 
-def told_films(retrieved: pl.DataFrame, history: pl.DataFrame, num_liked: int) -> pl.DataFrame:
+def films_to_explain(retrieved: pl.DataFrame, history: pl.DataFrame, num_liked: int) -> pl.DataFrame:
     """The (query, film) pairs that hint 2 is chosen for: candidates and the newest liked films."""
-    candidates = retrieved.select(*QUESTION, movie_id="candidates").explode("movie_id")
-    asked = retrieved.select(*QUESTION)
-    liked = history.filter(pl.col("age") < num_liked).join(asked, on=QUESTION, how="semi").select(*QUESTION, "movie_id")
-    return pl.concat([candidates.cast({"movie_id": pl.Int32}), liked]).unique().sort(*QUESTION, "movie_id")
+    candidates = retrieved.select(*QUERY_KEY, movie_id="candidates").explode("movie_id")
+    asked = retrieved.select(*QUERY_KEY)
+    liked = (
+        history.filter(pl.col("age") < num_liked).join(asked, on=QUERY_KEY, how="semi").select(*QUERY_KEY, "movie_id")
+    )
+    return pl.concat([candidates.cast({"movie_id": pl.Int32}), liked]).unique().sort(*QUERY_KEY, "movie_id")
 
 
 def as_lists(ids_UK: Ints) -> pl.Series:

@@ -16,23 +16,23 @@ import polars as pl
 
 from tripletune.retrieve.triples import read_triples
 from tripletune.schemas.base import conform
-from tripletune.schemas.query import ANSWER_LABEL, QUESTION
+from tripletune.schemas.query import ANSWER_LABEL, QUERY_KEY
 from tripletune.schemas.retrieve import VIEWERS
 from tripletune.stable_hash import mix, pair_hash
 from tripletune.store.increments import compare_users, same_files
 
 TABLES = {
-    "retrieved": QUESTION,
-    "choices": (*QUESTION, "movie_id", "rank"),
-    "profiles": (*QUESTION, "relation"),
-    "counts": QUESTION,
+    "retrieved": QUERY_KEY,
+    "choices": (*QUERY_KEY, "movie_id", "rank"),
+    "profiles": (*QUERY_KEY, "relation"),
+    "counts": QUERY_KEY,
 }
 """Tables with a file per bucket, and the columns each is sorted by."""
 _FILM, _ROW = 10 << 40, 11 << 40
 """Seeds of the digests; no other hash may use the same ones."""
 
 
-def digest_viewers(rows: pl.DataFrame) -> pl.DataFrame:
+def digest_users(rows: pl.DataFrame) -> pl.DataFrame:
     """Digest of each user's rows up to the last answer: ``schemas.VIEWERS``, only users with an answer.
 
     Later ratings are not in it, since no query uses them.
@@ -64,14 +64,14 @@ def digest_viewers(rows: pl.DataFrame) -> pl.DataFrame:
 
 
 @dataclass(frozen=True, slots=True)
-class EarlierNight:
+class EarlierOutput:
     """A finished retrieve output that differs from this run's in ratings alone."""
 
     folder: Path
     rankings: pl.DataFrame
 
     @classmethod
-    def open(cls, folder: Path) -> EarlierNight:
+    def open(cls, folder: Path) -> EarlierOutput:
         """Open an output and read its rankings, which are one file."""
         return cls(folder, pl.read_parquet(folder / "rankings.parquet"))
 
@@ -80,36 +80,36 @@ class EarlierNight:
         path = self.folder / "viewers" / name
         return compare_users(pl.read_parquet(path) if path.is_file() else VIEWERS.to_frame(), viewers)
 
-    def keep(self, name: str, same: pl.DataFrame, questions: pl.DataFrame, ranked: pl.Series | None) -> pl.DataFrame:
-        """The queries of a bucket whose rows can all be reused: ``schemas.QUESTION``.
+    def keep(self, name: str, same: pl.DataFrame, queries: pl.DataFrame, ranked: pl.Series | None) -> pl.DataFrame:
+        """The queries of a bucket whose rows can all be reused: ``schemas.QUERY_KEY``.
 
         Args:
             name: of the bucket's file.
             same: ``user_id`` of users with unchanged ratings.
-            questions: this run's.
+            queries: this run's.
             ranked: ids of the users who are ranked in this run; None: all users.
         """
         path = self.folder / "retrieved" / name
         if not path.is_file():
-            return questions.select(QUESTION).clear()
-        before = pl.read_parquet(path, columns=list(QUESTION))
-        kept = questions.join(same, on="user_id", how="semi").join(before, on=QUESTION, how="semi").select(QUESTION)
+            return queries.select(QUERY_KEY).clear()
+        before = pl.read_parquet(path, columns=list(QUERY_KEY))
+        kept = queries.join(same, on="user_id", how="semi").join(before, on=QUERY_KEY, how="semi").select(QUERY_KEY)
         needs_rank = pl.col("purpose") != "train"
         if ranked is not None:
             needs_rank &= pl.col("user_id").is_in(ranked.implode())
-        unranked = kept.filter(needs_rank).join(self.rankings, on=QUESTION, how="anti")
-        return kept.join(unranked, on=QUESTION, how="anti")
+        unranked = kept.filter(needs_rank).join(self.rankings, on=QUERY_KEY, how="anti")
+        return kept.join(unranked, on=QUERY_KEY, how="anti")
 
     def add(self, table: str, name: str, rows: pl.DataFrame, kept: pl.DataFrame) -> pl.DataFrame:
         """This run's rows of a bucket and those of the reused queries, as in a full run."""
         if kept.is_empty():
             return rows
-        mine = self._read(table, name).join(kept, on=QUESTION, how="semi")
+        mine = self._read(table, name).join(kept, on=QUERY_KEY, how="semi")
         return pl.concat([rows, mine.select(rows.columns)]).sort(TABLES[table]).rechunk()
 
     def ranked(self, kept: pl.DataFrame, ranked: pl.Series | None) -> pl.DataFrame:
         """The rankings of the reused queries."""
-        mine = self.rankings.join(kept, on=QUESTION, how="semi")
+        mine = self.rankings.join(kept, on=QUERY_KEY, how="semi")
         return mine if ranked is None else mine.filter(pl.col("user_id").is_in(ranked.implode()))
 
     def _read(self, table: str, name: str) -> pl.DataFrame:

@@ -141,9 +141,9 @@ def _equal_shares(num: int, supply_K: Ints, *, can_repeat: bool) -> Ints:
     return share_K
 
 
-def keep_drawn(questions: pl.DataFrame, sample: pl.DataFrame) -> pl.DataFrame:
+def keep_drawn(queries: pl.DataFrame, sample: pl.DataFrame) -> pl.DataFrame:
     """Drop training queries of users who were not drawn; for a user drawn n times keep the n newest cutoffs."""
-    asked = questions.join(sample.select("user_id", "draws"), on="user_id", how="left", maintain_order="left")
+    asked = queries.join(sample.select("user_id", "draws"), on="user_id", how="left", maintain_order="left")
     newest = pl.col("cutoff").rank("ordinal", descending=True).over("user_id", "purpose")
     return asked.filter((pl.col("purpose") != "train") | (newest <= pl.col("draws"))).drop("draws")
 

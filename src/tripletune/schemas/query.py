@@ -7,7 +7,7 @@ import polars as pl
 PURPOSES = pl.Enum(["train", "valid", "test"])
 ANSWER_LABEL = {"train": "target", "valid": "valid", "test": "test"}
 """Label of the likes that are the answers of each purpose."""
-QUESTION = ("user_id", "purpose", "cutoff")
+QUERY_KEY = ("user_id", "purpose", "cutoff")
 """Key of a query: user, purpose and cutoff, the position before which the user's rows are evidence. A user has at most
 one query each for valid and test, and at most ``retrieve.train_cutoffs`` for train."""
 FIT_OF = {"train": "a", "valid": "b", "test": "b"}

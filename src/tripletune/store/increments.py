@@ -14,7 +14,7 @@ from typing import Any
 
 import polars as pl
 
-from tripletune.schemas.query import QUESTION
+from tripletune.schemas.query import QUERY_KEY
 from tripletune.schemas.retrieve import RETRIEVED
 from tripletune.store.fingerprint import Ingredients, differences
 from tripletune.store.parquet import write_parquet
@@ -161,7 +161,7 @@ def write_unchanged(before: Path, now: Path, out: Path) -> dict[str, Any]:
 
     Args:
         before, now: folders of two retrieve outputs that differ in ratings alone, of the same buckets.
-        out: receives ``shard-NNN.parquet`` (``schemas.QUESTION``), sorted.
+        out: receives ``shard-NNN.parquet`` (``schemas.QUERY_KEY``), sorted.
 
     Returns:
         ``count_changes``.
@@ -169,25 +169,25 @@ def write_unchanged(before: Path, now: Path, out: Path) -> dict[str, Any]:
     out.mkdir(parents=True, exist_ok=True)
     names = [path.name for path in shard_files(now / "viewers")]
     # all buckets at once: each costs more for its queries than for its rows
-    nights = [pl.read_parquet([folder / "viewers" / name for name in names]) for folder in (before, now)]
-    changes = compare_users(*nights)
+    outputs = [pl.read_parquet([folder / "viewers" / name for name in names]) for folder in (before, now)]
+    changes = compare_users(*outputs)
     same = changes.filter(pl.col("why").is_null())
-    earlier, tonight = (
+    earlier, current = (
         pl.scan_parquet([folder / "retrieved" / name for name in names], include_file_paths="file").select(
-            *QUESTION, "file"
+            *QUERY_KEY, "file"
         )
         for folder in (before, now)
     )
     kept = (
-        tonight.join(earlier, on=QUESTION, how="semi")
+        current.join(earlier, on=QUERY_KEY, how="semi")
         .join(same.lazy(), on="user_id", how="semi")
-        .sort(QUESTION)
+        .sort(QUERY_KEY)
         .collect()
     )
     by_name = {Path(file).name: rows for (file,), rows in kept.partition_by("file", as_dict=True).items()}
-    nobody = pl.DataFrame(schema={name: RETRIEVED[name] for name in QUESTION})
+    nobody = pl.DataFrame(schema={name: RETRIEVED[name] for name in QUERY_KEY})
     for name in names:
-        write_parquet(out / name, by_name.get(name, nobody).select(*QUESTION))
+        write_parquet(out / name, by_name.get(name, nobody).select(*QUERY_KEY))
     return count_changes(changes)
 
 

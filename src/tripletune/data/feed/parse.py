@@ -37,10 +37,10 @@ def parse_feed_file(path: Path, shown: str, out: Path, columns: FeedColumns, set
     Raises:
         InputError: the file is empty or cannot be read to its end, or its columns are not the expected ones.
     """
-    told = columns.model_dump()
+    in_file = columns.model_dump()
     hint = "name its columns in [source.feed.columns]"
-    table = TextTable(file=path.name, columns=tuple(told.values()), quoted=True, hint=hint)
-    parsed = parse_ratings(path, RatingsFormat(table, told, settings, shown))
+    table = TextTable(file=path.name, columns=tuple(in_file.values()), quoted=True, hint=hint)
+    parsed = parse_ratings(path, RatingsFormat(table, in_file, settings, shown))
     parsed.rows.write_parquet(out / "rows.parquet", compression="lz4", row_group_size=ROW_GROUP)
     write_parquet(out / "rejects.parquet", parsed.rejects)
     return {

@@ -101,8 +101,8 @@ def _merge_feed(feed: Sequence[FeedPart], movie_ids: pl.Series) -> Sifted:
 
 
 def _read_ratings(folder: Path, layout: Layout, movie_ids: pl.Series, settings: IngestConfig) -> Sifted:
-    table, told = layout.tables["ratings"], FeedColumns().model_dump()
-    parsed = parse_ratings(folder / table.file, RatingsFormat(table, told, settings, str(folder / table.file)))
+    table, in_file = layout.tables["ratings"], FeedColumns().model_dump()
+    parsed = parse_ratings(folder / table.file, RatingsFormat(table, in_file, settings, str(folder / table.file)))
     if parsed.rows.is_empty() and parsed.rejects.is_empty():
         raise InputError(f"{folder / table.file} has no ratings; expected rows below {table.describe()}")
     return merge_ratings([parsed], movie_ids)

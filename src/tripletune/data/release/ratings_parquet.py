@@ -31,7 +31,7 @@ def parquet_parts(path: Path, form: RatingsFormat) -> Iterator[Sifted]:
         file = pq.ParquetFile(path)
         _check(file.schema_arrow, form)
         for batch in file.iter_batches(_BATCH, columns=list(form.columns.values())):
-            columns = {name: _plain(batch.column(told)) for name, told in form.columns.items()}
+            columns = {name: _plain(batch.column(in_file)) for name, in_file in form.columns.items()}
             frame = pl.DataFrame(columns).with_columns(line=pl.int_range(line, line + batch.num_rows, dtype=pl.UInt32))
             yield sift_rows(frame, {name: _as_number(frame, name) for name in RATINGS}, form)
             line += batch.num_rows
@@ -43,21 +43,21 @@ def parquet_parts(path: Path, form: RatingsFormat) -> Iterator[Sifted]:
 
 
 def _check(schema: pa.Schema, form: RatingsFormat) -> None:
-    for name, told in form.columns.items():
-        if schema.names.count(told) != 1:
-            fault = f"has {told!r} twice" if told in schema.names else f"has no column {told!r}"
+    for name, in_file in form.columns.items():
+        if schema.names.count(in_file) != 1:
+            fault = f"has {in_file!r} twice" if in_file in schema.names else f"has no column {in_file!r}"
             raise InputError(
                 f"{form.shown} has the columns {', '.join(schema.names)} and {fault}; "
                 "name its columns in [source.feed.columns]"
             )
-        kind = schema.field(told).type
+        kind = schema.field(in_file).type
         kind = kind.value_type if kinds.is_dictionary(kind) else kind
         texts = kinds.is_string(kind) or kinds.is_large_string(kind) or kinds.is_string_view(kind)
         numbers = kinds.is_integer(kind) or kinds.is_floating(kind) or kinds.is_decimal128(kind) or kinds.is_null(kind)
         moments = name == "timestamp" and (kinds.is_timestamp(kind) or kinds.is_date(kind))
         if not (texts or numbers or moments):
             expected = "numbers, or days or moments in time" if name == "timestamp" else "numbers"
-            raise InputError(f"{form.shown}: column {told!r} holds {kind}; expected {expected}: write it as such")
+            raise InputError(f"{form.shown}: column {in_file!r} holds {kind}; expected {expected}: write it as such")
 
 
 def _plain(column: pa.Array) -> pl.Series:

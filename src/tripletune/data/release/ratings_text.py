@@ -65,8 +65,8 @@ def _below_header(stream: BufferedReader[Any], form: RatingsFormat) -> tuple[int
     if not stream.peek(1):
         raise InputError(f"{form.shown} is empty; expected {table.describe()}")
     if not table.header:
-        ours = {told: name for name, told in form.columns.items()}
-        return 1, replace(table, columns=tuple(ours[told] for told in table.columns))
+        ours = {in_file: name for name, in_file in form.columns.items()}
+        return 1, replace(table, columns=tuple(ours[in_file] for in_file in table.columns))
     header = stream.readline(_LONGEST_LINE)
     if len(header) == _LONGEST_LINE:
         raise InputError(_too_long(form, 1))

@@ -92,26 +92,26 @@ def read_table(path: Path, table: TextTable, rules: Sequence[Rule]) -> Sifted:
     return sift(records, table, rules)
 
 
-def find_columns(shown: str, header: bytes, table: TextTable, told: Mapping[str, str]) -> TextTable:
+def find_columns(shown: str, header: bytes, table: TextTable, in_file: Mapping[str, str]) -> TextTable:
     """Order the table's columns as in a file's header line.
 
     Args:
         shown: name of the file in messages.
         header: its first line.
         table: the expected columns.
-        told: for each column its name in the header. Further columns of the file are named ``_<place>``.
+        in_file: for each column its name in the header. Further columns of the file are named ``_<place>``.
 
     Raises:
         InputError: a column is not in the header, or is there twice.
     """
     text = header.decode("utf-8", "replace").rstrip("\r\n")
     names = [name.strip().strip('"') for name in text.split(table.separator)]
-    wrong = [name for name in told.values() if names.count(name) != 1]
+    wrong = [name for name in in_file.values() if names.count(name) != 1]
     if wrong:
         fault = f"has {wrong[0]!r} twice" if wrong[0] in names else f"has no column {wrong[0]!r}"
         hint = f"; {table.hint}" if table.hint else ""
         raise InputError(f"{shown} line 1 reads {text[:CLIP]!r} and {fault}; expected {table.describe()}{hint}")
-    ours = {name: column for column, name in told.items()}
+    ours = {name: column for column, name in in_file.items()}
     return replace(table, columns=tuple(ours.get(name, f"_{place}") for place, name in enumerate(names)))
 
 
@@ -168,8 +168,10 @@ def _whole_lines(lines: pl.DataFrame, table: TextTable, reason: str) -> pl.DataF
 
 
 def _rejects(rows: pl.DataFrame, file: str, column: pl.Expr, value: pl.Expr, reason: str) -> pl.DataFrame:
-    told = rows.select("line", file=pl.lit(file), column=column, value=value.str.slice(0, CLIP), reason=pl.lit(reason))
-    return conform(told, REJECTS)
+    rejected = rows.select(
+        "line", file=pl.lit(file), column=column, value=value.str.slice(0, CLIP), reason=pl.lit(reason)
+    )
+    return conform(rejected, REJECTS)
 
 
 def _lines(data: bytes, table: TextTable, first_line: int) -> tuple[pl.DataFrame, pl.DataFrame]:

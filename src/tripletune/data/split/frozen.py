@@ -59,7 +59,7 @@ class Frozen:
 
     @classmethod
     def read(cls, path: Path, settings: SplitConfig) -> Frozen:
-        """Read a file that ``freeze_questions`` made.
+        """Read a file that ``freeze_queries`` made.
 
         Raises:
             InputError: the file is missing, has another schema or is empty.
@@ -137,7 +137,7 @@ class Frozen:
         }
 
 
-def freeze_questions(split: Path, num_viewers: int, seed: int) -> pl.DataFrame:
+def freeze_queries(split: Path, num_viewers: int, seed: int) -> pl.DataFrame:
     """Return the valid and test queries of a finished split.
 
     Args:
@@ -158,8 +158,8 @@ def freeze_questions(split: Path, num_viewers: int, seed: int) -> pl.DataFrame:
         rows = pl.read_parquet(path, hive_partitioning=False, columns=list(SPLIT))
         mine = rows.filter(pl.col("user_id").is_in(users.implode())).sort("user_id", "position")
         columns = (mine[name].to_numpy() for name in ("movie_id", "rating", "timestamp", "position"))
-        told = mine.with_columns(evidence=pl.Series(_evidence(*columns), dtype=pl.UInt64))
-        asked = told.filter(pl.col("label").is_in(["valid", "test"]))
+        hashed = mine.with_columns(evidence=pl.Series(_evidence(*columns), dtype=pl.UInt64))
+        asked = hashed.filter(pl.col("label").is_in(["valid", "test"]))
         parts.append(conform(asked.with_columns(purpose=pl.col("label").cast(pl.String)), FROZEN))
     return pl.concat(parts).sort("user_id", "purpose")
 

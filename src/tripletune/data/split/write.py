@@ -70,10 +70,10 @@ def write_split(ratings: Path, out: Path, settings: SplitConfig, seed: int) -> F
     with ThreadPoolExecutor(pl.thread_pool_size()) as pool:
         done = list(pool.map(write, range(settings.shards)))
     counts = sum((count for count, _ in done), Counter[str]())
-    told: Facts = {}
+    frozen_facts: Facts = {}
     if frozen:
         held = np.concatenate([users for _, users in done])
-        told = {"frozen": frozen.write_asked(out, held, Path(settings.frozen))}
+        frozen_facts = {"frozen": frozen.write_asked(out, held, Path(settings.frozen))}
     labels = {name: counts[name] for name in SPLIT_LABELS.categories}
     if settings.protocol == "global_time":
         _require_questions(labels, grouped, settings)
@@ -85,7 +85,7 @@ def write_split(ratings: Path, out: Path, settings: SplitConfig, seed: int) -> F
         "labels": labels,
         "asked_viewers": {name: counts[f"viewers with {name}"] for name in ("target", "valid", "test")},
         "shards": settings.shards,
-        **told,
+        **frozen_facts,
     }
 
 

@@ -160,7 +160,7 @@ def _softmax_block(
 def softmax_loss(
     users_BD: Tensor, movies_MD: Tensor, bias_M: Tensor, targets: Targets, sample: FilmSample | None = None
 ) -> Tensor:
-    """``- sum over rows of weight * log softmax(<viewer, film> + bias)``, known likes masked in the softmax.
+    """``- sum over rows of weight * log softmax(<user, film> + bias)``, known likes masked in the softmax.
 
     Args:
         targets: no row may be a known like of its user. With a sample: its ``columns``.

@@ -43,7 +43,7 @@ def state_memory(likes: Likes, num_movies: int, settings: LightGCNConfig, device
         InputError: less memory is free.
     """
     parts = memory_parts(likes, num_movies, settings)
-    told = ", ".join(f"{name} {size / 2**30:.2f}" for name, size in parts.items())
+    sizes = ", ".join(f"{name} {size / 2**30:.2f}" for name, size in parts.items())
     advice = (
         "train on fewer ratings (a higher split.like)"
         if parts["graph"] > sum(parts.values()) / 2
@@ -51,7 +51,7 @@ def state_memory(likes: Likes, num_movies: int, settings: LightGCNConfig, device
     )
     claim_memory(
         f"LightGCN on {likes.num_viewers:,} users, {num_movies:,} films and {likes.user_E.numel():,} likes "
-        f"(GiB: {told})",
+        f"(GiB: {sizes})",
         sum(parts.values()),
         advice,
         torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None,

@@ -1,7 +1,7 @@
 """Training likes of the two fits and the held-out likes of early stopping.
 
-Fit A is trained on ``graph`` likes, fit B on ``graph`` and ``target`` likes; neither has a row of an unseen user. The
-``valid`` like only decides when fit B stops; of several (protocol ratio) the newest is used. The specialists get their
+Fit a is trained on ``graph`` likes, fit b on ``graph`` and ``target`` likes; neither has a row of an unseen user. The
+``valid`` like only decides when fit b stops; of several (protocol ratio) the newest is used. The specialists get their
 rows here and never read the split themselves.
 """
 

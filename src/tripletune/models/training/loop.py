@@ -1,6 +1,6 @@
 """Shared training loop for R-GAT, LightGCN and SASRec.
 
-Fit B stops early on ``valid``; fit A trains for as many steps as B's best one, without evaluation. Each model
+Fit b stops early on ``valid``; fit a trains for as many steps as fit b's best one, without evaluation. Each model
 implements ``Model``; this module trains the two fits, ranks each held-out like against the whole catalogue, and writes
 the files in one layout.
 """
@@ -98,7 +98,7 @@ def train_both(
     checkpoints: Checkpoints | None = None,
     name: str = "training",
 ) -> dict[str, Run]:
-    """Train fit B with early stopping, then fit A for as many steps as B's best one.
+    """Train fit b with early stopping, then fit a for as many steps as fit b's best one.
 
     Args:
         make: builds the model of fit ``"a"`` or ``"b"``.
