@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import shutil
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -230,12 +232,27 @@ def test_every_setting_of_a_run_counts_for_some_stage_or_is_known_not_to():
     assert rest == by_content | limits | inside_weights | {"split.dislike"} - counted
 
 
+def installed_packages(modules: Iterable[str]) -> set[str]:
+    """Top-level names of the installed packages that these modules of the package import, anywhere in them."""
+    found: set[str] = set()
+    for module in modules:
+        path = HERE.joinpath(*module.split(":")[0].split("."))
+        file = path.with_suffix(".py") if path.with_suffix(".py").is_file() else path / "__init__.py"
+        if ":" not in module:
+            for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.Import):
+                    found |= {alias.name.split(".")[0] for alias in node.names}
+                elif isinstance(node, ast.ImportFrom) and node.module:
+                    found.add(node.module.split(".")[0])
+    return found - {*sys.stdlib_module_names, "tripletune"}
+
+
 def test_the_libraries_that_a_stage_imports_are_those_it_declares():
     settings = config()
     no_bytes = {"rich", "filelock", "psutil", "pydantic", "yaml", "tenacity", "httpx", "fsspec", "safetensors"}
     for stage in reusable_stages(settings):
         closure = stage.sources(settings)
-        imported = sources.libraries_of(closure) - no_bytes
+        imported = installed_packages(closure.hashes) - no_bytes
         declared = stage.ingredients(settings, dict.fromkeys(INGEST.split(), ""), {})["libraries"].keys()
         # imported on the way by modules of the prompts, which are parents' work where these are not declared
         on_the_way = (

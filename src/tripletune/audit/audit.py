@@ -1,9 +1,9 @@
 """Leak audit of the written files: no leak from the answers into the prompts, or from test into training.
 
 ``leaks.Leak`` and docs/splits.md list the four rules. The audit reads shards, split and the ``trained_on`` lists of all
-fits, and shares no code with the stages that wrote them. It runs on a work folder before it is published, and on finished
-folders, where it also compares every file with its manifest. Before publishing it skips examples that its own record of
-an earlier run covers (``audit.record``); on finished folders it checks everything.
+fits, and shares no code with the stages that wrote them. It runs on a work folder before it is published, and on
+finished folders, where it also compares every file with its manifest. Before publishing it skips examples that its own
+record of an earlier run covers (``audit.record``); on finished folders it checks everything.
 """
 
 from __future__ import annotations

@@ -12,7 +12,6 @@ from __future__ import annotations
 import ast
 import functools
 import hashlib
-import sys
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,12 +75,6 @@ def close_over(roots: Iterable[str], *, without: Collection[str] = ()) -> Closur
     return Closure(dict(sorted(hashes.items())), frozenset(names))
 
 
-def libraries_of(closure: Closure) -> set[str]:
-    """Top-level names of the installed packages that a closure's modules import."""
-    read = [_read_function(*root.split(":")) if ":" in root else _read_module(root) for root in closure.hashes]
-    return {name for one in read for name in one.libraries if name not in sys.stdlib_module_names}
-
-
 @dataclass(frozen=True, slots=True)
 class _Read:
     """What one module, or one function of it, contributes."""
@@ -89,7 +82,6 @@ class _Read:
     sha256: str
     imports: tuple[str, ...]
     names: frozenset[str]
-    libraries: frozenset[str]
 
 
 def _is_cut(module: str, cut: Collection[str]) -> bool:
@@ -131,13 +123,10 @@ def _read_module(module: str) -> _Read:
 
 def _read(tree: ast.Module, packages: Iterable[str] = ()) -> _Read:
     sha256, names = _compiled(tree)
-    imports = list(_imports(tree))
-    inner = [name for name, _ in imports if name is not None]
     return _Read(
         sha256=sha256,
-        imports=tuple(dict.fromkeys([*packages, *inner])),
+        imports=tuple(dict.fromkeys([*packages, *_imports(tree)])),
         names=names,
-        libraries=frozenset(library for _, library in imports if library),
     )
 
 
@@ -200,21 +189,19 @@ def _defined(node: ast.stmt) -> list[str]:
     return []
 
 
-def _imports(tree: ast.Module) -> Iterator[tuple[str | None, str | None]]:
-    """Modules of this package, or else the library, of each import."""
+def _imports(tree: ast.Module) -> Iterator[str]:
+    """Modules of this package that a tree imports."""
     for node in _statements(tree):
         if isinstance(node, ast.Import):
-            for alias in node.names:
-                top, _, rest = alias.name.partition(".")
-                yield (rest, None) if top == "tripletune" else (None, top)
+            names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module:
-            top, _, rest = node.module.partition(".")
-            if top != "tripletune":
-                yield None, top
-                continue
-            for alias in node.names:
-                below = f"{rest}.{alias.name}" if rest else alias.name
-                yield (below if _file(below) else rest), None
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        for name in names:
+            top, _, below = name.partition(".")
+            if top == "tripletune":
+                yield below if _file(below) else below.rpartition(".")[0]
 
 
 def _statements(tree: ast.Module) -> Iterator[ast.stmt]:
