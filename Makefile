@@ -10,13 +10,16 @@ IMDB ?=
 ARTIFACTS ?= artifacts
 PYTEST_ARGS ?=
 
-.PHONY: run test check lint types layers format install lock deploy clean
+.PHONY: run test test-cpus check lint types layers format install lock deploy clean
 
 run: $(STAMP)  ## the nightly flow; CONFIG= MOVIELENS= IMDB= ARTIFACTS= run it on other input
 	$(BIN)/tripletune run --config "$(CONFIG)" --movielens "$(MOVIELENS)" --imdb "$(IMDB)" --artifacts "$(ARTIFACTS)"
 
 test: $(STAMP)  ## every test; PYTEST_ARGS="--slow" adds those that take minutes
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+test-cpus: $(STAMP)  ## numerics and byte tests as on other processors, with 1, 2 and 4 threads; some twenty minutes
+	$(BIN)/python -m tests.cpus
 
 check: lint types layers  ## what CI checks beside the tests
 
