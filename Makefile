@@ -12,7 +12,7 @@ ARTIFACTS ?= artifacts
 PYTEST_ARGS ?=
 MUTANTS_ARGS ?=
 
-.PHONY: run test mutants check lint types layers format docs install lock deploy clean
+.PHONY: run test test-cpus mutants check lint types layers format docs install lock deploy clean
 
 run: $(STAMP)  ## the nightly flow; CONFIG= MOVIELENS= IMDB= ARTIFACTS= run it on other input
 	$(BIN)/tripletune run --config "$(CONFIG)" --movielens "$(MOVIELENS)" --imdb "$(IMDB)" --artifacts "$(ARTIFACTS)"
@@ -22,6 +22,9 @@ test: $(STAMP)  ## every test; PYTEST_ARGS="--slow" adds those that take minutes
 
 mutants: $(STAMP)  ## plant 20 faults in each core module, count those the tests see; minutes a module; MUTANTS_ARGS="--help"
 	$(BIN)/python tests/mutants.py $(MUTANTS_ARGS)
+
+test-cpus: $(STAMP)  ## numerics and byte tests as on other processors, with 1, 2 and 4 threads; some twenty minutes
+	$(BIN)/python -m tests.cpus
 
 check: lint types layers  ## what CI checks in addition to the tests and the site
 

@@ -290,6 +290,23 @@ def test_one_thread_and_two_write_the_same_bytes(trained, tmp_path, changes):
         assert one == two
 
 
+@pytest.mark.parametrize("loss", ["softmax", "bpr"])
+def test_losses_scores_and_vectors_of_a_wide_batch_do_not_depend_on_the_number_of_threads(loss):
+    generator = torch.Generator().manual_seed(0)
+    user_E = torch.arange(300).repeat_interleave(120)  # 36,000 rows: a sum over so many is shared by threads
+    movie_E = torch.rand(300, 800, generator=generator).argsort(dim=1)[:, :120].flatten()
+    likes, before, found = Likes(np.arange(300, dtype=np.int32), user_E, movie_E), torch.get_num_threads(), []
+    for threads in (1, 2, 3, 4):
+        torch.set_num_threads(threads)
+        trainer = LightGCNTrainer(likes, 800, settings(dim=64, batch_viewers=300, loss=loss), 3)
+        losses = [trainer.step() for _ in range(2)]
+        scores_VM = trainer.scorer(likes, newest_first_age(user_E, 300))(torch.arange(9))
+        found.append([torch.tensor(losses), scores_VM, *trainer.export().values()])
+    torch.set_num_threads(before)
+    for many in found[1:]:
+        assert all(torch.equal(one, other) for one, other in zip(found[0], many, strict=True))
+
+
 @pytest.mark.parametrize("viewers", [1, 129, 150])
 def test_the_softmax_over_a_long_catalogue_has_the_same_bytes_with_any_number_of_threads(viewers):
     # sums so long that the library would share them out among threads; a product of one row it takes another way
@@ -303,7 +320,8 @@ def test_the_softmax_over_a_long_catalogue_has_the_same_bytes_with_any_number_of
 
     def gradients(threads: int) -> list[torch.Tensor]:
         torch.set_num_threads(threads)
-        return [*torch.autograd.grad(softmax_loss(*inputs, targets), inputs)]
+        loss = softmax_loss(*inputs, targets)
+        return [loss.detach(), *torch.autograd.grad(loss, inputs)]
 
     before = torch.get_num_threads()
     try:

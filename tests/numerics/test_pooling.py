@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tripletune.models.serving.pooling import pool_users
+from tripletune.models.serving.pooling import pool_users, recency_weights
 
 VIEWERS = torch.tensor([0, 0, 0, 2, 2, 3])
 ROWS = torch.tensor([4, 1, 1, 0, 3, 2])
@@ -75,6 +75,15 @@ def test_float32_and_thread_count():
     assert torch.equal(alone, pool_users(vectors_MD, viewer, row, age, 200, 10.0, 0.5))
     want = pool_users(vectors_MD.double(), viewer, row, age, 200, 10.0, 0.5)
     torch.testing.assert_close(alone.double(), want, rtol=1e-5, atol=1e-5)
+
+
+def test_the_weights_of_a_history_longer_than_a_thread_s_share_are_those_of_one_thread():
+    before, weights = torch.get_num_threads(), []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        weights.append(recency_weights(torch.arange(70_000), 20_000.0))
+    torch.set_num_threads(before)
+    assert all(torch.equal(weights[0], many) for many in weights[1:])
 
 
 @pytest.mark.parametrize(("viewer", "message"), [([0, 1, 9], "0..4, got 0..9"), ([0, 1], "one entry per like")])

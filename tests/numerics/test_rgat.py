@@ -360,23 +360,26 @@ def many_triples(generator: torch.Generator) -> Knowledge:
     )
 
 
+@pytest.mark.parametrize("settings", [{}, {"layers": 2, "bases": 2}], ids=str)
 @pytest.mark.parametrize("backend", ["dgl", "torch"])
-def test_bytes_do_not_depend_on_the_number_of_threads(backend):
+def test_bytes_do_not_depend_on_the_number_of_threads(backend, settings):
     generator = torch.Generator().manual_seed(0)
     facts = many_triples(generator)
     graph = RelationalGraph.build(
         facts.movie_T, facts.relation_T, facts.entity_T, facts.num_entities, len(facts.relation_names), backend
     )
-    user_E = torch.arange(1200).repeat_interleave(15)
+    # 34,560 hidden likes a step: functions of so many values are shared by threads
+    user_E = torch.arange(1200).repeat_interleave(96)
     movie_E = torch.randint(len(facts.movie_ids_M), user_E.shape, generator=generator)
     likes = Likes(np.arange(1200, dtype=np.int32), user_E, movie_E)
     before, exported = torch.get_num_threads(), []
     try:
-        for threads in (1, 2):
+        for threads in (1, 2, 4):
             torch.set_num_threads(threads)
-            trainer = RgatTrainer(facts, graph, likes, RgatConfig(batch_viewers=1200), 5)
+            trainer = RgatTrainer(facts, graph, likes, RgatConfig(batch_viewers=1200, **settings), 5)
             trainer.step(), trainer.step()  # Adam's first step is the gradient's sign alone
-            exported.append(trainer.export())
+            scores_VM = trainer.scorer(likes, newest_first_age(user_E, 1200))(torch.arange(9))
+            exported.append(trainer.export() | {"scores": scores_VM})
     finally:
         torch.set_num_threads(before)
     alone, *others = exported

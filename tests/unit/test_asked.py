@@ -41,6 +41,7 @@ def read(out: Path, table: str) -> pl.DataFrame:
     return pl.read_parquet(out / table / "shard-*.parquet")
 
 
+@pytest.mark.bytes
 def test_only_the_purposes_asked_for_are_made_and_they_are_the_same(world, everything, tmp_path):
     facts = retrieve(world, tmp_path / "test", purposes=("test",))
     assert list(facts["viewers"]) == ["test"]

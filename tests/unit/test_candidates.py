@@ -138,6 +138,7 @@ def test_rankings_agree_with_dense_references(world, out, rows):
         assert ranking["answer"] not in seen
 
 
+@pytest.mark.bytes
 def test_the_ceiling_is_the_share_of_answers_among_candidates(world, out, rows, tmp_path):
     facts = retrieve(world, tmp_path / "again")
     found = read(out, "retrieved").filter(purpose="test")
@@ -191,6 +192,7 @@ def test_rows_from_the_cutoff_on_change_nothing_in_a_hint(world, out, rows, tmp_
         assert not read(out, name).equals(read(tmp_path / "out", name))
 
 
+@pytest.mark.bytes
 def test_rows_after_the_test_like_change_no_byte(world, out, rows, tmp_path):
     last = pl.col("position").filter(pl.col("label") == "test").min().over("user_id")
     changed = moved(rows, pl.col("position") > last.fill_null(99))

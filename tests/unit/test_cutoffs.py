@@ -203,6 +203,7 @@ def test_each_example_is_the_one_that_a_later_first_target_like_would_give(
         assert got.equals(want.sort(QUERY_KEY, maintain_order=True))
 
 
+@pytest.mark.bytes
 def test_valid_and_test_and_the_earliest_examples_are_those_of_a_single_cutoff(
     world: World, facts: tuple[Facts, Facts], tmp_path: Path
 ) -> None:

@@ -296,6 +296,7 @@ def test_memory_is_stated_and_refused_in_one_line(caplog, monkeypatch):
         require_memory(20_000)
 
 
+@pytest.mark.bytes
 def test_two_threads_find_the_same_weights_as_one():
     # hardly any ridge: what the last bits of the inverse differ by shows in float32
     random = np.random.default_rng(3)
@@ -310,6 +311,7 @@ def test_two_threads_find_the_same_weights_as_one():
     assert weights[0] == weights[1]
 
 
+@pytest.mark.bytes
 def test_two_threads_write_the_same_bytes_as_one(world, tmp_path):
     before = torch.get_num_threads()
     try:

@@ -159,6 +159,7 @@ def test_candidates_are_shuffled_alike_in_training_and_inference(out):
                 assert [m for m in first if m in second] == [m for m in second if m in first]
 
 
+@pytest.mark.bytes
 def test_a_resumed_run_leaves_the_same_bytes(world, out, tmp_path):
     resumed = tmp_path / "work"
     facts = generate(world, resumed)

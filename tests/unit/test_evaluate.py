@@ -141,6 +141,7 @@ def test_per_viewer_values_stand_once_for_each_row(run: Run, out: Path) -> None:
     assert frame.filter(pl.col("row") == "tuned")["ndcg_at_10"].null_count() == 2 * len(run.order)
 
 
+@pytest.mark.bytes
 def test_the_same_inputs_give_the_same_bytes(run: Run, out: Path, tmp_path: Path) -> None:
     evaluate(run, tmp_path / "again")
     names = sorted(path.name for path in out.iterdir())

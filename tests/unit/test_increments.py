@@ -130,6 +130,7 @@ def second(world, tmp_path_factory) -> small_world.World:
     return changed
 
 
+@pytest.mark.bytes
 def test_only_changed_viewers_are_asked_and_the_bytes_are_those_of_a_full_run(
     first, second, tmp_path, monkeypatch, caplog
 ):

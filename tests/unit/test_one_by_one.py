@@ -66,6 +66,7 @@ def bits(frame: pl.DataFrame) -> pl.DataFrame:
     return frame.with_columns(floats.map_batches(lambda column: pl.Series(column.to_numpy().view(np.int32))))
 
 
+@pytest.mark.bytes
 @pytest.mark.parametrize("parts", [2, 1000], ids=["halves", "one by one"])
 def test_the_stage_writes_the_same_for_a_viewer_asked_alone_and_in_a_crowd(asked, parts):
     retriever, queries, known = asked
@@ -222,6 +223,7 @@ STEPS = (
 )
 
 
+@pytest.mark.bytes
 @pytest.mark.parametrize("step", STEPS, ids=lambda step: step.__name__)
 def test_every_step_gives_a_viewer_the_same_bits_alone_and_in_a_crowd(crowd, step, monkeypatch):
     monkeypatch.setattr("tripletune.retrieve.profiles.LIKES_AT_ONCE", 1000)

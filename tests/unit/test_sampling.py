@@ -212,6 +212,7 @@ def test_draws_say_at_how_many_cutoffs_a_viewer_is_asked(tmp_path):
     assert set(some.select("user_id", "cutoff").rows()) == want
 
 
+@pytest.mark.bytes
 def test_the_sample_is_the_same_whatever_the_order_of_rows_and_the_number_of_shards(tmp_path):
     worlds = [small_world.make_world(tmp_path / name) for name in ("one", "two")]
     rows = small_world.read_split(worlds[1]).sample(fraction=1.0, shuffle=True, seed=3)

@@ -109,6 +109,7 @@ def test_who_writes_the_shards_is_in_no_fingerprint(tmp_path):
     assert resolve(others, tmp_path).fingerprints == resolve(config, tmp_path).fingerprints
 
 
+@pytest.mark.bytes
 def test_jobs_in_any_order_give_the_same_bytes_and_a_process_loads_what_they_share_once(
     world, out, tmp_path, monkeypatch
 ):

@@ -138,6 +138,7 @@ def test_films_of_the_planted_entity_are_spread_over_a_viewer_s_history(world):
     assert (found > 0.75).mean() > 0.15
 
 
+@pytest.mark.bytes
 def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(tmp_path):
     small = SyntheticConfig(viewers=40, movies=60, mean_ratings=22)
     folders = [tmp_path / name for name in ("a", "b", "c")]

@@ -65,6 +65,7 @@ def test_more_places_than_columns_are_padded():
     assert score_UK[0, 2:].tolist() == [-np.inf, -np.inf]
 
 
+@pytest.mark.bytes
 def test_a_row_scores_the_same_alone_and_in_a_crowd():
     random = torch.Generator().manual_seed(0)
     rows_UD, columns_CD = torch.randn(150, 33, generator=random), torch.randn(700, 33, generator=random)
@@ -72,6 +73,19 @@ def test_a_row_scores_the_same_alone_and_in_a_crowd():
     for row in (0, 70, 149):
         _, alone_UK = top_columns(product_blocks(rows_UD[row : row + 1], columns_CD), 1, NOTHING_MASKED, 5)
         assert alone_UK.tobytes() == crowd_UK[row : row + 1].tobytes()
+
+
+@pytest.mark.bytes
+@pytest.mark.parametrize(("columns", "width"), [(17, 64), (101, 33), (700, 64)])
+def test_scores_do_not_depend_on_the_number_of_threads(columns, width):
+    random = torch.Generator().manual_seed(0)
+    rows_UD, columns_CD = torch.randn(150, width, generator=random), torch.randn(columns, width, generator=random)
+    before, found = torch.get_num_threads(), []
+    for threads in (1, 2, 3, 4):
+        torch.set_num_threads(threads)
+        found.append(top_columns(product_blocks(rows_UD, columns_CD), 150, NOTHING_MASKED, 5)[1].tobytes())
+    torch.set_num_threads(before)
+    assert len(set(found)) == 1
 
 
 def test_padding_is_left_out_of_lists():
