@@ -75,7 +75,7 @@ def test_relevant_films_named_twice_count_once() -> None:
     [
         ([[1, 1]], [[1]], 2, "names a film twice"),
         ([[1, None]], [[1]], 2, "holds a null"),
-        ([[1]], [[1], [2]], 1, "one per viewer"),
+        ([[1]], [[1], [2]], 1, "one per user"),
         ([[1]], [[1]], 0, "at least 1"),
     ],
 )

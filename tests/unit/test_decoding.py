@@ -237,6 +237,6 @@ def test_a_tokenizer_that_merges_across_the_start_of_a_line_is_refused() -> None
 
 def test_a_label_of_two_tokens_and_a_token_of_two_labels_do_not_rank_in_one_pass() -> None:
     lines = LineTokens(ByCharacter())
-    assert lines.single(Names(["A", "B"], numbered=False)) == [ord("A") + 1000, ord("B") + 1000]
-    assert lines.single(Names(["A", "Bc"], numbered=False)) is None
-    assert lines.single(Names(["A", ""], numbered=False)) is None
+    assert lines.single(Names(["A", "B"], answers.LETTERS)) == [ord("A") + 1000, ord("B") + 1000]
+    assert lines.single(Names(["A", "Bc"], answers.LETTERS)) is None
+    assert lines.single(Names(["A", ""], answers.LETTERS)) is None

@@ -91,5 +91,5 @@ def test_one_first_place_ties_with_two_third_places_where_k_is_one(once: int, tw
 @pytest.mark.parametrize("weights", [[], [1.0], [1.0, 1.0, 1.0]])
 def test_each_list_needs_one_weight(weights: list[float]) -> None:
     tops = [np.array([[1, 2]]), np.array([[2, 3]])]
-    with pytest.raises(ValueError, match=rf"2 lists of \[1, 1\] viewers, and {len(weights)} weights"):
+    with pytest.raises(ValueError, match=rf"2 lists of \[1, 1\] users, and {len(weights)} weights"):
         fuse(tops, weights, 60.0, 4)

@@ -68,7 +68,7 @@ def test_only_viewers_in_both_are_compared_in_any_order() -> None:
 def test_no_viewers_in_common_is_a_refusal_with_a_reason() -> None:
     decision = decide(scores(BASE_U), scores(BASE_U, first=9000))
     assert not decision.promote
-    assert "0 viewers" in decision.reason
+    assert "0 users" in decision.reason
 
 
 def decide_first(adapter: pl.DataFrame, baselines: Iterable[tuple[str, pl.DataFrame]]) -> PromotionDecision:

@@ -79,7 +79,7 @@ def test_a_later_like_is_evidence_of_later_questions_and_an_answer_of_none():
 @pytest.mark.parametrize("stage", [stages.run_retrieve, stages.run_generate])
 def test_prompts_of_a_ratio_split_are_refused(tmp_path, stage):
     config = RunConfig(dataset="x", split=RATIO)
-    with pytest.raises(ConfigError, match=r"split\.protocol = 'ratio' serves retrieval benchmarks .*use leave_one_out"):
+    with pytest.raises(ConfigError, match=r"split\.protocol = 'ratio' serves retrieval benchmarks.*use leave_one_out"):
         stage(RunPaths(root=tmp_path, dataset="x", fingerprints={}), config)
 
 
