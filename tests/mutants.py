@@ -141,15 +141,17 @@ def run_tests(tree: Path, files: Sequence[str], log: Path, seconds: float) -> Ou
             code = pytest.main([*options, *(f"tests/{file}" for file in files)])
         finally:
             os._exit(int(code))
-    deadline = time.monotonic() + seconds
-    ended, status = os.waitpid(child, os.WNOHANG)
-    while not ended and time.monotonic() < deadline:
-        time.sleep(0.05)
-        ended, status = os.waitpid(child, os.WNOHANG)
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(child, signal.SIGKILL)  # and what it may have left behind
+    deadline, ended, status = time.monotonic() + seconds, 0, 0
+    try:
+        while not ended and time.monotonic() < deadline:
+            time.sleep(0.05)
+            ended, status = os.waitpid(child, os.WNOHANG)
+    finally:  # also where this process is interrupted, and for what the tests may have left behind
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child, signal.SIGKILL)
+        if not ended:
+            os.waitpid(child, 0)
     if not ended:
-        os.waitpid(child, 0)
         return "timeout"
     return "survived" if status == 0 else "killed"
 

@@ -240,3 +240,20 @@ def test_a_label_of_two_tokens_and_a_token_of_two_labels_do_not_rank_in_one_pass
     assert lines.single(Names(["A", "B"], answers.LETTERS)) == [ord("A") + 1000, ord("B") + 1000]
     assert lines.single(Names(["A", "Bc"], answers.LETTERS)) is None
     assert lines.single(Names(["A", ""], answers.LETTERS)) is None
+
+
+def test_a_label_that_joins_with_a_line_break_still_is_one_token_at_the_end_of_an_answer() -> None:
+    class Joining(ByCharacter):
+        def __call__(self, texts: list[str], **_: Any) -> dict[str, list[list[int]]]:
+            return super().__call__([text.replace(">B\n", ">#") for text in texts])
+
+    assert LineTokens(Joining()).single(Names(["A", "B"], answers.LETTERS)) == [ord("A") + 1000, ord("B") + 1000]
+
+
+def test_titles_of_hundreds_of_tokens_are_written_to_their_end() -> None:
+    names = Names(["x" * 300 + "a", "x" * 300 + "b", "x" * 290], answers.TITLES)
+    state = AnswerState(LineTokens(ByCharacter()), names)
+    written = walk(state, np.random.default_rng(3))
+    text = "".join(chr(token % 1000) for token in written)
+    assert text == "\n".join(f"{k}. {names.names[index]}" for k, index in enumerate(state.chosen, 1)) + "$"
+    assert sorted(state.chosen) == [0, 1, 2]

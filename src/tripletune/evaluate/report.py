@@ -21,7 +21,7 @@ from tripletune.store.paths import read_manifest
 MAX_EXAMPLES = 3
 MAX_RELATIONS = 16
 GROUPS = ("all", "warm", "unseen")
-"""``warm`` viewers may be in the fits and in training examples; ``unseen`` ones are in neither."""
+"""``warm`` users may be in the fits and in training examples; ``unseen`` ones are in neither."""
 FAMILIES: tuple[dict[str, Any], ...] = (
     {
         "title": "Retrieval",

@@ -199,7 +199,7 @@ def draw_negatives(targets: Targets, num_movies: int, generator: torch.Generator
 
 
 def draw_unliked(user_R: Tensor, liked: Tensor, num_movies: int, generator: torch.Generator) -> Tensor:
-    """Draw a film per row, uniform over those whose ``viewer * num_movies + film`` is not in ``liked`` (ascending).
+    """Draw a film per row, uniform over those whose ``user * num_movies + film`` is not in ``liked`` (ascending).
 
     The j-th unliked film of a user is found by counting the liked ones below it, so nothing is drawn twice.
 

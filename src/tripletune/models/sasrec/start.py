@@ -27,7 +27,7 @@ ROUNDS = 6
 def film_factors(likes: Likes, num_movies: int, dim: int, generator: torch.Generator) -> Tensor:
     """Right singular vectors of the likes, times the root of their singular values; a little noise is added.
 
-    A like counts ``1 / sqrt(likes of the viewer * likes of the film)``, so that popularity is not the first direction.
+    A like counts ``1 / sqrt(likes of the user * likes of the film)``, so that popularity is not the first direction.
     By randomised subspace iteration (Halko, Martinsson & Tropp, SIAM Review 2011), in float64.
 
     Args:
