@@ -17,7 +17,7 @@ from tripletune.processes import lifeline
 from tripletune.processes.supervise import ProcessFailed, run_supervised
 
 CHILD = "import os, sys, time; open(sys.argv[1], 'a').write(f'{os.getpid()}\\n'); time.sleep(600)"
-RANK = "from tripletune.finetune import lifeline; lifeline.hold(); " + CHILD
+RANK = "from tripletune.processes import lifeline; lifeline.hold(); " + CHILD
 LAUNCHER = "import subprocess, sys; subprocess.run([sys.executable, '-c', sys.argv[2], sys.argv[1]])"
 
 
