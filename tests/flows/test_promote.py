@@ -17,9 +17,9 @@ from mlflow import MlflowClient
 from safetensors.torch import load_file, save_file
 
 from tests.flows.conftest import MicroRun
-from tripletune import champion as promotion
 from tripletune.config import RunConfig
 from tripletune.pipeline.stages import run_promote
+from tripletune.promote import champion as promotion
 from tripletune.store.files import write_json
 from tripletune.store.paths import MANIFEST, RunPaths
 from tripletune.tracking import StageRun, recorded_run, stage_run
