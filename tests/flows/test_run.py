@@ -77,7 +77,7 @@ def test_the_same_command_again_makes_nothing_again_and_gives_the_same_champion(
     assert {stages[name] for name in micro.record.fingerprints} == {"reused"}
     assert shard_hashes(micro) == before
     decision = json.loads((micro.root / "micro" / "promote" / runs[-1].stem / "decision.json").read_text())
-    assert decision["reason"] == "tonight's adapter is the champion already"
+    assert decision["reason"] == "this adapter is the champion already"
 
 
 def test_plan_names_the_setting_that_changed_and_the_stages_behind_it(micro, tmp_path):

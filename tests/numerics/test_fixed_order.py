@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch.nn import functional
 
+from tripletune.models.message_passing import fixed_order
 from tripletune.models.message_passing.fixed_order import COLUMNS, INNER, matmul, on_one_thread, total
 
 THREADS = (1, 2, 3, 4, 8)
@@ -96,6 +97,26 @@ def test_products_of_any_shape_and_their_gradients_have_the_bits_of_one_thread(t
         for one, want in zip(alone, wanted, strict=True):
             # float32 sums of at most 70,000 products of normal draws
             torch.testing.assert_close(one.double(), want, rtol=1e-4, atol=2e-5 * math.sqrt(rows + inner + columns))
+
+
+@pytest.mark.parametrize("shape", LONG, ids=str)
+def test_the_shape_alone_says_where_blocks_begin(shape, by_threads, monkeypatch):
+    rows, inner, columns = shape
+    left, right = randn(rows, inner), randn(inner, columns)
+
+    def cut() -> list[tuple[int, ...]]:
+        seen = []
+        for name, compute in (("mm", torch.mm), ("bmm", torch.bmm)):
+            monkeypatch.setattr(
+                torch, name, lambda *args, compute=compute, **kw: seen.append(args[0].shape) or compute(*args, **kw)
+            )
+        fixed_order.product(left, right)
+        monkeypatch.undo()
+        return sorted(seen)
+
+    alone, *others = by_threads(cut)
+    assert len(alone) > 1
+    assert all(alone == many for many in others)
 
 
 @pytest.mark.parametrize("function", [functional.softplus, functional.elu], ids=lambda function: function.__name__)

@@ -1,4 +1,4 @@
-"""When tonight's adapter takes the champion's place."""
+"""When a new adapter takes the champion's place."""
 
 from __future__ import annotations
 

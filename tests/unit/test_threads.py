@@ -34,6 +34,7 @@ def test_each_block_has_one_thread_and_records_no_gradients(threads):
     assert {(number, grad) for number, grad, _ in seen} == {(1, False)}
     assert (threading.get_ident() in {ident for *_, ident in seen}) == (threads == 1)
     assert torch.is_grad_enabled()
+    assert list(map_blocks(lambda block: torch.get_num_threads(), 1)) == [1]
 
 
 def test_the_number_of_threads_is_afterwards_what_it_was_for_threads_that_start_later_too(threads):
