@@ -37,7 +37,7 @@ RELATION_NAMES = (
     "producer",
     "editor",
 )
-"""Relation ids 0..9; names from extra triples follow in alphabetical order."""
+"""Relation ids in this order; names from extra triples follow in alphabetical order."""
 
 TRIPLES = columns({"head": pl.Int32, "relation": pl.Int16, "tail": pl.Int32})
 """knowledge/triples.parquet: entity id of a movie, relation id, entity id; unique, sorted.
