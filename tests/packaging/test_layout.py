@@ -121,3 +121,11 @@ def test_every_stage_has_a_command_and_a_task_and_reads_settings_that_exist():
     # computing every fingerprint proves that each source and setting exists
     with_all = RunConfig(dataset="x", retrieve=RetrieveConfig(retriever="sasrec"))
     assert resolve(with_all, ROOT / "artifacts").fingerprints.keys() == names - {"quality", "promote"}
+
+
+def test_no_code_of_a_model_repository_is_ever_run():
+    for path in (ROOT / "src").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.keyword) and node.arg == "trust_remote_code":
+                assert isinstance(node.value, ast.Constant), path
+                assert node.value.value is False, path
