@@ -99,8 +99,9 @@ def _parse(content: bytes) -> ast.Module:
     tree = ast.parse(content)
     for node in (tree, *_statements(tree)):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
-            node.body = [one for one in node.body if not (_is_prose(one) or _is_for_type_checker(one))] or [ast.Pass()]
-    return ast.fix_missing_locations(tree)
+            kept = [one for one in node.body if not (_is_prose(one) or _is_for_type_checker(one))]
+            node.body = kept or [ast.copy_location(ast.Pass(), one) for one in node.body[:1]]
+    return tree
 
 
 def _is_prose(node: ast.stmt) -> bool:
