@@ -208,6 +208,7 @@ def prepare(tree: Path) -> None:
         "OPENBLAS_NUM_THREADS": "1",
         "OMP_WAIT_POLICY": "PASSIVE",
         "HF_HUB_OFFLINE": "1",
+        "HF_MODULES_CACHE": str(tree / "hf_modules"),  # a mutant may run the code that comes with a model
         "TOKENIZERS_PARALLELISM": "false",
     }
     sys.dont_write_bytecode = True

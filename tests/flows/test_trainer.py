@@ -78,9 +78,15 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> TrainingJob:
     )
 
 
+def keep_on_the_cpu(patch: pytest.MonkeyPatch) -> None:
+    """No GPU in sight; and what a driver says of bfloat16 is nothing to a training on the CPU."""
+    patch.setattr(torch.cuda, "is_available", lambda: False)
+    patch.setattr(torch.cuda, "is_bf16_supported", lambda *_, **__: True)
+
+
 @pytest.fixture(autouse=True)
 def _on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    keep_on_the_cpu(monkeypatch)
 
 
 def changed(job: TrainingJob, out: Path, settings: dict[str, Any] | None = None, **changes: Any) -> TrainingJob:
@@ -131,7 +137,7 @@ def trained(world: TrainingJob, tmp_path_factory: pytest.TempPathFactory) -> Tra
     job = changed(world, tmp_path_factory.mktemp("trained"))
     job.scratch.mkdir(parents=True)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.cuda, "is_available", lambda: False)
+        keep_on_the_cpu(patch)
         sent: list[dict[str, Any]] = []
         patch.setattr("tripletune.finetune.sft.send", lambda kind, payload: sent.append({"kind": kind, **payload}))
         train(job)
@@ -293,3 +299,20 @@ def test_a_greatest_length_beyond_the_models_positions_is_refused(world: Trainin
     (base / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 1023}))
     with pytest.raises(TrainingError, match=r"max_length = 1024 exceeds the 1023 positions of tiny; set it to at most"):
         train(changed(world, tmp_path / "out", base=str(base)))
+
+
+def test_code_that_comes_with_a_model_is_not_run(
+    world: TrainingJob, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, trace = tmp_path / "base", tmp_path / "trace"
+    shutil.copytree(world.base, base)
+    (base / "theirs.py").write_text(f"open({str(trace)!r}, 'w').close()\n")
+    for file, classes in (
+        ("config.json", {"AutoConfig": "theirs.Config", "AutoModelForCausalLM": "theirs.Model"}),
+        ("tokenizer_config.json", {"AutoTokenizer": [None, "theirs.Tokenizer"]}),
+    ):
+        content = json.loads((base / file).read_text())
+        (base / file).write_text(json.dumps({**content, "auto_map": classes}))
+    found = run(changed(world, tmp_path / "out", {"num_train_epochs": 0.5}, base=str(base), evaluation=None), capsys)
+    assert found.facts["steps"] == 1
+    assert not trace.exists()
