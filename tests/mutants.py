@@ -25,6 +25,7 @@ import signal
 import sys
 import tempfile
 import time
+import warnings
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -105,8 +106,8 @@ def list_mutants(path: Path) -> list[Mutant]:
     return sorted(mutants, key=lambda one: (one.start, one.operator, one.occurrence))
 
 
-def draw(mutants: Sequence[Mutant], number: int, seed: str) -> list[Mutant]:
-    """A seeded sample that spreads over the module: a second mutant of a place only when every place has one.
+def draw(mutants: Sequence[Mutant], seed: str) -> list[Mutant]:
+    """All mutants in a seeded order that spreads over the module: a second one of a place only after one of each.
 
     A place with a binary operator has eleven mutants and one with a condition has one, so mutants drawn all alike
     would be mostly arithmetic.
@@ -120,7 +121,7 @@ def draw(mutants: Sequence[Mutant], number: int, seed: str) -> list[Mutant]:
     for place in places:
         rng.shuffle(place)
     rounds = max((len(place) for place in places), default=0)
-    return [place[turn] for turn in range(rounds) for place in places if turn < len(place)][:number]
+    return [place[turn] for turn in range(rounds) for place in places if turn < len(place)]
 
 
 def run_tests(tree: Path, files: Sequence[str], log: Path, seconds: float) -> Outcome:
@@ -173,8 +174,12 @@ def try_module(tree: Path, module: str, number: int, seed: int) -> tuple[dict[Ou
     mutants = list_mutants(path)
     counts: dict[Outcome, int] = {"survived": 0, "killed": 0, "timeout": 0}
     survivors = []
-    for one in draw(mutants, number, f"{seed}:{module}"):
+    for one in draw(mutants, f"{seed}:{module}"):
+        if sum(counts.values()) == number:
+            break
         with use_mutation(path, get_operator(one.operator)(), one.occurrence) as (before, after):
+            if not _compiles(after):
+                continue
             started = time.monotonic()
             outcome = run_tests(tree, files, log, seconds)
         counts[outcome] += 1
@@ -183,6 +188,16 @@ def try_module(tree: Path, module: str, number: int, seed: int) -> tuple[dict[Ou
             survivors.append(change)
         print(f"{module}:{one.start[0]} {one.operator} {outcome} {time.monotonic() - started:.1f}s", file=sys.stderr)
     return counts, len(mutants), survivors
+
+
+def _compiles(source: str) -> bool:
+    """Whether it is Python: every test fails where it is not, and that shows nothing."""
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            compile(source, "mutant", "exec")
+    except SyntaxError:
+        return False
+    return True
 
 
 def _diff(before: str, after: str, module: str) -> list[str]:

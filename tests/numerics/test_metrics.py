@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 import pytrec_eval
 
-from tripletune.evaluate.metrics import score_lists
+from tripletune.evaluate.metrics import PROMOTION_CUTOFF, PROMOTION_METRIC, score_lists
 
 CUTOFFS = (1, 3, 5, 10)
 
@@ -109,3 +109,8 @@ def test_a_cutoff_of_one_looks_at_the_first_film_alone() -> None:
 def test_the_first_broken_row_is_the_one_named(lists: list[list[int]], relevant: list[list[int]], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         score_lists(films(lists), films(relevant), (2,))
+
+
+def test_promotion_compares_a_column_that_its_cutoff_gives() -> None:
+    assert PROMOTION_METRIC == "ndcg_at_5"
+    assert PROMOTION_METRIC in score_lists(films([[1]]), films([[1]]), (PROMOTION_CUTOFF,)).columns

@@ -46,7 +46,7 @@ def example(user: int, **films: list[int]) -> dict[str, Any]:
     return {"example_id": f"{user}:test", "user_id": user, "purpose": "test", "cutoff": 9, **row, "triples": facts}
 
 
-# film 4 is liked and a candidate, film 3 has two facts; nobody of them has every section full
+# film 4 is liked and a candidate, film 3 has two facts; user 8 loses the only fact with its like
 ROWS = [
     example(1, liked=[1, 2, 3, 4, 5, 6, 7, 8], disliked=[11, 12], similar=[21, 22, 23], candidates=[31, 4],
             triples=[1, 3, 3, 4, 7, 31]),
@@ -54,6 +54,7 @@ ROWS = [
     example(3, similar=[21, 22, 23, 24, 25], disliked=[15], candidates=[33], triples=[33]),
     example(4, liked=[9], candidates=[31]),
     example(5, liked=[6, 5, 4, 3, 2], similar=[24], candidates=[9], triples=[6, 2]),
+    example(8, liked=[5, 6], candidates=[31], triples=[6]),
 ]  # fmt: skip
 ONLY_OTHERS = [
     example(6, disliked=[11, 12, 13], similar=[21, 22], candidates=[31]),

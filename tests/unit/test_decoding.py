@@ -170,9 +170,9 @@ def test_the_style_says_whether_candidates_are_named_by_their_labels() -> None:
     assert Names.of(answers.TITLES, TITLES, []) == Names.of(answers.TITLES, TITLES, None) == NAMES
 
 
-@pytest.mark.parametrize("labels", [[], None, ["A", "B"]])
+@pytest.mark.parametrize("labels", [[], None, ["A", "B"], list("ABCDEFGHI")])
 def test_labels_that_a_style_needs_and_an_example_lacks_are_refused(labels: list[str] | None) -> None:
-    with pytest.raises(ContractError, match=r"answers are letters, but an example has 8 candidates and [02] labels"):
+    with pytest.raises(ContractError, match=r"answers are letters, but an example has 8 candidates and [029] labels"):
         Names.of(answers.LETTERS, TITLES, labels)
 
 
@@ -201,10 +201,12 @@ class ByCharacter:
         text = "".join(f"<{m['role']}>{m['content']}$" for m in chat)
         return f"{text}<assistant>" if add_generation_prompt else text
 
-    def __call__(self, texts: list[str], **_: Any) -> dict[str, list[list[int]]]:
+    def __call__(self, texts: list[str], *, add_special_tokens: bool = True) -> dict[str, list[list[int]]]:
+        special = [1] if add_special_tokens else []
         return {
             "input_ids": [
-                [ord(letter) + 1000 * text[:place].endswith("<assistant>") for place, letter in enumerate(text)]
+                special
+                + [ord(letter) + 1000 * text[:place].endswith("<assistant>") for place, letter in enumerate(text)]
                 for text in texts
             ]
         }
@@ -227,8 +229,8 @@ def test_a_line_is_tokenised_where_it_stands_in_the_answer(first: bool, last: bo
 
 def test_a_tokenizer_that_merges_across_the_start_of_a_line_is_refused() -> None:
     class Merging(ByCharacter):
-        def __call__(self, texts: list[str], **_: Any) -> dict[str, list[list[int]]]:
-            return super().__call__([text.replace("\nX", "#") for text in texts])
+        def __call__(self, texts: list[str], **options: bool) -> dict[str, list[list[int]]]:
+            return super().__call__([text.replace("\nX", "#") for text in texts], **options)
 
     assert LineTokens(Merging()).lines(["X"], first=True, last=True) == [(ord("X") + 1000, ord("$"))]
     with pytest.raises(ContractError, match="merges across the start of the line 'X'"):
@@ -244,8 +246,8 @@ def test_a_label_of_two_tokens_and_a_token_of_two_labels_do_not_rank_in_one_pass
 
 def test_a_label_that_joins_with_a_line_break_still_is_one_token_at_the_end_of_an_answer() -> None:
     class Joining(ByCharacter):
-        def __call__(self, texts: list[str], **_: Any) -> dict[str, list[list[int]]]:
-            return super().__call__([text.replace(">B\n", ">#") for text in texts])
+        def __call__(self, texts: list[str], **options: bool) -> dict[str, list[list[int]]]:
+            return super().__call__([text.replace(">B\n", ">#") for text in texts], **options)
 
     assert LineTokens(Joining()).single(Names(["A", "B"], answers.LETTERS)) == [ord("A") + 1000, ord("B") + 1000]
 
@@ -257,3 +259,5 @@ def test_titles_of_hundreds_of_tokens_are_written_to_their_end() -> None:
     text = "".join(chr(token % 1000) for token in written)
     assert text == "\n".join(f"{k}. {names.names[index]}" for k, index in enumerate(state.chosen, 1)) + "$"
     assert sorted(state.chosen) == [0, 1, 2]
+    # of all tokens one is that of a character after the header: the first
+    assert [place for place, token in enumerate(written) if token > 1000] == [0]

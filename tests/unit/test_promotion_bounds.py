@@ -42,6 +42,7 @@ def test_only_the_tuned_models_valid_answers_count_in_order_of_user(tmp_path: Pa
         (3, "tuned", "valid", 0.25),
         (3, "tuned", "test", 1.0),
         (3, "untuned", "valid", 0.75),
+        (3, "retriever", "valid", 0.625),
         (9, "retriever", "test", 0.125),
     ]
     pl.DataFrame(rows, schema=["user_id", "row", "purpose", "ndcg_at_5"], orient="row").write_parquet(tmp_path / "p")
