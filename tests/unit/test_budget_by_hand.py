@@ -46,7 +46,7 @@ def example(user: int, **films: list[int]) -> dict[str, Any]:
     return {"example_id": f"{user}:test", "user_id": user, "purpose": "test", "cutoff": 9, **row, "triples": facts}
 
 
-# film 4 is liked and a candidate, film 3 has two facts; user 8 loses the only fact with its like
+# film 4 is liked and a candidate, film 3 has two facts; nobody of them has every section full
 ROWS = [
     example(1, liked=[1, 2, 3, 4, 5, 6, 7, 8], disliked=[11, 12], similar=[21, 22, 23], candidates=[31, 4],
             triples=[1, 3, 3, 4, 7, 31]),
@@ -54,8 +54,8 @@ ROWS = [
     example(3, similar=[21, 22, 23, 24, 25], disliked=[15], candidates=[33], triples=[33]),
     example(4, liked=[9], candidates=[31]),
     example(5, liked=[6, 5, 4, 3, 2], similar=[24], candidates=[9], triples=[6, 2]),
-    example(8, liked=[5, 6], candidates=[31], triples=[6]),
 ]  # fmt: skip
+FACT_OF_THE_OLDEST = [example(8, liked=[5, 6, 1, 2], candidates=[31], triples=[2])]
 ONLY_OTHERS = [
     example(6, disliked=[11, 12, 13], similar=[21, 22], candidates=[31]),
     example(7, similar=[23], candidates=[31], triples=[31]),
@@ -118,7 +118,11 @@ def cut(rows: list[dict[str, Any]], slots: tuple[str, ...], budget: int) -> pl.D
 
 
 @pytest.mark.parametrize("slots", [SECTIONS, ("liked", "disliked"), ("similar", "liked"), ("triples", "liked")])
-@pytest.mark.parametrize("rows", [ROWS, ONLY_OTHERS, ROWS[3:], ROWS[2:3]], ids=["mixed", "no likes", "few", "one"])
+@pytest.mark.parametrize(
+    "rows",
+    [ROWS, ONLY_OTHERS, FACT_OF_THE_OLDEST, ROWS[3:], ROWS[2:3]],
+    ids=["mixed", "no likes", "fact of the oldest", "few", "one"],
+)
 def test_every_budget_leaves_what_dropping_film_by_film_leaves(rows: list[dict[str, Any]], slots: tuple[str, ...]):
     least = max(min(count(stage, slots) for stage in all_stages(row)) for row in rows)
     most = max(count(row, slots) for row in rows)
