@@ -55,16 +55,17 @@ eval_every = 4
 
 def digest_of_stages(folder: Path) -> str:
     """Run the stages up to the shards in this process; a digest of all tables and tensors that they write."""
-    from tripletune import stages
     from tripletune.config.presets import load_config
+    from tripletune.pipeline.registry import BY_NAME
+    from tripletune.pipeline.resolve import resolve
 
     preset = folder / "cpus.toml"
     preset.write_text(CONFIG, encoding="utf-8")
     config = load_config(preset)
-    paths = stages.resolve(config, folder)
+    paths = resolve(config, folder)
     found = hashlib.sha256()
     for stage in STAGES:
-        done = getattr(stages, f"run_{stage}")(paths, config)
+        done = BY_NAME[stage].run(paths, config)
         for file in sorted(path for path in done.rglob("*") if path.suffix in (".parquet", ".safetensors")):
             found.update(hashlib.sha256(file.read_bytes()).digest())
     return found.hexdigest()[:8]
@@ -82,11 +83,11 @@ def run(setting: str, threads: int, tests: tuple[str, ...]) -> tuple[str, str, s
         call = [sys.executable, "-m", "tests.cpus", "--stages", folder]
         staged = subprocess.run(call, cwd=ROOT, env=environment, capture_output=True, text=True)
     digest = staged.stdout.split()[-1] if staged.returncode == 0 else "failed"
-    told = [line for line in lines if line.startswith(("FAILED", "ERROR"))]
+    printed = [line for line in lines if line.startswith(("FAILED", "ERROR"))]
     if staged.returncode:
-        told += staged.stderr.strip().splitlines()[-1:]
+        printed += staged.stderr.strip().splitlines()[-1:]
     outcome = "passed" if tested.returncode == 0 else "failed"
-    return f"{outcome} in {time.perf_counter() - start:.0f} s", digest, "\n".join([*told, lines[-1]])
+    return f"{outcome} in {time.perf_counter() - start:.0f} s", digest, "\n".join([*printed, lines[-1]])
 
 
 def main(tests: tuple[str, ...]) -> int:
@@ -95,8 +96,8 @@ def main(tests: tuple[str, ...]) -> int:
     for setting in SETTINGS:
         outcomes, digests = [], set()
         for threads in THREADS:
-            outcome, digest, told = run(setting, threads, tests)
-            print(f"{setting} {threads} threads: {outcome}, stages {digest}\n{told}", flush=True)
+            outcome, digest, printed = run(setting, threads, tests)
+            print(f"{setting} {threads} threads: {outcome}, stages {digest}\n{printed}", flush=True)
             outcomes.append(f"{outcome}, {digest}")
             digests.add(digest)
         same = len(digests) == 1 and "failed" not in digests
