@@ -10,7 +10,9 @@ line numbers, so that comments, layout and prose rebuild nothing.
 from __future__ import annotations
 
 import ast
+import contextlib
 import functools
+import gc
 import hashlib
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
@@ -64,15 +66,28 @@ def close_over(roots: Iterable[str], *, without: Collection[str] = ()) -> Closur
     hashes: dict[str, str] = {}
     names: set[str] = set()
     waiting = list(roots)
-    while waiting:
-        root = waiting.pop()
-        if root in hashes or (":" not in root and _is_cut(root, cut)):
-            continue
-        read = _read_function(*root.split(":")) if ":" in root else _read_module(root)
-        hashes[root] = read.sha256
-        names |= read.names
-        waiting += read.imports
+    with _no_garbage_collection():
+        while waiting:
+            root = waiting.pop()
+            if root in hashes or (":" not in root and _is_cut(root, cut)):
+                continue
+            read = _read_function(*root.split(":")) if ":" in root else _read_module(root)
+            hashes[root] = read.sha256
+            names |= read.names
+            waiting += read.imports
     return Closure(dict(sorted(hashes.items())), frozenset(names))
+
+
+@contextlib.contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """Syntax trees have no cycles, and many nodes: looking for garbage would take as long as parsing."""
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collecting:
+            gc.enable()
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +108,6 @@ def _file(module: str) -> Path | None:
     return next((file for file in (path.with_suffix(".py"), path / "__init__.py") if file.is_file()), None)
 
 
-@functools.cache
 def _parse(content: bytes) -> ast.Module:
     """The syntax tree of a file, without what only the type checker or a reader sees."""
     tree = ast.parse(content)
@@ -109,39 +123,49 @@ def _is_prose(node: ast.stmt) -> bool:
     return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
 
 
-def _tree(module: str) -> ast.Module:
+def _content(module: str) -> bytes:
     file = _file(module)
     if file is None:
         raise ValueError(f"stage source {module!r} names no file below {PACKAGE}")
-    return _parse(file.read_bytes())
+    return file.read_bytes()
 
 
 def _read_module(module: str) -> _Read:
     # importing a module runs the packages it lies in
     packages = [module.rsplit(".", depth)[0] for depth in range(1, module.count(".") + 1)]
-    return _read(_tree(module), packages)
+    return _read(_read_content(_content(module)), packages)
 
 
-def _read(tree: ast.Module, packages: Iterable[str] = ()) -> _Read:
-    sha256, names = _compiled(tree)
-    return _Read(
-        sha256=sha256,
-        imports=tuple(dict.fromkeys([*packages, *_imports(tree)])),
-        names=names,
-    )
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """What syntax alone says of a module or function."""
+
+    sha256: str
+    names: frozenset[str]
+    imports: tuple[str, ...]
+    """Dotted, below the package: modules, and names in modules."""
+
+
+def _read(source: _Source, packages: Iterable[str] = ()) -> _Read:
+    """Which of the imports are modules depends on the files there are."""
+    modules = [name if _file(name) else name.rpartition(".")[0] for name in source.imports]
+    return _Read(source.sha256, tuple(dict.fromkeys([*packages, *modules])), source.names)
 
 
 @functools.cache
-def _compiled(tree: ast.Module) -> tuple[str, frozenset[str]]:
-    """Hash of what a tree compiles to, and the names and strings in it."""
+def _read_content(content: bytes) -> _Source:
+    return _read_tree(_parse(content))
+
+
+def _read_tree(tree: ast.Module) -> _Source:
     names: set[str] = set()
     described = _describe(compile(tree, "", "exec", dont_inherit=True, optimize=2), names)
-    return hashlib.sha256(repr(described).encode()).hexdigest(), frozenset(names)
+    return _Source(hashlib.sha256(repr(described).encode()).hexdigest(), frozenset(names), _imports(tree))
 
 
 def _read_function(module: str, function: str) -> _Read:
     """A function, what it uses of its own module, and the imports that serve these."""
-    tree = _tree(module)
+    tree = _parse(_content(module))
     local: dict[str, ast.stmt] = {name: node for node in tree.body for name in _defined(node)}
     imported: dict[str, ast.stmt] = {
         alias.asname or alias.name.split(".")[0]: _only(node, alias)
@@ -160,7 +184,7 @@ def _read_function(module: str, function: str) -> _Read:
             mentioned = {node.id for node in ast.walk(used[name]) if isinstance(node, ast.Name)}
             waiting += sorted(mentioned & (local.keys() | imported.keys()))
     nodes = list({id(node): node for _, node in sorted(used.items())}.values())
-    return _read(ast.Module(body=[*_future(tree), *nodes], type_ignores=[]))
+    return _read(_read_tree(ast.Module(body=[*_future(tree), *nodes], type_ignores=[])))
 
 
 def _is_for_type_checker(node: ast.stmt) -> bool:
@@ -190,19 +214,15 @@ def _defined(node: ast.stmt) -> list[str]:
     return []
 
 
-def _imports(tree: ast.Module) -> Iterator[str]:
-    """Modules of this package that a tree imports."""
+def _imports(tree: ast.Module) -> tuple[str, ...]:
+    """What a tree imports of this package, dotted and below it: modules, and names in modules."""
+    found: list[str] = []
     for node in _statements(tree):
         if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
+            found += (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
-            names = [f"{node.module}.{alias.name}" for alias in node.names]
-        else:
-            continue
-        for name in names:
-            top, _, below = name.partition(".")
-            if top == "tripletune":
-                yield below if _file(below) else below.rpartition(".")[0]
+            found += (f"{node.module}.{alias.name}" for alias in node.names)
+    return tuple(name.partition(".")[2] for name in found if name.partition(".")[0] == "tripletune")
 
 
 def _statements(tree: ast.Module) -> Iterator[ast.stmt]:
@@ -210,11 +230,15 @@ def _statements(tree: ast.Module) -> Iterator[ast.stmt]:
     waiting: list[ast.AST] = [tree]
     while waiting:
         outer = waiting.pop()
-        for part in ("body", "orelse", "handlers", "finalbody", "cases"):
-            for node in getattr(outer, part, ()) if isinstance(getattr(outer, part, ()), list) else ():
-                if isinstance(node, ast.stmt):
-                    yield node
-                waiting.append(node)
+        for part in _HOLDERS.intersection(outer._fields):
+            inner = getattr(outer, part)
+            if isinstance(inner, list):  # of a lambda or a conditional it is an expression
+                yield from (node for node in inner if isinstance(node, ast.stmt))
+                waiting += inner
+
+
+_HOLDERS = frozenset({"body", "orelse", "handlers", "finalbody", "cases"})
+"""Fields of a syntax node that hold statements."""
 
 
 def _describe(code: CodeType, names: set[str]) -> tuple[object, ...]:
