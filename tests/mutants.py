@@ -19,6 +19,7 @@ import gc
 import importlib
 import os
 import random
+import re
 import resource
 import shutil
 import signal
@@ -51,7 +52,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     "quality/drift.py": ("unit/test_quality_drift.py",),
     "models/training/loop.py": ("unit/test_fit_files.py", "unit/test_training.py"),
     "finetune/checkpoints.py": ("unit/test_launch.py",),
-    "finetune/sft.py": ("flows/test_trainer.py",),
+    "finetune/sft.py": ("unit/test_diverged.py", "unit/test_trainer_settings.py", "flows/test_trainer.py"),
 }
 """Module of the package, and the test files that are to notice a fault in it, the quickest first."""
 
@@ -77,9 +78,18 @@ class Mutant:
     """Line, from 1, and column, from 0."""
 
 
+SIZES = re.compile(r"(^|_)(BLOCK|AT_ONCE|ROW_GROUP)(_|$)")
+"""Names of constants that say how much is computed or written at a time: no result depends on them, which tests of
+their modules show by changing them."""
+
+
 def untried(source: str) -> list[tuple[tuple[int, int], tuple[int, int]]]:
-    """Where a change can change no result: annotations, which nothing evaluates, and ``dataclass(frozen, slots)``."""
-    found: list[ast.expr | None] = []
+    """Where a change can change no result.
+
+    Annotations and protocols, which nothing evaluates; ``dataclass(frozen, slots)`` and ``zip(strict)``, which only
+    guard against mistakes of a caller; and constants named as in ``SIZES``.
+    """
+    found: list[ast.expr | ast.stmt | None] = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.arg | ast.AnnAssign):
             found.append(node.annotation)
@@ -89,6 +99,14 @@ def untried(source: str) -> list[tuple[tuple[int, int], tuple[int, int]]]:
             found += (
                 flag.value for call in node.decorator_list if isinstance(call, ast.Call) for flag in call.keywords
             )
+            if any(isinstance(base, ast.Name) and base.id == "Protocol" for base in node.bases):
+                found.append(node)
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "zip":
+            found += (flag.value for flag in node.keywords if flag.arg == "strict")
+        elif isinstance(node, ast.Assign) and any(
+            isinstance(name, ast.Name) and SIZES.search(name.id) for name in node.targets
+        ):
+            found.append(node)
     return [((e.lineno, e.col_offset), (e.end_lineno or 0, e.end_col_offset or 0)) for e in found if e is not None]
 
 

@@ -19,7 +19,7 @@ from tripletune.finetune import launch
 from tripletune.finetune.checkpoints import SEAL
 from tripletune.finetune.job import TrainingJob
 from tripletune.finetune.launch import _explain
-from tripletune.finetune.sft import _Messenger, _own_arguments, _publish_adapter
+from tripletune.finetune.sft import _evaluated, _Messenger, _own_arguments, _publish_adapter
 from tripletune.finetune.tiny import build_model
 from tripletune.processes.supervise import ProcessFailed
 
@@ -66,6 +66,27 @@ def test_finite_logs_are_sent_on_and_a_time_of_zero_is_no_fault(
     logs = {"loss": 1e30, "grad_norm": 0.0, "runtime": math.inf}
     _Messenger(job(tmp_path)).on_log(None, state(5), None, logs=logs)
     assert '"step": 5' in capsys.readouterr().out
+
+
+def test_only_the_first_rank_sends_logs_and_none_without_a_number(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    messenger = _Messenger(job(tmp_path))
+    second = SimpleNamespace(global_step=5, is_world_process_zero=False)
+    messenger.on_log(None, second, None, logs={"loss": 1.5})
+    messenger.on_log(None, state(5), None, logs={"epoch": "one"})
+    messenger.on_log(None, state(5), None, logs=None)
+    assert capsys.readouterr().out == ""
+
+
+def test_the_last_step_is_evaluated_once_more_unless_it_just_was() -> None:
+    def at(step: int, *history: dict[str, float]) -> Any:
+        return SimpleNamespace(global_step=step, log_history=list(history))
+
+    assert _evaluated(at(4, {"step": 2, "loss": 1.0}, {"step": 4, "eval_loss": 0.5}))
+    assert not _evaluated(at(4, {"step": 2, "eval_loss": 0.5}, {"step": 4, "loss": 1.0}))
+    assert not _evaluated(at(4, {"step": 6, "eval_loss": 0.5}))  # resumed from an older checkpoint
+    assert not _evaluated(at(0))
 
 
 def test_an_evaluation_that_fails_before_the_first_step_blames_the_base_model(tmp_path: Path) -> None:

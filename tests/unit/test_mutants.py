@@ -23,6 +23,17 @@ def test_a_sample_is_repeated_by_its_seed_and_takes_every_place_before_a_second_
     assert set(order) == set(mutants)
 
 
+def test_protocols_guards_of_zip_and_sizes_are_not_tried() -> None:
+    source = (
+        "BLOCK_USERS = 64\nROWS_AT_ONCE = 1 << 20\nBLOCKED = 3\n"
+        "class Model(Protocol):\n    @property\n    def size(self) -> int: ...\n"
+        "pairs = zip(a, b, strict=True)\nwrite(a, strict=True)\n"
+    )
+    starts = {start for start, _ in untried(source)}
+    assert {(1, 0), (2, 0), (4, 0), (7, 25)} <= starts
+    assert not {row for row, _ in starts} & {3, 8}
+
+
 def test_annotations_and_flags_of_a_dataclass_are_not_tried() -> None:
     source = (
         "@dataclass(frozen=True)\nclass A:\n    x: int | None = 1\n\ndef f(a: B | C = 2) -> D | E:\n    return 3 | 4\n"

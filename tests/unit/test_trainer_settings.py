@@ -62,6 +62,9 @@ def test_without_the_table_the_trainer_is_set_as_before(tmp_path: Path) -> None:
     assert got.weight_decay == 0.0
     assert got.completion_only_loss
     assert not got.packing
+    # a log of a run, not a terminal
+    assert got.disable_tqdm
+    assert got.report_to == []
 
 
 @pytest.mark.parametrize(
