@@ -55,6 +55,11 @@ def test_ties_do_not_hang_on_the_order_of_the_lists():
         assert fuse(turned, [0.1] * 4, 60.0, 4).tolist() == [[0, 1, 2, 3]]
 
 
+def test_a_list_without_weight_only_fills_up():
+    tops = [np.array([[5, 7, 9, -1]]), np.array([[9, 1, 0, 3]])]
+    assert fuse(tops, [1.0, 0.0], 60.0, 8).tolist() == [[5, 7, 9, 0, 1, 3, -1, -1]]
+
+
 def test_a_single_list_keeps_its_order():
     top = some_lists(1)[0]
     assert fuse([top], [0.3], 60.0, 6).tolist() == top.tolist()

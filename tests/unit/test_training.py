@@ -92,6 +92,18 @@ def test_fit_b_stops_after_patience_keeps_its_best_and_fit_a_runs_as_far():
     assert [row["step"] for row in runs["a"].curve] == [10, 20]
 
 
+def test_with_a_patience_of_one_the_first_evaluation_that_is_not_better_is_the_last():
+    made: list[Scripted] = []
+
+    def make(fit: str) -> Scripted:
+        made.append(Scripted(iter([3, 1, 2, 0])))
+        return made[-1]
+
+    runs = train_both(make, ask(), LightGCNConfig(max_steps=70, eval_every=10, patience=1))
+    assert [model.steps for model in made] == [30, 20]
+    assert runs["b"].best_step == 20
+
+
 def test_without_a_question_both_fits_run_all_steps():
     none = torch.zeros(0, dtype=torch.int64)
     nothing = ValidQuestions(Likes(np.zeros(0, dtype=np.int32), none, none), none, none, none)
