@@ -14,7 +14,7 @@ from tripletune.config import IngestConfig
 from tripletune.data.release import archive
 from tripletune.data.release.movielens import ingest_release
 from tripletune.errors import InputError
-from tripletune.schemas.ingest import LINKS, MOVIES, RATINGS, REJECTS, TAGS, USERS
+from tripletune.schemas.ingest import LINKS, MOVIES, ORDER, RATINGS, REJECTS, TAGS, USERS
 
 MOVIES_CSV = 'movieId,title,genres\r\n1,Toy Story (1995),Animation|Comedy\r\n7,"Net, The (1995)",Thriller\r\n'
 RATINGS_CSV = "userId,movieId,rating,timestamp\r\n5,7,4.0,200\r\n5,1,3.5,100\r\n9,1,0.5,50\r\n"
@@ -33,7 +33,7 @@ def release(folder: Path, **files: str | bytes) -> Path:
 def ingest(source: Path, out: Path, settings: IngestConfig = LENIENT) -> tuple[dict[str, pl.DataFrame], dict]:
     out.mkdir(exist_ok=True)
     facts = ingest_release(source, out, settings)
-    names = ("ratings", "movies", "tags", "links", "users", "rejects")
+    names = ("ratings", "order", "movies", "tags", "links", "users", "rejects")
     return {name: pl.read_parquet(out / f"{name}.parquet") for name in names}, facts
 
 
@@ -56,6 +56,7 @@ def test_a_good_release_is_kept_whole_typed_and_sorted_by_user_and_movie(tmp_pat
         (7, "Net, The (1995)", 1995, ["Thriller"]),
     ]
     schemas = {"ratings": RATINGS, "movies": MOVIES, "tags": TAGS, "links": LINKS, "users": USERS, "rejects": REJECTS}
+    schemas["order"] = ORDER
     assert {name: table.schema for name, table in tables.items()} == schemas
     assert (facts["rows_in"], facts["rows_kept"], facts["rows_rejected"]) == (3, 3, 0)
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(f"{name}.parquet" for name in schemas)
@@ -98,6 +99,7 @@ def test_of_two_ratings_of_one_film_the_newest_counts_and_at_equal_times_the_hig
     text = "userId,movieId,rating,timestamp\n" + "\n".join(rows[i] for i in order)
     tables, facts = ingest(release(tmp_path / "ml", ratings=text), tmp_path / "out")
     assert tables["ratings"].rows() == [(1, 1, 1.0, 300), (1, 7, 4.0, 50), (2, 1, 5.0, 10)]
+    assert tables["order"]["row"].to_list() == [order.index(row) + 2 for row in (0, 3, 4)]
     assert {reason.split(":")[0] for reason in tables["rejects"]["reason"]} == {"duplicate"}
     assert sorted(tables["rejects"]["line"]) == sorted(order.index(i) + 2 for i in (1, 2))
     assert facts["rows_in"] == facts["rows_kept"] + facts["rows_rejected"] == 5

@@ -105,6 +105,28 @@ def test_ties_are_in_the_order_of_movie_ids_where_published_numbers_ask_for_it()
         )
 
 
+def test_ties_are_in_the_order_of_the_file_where_published_numbers_ask_for_it():
+    ratings = random_ratings(6)
+    rows = np.random.default_rng(2).permutation(len(ratings)) + 2**31
+    ratings = ratings.with_columns(row=pl.Series(rows, dtype=pl.UInt32))
+    got = split_ratings(ratings, SplitConfig(tie_order="file"), 0)
+    assert got.select("user_id", "movie_id").equals(
+        ratings.sort("user_id", "timestamp", "row").select("user_id", "movie_id")
+    )
+
+
+@pytest.mark.parametrize("least", [1, 2, 5, 14])
+def test_users_and_films_with_few_ratings_are_dropped_by_their_counts_before(least):
+    ratings = random_ratings(4)
+    kept = ratings.filter(
+        pl.len().over("user_id") >= least,
+        pl.len().over("movie_id") >= least,
+    )
+    got = split_ratings(ratings, SplitConfig(min_interactions=least), 3)
+    assert got.rows() == reference(kept, SplitConfig(), 3)
+    assert 0 < len(got) <= len(ratings)
+
+
 def test_times_before_1970_come_first():
     rows = [(1, movie, 5.0, time) for movie, time in enumerate([5, -3, 0, -1_000_000_000])]
     got = split_ratings(pl.DataFrame(rows, schema=RATINGS, orient="row"), SplitConfig(), 0)

@@ -102,9 +102,11 @@ class SplitConfig(Section):
     protocol: Literal["leave_one_out", "global_time", "ratio"] = "leave_one_out"
     """leave_one_out: each user's newest like is test; global_time: one date separates past and future for all users;
     ratio: a share of each user's likes is held out, for retrieval benchmarks only."""
-    tie_order: Literal["hash", "movie_id"] = "hash"
-    """Order of a user's ratings with the same timestamp. ``movie_id`` leaks part of the answer to sequence models and
-    exists only to reproduce published numbers."""
+    tie_order: Literal["hash", "movie_id", "file"] = "hash"
+    """Order of a user's ratings with the same timestamp. ``movie_id`` and ``file``, the order of the release, leak part
+    of the answer to sequence models and exist only to reproduce published numbers."""
+    min_interactions: Annotated[int, Field(ge=0)] = 0
+    """Users and films with fewer ratings than this are dropped, as public benchmarks do with 5; 0 keeps all."""
     valid_from: date | None = None
     """global_time: likes from this day (UTC) on are not used in training."""
     test_from: date | None = None

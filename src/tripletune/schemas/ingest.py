@@ -17,6 +17,13 @@ def midnight(day: date) -> int:
 RATINGS = columns({"user_id": pl.Int32, "movie_id": pl.Int32, "rating": pl.Float32, "timestamp": pl.Int64})
 """ingest/ratings.parquet: one row per kept rating, sorted by user and movie; seconds since 1970 UTC."""
 
+ORDER = columns({"row": pl.UInt32})
+"""ingest/order.parquet, not of a feed: row by row as in ratings.parquet; read by split.tie_order = "file" alone.
+
+Columns:
+    row: line of the rating in the release's file
+"""
+
 MOVIES = columns({"movie_id": pl.Int32, "title": pl.String, "year": pl.Int16, "genres": pl.List(pl.String)})
 """ingest/movies.parquet: ``title`` as in the release; ``year`` from its closing brackets, null if none;
 ``genres`` is empty for "(no genres listed)".

@@ -18,7 +18,7 @@ _PAIR = pl.col("user_id").cast(pl.Int64) * (1 << 32) + pl.col("movie_id")
 
 
 def merge_ratings(files: Sequence[Parsed], movie_ids: pl.Series) -> Sifted:
-    """Merge parsed files into schema RATINGS, sorted by user and movie.
+    """Merge parsed files into schema RATINGS, with the line of each in its file as ``row``, sorted by user and movie.
 
     Of several ratings of one film by one user the newest is kept, and of equally new ones the highest, independent of
     the order of rows and files.
@@ -45,7 +45,8 @@ def merge_ratings(files: Sequence[Parsed], movie_ids: pl.Series) -> Sifted:
         for number in refused["file"].unique().sort():
             of_file = refused.filter(pl.col("file") == number)
             rejects.append(field_rejects(of_file, files[number].file, rule, "movie_id", files[number].movie_column))
-    return Sifted(merged.select(*RATINGS), pl.concat([pl.DataFrame(schema=REJECTS), *rejects]).sort("file", "line"))
+    rejects = [pl.DataFrame(schema=REJECTS), *rejects]
+    return Sifted(merged.select(*RATINGS, row="line"), pl.concat(rejects).sort("file", "line"))
 
 
 def _in_order(rows: pl.DataFrame) -> bool:

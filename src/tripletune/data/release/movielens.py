@@ -20,12 +20,13 @@ from tripletune.data.release.ratings import parse_ratings
 from tripletune.data.release.rules import DUPLICATE
 from tripletune.data.release.tables import Sifted
 from tripletune.errors import InputError
+from tripletune.schemas.ingest import ORDER, RATINGS
 from tripletune.store.parquet import ROW_GROUP, write_parquet
 from tripletune.store.paths import SCRATCH, Facts
 
 
 def ingest_release(release: Path, out: Path, settings: IngestConfig, feed: Sequence[FeedPart] | None = None) -> Facts:
-    """Read a release and write ``ratings movies tags links users rejects .parquet``.
+    """Read a release and write ``ratings movies tags links users rejects .parquet``, and ``order`` without a feed.
 
     Args:
         release: a folder or a zip in one of the layouts of ``layouts.py``, at its top or one folder down.
@@ -51,7 +52,9 @@ def ingest_release(release: Path, out: Path, settings: IngestConfig, feed: Seque
         # each table is written before the next is read: the ratings need most of the memory
         ratings = _merge_feed(feed, movie_ids) if feed else _read_ratings(folder, layout, movie_ids, settings)
         viewers = ratings.kept["user_id"].n_unique()
-        written.add("ratings", ratings, source="" if feed is None else "source.feed.ratings")
+        written.add("ratings", ratings, RATINGS, source="" if feed is None else "source.feed.ratings")
+        if feed is None:
+            write_parquet(out / "order.parquet", ratings.kept.select(*ORDER), row_group_size=ROW_GROUP)
         del ratings
         written.add("tags", read_tags(folder, layout, movie_ids, settings))
         written.add("links", read_links(folder, layout, movie_ids))
@@ -81,14 +84,15 @@ class _Written:
     counts: dict[str, Facts] = field(default_factory=dict)
     rejects: list[pl.DataFrame] = field(default_factory=list)
 
-    def add(self, name: str, table: Sifted, source: str = "") -> None:
-        """Write a table; only its rejects stay in memory.
+    def add(self, name: str, table: Sifted, schema: pl.Schema | None = None, source: str = "") -> None:
+        """Write a table, or its columns in ``schema``; only its rejects stay in memory.
 
         Raises:
             InputError: too many of its rows were rejected; ``source`` names their origin, if not the release.
         """
         _refuse_damage(source or str(self.release), name, table, self.settings)
-        write_parquet(self.out / f"{name}.parquet", table.kept, row_group_size=ROW_GROUP)
+        kept = table.kept.select(*schema) if schema else table.kept
+        write_parquet(self.out / f"{name}.parquet", kept, row_group_size=ROW_GROUP)
         self.counts[name] = _counts(table)
         self.rejects.append(table.rejects)
 

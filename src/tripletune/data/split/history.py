@@ -16,7 +16,7 @@ import numpy.typing as npt
 import polars as pl
 
 from tripletune.errors import InputError
-from tripletune.schemas.ingest import RATINGS
+from tripletune.schemas.ingest import ORDER, RATINGS
 from tripletune.stable_hash import UInt64Array, pair_hash
 
 Ints = npt.NDArray[np.int64]
@@ -37,6 +37,8 @@ class Ratings:
     movie_R: npt.NDArray[np.int32]
     rating_R: npt.NDArray[np.float32]
     time_R: Ints
+    place_R: npt.NDArray[np.uint32] | None = None
+    """Place in the release's file; only read where it orders ties."""
 
     @property
     def num_viewers(self) -> int:
@@ -50,12 +52,28 @@ class Ratings:
         """Repeat a value of each user on each of its rows; shape (R,)."""
         return np.repeat(value_V, self.count_V)
 
+    def keep(self, kept_R: npt.NDArray[np.bool_]) -> Ratings:
+        """Some of the ratings; users left without any are dropped."""
+        count_V = np.add.reduceat(kept_R, self.first_V, dtype=np.int64) if self.num_ratings else self.count_V
+        left_V = count_V > 0
+        count_V = count_V[left_V]
+        return Ratings(
+            self.user_ids_V[left_V],
+            count_V,
+            np.cumsum(count_V) - count_V,
+            self.movie_R[kept_R],
+            self.rating_R[kept_R],
+            self.time_R[kept_R],
+            None if self.place_R is None else self.place_R[kept_R],
+        )
 
-def read_ratings(path: Path) -> Ratings:
+
+def read_ratings(path: Path, order: Path | None = None) -> Ratings:
     """Read a Parquet file of schema RATINGS, column by column, so that all of them never exist twice in memory.
 
     Args:
         path: sorted by user; any order within a user.
+        order: file of schema ORDER; None where the ratings' places in the release are not needed.
 
     Raises:
         InputError: the file is not sorted by user.
@@ -67,10 +85,20 @@ def read_ratings(path: Path) -> Ratings:
         raise InputError(f"{path} is not sorted by user_id; run ingest again")
     first_V = np.flatnonzero(np.diff(user_R, prepend=user_R[:1] - 1))
     count_V = np.diff(first_V, append=len(user_R))
-    return Ratings(user_R[first_V], count_V, first_V, columns["movie_id"], columns["rating"], columns["timestamp"])
+    return Ratings(
+        user_R[first_V],
+        count_V,
+        first_V,
+        columns["movie_id"],
+        columns["rating"],
+        columns["timestamp"],
+        pl.read_parquet(order, schema=ORDER)["row"].rechunk().to_numpy() if order else None,
+    )
 
 
-def in_time_order(ratings: Ratings, users_B: Ints, *, tie_order: Literal["hash", "movie_id"], seed: int) -> Ratings:
+def in_time_order(
+    ratings: Ratings, users_B: Ints, *, tie_order: Literal["hash", "movie_id", "file"], seed: int
+) -> Ratings:
     """Select the ratings of some users, each user's oldest first.
 
     Args:
@@ -86,6 +114,9 @@ def in_time_order(ratings: Ratings, users_B: Ints, *, tie_order: Literal["hash",
     movie_R, time_R = ratings.movie_R[row_R], ratings.time_R[row_R]
     if tie_order == "hash":
         tie_R = pair_hash(np.repeat(user_ids_V, count_V), movie_R, seed)
+    elif tie_order == "file":
+        assert ratings.place_R is not None, "read_ratings was given the order"
+        tie_R = ratings.place_R[row_R].astype(np.uint64) << np.uint64(32)
     else:
         tie_R = movie_R.astype(np.uint64) << np.uint64(33)  # ids have 31 bits: the most significant ones come first
     order_R = _sort_within(count_V, time_R, tie_R)

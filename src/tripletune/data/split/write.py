@@ -42,7 +42,7 @@ def write_split(ratings: Path, out: Path, settings: SplitConfig, seed: int) -> F
     """Split and write ``out/shard=NNN/part.parquet``, one per bucket of users, each sorted by user and position.
 
     Args:
-        ratings: Parquet, schema RATINGS, sorted by user.
+        ratings: Parquet, schema RATINGS, sorted by user; ``tie_order = "file"`` reads ``order.parquet`` next to it.
         out: the work folder.
         settings: the protocol, thresholds, how many likes each label takes, and the number of shards.
         seed: orders ties in time, draws the unseen users, the likes of a random ``ratio`` and the bucket of a user.
@@ -53,9 +53,13 @@ def write_split(ratings: Path, out: Path, settings: SplitConfig, seed: int) -> F
 
     Raises:
         InputError: the ratings are not sorted by user, or the frozen queries cannot be read or are of other ratings.
-        ConfigError: the dates of ``global_time`` leave no valid or no test query.
+        ConfigError: the dates of ``global_time`` leave no valid or no test query, or ``min_interactions`` no rating.
     """
-    grouped = read_ratings(ratings)
+    order = ratings.with_name("order.parquet") if settings.tie_order == "file" else None
+    everything = read_ratings(ratings, order)
+    grouped = drop_rare(everything, settings.min_interactions)
+    if everything.num_ratings and not grouped.num_ratings:
+        raise ConfigError(f"split.min_interactions = {settings.min_interactions} leaves no rating; lower it")
     shards = _users_of_shards(grouped, settings.shards, seed)
     frozen = _read_frozen(settings)
 
@@ -79,7 +83,7 @@ def write_split(ratings: Path, out: Path, settings: SplitConfig, seed: int) -> F
         _require_questions(labels, grouped, settings)
     return {
         "protocol": settings.protocol,
-        "rows_in": grouped.num_ratings,
+        "rows_in": everything.num_ratings,
         **{name: counts[name] for name in ("rows_kept", "viewers", "unseen_viewers")},
         "likes": sum(labels[name] for name in LIKE_LABELS),
         "labels": labels,
@@ -87,6 +91,14 @@ def write_split(ratings: Path, out: Path, settings: SplitConfig, seed: int) -> F
         "shards": settings.shards,
         **frozen_facts,
     }
+
+
+def drop_rare(ratings: Ratings, least: int) -> Ratings:
+    """Drop users and films with fewer than ``least`` ratings, both counted before anything is dropped."""
+    if not least:
+        return ratings
+    _, film_R, count_M = np.unique(ratings.movie_R, return_inverse=True, return_counts=True)
+    return ratings.keep(ratings.per_row(ratings.count_V >= least) & (count_M[film_R] >= least))
 
 
 def _users_of_shards(ratings: Ratings, num_shards: int, seed: int) -> list[Ints]:
