@@ -12,9 +12,9 @@ from types import ModuleType
 
 import polars as pl
 
-from docs.picture import stage_parents
 from docs.reference.docstrings import attribute_docstrings, split_columns, table, to_markdown
 from tripletune import schemas
+from tripletune.pipeline.registry import BY_NAME
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +60,7 @@ def page() -> str:
         "or dtypes is refused by name. Paths are below `artifacts/<dataset>/`, with the stage's fingerprint after its "
         "name.",
     ]
-    order = list(stage_parents())
+    order = list(BY_NAME)
     stage = None
     for file in sorted(files(), key=lambda file: order.index(file.stage) if file.stage else len(order)):
         if file.stage != stage:

@@ -14,13 +14,14 @@ from safetensors.torch import load_file, save_file
 from tests.graph_cases import plant_split
 from tripletune.config import SasrecConfig
 from tripletune.errors import InputError
-from tripletune.models.sasrec.fit import SasrecTrainer, ask_next, cut_windows, train_sasrec
-from tripletune.models.sasrec.model import SASRec, Shape, pack_newest
+from tripletune.models.sasrec.fit import SasrecTrainer, ask_next, train_sasrec
+from tripletune.models.sasrec.model import SASRec, Shape
 from tripletune.models.sasrec.serve import load_sasrec
-from tripletune.models.sasrec.start import film_factors
 from tripletune.models.serving.catalogue import Likes as ServedLikes
 from tripletune.models.training.interactions import Batch, Likes, read_interactions
 from tripletune.models.training.loop import judge
+from tripletune.models.training.start import film_factors
+from tripletune.models.training.windows import cut_windows, pack_newest
 
 SHAPE = Shape(num_movies=30, dim=8, layers=2, heads=2, max_length=20)
 
@@ -125,10 +126,11 @@ def test_windows_are_runs_of_the_history_and_end_anywhere():
     count_B = torch.tensor([3, 9, 1])
     user_R = torch.repeat_interleave(count_B)
     place_R = torch.cat([torch.arange(count) for count in count_B])
-    batch = Batch(torch.arange(3), user_R, 10 * user_R + place_R, place_R, count_B)
+    movie_R = 10 * user_R + place_R
+    batch = Batch(torch.arange(3), user_R, movie_R, place_R, count_B, torch.arange(13))
     generator, ends = torch.Generator().manual_seed(0), set()
     for _ in range(60):
-        window_BW, length_B = cut_windows(batch, 5, generator)
+        window_BW, length_B = cut_windows(batch, movie_R, 5, generator)
         assert length_B.tolist() == [3, 5, 1]
         assert window_BW[0].tolist() == [0, 1, 2, 0, 0]
         assert window_BW[1].diff().tolist() == [1] * 4

@@ -11,13 +11,14 @@ from typing import Any
 
 import polars as pl
 import pytest
-from written_run import Run, rewrite, title, with_text, write_run
+from written_run import DISLIKED, UNSEEN, Run, rewrite, title, with_text, write, write_run
 
 from tripletune.audit.audit import audit_shards
 from tripletune.audit.leaks import Leak, format_leaks, refuse_leaks, write_leaks
 from tripletune.cli.main import main
 from tripletune.config import RunConfig
 from tripletune.errors import InputError
+from tripletune.schemas.training import READ_BY, READ_BY_NAME
 from tripletune.store.paths import RunPaths
 from tripletune.store.runs import RunRecord, read_run
 from tripletune.store.runs import write_run as write_record
@@ -100,6 +101,34 @@ def test_a_fit_that_saw_more_than_its_likes_is_found(
     assert [(leak.rule, leak.kind) for leak in leaks] == [(1, kind)]
     assert specialist in leaks[0].subject
     assert str(film) in leaks[0].detail
+
+
+def test_ratings_that_a_model_reads_without_being_trained_on_them_end_with_its_last_like(run: Run) -> None:
+    fitted = {**run.specialists, "sequence": run.root / "sequence"}
+    shutil.copytree(run.lightgcn, fitted["sequence"])
+
+    def leaks(*planted: tuple[int, int, str]) -> list[tuple[int, str]]:
+        rows = [{"user_id": user, "movie_id": run.order[user][place], "fit": fit} for user, place, fit in planted]
+        write(fitted["sequence"] / READ_BY_NAME, rows, READ_BY)
+        found = audit_shards(run.generate, run.split, run.retrieve, fitted)
+        assert all(leak.subject.startswith("sequence fit") for leak in found)
+        return sorted((leak.rule, leak.kind) for leak in found)
+
+    low = DISLIKED[0]
+    assert leaks((3, low, "a"), (3, low, "b")) == []
+    assert leaks((3, 10, "a")) == [
+        (1, "reads a like that it is not trained on"),
+        (1, "reads a rating after the last like of its fit"),
+    ]
+    assert leaks((UNSEEN[0], low, "a")) == [
+        (1, "reads a rating after the last like of its fit"),
+        (1, "reads a rating of an unseen user"),
+    ]
+    assert leaks((3, -1, "a")) == [(1, "reads a row that the split does not hold")]
+    # the likes of fit a end before the low rating
+    trained = fitted["sequence"] / "trained_on.parquet"
+    rewrite(trained, lambda rows: [row for row in rows if row["movie_id"] in run.order[3][:low]])
+    assert leaks((3, low, "a")) == [(1, "reads a rating after the last like of its fit")]
 
 
 def test_ease_on_more_than_its_likes_is_found(run: Run) -> None:

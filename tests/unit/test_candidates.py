@@ -287,8 +287,9 @@ def test_an_ad_hoc_viewer_gets_what_a_viewer_of_the_split_gets(world, out, rows)
     stranger = asked.select(QUERY_KEY)
     films = pl.Series("movie_id", liked[::-1], pl.Int32).to_frame()
     given = stranger.join(films, how="cross").with_row_index("age")
-    mask = stranger.join(pl.Series("movie_id", seen, pl.Int32).to_frame(), how="cross")
-    no_answers = mask.clear().with_columns(rating=pl.lit(None, pl.Float32))
+    events = {"rating": pl.lit(4.0, pl.Float32), "timestamp": pl.lit(0, pl.Int64), "like": pl.lit(value=True)}
+    mask = stranger.join(pl.Series("movie_id", seen, pl.Int32).to_frame(), how="cross").with_columns(**events)
+    no_answers = mask.clear().select(*QUERY_KEY, "movie_id", "rating")
     retrieved, choices = retriever.retrieve_users(asked, given, mask, no_answers)
     got = retrieved.row(0, named=True)
     assert {name: got[name] for name in ("candidates", "ranking", "similar")} == {

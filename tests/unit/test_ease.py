@@ -340,7 +340,8 @@ def test_an_ad_hoc_viewer_gets_what_a_viewer_of_the_split_gets(world, fitted, ou
     asked = pl.DataFrame({"user_id": [-1], "purpose": ["test"], "unseen": [True], "cutoff": [0]})
     stranger = {"user_id": -1, "purpose": "test", "cutoff": 0}
     given = pl.DataFrame([{**stranger, "movie_id": film, "age": age} for age, film in enumerate(liked)])
-    mask = pl.DataFrame([{**stranger, "movie_id": film} for film in mine["movie_id"]])
+    events = {"rating": 4.0, "timestamp": 0, "like": True}
+    mask = pl.DataFrame([{**stranger, "movie_id": film, **events} for film in mine["movie_id"]])
     asked, given, mask = (
         frame.cast({name: dtype for name, dtype in key.items() if name in frame.columns})
         for frame in (asked, given, mask)

@@ -301,7 +301,8 @@ def test_an_ad_hoc_viewer_gets_a_prompt_by_the_same_way(world):
     base = {"user_id": [-1, -1], "purpose": ["test"] * 2, "cutoff": [3] * 2}
     history = pl.DataFrame(base | {"movie_id": [5, 9], "age": [0, 1]}, schema_overrides=key | film)
     seen = pl.DataFrame(
-        {"user_id": [-1] * 3, "purpose": ["test"] * 3, "cutoff": [3] * 3, "movie_id": [5, 9, 11]},
+        {"user_id": [-1] * 3, "purpose": ["test"] * 3, "cutoff": [3] * 3, "movie_id": [5, 9, 11]}
+        | {"rating": [4.0, 4.0, 1.0], "timestamp": [0, 0, 0], "like": [True, True, False]},
         schema_overrides=key | film,
     )
     evidence = pl.DataFrame(

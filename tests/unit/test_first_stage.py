@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 from pathlib import Path
 
 import polars as pl
@@ -20,6 +22,7 @@ from tripletune.pipeline.resolve import resolve
 from tripletune.pipeline.stages import run_sasrec
 from tripletune.prompts.engine import prompt_contract
 from tripletune.retrieve.candidates import retrieve_all
+from tripletune.retrieve.fusion import learn_fusion, read_fusion
 from tripletune.store.runs import RunRecord, write_run
 
 SEED = 7
@@ -47,7 +50,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> small_world.World:
     return world
 
 
-def retrieve(world, out: Path, settings: RetrieveConfig, sasrec: Path | None = None) -> Path:
+def retrieve(
+    world, out: Path, settings: RetrieveConfig, sasrec: Path | None = None, fusion: Path | None = None
+) -> Path:
     out.mkdir(parents=True)
     retrieve_all(
         world.split,
@@ -57,7 +62,16 @@ def retrieve(world, out: Path, settings: RetrieveConfig, sasrec: Path | None = N
         settings,
         num_liked_triples=4,
         seed=SEED,
+        fusion=fusion,
     )
+    return out
+
+
+@pytest.fixture(scope="module")
+def learned(world, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("fusion")
+    trained = {"lightgcn": world.lightgcn, "sasrec": world.sasrec, "ease": world.ease}
+    learn_fusion(world.split, trained, out, FUSED, SEED)
     return out
 
 
@@ -89,6 +103,48 @@ def test_the_fused_candidates_are_those_of_reciprocal_ranks_added_by_hand(fused)
         assert worth == sorted(worth, reverse=True)
         assert min(worth) >= max(value for film, value in score.items() if film not in by_retriever["fused"]) - 1e-9
         assert shown[question] == by_retriever["fused"][:12]
+
+
+def test_the_stage_ranks_the_valid_likes_as_retrieve_does(world, learned, fused):
+    facts = json.loads((learned / "fusion.json").read_text())
+    warm = [
+        row
+        for row in pl.read_parquet(fused / "rankings.parquet").iter_rows(named=True)
+        if row["purpose"] == "valid" and not row["unseen"]
+    ]
+    for name in WEIGHTS:
+        mine = [row["top"][:10] for row in warm if row["retriever"] == name]
+        answers = [row["answer"] for row in warm if row["retriever"] == name]
+        gains = [
+            1 / math.log2(top.index(answer) + 2) if answer in top else 0.0
+            for top, answer in zip(mine, answers, strict=True)
+        ]
+        assert facts["valid"]["queries"] == len(gains)
+        assert facts["valid"]["ndcg_at_10"][name] == pytest.approx(sum(gains) / len(gains), abs=1e-6)
+    singles = [facts["valid"]["ndcg_at_10"][name] for name in WEIGHTS]
+    assert facts["valid"]["ndcg_at_10"]["fused"] >= min(singles)
+    # every target like of a warm user is ranked, from the rows before it
+    rows = small_world.read_split(world)
+    targets = rows.filter(pl.col("label") == "target", ~pl.col("unseen"))
+    assert facts["target"]["queries"] == len(targets)
+
+
+def test_the_learned_weights_make_the_fused_list(world, learned, tmp_path):
+    weights = json.loads((learned / "fusion.json").read_text())["weights"]
+    assert sum(weights.values()) == pytest.approx(1)
+    got = candidates(retrieve(world, tmp_path / "learned", FUSED, fusion=learned))
+    fixed = FUSED.model_copy(update={f"fused_{name}": weight for name, weight in weights.items()})
+    assert got == candidates(retrieve(world, tmp_path / "fixed", fixed))
+
+
+def test_weights_of_other_lists_and_a_damaged_file_are_refused_in_one_line(learned, tmp_path):
+    with pytest.raises(
+        InputError, match=r"fuses lightgcn, ease, sasrec, and this config ease, sasrec; run fusion again"
+    ):
+        read_fusion(learned, FUSED.model_copy(update={"fused_lightgcn": 0.0}))
+    (tmp_path / "fusion.json").write_text('{"weights": [1]}')
+    with pytest.raises(InputError, match=r"must hold 'weights' by list .*; run fusion again"):
+        read_fusion(tmp_path, FUSED)
 
 
 def test_every_retriever_is_measured_beside_the_fused_one(fused):
@@ -184,6 +240,6 @@ def test_the_contract_names_the_settings_of_the_lists_that_are_shown():
         "ease_max_films": 10_000,
     }
     assert settings(retriever="fused").keys() == {
-        *("fused_lightgcn", "fused_ease", "fused_sasrec", "fused_k", "fused_films"),
+        *("fused_lightgcn", "fused_ease", "fused_sasrec", "fused_sequence", "fused_k", "fused_films"),
         *("ease_lambda", "ease_history_age", "ease_max_films"),
     }

@@ -329,13 +329,14 @@ def test_a_damaged_earlier_output_is_not_used(second, first, tmp_path, stage):
 
 
 def test_a_digest_sees_each_column_and_no_row_after_the_last_answer(world):
-    rows = small_world.read_split(world).drop("timestamp")
+    rows = small_world.read_split(world)
     before = digest_users(rows)
     assert before["user_id"].to_list() == [user for user in range(1, 41) if user != 39]
     mine = (pl.col("user_id") == 5) & (pl.col("position") == 2)
     changes = {
         "movie_id": pl.lit(999, pl.Int32),
         "rating": pl.col("rating") + 0.5,
+        "timestamp": pl.col("timestamp") + 1,
         "label": pl.lit("later", SPLIT_LABELS),
         "unseen": ~pl.col("unseen"),
     }
@@ -346,5 +347,5 @@ def test_a_digest_sees_each_column_and_no_row_after_the_last_answer(world):
     swapped = pl.col("position").replace({2: 3, 3: 2})
     turned = rows.with_columns(position=pl.when(pl.col("user_id") == 5).then(swapped).otherwise("position"))
     assert digest_users(turned).filter(pl.col("rows") != before["rows"])["user_id"].to_list() == [5]
-    late = add(small_world.read_split(world), 5, 59, 1.0, "other").drop("timestamp")
+    late = add(small_world.read_split(world), 5, 59, 1.0, "other")
     assert digest_users(late).equals(before)

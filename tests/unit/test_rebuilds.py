@@ -163,6 +163,16 @@ def test_code_of_a_retriever_that_is_not_trained_does_not_count(tree):
     assert rebuilt(without, lambda: append(tree / "models/sasrec/serve.py", CODE)) == []
 
 
+def test_learned_weights_are_learned_again_where_the_lists_can_change(tree):
+    learned = config(retrieve={"fusion": "learned"})
+    fused = ["fusion", *RETRIEVE.split()]
+    assert rebuilt(learned, lambda: append(tree / "retrieve/weights.py", CODE)) == fused
+    assert rebuilt(learned, lambda: append(tree / "models/ease/serve.py", CODE)) == fused
+    assert rebuilt(learned, lambda: append(tree / "models/rgat/fit.py", CODE)) == ["rgat", *RETRIEVE.split()]
+    deeper = config(retrieve={"fusion": "learned", "fused_k": 9.0})
+    assert rebuilt(learned, lambda: None, deeper) == fused
+
+
 def test_an_edit_of_a_stages_own_function_rebuilds_it(tree):
     def edit() -> None:
         path = tree / "pipeline/stages.py"
@@ -220,14 +230,16 @@ def test_a_setting_rebuilds_the_stages_that_read_it(changed, stages):
 
 def test_every_setting_of_a_run_counts_for_some_stage_or_is_known_not_to():
     """A setting that a stage's declaration forgets would change bytes and rebuild nothing."""
-    settings = config(split={"frozen": ""})
+    settings = config(split={"frozen": ""}, retrieve={"fused_sequence": 1.0})
     counted: set[str] = set()
     for stage in reusable_stages(settings):
-        counted |= stage.ingredients(settings, dict.fromkeys(INGEST.split(), ""), {})["fields"].keys()
+        counted |= stage.ingredients(settings, dict.fromkeys([*INGEST.split(), "sequence"], ""), {})["fields"].keys()
     sections = ("source", "quality", "promote", "tracking", "specialists", "workers")
     by_content = {"split.frozen", "finetune.accelerate_config", "prompt.template", "dataset"}
-    limits = {f"{name}.checkpoint_minutes" for name in ("rgat", "lightgcn", "sasrec")} | {"finetune.timeout_minutes"}
-    inside_weights = {f"retrieve.fused_{name}" for name in ("lightgcn", "ease", "sasrec", "films")}
+    limits = {f"{name}.checkpoint_minutes" for name in ("rgat", "lightgcn", "sasrec", "sequence")} | {
+        "finetune.timeout_minutes"
+    }
+    inside_weights = {f"retrieve.fused_{name}" for name in ("lightgcn", "ease", "sasrec", "sequence", "films")}
     rest = {name for name in settings.flat() if name.split(".")[0] not in sections} - counted
     assert rest == by_content | limits | inside_weights | {"split.dislike"} - counted
 
@@ -253,7 +265,7 @@ def test_the_libraries_that_a_stage_imports_are_those_it_declares():
     for stage in reusable_stages(settings):
         closure = stage.sources(settings)
         imported = installed_packages(closure.hashes) - no_bytes
-        declared = stage.ingredients(settings, dict.fromkeys(INGEST.split(), ""), {})["libraries"].keys()
+        declared = stage.ingredients(settings, dict.fromkeys([*INGEST.split(), "sequence"], ""), {})["libraries"].keys()
         # imported on the way by modules of the prompts, which are parents' work where these are not declared
         on_the_way = (
             {"torch", "transformers", "tokenizers", "pyarrow", "numpy"}

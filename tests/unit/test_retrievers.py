@@ -22,7 +22,7 @@ from tripletune.errors import ConfigError, InputError
 from tripletune.evaluate.tables import retrieval_rows
 from tripletune.models import registry
 from tripletune.models.registry import check_settings, load_retriever, model_settings, train_further
-from tripletune.models.serving.catalogue import Likes
+from tripletune.models.serving.catalogue import Likes, RatingEvents
 from tripletune.models.serving.retriever import Histories, RetrieverSpec
 from tripletune.models.serving.topk import Ragged
 from tripletune.pipeline.registry import BY_NAME
@@ -92,8 +92,18 @@ def test_some_users_histories_are_those_of_each_alone():
     likes = Likes(np.array([0, 0, 1, 2, 2]), np.array([5, 6, 7, 8, 9]), np.array([0, 1, 0, 0, 1]))
     seen = Ragged.from_pairs(np.array([0, 1, 1, 2]), np.array([3, 4, 5, 6]), 3)
     vectors_UD = torch.arange(6.0).view(3, 2)
-    part = Histories(likes=likes, seen=seen, lightgcn_UD=vectors_UD).of(np.array([2, 0]))
+    events = RatingEvents(
+        *(np.array([0, 0, 1, 2, 2]), np.array([6, 5, 7, 9, 8])),
+        *(np.array([3.0, 4.0, 5.0, 1.0, 2.0], dtype=np.float32), np.array([10, 20, 30, 40, 50])),
+        np.array([False, True, True, False, False]),
+    )
+    part = Histories(likes=likes, events=events, seen=seen, lightgcn_UD=vectors_UD).of(np.array([2, 0]))
     assert part.num_users == 2
+    of_part = (part.events.user_E, part.events.movie_E, part.events.rating_E, part.events.time_E, part.events.like_E)
+    assert list(zip(*(column.tolist() for column in of_part), strict=True)) == [
+        *[(0, 9, 1.0, 40, False), (0, 8, 2.0, 50, False)],
+        *[(1, 6, 3.0, 10, False), (1, 5, 4.0, 20, True)],
+    ]
     assert sorted(zip(part.likes.user_E, part.likes.movie_E, part.likes.age_E, strict=True)) == [
         *[(0, 8, 0), (0, 9, 1)],
         *[(1, 5, 0), (1, 6, 1)],
@@ -125,7 +135,7 @@ def test_a_run_without_further_retrievers_has_the_settings_and_the_contract_it_h
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"retriever": "eas"}, "retrieve.retriever = 'eas': input should be 'lightgcn', 'ease', 'sasrec' or 'fused'"),
+        ({"retriever": "eas"}, "'eas': input should be 'lightgcn', 'ease', 'sasrec', 'sequence' or 'fused'"),
         ({"fused_more": {"ease": 1}}, "ease has a key of its own; set retrieve.fused_ease instead"),
         ({"fused_more": {"itemknn": 1}}, "'itemknn' is no further retriever; config/models.py registers none"),
         ({"fused_more": {"itemknn": -1}}, "retrieve.fused_more.itemknn = -1: input should be greater than or equal"),

@@ -17,14 +17,14 @@ import polars as pl
 
 from tripletune.audit.leaks import MAX_PER_KIND, Leak, to_leaks
 from tripletune.audit.record import read_record
-from tripletune.audit.rules import Finding, fit_findings, liked_films, pinned_findings
+from tripletune.audit.rules import Finding, fit_findings, liked_films, pinned_findings, read_findings
 from tripletune.audit.shard import ShardAudit
 from tripletune.audit.split_rows import AT_ONCE, SplitRows
 from tripletune.errors import InputError
 from tripletune.schemas.answers import TITLES, AnswerStyle, answer_style
 from tripletune.schemas.generate import PROVEN
 from tripletune.schemas.hints import HINTS
-from tripletune.schemas.training import TRAINED_ON
+from tripletune.schemas.training import READ_BY, READ_BY_NAME, TRAINED_ON
 from tripletune.store.parquet import parquet_files, scan
 from tripletune.store.paths import MANIFEST, damaged_files, read_manifest
 from tripletune.threads import map_in_threads
@@ -209,12 +209,17 @@ def _require_columns(name: str, folder: Path) -> None:
 def _audit_fits(name: str, folder: Path, rows: SplitRows, limit: int | None) -> list[Leak]:
     """Rule 1, for the users of some split files at a time, so that memory does not grow with the release."""
     trained = scan(folder / "trained_on.parquet").select(list(TRAINED_ON))
+    read = scan(folder / READ_BY_NAME).select(list(READ_BY)) if (folder / READ_BY_NAME).is_file() else None
     leaks: list[Leak] = []
     for viewers in rows.users_by_files():
         group = trained.join(viewers.lazy(), on="user_id", how="inner", maintain_order="left").collect()
         # file by file: a lookup among few rows is several times as fast
         for part in group.partition_by("file", include_key=False):
             leaks += to_leaks(fit_findings(name, part, rows.of(part["user_id"])), limit=limit)
+        if read is not None:
+            mine = read.join(viewers.lazy(), on="user_id", how="inner").collect()
+            found = read_findings(name, mine.drop("file"), group.drop("file"), rows.of(mine["user_id"]))
+            leaks += to_leaks(found, limit=limit)
     strangers = trained.join(rows.viewers.lazy(), on="user_id", how="anti").slice(0, limit).collect()
     leaks += to_leaks(fit_findings(name, strangers, rows.of(strangers["user_id"])), limit=limit)
     return leaks

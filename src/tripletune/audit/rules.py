@@ -107,6 +107,42 @@ def fit_findings(specialist: str, trained: pl.DataFrame, rows: pl.DataFrame) -> 
     yield found("trained on an unseen user", pl.col("unseen"))
 
 
+def read_findings(specialist: str, read: pl.DataFrame, trained: pl.DataFrame, rows: pl.DataFrame) -> Iterator[Finding]:
+    """Rule 1 for a model that also reads ratings that are no likes: none after the last like that its fit trains on.
+
+    Args:
+        specialist: ``sequence``.
+        read: READ_BY of some users: ratings that are no likes.
+        trained: TRAINED_ON of the same users.
+        rows: the split's rows of the same users.
+    """
+    facts = rows.select("label", "unseen", "position", pair=pair("user_id"))
+    last = (
+        trained.with_columns(pair=pair("user_id"))
+        .join(facts, on="pair")
+        .group_by("user_id", "fit")
+        .agg(last=pl.col("position").max())
+    )
+    joined = (
+        read.with_columns(pair=pair("user_id"))
+        .join(facts, on="pair", how="left", maintain_order="left")
+        .join(last, on=["user_id", "fit"], how="left", maintain_order="left")
+    )
+    subject = pl.format(f"{specialist} fit {{}}, user {{}}", "fit", "user_id")
+
+    def found(kind: str, condition: pl.Expr) -> Finding:
+        bad = joined.filter(condition).with_columns(example_id=subject, column=pl.lit("read in training"))
+        return Finding(1, kind, _details(bad))
+
+    yield found("reads a row that the split does not hold", pl.col("label").is_null())
+    yield found("reads a like that it is not trained on", pl.col("label") != "other")
+    yield found("reads a rating of an unseen user", pl.col("unseen"))
+    yield found(
+        "reads a rating after the last like of its fit",
+        pl.col("label").is_not_null() & (pl.col("position") > pl.col("last")).fill_null(value=True),
+    )
+
+
 def column_findings(
     examples: pl.DataFrame, rows: pl.DataFrame, films: Mapping[str, Mapping[str, pl.DataFrame]], purpose: str
 ) -> Iterator[Finding]:

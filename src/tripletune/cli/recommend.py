@@ -74,6 +74,7 @@ def recommend_to_stranger(paths: RunPaths, config: RunConfig, liked: Sequence[st
         "user_id": [NOBODY] * len(films),
         "movie_id": films,
         "rating": [5.0] * len(films),
+        "timestamp": [0] * len(films),
         "position": range(len(films)),
         "label": ["graph"] * len(films),
         "unseen": [True] * len(films),
@@ -111,6 +112,7 @@ def _recommend(paths: RunPaths, config: RunConfig, rows: pl.DataFrame) -> list[R
         num_liked_triples=config.prompt.triples_for_liked,
         seed=config.seed,
         fits=("b",),
+        fusion=paths.require("fusion") if config.retrieve.learns_weights else None,
     )
     nothing = pl.DataFrame(
         schema={

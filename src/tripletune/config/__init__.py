@@ -25,6 +25,7 @@ from tripletune.config.models import (
     LightGCNConfig,
     RgatConfig,
     SasrecConfig,
+    SequenceConfig,
     SpecialistsConfig,
 )
 from tripletune.config.prompts import (
@@ -63,6 +64,7 @@ __all__ = [
     "SampleConfig",
     "SasrecConfig",
     "Section",
+    "SequenceConfig",
     "SourceConfig",
     "SpecialistsConfig",
     "SplitConfig",

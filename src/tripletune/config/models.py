@@ -8,8 +8,9 @@ from pydantic import Field, model_validator
 
 from tripletune.config.base import Positive, PositiveFloat, Section
 
-SHIPPED_RETRIEVERS = ("lightgcn", "ease", "sasrec")
-"""Retrievers with settings of their own: ``[lightgcn]``, ``[sasrec]``, ``retrieve.ease_*``, ``retrieve.fused_*``."""
+SHIPPED_RETRIEVERS = ("lightgcn", "ease", "sasrec", "sequence")
+"""Retrievers with settings of their own: ``[lightgcn]``, ``[sasrec]``, ``[sequence]``, ``retrieve.ease_*``,
+``retrieve.fused_*``."""
 RETRIEVERS = (*SHIPPED_RETRIEVERS,)
 """Folders below ``models/`` whose ``serve.py`` declares a retriever. The name of a further one is added here; its
 settings are ``[models.<name>]``, its weight in the fused list is ``retrieve.fused_more.<name>``."""
@@ -138,6 +139,64 @@ class SasrecConfig(Section):
 
     @model_validator(mode="after")
     def _heads_divide_width(self) -> SasrecConfig:
+        if self.dim % self.heads:
+            raise ValueError(f"dim = {self.dim} must be a multiple of heads = {self.heads}")
+        return self
+
+
+class SequenceConfig(Section):
+    """Next-like prediction from a user's whole stream of ratings, with a causal transformer."""
+
+    dim: Positive = 64
+    """Width of film and user vectors; a multiple of ``heads``."""
+    layers: Positive = 2
+    """Blocks."""
+    heads: Positive = 4
+    """Attention heads, initialised with memories of 2, 8, 32, ... events."""
+    max_length: Annotated[int, Field(ge=2)] = 100
+    """Newest ratings used for a user's vector."""
+    block: Literal["ligr", "hstu"] = "ligr"
+    """Block of the transformer. ligr: softmax attention and SwiGLU, each behind a gate; hstu: gated SiLU attention."""
+    events: Literal["ratings", "likes"] = "ratings"
+    """What the model reads: all ratings, or likes alone."""
+    stars: bool = True
+    """Whether it reads the height of a rating."""
+    time: bool = True
+    """Whether it reads the time between ratings, in log buckets: of neighbours, and as an attention bias."""
+    positions: bool = True
+    """Whether attention has a bias by the number of ratings between two places."""
+    tied: bool = True
+    """Whether films are scored by the vectors by which they are read; else by a table of their own."""
+    temperature: Annotated[float, Field(ge=0.0)] = 0.0
+    """Divisor of the cosine between user and film; 0 scores by the plain product."""
+    other_weight: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
+    """Weight in training of a next rating that is no like, next to 1 of a like."""
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.2
+    """Share of values set to zero in training."""
+    learning_rate: PositiveFloat = 0.003
+    """Step size of AdamW, after the warm-up."""
+    weight_decay: Annotated[float, Field(ge=0.0)] = 0.0
+    """Decoupled weight decay of matrices."""
+    warmup_steps: Positive = 20
+    """Steps over which the learning rate rises to its value."""
+    max_steps: Positive = 600
+    """Steps of fit b at most; fit a runs as many as fit b needed."""
+    eval_every: Positive = 20
+    """Steps between two evaluations of fit b on valid."""
+    patience: Positive = 4
+    """Evaluations of fit b without a better valid ndcg_at_10 before it stops."""
+    batch_viewers: Positive = 64
+    """Users in a step."""
+    sampled_films: Annotated[int, Field(ge=0)] = 512
+    """Films sampled per step in addition to the batch's targets, to represent the rest in the softmax; a smaller
+    catalogue is used whole. 0 always uses it whole."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Device of the training: auto uses a GPU if torch sees one."""
+    checkpoint_minutes: Annotated[float, Field(ge=0.0)] = 2.0
+    """Least time between two checkpoints, from which a killed training goes on; 0 writes one after every step."""
+
+    @model_validator(mode="after")
+    def _heads_divide_width(self) -> SequenceConfig:
         if self.dim % self.heads:
             raise ValueError(f"dim = {self.dim} must be a multiple of heads = {self.heads}")
         return self

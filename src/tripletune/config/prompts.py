@@ -23,14 +23,19 @@ class RetrieveConfig(Section):
     """Candidates and hints."""
 
     retriever: RetrieverName = "fused"
-    """Retriever of the candidates; hint 1 always has them in LightGCN's order. sasrec adds a stage that trains it;
-    fused merges the lists below by reciprocal rank."""
+    """Retriever of the candidates; hint 1 always has them in LightGCN's order. sasrec and sequence add a stage
+    that trains them; fused merges the lists below by reciprocal rank."""
+    fusion: Literal["learned", "fixed"] = "fixed"
+    """Weights of the fused list. learned: found on ``target`` and checked on ``valid`` likes, among the lists with a
+    weight below; fixed: the weights below."""
     fused_lightgcn: Weight = 0.0
     """Weight of LightGCN's list in the fused one; 0 drops it."""
     fused_ease: Weight = 1.0
     """Weight of EASE's list in the fused one; 0 drops it."""
     fused_sasrec: Weight = 1.0
     """Weight of SASRec's list in the fused one; 0 drops it."""
+    fused_sequence: Weight = 0.0
+    """Weight of the sequence model's list in the fused one; 0 drops it."""
     fused_more: dict[str, Weight] = Field(default={})
     """Weights of further retrievers' lists in the fused one, by name; a retriever that is not named has no part."""
     fused_k: Annotated[float, Field(gt=0.0, le=1e6)] = 20.0
@@ -74,6 +79,11 @@ class RetrieveConfig(Section):
         """Weight of each list in the fused one, zero weights dropped."""
         weights = {name: getattr(self, f"fused_{name}") for name in SHIPPED_RETRIEVERS} | self.fused_more
         return {name: weight for name, weight in weights.items() if weight}
+
+    @property
+    def learns_weights(self) -> bool:
+        """Whether the run has a stage ``fusion``."""
+        return self.retriever == "fused" and self.fusion == "learned"
 
     @property
     def lists(self) -> tuple[str, ...]:

@@ -17,6 +17,7 @@ from tripletune.config.models import (
     LightGCNConfig,
     RgatConfig,
     SasrecConfig,
+    SequenceConfig,
     SpecialistsConfig,
 )
 from tripletune.config.prompts import PromptConfig, QualityConfig, RetrieveConfig, SampleConfig, WorkersConfig
@@ -53,6 +54,7 @@ class RunConfig(Section):
     rgat: RgatConfig = RgatConfig()
     lightgcn: LightGCNConfig = LightGCNConfig()
     sasrec: SasrecConfig = SasrecConfig()
+    sequence: SequenceConfig = SequenceConfig()
     models: dict[str, dict[str, Any]] = Field(default={})
     """Settings of further retrievers by name; what keys there are, the ``Settings`` of ``models/<name>/fit.py`` say."""
     retrieve: RetrieveConfig = RetrieveConfig()
@@ -66,6 +68,14 @@ class RunConfig(Section):
     tracking: TrackingConfig = TrackingConfig()
     specialists: SpecialistsConfig = SpecialistsConfig()
     workers: WorkersConfig = WorkersConfig()
+
+    @model_validator(mode="after")
+    def _a_feed_has_no_order(self) -> RunConfig:
+        if self.split.tie_order == "file" and self.source.feed.ratings:
+            raise ValueError(
+                "split.tie_order = 'file' is the order of a release's file, and a feed has none; set 'hash'"
+            )
+        return self
 
     @model_validator(mode="after")
     def _budget_can_be_kept(self) -> RunConfig:
@@ -90,6 +100,16 @@ class RunConfig(Section):
         always = {"rgat", "lightgcn", *BASELINES}
         chosen = (name for name in RETRIEVERS if name in self.retrieve.lists and name not in always)
         return ("rgat", "lightgcn", *chosen, *BASELINES)
+
+    @property
+    def listed_stages(self) -> tuple[str, ...]:
+        """Stages whose models make lists of candidates, and LightGCN, whose catalogue they share."""
+        return tuple(dict.fromkeys(("lightgcn", *self.retrieve.lists)))
+
+    @property
+    def specialist_stages(self) -> tuple[str, ...]:
+        """Stages that ``specialists.pin`` takes from an earlier run: trained models, and the weights of their lists."""
+        return (*self.trained_stages, *(("fusion",) if self.retrieve.learns_weights else ()))
 
     @property
     def tags_before(self) -> date | None:

@@ -38,7 +38,7 @@ FAMILIES: tuple[dict[str, Any], ...] = (
         "below": True,
     },
 )
-CURVE_NAMES = {"lightgcn": "LightGCN", "rgat": "R-GAT", "sasrec": "SASRec"}
+CURVE_NAMES = {"lightgcn": "LightGCN", "rgat": "R-GAT", "sasrec": "SASRec", "sequence": "Sequence model"}
 """Titles of the training curves; any other stage that writes a ``curve.parquet`` is titled by its own name."""
 HEADLINES = (
     ("tuned", "ndcg_at_5", "tuned model, ndcg_at_5"),

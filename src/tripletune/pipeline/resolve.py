@@ -120,14 +120,14 @@ def _pinned_specialists(config: RunConfig, artifacts: Path) -> dict[str, str]:
             f"specialists.pin = {run.name!r} is a run of dataset {run.dataset!r}, not of {config.dataset!r}; "
             "name a run of the same dataset"
         )
-    untrained = [stage for stage in config.trained_stages if stage not in run.fingerprints]
+    untrained = [stage for stage in config.specialist_stages if stage not in run.fingerprints]
     if untrained:
         other = "set retrieve.retriever = 'ease' or 'lightgcn', " if untrained[0] == "sasrec" else ""
         raise ConfigError(
             f"specialists.pin = {run.name!r}, but that run has no {untrained[0]}, which this run reads; "
             f"pin a run that has, {other}or remove the pin for one run"
         )
-    pinned = {stage: run.fingerprints[stage] for stage in config.trained_stages}
+    pinned = {stage: run.fingerprints[stage] for stage in config.specialist_stages}
     kept = RunPaths(root=artifacts, dataset=run.dataset, fingerprints=pinned)
     for stage in pinned:
         if not kept.is_done(stage):

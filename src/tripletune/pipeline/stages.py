@@ -130,6 +130,22 @@ def run_sasrec(paths: RunPaths, config: RunConfig) -> Path:
     return _train("sasrec", paths, ("split",), train)
 
 
+def run_sequence(paths: RunPaths, config: RunConfig) -> Path:
+    """Train the sequence model, fits a and b; for retrieve.retriever = "sequence", or "fused" with a weight for it."""
+    from tripletune.models.sequence.fit import train_sequence
+
+    if "sequence" not in config.trained_stages:
+        raise ConfigError(
+            f"retrieve.retriever = {config.retrieve.retriever!r} needs no sequence model; set it to 'sequence', or to "
+            "'fused' with retrieve.fused_sequence above 0"
+        )
+
+    def train(split: Path, work: Path) -> Facts:
+        return train_sequence(split, work, config.sequence, config.seed)
+
+    return _train("sequence", paths, ("split",), train)
+
+
 def run_ease(paths: RunPaths, config: RunConfig) -> Path:
     """Fit EASE in closed form, fits a and b; b alone, for the comparison, where it makes no candidates."""
     from tripletune.models.ease.fit import train_ease
@@ -167,6 +183,23 @@ def _train(stage: str, paths: RunPaths, parents: tuple[str, ...], train: Train) 
     return paths.build(stage, lambda work: train(*folders, work))
 
 
+def run_fusion(paths: RunPaths, config: RunConfig) -> Path:
+    """Learn the weights of the fused list; for retrieve.retriever = "fused" with retrieve.fusion = "learned"."""
+    from tripletune.retrieve.fusion import learn_fusion
+
+    if not config.retrieve.learns_weights:
+        raise ConfigError(
+            f"retrieve.retriever = {config.retrieve.retriever!r} with retrieve.fusion = {config.retrieve.fusion!r} "
+            "learns no weights; set them to 'fused' and 'learned'"
+        )
+
+    def train(split: Path, work: Path) -> Facts:
+        trained = {stage: paths.require(stage) for stage in config.listed_stages}
+        return learn_fusion(split, trained, work, config.retrieve, config.seed)
+
+    return _train("fusion", paths, ("split",), train)
+
+
 def run_retrieve(paths: RunPaths, config: RunConfig) -> Path:
     """Retrieve candidates, hint lists, similar users' films and chosen triples of every user and purpose."""
     from tripletune.retrieve.candidates import retrieve_all
@@ -186,6 +219,7 @@ def run_retrieve(paths: RunPaths, config: RunConfig) -> Path:
             num_liked_triples=config.prompt.triples_for_liked,
             seed=config.seed,
             sample=config.sample,
+            fusion=paths.require("fusion") if config.retrieve.learns_weights else None,
             earlier=found.folder if isinstance(found, Earlier) else None,
         )
         log.info(describe("retrieve", found, facts))

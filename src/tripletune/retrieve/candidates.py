@@ -43,6 +43,7 @@ def retrieve_all(
     num_liked_triples: int,
     seed: int,
     sample: SampleConfig = EVERYBODY,
+    fusion: Path | None = None,
     earlier: Path | None = None,
 ) -> Facts:
     """Run the retrieve stage.
@@ -56,6 +57,7 @@ def retrieve_all(
         out: work folder; one shard per bucket of the split, under the same number.
         num_liked_triples: newest liked films that get triples as well as the candidates.
         sample: selection of users for training queries.
+        fusion: folder of that stage; None: the weights of the fused list are the config's.
         earlier: a finished output that differs from this one in ratings alone; rows are reused from it.
 
     Returns:
@@ -68,7 +70,9 @@ def retrieve_all(
     """
     files = split_files(split)
     fits = tuple(sorted({FIT_OF[purpose] for purpose in settings.purposes}))
-    retriever = Retriever.load(knowledge, trained, settings, num_liked_triples=num_liked_triples, seed=seed, fits=fits)
+    retriever = Retriever.load(
+        knowledge, trained, settings, num_liked_triples=num_liked_triples, seed=seed, fits=fits, fusion=fusion
+    )
     only_users = read_only_users(split)
     for name in (*TABLES, "viewers"):
         (out / name).mkdir(exist_ok=True)

@@ -27,6 +27,8 @@ class FirstStage:
     settings: RetrieveConfig
     rankers: Mapping[str, Ranker]
     """By name of the list; a retriever with several lists is entered under each."""
+    weights: Mapping[str, float]
+    """Of the lists in the fused one; none is zero."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -67,17 +69,20 @@ class Lists:
         if name in self.stage.rankers:
             return self.stage.rankers[name].top(name, self.histories, depth)
         if name == "fused":
-            parts = [self.top(part, depth) for part in settings.fused_weights]
-            return fuse(parts, list(settings.fused_weights.values()), settings.fused_k, depth)
+            parts = [self.top(part, depth) for part in self.stage.weights]
+            return fuse(parts, list(self.stage.weights.values()), settings.fused_k, depth)
         raise ValueError(f"{name} was not fitted; there are {', '.join(self.stage.names)}")
 
 
-def load_first_stages(trained: Mapping[str, Path], serving: Serving) -> dict[str, FirstStage]:
+def load_first_stages(
+    trained: Mapping[str, Path], serving: Serving, weights: Mapping[str, float] | None = None
+) -> dict[str, FirstStage]:
     """Load the trained retrievers and group their rankers by fit.
 
     Args:
         trained: folders of the finished stages by name; those of ``config.RETRIEVERS`` among them are loaded.
         serving: the models loaded already, and the names of the fits.
+        weights: of the lists in the fused one; None: those of the config.
 
     Raises:
         InputError: a retriever's files are missing, damaged or do not fit LightGCN's.
@@ -88,4 +93,7 @@ def load_first_stages(trained: Mapping[str, Path], serving: Serving) -> dict[str
             retriever = load_retriever(name)
             for fit, ranker in retriever.load(trained[name], serving).items():
                 rankers[fit] |= dict.fromkeys(retriever.lists, ranker)
-    return {fit: FirstStage(settings=serving.settings, rankers=of_fit) for fit, of_fit in rankers.items()}
+    weights = serving.settings.fused_weights if weights is None else weights
+    return {
+        fit: FirstStage(settings=serving.settings, rankers=of_fit, weights=weights) for fit, of_fit in rankers.items()
+    }

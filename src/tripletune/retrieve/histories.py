@@ -14,6 +14,8 @@ import numpy as np
 import polars as pl
 
 from tripletune.errors import InputError
+from tripletune.models.serving.catalogue import Catalogue, RatingEvents
+from tripletune.models.serving.topk import Ragged
 from tripletune.schemas.base import conform
 from tripletune.schemas.query import ANSWER_LABEL, FIT_OF, PURPOSES, QUERY_KEY
 from tripletune.schemas.split import ASKED, LIKE_LABELS, SPLIT
@@ -21,8 +23,8 @@ from tripletune.schemas.training import TRAINED_ON
 
 
 def read_rows(files: list[Path]) -> pl.LazyFrame:
-    """Rows of some buckets, without the timestamp, which ``position`` replaces."""
-    return pl.scan_parquet(files, hive_partitioning=False).select(name for name in SPLIT.names() if name != "timestamp")
+    """Rows of some buckets."""
+    return pl.scan_parquet(files, hive_partitioning=False).select(SPLIT.names())
 
 
 def read_fit_likes(lightgcn: Path, fit: str) -> pl.DataFrame:
@@ -133,8 +135,14 @@ def find_history(rows: pl.DataFrame, queries: pl.DataFrame) -> pl.DataFrame:
 
 
 def find_seen(rows: pl.DataFrame, queries: pl.DataFrame) -> pl.DataFrame:
-    """Mask of all films rated before the cutoff, liked or not: ``user_id, purpose, cutoff, movie_id``."""
-    return _before(rows.select("user_id", "movie_id", "position"), queries).select(*QUERY_KEY, "movie_id")
+    """All films rated before the cutoff, liked or not, oldest first within a query.
+
+    Returns:
+        ``user_id, purpose, cutoff, movie_id, rating, timestamp, like``.
+    """
+    like = pl.col("label").is_in(LIKE_LABELS).alias("like")
+    seen = _before(rows.select("user_id", "movie_id", "position", "rating", "timestamp", like), queries)
+    return seen.select(*QUERY_KEY, "movie_id", "rating", "timestamp", "like")
 
 
 def find_answers(rows: pl.DataFrame, queries: pl.DataFrame) -> pl.DataFrame:
@@ -158,3 +166,22 @@ def with_age(likes: pl.DataFrame, by: tuple[str, ...]) -> pl.DataFrame:
 def _before(rows: pl.DataFrame, queries: pl.DataFrame) -> pl.DataFrame:
     joined = queries.select(*QUERY_KEY).join(rows, on="user_id", how="inner")
     return joined.filter(pl.col("position") < pl.col("cutoff")).sort(*QUERY_KEY, "position")
+
+
+def events_of(rated: pl.DataFrame) -> RatingEvents:
+    """The events of numbered users.
+
+    Args:
+        rated: columns of ``find_seen`` and ``viewer``, sorted by it, oldest first within one.
+    """
+    user_E, movie_E, time_E = (
+        rated[column].to_numpy().astype(np.int64) for column in ("viewer", "movie_id", "timestamp")
+    )
+    return RatingEvents(user_E, movie_E, rated["rating"].to_numpy(), time_E, rated["like"].to_numpy())
+
+
+def rated_columns(rated: pl.DataFrame, catalogue: Catalogue, num_viewers: int) -> Ragged:
+    """Columns of the catalogue that each numbered user rated: the mask."""
+    column_E = catalogue.columns(rated["movie_id"].to_numpy())
+    known_E = column_E >= 0
+    return Ragged.from_pairs(rated["viewer"].to_numpy()[known_E].astype(np.int64), column_E[known_E], num_viewers)

@@ -21,12 +21,13 @@ import pyarrow as pa
 from tripletune.config import LISTED_FILMS, RetrieveConfig
 from tripletune.models.lightgcn.serve import LightGCNFit, load_lightgcn
 from tripletune.models.rgat.serve import RgatFit, load_rgat
-from tripletune.models.serving.catalogue import Catalogue, Likes
+from tripletune.models.serving.catalogue import Likes
 from tripletune.models.serving.retriever import Histories, Serving
-from tripletune.models.serving.topk import Ints, Ragged
+from tripletune.models.serving.topk import Ints
 from tripletune.retrieve.first_stage import FirstStage, Lists, load_first_stages
 from tripletune.retrieve.further_hints import HintInputs, compute_hints
-from tripletune.retrieve.histories import read_fit_likes
+from tripletune.retrieve.fusion import read_fusion
+from tripletune.retrieve.histories import events_of, rated_columns, read_fit_likes
 from tripletune.retrieve.kerag import best_answers, put_in
 from tripletune.retrieve.profiles import RelationTable
 from tripletune.retrieve.rankings import FilmEvidence, as_rows, rank_by_popularity, rank_by_rgat
@@ -44,7 +45,7 @@ class _Batch:
     fit: str
     queries: pl.DataFrame
     rated: pl.DataFrame
-    """Columns ``viewer``, ``movie_id``: the mask."""
+    """Columns ``viewer``, ``movie_id``, ``rating``, ``timestamp``, ``like``: the events and the mask."""
     lists: Lists
 
     def of(self, users: pl.Series) -> _Batch:
@@ -55,7 +56,9 @@ class _Batch:
         return _Batch(
             fit=self.fit,
             queries=self.queries.filter(is_asked),
-            rated=self.rated.join(numbers, on="viewer", maintain_order="left").select("movie_id", viewer="number"),
+            rated=self.rated.join(numbers, on="viewer", maintain_order="left").select(
+                pl.exclude("viewer", "number"), viewer="number"
+            ),
             lists=self.lists.of(user_S),
         )
 
@@ -96,6 +99,7 @@ class Retriever:
         num_liked_triples: int,
         seed: int,
         fits: tuple[str, ...] = ("a", "b"),
+        fusion: Path | None = None,
     ) -> Retriever:
         """Read stage outputs; this run's split is not among them, since the trained models may be pinned.
 
@@ -107,6 +111,7 @@ class Retriever:
             num_liked_triples: newest liked films that get triples as well as the candidates.
             seed: the run's.
             fits: names of the fits to load; ``("b",)`` is enough for valid, test and ad-hoc queries.
+            fusion: folder of that stage; None: the weights of the config.
 
         Raises:
             InputError: a specialist's file is missing, damaged or inconsistent with the others.
@@ -121,7 +126,7 @@ class Retriever:
             facts, triples = load_rgat(trained["rgat"], seed, fits), read_triples(knowledge)
             catalogue = films[fits[0]].catalogue
             serving = Serving(catalogue=catalogue, lightgcn=films, seed=seed, settings=settings)
-            stages = load_first_stages(trained, serving)
+            stages = load_first_stages(trained, serving, read_fusion(fusion, settings) if fusion else None)
             tables = {fit: TripleTable.build(facts[fit], triples, seed) for fit in fits}
             evidence = {fit: FilmEvidence.build(facts[fit]) for fit in fits}
             relations = {fit: RelationTable.build(table, facts[fit]) for fit, table in tables.items()}
@@ -148,7 +153,8 @@ class Retriever:
                 have too. An ad-hoc user is a user id outside every fit (say -1) with purpose ``test``, and has no
                 answers.
             history: likes before the cutoff, ``user_id, purpose, cutoff, movie_id, age`` (newest 0).
-            seen: everything rated before the cutoff, ``user_id, purpose, cutoff, movie_id``.
+            seen: everything rated before the cutoff, oldest first within a query, ``user_id, purpose, cutoff,
+                movie_id, rating, timestamp, like``.
             answers: ``user_id, purpose, cutoff, movie_id, rating``; used by ``kerag`` alone, may be empty.
 
         Returns:
@@ -205,10 +211,14 @@ class Retriever:
                 continue
             numbered = asked.select(*QUERY_KEY).with_row_index("viewer")
             liked = history.join(numbered, on=QUERY_KEY).sort("viewer", "age")
-            rated = seen.join(numbered, on=QUERY_KEY).sort("viewer", "movie_id")
+            rated = seen.join(numbered, on=QUERY_KEY, maintain_order="left").sort("viewer", maintain_order=True)
             likes = Likes(*(liked[column].to_numpy().astype(np.int64) for column in ("viewer", "movie_id", "age")))
-            mask = _rated_columns(rated, fit.catalogue, len(asked))
-            histories = Histories(likes=likes, seen=mask, lightgcn_UD=fit.pool(likes, len(asked)))
+            histories = Histories(
+                likes=likes,
+                events=events_of(rated),
+                seen=rated_columns(rated, fit.catalogue, len(asked)),
+                lightgcn_UD=fit.pool(likes, len(asked)),
+            )
             yield _Batch(fit=name, queries=asked, rated=rated, lists=self.first_stages[name].ask(histories))
 
     def _find_films(self, batch: _Batch, answers: pl.DataFrame) -> pl.DataFrame:
@@ -241,7 +251,7 @@ class Retriever:
         fit, evidence, num = self.lightgcn[batch.fit], self.evidence[batch.fit], len(batch.queries)
         catalogue = evidence.rgat.catalogue
         popular_UK = rank_by_popularity(self.neighbours[batch.fit].like_counts_M, batch.histories.seen, num)
-        told_UK = rank_by_rgat(evidence, batch.histories.likes, _rated_columns(batch.rated, catalogue, num), num)
+        told_UK = rank_by_rgat(evidence, batch.histories.likes, rated_columns(batch.rated, catalogue, num), num)
         tops = {
             "popularity": fit.catalogue.movie_ids(popular_UK),
             "rgat": catalogue.movie_ids(told_UK),
@@ -268,12 +278,6 @@ class Retriever:
         )
         of_pair = pairs[chosen["pair"].to_numpy()].select(*QUERY_KEY, "movie_id")
         return pl.concat([of_pair, chosen.drop("pair")], how="horizontal")
-
-
-def _rated_columns(rated: pl.DataFrame, catalogue: Catalogue, num_viewers: int) -> Ragged:
-    column_E = catalogue.columns(rated["movie_id"].to_numpy())
-    known_E = column_E >= 0
-    return Ragged.from_pairs(rated["viewer"].to_numpy()[known_E].astype(np.int64), column_E[known_E], num_viewers)
 
 
 def films_to_explain(retrieved: pl.DataFrame, history: pl.DataFrame, num_liked: int) -> pl.DataFrame:

@@ -28,7 +28,7 @@ TABLES = {
     "counts": QUERY_KEY,
 }
 """Tables with a file per bucket, and the columns each is sorted by."""
-_FILM, _ROW = 10 << 40, 11 << 40
+_FILM, _ROW, _TIME = 10 << 40, 11 << 40, 13 << 40
 """Seeds of the digests; no other hash may use the same ones."""
 
 
@@ -48,16 +48,17 @@ def digest_users(rows: pl.DataFrame) -> pl.DataFrame:
     last_U = np.maximum.reduceat(np.where(is_answer_E, place_E, -1), start_U)
     known = rows.filter(pl.Series(place_E <= np.repeat(last_U, np.diff(start_U, append=len(user_E)))))
     user_U, ratings_U = user_E[start_U][last_U >= 0], (last_U - start_U + 1)[last_U >= 0]
-    movie_E, position_E, mark_E = (
-        known[name].to_physical().to_numpy().astype(np.int64) for name in ("movie_id", "position", "label")
+    movie_E, position_E, mark_E, time_E = (
+        known[name].to_physical().to_numpy().astype(np.int64) for name in ("movie_id", "position", "label", "timestamp")
     )
     rating_E = known["rating"].to_numpy().astype(np.float32).view(np.uint32).astype(np.int64)
     mark_E = mark_E * 2 + known["unseen"].to_numpy()
+    row_E = pair_hash(position_E << 32 | movie_E, mark_E << 32 | rating_E, _ROW)
     sums = {
         name: np.add.reduceat(hash_E, np.cumsum(ratings_U) - ratings_U) if len(hash_E) else hash_E
         for name, hash_E in (
             ("films", mix(movie_E, _FILM)),
-            ("rows", pair_hash(position_E << 32 | movie_E, mark_E << 32 | rating_E, _ROW)),
+            ("rows", pair_hash(row_E.view(np.int64), time_E, _TIME)),
         )
     }
     return conform(pl.DataFrame({"user_id": user_U, "ratings": ratings_U, **sums}), VIEWERS)

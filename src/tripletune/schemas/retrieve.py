@@ -110,7 +110,7 @@ Columns:
 VIEWERS = columns({"user_id": pl.Int32, "ratings": pl.Int32, "films": pl.UInt64, "rows": pl.UInt64})
 """retrieve/viewers/shard-NNN.parquet, sorted by user: checksums of the rows that a user's queries depend on, by which a
 later run finds the users to compute again. ``ratings`` up to the last answer; sums of the hashes of their films, and of
-whole rows (film, rating, position, label, unseen).
+whole rows (film, rating, time, position, label, unseen).
 
 Columns:
     ratings: rows up to the last answer

@@ -18,10 +18,11 @@ from tripletune.config import SasrecConfig
 from tripletune.models.lightgcn.loss import FilmSample, Targets, softmax_loss
 from tripletune.models.message_passing.fixed_order import product
 from tripletune.models.sasrec.model import SASRec, Shape
-from tripletune.models.sasrec.start import film_factors
 from tripletune.models.training.checkpoints import Checkpoints, load_training_state, training_state
-from tripletune.models.training.interactions import Batch, Likes, batches, read_interactions
+from tripletune.models.training.interactions import Likes, batches, read_interactions
 from tripletune.models.training.loop import Scorer, train_both, write_fits
+from tripletune.models.training.start import film_factors
+from tripletune.models.training.windows import cut_windows
 from tripletune.store.files import write_json
 from tripletune.store.paths import Facts
 from tripletune.threads import one_thread
@@ -48,7 +49,8 @@ class SasrecTrainer:
     def step(self) -> float:
         """One step over one batch of users; the softmax, about half of the work, runs on all threads."""
         settings, model = self._settings, self._model
-        window_BW, length_B = cut_windows(next(self._batches), settings.max_length + 1, self._generator)
+        batch = next(self._batches)
+        window_BW, length_B = cut_windows(batch, batch.movie_R, settings.max_length + 1, self._generator)
         targets, asked_BL = ask_next(window_BW, length_B)
         with one_thread():
             users_PD = model(window_BW[:, :-1], settings.dropout, self._generator)[asked_BL]
@@ -88,22 +90,6 @@ class SasrecTrainer:
         """Resume from that state."""
         load_training_state(state, self._parameters, self._optimizer, self._generator, self._batches)
         self._steps = int(state["steps"])
-
-
-def cut_windows(batch: Batch, width: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """A window of at most ``width`` consecutive likes of each user, at a random place where there are more.
-
-    Returns:
-        ``row_BW`` (oldest first, 0 after the end) and ``length_B``.
-    """
-    length_B = batch.count_B.clamp(max=width)
-    spare_B = batch.count_B - length_B
-    start_B = (torch.rand(batch.num_viewers, generator=generator) * (spare_B + 1)).long()
-    place_R = batch.place_R - start_B[batch.user_R]
-    kept_R = (place_R >= 0) & (place_R < length_B[batch.user_R])
-    row_BW = batch.movie_R.new_zeros(batch.num_viewers, max(2, int(length_B.max())))
-    row_BW[batch.user_R[kept_R], place_R[kept_R]] = batch.movie_R[kept_R]
-    return row_BW, length_B
 
 
 def ask_next(window_BW: Tensor, length_B: Tensor) -> tuple[Targets, Tensor]:

@@ -18,13 +18,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from tripletune.models.training.windows import pack_newest, padded_blocks
 from tripletune.threads import map_blocks
 
 ENCODE_ROWS = 64
 """Users encoded at a time, on one thread. Every block is padded to this many rows and its full length: a product of
 another shape may round differently, and a user's vector must not depend on the others in the block."""
-LENGTH_STEP = 16
-"""A user's window is padded to a multiple of this, so that short histories cost little."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,30 +35,6 @@ class Shape:
     layers: int
     heads: int
     max_length: int
-
-
-def pack_newest(user_E: Tensor, row_E: Tensor, num_viewers: int, max_length: int) -> tuple[Tensor, Tensor]:
-    """Pack the newest ``max_length`` likes of each user into rows of one block, oldest first, padded with 0.
-
-    Args:
-        user_E: user of each like, int64, ascending.
-        row_E: row of the liked film, int64; oldest first within a user.
-
-    Returns:
-        ``row_UL`` int64, and ``length_U``, the number of likes in each row; L is the largest of them, at least 1.
-
-    Raises:
-        ValueError: the users do not ascend.
-    """
-    if bool((user_E.diff() < 0).any()):
-        raise ValueError("likes must be sorted by user, and from the oldest to the newest within one")
-    count_U = torch.bincount(user_E, minlength=num_viewers)
-    length_U = count_U.clamp(max=max_length)
-    place_E = torch.arange(user_E.numel()) - (count_U.cumsum(0) - length_U)[user_E]
-    kept_E = place_E >= 0
-    row_UL = row_E.new_zeros(num_viewers, max(1, int(length_U.max()) if num_viewers else 1))
-    row_UL[user_E[kept_E], place_E[kept_E]] = row_E[kept_E]
-    return row_UL, length_U
 
 
 class SASRec(nn.Module):
@@ -92,13 +67,7 @@ class SASRec(nn.Module):
         """User vectors (U, D) from likes as in ``pack_newest``; zeros, which score by bias alone, without any."""
         row_UL, length_U = pack_newest(user_E, row_E, num_viewers, self.shape.max_length)
         vectors_UD = self.embedding_MD.new_zeros(num_viewers, self.shape.dim)
-        padded_U = (length_U + LENGTH_STEP - 1).div(LENGTH_STEP, rounding_mode="floor") * LENGTH_STEP
-        padded_U = padded_U.clamp(max=self.shape.max_length)
-        blocks = [
-            (length, user_B)
-            for length in torch.unique(padded_U[length_U > 0]).tolist()
-            for user_B in torch.split(torch.nonzero((padded_U == length) & (length_U > 0)).squeeze(1), ENCODE_ROWS)
-        ]
+        blocks = padded_blocks(length_U, self.shape.max_length, ENCODE_ROWS)
 
         def encode_block(block: int) -> Tensor:
             length, user_B = blocks[block]

@@ -8,7 +8,7 @@ film that a model was not trained on cannot be scored by it and is no candidate.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from tripletune.errors import InputError
 from tripletune.models.serving.pooling import pool_users
-from tripletune.models.serving.topk import Ints
+from tripletune.models.serving.topk import Floats, Ints
 from tripletune.stable_hash import tie_order
 
 LOOKED_UP = 1 << 22
@@ -72,6 +72,23 @@ class Likes:
     user_E: Ints
     movie_E: Ints
     age_E: Ints
+
+
+@dataclass(frozen=True, slots=True)
+class RatingEvents:
+    """Ratings of users numbered from 0, liked or not, sorted by user and, within one, oldest first."""
+
+    user_E: Ints
+    movie_E: Ints
+    rating_E: Floats
+    """NaN where it is unknown."""
+    time_E: Ints
+    """Seconds."""
+    like_E: npt.NDArray[np.bool_]
+
+    def take(self, kept_E: npt.NDArray[np.bool_] | Ints) -> RatingEvents:
+        """Some of the rows, by a mask or by their places."""
+        return RatingEvents(*(getattr(self, field.name)[kept_E] for field in fields(self)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

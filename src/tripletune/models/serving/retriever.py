@@ -8,7 +8,7 @@ of LightGCN's catalogue, whatever films the model was trained on: all retrievers
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from tripletune.config import RetrieveConfig
-from tripletune.models.serving.catalogue import Catalogue, Likes
+from tripletune.models.serving.catalogue import Catalogue, Likes, RatingEvents
 from tripletune.models.serving.topk import Ints, Ragged
 
 
@@ -27,6 +27,8 @@ class Histories:
 
     likes: Likes
     """Users are numbered from 0; films outside every model may be among them."""
+    events: RatingEvents
+    """All ratings, liked or not."""
     seen: Ragged
     """Per user, the rated columns of LightGCN's catalogue, liked or not: no list may hold them."""
     lightgcn_UD: Tensor
@@ -42,8 +44,11 @@ class Histories:
         number_U[user_S] = np.arange(len(user_S))
         user_E = number_U[self.likes.user_E]
         kept_E = user_E >= 0
+        event_user_E = number_U[self.events.user_E]
+        events = replace(self.events, user_E=event_user_E).take(event_user_E >= 0)
         return Histories(
             likes=Likes(user_E[kept_E], self.likes.movie_E[kept_E], self.likes.age_E[kept_E]),
+            events=events.take(np.argsort(events.user_E, kind="stable")),
             seen=self.seen.rows(user_S),
             lightgcn_UD=self.lightgcn_UD[torch.from_numpy(user_S)],
         )

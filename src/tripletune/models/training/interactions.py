@@ -5,12 +5,13 @@ Fit a is trained on ``graph`` likes, fit b on ``graph`` and ``target`` likes; ne
 rows here and never read the split themselves.
 """
 
-# Shape letters in this file: M films, U users, E likes, S rated rows, B users of a batch, R likes of a batch
+# Shape letters in this file: M films, U users, E likes, S rated rows, B users of a batch, R rows of a batch
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -72,13 +73,18 @@ class Interactions:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """All likes of some users: ``place_R`` counts a user's likes from the oldest, 0; ``count_B`` is their number."""
+    """All rows of some users.
+
+    ``row_R`` are their places in the table that the batch is of; ``place_R`` counts a user's rows from the oldest, 0;
+    ``count_B`` is their number.
+    """
 
     users_B: Tensor
     user_R: Tensor
     movie_R: Tensor
     place_R: Tensor
     count_B: Tensor
+    row_R: Tensor
 
     @property
     def num_viewers(self) -> int:
@@ -153,12 +159,22 @@ def newest_first_age(user_R: Tensor, num_viewers: int) -> Tensor:
     return end_B[user_R] - 1 - torch.arange(user_R.numel())
 
 
+class Rows(Protocol):
+    """A table of users' rows, such as likes, sorted by user and, within one, oldest first."""
+
+    @property
+    def movie_E(self) -> Tensor: ...
+    @property
+    def num_viewers(self) -> int: ...
+    def counts(self) -> Tensor: ...
+
+
 class Batches:
     """Endless iterator of batches: each pass takes every user once, in a new order; its last batch may be smaller."""
 
-    def __init__(self, likes: Likes, size: int, generator: torch.Generator) -> None:
-        self._likes, self._size, self._generator = likes, size, generator
-        self._count_U = likes.counts()
+    def __init__(self, rows: Rows, size: int, generator: torch.Generator) -> None:
+        self._rows, self._size, self._generator = rows, size, generator
+        self._count_U = rows.counts()
         self._start_U = self._count_U.cumsum(0) - self._count_U
         self._left = torch.zeros(0, dtype=torch.int64)  # users still to come in this pass, in order
 
@@ -167,13 +183,13 @@ class Batches:
 
     def __next__(self) -> Batch:
         if not self._left.numel():
-            self._left = torch.randperm(self._likes.num_viewers, generator=self._generator)
+            self._left = torch.randperm(self._rows.num_viewers, generator=self._generator)
         users_B, self._left = self._left[: self._size], self._left[self._size :]
         count_B = self._count_U[users_B]
         user_R = torch.repeat_interleave(count_B)
         place_R = torch.arange(user_R.numel()) - (count_B.cumsum(0) - count_B)[user_R]
-        movie_R = self._likes.movie_E[self._start_U[users_B][user_R] + place_R]
-        return Batch(users_B, user_R, movie_R, place_R, count_B)
+        row_R = self._start_U[users_B][user_R] + place_R
+        return Batch(users_B, user_R, self._rows.movie_E[row_R], place_R, count_B, row_R)
 
     def state(self) -> Tensor:
         """The place in the pass; the generator's state is not part of it."""
@@ -184,6 +200,6 @@ class Batches:
         self._left = left.clone()
 
 
-def batches(likes: Likes, size: int, generator: torch.Generator) -> Batches:
+def batches(rows: Rows, size: int, generator: torch.Generator) -> Batches:
     """Batches of ``size`` users; each pass draws its order from the generator when its first batch is requested."""
-    return Batches(likes, size, generator)
+    return Batches(rows, size, generator)

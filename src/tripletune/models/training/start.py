@@ -1,4 +1,4 @@
-"""Initialisation of SASRec's film vectors by singular vectors of its training likes.
+"""Initialisation of a sequence model's film vectors by singular vectors of the training likes.
 
 From random vectors the transformer must first learn which films go together, for which some hundred users are too few:
 on ml-latest-small valid ndcg_at_10 reaches .055 at most from random vectors, and .07 or more from these.

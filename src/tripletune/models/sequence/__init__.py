@@ -1,0 +1,1 @@
+"""Event sequence model: causal transformer over a user's whole stream of ratings."""
