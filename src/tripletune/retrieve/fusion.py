@@ -18,22 +18,20 @@ import polars as pl
 from tripletune.config import RetrieveConfig
 from tripletune.errors import InputError
 from tripletune.models.lightgcn.serve import load_lightgcn
-from tripletune.models.serving.catalogue import Likes
-from tripletune.models.serving.retriever import Histories, Serving
+from tripletune.models.serving.retriever import Serving
 from tripletune.models.serving.topk import Ints
 from tripletune.retrieve.first_stage import load_first_stages
 from tripletune.retrieve.histories import (
-    events_of,
     find_answers,
     find_history,
     find_questions,
     find_seen,
     find_seen_in_training,
-    rated_columns,
+    number_histories,
     read_rows,
 )
 from tripletune.retrieve.weights import Ranks, best_weighting, weightings
-from tripletune.schemas.query import FIT_OF, QUERY_KEY
+from tripletune.schemas.query import ANSWER_LABEL, FIT_OF, QUERY_KEY
 from tripletune.stable_hash import mix
 from tripletune.store.files import write_json
 from tripletune.store.paths import Facts
@@ -139,17 +137,7 @@ def _rank(
     def rank(group: pl.Series) -> tuple[list[Ints], Ints]:
         asked = queries.filter(pl.col("user_id").is_in(group.implode())).sort(QUERY_KEY)
         mine = rows.filter(pl.col("user_id").is_in(group.implode()))
-        numbered = asked.select(*QUERY_KEY).with_row_index("viewer")
-        liked = find_history(mine, asked).join(numbered, on=QUERY_KEY).sort("viewer", "age")
-        rated = find_seen(mine, asked).join(numbered, on=QUERY_KEY, maintain_order="left")
-        rated = rated.sort("viewer", maintain_order=True)
-        likes = Likes(*(liked[column].to_numpy().astype(np.int64) for column in ("viewer", "movie_id", "age")))
-        histories = Histories(
-            likes=likes,
-            events=events_of(rated),
-            seen=rated_columns(rated, catalogue, len(asked)),
-            lightgcn_UD=lightgcn[fit].pool(likes, len(asked)),
-        )
+        _, histories = number_histories(asked, find_history(mine, asked), find_seen(mine, asked), lightgcn[fit])
         lists = stage.ask(histories)
         first = find_answers(mine, asked).unique(QUERY_KEY, keep="first", maintain_order=True)
         answers = asked.join(first, on=QUERY_KEY, maintain_order="left")["movie_id"].to_numpy()
@@ -165,9 +153,8 @@ def _rank(
 
 def _rows_of_sample(files: list[Path], purpose: str, seed: int) -> pl.DataFrame:
     """All rows of the first ``USERS`` users, by hash, who have a like of this purpose and are not unseen."""
-    label = {"train": "target", "valid": "valid"}[purpose]
     rows = read_rows(files)
-    asked = rows.filter(pl.col("label") == label, ~pl.col("unseen")).select(pl.col("user_id").unique())
+    asked = rows.filter(pl.col("label") == ANSWER_LABEL[purpose], ~pl.col("unseen")).select(pl.col("user_id").unique())
     users = asked.collect(engine="streaming")["user_id"].sort()
     drawn = users.gather(np.lexsort((users.to_numpy(), mix(users.to_numpy(), seed + _DRAW)))[:USERS])
     return rows.filter(pl.col("user_id").is_in(drawn.implode())).collect(engine="streaming").sort("user_id", "position")

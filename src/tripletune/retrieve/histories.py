@@ -14,7 +14,8 @@ import numpy as np
 import polars as pl
 
 from tripletune.errors import InputError
-from tripletune.models.serving.catalogue import Catalogue, RatingEvents
+from tripletune.models.serving.catalogue import Catalogue, Fit, Likes, RatingEvents
+from tripletune.models.serving.retriever import Histories
 from tripletune.models.serving.topk import Ragged
 from tripletune.schemas.base import conform
 from tripletune.schemas.query import ANSWER_LABEL, FIT_OF, PURPOSES, QUERY_KEY
@@ -168,16 +169,33 @@ def _before(rows: pl.DataFrame, queries: pl.DataFrame) -> pl.DataFrame:
     return joined.filter(pl.col("position") < pl.col("cutoff")).sort(*QUERY_KEY, "position")
 
 
-def events_of(rated: pl.DataFrame) -> RatingEvents:
-    """The events of numbered users.
+def number_histories(
+    queries: pl.DataFrame, history: pl.DataFrame, seen: pl.DataFrame, fit: Fit
+) -> tuple[pl.DataFrame, Histories]:
+    """Number the queries from 0 and gather what the lists read of each.
 
     Args:
-        rated: columns of ``find_seen`` and ``viewer``, sorted by it, oldest first within one.
+        queries: sorted by ``QUERY_KEY``; their order gives the numbers.
+        history: of ``find_history``; rows of other queries are dropped.
+        seen: of ``find_seen``, likewise.
+        fit: LightGCN's.
+
+    Returns:
+        ``seen`` with the number as ``viewer``, sorted by it and oldest first; and the histories.
     """
+    numbered = queries.select(*QUERY_KEY).with_row_index("viewer")
+    liked = history.join(numbered, on=QUERY_KEY).sort("viewer", "age")
+    rated = seen.join(numbered, on=QUERY_KEY, maintain_order="left").sort("viewer", maintain_order=True)
+    likes = Likes(*(liked[column].to_numpy().astype(np.int64) for column in ("viewer", "movie_id", "age")))
     user_E, movie_E, time_E = (
         rated[column].to_numpy().astype(np.int64) for column in ("viewer", "movie_id", "timestamp")
     )
-    return RatingEvents(user_E, movie_E, rated["rating"].to_numpy(), time_E, rated["like"].to_numpy())
+    return rated, Histories(
+        likes=likes,
+        events=RatingEvents(user_E, movie_E, rated["rating"].to_numpy(), time_E, rated["like"].to_numpy()),
+        seen=rated_columns(rated, fit.catalogue, len(queries)),
+        lightgcn_UD=fit.pool(likes, len(queries)),
+    )
 
 
 def rated_columns(rated: pl.DataFrame, catalogue: Catalogue, num_viewers: int) -> Ragged:

@@ -21,13 +21,12 @@ import pyarrow as pa
 from tripletune.config import LISTED_FILMS, RetrieveConfig
 from tripletune.models.lightgcn.serve import LightGCNFit, load_lightgcn
 from tripletune.models.rgat.serve import RgatFit, load_rgat
-from tripletune.models.serving.catalogue import Likes
 from tripletune.models.serving.retriever import Histories, Serving
 from tripletune.models.serving.topk import Ints
 from tripletune.retrieve.first_stage import FirstStage, Lists, load_first_stages
 from tripletune.retrieve.further_hints import HintInputs, compute_hints
 from tripletune.retrieve.fusion import read_fusion
-from tripletune.retrieve.histories import events_of, rated_columns, read_fit_likes
+from tripletune.retrieve.histories import number_histories, rated_columns, read_fit_likes
 from tripletune.retrieve.kerag import best_answers, put_in
 from tripletune.retrieve.profiles import RelationTable
 from tripletune.retrieve.rankings import FilmEvidence, as_rows, rank_by_popularity, rank_by_rgat
@@ -209,16 +208,7 @@ class Retriever:
             asked = queries.filter(pl.col("purpose").is_in(purposes)).sort(QUERY_KEY)
             if asked.is_empty():
                 continue
-            numbered = asked.select(*QUERY_KEY).with_row_index("viewer")
-            liked = history.join(numbered, on=QUERY_KEY).sort("viewer", "age")
-            rated = seen.join(numbered, on=QUERY_KEY, maintain_order="left").sort("viewer", maintain_order=True)
-            likes = Likes(*(liked[column].to_numpy().astype(np.int64) for column in ("viewer", "movie_id", "age")))
-            histories = Histories(
-                likes=likes,
-                events=events_of(rated),
-                seen=rated_columns(rated, fit.catalogue, len(asked)),
-                lightgcn_UD=fit.pool(likes, len(asked)),
-            )
+            rated, histories = number_histories(asked, history, seen, fit)
             yield _Batch(fit=name, queries=asked, rated=rated, lists=self.first_stages[name].ask(histories))
 
     def _find_films(self, batch: _Batch, answers: pl.DataFrame) -> pl.DataFrame:
