@@ -48,7 +48,7 @@ def run_part(session: Session, part: str) -> None:
     Neighbours that may run at once (the models) are submitted together, as far as the flow's task runner has workers.
     """
     needed = [stage for stage in STAGES if stage.part == part and stage.needed(session.config)]
-    for at_once, group in groupby(needed, key=lambda stage: stage.at_once):
+    for at_once, group in groupby(needed, key=lambda stage: stage.at_once(session.config)):
         if at_once:
             for training in [TASKS[stage.name].submit(session) for stage in group]:
                 training.result()

@@ -10,6 +10,7 @@ import polars as pl
 from tripletune.schemas.base import conform
 from tripletune.schemas.knowledge import ENTITIES, RELATIONS, TRIPLES
 from tripletune.schemas.split import SPLIT
+from tripletune.store.catalogue import write_catalogue
 
 NUM_MOVIES = 60
 NUM_DIRECTORS = 6
@@ -42,6 +43,7 @@ def plant_split(folder: Path, *, num_viewers: int = 60, hidden_shift: int = 0) -
         # a low rating of every film in turn keeps the catalogue whole, whatever is hidden
         rows.append((user, FIRST_MOVIE + (user - 1) % NUM_MOVIES, 1.0, LIKES, LIKES, "other", unseen))
     frame = conform(pl.DataFrame(rows, schema=SPLIT.names(), orient="row"), SPLIT)
+    write_catalogue(folder, np.arange(FIRST_MOVIE, FIRST_MOVIE + NUM_MOVIES))
     for shard in range(2):
         part = folder / f"shard={shard:03d}" / "part.parquet"
         part.parent.mkdir(parents=True)

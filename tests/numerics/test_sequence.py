@@ -28,6 +28,7 @@ from tripletune.models.training.interactions import Interactions, Likes, read_in
 from tripletune.models.training.loop import judge
 from tripletune.schemas.base import conform
 from tripletune.schemas.split import SPLIT
+from tripletune.store.catalogue import write_catalogue
 
 SHAPE = Shape(
     num_movies=30,
@@ -249,6 +250,7 @@ def streams_of(folder: Path, rows: list[tuple[object, ...]], *, only_likes: bool
     part = folder / "shard=000" / "part.parquet"
     part.parent.mkdir(parents=True)
     conform(pl.DataFrame(rows, schema=SPLIT.names(), orient="row"), SPLIT).write_parquet(part)
+    write_catalogue(folder, {row[1] for row in rows})
     interactions = read_interactions(folder)
     return interactions, read_streams(folder, interactions, only_likes=only_likes)
 

@@ -21,6 +21,7 @@ from tripletune.schemas.knowledge import ENTITIES, RELATION_NAMES, RELATIONS
 from tripletune.schemas.rgat import ATTENTION
 from tripletune.schemas.split import SPLIT
 from tripletune.schemas.training import TRAINED_ON
+from tripletune.store.catalogue import write_catalogue
 
 NUM_VIEWERS, NUM_FILMS, NUM_PEOPLE = 40, 60, 12
 GENRES = ("Crime", "Drama", "Comedy", "Horror")
@@ -91,6 +92,7 @@ def make_rows() -> pl.DataFrame:
 
 def write_split(world: World, rows: pl.DataFrame) -> None:
     """Two buckets: even and odd users."""
+    write_catalogue(world.split, range(1, NUM_FILMS + 1))
     for shard in (0, 1):
         folder = world.split / f"shard={shard:03d}"
         folder.mkdir(exist_ok=True)

@@ -19,6 +19,7 @@ from tripletune.models.training.interactions import Likes, ValidQuestions, batch
 from tripletune.models.training.loop import Run, Scorer, judge, train_both
 from tripletune.models.training.progress import Progress
 from tripletune.pipeline.registry import BY_NAME
+from tripletune.store.catalogue import write_catalogue
 
 LIMITS = LightGCNConfig(max_steps=70, eval_every=10, patience=2)
 
@@ -217,6 +218,7 @@ def test_a_catalogue_leaves_rows_of_other_films_out(tmp_path: Path):
 
 
 def test_a_split_without_a_column_is_one_line(tmp_path: Path):
+    write_catalogue(tmp_path, [1, 2])
     (tmp_path / "shard=000").mkdir()
     pl.DataFrame({"user_id": [1]}).write_parquet(tmp_path / "shard=000" / "part.parquet")
     with pytest.raises(InputError, match="does not hold the columns"):
@@ -252,6 +254,7 @@ def test_the_order_of_rows_and_shards_does_not_matter(tmp_path: Path):
     plant_split(tmp_path / "one")
     rows = pl.read_parquet(tmp_path / "one" / "*/part.parquet", hive_partitioning=False)
     (tmp_path / "other" / "shard=000").mkdir(parents=True)
+    write_catalogue(tmp_path / "other", range(FIRST_MOVIE, FIRST_MOVIE + NUM_MOVIES))
     rows.sample(fraction=1.0, shuffle=True, seed=1).write_parquet(tmp_path / "other" / "shard=000" / "part.parquet")
     one, other = (read_interactions(tmp_path / name) for name in ("one", "other"))
     for mine, theirs in ((one.fits["a"], other.fits["a"]), (one.valid.likes, other.valid.likes)):

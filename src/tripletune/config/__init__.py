@@ -27,6 +27,7 @@ from tripletune.config.models import (
     SasrecConfig,
     SequenceConfig,
     SpecialistsConfig,
+    TextConfig,
 )
 from tripletune.config.prompts import (
     LISTED_FILMS,
@@ -69,6 +70,7 @@ __all__ = [
     "SpecialistsConfig",
     "SplitConfig",
     "SyntheticConfig",
+    "TextConfig",
     "TinyLlamaConfig",
     "TrackingConfig",
     "WorkersConfig",

@@ -12,6 +12,7 @@ Positive = Annotated[int, Field(ge=1)]
 PositiveFloat = Annotated[float, Field(gt=0.0)]
 Weight = Annotated[float, Field(ge=0.0, le=1000.0)]
 _NAME, _LONGEST_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$", 64
+Filled = Annotated[str, Field(min_length=1)]
 Name = Annotated[str, Field(pattern=_NAME, max_length=_LONGEST_NAME)]
 
 

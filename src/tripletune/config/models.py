@@ -6,10 +6,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from tripletune.config.base import Positive, PositiveFloat, Section
+from tripletune.config.base import Filled, Positive, PositiveFloat, Section
 
-SHIPPED_RETRIEVERS = ("lightgcn", "ease", "sasrec", "sequence")
-"""Retrievers with settings of their own: ``[lightgcn]``, ``[sasrec]``, ``[sequence]``, ``retrieve.ease_*``,
+SHIPPED_RETRIEVERS = ("lightgcn", "ease", "sasrec", "sequence", "text")
+"""Retrievers with settings of their own: ``[lightgcn]``, ``[sasrec]``, ``[sequence]``, ``[text]``, ``retrieve.ease_*``,
 ``retrieve.fused_*``."""
 RETRIEVERS = (*SHIPPED_RETRIEVERS,)
 """Folders below ``models/`` whose ``serve.py`` declares a retriever. The name of a further one is added here; its
@@ -144,6 +144,20 @@ class SasrecConfig(Section):
         return self
 
 
+class TextConfig(Section):
+    """Vectors of film texts: a retriever, and content for the sequence model."""
+
+    model: Filled = "wordllama"
+    """wordllama (static token vectors, part of the installation), or a folder that sentence-transformers saved."""
+    relations: tuple[Filled, ...] = ("genre", "decade", "tag", "director", "writer", "actor")
+    """Relations of the knowledge graph whose entities are named after the title, in this order."""
+
+    @property
+    def names_a_folder(self) -> bool:
+        """Whether ``model`` is a local folder."""
+        return self.model != "wordllama"
+
+
 class SequenceConfig(Section):
     """Next-like prediction from a user's whole stream of ratings, with a causal transformer."""
 
@@ -169,8 +183,13 @@ class SequenceConfig(Section):
     """Whether films are scored by the vectors by which they are read; else by a table of their own."""
     temperature: Annotated[float, Field(ge=0.0)] = 0.0
     """Divisor of the cosine between user and film; 0 scores by the plain product."""
+    content: tuple[Literal["text", "graph"], ...] = ("text",)
+    """What a film's vector gets besides its own: text: a projection of its text vector; graph: one of its R-GAT vector,
+    for which the training waits for R-GAT's. Without both, a film that nobody has rated is no candidate."""
     other_weight: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
     """Weight in training of a next rating that is no like, next to 1 of a like."""
+    content_dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
+    """Share of the films whose own vector a step drops, so that the projection learns to rank new films."""
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.2
     """Share of values set to zero in training."""
     learning_rate: PositiveFloat = 0.003

@@ -36,6 +36,8 @@ class RetrieveConfig(Section):
     """Weight of SASRec's list in the fused one; 0 drops it."""
     fused_sequence: Weight = 0.0
     """Weight of the sequence model's list in the fused one; 0 drops it."""
+    fused_text: Weight = 0.0
+    """Weight of the text retriever's list in the fused one; 0 drops it."""
     fused_more: dict[str, Weight] = Field(default={})
     """Weights of further retrievers' lists in the fused one, by name; a retriever that is not named has no part."""
     fused_k: Annotated[float, Field(gt=0.0, le=1e6)] = 20.0

@@ -19,6 +19,7 @@ from tripletune.config.models import (
     SasrecConfig,
     SequenceConfig,
     SpecialistsConfig,
+    TextConfig,
 )
 from tripletune.config.prompts import PromptConfig, QualityConfig, RetrieveConfig, SampleConfig, WorkersConfig
 from tripletune.flatten import flatten
@@ -55,6 +56,7 @@ class RunConfig(Section):
     lightgcn: LightGCNConfig = LightGCNConfig()
     sasrec: SasrecConfig = SasrecConfig()
     sequence: SequenceConfig = SequenceConfig()
+    text: TextConfig = TextConfig()
     models: dict[str, dict[str, Any]] = Field(default={})
     """Settings of further retrievers by name; what keys there are, the ``Settings`` of ``models/<name>/fit.py`` say."""
     retrieve: RetrieveConfig = RetrieveConfig()
@@ -98,8 +100,15 @@ class RunConfig(Section):
     def trained_stages(self) -> tuple[str, ...]:
         """Stages that fit models on likes: both specialists, the retrievers of the candidates, and the baselines."""
         always = {"rgat", "lightgcn", *BASELINES}
-        chosen = (name for name in RETRIEVERS if name in self.retrieve.lists and name not in always)
+        wanted = {*self.retrieve.lists, *self.content_stages}
+        chosen = (name for name in RETRIEVERS if name in wanted and name not in always)
         return ("rgat", "lightgcn", *chosen, *BASELINES)
+
+    @property
+    def content_stages(self) -> tuple[str, ...]:
+        """Stages whose film vectors the sequence model reads, where there is one."""
+        stages = {"text": "text", "graph": "rgat"}
+        return tuple(stages[name] for name in self.sequence.content) if "sequence" in self.retrieve.lists else ()
 
     @property
     def listed_stages(self) -> tuple[str, ...]:

@@ -13,6 +13,10 @@ from tripletune.schemas.hints import FILM_HINTS
 _MODEL_LIBRARIES = ("torch", "dgl", "polars", "numpy")
 
 
+def _always(config: RunConfig) -> bool:
+    return True
+
+
 def _is_synthetic(config: RunConfig) -> bool:
     return not config.source.movielens
 
@@ -43,7 +47,7 @@ def _further_retriever(name: str) -> Stage:
         name=name,
         run=functools.partial(stages.run_further_retriever, name=name),
         part="shards",
-        at_once=True,
+        at_once=_always,
         parents=("split",),
         fields=(f"models.{name}", "seed"),
         libraries=("torch", "polars", "numpy", "scipy"),
@@ -92,10 +96,24 @@ STAGES = (
         outside=("imdb", "extra_triples"),
     ),
     Stage(
+        name="text",
+        run=stages.run_text,
+        part="shards",
+        parents=("knowledge", "split"),
+        fields=("text",),
+        libraries=lambda config: (
+            *("torch", "polars", "numpy", "tokenizers"),
+            *(("sentence-transformers", "transformers") if config.text.names_a_folder else ("wordllama",)),
+        ),
+        outside=lambda config: ("text_model",) if config.text.names_a_folder else (),
+        needed=lambda config: "text" in config.trained_stages,
+        headline=("movies", "columns"),
+    ),
+    Stage(
         name="rgat",
         run=stages.run_rgat,
         part="shards",
-        at_once=True,
+        at_once=_always,
         parents=("knowledge", "split"),
         fields=("rgat", "seed"),
         libraries=_MODEL_LIBRARIES,
@@ -105,7 +123,7 @@ STAGES = (
         name="lightgcn",
         run=stages.run_lightgcn,
         part="shards",
-        at_once=True,
+        at_once=_always,
         parents=("split",),
         fields=("lightgcn", "seed"),
         libraries=_MODEL_LIBRARIES,
@@ -115,7 +133,7 @@ STAGES = (
         name="sasrec",
         run=stages.run_sasrec,
         part="shards",
-        at_once=True,
+        at_once=_always,
         parents=("split",),
         fields=("sasrec", "seed"),
         libraries=("torch", "polars", "numpy", "scipy"),
@@ -126,8 +144,8 @@ STAGES = (
         name="sequence",
         run=stages.run_sequence,
         part="shards",
-        at_once=True,
-        parents=("split",),
+        at_once=lambda config: "rgat" not in config.content_stages,
+        parents=lambda config: ("split", *config.content_stages),
         fields=("sequence", "seed"),
         libraries=("torch", "polars", "numpy", "scipy"),
         needed=lambda config: "sequence" in config.trained_stages,
@@ -137,7 +155,7 @@ STAGES = (
         name="ease",
         run=stages.run_ease,
         part="shards",
-        at_once=True,
+        at_once=_always,
         parents=("split",),
         fields=lambda config: (
             *("retrieve.ease_lambda", "retrieve.ease_max_films", "seed"),

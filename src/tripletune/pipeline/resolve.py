@@ -67,6 +67,7 @@ class _Inputs:
             "accelerate_config": finetune.accelerate_config,
             "model": finetune.model if finetune.names_a_folder else "",
             "tokenizer": finetune.model if finetune.names_a_folder else "",
+            "text_model": config.text.model if config.text.names_a_folder else "",
         }
         self._paths = {key: Path(text) for key, text in named.items() if text}
 
@@ -92,7 +93,7 @@ class _Inputs:
 def _require(key: str, path: Path) -> None:
     if not path.exists():
         raise InputError(f"{key} = {str(path)!r}: no such file or folder; give a path that exists")
-    if key in ("imdb", "model", "tokenizer") and not path.is_dir():
+    if key in ("imdb", "model", "tokenizer", "text_model") and not path.is_dir():
         raise InputError(f"{key} = {str(path)!r}: this is a file; give the folder that holds it")
 
 

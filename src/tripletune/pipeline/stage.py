@@ -43,8 +43,8 @@ class Stage:
     """Facts that stand for the stage in one line."""
     part: Literal["shards", "finetune", "rank"]
     """The flow that runs it; the nightly flow runs all parts."""
-    at_once: bool = False
-    """May run at the same time as its neighbours in the registry, none of which reads the other's output."""
+    at_once: Callable[[RunConfig], bool] = lambda config: False
+    """Whether it may run at the same time as its neighbours in the registry, none of which reads the other's output."""
     never_reused: str = ""
     """Why the stage runs every time and has no fingerprint; empty for a stage whose output is reused."""
     task: Mapping[str, Any] = field(default_factory=dict)

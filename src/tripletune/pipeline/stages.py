@@ -63,8 +63,9 @@ def run_split(paths: RunPaths, config: RunConfig) -> Path:
     """Label every rating by the split's protocol, and bucket the rows by user."""
     from tripletune.data.split.write import write_split
 
-    ratings = paths.require("ingest") / "ratings.parquet"
-    return paths.build("split", lambda work: write_split(ratings, work, config.split, config.seed))
+    ingest = paths.require("ingest")
+    ratings, movies = ingest / "ratings.parquet", ingest / "movies.parquet"
+    return paths.build("split", lambda work: write_split(ratings, work, config.split, config.seed, movies))
 
 
 def run_knowledge(paths: RunPaths, config: RunConfig) -> Path:
@@ -130,6 +131,22 @@ def run_sasrec(paths: RunPaths, config: RunConfig) -> Path:
     return _train("sasrec", paths, ("split",), train)
 
 
+def run_text(paths: RunPaths, config: RunConfig) -> Path:
+    """Embed the films' texts; for retrieve.retriever = "text", "fused" with a weight for it, or the sequence model."""
+    from tripletune.models.text.fit import embed_films
+
+    if "text" not in config.trained_stages:
+        raise ConfigError(
+            f"retrieve.retriever = {config.retrieve.retriever!r} needs no film texts; set it to 'text', or to 'fused' "
+            "with retrieve.fused_text above 0"
+        )
+
+    def train(knowledge: Path, split: Path, work: Path) -> Facts:
+        return embed_films(knowledge, split, work, config.text)
+
+    return _train("text", paths, ("knowledge", "split"), train)
+
+
 def run_sequence(paths: RunPaths, config: RunConfig) -> Path:
     """Train the sequence model, fits a and b; for retrieve.retriever = "sequence", or "fused" with a weight for it."""
     from tripletune.models.sequence.fit import train_sequence
@@ -140,10 +157,12 @@ def run_sequence(paths: RunPaths, config: RunConfig) -> Path:
             "'fused' with retrieve.fused_sequence above 0"
         )
 
-    def train(split: Path, work: Path) -> Facts:
-        return train_sequence(split, work, config.sequence, config.seed)
+    def train(split: Path, *content: Path) -> Facts:
+        *folders, work = content
+        by_name: dict[str, Path] = dict(zip(config.sequence.content, folders, strict=True))
+        return train_sequence(split, work, config.sequence, config.seed, by_name)
 
-    return _train("sequence", paths, ("split",), train)
+    return _train("sequence", paths, ("split", *config.content_stages), train)
 
 
 def run_ease(paths: RunPaths, config: RunConfig) -> Path:

@@ -25,6 +25,9 @@ Columns:
     relation_id: dense id, from 0
     name: such as ``director``
 """
+MOVIE_KEY = "movie:"
+"""Begins the key of a film's entity; its movie id follows."""
+
 RELATION_NAMES = (
     "genre",
     "decade",

@@ -28,6 +28,11 @@ Columns:
     label: role of the row, one of SPLIT_LABELS
 """
 
+CATALOGUE = columns({"movie_id": pl.Int32})
+"""split/movies.parquet, ascending: the films that a retriever may rank. All films of the release, those that nobody has
+rated too; with ``split.min_interactions`` the films that it keeps.
+"""
+
 ASKED = "asked.json"
 """File in the split's folder where ``split.frozen`` is given: ``users``, the users of valid and test queries. Without
 it, all users with such a like."""

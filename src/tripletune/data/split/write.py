@@ -24,6 +24,7 @@ from tripletune.data.split.rules import label_ratings
 from tripletune.errors import ConfigError
 from tripletune.schemas.split import LIKE_LABELS, SPLIT, SPLIT_LABELS
 from tripletune.stable_hash import mix, share_hash_expr
+from tripletune.store.catalogue import write_catalogue
 from tripletune.store.files import write_atomically
 from tripletune.store.paths import Facts
 from tripletune.store.shards import split_file
@@ -38,14 +39,17 @@ _ENCODING = dict.fromkeys(("user_id", "movie_id", "timestamp", "position"), "DEL
 polars' own writer 7.4, and a third less time. Rating and label have few values and get a dictionary."""
 
 
-def write_split(ratings: Path, out: Path, settings: SplitConfig, seed: int) -> Facts:
-    """Split and write ``out/shard=NNN/part.parquet``, one per bucket of users, each sorted by user and position.
+def write_split(ratings: Path, out: Path, settings: SplitConfig, seed: int, movies: Path | None = None) -> Facts:
+    """Split and write ``out/shard=NNN/part.parquet``, one per bucket of users, each sorted by user and position, and
+    ``out/movies.parquet`` (schema CATALOGUE).
 
     Args:
         ratings: Parquet, schema RATINGS, sorted by user; ``tie_order = "file"`` reads ``order.parquet`` next to it.
         out: the work folder.
         settings: the protocol, thresholds, how many likes each label takes, and the number of shards.
         seed: orders ties in time, draws the unseen users, the likes of a random ``ratio`` and the bucket of a user.
+        movies: Parquet with a column ``movie_id``: all films of the release, which are the catalogue, rated or not,
+            unless ``min_interactions`` restricts it to the films that it keeps. None: the rated films.
 
     Returns:
         The protocol; counts of rows, users, unseen users, likes and of each label; users with a query by purpose; and,
@@ -60,6 +64,7 @@ def write_split(ratings: Path, out: Path, settings: SplitConfig, seed: int) -> F
     grouped = drop_rare(everything, settings.min_interactions)
     if everything.num_ratings and not grouped.num_ratings:
         raise ConfigError(f"split.min_interactions = {settings.min_interactions} leaves no rating; lower it")
+    write_catalogue(out, _catalogue(grouped, None if settings.min_interactions else movies).tolist())
     shards = _users_of_shards(grouped, settings.shards, seed)
     frozen = _read_frozen(settings)
 
@@ -99,6 +104,14 @@ def drop_rare(ratings: Ratings, least: int) -> Ratings:
         return ratings
     _, film_R, count_M = np.unique(ratings.movie_R, return_inverse=True, return_counts=True)
     return ratings.keep(ratings.per_row(ratings.count_V >= least) & (count_M[film_R] >= least))
+
+
+def _catalogue(ratings: Ratings, movies: Path | None) -> Ints:
+    """Ids of the rated films, and of those in the file."""
+    rated = np.unique(ratings.movie_R).astype(np.int64)
+    if movies is None:
+        return rated
+    return np.union1d(rated, pl.read_parquet(movies, columns=["movie_id"])["movie_id"].to_numpy().astype(np.int64))
 
 
 def _users_of_shards(ratings: Ratings, num_shards: int, seed: int) -> list[Ints]:

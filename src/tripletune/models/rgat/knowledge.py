@@ -15,9 +15,7 @@ from torch import Tensor
 
 from tripletune.errors import InputError
 from tripletune.schemas.base import conform
-from tripletune.schemas.knowledge import ENTITIES, RELATIONS, TRIPLES
-
-MOVIE_KEY = "movie:"
+from tripletune.schemas.knowledge import ENTITIES, MOVIE_KEY, RELATIONS, TRIPLES
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,16 +17,17 @@ another shape may round differently, and a user's vector must not depend on the 
 
 
 @torch.no_grad()
-def encode(model: EventModel, events: Events) -> Tensor:
+def encode(model: EventModel, films_MD: Tensor, events: Events) -> Tensor:
     """Vectors (U, D) of users by their newest events; zeros, which score by bias alone, without any.
 
     Args:
-        events: films are rows of the model's.
+        films_MD: vectors of the films as they are read.
+        events: films are rows of those.
     """
-    count_U, device = events.count_U, model.embedding_MD.device
+    count_U, device = events.count_U, films_MD.device
     user_E = torch.repeat_interleave(count_U)
     place_UL, length_U = pack_newest(user_E, torch.arange(user_E.numel()), count_U.numel(), model.shape.max_length)
-    vectors_UD = model.embedding_MD.new_zeros(count_U.numel(), model.shape.dim)
+    vectors_UD = films_MD.new_zeros(count_U.numel(), model.shape.dim)
     blocks = padded_blocks(length_U, model.shape.max_length, ENCODE_ROWS)
 
     def encode_block(block: int) -> Tensor:
@@ -37,7 +38,7 @@ def encode(model: EventModel, events: Events) -> Tensor:
         length_B = length_U.new_ones(ENCODE_ROWS)
         length_B[: user_B.numel()] = length_U[user_B]
         window = gather_window(events, place_BL, length_B)
-        encoded_BD: Tensor = model(model.embedding_MD, window.to(device), (length_B - 1).to(device))
+        encoded_BD: Tensor = model(films_MD, window.to(device), (length_B - 1).to(device))
         return encoded_BD[: user_B.numel()]
 
     computed = map_blocks(encode_block, len(blocks)) if device.type == "cpu" else map(encode_block, range(len(blocks)))

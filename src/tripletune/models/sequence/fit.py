@@ -22,6 +22,7 @@ from tripletune.models.lightgcn.loss import FilmSample, Targets, softmax_loss
 from tripletune.models.message_passing.device import choose_device
 from tripletune.models.message_passing.fixed_order import product
 from tripletune.models.message_passing.gather import take_rows
+from tripletune.models.sequence.content import FilmContent, read_content
 from tripletune.models.sequence.encode import encode, gather_window
 from tripletune.models.sequence.events import Events, Streams, read_streams
 from tripletune.models.sequence.model import EventModel, Shape, Window
@@ -49,7 +50,14 @@ class SequenceTrainer:
     """
 
     def __init__(
-        self, events: Events, likes: Likes, valid: Events | None, shape: Shape, settings: SequenceConfig, seed: int
+        self,
+        events: Events,
+        likes: Likes,
+        valid: Events | None,
+        shape: Shape,
+        settings: SequenceConfig,
+        seed: int,
+        content_MX: Tensor | None = None,
     ) -> None:
         """Build the model of one fit.
 
@@ -60,6 +68,7 @@ class SequenceTrainer:
             shape: by ``model_shape``.
             settings: section ``[sequence]``.
             seed: of the fit.
+            content_MX: of the films; see ``content.py``. None: films have vectors of their own alone.
         """
         self._settings, self._events, self._valid = settings, events, valid
         self._device = choose_device(settings.device, "torch", "sequence")
@@ -67,17 +76,25 @@ class SequenceTrainer:
         self._batches = batches(events, settings.batch_viewers, self._generator)
         model = EventModel(shape, self._generator)
         with torch.no_grad():
-            factors_MD = film_factors(likes, shape.num_movies, shape.dim, self._generator)
-            model.embedding_MD.copy_(factors_MD)
-            if model.output_MD is not None:
-                model.output_MD.copy_(factors_MD)
             # initial popularity bias, so that the vectors need only learn the difference
             count_M = torch.bincount(likes.movie_E, minlength=shape.num_movies).float()
             model.bias_M.copy_(count_M.log1p())
+            start_MD = film_factors(likes, shape.num_movies, shape.dim, self._generator)
+            self._content = None
+            if content_MX is not None:
+                rated_M = torch.bincount(events.movie_E, minlength=shape.num_movies).float()
+                self._content = FilmContent(content_MX, rated_M, shape.dim, tied=shape.tied)
+                start_MD = self._content.start(start_MD, model.bias_M, rated_M)
+                self._content.to(self._device)
+            model.embedding_MD.copy_(start_MD)
+            if model.output_MD is not None:
+                model.output_MD.copy_(start_MD)
         self._model = model.to(self._device)
         self._parameters = dict(model.named_parameters())
-        decayed = [parameter for parameter in model.parameters() if parameter.dim() > 1]
-        others = [parameter for parameter in model.parameters() if parameter.dim() == 1]
+        if self._content is not None:
+            self._parameters |= {f"content.{name}": one for name, one in self._content.named_parameters()}
+        decayed = [parameter for parameter in self._parameters.values() if parameter.dim() > 1]
+        others = [parameter for parameter in self._parameters.values() if parameter.dim() == 1]
         groups = [
             {"params": decayed, "weight_decay": settings.weight_decay},
             {"params": others, "weight_decay": 0.0},
@@ -97,9 +114,11 @@ class SequenceTrainer:
         return cut_windows(batch, batch.row_R, self._settings.max_length + 1, self._generator)
 
     def _step(self, row_BW: Tensor, length_B: Tensor, targets: Targets, asked_BL: Tensor) -> Tensor:
-        model = self._model
         read_C, window = self._window(row_BW, length_B)
-        films_CD = take_rows(model.embedding_MD, read_C.to(self._device))
+        if self._content is not None:
+            self._content.drop(self._settings.content_dropout, self._generator)
+        with one_thread():
+            films_CD = self._rows(read_C.to(self._device), scored=False)
         leaf_CD = films_CD.detach().requires_grad_()
         outputs = self._in_chunks(leaf_CD, window, asked_BL)
         users_PD = torch.cat([output.detach() for output in outputs]).requires_grad_()
@@ -114,6 +133,16 @@ class SequenceTrainer:
             group["lr"] = self._settings.learning_rate * min(1.0, self._steps / self._settings.warmup_steps)
         self._optimizer.step()
         return loss
+
+    def _rows(self, movie_C: Tensor, *, scored: bool) -> Tensor:
+        """Vectors of some films, as they are scored or as they are read."""
+        model, content = self._model, self._content
+        own_CD = take_rows(model.scored_MD if scored else model.embedding_MD, movie_C)
+        return own_CD if content is None else content.vectors(own_CD, movie_C, scored=scored)
+
+    def _biases(self, movie_C: Tensor) -> Tensor:
+        own_C = take_rows(self._model.bias_M, movie_C)
+        return own_C if self._content is None else self._content.biases(own_C, movie_C)
 
     def _window(self, row_BW: Tensor, length_B: Tensor) -> tuple[Tensor, Window]:
         """The films of the windows, and the events with films as places among them."""
@@ -139,7 +168,7 @@ class SequenceTrainer:
 
     def _backward(self, outputs: list[Tensor], grad_PD: Tensor, films_CD: Tensor, leaf_CD: Tensor) -> None:
         """Add the gradients of the chunks, in their order, to those of the loss."""
-        inputs = [leaf_CD, *(one for name, one in self._parameters.items() if name not in _BY_FILM)]
+        inputs = [leaf_CD, *(one for name, one in self._model.named_parameters() if name not in _BY_FILM)]
         grads = torch.split(grad_PD, [len(output) for output in outputs])
 
         def compute(chunk: int) -> tuple[Tensor | None, ...]:
@@ -164,11 +193,13 @@ class SequenceTrainer:
         model, num_movies = self._model, self._model.shape.num_movies
         with one_thread():
             if not 0 < self._settings.sampled_films < num_movies:
-                return softmax_loss(users_PD, model.targets(), model.bias_M, targets.to(self._device))
+                movie_C = torch.arange(num_movies, device=self._device)
+                movies_CD = model.targets(self._rows(movie_C, scored=True))
+                return softmax_loss(users_PD, movies_CD, self._biases(movie_C), targets.to(self._device))
             sample = FilmSample.draw(targets.movie_R, num_movies, self._settings.sampled_films, self._generator)
             movie_C = sample.movie_C.to(self._device)
-            movies_CD = model.targets(movie_C)
-            bias_C = take_rows(model.bias_M, movie_C) + sample.correction_C.to(self._device)
+            movies_CD = model.targets(self._rows(movie_C, scored=True))
+            bias_C = self._biases(movie_C) + sample.correction_C.to(self._device)
             targets = sample.columns(targets, num_movies).to(self._device)
         return softmax_loss(users_PD, movies_CD, bias_C, targets)
 
@@ -177,14 +208,31 @@ class SequenceTrainer:
         model, valid = self._model, self._valid
         assert valid is not None
         assert valid.num_viewers == likes.num_viewers
-        users_UD = encode(model, valid)
+        read_MD, scored_MD, bias_M = self._tables()
+        users_UD = encode(model, read_MD, valid)
         with torch.no_grad(), one_thread():
-            movies_MD, bias_M = model.targets().detach(), model.bias_M.detach()
+            movies_MD = model.targets(scored_MD)
         return lambda user_V: product(users_UD[user_V.to(self._device)], movies_MD.T) + bias_M
 
+    def _tables(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Vectors of all films as they are read and as they are scored, and their biases, outside training."""
+        model, content = self._model, self._content
+        read_MD, scored_MD, bias_M = model.embedding_MD.detach(), model.scored_MD.detach(), model.bias_M.detach()
+        if content is None:
+            return read_MD, scored_MD, bias_M
+        return (
+            content.whole(read_MD, scored=False),
+            content.whole(scored_MD, scored=True),
+            content.whole_bias(bias_M),
+        )
+
     def export(self) -> dict[str, Tensor]:
-        """The model's tensors."""
-        return {name: tensor.detach().cpu().clone() for name, tensor in self._model.state_dict().items()}
+        """The model's tensors, the content of the films in their vectors and biases."""
+        read_MD, scored_MD, bias_M = self._tables()
+        tensors = self._model.state_dict() | {"embedding_MD": read_MD, "bias_M": bias_M}
+        if self._model.output_MD is not None:
+            tensors["output_MD"] = scored_MD
+        return {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
 
     def state(self) -> dict[str, Tensor]:
         """All that the next step depends on."""
@@ -253,7 +301,9 @@ def _read_in_training(streams: Streams, interactions: Interactions) -> pl.DataFr
     return pl.concat(parts)
 
 
-def train_sequence(split: Path, out: Path, settings: SequenceConfig, seed: int) -> Facts:
+def train_sequence(
+    split: Path, out: Path, settings: SequenceConfig, seed: int, content: Mapping[str, Path] | None = None
+) -> Facts:
     """Train both fits on a split and write the stage's files.
 
     Args:
@@ -262,10 +312,11 @@ def train_sequence(split: Path, out: Path, settings: SequenceConfig, seed: int) 
             model's tensors), ``model.json``, ``movies.parquet``, ``trained_on.parquet``, ``curve.parquet``.
         settings: section ``[sequence]``.
         seed: of the run; each fit draws from a generator of its own.
+        content: folders of film vectors, see ``read_content``.
 
     Raises:
-        InputError: the split holds nothing to train on. ConfigError: the device does not exist. UserError: the loss is
-            not finite.
+        InputError: the split holds nothing to train on, or the content cannot be read. ConfigError: the device does
+            not exist. UserError: the loss is not finite.
     """
     interactions = read_interactions(split)
     streams = read_streams(split, interactions, only_likes=settings.events == "likes")
@@ -273,7 +324,8 @@ def train_sequence(split: Path, out: Path, settings: SequenceConfig, seed: int) 
 
     def make(fit: str) -> SequenceTrainer:
         events, likes = streams.fits[fit], interactions.fits[fit]
-        return SequenceTrainer(events, likes, streams.valid, shape, settings, 2 * seed + (fit == "b"))
+        content_MX = read_content(content or {}, interactions.movie_ids_M, fit)
+        return SequenceTrainer(events, likes, streams.valid, shape, settings, 2 * seed + (fit == "b"), content_MX)
 
     checkpoints = Checkpoints(out, settings.checkpoint_minutes)
     runs = train_both(make, interactions.valid, settings, checkpoints, "Sequence model")

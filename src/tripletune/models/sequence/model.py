@@ -84,13 +84,15 @@ class EventModel(nn.Module):
         self.blocks = nn.ModuleList(block(shape, generator) for _ in range(shape.layers))
         self.norm = nn.LayerNorm(shape.dim)
 
-    def targets(self, movie_C: Tensor | None = None) -> Tensor:
-        """Vectors of films as they are scored, (C, D); of all films where none are given."""
-        vectors_CD: Tensor = self.embedding_MD if self.output_MD is None else self.output_MD
-        vectors_CD = vectors_CD if movie_C is None else vectors_CD.index_select(0, movie_C)
-        return (
-            functional.normalize(vectors_CD, dim=1) / self.shape.temperature if self.shape.temperature else vectors_CD
-        )
+    @property
+    def scored_MD(self) -> Tensor:
+        """The table of the vectors by which films are scored."""
+        table_MD: Tensor = self.embedding_MD if self.output_MD is None else self.output_MD
+        return table_MD
+
+    def targets(self, scored_CD: Tensor) -> Tensor:
+        """What the output is multiplied with: rows of ``scored_MD``, or their directions over the temperature."""
+        return functional.normalize(scored_CD, dim=1) / self.shape.temperature if self.shape.temperature else scored_CD
 
     def forward(
         self,

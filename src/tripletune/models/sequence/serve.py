@@ -56,7 +56,7 @@ class SequenceFit:
             time_E=torch.from_numpy(given.time_E[known_E]),
             like_E=torch.from_numpy(given.like_E[known_E]),
         )
-        return encode(self.model, events)
+        return encode(self.model, self.model.embedding_MD, events)
 
     def top(self, name: str, histories: Histories, depth: int) -> Ints:
         """``Ranker.top``: films by score."""
@@ -76,7 +76,7 @@ def load_sequence(folder: Path, seed: int, fits: Iterable[str] = ("a", "b")) -> 
     for fit in fits:
         model = _load(folder / f"fit_{fit}.safetensors", catalogue, shape)
         with torch.no_grad(), one_thread():
-            vectors_MD = model.targets().contiguous()
+            vectors_MD = model.targets(model.scored_MD).contiguous()
         found[fit] = SequenceFit(
             catalogue=catalogue, model=model, levels_R=levels_R, only_likes=only_likes, movie_vectors_MD=vectors_MD
         )

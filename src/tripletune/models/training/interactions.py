@@ -21,6 +21,7 @@ from torch import Tensor
 
 from tripletune.errors import InputError
 from tripletune.schemas.query import FIT_LABELS
+from tripletune.store.catalogue import read_catalogue
 from tripletune.store.shards import split_files
 
 HISTORY_LABELS = ("graph", "target")
@@ -96,18 +97,15 @@ def read_interactions(split: Path, movie_ids: npt.NDArray[np.int32] | None = Non
 
     Args:
         split: folder with ``shard=NNN/part.parquet`` (schema SPLIT).
-        movie_ids: the catalogue, ascending; rows of other films are dropped. None: every rated film.
+        movie_ids: the catalogue, ascending; rows of other films are dropped. None: that of the split.
 
     Raises:
         InputError: there are no shards, a column is missing, there is no like to train on, or only one film.
     """
     files = list(split_files(split).values())
     scan = pl.scan_parquet(files, hive_partitioning=False).select(COLUMNS)
+    movie_ids = read_catalogue(split) if movie_ids is None else movie_ids
     try:
-        if movie_ids is None:
-            movie_ids = (
-                scan.select(pl.col("movie_id").unique().sort()).collect(engine="streaming")["movie_id"].to_numpy()
-            )
         films = pl.LazyFrame({"movie_id": movie_ids, "movie": np.arange(len(movie_ids), dtype=np.int32)})
         warm = scan.filter(~pl.col("unseen")).join(films, on="movie_id", how="inner").drop("movie_id", "unseen")
         likes = warm.filter(pl.col("label").is_in(HISTORY_LABELS)).collect(engine="streaming")
@@ -120,7 +118,7 @@ def read_interactions(split: Path, movie_ids: npt.NDArray[np.int32] | None = Non
     if not fits["a"].num_viewers:
         raise InputError(f"{split} has no 'graph' like of a user who is not unseen; lower split.like or min_graph")
     if len(movie_ids) < 2:
-        raise InputError(f"{split} has ratings of one film; nothing can be ranked: give ratings of two films at least")
+        raise InputError(f"{split} has one film; nothing can be ranked: give ratings of two films at least")
     return Interactions(movie_ids, fits, valid)
 
 
