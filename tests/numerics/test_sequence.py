@@ -172,7 +172,7 @@ def plain_vector(model: EventModel, history: History) -> np.ndarray:
 @pytest.mark.parametrize("changes", VARIANTS, ids=str)
 def test_a_user_is_the_dense_transformer_s_last_output(changes):
     model, histories = some_model(**changes), some_histories(10)
-    got_UD = encode(model, table(histories))
+    got_UD = encode(model, model.embedding_MD, table(histories))
     for vector_D, history in zip(got_UD, histories, strict=True):
         want_D = torch.from_numpy(plain_vector(model, history)) if history else torch.zeros(SHAPE.dim).double()
         # float32 through two blocks of sums over at most 20 events
@@ -186,16 +186,16 @@ def test_films_are_scored_by_their_own_table_or_by_the_one_that_is_read(tied, te
     want_MD = (model.embedding_MD if tied else model.output_MD).double()
     if temperature:
         want_MD = want_MD / want_MD.pow(2).sum(dim=1, keepdim=True).sqrt() / temperature
-    torch.testing.assert_close(model.targets().double(), want_MD, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(model.targets(model.scored_MD).double(), want_MD, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(model.targets(torch.tensor([7, 2])), model.targets()[[7, 2]])
 
 
 def test_a_user_is_the_same_to_the_byte_with_any_other_users():
     model, histories = some_model(), some_histories(90)
-    together_UD = encode(model, table(histories))
+    together_UD = encode(model, model.embedding_MD, table(histories))
     for viewer in range(0, 90, 7):
-        assert encode(model, table([histories[viewer]]))[0].tolist() == together_UD[viewer].tolist()
-    assert encode(model, table(histories[::-1])).flip(0).tolist() == together_UD.tolist()
+        assert encode(model, model.embedding_MD, table([histories[viewer]]))[0].tolist() == together_UD[viewer].tolist()
+    assert encode(model, model.embedding_MD, table(histories[::-1])).flip(0).tolist() == together_UD.tolist()
 
 
 def test_later_events_say_nothing_to_earlier_places():
@@ -319,11 +319,18 @@ def test_planted_tastes_are_found(trained):
     assert curve["valid_ndcg_at_10"].max() > 0.16
 
 
-def trainer_of(split: Path, **changes: object) -> tuple[Interactions, SequenceTrainer]:
+def some_content(num_films: int, width: int) -> torch.Tensor:
+    content_MX = torch.randn(num_films, width, generator=torch.Generator().manual_seed(4))
+    return torch.nn.functional.normalize(content_MX, dim=1)
+
+
+def trainer_of(split: Path, *, content: bool = False, **changes: object) -> tuple[Interactions, SequenceTrainer]:
     interactions = read_interactions(split)
     streams, config = read_streams(split, interactions), settings(**changes)
     shape = model_shape(config, interactions.num_movies, len(streams.levels_R))
-    return interactions, SequenceTrainer(streams.fits["b"], interactions.fits["b"], streams.valid, shape, config, 1)
+    content_MX = some_content(interactions.num_movies, 12) if content else None
+    fit = streams.fits["b"], interactions.fits["b"]
+    return interactions, SequenceTrainer(*fit, streams.valid, shape, config, 1, content_MX)
 
 
 def given(rows: list[tuple[int, int, float, int, bool]], num_users: int) -> Histories:
@@ -390,8 +397,9 @@ def test_rows_that_must_not_train_change_no_byte_of_fit_a(tmp_path):
     assert tensors[0] == tensors[1]
 
 
+@pytest.mark.parametrize("content", [False, True])
 @pytest.mark.parametrize("viewers", [128, 129])
-def test_the_number_of_threads_changes_no_bit(viewers):
+def test_the_number_of_threads_changes_no_bit(viewers, content):
     generator = torch.Generator().manual_seed(6)
     movie_UL = torch.rand(viewers, 800, generator=generator).argsort(dim=1)[:, :50]
     likes = Likes(np.arange(viewers, dtype=np.int32), torch.arange(viewers).repeat_interleave(50), movie_UL.flatten())
@@ -402,11 +410,12 @@ def test_the_number_of_threads_changes_no_bit(viewers):
         time_E=torch.randint(0, 10**6, (viewers, 50), generator=generator).cumsum(1).flatten(),
         like_E=torch.rand(viewers * 50, generator=generator) < 0.7,
     )
+    content_MX = some_content(800, 90) if content else None
     found, threads = [], torch.get_num_threads()
     for num_threads in (1, 2, 4):
         torch.set_num_threads(num_threads)
         config = settings(dim=64, max_length=48, batch_viewers=viewers, sampled_films=100)
-        trainer = SequenceTrainer(events, likes, None, model_shape(config, 800, 5), config, 3)
+        trainer = SequenceTrainer(events, likes, None, model_shape(config, 800, 5), config, 3, content_MX)
         losses = [trainer.step() for _ in range(2)]
         found.append((losses, trainer.export()))
     torch.set_num_threads(threads)
@@ -415,7 +424,14 @@ def test_the_number_of_threads_changes_no_bit(viewers):
         assert all(torch.equal(tensor, many[1][name]) for name, tensor in found[0][1].items())
 
 
-@pytest.mark.parametrize("changes", [{"sampled_films": 0}, {"sampled_films": 20, "temperature": 0.1, "tied": False}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"sampled_films": 0},
+        {"sampled_films": 20, "temperature": 0.1, "tied": False},
+        {"sampled_films": 20, "tied": False, "content": True},
+    ],
+)
 def test_a_training_that_goes_on_from_its_state_makes_the_steps_of_one_that_was_never_stopped(trained, changes):
     fits = [trainer_of(trained[0], batch_viewers=20, **changes) for _ in range(2)]
     (interactions, first), (_, second) = fits
@@ -434,7 +450,7 @@ def test_gradients_of_the_chunks_are_those_of_one_graph(trained):
     read_C, window = trainer._window(row_BW, length_B)
     films_CD = model.embedding_MD.index_select(0, read_C)
     users_PD = model(films_CD, window)[asked_BL]
-    scores_PM = users_PD @ model.targets().T + model.bias_M
+    scores_PM = users_PD @ model.targets(model.scored_MD).T + model.bias_M
     scores_PM = scores_PM.index_put((targets.known_user_K, targets.known_movie_K), torch.tensor(-torch.inf))
     loss = (torch.nn.functional.cross_entropy(scores_PM, targets.movie_R, reduction="none") * targets.weight_R).sum()
     loss.backward()

@@ -135,7 +135,7 @@ def read_content(folders: Mapping[str, Path], movie_ids_M: npt.NDArray[np.int32]
     parts = []
     for kind, folder in folders.items():
         if kind == "text":
-            catalogue = Catalogue(movie_ids_M, 0)
+            catalogue = Catalogue(movie_ids_M, seed=0)
             vectors_MX = read_text_vectors(folder, catalogue)
         else:
             rgat = load_rgat(folder, 0, (fit,))[fit]

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from tripletune.errors import InputError
-from tripletune.models.serving.catalogue import Catalogue, Fit, in_catalogue_order, read_table, read_tensors
+from tripletune.models.serving.catalogue import Catalogue, Fit, read_table, read_tensors
 from tripletune.models.serving.retriever import Histories, RetrieverSpec, Serving
 from tripletune.models.serving.topk import Ints, product_blocks, top_columns
 
@@ -39,11 +39,14 @@ def read_text_vectors(folder: Path, catalogue: Catalogue) -> Tensor:
     Raises:
         InputError: a file is missing, damaged or not finite, or the catalogue has other films.
     """
-    ids_M = read_table(folder / "movies.parquet").sort("row")["movie_id"].to_numpy()
-    if len(ids_M) != len(catalogue) or (catalogue.columns(ids_M) < 0).any():
-        raise InputError(f"{folder} has other films than the other models; pin all to one run, or none")
+    column_M = catalogue.columns(read_table(folder / "movies.parquet").sort("row")["movie_id"].to_numpy())
     path = folder / "films.safetensors"
-    return in_catalogue_order(path, read_tensors(path, ("text",)), catalogue)["text"]
+    stored_MX = read_tensors(path, ("text",))["text"]
+    if not len(column_M) == len(stored_MX) == len(catalogue) or (column_M < 0).any():
+        raise InputError(f"{folder} has other films than the other models; pin all to one run, or none")
+    text_MX = torch.empty_like(stored_MX)
+    text_MX[torch.from_numpy(column_M)] = stored_MX
+    return text_MX
 
 
 def _load_rankers(folder: Path, serving: Serving) -> dict[str, TextRanker]:
