@@ -176,7 +176,7 @@ def test_learned_weights_are_learned_again_where_the_lists_can_change(tree):
 def test_an_edit_of_a_stages_own_function_rebuilds_it(tree):
     def edit() -> None:
         path = tree / "pipeline/stages.py"
-        path.write_text(path.read_text().replace('paths.require("ingest") / "ratings.parquet"', 'paths.folder("x")', 1))
+        path.write_text(path.read_text().replace('ingest / "ratings.parquet", ', 'paths.folder("x"), ', 1))
 
     assert rebuilt(config(), edit) == ["split", *TRAINED.split()]
 
@@ -233,13 +233,15 @@ def test_every_setting_of_a_run_counts_for_some_stage_or_is_known_not_to():
     settings = config(split={"frozen": ""}, retrieve={"fused_sequence": 1.0})
     counted: set[str] = set()
     for stage in reusable_stages(settings):
-        counted |= stage.ingredients(settings, dict.fromkeys([*INGEST.split(), "sequence"], ""), {})["fields"].keys()
+        counted |= stage.ingredients(settings, dict.fromkeys([*INGEST.split(), "sequence", "text"], ""), {})[
+            "fields"
+        ].keys()
     sections = ("source", "quality", "promote", "tracking", "specialists", "workers")
     by_content = {"split.frozen", "finetune.accelerate_config", "prompt.template", "dataset"}
     limits = {f"{name}.checkpoint_minutes" for name in ("rgat", "lightgcn", "sasrec", "sequence")} | {
         "finetune.timeout_minutes"
     }
-    inside_weights = {f"retrieve.fused_{name}" for name in ("lightgcn", "ease", "sasrec", "sequence", "films")}
+    inside_weights = {f"retrieve.fused_{name}" for name in ("lightgcn", "ease", "sasrec", "sequence", "text", "films")}
     rest = {name for name in settings.flat() if name.split(".")[0] not in sections} - counted
     assert rest == by_content | limits | inside_weights | {"split.dislike"} - counted
 
