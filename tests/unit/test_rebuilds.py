@@ -18,8 +18,11 @@ from tripletune.prompts import template
 from tripletune.store import sources
 
 HERE = Path(sources.__file__).parents[1]
-INGEST = "ingest split knowledge rgat lightgcn sasrec ease retrieve generate finetune rank evaluate"
-TRAINED = "rgat lightgcn sasrec ease retrieve generate finetune rank evaluate"
+INGEST = (
+    "ingest split knowledge text rgat lightgcn sasrec sequence ease fusion retrieve generate finetune rank evaluate"
+)
+TRAINED = "text rgat lightgcn sasrec sequence ease fusion retrieve generate finetune rank evaluate"
+FUSION = "fusion retrieve generate finetune rank evaluate"
 RETRIEVE = "retrieve generate finetune rank evaluate"
 GENERATE = "generate finetune rank evaluate"
 FINETUNE = "finetune rank evaluate"
@@ -60,16 +63,18 @@ EDITS = [
     ("hashes that order ties", "stable_hash.py", CODE, INGEST),
     ("how JSON is written", "store/files.py", CODE, INGEST),
     ("rules of the split", "data/split/rules.py", CODE, "split " + TRAINED),
-    ("facts of the knowledge graph", "knowledge/facts.py", CODE, "knowledge rgat " + RETRIEVE),
+    ("facts of the knowledge graph", "knowledge/facts.py", CODE, "knowledge text rgat sequence " + FUSION),
     ("how many threads torch takes", "threads.py", CODE, TRAINED),
     ("the training loop", "models/training/loop.py", CODE, TRAINED),
-    ("sums in a fixed order", "models/message_passing/fixed_order.py", CODE, "rgat lightgcn sasrec " + RETRIEVE),
-    ("the DGL back end", "models/message_passing/dgl_backend.py", CODE, "rgat lightgcn " + RETRIEVE),
+    ("sums in a fixed order", "models/message_passing/fixed_order.py", CODE, "rgat lightgcn sasrec sequence " + FUSION),
+    ("the DGL back end", "models/message_passing/dgl_backend.py", CODE, "rgat lightgcn " + FUSION),
     ("the training of R-GAT", "models/rgat/fit.py", CODE, "rgat " + RETRIEVE),
-    ("the training of SASRec", "models/sasrec/fit.py", CODE, "sasrec " + RETRIEVE),
-    ("the model of SASRec, trained and served", "models/sasrec/model.py", CODE, "sasrec " + RETRIEVE),
-    ("the serving of EASE", "models/ease/serve.py", CODE, RETRIEVE),
-    ("rank fusion", "retrieve/fuse.py", CODE, RETRIEVE),
+    ("the training of SASRec", "models/sasrec/fit.py", CODE, "sasrec " + FUSION),
+    ("the model of SASRec, trained and served", "models/sasrec/model.py", CODE, "sasrec " + FUSION),
+    ("what is written of a film", "models/text/texts.py", CODE, "text sequence " + FUSION),
+    ("content of film vectors", "models/sequence/content.py", CODE, "sequence " + FUSION),
+    ("the serving of EASE", "models/ease/serve.py", CODE, FUSION),
+    ("rank fusion", "retrieve/fuse.py", CODE, FUSION),
     ("the chosen template", "prompts/templates/hints-first.txt", None, GENERATE),
     ("how prompts are rendered", "prompts/render.py", CODE, GENERATE),
     ("the declarations of hints", "schemas/hints.py", CODE, RETRIEVE),
@@ -164,13 +169,9 @@ def test_code_of_a_retriever_that_is_not_trained_does_not_count(tree):
 
 
 def test_learned_weights_are_learned_again_where_the_lists_can_change(tree):
-    learned = config(retrieve={"fusion": "learned"})
-    fused = ["fusion", *RETRIEVE.split()]
-    assert rebuilt(learned, lambda: append(tree / "retrieve/weights.py", CODE)) == fused
-    assert rebuilt(learned, lambda: append(tree / "models/ease/serve.py", CODE)) == fused
-    assert rebuilt(learned, lambda: append(tree / "models/rgat/fit.py", CODE)) == ["rgat", *RETRIEVE.split()]
-    deeper = config(retrieve={"fusion": "learned", "fused_k": 9.0})
-    assert rebuilt(learned, lambda: None, deeper) == fused
+    assert rebuilt(config(), lambda: append(tree / "retrieve/weights.py", CODE)) == FUSION.split()
+    fixed = config(retrieve={"fusion": "fixed"})
+    assert rebuilt(fixed, lambda: append(tree / "models/ease/serve.py", CODE)) == RETRIEVE.split()
 
 
 def test_an_edit_of_a_stages_own_function_rebuilds_it(tree):
@@ -204,17 +205,19 @@ def test_a_new_setting_that_no_stage_reads_rebuilds_nothing():
 
 
 def test_what_a_section_computes_counts_by_its_value():
-    assert rebuilt(config(), lambda: None, _DeeperRun(dataset="toy")) == RETRIEVE.split()
+    assert rebuilt(config(), lambda: None, _DeeperRun(dataset="toy")) == FUSION.split()
 
 
 @pytest.mark.parametrize(
     ("changed", "stages"),
     [
         ({"retrieve": {"num_candidates": 30}}, RETRIEVE),
-        ({"retrieve": {"ease_lambda": 9.0}}, "ease " + RETRIEVE),
-        ({"retrieve": {"ease_max_films": 30}}, "ease " + RETRIEVE),
+        ({"retrieve": {"ease_lambda": 9.0}}, "ease " + FUSION),
+        ({"retrieve": {"ease_max_films": 30}}, "ease " + FUSION),
         ({"rgat": {"checkpoint_minutes": 9.0}}, NOTHING),
-        ({"lightgcn": {"dim": 32}}, "lightgcn " + RETRIEVE),
+        ({"lightgcn": {"dim": 32}}, "lightgcn " + FUSION),
+        ({"retrieve": {"fused_k": 9.0}}, FUSION),
+        ({"text": {"relations": ["genre"]}}, "text sequence " + FUSION),
         ({"prompt": {"max_liked": 3}}, GENERATE),
         ({"finetune": {"tiny": {"num_layers": 1}}}, FINETUNE),
         ({"finetune": {"timeout_minutes": 1.0}}, NOTHING),

@@ -25,16 +25,16 @@ class RetrieveConfig(Section):
     retriever: RetrieverName = "fused"
     """Retriever of the candidates; hint 1 always has them in LightGCN's order. sasrec and sequence add a stage
     that trains them; fused merges the lists below by reciprocal rank."""
-    fusion: Literal["learned", "fixed"] = "fixed"
+    fusion: Literal["learned", "fixed"] = "learned"
     """Weights of the fused list. learned: found on ``target`` and checked on ``valid`` likes, among the lists with a
-    weight below; fixed: the weights below."""
+    weight below, whose size then does not matter; fixed: the weights below."""
     fused_lightgcn: Weight = 0.0
     """Weight of LightGCN's list in the fused one; 0 drops it."""
     fused_ease: Weight = 1.0
     """Weight of EASE's list in the fused one; 0 drops it."""
     fused_sasrec: Weight = 1.0
     """Weight of SASRec's list in the fused one; 0 drops it."""
-    fused_sequence: Weight = 0.0
+    fused_sequence: Weight = 1.0
     """Weight of the sequence model's list in the fused one; 0 drops it."""
     fused_text: Weight = 0.0
     """Weight of the text retriever's list in the fused one; 0 drops it."""
