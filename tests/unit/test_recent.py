@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import polars as pl
@@ -14,24 +13,16 @@ from tripletune.retrieve import recent as recent_module
 from tripletune.retrieve.candidates import retrieve_all
 from tripletune.retrieve.recent import RecentLikes
 from tripletune.schemas.retrieve import DAY, RECENT
-from tripletune.schemas.split import STARTS
 from tripletune.stable_hash import tie_order
 
 SEED = 7
 WEEK = 7 * DAY
 SETTINGS = RetrieveConfig(retriever="lightgcn", num_candidates=5)
-FIRST = {"valid": 25, "test": 30}
-"""Days; the newest ratings before the cutoffs lie before and after them."""
 
 
 def make_world(root: Path) -> small_world.World:
-    """Users begin on different days and rate every other day or less often."""
     world = small_world.make_world(root)
-    rows = small_world.read_split(world)
-    pace = pl.col("user_id") % 3 + 1
-    days = (pl.col("user_id") % 11 + pl.col("position") * pace) * DAY + pl.col("user_id") * 977
-    small_world.write_split(world, rows.with_columns(timestamp=days.cast(pl.Int64)))
-    (world.split / STARTS).write_text(json.dumps({name: day * DAY for name, day in FIRST.items()}))
+    small_world.spread_over_days(world)
     return world
 
 
@@ -59,7 +50,7 @@ def by_hand(world: small_world.World, row: dict) -> list[int]:
     """One query at a time: count, sort by (likes of the week, likes of the fit, hash), drop the rated films."""
     rows = small_world.read_split(world)
     mine = rows.filter(pl.col("user_id") == row["user_id"], pl.col("position") < row["cutoff"])
-    end = max(mine["timestamp"].max() // DAY * DAY, FIRST[row["purpose"]] * DAY)
+    end = max(mine["timestamp"].max() // DAY * DAY, small_world.FIRST_DAY[row["purpose"]] * DAY)
     likes = rows.filter(pl.col("rating") >= 4)
     week = likes.filter(pl.col("timestamp") < end, pl.col("timestamp") >= end - WEEK)["movie_id"].to_list()
     fit = likes.filter(~pl.col("unseen"), pl.col("label").is_in(["graph", "target"]))["movie_id"].to_list()

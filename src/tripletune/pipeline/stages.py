@@ -255,6 +255,7 @@ def run_generate(paths: RunPaths, config: RunConfig, map_jobs: MapJobs | None = 
     from tripletune.prompts.shards import generate_shards, one_after_the_other
     from tripletune.prompts.template import load_template
     from tripletune.schemas.hints import SPECIALISTS
+    from tripletune.store.request_time import request_time_note
 
     require_one_answer(config)
     ingest, split, retrieve = paths.require("ingest"), paths.require("split"), paths.require("retrieve")
@@ -285,6 +286,8 @@ def run_generate(paths: RunPaths, config: RunConfig, map_jobs: MapJobs | None = 
         template = load_template(config.prompt.template)
         audit = audit_work_folder(work, split, retrieve, trained, style=template.answers, earlier=earlier)
         refuse_leaks(audit.leaks)
+        if note := request_time_note(trained):
+            log.warning("generate: %s", note)
         write_record(work, audit.proven)
         log.info("generate: %s of %s examples audited again", f"{audit.newly_audited:,}", f"{audit.proven.height:,}")
         write_card(work, template, Origin.of(config, paths.fingerprints))
