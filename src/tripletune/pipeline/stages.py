@@ -347,10 +347,10 @@ def run_evaluate(paths: RunPaths, config: RunConfig) -> Path:
     from tripletune.evaluate.evaluate import evaluate_run
 
     trained = {stage: paths.require(stage) for stage in (*config.trained_stages, "finetune")}
-    rank, generate, retrieve = (paths.require(stage) for stage in ("rank", "generate", "retrieve"))
+    rank, generate, retrieve, split = (paths.require(stage) for stage in ("rank", "generate", "retrieve", "split"))
     return paths.build(
         "evaluate",
-        lambda work: evaluate_run(rank, generate, retrieve, work, config.evaluate, config.seed, trained),
+        lambda work: evaluate_run(rank, generate, retrieve, split, work, config.evaluate, config.seed, trained),
     )
 
 
