@@ -40,7 +40,9 @@ def popularity_findings(split: Path, retrieve: Path, lightgcn: Path) -> Iterator
     lists = scan(retrieve / "rankings.parquet").filter(pl.col("retriever").is_in(["popularity", RECENT]))
     queries = lists.select(QUERY_KEY).unique().collect().sort(QUERY_KEY)
     queries = queries.gather_every(max(1, len(queries) // SAMPLED)).head(SAMPLED)
-    rows = scan(parquet_files(split)).join(queries.lazy(), on="user_id").filter(pl.col("position") < pl.col("cutoff"))
+    # unlike a join alone, the filter lets the reader skip the other columns of other users' rows
+    rows = scan(parquet_files(split)).filter(pl.col("user_id").is_in(queries["user_id"].unique().implode()))
+    rows = rows.join(queries.lazy(), on="user_id").filter(pl.col("position") < pl.col("cutoff"))
     seen = rows.group_by(QUERY_KEY).agg(rated="movie_id", newest=pl.col("timestamp").max())
     checked = lists.join(queries.lazy(), on=QUERY_KEY, how="semi").join(seen, on=QUERY_KEY, how="left")
     counts = _Counts.read(split, lightgcn)
