@@ -19,7 +19,7 @@ from tripletune.schemas.base import conform
 from tripletune.schemas.ingest import MOVIES
 from tripletune.schemas.knowledge import ENTITIES, RELATION_NAMES, RELATIONS
 from tripletune.schemas.rgat import ATTENTION
-from tripletune.schemas.split import SPLIT
+from tripletune.schemas.split import SPLIT, STARTS
 from tripletune.schemas.training import TRAINED_ON
 from tripletune.store.catalogue import write_catalogue
 
@@ -97,6 +97,20 @@ def write_split(world: World, rows: pl.DataFrame) -> None:
         folder = world.split / f"shard={shard:03d}"
         folder.mkdir(exist_ok=True)
         rows.filter(pl.col("user_id") % 2 == shard).write_parquet(folder / "part.parquet")
+
+
+DAY = 86_400
+FIRST_DAY = {"valid": 25, "test": 30}
+"""Days of ``spread_over_days``; the newest ratings before the cutoffs lie before and after them."""
+
+
+def spread_over_days(world: World) -> None:
+    """Give the ratings times of several weeks, and the split one date for all users; the labels stay."""
+    rows = read_split(world)
+    pace = pl.col("user_id") % 3 + 1
+    days = (pl.col("user_id") % 11 + pl.col("position") * pace) * DAY + pl.col("user_id") * 977
+    write_split(world, rows.with_columns(timestamp=days.cast(pl.Int64)))
+    (world.split / STARTS).write_text(json.dumps({name: day * DAY for name, day in FIRST_DAY.items()}))
 
 
 def write_trained_on(world: World) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from written_run import Run, rewrite, write_run
+from written_run import Run, rank_by_popularity, rewrite, write_run
 
 from tripletune.audit.audit import audit_shards
 from tripletune.audit.leaks import Leak
@@ -63,6 +63,7 @@ def test_a_further_retriever_that_saw_more_than_its_likes_is_found(
 def test_a_test_like_of_tonight_that_a_pinned_fit_was_trained_on_is_named(run: Run, name: str) -> None:
     pin(run.root / name)
     film = learn(run.root / name, run, VIEWER, TEST, "b")
+    rank_by_popularity(run)
     (leak,) = audit(run, run.specialists)
     assert (leak.rule, leak.kind) == (1, "a pinned fit was trained on the answer")
     assert (leak.subject, leak.detail) == (f"{VIEWER}:test", f"{name} was trained on {film}")
@@ -90,6 +91,7 @@ def test_rows_of_a_pinned_fit_that_tonight_asks_nothing_about_are_no_leak(run: R
     pin(run.lightgcn)
     learn(run.lightgcn, run, VIEWER, 40, "b")
     learn(run.lightgcn, run, VIEWER, VALID, "b")
+    rank_by_popularity(run)
 
     def leave_out(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         return [row for row in rows if row["user_id"] != VIEWER]

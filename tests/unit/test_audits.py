@@ -11,7 +11,7 @@ from typing import Any
 
 import polars as pl
 import pytest
-from written_run import DISLIKED, UNSEEN, Run, rewrite, title, with_text, write, write_run
+from written_run import DISLIKED, UNSEEN, Run, rank_by_popularity, rewrite, title, with_text, write, write_run
 
 from tripletune.audit.audit import audit_shards
 from tripletune.audit.leaks import Leak, format_leaks, refuse_leaks, write_leaks
@@ -97,6 +97,7 @@ def test_a_fit_that_saw_more_than_its_likes_is_found(
         run.root / specialist / "trained_on.parquet",
         lambda rows: [*rows, {"user_id": 3, "movie_id": film, "fit": fit}],
     )
+    rank_by_popularity(run)
     leaks = audit(run)
     assert [(leak.rule, leak.kind) for leak in leaks] == [(1, kind)]
     assert specialist in leaks[0].subject
@@ -563,6 +564,17 @@ def test_the_command_exits_1_names_the_example_and_writes_all_leaks(
     assert row["example_id"] in pl.read_csv(out)["subject"]
     assert "rule 2: evidence that does not precede the cutoff: 1" in said
     assert f"    {row['example_id']}: liked " in said
+
+
+def test_the_command_names_a_model_that_reads_the_time_of_the_request(
+    run: Run, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (run.lightgcn / "model.json").write_text('{"request_time": true}')
+    published = request.getfixturevalue("published")  # every model's folder is a copy of this one
+    assert main(["audit", "--artifacts", str(published)]) == 0
+    said = capsys.readouterr().out
+    assert "no leak found: all five rules hold" in said
+    assert "rgat, lightgcn, sasrec, ease reads the time of the request: its lists are for comparison" in said
 
 
 def test_leaks_stop_a_stage_with_one_line() -> None:

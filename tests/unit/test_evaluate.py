@@ -26,7 +26,7 @@ SETTINGS = EvaluateConfig(bootstrap_resamples=200)
 def evaluate(run: Run, out: Path, settings: EvaluateConfig = SETTINGS) -> dict[str, Any]:
     out.mkdir(exist_ok=True)
     trained = {**run.specialists, "finetune": run.finetune}
-    return evaluate_run(run.rank, run.generate, run.retrieve, out, settings, 3, trained)
+    return evaluate_run(run.rank, run.generate, run.retrieve, run.split, out, settings, 3, trained)
 
 
 @pytest.fixture(scope="module")
@@ -177,7 +177,9 @@ def test_a_further_retriever_is_a_row_and_its_training_a_picture_under_its_own_n
     shutil.copy(further.specialists["lightgcn"] / "curve.parquet", tmp_path / "mine")
     trained = {**further.specialists, "mine": tmp_path / "mine", "finetune": further.finetune}
     (tmp_path / "out").mkdir()
-    facts = evaluate_run(further.rank, further.generate, further.retrieve, tmp_path / "out", SETTINGS, 3, trained)
+    facts = evaluate_run(
+        further.rank, further.generate, further.retrieve, further.split, tmp_path / "out", SETTINGS, 3, trained
+    )
     assert facts["mine_ndcg_at_10"] == facts["lightgcn_ndcg_at_10"]
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert "<td>mine</td>" in page

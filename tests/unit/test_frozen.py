@@ -71,6 +71,7 @@ def test_a_later_night_asks_the_same_questions_with_the_same_evidence(tmp_path, 
         assert now.equals(then)
     assert facts["frozen"] == {"viewers": 25, "held": 25, "missing": 0, "missing_viewers": []}
     assert facts["asked_viewers"]["test"] == 25
+    assert facts["queries"]["test"]["not in the frozen set"] == facts["viewers"] - 25
     # training likes, and the rows that a training prompt can show, are unchanged
     mine = pl.col("user_id").is_in(users.implode())
     learned = pl.col("label").is_in(["graph", "target"])

@@ -137,15 +137,13 @@ def test_only_changed_viewers_are_asked_and_the_bytes_are_those_of_a_full_run(
     full = make(*publish(tmp_path / "full", second, "b"))
     shutil.copytree(first, tmp_path / "next")
     asked: list[int] = []
-    from tripletune.retrieve.retriever import Retriever
+    answer = buckets.Asking._answer
 
-    ask = Retriever.retrieve_and_rank
+    def note(self: buckets.Asking, opened: list[buckets.Bucket]) -> Any:
+        asked.extend(user for bucket in opened for user in bucket.asked["user_id"])
+        return answer(self, opened)
 
-    def note(self: Retriever, queries: pl.DataFrame, *rest: Any) -> Any:
-        asked.extend(queries["user_id"])
-        return ask(self, queries, *rest)
-
-    monkeypatch.setattr(Retriever, "retrieve_and_rank", note)
+    monkeypatch.setattr(buckets.Asking, "_answer", note)
     with caplog.at_level("INFO"):
         tonight = make(*publish(tmp_path / "next", second, "b"))
     assert set(asked) == {NEW, AGAIN, TWIN}

@@ -23,6 +23,7 @@ def build(run: Run, out: Path) -> str:
         run.rank,
         run.generate,
         run.retrieve,
+        run.split,
         out,
         EvaluateConfig(bootstrap_resamples=100),
         3,

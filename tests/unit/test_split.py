@@ -13,7 +13,7 @@ from tripletune.config import SplitConfig
 from tripletune.data.split.write import write_split
 from tripletune.errors import InputError
 from tripletune.schemas.ingest import RATINGS
-from tripletune.schemas.split import SPLIT
+from tripletune.schemas.split import SPLIT, STARTS
 from tripletune.stable_hash import mix, pair_hash
 
 
@@ -181,7 +181,13 @@ def test_written_shards_hold_every_row_once_with_each_viewer_in_one_shard(tmp_pa
     assert facts["asked_viewers"] == {
         name: whole.filter(pl.col("label") == name)["user_id"].n_unique() for name in ("target", "valid", "test")
     }
+    for name, found in facts["queries"].items():
+        asked = whole.filter(pl.col("label") == name)
+        assert found["warm"] + found["unseen"] == asked["user_id"].n_unique()
+        assert found["unseen"] == asked.filter("unseen")["user_id"].n_unique()
+        assert found["fewer than 5 likes"] == facts["viewers"] - asked["user_id"].n_unique()
     assert facts["protocol"] == "leave_one_out"
+    assert not (tmp_path / "out" / STARTS).exists()
 
 
 def test_a_viewer_stays_in_its_shard_whoever_else_rates(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter, defaultdict
 from datetime import UTC, date, datetime
 
@@ -17,6 +18,7 @@ from tripletune.config.presets import load_config
 from tripletune.data.split.write import write_split
 from tripletune.errors import ConfigError
 from tripletune.schemas.ingest import RATINGS
+from tripletune.schemas.split import STARTS
 
 DAY = 86_400
 EPOCH = datetime(2000, 1, 1, tzinfo=UTC).timestamp()
@@ -183,6 +185,32 @@ def test_facts_tell_the_protocol_and_who_is_asked(tmp_path):
     assert facts["protocol"] == "global_time"
     assert facts["labels"] == {label: split.filter(pl.col("label") == label).height for label in facts["labels"]}
     assert facts["labels"]["test"] == facts["asked_viewers"]["test"] > 0
+
+
+def test_every_user_is_counted_with_a_query_or_with_the_reason_why_there_is_none(tmp_path):
+    days_of_2000(4).write_parquet(tmp_path / "ratings.parquet")
+    config = global_time(min_graph=4, unseen_share=0.2)
+    facts = write_split(tmp_path / "ratings.parquet", tmp_path / "out", config, 0)
+    users = split_ratings(days_of_2000(4), config, 0).partition_by("user_id")
+    none = {
+        "valid": "no like from 2000-01-04 to before 2000-01-05",
+        "test": "no like on or after 2000-01-05",
+    }
+    for purpose, late in none.items():
+        want: Counter[str] = Counter()
+        for rows in users:
+            times = rows.filter(pl.col("rating") >= 4)["timestamp"].to_list()
+            if purpose in rows["label"].to_list():
+                want["unseen" if rows["unseen"][0] else "warm"] += 1
+            elif sum(time < EPOCH + 3 * DAY for time in times) < 4:
+                want["fewer than 4 likes before 2000-01-04"] += 1
+            else:
+                want[late] += 1
+        assert facts["queries"][purpose] == want
+        assert want.keys() == {"warm", "unseen", "fewer than 4 likes before 2000-01-04", late}
+        assert sum(want.values()) == facts["viewers"] == facts["viewers_in"]
+    starts = json.loads((tmp_path / "out" / STARTS).read_text())
+    assert starts == {"valid": EPOCH + 3 * DAY, "test": EPOCH + 4 * DAY}
 
 
 def ratio(order: str, **changes) -> SplitConfig:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tripletune.models.serving.topk import BLOCK, Ragged, product_blocks, top_columns
-from tripletune.retrieve.retriever import as_lists
+from tripletune.retrieve.rankings import as_lists
 
 NOTHING_MASKED = Ragged(np.zeros(1000, dtype=np.int64), np.empty(0, dtype=np.int64))
 

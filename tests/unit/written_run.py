@@ -12,7 +12,7 @@ import polars as pl
 from tripletune.schemas.base import conform
 from tripletune.schemas.generate import EXAMPLES
 from tripletune.schemas.rank import PREDICTIONS
-from tripletune.schemas.retrieve import CHOICES, RANKINGS
+from tripletune.schemas.retrieve import CHOICES, RANKINGS, REQUERIED
 from tripletune.schemas.rgat import ATTENTION
 from tripletune.schemas.split import SPLIT
 from tripletune.schemas.training import CURVE, TRAINED_ON
@@ -128,6 +128,11 @@ def _write_fits(run: Run, unseen: tuple[int, ...]) -> None:
     for stage in ("rgat", "lightgcn"):
         write(run.root / stage / "trained_on.parquet", trained, TRAINED_ON)
         write(run.root / stage / "curve.parquet", curve, CURVE)
+    write(
+        run.lightgcn / "movies.parquet",
+        [{"movie_id": film} for film in range(1, NUM_FILMS + 1)],
+        {"movie_id": pl.Int32},
+    )
     attention = [
         {"fit": fit, "movie_id": film, "relation": relation, "entity": f"{relation}:{film % 5}", "alpha": alpha}
         for fit in "ab"
@@ -215,6 +220,7 @@ def _write_retrieve(run: Run, held_out: list[dict[str, Any]], rng: np.random.Gen
         for row in held_out
     ]
     write(run.retrieve / "rankings.parquet", rankings, RANKINGS)
+    rank_by_popularity(run)
     choices = [
         {
             "user_id": row["user_id"],
@@ -231,6 +237,23 @@ def _write_retrieve(run: Run, held_out: list[dict[str, Any]], rng: np.random.Gen
         for film in row["candidates"]
     ]
     write(run.retrieve / "choices" / "shard-000.parquet", choices, CHOICES)
+
+
+def rank_by_popularity(run: Run) -> None:
+    """Order the popularity lists by the likes that LightGCN's fit b was trained on, and copy a sample of all lists."""
+    learned = pl.read_parquet(run.lightgcn / "trained_on.parquet").filter(fit="b")["movie_id"].to_list()
+    popular = sorted(range(1, NUM_FILMS + 1), key=lambda film: -learned.count(film))
+
+    def put_in(rows: list[dict[str, Any]]) -> None:
+        for row in rows:
+            if row["retriever"] == "popularity":
+                rated = run.order[row["user_id"]][: row["cutoff"]]
+                row["top"] = [film for film in popular if film not in rated][:20]
+
+    rewrite(run.retrieve / "rankings.parquet", put_in)
+    some = pl.read_parquet(run.retrieve / "rankings.parquet").filter(pl.col("user_id") < 9)
+    again = [{**row, "change": change} for row in some.to_dicts() for change in ("time", "ratings")]
+    write(run.retrieve / "requeried.parquet", [{name: row[name] for name in REQUERIED} for row in again], REQUERIED)
 
 
 def _write_rank(run: Run, held_out: list[dict[str, Any]], rng: np.random.Generator) -> None:

@@ -1,6 +1,6 @@
 """Leak audit of the written files: no leak from the answers into the prompts, or from test into training.
 
-``leaks.Leak`` and docs/splits.md list the four rules. The audit reads shards, split and the ``trained_on`` lists of all
+``leaks.Leak`` and docs/splits.md list the five rules. The audit reads shards, split and the ``trained_on`` lists of all
 fits, and shares no code with the stages that wrote them. It runs on a work folder before it is published, and on
 finished folders, where it also compares every file with its manifest. Before publishing it skips examples that its own
 record of an earlier run covers (``audit.record``); on finished folders it checks everything.
@@ -16,7 +16,9 @@ from typing import NamedTuple
 import polars as pl
 
 from tripletune.audit.leaks import MAX_PER_KIND, Leak, to_leaks
+from tripletune.audit.popularity import popularity_findings
 from tripletune.audit.record import read_record
+from tripletune.audit.requeried import requeried_findings
 from tripletune.audit.rules import Finding, fit_findings, liked_films, pinned_findings, read_findings
 from tripletune.audit.shard import ShardAudit
 from tripletune.audit.split_rows import AT_ONCE, SplitRows
@@ -27,6 +29,7 @@ from tripletune.schemas.hints import HINTS
 from tripletune.schemas.training import READ_BY, READ_BY_NAME, TRAINED_ON
 from tripletune.store.parquet import parquet_files, scan
 from tripletune.store.paths import MANIFEST, damaged_files, read_manifest
+from tripletune.store.request_time import told_request_time
 from tripletune.threads import map_in_threads
 
 PURPOSES = ("train", "valid", "test")
@@ -57,7 +60,7 @@ def audit_shards(
     style: AnswerStyle = TITLES,
     limit: int | None = MAX_PER_KIND,
 ) -> list[Leak]:
-    """Check the four rules on every example of every shard and on every fit.
+    """Check the five rules: on every example of every shard, on every fit, and on a sample of the ranked lists.
 
     A fit on another split than this run's, such as a pinned specialist, must not have been trained on this run's
     answers; its rows of its own split were audited in its own run.
@@ -137,6 +140,8 @@ def _audit(
         _require_columns(name, folder)
         if name not in pinned:
             leaks += _audit_fits(name, folder, rows, limit)
+    leaks += to_leaks(requeried_findings(retrieve, told_request_time(trained)), limit=limit)
+    leaks += to_leaks(popularity_findings(split, retrieve, trained["lightgcn"]), limit=limit)
     audit = ShardAudit(
         shards=shards,
         rows=rows,

@@ -22,9 +22,9 @@ SHOWN = 5
 class Leak:
     """One violation of an audit rule.
 
-    ``rule`` is 1 to 4 (docs/splits.md): (1) training rows of the fits, (2) evidence precedes the answers, (3) no answer
-    in the evidence, (4) no test like in training; 0 is for files that prove nothing: damaged, or with columns that
-    contradict each other. ``subject`` is an example id, a user of a fit, or a file.
+    ``rule`` is 1 to 5 (docs/splits.md): (1) training rows of the fits, (2) evidence precedes the answers, (3) no answer
+    in the evidence, (4) no test like in training, (5) no future in a ranked list; 0 is for files that prove nothing:
+    damaged, or with columns that contradict each other. ``subject`` is an example id, a user of a fit, or a file.
     """
 
     rule: int
@@ -46,7 +46,7 @@ def to_leaks(findings: Iterable[Finding], *, limit: int | None) -> list[Leak]:
 def format_leaks(leaks: Sequence[Leak]) -> str:
     """Text for the command line: by rule and kind, the number of leaks and the first of them."""
     if not leaks:
-        return "no leak found: all four rules hold"
+        return "no leak found: all five rules hold"
     lines = ["1 leak found" if len(leaks) == 1 else f"{len(leaks)} leaks found"]
     by_kind: dict[tuple[int, str], list[Leak]] = {}
     for leak in leaks:

@@ -13,6 +13,7 @@ from tripletune.cli.app import ARTIFACTS, ArtifactsOption, RunOption, app, conso
 from tripletune.errors import UserError
 from tripletune.store.files import make_folder
 from tripletune.store.paths import MANIFEST, RunPaths
+from tripletune.store.request_time import request_time_note
 from tripletune.store.runs import list_runs, read_run
 
 
@@ -51,6 +52,8 @@ def audit(
         make_folder(out.parent, "--out")
         write_leaks(out, leaks)
     console().print(f"{record.name}: {format_leaks(leaks)}", markup=False, soft_wrap=True)
+    if note := request_time_note(trained):
+        console().print(note, markup=False, soft_wrap=True)
     if leaks:
         raise typer.Exit(1)
 

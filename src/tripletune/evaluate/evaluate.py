@@ -11,7 +11,7 @@ pair of rows of a family is compared on the same users.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from itertools import combinations
+from itertools import combinations, product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +21,7 @@ import polars as pl
 
 from tripletune.config import EvaluateConfig
 from tripletune.errors import InputError
+from tripletune.evaluate.cold import KNOWLEDGE_GROUPS, MEASURES, known_films, score_by_knowledge
 from tripletune.evaluate.metrics import PROMOTION_CUTOFF, PROMOTION_METRIC, score_lists
 from tripletune.evaluate.report import GROUPS, write_report
 from tripletune.evaluate.significance import Interval, bootstrap_means, mean_interval, summarise
@@ -32,6 +33,8 @@ from tripletune.schemas.retrieve import RANKINGS
 from tripletune.store.files import write_json
 from tripletune.store.parquet import ROW_GROUP, parquet_files, scan, write_parquet
 from tripletune.store.paths import Facts
+
+Floats = npt.NDArray[np.float64]
 
 KEY = ("user_id", "purpose", "unseen", "row")
 """Key columns of per-user values; every other column is a metric."""
@@ -74,6 +77,7 @@ def evaluate_run(
     predictions: Path,
     shards: Path,
     retrieve: Path,
+    split: Path,
     out: Path,
     settings: EvaluateConfig,
     seed: int,
@@ -85,6 +89,7 @@ def evaluate_run(
         predictions: the rank stage's folder.
         shards: the generate stage's folder; its test and valid examples hold the held-out films.
         retrieve: its rankings and choices.
+        split: its rows tell which films the fits know.
         out: receives per_viewer, metrics and comparisons.parquet, metrics.json, report.html.
         settings: cut-offs, resamples and confidence.
         seed: of the bootstrap.
@@ -92,7 +97,8 @@ def evaluate_run(
             into the report.
 
     Returns:
-        The means under flat names: ``<row>_<metric>`` for all users, ``..._warm`` and ``..._unseen`` for the groups.
+        The means under flat names: ``<row>_<metric>`` for all users, ``..._warm``, ``..._unseen`` and ``..._cold`` for
+        the groups.
 
     Raises:
         InputError: a system or retriever is missing, users were ranked twice, or a cut-off is deeper than the lists.
@@ -100,7 +106,8 @@ def evaluate_run(
     held_out = _held_out(shards)
     answered = _answered(predictions, held_out)
     rerank_cutoffs = sorted({*settings.rerank_cutoffs, PROMOTION_CUTOFF})
-    retrieval = _retrieval_scores(retrieve / "rankings.parquet", list(settings.retrieval_cutoffs))
+    lists = _retrieval_lists(retrieve / "rankings.parquet")
+    retrieval = _scored(lists, "top", list(settings.retrieval_cutoffs))
     reranked = _rerank_scores(answered, rerank_cutoffs)
     on_test = reranked.filter(pl.col("purpose") == "test")
 
@@ -108,6 +115,8 @@ def evaluate_run(
     _measure_family(measured, retrieval, retrieval_rows(retrieval["row"]), settings, seed)
     _measure_family(measured, on_test, SYSTEMS, settings, seed)
     _measure_shares(measured, answered, reranked, settings, seed)
+    test = held_out.filter(pl.col("purpose") == "test")
+    _measure_knowledge(measured, score_by_knowledge(lists, test, known_films(split)), settings, seed)
     metrics = pl.DataFrame(measured.metrics, METRICS, orient="row")
     comparisons = pl.DataFrame(measured.comparisons, COMPARISONS, orient="row")
 
@@ -119,18 +128,19 @@ def evaluate_run(
         "rerank_viewers": on_test["user_id"].n_unique(),
     }
     write_json(out / "metrics.json", facts)
-    folders = {"rank": predictions, "generate": shards, "retrieve": retrieve, **trained}
+    folders = {"rank": predictions, "generate": shards, "retrieve": retrieve, "split": split, **trained}
     write_report(out / "report.html", metrics, comparisons, folders, confidence=settings.confidence, seed=seed)
     return facts
 
 
 def _held_out(shards: Path) -> pl.DataFrame:
-    """``user_id, purpose, unseen, answer, is_candidate`` of every valid and test example."""
+    """``user_id, purpose, unseen, answer, candidates, is_candidate`` of every valid and test example."""
     parts = [
         scan(parquet_files(shards, purpose)).select(
             "user_id",
             pl.lit(purpose).cast(PURPOSES).alias("purpose"),
             "unseen",
+            "candidates",
             answer=pl.col("answers").list.first(),
             is_candidate=pl.col("candidates").list.contains(pl.col("answers").list.first()),
         )
@@ -148,7 +158,9 @@ def _answered(predictions: Path, held_out: pl.DataFrame) -> pl.DataFrame:
     key = ["user_id", "purpose", "system", "constrained"]
     if frame.select(key).is_duplicated().any():
         raise InputError(f"{path}: a user was ranked twice by one system; run rank again in an empty folder")
-    joined = frame.join(held_out, on=["user_id", "purpose"], how="left", validate="m:1", maintain_order="left")
+    joined = frame.join(
+        held_out.drop("candidates"), on=["user_id", "purpose"], how="left", validate="m:1", maintain_order="left"
+    )
     strangers = joined.filter(pl.col("answer").is_null())
     if strangers.height:
         raise InputError(
@@ -167,11 +179,11 @@ def _rerank_scores(answered: pl.DataFrame, cutoffs: list[int]) -> pl.DataFrame:
     return _scored(pl.concat([same, tuned_valid]), "answers", cutoffs)
 
 
-def _retrieval_scores(rankings: Path, cutoffs: list[int]) -> pl.DataFrame:
+def _retrieval_lists(rankings: Path) -> pl.DataFrame:
+    """Lists of the test queries, with the name of the list as ``row``."""
     frame = conform(scan(rankings).filter(pl.col("purpose") == "test").collect(), RANKINGS)
     rows = retrieval_rows(frame["retriever"])
-    same = _in_every_row(frame.rename({"retriever": "row"}), rows, "retrievers of retrieve/rankings.parquet")
-    return _scored(same, "top", cutoffs)
+    return _in_every_row(frame.rename({"retriever": "row"}), rows, "retrievers of retrieve/rankings.parquet")
 
 
 def _in_every_row(frame: pl.DataFrame, rows: tuple[str, ...], what: str) -> pl.DataFrame:
@@ -203,18 +215,32 @@ def _measure_family(
         part = _group(frame, group)
         if not part.height:
             continue
-        values_UV = np.hstack([_values(part, row, names) for row in rows])
-        means_RV = bootstrap_means(values_UV, resamples=settings.bootstrap_resamples, seed=seed)
-        column = {(row, name): v for v, (row, name) in enumerate((row, name) for row in rows for name in names)}
-        for (row, name), v in column.items():
-            found = summarise(values_UV[:, v], means_RV[:, v], confidence=settings.confidence)
-            measured.metrics.append((row, group, name, *_numbers(found)))
+        values_UV, means_RV = _measure_means(measured, part, group, rows, names, settings, seed)
+        column = {pair: v for v, pair in enumerate(product(rows, names))}
         for (row_b, row_a), name in ((pair, name) for pair in combinations(rows, 2) for name in names):
             a, b = column[row_a, name], column[row_b, name]
             found = summarise(
                 values_UV[:, a] - values_UV[:, b], means_RV[:, a] - means_RV[:, b], confidence=settings.confidence
             )
             measured.comparisons.append((row_a, row_b, name, group, *_numbers(found)))
+
+
+def _measure_means(
+    measured: Measured,
+    part: pl.DataFrame,
+    group: str,
+    rows: tuple[str, ...],
+    names: list[str],
+    settings: EvaluateConfig,
+    seed: int,
+) -> tuple[Floats, Floats]:
+    """Measure every row over a group's users; returns values (U, V), by row and metric, and resampled means (R, V)."""
+    values_UV = np.hstack([_values(part, row, names) for row in rows])
+    means_RV = bootstrap_means(values_UV, resamples=settings.bootstrap_resamples, seed=seed)
+    for v, (row, name) in enumerate(product(rows, names)):
+        found = summarise(values_UV[:, v], means_RV[:, v], confidence=settings.confidence)
+        measured.metrics.append((row, group, name, *_numbers(found)))
+    return values_UV, means_RV
 
 
 def _numbers(found: Interval) -> tuple[float, float | None, float | None, int]:
@@ -225,7 +251,7 @@ def _group(frame: pl.DataFrame, group: str) -> pl.DataFrame:
     return frame if group == "all" else frame.filter(pl.col("unseen") == (group == "unseen"))
 
 
-def _values(frame: pl.DataFrame, row: str, names: list[str]) -> npt.NDArray[np.float64]:
+def _values(frame: pl.DataFrame, row: str, names: list[str]) -> Floats:
     """Shape (U, metrics), users in order of id, so that all rows are aligned by user."""
     return frame.filter(pl.col("row") == row).sort("user_id").select(names).to_numpy()
 
@@ -254,6 +280,17 @@ def _measure_shares(
                 values_U, confidence=settings.confidence, resamples=settings.bootstrap_resamples, seed=seed
             )
             measured.metrics.append((row, group, metric, *_numbers(found)))
+
+
+def _measure_knowledge(measured: Measured, scores: pl.DataFrame, settings: EvaluateConfig, seed: int) -> None:
+    """Measure every list, and the candidates, for warm users, unseen users and cold films."""
+    lists = retrieval_rows(scores["row"])
+    for group, condition in KNOWLEDGE_GROUPS.items():
+        part = scores.filter(condition())
+        for rows in (lists, (CEILING_ROW,)):
+            mine = part.filter(pl.col("row").is_in(rows))
+            if mine.height:
+                _measure_means(measured, mine, group, rows, list(MEASURES), settings, seed)
 
 
 def _flat(metrics: pl.DataFrame) -> dict[str, Any]:

@@ -11,12 +11,16 @@ from typing import Any
 
 import polars as pl
 
-from tripletune.evaluate.tables import retrieval_rows
+from tripletune.evaluate.asked import asked_users
+from tripletune.evaluate.cold import KNOWLEDGE_GROUPS, MEASURES
+from tripletune.evaluate.tables import CEILING_ROW, retrieval_rows
 from tripletune.html.pages import write_page
 from tripletune.html.pictures import Dot, draw_bars, draw_curves, draw_dots
 from tripletune.schemas.rank import SYSTEMS
+from tripletune.schemas.retrieve import RECENT
 from tripletune.store.parquet import parquet_files, scan
 from tripletune.store.paths import read_manifest
+from tripletune.store.request_time import request_time_note
 
 MAX_EXAMPLES = 3
 MAX_RELATIONS = 16
@@ -64,7 +68,7 @@ def write_report(
     Args:
         path: the HTML file.
         metrics, comparisons: rows of ``METRICS`` and ``COMPARISONS`` of evaluate.
-        folders: of ``rank, generate, retrieve, finetune`` and of the stages that train a model, by stage.
+        folders: of ``split, rank, generate, retrieve, finetune`` and of the stages that train a model, by stage.
         confidence: of the intervals.
         seed: of the run.
     """
@@ -76,6 +80,10 @@ def write_report(
         confidence=confidence,
         headlines=_headlines(metrics),
         families=[_family(family, metrics, comparisons) for family in FAMILIES],
+        asked=asked_users(folders["split"], folders["retrieve"]),
+        recent=RECENT if RECENT in metrics["row"] else "",
+        request_time=request_time_note(folders),
+        knowledge=_knowledge(metrics),
         shares=_shares(metrics, comparisons),
         curves=_curves(folders),
         attention=_attention(folders),
@@ -150,6 +158,18 @@ def _is_ranking_metric(comparisons: pl.DataFrame) -> pl.Expr:
 def _shares(metrics: pl.DataFrame, comparisons: pl.DataFrame) -> list[dict[str, Any]]:
     """Lines whose metric is no ranking metric of a family: the ceiling, valid answers, the promotion's metric."""
     return metrics.filter(~_is_ranking_metric(comparisons), pl.col("group") == "all").to_dicts()
+
+
+def _knowledge(metrics: pl.DataFrame) -> list[dict[str, Any]]:
+    """Groups of ``cold.KNOWLEDGE_GROUPS``, each with its rows: recall and share of cold films."""
+    groups = []
+    for group in KNOWLEDGE_GROUPS:
+        part = metrics.filter(pl.col("group") == group)
+        found = {(line["row"], line["metric"]): line for line in part.to_dicts()}
+        rows = {row: [found[row, name] for name in MEASURES] for row, name in found if name == MEASURES[0]}
+        order = [row for row in (*retrieval_rows(rows), CEILING_ROW) if row in rows]
+        groups.append({"name": group, "rows": [(row, *rows[row]) for row in order]})
+    return groups
 
 
 def _curves(folders: Mapping[str, Path]) -> list[dict[str, str]]:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from tripletune.config import BASELINES, RETRIEVERS
 from tripletune.schemas.rank import SYSTEMS
-from tripletune.schemas.retrieve import RANKED_ALWAYS
+from tripletune.schemas.retrieve import RANKED_ALWAYS, RECENT
 
 CEILING_ROW = "retrieval"
 """Row of the share of held-out films that are candidates; no retriever."""
@@ -14,16 +14,17 @@ _ORDER = (*BASELINES, *RETRIEVERS)
 
 
 def retrieval_rows(names: Iterable[str]) -> tuple[str, ...]:
-    """The rows of a first-stage table, in order: those of every run, then the baselines', then the other retrievers'
-    in the order of ``config.RETRIEVERS``, then ``fused``.
+    """The rows of a first-stage table, in order: those of every run and ``popularity-7d``, then the baselines', then
+    the other retrievers' in the order of ``config.RETRIEVERS``, then ``fused``.
 
     Args:
         names: lists that were ranked, or all rows of ``metrics.parquet``; those of re-ranking are dropped. A list of a
             retriever that is no longer registered is kept, after the others.
     """
     found = set(names)
-    further = found - {*RANKED_ALWAYS, *SYSTEMS, CEILING_ROW, "fused"}
-    return (*RANKED_ALWAYS, *sorted(further, key=_place), *(found & {"fused"}))
+    further = found - {*RANKED_ALWAYS, *SYSTEMS, CEILING_ROW, RECENT, "fused"}
+    popularity, *others = RANKED_ALWAYS
+    return (popularity, *(found & {RECENT}), *others, *sorted(further, key=_place), *(found & {"fused"}))
 
 
 def _place(name: str) -> tuple[int, str, bool, str]:

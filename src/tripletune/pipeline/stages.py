@@ -274,6 +274,7 @@ def run_generate(paths: RunPaths, config: RunConfig, map_jobs: MapJobs | None = 
     from tripletune.prompts.shards import generate_shards, one_after_the_other
     from tripletune.prompts.template import load_template
     from tripletune.schemas.hints import SPECIALISTS
+    from tripletune.store.request_time import request_time_note
 
     require_one_answer(config)
     ingest, split, retrieve = paths.require("ingest"), paths.require("split"), paths.require("retrieve")
@@ -304,6 +305,8 @@ def run_generate(paths: RunPaths, config: RunConfig, map_jobs: MapJobs | None = 
         template = load_template(config.prompt.template)
         audit = audit_work_folder(work, split, retrieve, trained, style=template.answers, earlier=earlier)
         refuse_leaks(audit.leaks)
+        if note := request_time_note(trained):
+            log.warning("generate: %s", note)
         write_record(work, audit.proven)
         log.info("generate: %s of %s examples audited again", f"{audit.newly_audited:,}", f"{audit.proven.height:,}")
         write_card(work, template, Origin.of(config, paths.fingerprints))
@@ -363,10 +366,10 @@ def run_evaluate(paths: RunPaths, config: RunConfig) -> Path:
     from tripletune.evaluate.evaluate import evaluate_run
 
     trained = {stage: paths.require(stage) for stage in (*config.trained_stages, "finetune")}
-    rank, generate, retrieve = (paths.require(stage) for stage in ("rank", "generate", "retrieve"))
+    rank, generate, retrieve, split = (paths.require(stage) for stage in ("rank", "generate", "retrieve", "split"))
     return paths.build(
         "evaluate",
-        lambda work: evaluate_run(rank, generate, retrieve, work, config.evaluate, config.seed, trained),
+        lambda work: evaluate_run(rank, generate, retrieve, split, work, config.evaluate, config.seed, trained),
     )
 
 

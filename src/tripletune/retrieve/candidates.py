@@ -16,6 +16,8 @@ from tripletune.config import RetrieveConfig, SampleConfig
 from tripletune.retrieve.buckets import Asking, Written, write_table
 from tripletune.retrieve.histories import find_seen_in_training, read_only_users, read_rows
 from tripletune.retrieve.rankings import ranked_viewers
+from tripletune.retrieve.recent import RecentLikes, rank_recent, read_starts
+from tripletune.retrieve.requery import requery
 from tripletune.retrieve.retriever import Retriever
 from tripletune.retrieve.reuse import TABLES, EarlierOutput
 from tripletune.retrieve.sampling import sample_facts, sample_users
@@ -48,8 +50,8 @@ def retrieve_all(
 ) -> Facts:
     """Run the retrieve stage.
 
-    Writes ``shard-NNN.parquet`` in ``retrieved``, ``choices``, ``profiles``, ``counts`` and ``viewers``, and
-    ``rankings.parquet``; with a sample of training users also ``sample.parquet``.
+    Writes ``shard-NNN.parquet`` in ``retrieved``, ``choices``, ``profiles``, ``counts`` and ``viewers``,
+    ``rankings.parquet`` and ``requeried.parquet``; with a sample of training users also ``sample.parquet``.
 
     Args:
         split, knowledge: folders of the finished stages.
@@ -89,9 +91,14 @@ def retrieve_all(
         out=out,
     )
     done, rankings = _ask_all(asking, files)
+    counts = pl.concat(bucket.counts for bucket in done)
+    recent = _recent(split, files, retriever)
+    if recent is not None:
+        rankings = pl.concat([rankings, rank_recent(rankings, files.values(), recent)]).sort(*QUERY_KEY, "retriever")
     write_table(out / "rankings.parquet", rankings)
+    write_table(out / "requeried.parquet", requery(files, retriever, counts.select(QUERY_KEY), recent, asking.ranked))
     num_films = len(next(iter(retriever.lightgcn.values())).catalogue)
-    facts = _facts(pl.concat(bucket.counts for bucket in done), num_films) | _changes(done)
+    facts = _facts(counts, num_films) | _changes(done)
     return facts if drawn is None else facts | {"sample": sample_facts(drawn, sample.method)}
 
 
@@ -102,6 +109,15 @@ def _draw(files: Mapping[str, Path], retriever: Retriever, sample: SampleConfig,
     drawn = sample_users(read_rows(list(files.values())), retriever.lightgcn["a"], sample, retriever.seed)
     write_table(out / "sample.parquet", drawn)
     return drawn
+
+
+def _recent(split: Path, files: Mapping[str, Path], retriever: Retriever) -> RecentLikes | None:
+    """Likes of the recent list; None where no query is ranked, or under a protocol without a date for all users."""
+    starts = read_starts(split)
+    if not starts or "b" not in retriever.lightgcn:
+        return None
+    catalogue, counts_M = retriever.lightgcn["b"].catalogue, retriever.neighbours["b"].like_counts_M
+    return RecentLikes.read(list(files.values()), catalogue, counts_M, starts)
 
 
 def _ranked(

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -43,7 +44,11 @@ def ranked_viewers(rows: pl.LazyFrame, num: int, seed: int) -> pl.Series | None:
 
 def rank_by_popularity(like_counts_M: Ints, seen: Ragged, num_viewers: int) -> Ints:
     """Columns (U, 20) by number of likes in the rows of the fit; ties by column, which is the hash of the film."""
-    order_M = np.argsort(-like_counts_M, kind="stable")
+    return rank_in_order(np.argsort(-like_counts_M, kind="stable"), seen, num_viewers)
+
+
+def rank_in_order(order_M: Ints, seen: Ragged, num_viewers: int) -> Ints:
+    """The first columns (U, 20) of one order of all films that a user has not rated."""
     place_M = np.empty_like(order_M)
     place_M[order_M] = np.arange(len(order_M))
     # enough of the first columns for every mask; the others cannot be in any list
@@ -123,6 +128,14 @@ def film_scores(evidence: FilmEvidence, users_UD: Tensor) -> Callable[[int, int]
         return scores_BM[: stop - start]
 
     return score_block
+
+
+def as_lists(ids_UK: Ints) -> pl.Series:
+    """Rows of a padded array as lists of int32, without the padding -1."""
+    kept_UK = ids_UK >= 0
+    offsets = np.concatenate([[0], np.cumsum(kept_UK.sum(axis=1))]).astype(np.int64)
+    lists = pa.LargeListArray.from_arrays(offsets, ids_UK[kept_UK].astype(np.int32))
+    return pl.Series(pl.from_arrow(lists))
 
 
 def as_rows(queries: pl.DataFrame, answers: pl.DataFrame, retriever: str, top: pl.Series) -> pl.DataFrame:

@@ -16,7 +16,6 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
-import pyarrow as pa
 
 from tripletune.config import LISTED_FILMS, RetrieveConfig
 from tripletune.models.lightgcn.serve import LightGCNFit, load_lightgcn
@@ -29,7 +28,7 @@ from tripletune.retrieve.fusion import read_fusion
 from tripletune.retrieve.histories import number_histories, rated_columns, read_fit_likes
 from tripletune.retrieve.kerag import best_answers, put_in
 from tripletune.retrieve.profiles import RelationTable
-from tripletune.retrieve.rankings import FilmEvidence, as_rows, rank_by_popularity, rank_by_rgat
+from tripletune.retrieve.rankings import FilmEvidence, as_lists, as_rows, rank_by_popularity, rank_by_rgat
 from tripletune.retrieve.similar import Neighbours
 from tripletune.retrieve.triples import TripleTable, choose_triples, read_triples
 from tripletune.schemas.base import conform
@@ -278,11 +277,3 @@ def films_to_explain(retrieved: pl.DataFrame, history: pl.DataFrame, num_liked: 
         history.filter(pl.col("age") < num_liked).join(asked, on=QUERY_KEY, how="semi").select(*QUERY_KEY, "movie_id")
     )
     return pl.concat([candidates.cast({"movie_id": pl.Int32}), liked]).unique().sort(*QUERY_KEY, "movie_id")
-
-
-def as_lists(ids_UK: Ints) -> pl.Series:
-    """Rows of a padded array as lists of int32, without the padding -1."""
-    kept_UK = ids_UK >= 0
-    offsets = np.concatenate([[0], np.cumsum(kept_UK.sum(axis=1))]).astype(np.int64)
-    lists = pa.LargeListArray.from_arrays(offsets, ids_UK[kept_UK].astype(np.int32))
-    return pl.Series(pl.from_arrow(lists))

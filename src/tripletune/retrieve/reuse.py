@@ -17,7 +17,7 @@ import polars as pl
 from tripletune.retrieve.triples import read_triples
 from tripletune.schemas.base import conform
 from tripletune.schemas.query import ANSWER_LABEL, QUERY_KEY
-from tripletune.schemas.retrieve import VIEWERS
+from tripletune.schemas.retrieve import RECENT, VIEWERS
 from tripletune.stable_hash import mix, pair_hash
 from tripletune.store.increments import compare_users, same_files
 
@@ -73,8 +73,9 @@ class EarlierOutput:
 
     @classmethod
     def open(cls, folder: Path) -> EarlierOutput:
-        """Open an output and read its rankings, which are one file."""
-        return cls(folder, pl.read_parquet(folder / "rankings.parquet"))
+        """Open an output and read its rankings, which are one file; the recent list is made from all users' likes."""
+        rankings = pl.read_parquet(folder / "rankings.parquet")
+        return cls(folder, rankings.filter(pl.col("retriever") != RECENT))
 
     def compare(self, name: str, viewers: pl.DataFrame) -> pl.DataFrame:
         """``increments.compare_users`` of a bucket, by the name of its file."""

@@ -142,3 +142,27 @@ Columns:
 """
 RANKED_ALWAYS = ("popularity", "lightgcn", "rgat")
 """Lists that every run ranks by."""
+RECENT = "popularity-7d"
+"""Row of a split with one date for all users (``split.STARTS``): the most liked films of the days before."""
+RECENT_DAYS = 7
+DAY = 86_400
+"""Seconds."""
+
+REQUERIED = columns(
+    {
+        "user_id": pl.Int32,
+        "purpose": PURPOSES,
+        "cutoff": pl.Int32,
+        "change": pl.Enum(["time", "ratings"]),
+        "retriever": pl.String,
+        "top": pl.List(pl.Int32),
+    }
+)
+"""retrieve/requeried.parquet: lists of a sample of queries, computed again after the user's rows from the cutoff on
+were changed. The audit compares them with those of ``RANKINGS`` and ``RETRIEVED``, which must be the same.
+
+Columns:
+    change: what was changed: the times alone, or films and ratings
+    retriever: name of the list, or of the column of ``RETRIEVED``
+    top: the films, best first
+"""

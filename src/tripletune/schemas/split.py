@@ -37,6 +37,10 @@ ASKED = "asked.json"
 """File in the split's folder where ``split.frozen`` is given: ``users``, the users of valid and test queries. Without
 it, all users with such a like."""
 
+STARTS = "starts.json"
+"""File in the split's folder under the protocol global_time: by purpose, ``valid`` and ``test``, the first second (UTC)
+from which on likes are its answers."""
+
 FROZEN = columns(
     {
         "user_id": pl.Int32,

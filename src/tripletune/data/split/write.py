@@ -20,12 +20,14 @@ import pyarrow.parquet as pq
 from tripletune.config import SplitConfig
 from tripletune.data.split.frozen import Frozen
 from tripletune.data.split.history import Ratings, in_time_order, read_ratings
+from tripletune.data.split.queries import Counts, count_queries, query_facts
 from tripletune.data.split.rules import label_ratings
 from tripletune.errors import ConfigError
-from tripletune.schemas.split import LIKE_LABELS, SPLIT, SPLIT_LABELS
+from tripletune.schemas.ingest import midnight
+from tripletune.schemas.split import LIKE_LABELS, SPLIT, SPLIT_LABELS, STARTS
 from tripletune.stable_hash import mix, share_hash_expr
 from tripletune.store.catalogue import write_catalogue
-from tripletune.store.files import write_atomically
+from tripletune.store.files import write_atomically, write_json
 from tripletune.store.paths import Facts
 from tripletune.store.shards import split_file
 
@@ -41,7 +43,7 @@ polars' own writer 7.4, and a third less time. Rating and label have few values 
 
 def write_split(ratings: Path, out: Path, settings: SplitConfig, seed: int, movies: Path | None = None) -> Facts:
     """Split and write ``out/shard=NNN/part.parquet``, one per bucket of users, each sorted by user and position, and
-    ``out/movies.parquet`` (schema CATALOGUE).
+    ``out/movies.parquet`` (schema CATALOGUE); under global_time also ``STARTS``.
 
     Args:
         ratings: Parquet, schema RATINGS, sorted by user; ``tie_order = "file"`` reads ``order.parquet`` next to it.
@@ -52,8 +54,8 @@ def write_split(ratings: Path, out: Path, settings: SplitConfig, seed: int, movi
             unless ``min_interactions`` restricts it to the films that it keeps. None: the rated films.
 
     Returns:
-        The protocol; counts of rows, users, unseen users, likes and of each label; users with a query by purpose; and,
-        of a frozen evaluation set, the users held and missing.
+        The protocol; counts of rows, users, unseen users, likes and of each label; users with a query by purpose, and
+        the others by the reason why they have none; and, of a frozen evaluation set, the users held and missing.
 
     Raises:
         InputError: the ratings are not sorted by user, or the frozen queries cannot be read or are of other ratings.
@@ -68,31 +70,41 @@ def write_split(ratings: Path, out: Path, settings: SplitConfig, seed: int, movi
     shards = _users_of_shards(grouped, settings.shards, seed)
     frozen = _read_frozen(settings)
 
-    def write(number: int) -> tuple[Counter[str], Ints]:
+    def write(number: int) -> tuple[Counter[str], Counts, Ints]:
         shard, held = split_shard(grouped, shards[number], settings, seed, frozen)
         file = split_file(out, f"{number:03d}")
         file.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(file, lambda path: _write_parquet(shard, path))
-        return _count(shard, asked=held if frozen else None), held
+        return _count(shard), count_queries(shard, settings, held if frozen else None), held
 
     # numpy and pyarrow release the GIL while they sort, gather and compress
     with ThreadPoolExecutor(pl.thread_pool_size()) as pool:
         done = list(pool.map(write, range(settings.shards)))
-    counts = sum((count for count, _ in done), Counter[str]())
+    counts = sum((count for count, _, _ in done), Counter[str]())
+    queries = query_facts(sum((count for _, count, _ in done), Counts()))
     frozen_facts: Facts = {}
     if frozen:
-        held = np.concatenate([users for _, users in done])
+        held = np.concatenate([users for _, _, users in done])
         frozen_facts = {"frozen": frozen.write_asked(out, held, Path(settings.frozen))}
     labels = {name: counts[name] for name in SPLIT_LABELS.categories}
     if settings.protocol == "global_time":
         _require_questions(labels, grouped, settings)
+        assert settings.valid_from
+        assert settings.test_from
+        starts = {"valid": midnight(settings.valid_from), "test": midnight(settings.test_from)}
+        write_json(out / STARTS, starts)
     return {
         "protocol": settings.protocol,
         "rows_in": everything.num_ratings,
         **{name: counts[name] for name in ("rows_kept", "viewers", "unseen_viewers")},
         "likes": sum(labels[name] for name in LIKE_LABELS),
         "labels": labels,
-        "asked_viewers": {name: counts[f"viewers with {name}"] for name in ("target", "valid", "test")},
+        "viewers_in": everything.num_viewers,
+        "asked_viewers": {
+            "target": counts["viewers with target"],
+            **{name: of_purpose["warm"] + of_purpose["unseen"] for name, of_purpose in queries.items()},
+        },
+        "queries": queries,
         "shards": settings.shards,
         **frozen_facts,
     }
@@ -182,21 +194,17 @@ def _write_parquet(shard: pl.DataFrame, path: Path) -> None:
     )
 
 
-def _count(shard: pl.DataFrame, asked: Ints | None) -> Counter[str]:
-    """Count a shard's rows, users, rows of each label and users with a query; valid and test only of ``asked``."""
+def _count(shard: pl.DataFrame) -> Counter[str]:
+    """Count a shard's rows, users, rows of each label, and users with a training query."""
     first_rows = shard.filter(pl.col("position") == 0)
     # numbers of the labels, because grouping 32 million rows by text takes seconds
     per_label = np.bincount(shard["label"].to_physical(), minlength=len(SPLIT_LABELS.categories)).tolist()
-    users = {name: shard.filter(pl.col("label") == name)["user_id"].unique() for name in ("target", "valid", "test")}
-    if asked is not None:
-        held = pl.Series(asked, dtype=pl.Int32).implode()
-        users |= {name: users[name].filter(users[name].is_in(held)) for name in ("valid", "test")}
     return Counter(
         rows_kept=shard.height,
         viewers=first_rows.height,
         unseen_viewers=int(first_rows["unseen"].sum()),
         **dict(zip(SPLIT_LABELS.categories, per_label, strict=True)),
-        **{f"viewers with {name}": len(found) for name, found in users.items()},
+        **{"viewers with target": shard.filter(pl.col("label") == "target")["user_id"].n_unique()},
     )
 
 
