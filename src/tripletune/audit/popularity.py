@@ -21,7 +21,8 @@ from tripletune.audit.rules import Finding
 from tripletune.schemas.query import FIT_OF, QUERY_KEY
 from tripletune.schemas.retrieve import DAY, RECENT, RECENT_DAYS
 from tripletune.schemas.split import LIKE_LABELS, STARTS
-from tripletune.store.parquet import parquet_files, scan
+from tripletune.store.parquet import scan
+from tripletune.store.shards import split_files
 
 Ints = npt.NDArray[np.int64]
 
@@ -41,7 +42,9 @@ def popularity_findings(split: Path, retrieve: Path, lightgcn: Path) -> Iterator
     queries = lists.select(QUERY_KEY).unique().collect().sort(QUERY_KEY)
     queries = queries.gather_every(max(1, len(queries) // SAMPLED)).head(SAMPLED)
     # unlike a join alone, the filter lets the reader skip the other columns of other users' rows
-    rows = scan(parquet_files(split)).filter(pl.col("user_id").is_in(queries["user_id"].unique().implode()))
+    rows = scan(list(split_files(split).values())).filter(
+        pl.col("user_id").is_in(queries["user_id"].unique().implode())
+    )
     rows = rows.join(queries.lazy(), on="user_id").filter(pl.col("position") < pl.col("cutoff"))
     seen = rows.group_by(QUERY_KEY).agg(rated="movie_id", newest=pl.col("timestamp").max())
     checked = lists.join(queries.lazy(), on=QUERY_KEY, how="semi").join(seen, on=QUERY_KEY, how="left")
@@ -75,7 +78,9 @@ class _Counts:
         path = split / STARTS
         starts = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
         first = min(starts.values()) - RECENT_DAYS * DAY if starts else np.iinfo(np.int64).max
-        late = scan(parquet_files(split)).filter(pl.col("label").is_in(LIKE_LABELS), pl.col("timestamp") >= first)
+        late = scan(list(split_files(split).values())).filter(
+            pl.col("label").is_in(LIKE_LABELS), pl.col("timestamp") >= first
+        )
         return cls(
             films_M=by_film["movie_id"].to_numpy(),
             likes_M=by_film["likes"].to_numpy(),

@@ -10,7 +10,7 @@ import polars as pl
 from tripletune.errors import InputError
 from tripletune.schemas.base import conform
 from tripletune.schemas.split import SPLIT
-from tripletune.store.parquet import parquet_files, scan
+from tripletune.store.parquet import scan
 from tripletune.threads import map_in_threads
 
 READ = pl.Schema({name: SPLIT[name] for name in ("user_id", "movie_id", "position", "label", "unseen")})
@@ -44,7 +44,7 @@ class SplitRows:
     """
 
     def __init__(self, split: Path) -> None:
-        self._files = parquet_files(split)
+        self._files = list(split_files(split).values())
         for path in self._files:
             missing = set(SPLIT) - set(scan(path).collect_schema())
             if missing:

@@ -15,7 +15,8 @@ import polars as pl
 from tripletune.config import LISTED_FILMS
 from tripletune.evaluate.tables import CEILING_ROW
 from tripletune.schemas.split import STARTS
-from tripletune.store.parquet import parquet_files, scan
+from tripletune.store.parquet import scan
+from tripletune.store.shards import split_files
 
 MEASURES = ("recall", "cold_share")
 KNOWLEDGE_GROUPS: dict[str, Callable[[], pl.Expr]] = {
@@ -37,7 +38,7 @@ def known_films(split: Path) -> pl.Series:
     # file by file: a user's rows are in one
     found = [
         scan(file).filter(~pl.col("unseen")).filter(end).select(pl.col("movie_id").unique()).collect()
-        for file in parquet_files(split)
+        for file in split_files(split).values()
     ]
     return pl.concat(found)["movie_id"].unique().sort()
 

@@ -16,6 +16,7 @@ from tripletune.quality.text import find_flaws
 from tripletune.schemas.generate import COMPLETION_CHARS, EXAMPLES, LEFT_OUT, PROMPT_CHARS
 from tripletune.schemas.query import FIT_LABELS, FIT_OF, PURPOSES
 from tripletune.store.parquet import joined, parquet_files, read_rows, scan
+from tripletune.store.shards import split_files
 
 TENTHS = 10
 PLACES = ("purpose", "num_candidates", "place")
@@ -46,7 +47,7 @@ class Measures:
 
 def film_popularity(split: Path) -> dict[str, pl.DataFrame]:
     """By purpose, popularity of films in the rows of the fit that writes its hints: ``movie_id, likes, quantile``."""
-    rows = scan(parquet_files(split)).filter(~pl.col("unseen"))
+    rows = scan(list(split_files(split).values())).filter(~pl.col("unseen"))
     counts = (
         rows.group_by("movie_id", pl.col("label").cast(pl.String))
         .agg(likes=pl.len().cast(pl.Int64))
