@@ -11,6 +11,7 @@ from tripletune.errors import InputError
 from tripletune.schemas.base import conform
 from tripletune.schemas.split import SPLIT
 from tripletune.store.parquet import scan
+from tripletune.store.shards import split_files
 from tripletune.threads import map_in_threads
 
 READ = pl.Schema({name: SPLIT[name] for name in ("user_id", "movie_id", "position", "label", "unseen")})
