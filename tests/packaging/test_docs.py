@@ -56,7 +56,10 @@ def test_the_reference_has_every_setting_with_its_meaning():
 def test_a_setting_is_shown_with_type_limits_and_default():
     found = {one.dotted: one for one in settings.settings()}
     assert found["split.unseen_share"].type == "number ≥ 0, ≤ 0.5"
-    assert found["retrieve.retriever"].type == 'one of `"lightgcn"`, `"ease"`, `"sasrec"`, `"sequence"`, `"fused"`'
+    assert (
+        found["retrieve.retriever"].type
+        == 'one of `"lightgcn"`, `"ease"`, `"sasrec"`, `"sequence"`, `"slist"`, `"fused"`'
+    )
     assert found["promote.registered_model"].type.startswith('text or `""`')
     assert found["evaluate.rerank_cutoffs"].type == "list of integer each ≥ 1, each ≤ 5"
     assert found["dataset"].default == "required"

@@ -271,11 +271,11 @@ class Newest:
         return -(session_V - vectors_I).abs()
 
 
-@pytest.mark.parametrize("request_time", [False, True])
+@pytest.mark.parametrize(("request_time", "length"), [(False, 4), (True, 4), (True, 64)])
 def test_rectools_reads_the_newest_likes_and_the_time_of_the_request_only_where_it_says_so(
-    rectools_side, export, judge_of, sequence_job, world, request_time
+    rectools_side, export, judge_of, sequence_job, world, request_time, length
 ):
-    net, length = Newest(), 4
+    net = Newest()
     known = [film for film in range(1, small_world.NUM_FILMS + 1) if film != 7]
     ids = types.SimpleNamespace(external_ids=["PAD", *known])
     model = types.SimpleNamespace(

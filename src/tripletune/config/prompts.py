@@ -104,8 +104,7 @@ class RetrieveConfig(Section):
                 raise ValueError(f"{name} has a key of its own; set retrieve.fused_{name} instead")
             if name not in further:
                 nearest = difflib.get_close_matches(name, further, n=3, cutoff=0.0)
-                there = f"did you mean {', '.join(nearest)}?" if nearest else "config/models.py registers none"
-                raise ValueError(f"{name!r} is no further retriever; {there}")
+                raise ValueError(f"{name!r} is no further retriever; did you mean {', '.join(nearest)}?")
         return weights
 
     @model_validator(mode="after")
