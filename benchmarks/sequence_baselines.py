@@ -21,6 +21,7 @@ theirs that a cap has ended counts, and the table says so. Every invocation writ
 from __future__ import annotations
 
 import json
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -205,7 +206,7 @@ def compare(
     name: Annotated[str, typer.Option(help="What the report calls the release and protocol.")],
     recbole_python: Annotated[Path, typer.Option(help="Python of the environment that has RecBole.")] = Path("python"),
     rectools_python: Annotated[Path, typer.Option(help="Python of the one that has RecTools.")] = Path("python"),
-    models: Annotated[str, typer.Option(help="Of theirs, with commas.")] = ",".join(MODELS),
+    models: Annotated[str, typer.Option(help="Of theirs, with commas; the table has these.")] = ",".join(MODELS),
     points: Annotated[int, typer.Option(help="Points of the grid to train.", min=1, max=len(WIDTH_DROPOUT_RATE))] = len(
         WIDTH_DROPOUT_RATE
     ),
@@ -243,7 +244,8 @@ def compare(
         found += [lists_of(run, one, model, seed) for (run, seed), one in zip(seeds, trained[1:], strict=True)]
         notes[model.label] = _note(trained)
     pl.concat(found).write_parquet(folder / "rankings.parquet")
-    options = f"--name {name} --models '{models}' --points {points} --cap-minutes {cap_minutes:g}"
+    options = f"--name {shlex.quote(name)} --models {shlex.quote(models)} --points {points}"
+    options += f" --cap-minutes {cap_minutes:g}"
     options += f" --further-seeds {further_seeds}" if further_seeds else ""
     command = f"python benchmarks/sequence_baselines.py {'--rankings FOLDER ' * len(runs)}{options}"
     facts = {"command": command, "notes": notes, "seed": first.seed}
