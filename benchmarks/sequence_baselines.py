@@ -21,6 +21,7 @@ theirs that a cap has ended counts, and the table says so. Every invocation writ
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
@@ -147,7 +148,8 @@ def report(work: Path) -> str:
     """The tables of every release in the work folder, in Markdown."""
     lines = ["# Sequence models of other libraries", ""]
     lines += ["What is compared and how: the head of `sequence_baselines.py`. ±: standard deviation over seeds."]
-    lines += ["Intervals: 95 %, bootstrap over users, each user's mean over the seeds.", "", machine(), ""]
+    lines += ["Intervals: 95 %, bootstrap over users, each user's mean over the seeds.", ""]
+    lines += [f"{machine()}; theirs: {_pinned('recbole')}, {_pinned('rectools')}", ""]
     for folder in sorted(path.parent for path in work.glob("*/rankings.parquet")):
         lines += _release(folder)
     return "\n".join(lines)
@@ -164,7 +166,8 @@ def _release(folder: Path) -> list[str]:
     num_users = len(per_user["fused"])
     if any(len(rows) != num_users for rows in per_user.values()):
         raise SystemExit(f"{folder} has lists of different queries; remove it and train again")
-    lines = [f"## {folder.name}", "", f"{num_users:,} queries. `{facts['command']}`", ""]
+    tried = f"{facts['points']} of {len(WIDTH_DROPOUT_RATE)} points of the grid trained"
+    lines = [f"## {folder.name}", "", f"{num_users:,} queries; {tried}. `{facts['command']}`", ""]
     lines += [
         "| | valid ndcg_at_10 | " + " | ".join(SHOWN) + " | seeds | |",
         "|---|" + "--:|" * (len(SHOWN) + 2) + "---|",
@@ -183,6 +186,13 @@ def _release(folder: Path) -> list[str]:
     return [*lines, ""]
 
 
+def _pinned(library: str) -> str:
+    """``rectools 0.19.0``, from the file that its environment is installed from."""
+    text = Path(__file__).with_name(f"{library}-requirements.txt").read_text(encoding="utf-8")
+    version = re.search(rf"^{library}[^=\n]*==(\S+)", text, re.MULTILINE)
+    return f"{library} {version[1]}" if version else library
+
+
 def _spread(values: pl.Series) -> str:
     """``.1234 ± .0012``, the second where there are several seeds."""
     mean = f"{np.mean(values.to_numpy()):.4f}"
@@ -193,8 +203,11 @@ def _note(trained: list[Trained]) -> str:
     """Settings of the point, CPU seconds of training (median), and whether a cap ended a run."""
     settings = ", ".join(f"{key} {value}" for key, value in trained[0].done()["settings"].items())
     seconds = float(np.median([run.curve()["train_cpu_seconds"].max() for run in trained]))
-    capped = sum(run.done()["ended"].startswith("cap") for run in trained)
-    return f"{settings}; {seconds:.0f} CPU s" + f"; {capped} of {len(trained)} ended by the cap" * (capped > 0)
+    capped = sum(run.done()["ended"].startswith(("cap", "cut")) for run in trained)
+    return (
+        f"{settings}; {seconds:.0f} CPU s"
+        + f"; {capped} of {len(trained)} ended before they stopped by themselves" * (capped > 0)
+    )
 
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=__doc__)
@@ -248,7 +261,7 @@ def compare(
     options += f" --cap-minutes {cap_minutes:g}"
     options += f" --further-seeds {further_seeds}" if further_seeds else ""
     command = f"python benchmarks/sequence_baselines.py {'--rankings FOLDER ' * len(runs)}{options}"
-    facts = {"command": command, "notes": notes, "seed": first.seed}
+    facts = {"command": command, "notes": notes, "seed": first.seed, "points": points}
     (folder / "facts.json").write_text(json.dumps(facts) + "\n", encoding="utf-8")
     out.write_text(report(work), encoding="utf-8")
     console.print(out.read_text(encoding="utf-8"), markup=False)

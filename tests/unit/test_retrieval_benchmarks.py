@@ -84,7 +84,7 @@ class TestSequenceBaselines:
         folder.mkdir(parents=True)
         valid = rankings.with_columns(purpose=pl.lit("valid"))
         pl.concat([rankings, valid]).write_parquet(folder / "rankings.parquet")
-        facts = {"command": "python ...", "notes": {"RecTools SASRec": "lr 1"}, "seed": 7}
+        facts = {"command": "python ...", "notes": {"RecTools SASRec": "lr 1"}, "seed": 7, "points": 2}
         (folder / "facts.json").write_text(json.dumps(facts), encoding="utf-8")
 
     def test_the_split_of_a_retrieve_stage_is_the_one_of_its_manifest(self, module, tmp_path):
@@ -107,6 +107,8 @@ class TestSequenceBaselines:
         theirs = [self.lists("RecTools SASRec", 7, [1, 0, 0, 0]), self.lists("RecTools SASRec", 8, [1, 3, 11, 0])]
         self.release(tmp_path / "small", pl.concat([ours, *theirs]))
         lines = module.report(tmp_path).splitlines()
+        assert any("4 queries; 2 of 4 points of the grid trained." in line for line in lines)
+        assert any("recbole 1.2.1, rectools 0.19.0" in line for line in lines)
         (row,) = (line for line in lines if line.startswith("| RecTools SASRec") and line.endswith("lr 1 |"))
         # hr_at_10 of the seeds 1/4 and 2/4, hr_at_20 1/4 and 3/4, ndcg_at_10 1/4 and 1.5/4
         assert "| 0.3750 ± 0.1768 | 0.5000 ± 0.3536 | 0.3125 ± 0.0884 | 2 | lr 1 |" in row
