@@ -32,13 +32,14 @@ import typer
 from lightgcn_runs import GRID, OURS, RECOMMENDED, train_ours
 from recbole_export import Asked, read_only_users, write_job
 from retrieval_runs import (
+    RECBOLE_SIDE,
     Trained,
     console,
     difference,
     machine,
     metric_table,
     point_name,
-    run_recbole,
+    run_side,
     run_stages,
     score,
     told,
@@ -216,10 +217,10 @@ def compare(
     for settings in GRID if grid else [RECOMMENDED]:
         run = folder / "recbole" / point_name("LightGCN", settings)
         patient = settings | {"stopping_step": patience}
-        run_recbole(recbole_python, folder / "job", run, "LightGCN", patient, cap_minutes, seed)
+        run_side(recbole_python, RECBOLE_SIDE, folder / "job", run, "LightGCN", patient, cap_minutes, seed)
     best = best_recbole(folder)
     few = best.done()["settings"] | {"epochs": TIMED_EPOCHS}
-    run_recbole(recbole_python, folder / "job", timing_run(best).folder, "LightGCN", few, cap_minutes, seed)
+    run_side(recbole_python, RECBOLE_SIDE, folder / "job", timing_run(best).folder, "LightGCN", few, cap_minutes, seed)
     for variant in OURS:
         if not (folder / "ours" / variant / "done.json").exists():
             same = ["--name", name, "--release", str(release), "--preset", str(preset), "--work", str(work)]

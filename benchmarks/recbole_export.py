@@ -1,13 +1,15 @@
-"""Export the split in RecBole's format, with our queries: same rows for training, same answers, same mask.
+"""Export the split for other libraries, with our queries: same rows for training, same answers, same mask.
 
-``write_job`` fills a folder for ``recbole_side.py``:
+``write_job`` fills a folder for ``recbole_side.py`` and ``rectools_side.py``:
 
-- ``likes/likes.{train,valid,test}.inter``: the rows of fit B, and one like per evaluated user,
+- ``likes/likes.{train,valid,test}.inter``: the rows of fit B, and one like per evaluated user, or
 - ``sequences/sequences.{train,valid,test}.inter``: the same for RecBole's sequence models, with every prefix of a
-  user's likes as a training row, as RecBole makes them itself when it does the splitting,
-- ``questions.npz``: the evaluated users, the masked films (all rated before the cutoff) and the order of ties.
+  user's likes as a training row, as RecBole makes them itself when it does the splitting; and
+- ``questions.npz``: the training rows with their times, the evaluated users, the masked films (all rated before the
+  cutoff) and the order of ties.
 
-Unseen users are dropped everywhere: a model with a table of users cannot rank for them.
+Unseen users are in no training row. Their queries are exported for sequence models alone: a model with a table of users
+cannot rank for them.
 """
 
 # Shape letters in this file: E likes, U queries, M films
@@ -22,7 +24,7 @@ import polars as pl
 
 from tripletune.models.serving.catalogue import Catalogue
 from tripletune.models.training.interactions import Interactions, read_interactions
-from tripletune.retrieve.histories import find_answers, find_history, find_questions, find_seen, read_rows
+from tripletune.retrieve.histories import find_answers, find_questions, find_seen, read_rows
 from tripletune.store.shards import split_files
 
 Ints = npt.NDArray[np.int64]
@@ -32,46 +34,59 @@ MAX_SEQUENCE = 50
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """The queries of one purpose, warm users only, sorted by user; every frame has ``user_id`` and ``movie_id``."""
+    """The queries of one purpose, sorted by user; every frame but the first has ``user_id`` and ``movie_id``."""
 
     users: pl.DataFrame
     """Columns ``user_id, row``."""
     answers: pl.DataFrame
-    """One row per user, in the same order."""
+    """One row per user, in the same order, with ``timestamp``."""
     seen: pl.DataFrame
     """With ``row``, ascending: what the mask takes out."""
     history: pl.DataFrame
-    """With ``row`` and ``age``: likes before the cutoff, oldest first."""
+    """With ``row``, ``timestamp`` and ``age``: likes before the cutoff, oldest first."""
 
 
-def read_only_users(split: Path, purpose: str) -> Asked:
-    """The queries of ``purpose`` ("valid" or "test"), by the functions that retrieve reads the split with."""
+def read_only_users(split: Path, purpose: str, *, unseen: bool = False) -> Asked:
+    """The queries of ``purpose`` ("valid" or "test"), by the functions that retrieve reads the split with.
+
+    Args:
+        split: output of the split stage.
+        purpose: see above.
+        unseen: also those of unseen users.
+    """
     rows = read_rows(list(split_files(split).values())).collect()
-    queries = find_questions(rows).filter(pl.col("purpose") == purpose, ~pl.col("unseen"))
+    queries = find_questions(rows).filter(pl.col("purpose") == purpose, unseen | ~pl.col("unseen"))
     users = queries.select("user_id").sort("user_id").with_row_index("row")
     first = find_answers(rows, queries).unique("user_id", keep="first", maintain_order=True)
-    answers = users.join(first, on="user_id", maintain_order="left").select("user_id", "movie_id")
-    seen = find_seen(rows, queries).join(users, on="user_id").select("user_id", "movie_id", "row")
-    history = find_history(rows, queries).join(users, on="user_id").select("user_id", "movie_id", "row", "age")
-    return Asked(users, answers, seen.sort("row", "movie_id"), history.sort(["row", "age"], descending=[False, True]))
+    times = rows.select("user_id", "movie_id", "timestamp")
+    answers = users.join(first, on="user_id", maintain_order="left").join(
+        times, on=["user_id", "movie_id"], maintain_order="left"
+    )
+    seen = find_seen(rows, queries).join(users, on="user_id", maintain_order="left").sort("row", maintain_order=True)
+    age = pl.len().over("row") - pl.int_range(pl.len()).over("row") - 1
+    history = seen.filter("like").select("user_id", "movie_id", "row", "timestamp", age=age)
+    answers = answers.select("user_id", "movie_id", "timestamp")
+    return Asked(users, answers, seen.select("user_id", "movie_id", "row").sort("row", "movie_id"), history)
 
 
 def write_job(split: Path, job: Path, seed: int, *, sequences: bool) -> None:
-    """Write the folder that ``recbole_side.py`` reads.
+    """Write the folder that the other side reads.
 
     Args:
         split: output of the split stage.
         job: created if need be.
         seed: of the run, for the order of ties.
-        sequences: also the (large) files for sequence models.
+        sequences: the (large) files for sequence models and the queries of unseen users, in place of those for models
+            with a table of users.
     """
     interactions = read_interactions(split)
-    asked = {purpose: read_only_users(split, purpose) for purpose in ("valid", "test")}
+    asked = {purpose: read_only_users(split, purpose, unseen=sequences) for purpose in ("valid", "test")}
     likes = training_likes(interactions)
-    parts = {"train": likes} | {purpose: queries.answers for purpose, queries in asked.items()}
-    for name, frame in parts.items():
-        _write(job / "likes" / f"likes.{name}.inter", frame.select("user_id", "movie_id"), ())
-    if sequences:
+    if not sequences:
+        parts = {"train": likes} | {purpose: queries.answers for purpose, queries in asked.items()}
+        for name, frame in parts.items():
+            _write(job / "likes" / f"likes.{name}.inter", frame.select("user_id", "movie_id"), ())
+    else:
         _write(job / "sequences" / "sequences.train.inter", prefixes(likes), ("item_id_list",))
         for purpose, queries in asked.items():
             before = queries.history.group_by("user_id", maintain_order=True).agg(
@@ -79,15 +94,24 @@ def write_job(split: Path, job: Path, seed: int, *, sequences: bool) -> None:
             )
             last = queries.answers.join(before, on="user_id", maintain_order="left")
             _write(job / "sequences" / f"sequences.{purpose}.inter", last, ("item_id_list",))
-    arrays: dict[str, Ints] = {"film_ids": Catalogue(interactions.movie_ids_M, seed).ids_M}
+    times = read_rows(list(split_files(split).values())).select("user_id", "movie_id", "timestamp").collect()
+    timed = likes.join(times, on=["user_id", "movie_id"], maintain_order="left")
+    arrays: dict[str, Ints] = {
+        "film_ids": Catalogue(interactions.movie_ids_M, seed).ids_M,
+        "train_user": timed["user_id"].to_numpy(),
+        "train_movie": timed["movie_id"].to_numpy(),
+        "train_time": timed["timestamp"].to_numpy(),
+    }
     for purpose, queries in asked.items():
         arrays |= {
             f"{purpose}_user": queries.users["user_id"].to_numpy(),
             f"{purpose}_answer": queries.answers["movie_id"].to_numpy(),
+            f"{purpose}_answer_time": queries.answers["timestamp"].to_numpy(),
             f"{purpose}_seen_row": queries.seen["row"].to_numpy(),
             f"{purpose}_seen_movie": queries.seen["movie_id"].to_numpy(),
             f"{purpose}_history_row": queries.history["row"].to_numpy(),
             f"{purpose}_history_movie": queries.history["movie_id"].to_numpy(),
+            f"{purpose}_history_time": queries.history["timestamp"].to_numpy(),
         }
     np.savez(job / "questions.npz", allow_pickle=False, **{name: ids.astype(np.int64) for name, ids in arrays.items()})
 

@@ -13,111 +13,43 @@ by its own rules. After each of its epochs its scores are masked and ranked as o
 It imports nothing of tripletune, which is not installed there; ``recbole-requirements.txt`` lists what is.
 """
 
-# Shape letters in this file: U queries, V queries of a block, M films in the order in which ties fall, I RecBole's
-# item numbers, S rated rows, K places of a list
+# Shape letters in this file: V queries of a block, M films in the order in which ties fall, I RecBole's item numbers
 from __future__ import annotations
 
 import argparse
 import json
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import scipy
 import torch
+from outside_ranking import TOP, CapReached, Judge, Questions, Recorder
 from recbole.config import Config
 from recbole.data import create_dataset, data_preparation
 from recbole.data.interaction import Interaction
 from recbole.utils import get_model, get_trainer, init_logger, init_seed
 
-LENGTH = 20
-TOP = 10
-BLOCK = 256
 SEQUENTIAL = ("SASRec",)
 
 
-@dataclass(frozen=True)
-class Questions:
-    """Queries to rank films for: films as columns of ``film_ids_M``."""
+class Scores:
+    """RecBole's scores of all films, in the order of the catalogue."""
 
-    users: Any
-    answer_U: Any
-    seen_row_S: Any
-    seen_column_S: Any
-    histories: list[Any]
-
-
-def read_questions(path: Path, purpose: str, film_ids_M: Any) -> Questions:
-    """Queries of one purpose, sorted by user."""
-    stored = np.load(path)
-    order = np.argsort(film_ids_M)
-
-    def columns(movies: Any) -> Any:
-        return order[np.searchsorted(film_ids_M, movies, sorter=order)]
-
-    ends = np.cumsum(np.bincount(stored[f"{purpose}_history_row"], minlength=len(stored[f"{purpose}_user"])))
-    return Questions(
-        stored[f"{purpose}_user"],
-        columns(stored[f"{purpose}_answer"]),
-        stored[f"{purpose}_seen_row"],
-        columns(stored[f"{purpose}_seen_movie"]),
-        np.split(stored[f"{purpose}_history_movie"], ends[:-1]),
-    )
-
-
-class Judge:
-    """Masks and ranks a model's scores as tripletune does."""
-
-    def __init__(self, job: Path, dataset: Any, config: Any) -> None:
-        self._film_ids_M = np.load(job / "questions.npz")["film_ids"]
-        self._dataset, self._config = dataset, config
+    def __init__(self, model: Any, film_ids_M: Any, dataset: Any, config: Any) -> None:
+        self._model, self._dataset, self._config = model, dataset, config
         tokens = dataset.field2token_id[dataset.iid_field]
-        self._item_M = np.array([tokens.get(str(film), -1) for film in self._film_ids_M])
-        self._questions = {
-            purpose: read_questions(job / "questions.npz", purpose, self._film_ids_M) for purpose in ("valid", "test")
-        }
-
-    def ndcg(self, model: Any) -> float:
-        """Mean valid ndcg_at_10; a tie counts as lost."""
-        asked = self._questions["valid"]
-        gains = []
-        for start, scores_VM in self._scores(model, asked):
-            answer_V = asked.answer_U[start : start + len(scores_VM)]
-            wanted_V1 = np.take_along_axis(scores_VM, answer_V[:, None], axis=1)
-            rank_V = (self._mask(scores_VM, asked, start) >= wanted_V1).sum(axis=1)
-            # a film that is not in RecBole's files has no rank at all
-            gains.append(
-                np.where((rank_V <= TOP) & (wanted_V1[:, 0] > -np.inf), 1 / np.log2(np.maximum(rank_V, 1) + 1.0), 0.0)
-            )
-        return float(np.concatenate(gains).mean())
-
-    def top(self, model: Any, purpose: str) -> Any:
-        """Film ids (U, 20), best first; of equal scores the lower column wins."""
-        asked = self._questions[purpose]
-        lists = []
-        for start, scores_VM in self._scores(model, asked):
-            self._mask(scores_VM, asked, start)
-            top_VK = np.argsort(-scores_VM, axis=1, kind="stable")[:, :LENGTH]
-            known_VK = np.take_along_axis(scores_VM, top_VK, axis=1) > -np.inf
-            lists.append(np.where(known_VK, self._film_ids_M[top_VK], -1))
-        return np.concatenate(lists)
-
-    def _mask(self, scores_VM: Any, asked: Questions, start: int) -> Any:
-        first, last = np.searchsorted(asked.seen_row_S, [start, start + len(scores_VM)])
-        scores_VM[asked.seen_row_S[first:last] - start, asked.seen_column_S[first:last]] = -np.inf
-        return scores_VM
+        self._item_M = np.array([tokens.get(str(film), -1) for film in film_ids_M])
 
     @torch.no_grad()
-    def _scores(self, model: Any, asked: Questions) -> Iterator[tuple[int, Any]]:
-        model.eval()
-        for start in range(0, len(asked.users), BLOCK):
-            users = asked.users[start : start + BLOCK]
-            batch = self._interaction(users, asked.histories[start : start + BLOCK])
-            scores_VI = model.full_sort_predict(batch).view(len(users), -1).double().numpy()
-            yield start, np.where(self._item_M >= 0, scores_VI[:, self._item_M], -np.inf)
+    def __call__(self, asked: Questions, start: int, stop: int) -> Any:
+        """``Score`` of ``outside_ranking.py``."""
+        self._model.eval()
+        users = asked.users[start:stop]
+        batch = self._interaction(users, asked.histories[start:stop])
+        scores_VI = self._model.full_sort_predict(batch).view(len(users), -1).double().numpy()
+        return np.where(self._item_M >= 0, scores_VI[:, self._item_M], -np.inf)
 
     def _interaction(self, users: Any, histories: list[Any]) -> Any:
         dataset, config = self._dataset, self._config
@@ -133,56 +65,6 @@ class Judge:
             batch[config["ITEM_ID_FIELD"] + config["LIST_SUFFIX"]] = items
             batch[config["ITEM_LIST_LENGTH_FIELD"]] = lengths
         return Interaction(batch)
-
-
-class CapReached(Exception):
-    """The run has trained for as long as it may."""
-
-
-class Recorder:
-    """Times training epochs from outside, and keeps the curve and the best lists on disk as they come."""
-
-    def __init__(self, trainer: Any, judge: Judge, out: Path, cap_seconds: float) -> None:
-        self._model, self._judge, self._out, self._cap = trainer.model, judge, out, cap_seconds
-        self._seconds = self._cpu = 0.0
-        self._best = -1.0
-        self._started = time.perf_counter()
-        (out / "curve.jsonl").unlink(missing_ok=True)
-        trainer._train_epoch = self._timed(trainer._train_epoch)
-
-    def _timed(self, train_epoch: Callable[..., Any]) -> Callable[..., Any]:
-        def timed(*args: Any, **kwargs: Any) -> Any:
-            wall, cpu = time.perf_counter(), time.process_time()
-            loss = train_epoch(*args, **kwargs)
-            self._seconds += time.perf_counter() - wall
-            self._cpu += time.process_time() - cpu
-            return loss
-
-        return timed
-
-    def after_epoch(self, epoch: int, own_score: float) -> None:
-        """RecBole calls this after each of its evaluations, epochs counted from 0.
-
-        Raises:
-            CapReached: training and evaluation have taken the seconds they may.
-        """
-        ndcg = self._judge.ndcg(self._model)
-        line = {
-            "epoch": epoch + 1,
-            "train_seconds": round(self._seconds, 3),
-            "train_cpu_seconds": round(self._cpu, 3),
-            "valid_ndcg_at_10": ndcg,
-            "recbole_valid_ndcg_at_10": float(own_score),
-            "seconds_with_evaluation": round(time.perf_counter() - self._started, 3),
-        }
-        with (self._out / "curve.jsonl").open("a", encoding="utf-8") as curve:
-            curve.write(json.dumps(line) + "\n")
-        if ndcg > self._best:
-            self._best = ndcg
-            for purpose in ("valid", "test"):
-                np.save(self._out / f"top_{purpose}.npy", self._judge.top(self._model, purpose))
-        if time.perf_counter() - self._started > self._cap:
-            raise CapReached
 
 
 def settings_for(job: Path, out: Path, model: str, seed: int, further: dict[str, Any]) -> dict[str, Any]:
@@ -236,14 +118,28 @@ def main() -> None:
     model = get_model(config["model"])(config, train_data._dataset).to(config["device"])
     setup_seconds = time.perf_counter() - started
     trainer = get_trainer(config["MODEL_TYPE"], config["model"])(config, model)
-    recorder = Recorder(trainer, Judge(asked.job, dataset, config), asked.out, asked.cap_seconds)
+    judge = Judge(asked.job)
+    recorder = Recorder(judge, Scores(model, judge.film_ids_M, dataset, config), asked.out, asked.cap_seconds)
+    train_epoch = trainer._train_epoch
+
+    def timed(*args: Any, **kwargs: Any) -> Any:
+        recorder.start()
+        loss = train_epoch(*args, **kwargs)
+        recorder.stop()
+        return loss
+
+    def after_epoch(epoch: int, own_score: float) -> None:
+        """RecBole calls it after each of its evaluations, epochs counted from 0."""
+        recorder.record(epoch + 1, recbole_valid_ndcg_at_10=float(own_score))
+
     told = {"model": asked.model, "settings": json.loads(asked.settings), "seed": asked.seed, "ended": "cut off"}
     told |= {"setup_seconds": round(setup_seconds, 3), "threads": torch.get_num_threads()}
     told["versions"] = {"torch": torch.__version__, "numpy": np.__version__, "scipy": scipy.__version__}
+    trainer._train_epoch = timed
     done = asked.out / "done.json"
     done.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
     try:
-        trainer.fit(train_data, valid_data, saved=False, verbose=True, callback_fn=recorder.after_epoch)
+        trainer.fit(train_data, valid_data, saved=False, verbose=True, callback_fn=after_epoch)
         told["ended"] = "early stopping" if len(trainer.train_loss_dict) < trainer.epochs else "last epoch"
     except CapReached:
         told["ended"] = f"capped at {asked.cap_seconds:.0f} s"

@@ -9,8 +9,8 @@ RecBole's tables of users cannot rank for others. RecBole's models are trained i
 (``recbole-requirements.txt``), its points of a grid are chosen by valid ndcg_at_10, test is evaluated once.
 
 Ours come from the stages as a user runs them (``retrieve``'s rankings.parquet), the two further LightGCN rows from
-``lightgcn_runs.py``. Ours read the user's newest likes, the valid one included, when they rank for test; of
-RecBole's models SASRec does, the others have the training rows alone.
+``lightgcn_runs.py``. Ours read the user's newest likes, the valid one included, when they rank for test;
+these models of RecBole's have the training rows alone. Its sequence models: ``sequence_baselines.py``.
 
 Every invocation adds a release to the work folder and writes benchmarks/retrieval_baselines.md for all that are in it.
 """
@@ -32,6 +32,7 @@ from recbole_export import Asked, read_only_users, write_job
 from retrieval_runs import (
     LENGTH,
     METRICS,
+    RECBOLE_SIDE,
     Ints,
     Trained,
     console,
@@ -39,7 +40,7 @@ from retrieval_runs import (
     machine,
     mean,
     point_name,
-    run_recbole,
+    run_side,
     run_stages,
     score,
     told,
@@ -54,9 +55,6 @@ BASELINES: dict[str, list[dict[str, Any]]] = {
     "BPR": [{"learning_rate": rate, "train_batch_size": 4096} for rate in (1e-3, 5e-4, 5e-3)],
     "LightGCN": [RECOMMENDED, *(point for point in LIGHTGCN_GRID if point != RECOMMENDED)],
     "EASE": [{"reg_weight": weight} for weight in (250.0, 100.0, 500.0, 1000.0)],
-    "SASRec": [
-        {"loss_type": "CE", "hidden_dropout_prob": dropout, "attn_dropout_prob": dropout} for dropout in (0.2, 0.5)
-    ],
 }
 """Points of a grid, RecBole's default or recommendation first; without ``--grid`` the first alone is trained. RecBole's
 Pop counts a film once per batch of likes, so it is not our popularity."""
@@ -210,7 +208,7 @@ def compare(
     work: Annotated[Path, typer.Option(help="Runs are kept and found again here.")] = Path("artifacts/vs_recbole"),
     cap_minutes: Annotated[float, typer.Option(help="For each of RecBole's trainings.")] = 15.0,
     grid: Annotated[bool, typer.Option(help="Train RecBole on every point, not only on its defaults.")] = False,
-    without: Annotated[str, typer.Option(help="Models of RecBole's to skip, with commas; SASRec is slow.")] = "",
+    without: Annotated[str, typer.Option(help="Models of RecBole's to skip, with commas.")] = "",
     out: Annotated[Path, typer.Option(help="The report.")] = REPORT,
 ) -> None:
     """Train what is missing in the work folder and write the report."""
@@ -224,12 +222,12 @@ def compare(
     told_release += f" --without {without}" if without else ""
     facts["command"] = f"python benchmarks/retrieval_baselines.py --recbole-python PYTHON {told_release}"
     (folder / "baselines.json").write_text(json.dumps(facts) + "\n", encoding="utf-8")
-    if not (folder / "job" / "sequences").exists():
-        write_job(split, folder / "job", config.seed, sequences=True)
+    if not (folder / "job" / "questions.npz").exists():
+        write_job(split, folder / "job", config.seed, sequences=False)
     for model, points in ((model, BASELINES[model]) for model in BASELINES if model not in without.split(",")):
         for settings in points if grid else points[:1]:
             run = folder / "recbole" / point_name(model, settings)
-            run_recbole(recbole_python, folder / "job", run, model, settings, cap_minutes, config.seed)
+            run_side(recbole_python, RECBOLE_SIDE, folder / "job", run, model, settings, cap_minutes, config.seed)
     for variant in FURTHER:
         if not (folder / "ours" / variant / "done.json").exists():
             train_ours(split, folder / "ours" / variant, variant, config.seed)

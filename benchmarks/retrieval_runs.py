@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -27,7 +28,8 @@ from tripletune.evaluate.metrics import score_lists
 from tripletune.evaluate.significance import Interval, mean_interval
 
 Ints = npt.NDArray[np.int64]
-SIDE = Path(__file__).with_name("recbole_side.py")
+RECBOLE_SIDE = Path(__file__).with_name("recbole_side.py")
+RECTOOLS_SIDE = Path(__file__).with_name("rectools_side.py")
 LENGTH = 20
 """Films of a list."""
 CUTOFFS = (5, 10)
@@ -88,19 +90,36 @@ def point_name(model: str, settings: dict[str, Any]) -> str:
     return "-".join([model, *(str(value) for value in settings.values())])
 
 
-def run_recbole(
-    python: Path, job: Path, out: Path, model: str, settings: dict[str, Any], cap_minutes: float, seed: int
+def run_side(
+    python: Path,
+    side: Path,
+    job: Path,
+    out: Path,
+    model: str,
+    settings: dict[str, Any],
+    cap_minutes: float,
+    seed: int,
 ) -> Trained:
-    """Train one of RecBole's models in its own environment, unless ``out`` holds a run (a cut one counts as well)."""
+    """Train another library's model in its own environment, unless ``out`` holds a run (a cut one counts as well).
+
+    Args:
+        python: of that environment.
+        side: the script that it runs, ``RECBOLE_SIDE`` or ``RECTOOLS_SIDE``.
+        job: what ``recbole_export.py`` wrote.
+        out: of the run.
+        model, settings, cap_minutes, seed: arguments of the script.
+    """
     if not (out / "top_test.npy").exists():
         out.mkdir(parents=True, exist_ok=True)
-        console.print(f"RecBole {model} {json.dumps(settings)}", markup=False, highlight=False)
+        # a relative path would be looked for in `out`
+        python = Path(shutil.which(python) or python).absolute()
+        console.print(f"{out.name}: {model} {json.dumps(settings)}", markup=False, highlight=False)
         told = ["--model", model, "--settings", json.dumps(settings), "--seed", str(seed)]
         told += ["--cap-seconds", str(60 * cap_minutes)]
         with (out / "run.log").open("w", encoding="utf-8") as log:
             # RecBole writes its own logs into the working directory
             subprocess.run(
-                [python, SIDE, job.resolve(), out.resolve(), *told], check=True, cwd=out, stdout=log, stderr=log
+                [python, side, job.resolve(), out.resolve(), *told], check=True, cwd=out, stdout=log, stderr=log
             )
     return Trained(out)
 

@@ -119,7 +119,9 @@ def test_every_stage_has_a_command_and_a_task_and_reads_settings_that_exist():
     assert names <= commands
     assert names == TASKS.keys()
     # computing every fingerprint proves that each source and setting exists
-    with_all = RunConfig(dataset="x", retrieve=RetrieveConfig(fusion="learned", fused_sequence=1.0))
+    with_all = RunConfig(
+        dataset="x", retrieve=RetrieveConfig(fusion="learned", fused_sequence=1.0, fused_more={"slist": 1.0})
+    )
     assert resolve(with_all, ROOT / "artifacts").fingerprints.keys() == names - {"quality", "promote"}
 
 

@@ -18,10 +18,8 @@ from tripletune.prompts import template
 from tripletune.store import sources
 
 HERE = Path(sources.__file__).parents[1]
-INGEST = (
-    "ingest split knowledge text rgat lightgcn sasrec sequence ease fusion retrieve generate finetune rank evaluate"
-)
-TRAINED = "text rgat lightgcn sasrec sequence ease fusion retrieve generate finetune rank evaluate"
+INGEST = "ingest split knowledge text rgat lightgcn sasrec sequence ease slist fusion retrieve generate finetune rank evaluate"
+TRAINED = "text rgat lightgcn sasrec sequence ease slist fusion retrieve generate finetune rank evaluate"
 FUSION = "fusion retrieve generate finetune rank evaluate"
 RETRIEVE = "retrieve generate finetune rank evaluate"
 GENERATE = "generate finetune rank evaluate"

@@ -45,6 +45,13 @@ def export():
 @pytest.fixture(scope="module")
 def job(world, export, tmp_path_factory):
     folder = tmp_path_factory.mktemp("job")
+    export.write_job(world.split, folder, SEED, sequences=False)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def sequence_job(world, export, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sequences")
     export.write_job(world.split, folder, SEED, sequences=True)
     return folder
 
@@ -59,12 +66,39 @@ def side(export):
             "recbole.data.interaction": ("Interaction",),
             "recbole.utils": ("get_model", "get_trainer", "init_logger", "init_seed"),
         }
-        for module, wanted in {"recbole": (), **names}.items():
-            fake = types.ModuleType(module)
-            fake.__dict__.update(dict.fromkeys(wanted, dict))
-            patch.setitem(sys.modules, module, fake)
-        yield importlib.import_module("recbole_side")
-        sys.modules.pop("recbole_side")
+        yield import_with(patch, "recbole_side", {"recbole": (), **names})
+
+
+@pytest.fixture(scope="module")
+def rectools_side(export):
+    """rectools_side with RecTools' names in place; pandas is not installed here either."""
+    with pytest.MonkeyPatch.context() as patch:
+        names = {
+            "pandas": ("DataFrame",),
+            "pytorch_lightning": (),
+            "pytorch_lightning.callbacks": ("Callback",),
+            "rectools": (),
+            "rectools.dataset": ("Dataset",),
+            "rectools.models": ("HSTUModel", "SASRecModel"),
+            "rectools.models.nn": (),
+            "rectools.models.nn.transformers": (),
+            "rectools.models.nn.transformers.ligr": ("LiGRLayers",),
+        }
+        yield import_with(patch, "rectools_side", names)
+
+
+def import_with(patch, module, names):
+    for name, wanted in names.items():
+        fake = types.ModuleType(name)
+        fake.__dict__.update(dict.fromkeys(wanted, dict))
+        patch.setitem(sys.modules, name, fake)
+    patch.delitem(sys.modules, module, raising=False)
+    return importlib.import_module(module)
+
+
+@pytest.fixture(scope="module")
+def judge_of(export):
+    return importlib.import_module("outside_ranking").Judge
 
 
 class Dataset:
@@ -103,6 +137,10 @@ def coarse_scores():
     return np.random.default_rng(3).integers(0, 4, size).astype(np.float32)
 
 
+def recbole_scores(side, judge, model, dataset, config=None):
+    return side.Scores(model, judge.film_ids_M, dataset, config or {"model": "LightGCN"})
+
+
 def read(path):
     names = {"user_id:token": "user_id", "item_id:token": "movie_id", "item_id_list:token_seq": "before"}
     frame = pl.read_csv(path, separator="\t", schema_overrides={"item_id_list:token_seq": pl.String})
@@ -123,18 +161,18 @@ def test_recbole_trains_on_the_likes_of_fit_b_and_on_no_other_row(job, rows):
         assert pairs(held_out) == pairs(warm.filter(pl.col("label") == purpose))
 
 
-def test_sequences_are_prefixes_of_a_viewers_likes_oldest_first_and_end_before_the_answer(job, rows):
-    likes = rows.filter(~pl.col("unseen"), pl.col("label") != "other")
+def test_sequences_are_prefixes_of_a_users_likes_oldest_first_and_end_before_the_answer(sequence_job, rows):
+    likes = rows.filter(pl.col("label") != "other")
     for part, labels in (("train", ["graph", "target"]), ("valid", ["valid"]), ("test", ["test"])):
         told = {
             (user, film): [int(one) for one in before.split()]
-            for user, film, before in read(job / "sequences" / f"sequences.{part}.inter").iter_rows()
+            for user, film, before in read(sequence_job / "sequences" / f"sequences.{part}.inter").iter_rows()
         }
         expected = {}
         for (user,), own in likes.group_by("user_id"):
             films = own.sort("position")["movie_id"].to_list()
             for place, label in enumerate(own.sort("position")["label"]):
-                if place and label in labels:
+                if place and label in labels and not (part == "train" and own["unseen"][0]):
                     expected[user, films[place]] = films[:place]
         assert told == expected
 
@@ -164,7 +202,7 @@ def test_both_sides_ask_the_same_valid_questions(export, world):
     assert asked.answers["movie_id"].to_list() == interactions.movie_ids_M[ours.answer_U.numpy()].tolist()
 
 
-def test_equal_scores_get_the_same_valid_ndcg_on_both_sides(side, job, world):
+def test_equal_scores_get_the_same_valid_ndcg_on_both_sides(side, judge_of, job, world):
     interactions, dataset, scores = read_interactions(world.split), Dataset(job), coarse_scores()
     unknown = set(range(1, small_world.NUM_FILMS + 1)) - set(dataset.films)
     scores[:, sorted(unknown)] = -np.inf  # RecBole has no score for them, so ours may have none
@@ -174,12 +212,12 @@ def test_equal_scores_get_the_same_valid_ndcg_on_both_sides(side, job, world):
         def scorer(self, likes, age_E):
             return lambda user_V: torch.from_numpy(scores[users[user_V.numpy()]][:, films])
 
-    told = side.Judge(job, dataset, {"model": "LightGCN"}).ndcg(Table(scores, dataset))
+    told = judge_of(job).ndcg(recbole_scores(side, judge_of(job), Table(scores, dataset), dataset))
     assert told == pytest.approx(judge(Ours(), interactions.valid), abs=1e-7)
     assert told > 0
 
 
-def test_equal_scores_get_the_same_lists_on_both_sides_ties_included(side, export, job, world):
+def test_equal_scores_get_the_same_lists_on_both_sides_ties_included(side, judge_of, export, job, world):
     dataset, scores = Dataset(job), coarse_scores()
     asked = export.read_only_users(world.split, "test")
     catalogue = Catalogue(read_interactions(world.split).movie_ids_M, SEED)
@@ -191,18 +229,88 @@ def test_equal_scores_get_the_same_lists_on_both_sides_ties_included(side, expor
         len(asked.users),
     )
     top = catalogue.movie_ids(top_columns(lambda start, stop: ours[start:stop].clone(), len(ours), masked, 20)[0])
-    told = side.Judge(job, dataset, {"model": "LightGCN"}).top(Table(scores, dataset), "test")
+    told = judge_of(job).top(recbole_scores(side, judge_of(job), Table(scores, dataset), dataset), "test")
     assert told.tolist() == top.tolist()
 
 
-def test_a_sequence_model_reads_the_newest_likes_the_valid_one_included(side, export, job, world):
+def test_a_sequence_model_reads_the_newest_likes_the_valid_one_included(
+    side, judge_of, export, job, sequence_job, world
+):
     dataset = Dataset(job)
     model = Table(coarse_scores(), dataset)
     names = {"MAX_ITEM_LIST_LENGTH": 3, "ITEM_ID_FIELD": "item_id", "LIST_SUFFIX": "_list"}
     config = {"model": "SASRec", "ITEM_LIST_LENGTH_FIELD": "item_length"} | names
-    side.Judge(job, dataset, config).top(model, "test")
+    judge_of(sequence_job).top(recbole_scores(side, judge_of(sequence_job), model, dataset, config), "test")
     (batch,) = model.batches
-    history = export.read_only_users(world.split, "test").history
+    history = export.read_only_users(world.split, "test", unseen=True).history
     newest = history.filter(pl.col("row") == 5)["movie_id"].to_list()[-3:]
     assert [dataset.films[item - 1] for item in batch["item_id_list"][5].tolist()] == newest
     assert batch["item_length"][5] == 3
+
+
+class Newest:
+    """RecTools' network, played by one that scores film by film how near its number is to the newest one's."""
+
+    def __init__(self):
+        self.batches, self.item_model, self.similarity_module = [], self, self.score
+
+    def eval(self):
+        return self
+
+    def train(self):
+        pass
+
+    def get_all_embeddings(self):
+        return torch.arange(small_world.NUM_FILMS + 2, dtype=torch.float32)
+
+    def encode_sessions(self, batch, vectors_I):
+        self.batches.append(batch)
+        return vectors_I[batch["x"]].unsqueeze(-1)
+
+    def score(self, session_V, vectors_I):
+        return -(session_V - vectors_I).abs()
+
+
+@pytest.mark.parametrize(("request_time", "length"), [(False, 4), (True, 4), (True, 64)])
+def test_rectools_reads_the_newest_likes_and_the_time_of_the_request_only_where_it_says_so(
+    rectools_side, export, judge_of, sequence_job, world, request_time, length
+):
+    net = Newest()
+    known = [film for film in range(1, small_world.NUM_FILMS + 1) if film != 7]
+    ids = types.SimpleNamespace(external_ids=["PAD", *known])
+    model = types.SimpleNamespace(
+        torch_model=net, session_max_len=length, data_preparator=types.SimpleNamespace(item_id_map=ids)
+    )
+    judge = judge_of(sequence_job)
+    top = judge.top(rectools_side.Scores(model, judge.film_ids_M, request_time=request_time), "test")
+    asked = export.read_only_users(world.split, "test", unseen=True)
+    (batch,) = net.batches
+    for row, (answer_time, listed) in enumerate(zip(asked.answers["timestamp"], top.tolist(), strict=True)):
+        likes = asked.history.filter(pl.col("row") == row, pl.col("movie_id") != 7).tail(length)
+        films, times = likes["movie_id"].to_list(), likes["timestamp"].to_list()
+        items = [known.index(film) + 1 for film in films]
+        padding = length - len(films)
+        assert batch["x"][row].tolist() == [0] * padding + items
+        asked_at = answer_time if request_time else times[-1]
+        assert batch["unix_ts"][row].tolist() == [times[0]] * padding + times + [asked_at]
+        seen = set(asked.seen.filter(pl.col("row") == row)["movie_id"])
+        assert 7 not in listed
+        assert not seen & set(listed)
+        near = {film: abs(known.index(film) + 1 - items[-1]) for film in known if film not in seen}
+        assert near[listed[0]] == min(near.values())
+
+
+def test_unseen_users_are_asked_of_sequence_models_and_in_no_training_row(sequence_job, job, rows):
+    unseen = set(rows.filter("unseen")["user_id"])
+    assert unseen
+    for folder, expected in ((sequence_job, unseen), (job, set())):
+        stored = np.load(folder / "questions.npz")
+        assert set(stored["test_user"].tolist()) & unseen == expected
+        assert not set(stored["train_user"].tolist()) & unseen
+
+
+def test_training_rows_come_with_their_times_oldest_first(sequence_job, rows):
+    stored = np.load(sequence_job / "questions.npz")
+    told = pl.DataFrame({name: stored[f"train_{name}"] for name in ("user", "movie", "time")})
+    kept = rows.filter(~pl.col("unseen"), pl.col("label").is_in(["graph", "target"])).sort("user_id", "position")
+    assert told.rows() == kept.select("user_id", "movie_id", "timestamp").rows()

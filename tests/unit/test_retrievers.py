@@ -135,9 +135,12 @@ def test_a_run_without_further_retrievers_has_the_settings_and_the_contract_it_h
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"retriever": "eas"}, "'eas': input should be 'lightgcn', 'ease', 'sasrec', 'sequence' or 'fused'"),
+        (
+            {"retriever": "eas"},
+            "'eas': input should be 'lightgcn', 'ease', 'sasrec', 'sequence', 'text', 'slist' or 'fused'",
+        ),
         ({"fused_more": {"ease": 1}}, "ease has a key of its own; set retrieve.fused_ease instead"),
-        ({"fused_more": {"itemknn": 1}}, "'itemknn' is no further retriever; config/models.py registers none"),
+        ({"fused_more": {"itemknn": 1}}, "'itemknn' is no further retriever; did you mean slist?"),
         ({"fused_more": {"itemknn": -1}}, "retrieve.fused_more.itemknn = -1: input should be greater than or equal"),
     ],
 )
@@ -184,7 +187,7 @@ def test_a_further_retriever_is_trained_where_candidates_need_it(itemknn):
     assert mixed.retrieve.fused_weights == {"ease": 1.0, "sasrec": 1.0, "itemknn": 0.5}
     assert prompt_contract(mixed.prompt, mixed.retrieve)["retriever_settings"]["fused_more"] == {"itemknn": 0.5}
     assert config(retriever="fused", fused_more={"itemknn": 0.0}).retrieve.lists == ("ease", "sasrec")
-    with pytest.raises(ValueError, match=r"'itemkn' is no further retriever; did you mean itemknn\?"):
+    with pytest.raises(ValueError, match=r"'itemkn' is no further retriever; did you mean itemknn, slist\?"):
         config(retriever="fused", fused_more={"itemkn": 0.5})
 
 

@@ -11,7 +11,7 @@ from tripletune.config.base import Filled, Positive, PositiveFloat, Section
 SHIPPED_RETRIEVERS = ("lightgcn", "ease", "sasrec", "sequence", "text")
 """Retrievers with settings of their own: ``[lightgcn]``, ``[sasrec]``, ``[sequence]``, ``[text]``, ``retrieve.ease_*``,
 ``retrieve.fused_*``."""
-RETRIEVERS = (*SHIPPED_RETRIEVERS,)
+RETRIEVERS = (*SHIPPED_RETRIEVERS, "slist")
 """Folders below ``models/`` whose ``serve.py`` declares a retriever. The name of a further one is added here; its
 settings are ``[models.<name>]``, its weight in the fused list is ``retrieve.fused_more.<name>``."""
 BASELINES = ("ease",)

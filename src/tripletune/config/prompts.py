@@ -30,7 +30,7 @@ class RetrieveConfig(Section):
     weight below, whose size then does not matter; fixed: the weights below."""
     fused_lightgcn: Weight = 0.0
     """Weight of LightGCN's list in the fused one; 0 drops it."""
-    fused_ease: Weight = 1.0
+    fused_ease: Weight = 0.0
     """Weight of EASE's list in the fused one; 0 drops it."""
     fused_sasrec: Weight = 1.0
     """Weight of SASRec's list in the fused one; 0 drops it."""
@@ -38,7 +38,7 @@ class RetrieveConfig(Section):
     """Weight of the sequence model's list in the fused one; 0 drops it."""
     fused_text: Weight = 0.0
     """Weight of the text retriever's list in the fused one; 0 drops it."""
-    fused_more: dict[str, Weight] = Field(default={})
+    fused_more: dict[str, Weight] = Field(default={"slist": 1.0})
     """Weights of further retrievers' lists in the fused one, by name; a retriever that is not named has no part."""
     fused_k: Annotated[float, Field(gt=0.0, le=1e6)] = 20.0
     """A film at rank r (from 1) of a list with weight w scores w / (this + r)."""
@@ -106,8 +106,7 @@ class RetrieveConfig(Section):
                 raise ValueError(f"{name} has a key of its own; set retrieve.fused_{name} instead")
             if name not in further:
                 nearest = difflib.get_close_matches(name, further, n=3, cutoff=0.0)
-                there = f"did you mean {', '.join(nearest)}?" if nearest else "config/models.py registers none"
-                raise ValueError(f"{name!r} is no further retriever; {there}")
+                raise ValueError(f"{name!r} is no further retriever; did you mean {', '.join(nearest)}?")
         return weights
 
     @model_validator(mode="after")

@@ -66,16 +66,13 @@ def train_ease(split: Path, out: Path, settings: RetrieveConfig, seed: int) -> F
     films, trained_on = [EASE_FILMS.to_frame()], [TRAINED_ON.to_frame()]
     for fit in ("a", "b") if makes_candidates else ("b",):
         likes = _read_likes(split, fit)
-        ids_F, count_F = _most_liked(likes, settings.ease_max_films, seed)
+        ids_F, count_F = most_liked(likes["movie_id"].to_numpy(), settings.ease_max_films, seed)
         if not makes_candidates and len(count_F) < likes["movie_id"].n_unique():
             break
         kept = likes.filter(pl.col("movie_id").is_in(ids_F)).sort("user_id", "movie_id")
         require_memory(len(ids_F))
         weights_FF = solve(_matrix(kept, ids_F), settings.ease_lambda)
-        tensors = {"likes": torch.from_numpy(count_F.astype(np.float32)), "weights": torch.from_numpy(weights_FF)}
-        write_atomically(out / f"fit_{fit}.safetensors", functools.partial(save_file, tensors))
-        rows = pl.DataFrame({"fit": fit, "row": np.arange(len(ids_F)), "movie_id": ids_F})
-        films.append(conform(rows, EASE_FILMS))
+        films.append(write_weights(out, fit, ids_F, count_F, weights_FF))
         trained_on.append(conform(kept.with_columns(fit=pl.lit(fit)), TRAINED_ON))
     write_table(pl.concat(films), out / "movies.parquet")
     write_table(pl.concat(trained_on), out / "trained_on.parquet")
@@ -94,6 +91,15 @@ def require_memory(num_films: int) -> None:
     claim_memory(f"EASE on {num_films:,} films", num_films**2 * BYTES_PER_WEIGHT, "lower retrieve.ease_max_films")
 
 
+def write_weights(
+    out: Path, fit: str, ids_F: Ints, count_F: Ints, weights_FF: Floats, **further: Tensor
+) -> pl.DataFrame:
+    """Write the file of a fit, with ``further`` tensors; its rows of ``movies.parquet``."""
+    tensors = {"likes": torch.from_numpy(count_F.astype(np.float32)), "weights": torch.from_numpy(weights_FF)}
+    write_atomically(out / f"fit_{fit}.safetensors", functools.partial(save_file, tensors | further))
+    return conform(pl.DataFrame({"fit": fit, "row": np.arange(len(ids_F)), "movie_id": ids_F}), EASE_FILMS)
+
+
 def _read_likes(split: Path, fit: str) -> pl.DataFrame:
     """The rows of a fit, ``user_id, movie_id``."""
     files = list(split_files(split).values())
@@ -105,9 +111,9 @@ def _read_likes(split: Path, fit: str) -> pl.DataFrame:
     return likes
 
 
-def _most_liked(likes: pl.DataFrame, num: int, seed: int) -> tuple[Ints, Ints]:
-    """Ids and like counts of the most liked films, in the order of ties."""
-    ids_M, count_M = np.unique(likes["movie_id"].to_numpy().astype(np.int64), return_counts=True)
+def most_liked(movie_E: npt.NDArray[np.int32], num: int, seed: int) -> tuple[Ints, Ints]:
+    """Ids and like counts of the ``num`` most liked films, in the order of ties."""
+    ids_M, count_M = np.unique(movie_E.astype(np.int64), return_counts=True)
     order_M = tie_order(ids_M, seed)
     ids_M, count_M = ids_M[order_M], count_M[order_M].astype(np.int64)
     kept_F = np.sort(np.argsort(-count_M, kind="stable")[:num])
@@ -126,16 +132,16 @@ def _matrix(likes: pl.DataFrame, ids_F: Ints) -> sparse.csr_array:
 
 def solve(likes_VF: sparse.csr_array, ridge: float) -> Floats:
     """The weights (F, F); the diagonal is 0."""
-    gram_FF = torch.from_numpy(_gram(likes_VF))
+    gram_FF = torch.from_numpy(gram(likes_VF))
     gram_FF.diagonal().add_(ridge)
-    inverse_FF = _inverse(gram_FF)
+    inverse_FF = inverse(gram_FF)
     # LAPACK's matrices are column-major; the sparse product would transpose them for every block
     weights_FF = inverse_FF.div_(-inverse_FF.diagonal().clone()).float().contiguous()
     weights_FF.fill_diagonal_(0.0)
     return weights_FF.numpy()
 
 
-def _gram(likes_VF: sparse.csr_array) -> npt.NDArray[np.float64]:
+def gram(likes_VF: sparse.csr_array) -> npt.NDArray[np.float64]:
     """``X'X``: how many users liked both films. Whole numbers, so the order of the sums does not matter."""
     num_films = likes_VF.shape[1]
     gram_FF = np.empty((num_films, num_films))
@@ -145,7 +151,7 @@ def _gram(likes_VF: sparse.csr_array) -> npt.NDArray[np.float64]:
     return gram_FF
 
 
-def _inverse(matrix_FF: Tensor) -> Tensor:
+def inverse(matrix_FF: Tensor) -> Tensor:
     """Inverse of a symmetric positive definite matrix, on one thread: on two, the last bits differ."""
     with one_thread():
         return torch.cholesky_inverse(torch.linalg.cholesky(matrix_FF))

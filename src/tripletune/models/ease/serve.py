@@ -112,13 +112,16 @@ class EaseFit:
         return score_block
 
 
-def load_ease(folder: Path, catalogue: Catalogue, fits: Iterable[str] = ("a", "b")) -> dict[str, EaseFit]:
+def load_ease(
+    folder: Path, catalogue: Catalogue, fits: Iterable[str] = ("a", "b"), stage: str = "ease"
+) -> dict[str, EaseFit]:
     """Read the fits that exist: none where too many films are liked for a baseline, else b alone or both.
 
     Args:
-        folder: of the stage ``ease``.
+        folder: of the stage.
         catalogue: LightGCN's.
         fits: names of the fits to load; the weights of 10,000 films are 400 MB.
+        stage: ``ease``, or another one that writes such files.
 
     Raises:
         InputError: a file is missing, damaged, not finite, or does not belong to the others.
@@ -132,23 +135,23 @@ def load_ease(folder: Path, catalogue: Catalogue, fits: Iterable[str] = ("a", "b
         path = folder / f"fit_{fit}.safetensors"
         tensors = read_tensors(path, ("likes", "weights"))
         if tensors["weights"].shape != (len(ids_F),) * 2 or tensors["likes"].shape != (len(ids_F),):
-            raise InputError(f"{path} and movies.parquet next to it have different numbers of films; fit ease again")
+            raise InputError(f"{path} and movies.parquet next to it have different numbers of films; fit {stage} again")
         if (catalogue.columns(ids_F) < 0).any():
-            raise InputError("ease and lightgcn were trained on different films; pin both to one run, or neither")
+            raise InputError(f"{stage} and lightgcn were trained on different films; pin both to one run, or neither")
         found[fit] = EaseFit.build(catalogue, ids_F, tensors["likes"].numpy(), tensors["weights"].numpy())
     return found
 
 
 @dataclass(frozen=True, slots=True)
 class EaseRanker:
-    """A fit's two lists: ``ease`` weighs a history by recency, ``ease-plain`` does not."""
+    """A fit's lists: a history is weighted by recency but for ``ease-plain``."""
 
     fit: EaseFit
     history_age: float
 
     def top(self, name: str, histories: Histories, depth: int) -> Ints:
         """``Ranker.top``."""
-        age = self.history_age if name == "ease" else 0.0
+        age = 0.0 if name.endswith("-plain") else self.history_age
         return self.fit.top(histories.likes, histories.seen, histories.num_users, depth, age)
 
 
