@@ -28,6 +28,9 @@ from tripletune.store.runs import RunRecord, write_run
 SEED = 7
 WEIGHTS = {"lightgcn": 1.0, "ease": 2.0, "sasrec": 0.5}
 FUSED = RetrieveConfig(
+    fusion="fixed",
+    fused_sequence=0.0,
+    fused_more={},
     retriever="fused",
     **{f"fused_{name}": weight for name, weight in WEIGHTS.items()},
     fused_k=3.0,
@@ -225,7 +228,7 @@ def test_a_weight_that_would_overflow_is_refused(weight):
 
 def test_a_fused_list_of_one_list_is_refused():
     with pytest.raises(ValueError, match="'fused' needs two lists at least"):
-        config(retriever="fused", fused_sasrec=0.0)
+        config(retriever="fused", fused_sasrec=0.0, fused_more={})
 
 
 def test_the_contract_names_the_settings_of_the_lists_that_are_shown():
@@ -240,6 +243,5 @@ def test_the_contract_names_the_settings_of_the_lists_that_are_shown():
         "ease_max_films": 10_000,
     }
     assert settings(retriever="fused").keys() == {
-        *("fused_lightgcn", "fused_ease", "fused_sasrec", "fused_sequence", "fused_k", "fused_films"),
-        *("ease_lambda", "ease_history_age", "ease_max_films"),
+        *(f"fused_{name}" for name in ("lightgcn", "ease", "sasrec", "sequence", "text", "more", "k", "films")),
     }

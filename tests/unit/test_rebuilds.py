@@ -18,8 +18,8 @@ from tripletune.prompts import template
 from tripletune.store import sources
 
 HERE = Path(sources.__file__).parents[1]
-INGEST = "ingest split knowledge text rgat lightgcn sasrec sequence ease slist fusion retrieve generate finetune rank evaluate"
 TRAINED = "text rgat lightgcn sasrec sequence ease slist fusion retrieve generate finetune rank evaluate"
+INGEST = f"ingest split knowledge {TRAINED}"
 FUSION = "fusion retrieve generate finetune rank evaluate"
 RETRIEVE = "retrieve generate finetune rank evaluate"
 GENERATE = "generate finetune rank evaluate"
@@ -210,8 +210,8 @@ def test_what_a_section_computes_counts_by_its_value():
     ("changed", "stages"),
     [
         ({"retrieve": {"num_candidates": 30}}, RETRIEVE),
-        ({"retrieve": {"ease_lambda": 9.0}}, "ease " + FUSION),
-        ({"retrieve": {"ease_max_films": 30}}, "ease " + FUSION),
+        ({"retrieve": {"ease_lambda": 9.0}}, "ease " + RETRIEVE),
+        ({"retrieve": {"ease_max_films": 30}}, "ease " + RETRIEVE),
         ({"rgat": {"checkpoint_minutes": 9.0}}, NOTHING),
         ({"lightgcn": {"dim": 32}}, "lightgcn " + FUSION),
         ({"retrieve": {"fused_k": 9.0}}, FUSION),
@@ -240,7 +240,8 @@ def test_every_setting_of_a_run_counts_for_some_stage_or_is_known_not_to():
     limits = {f"{name}.checkpoint_minutes" for name in ("rgat", "lightgcn", "sasrec", "sequence")} | {
         "finetune.timeout_minutes"
     }
-    inside_weights = {f"retrieve.fused_{name}" for name in ("lightgcn", "ease", "sasrec", "sequence", "text", "films")}
+    lists = ("lightgcn", "ease", "sasrec", "sequence", "text", "more.slist")
+    inside_weights = {f"retrieve.fused_{name}" for name in (*lists, "films")}
     rest = {name for name in settings.flat() if name.split(".")[0] not in sections} - counted
     assert rest == by_content | limits | inside_weights | {"split.dislike"} - counted
 

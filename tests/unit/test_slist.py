@@ -143,7 +143,7 @@ def test_the_list_is_the_history_by_recency_times_the_weights(world, fitted, row
         retriever="fused",
         fused_more={"slist": 1.0},
         fused_lightgcn=1.0,
-        fused_ease=0.0,
+        fused_sequence=0.0,
         fused_sasrec=0.0,
         num_candidates=12,
         hint_films=6,
