@@ -185,7 +185,7 @@ def _watch_retrieval(steps: Steps) -> None:
     for name in ("find_questions", "find_history", "find_seen", "find_answers", "digest_users"):
         steps.watch(buckets_of, name, "rows, histories, masks")
     steps.watch(candidates, "find_seen_in_training", "rows, histories, masks")
-    for name in ("_count", "write_atomically"):
+    for name in ("_count", "write_table"):
         steps.watch(buckets_of, name, "counting, writing")
     steps.watch(buckets_of, "find_profiles", "preference profiles")
     stage = retriever.Retriever
@@ -196,7 +196,7 @@ def _watch_retrieval(steps: Steps) -> None:
     steps.watch(similar.Neighbours, "films", "hint 1: their films")
     steps.watch(ease.EaseFit, "top", "EASE lists")
     steps.watch(sasrec.SasrecFit, "users", "SASRec viewers")
-    steps.watch(first_stage, "top_columns", "SASRec lists")
+    steps.watch(sasrec.SasrecFit, "top", "SASRec lists")
     steps.watch(first_stage, "fuse", "fusion")
     original = stage.load
     stage.load = classmethod(  # type: ignore[method-assign, assignment]
