@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from tripletune.config import RunConfig
 from tripletune.errors import ConfigError
-from tripletune.store.increments import Earlier, SameContent, describe, find_earlier, write_unchanged
+from tripletune.store.increments import Earlier, SameContent, describe, find_earlier, same_files, write_unchanged
 from tripletune.store.paths import SCRATCH, Facts, RunPaths
 from tripletune.store.runs import earlier_run
 
@@ -209,7 +209,7 @@ def run_retrieve(paths: RunPaths, config: RunConfig) -> Path:
     trained = {stage: paths.require(stage) for stage in config.trained_stages}
 
     def make(work: Path) -> Facts:
-        found = find_earlier(paths, "retrieve", _same_facts(trained["rgat"]))
+        found = find_earlier(paths, "retrieve", {**_same_facts(trained["rgat"]), "ingest": _same_people})
         facts = retrieve_all(
             split,
             knowledge,
@@ -220,6 +220,7 @@ def run_retrieve(paths: RunPaths, config: RunConfig) -> Path:
             seed=config.seed,
             sample=config.sample,
             fusion=paths.require("fusion") if config.retrieve.learns_weights else None,
+            ingest=paths.require("ingest") if config.retrieve.similar_people else None,
             earlier=found.folder if isinstance(found, Earlier) else None,
         )
         log.info(describe("retrieve", found, facts))
@@ -239,7 +240,12 @@ def _same_facts_and_titles(rgat: Path) -> SameContent:
     """Content comparison for an increment of generate."""
     from tripletune.prompts.reuse import same_titles
 
-    return {**_same_facts(rgat), "ingest": same_titles}
+    return {**_same_facts(rgat), "ingest": lambda before, now: same_titles(before, now) and _same_people(before, now)}
+
+
+def _same_people(before: Path, now: Path) -> bool:
+    """Whether two ingest outputs say the same of the release's users; a feed adds none."""
+    return same_files(before, now, ("users.parquet",))
 
 
 def _reused(found: Earlier | str) -> Facts:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -22,12 +22,12 @@ import torch
 
 from tripletune.models.rgat.serve import RgatFit
 from tripletune.models.serving.catalogue import Likes
-from tripletune.models.serving.topk import Floats, Ints
+from tripletune.models.serving.topk import Ints
 from tripletune.stable_hash import TIES, mix, pair_hash
 
 Choice = Literal["personal", "published", "most-shared", "random", "none"]
 Doubles = npt.NDArray[np.float64]
-Real = TypeVar("Real", Floats, Doubles)
+Reals = TypeVar("Reals", npt.NDArray[np.float32], npt.NDArray[np.float64])
 
 CHUNK_BYTES = 1 << 19
 """Size of the vectors that ``dots`` gathers at a time: several times as fast when they fit the cache."""
@@ -145,7 +145,10 @@ def choose_triples(
         case "published":
             column_P = rgat.catalogue.columns(movie_P)
             score_T = table.alpha_X[triple_T] * dots(
-                rgat.pool_vectors_MD.double().numpy(), column_P[pair_T], table.entity_vectors_ND, table.entity_X[triple_T]
+                rgat.pool_vectors_MD.double().numpy(),
+                column_P[pair_T],
+                table.entity_vectors_ND,
+                table.entity_X[triple_T],
             )
         case "most-shared":
             score_T = _count_shared(table, likes, user_T, triple_T)
@@ -170,12 +173,16 @@ def score_personally(
 ) -> Doubles:
     """The score ``s`` of each row of user and triple, (T,)."""
     scale = rgat.beta / np.sqrt(users_UD.shape[1])
-    dots_T = dots(users_UD.double().numpy(), user_T, table.entity_vectors_ND, table.entity_X[triple_T])
-    score_T: Doubles = table.log_alpha_X[triple_T] + scale * dots_T
+    score_T: Doubles = table.log_alpha_X[triple_T] + scale * _products(users_UD, user_T, table, triple_T)
     return score_T
 
 
-def dots(left_LD: Real, left_T: Ints, right_RD: Real, right_T: Ints) -> Real:
+def _products(left: torch.Tensor, left_T: Ints, table: TripleTable, triple_T: Ints) -> Doubles:
+    """<left row, entity vector> for each row, in float64."""
+    return dots(left.double().numpy(), left_T, table.entity_vectors_ND, table.entity_X[triple_T])
+
+
+def dots(left_LD: npt.NDArray[Any], left_T: Ints, right_RD: Reals, right_T: Ints) -> Reals:
     """``<left_LD[left_T], right_RD[right_T]>`` (T,), in their dtype; a value depends on its two rows alone."""
     size = CHUNK_BYTES // (right_RD.shape[1] * right_RD.itemsize)
     chunk_2BD = np.empty((2, size, right_RD.shape[1]), right_RD.dtype)
