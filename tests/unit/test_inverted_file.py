@@ -47,6 +47,15 @@ def test_most_neighbours_are_found_in_a_tenth_of_the_users(small_budget: None) -
     assert all(len(set(row)) == 20 for row in place_UK)
 
 
+def test_centres_lie_closer_to_users_than_drawn_users_do(small_budget: None) -> None:
+    users_VD = vectors(5000)
+    centres_CD = InvertedFile.build(users_VD).centres_CD
+    distances = [
+        float(torch.cdist(users_VD, one_CD).min(dim=1).values.mean()) for one_CD in (centres_CD, users_VD[:100])
+    ]
+    assert distances[0] < 0.85 * distances[1]
+
+
 def test_a_query_does_not_depend_on_the_others(small_budget: None, monkeypatch: pytest.MonkeyPatch) -> None:
     index, query_UD = InvertedFile.build(vectors(5000)), vectors(400, seed=1)
     place_UK, product_UK = index.nearest(query_UD, 10)
