@@ -236,10 +236,12 @@ def _same_facts(rgat: Path) -> SameContent:
     return {"knowledge": lambda before, now: same_facts(before, now, rgat)}
 
 
-def _same_facts_and_titles(rgat: Path) -> SameContent:
-    """Content comparison for an increment of generate."""
+def _same_facts_and_titles(rgat: Path, *, people: bool) -> SameContent:
+    """Content comparison for an increment of generate; with ``people`` its retrieve reads the users of ingest."""
     from tripletune.prompts.reuse import same_titles
 
+    if not people:
+        return {**_same_facts(rgat), "ingest": same_titles}
     return {**_same_facts(rgat), "ingest": lambda before, now: same_titles(before, now) and _same_people(before, now)}
 
 
@@ -267,7 +269,9 @@ def run_generate(paths: RunPaths, config: RunConfig, map_jobs: MapJobs | None = 
     trained = {stage: paths.require(stage) for stage in config.trained_stages}
 
     def make(work: Path) -> Facts:
-        found = find_earlier(paths, "generate", _same_facts_and_titles(trained["rgat"]))
+        found = find_earlier(
+            paths, "generate", _same_facts_and_titles(trained["rgat"], people=config.retrieve.similar_people > 0)
+        )
         unchanged, changes = work / SCRATCH / "unchanged", Facts()
         if isinstance(found, Earlier):
             changes = write_unchanged(found.parents["retrieve"], retrieve, unchanged)
