@@ -6,7 +6,8 @@
 One ``test`` example for each user who has a test like, with both hints and exact token counts (a byte-level BPE of up
 to 128,000 entries, trained here on titles and names: Llama's own is gated). The specialists are made up, see
 ``generate_world.py``: the measured costs do not depend on what they learned. Growth: the same catalogue, and a half, a
-quarter and an eighth of the users, who are also the pool of similar users. Retrieval, shards and audit each run in a
+quarter and an eighth of the users, among whom similar ones are searched too: exactly up to
+``retrieve.similar_exact_users``, by clusters above. Retrieval, shards and audit each run in a
 process of their own, with two threads; wall, CPU and peak memory are the kernel's. At last some
 thousand of the examples are rendered once more, by ``prompts.render`` and row by row (``generate_rowwise.py``), and
 the texts compared. Results go to benchmarks/generate_200k.md.
@@ -185,7 +186,7 @@ def _watch_retrieval(steps: Steps) -> None:
     for name in ("find_questions", "find_history", "find_seen", "find_answers", "digest_users"):
         steps.watch(buckets_of, name, "rows, histories, masks")
     steps.watch(candidates, "find_seen_in_training", "rows, histories, masks")
-    for name in ("_count", "write_atomically"):
+    for name in ("_count", "write_table"):
         steps.watch(buckets_of, name, "counting, writing")
     steps.watch(buckets_of, "find_profiles", "preference profiles")
     stage = retriever.Retriever
@@ -196,7 +197,7 @@ def _watch_retrieval(steps: Steps) -> None:
     steps.watch(similar.Neighbours, "films", "hint 1: their films")
     steps.watch(ease.EaseFit, "top", "EASE lists")
     steps.watch(sasrec.SasrecFit, "users", "SASRec viewers")
-    steps.watch(first_stage, "top_columns", "SASRec lists")
+    steps.watch(sasrec.SasrecFit, "top", "SASRec lists")
     steps.watch(first_stage, "fuse", "fusion")
     original = stage.load
     stage.load = classmethod(  # type: ignore[method-assign, assignment]

@@ -63,7 +63,8 @@ def test_slots_rules_and_the_budget_follow_the_declarations() -> None:
 def test_prompts_and_adapter_agree_in_the_settings_of_every_hint() -> None:
     contract = prompt_contract(PromptConfig(), RetrieveConfig(hint_films=4, triple_choice="random"))
     settings = [name for hint in HINTS for name in hint.settings]
-    assert settings == ["hint_films", "similar_films", "similar_viewers", "triple_choice", "triples_per_film"]
+    similar = ["similar_films", "similar_viewers", "similar_people"]
+    assert settings == ["hint_films", *similar, "triple_choice", "triples_per_film"]
     assert [name for name in contract if name in settings] == settings
     assert (contract["hint_films"], contract["similar_viewers"], contract["triple_choice"]) == (4, 20, "random")
 

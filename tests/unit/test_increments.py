@@ -15,7 +15,7 @@ from tripletune.models.ease.fit import train_ease
 from tripletune.pipeline.stages import run_generate, run_retrieve
 from tripletune.retrieve import buckets, candidates
 from tripletune.retrieve.reuse import digest_users
-from tripletune.schemas.ingest import MOVIES
+from tripletune.schemas.ingest import MOVIES, USERS
 from tripletune.schemas.knowledge import ENTITIES
 from tripletune.schemas.query import QUERY_KEY
 from tripletune.schemas.retrieve import RETRIEVED, VIEWERS
@@ -38,7 +38,8 @@ def publish(root: Path, world: small_world.World, night: str, **fields: Any) -> 
     config = RunConfig.model_validate({**CONFIG, "retrieve": {**CONFIG["retrieve"], **fields}})
     tonight = ("ingest", "split", "knowledge", "retrieve", "generate")
     prints = {stage: (night if stage in tonight else "1") * 32 for stage in (*tonight, *TRAINED)}
-    parents = {"retrieve": ("knowledge", "split", *TRAINED), "generate": ("ingest", "split", "retrieve", *TRAINED)}
+    read = ("ingest", "knowledge", "split") if config.retrieve.similar_people else ("knowledge", "split")
+    parents = {"retrieve": (*read, *TRAINED), "generate": ("ingest", "split", "retrieve", *TRAINED)}
     ingredients = {
         stage: {
             "source": {},
@@ -312,6 +313,26 @@ def test_another_title_takes_no_prompt_over(second, first, tmp_path):
     tonight = make(*publish(tmp_path / "next", renamed, "b"))
     assert tonight.manifest("retrieve")["facts"]["viewers_reused"] == 36
     assert tonight.manifest("generate")["facts"]["nothing_reused"].endswith("its ingest has other content")
+
+
+def test_other_attributes_of_users_take_nothing_over_where_they_count(world, second, tmp_path):
+    """The bytes are those of a full run, and the attributes reach the retriever."""
+    outputs = []
+    for number, (night, source, occupation) in enumerate(
+        [("a", world, "artist"), ("b", second, "artist"), ("c", second, "lawyer")]
+    ):
+        there = changed_world(source, tmp_path / f"world-{number}")
+        users = [
+            (user, "F" if user % 2 else "M", 30, occupation if user < 20 else "other", "") for user in range(1, 42)
+        ]
+        pl.DataFrame(users, schema=USERS, orient="row").write_parquet(there.ingest / "users.parquet")
+        outputs.append(make(*publish(tmp_path / "next", there, night, similar_people=1.0)))
+        if night == "b":
+            assert files(outputs[1]) == files(make(*publish(tmp_path / "full", there, "b", similar_people=1.0)))
+            assert files(outputs[1]) != files(make(*publish(tmp_path / "plain", there, "b")))
+    for stage in ("retrieve", "generate"):
+        assert outputs[1].manifest(stage)["facts"]["viewers_reused"] == 36
+        assert outputs[2].manifest(stage)["facts"]["nothing_reused"].endswith("its ingest has other content")
 
 
 @pytest.mark.parametrize("stage", ["retrieve", "generate"])

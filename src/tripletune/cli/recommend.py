@@ -113,6 +113,7 @@ def _recommend(paths: RunPaths, config: RunConfig, rows: pl.DataFrame) -> list[R
         seed=config.seed,
         fits=("b",),
         fusion=paths.require("fusion") if config.retrieve.learns_weights else None,
+        ingest=paths.require("ingest") if config.retrieve.similar_people else None,
     )
     nothing = pl.DataFrame(
         schema={

@@ -65,6 +65,12 @@ class RetrieveConfig(Section):
     """Nearest users by LightGCN's vectors; their likes are the second part of hint 1."""
     similar_films: Annotated[int, Field(ge=0)] = 5
     """Films in hint 1 that the similar users liked."""
+    similar_exact_users: Positive = 50_000
+    """Users of a fit up to whom similar ones are searched exactly; of more, each user is compared with some 8,000 of
+    the nearest clusters."""
+    similar_people: Share = 0.0
+    """Weight of the agreement in age group, gender and occupation (0 to 1) that is added to the cosine of LightGCN's
+    vectors when similar users are searched. 0 ignores these attributes; a release without them refuses any other."""
     triple_choice: Literal["personal", "published", "most-shared", "random", "none"] = "personal"
     """Choice of a film's triples for hint 2. personal: R-GAT's posterior for the user; published: attention times dot
     product, without relation or user; most-shared: the entity most of the user's likes have in common; random; none."""

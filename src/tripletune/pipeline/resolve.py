@@ -27,8 +27,9 @@ def resolve(config: RunConfig, artifacts: Path) -> RunPaths:
 
     Raises:
         InputError: a file or folder named by the config does not exist.
-        MissingArtifactError, ConfigError: ``specialists.pin`` names no usable run, there is no such template, or
-            ``[finetune.trainer]`` cannot be handed to the trainer.
+        MissingArtifactError, ConfigError: ``specialists.pin`` names no usable run, there is no such template,
+            ``[finetune.trainer]`` cannot be handed to the trainer, or ``retrieve.similar_people`` needs a table of
+            users that the release lacks.
     """
     from tripletune.finetune.trainer_settings import check_trainer_settings
 
@@ -39,11 +40,24 @@ def resolve(config: RunConfig, artifacts: Path) -> RunPaths:
     ingredients: dict[str, Ingredients] = {}
     pinned = _pinned_specialists(config, artifacts)
     inputs = _Inputs(config)  # a wrong name should not show after the specialists have trained
+    _check_people(config)
     for stage in reusable_stages(config):
         parts = stage.ingredients(config, fingerprints, inputs.of(stage))
         ingredients[stage.name] = parts
         fingerprints[stage.name] = pinned.get(stage.name) or fingerprint(stage.name, parts)
     return RunPaths(root=artifacts, dataset=config.dataset, fingerprints=fingerprints, ingredients=ingredients)
+
+
+def _check_people(config: RunConfig) -> None:
+    from tripletune.data.release.layouts import has_users
+
+    release = Path(config.source.movielens) if config.source.movielens else None
+    has_none = release is None or (release.exists() and not has_users(release))
+    if config.retrieve.similar_people and has_none:
+        raise ConfigError(
+            f"retrieve.similar_people = {config.retrieve.similar_people} needs a release with ages, genders and "
+            f"occupations (ml-100k, ml-1m); {release or 'the synthetic one'} has no table of users: set it to 0"
+        )
 
 
 class _Inputs:

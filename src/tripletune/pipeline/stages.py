@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from tripletune.config import RunConfig
 from tripletune.errors import ConfigError
-from tripletune.store.increments import Earlier, SameContent, describe, find_earlier, write_unchanged
+from tripletune.store.increments import Earlier, SameContent, describe, find_earlier, same_files, write_unchanged
 from tripletune.store.paths import SCRATCH, Facts, RunPaths
 from tripletune.store.runs import earlier_run
 
@@ -228,7 +228,7 @@ def run_retrieve(paths: RunPaths, config: RunConfig) -> Path:
     trained = {stage: paths.require(stage) for stage in config.trained_stages}
 
     def make(work: Path) -> Facts:
-        found = find_earlier(paths, "retrieve", _same_facts(trained["rgat"]))
+        found = find_earlier(paths, "retrieve", {**_same_facts(trained["rgat"]), "ingest": _same_people})
         facts = retrieve_all(
             split,
             knowledge,
@@ -239,6 +239,7 @@ def run_retrieve(paths: RunPaths, config: RunConfig) -> Path:
             seed=config.seed,
             sample=config.sample,
             fusion=paths.require("fusion") if config.retrieve.learns_weights else None,
+            ingest=paths.require("ingest") if config.retrieve.similar_people else None,
             earlier=found.folder if isinstance(found, Earlier) else None,
         )
         log.info(describe("retrieve", found, facts))
@@ -254,11 +255,18 @@ def _same_facts(rgat: Path) -> SameContent:
     return {"knowledge": lambda before, now: same_facts(before, now, rgat)}
 
 
-def _same_facts_and_titles(rgat: Path) -> SameContent:
-    """Content comparison for an increment of generate."""
+def _same_facts_and_titles(rgat: Path, *, people: bool) -> SameContent:
+    """Content comparison for an increment of generate; with ``people`` its retrieve reads the users of ingest."""
     from tripletune.prompts.reuse import same_titles
 
-    return {**_same_facts(rgat), "ingest": same_titles}
+    if not people:
+        return {**_same_facts(rgat), "ingest": same_titles}
+    return {**_same_facts(rgat), "ingest": lambda before, now: same_titles(before, now) and _same_people(before, now)}
+
+
+def _same_people(before: Path, now: Path) -> bool:
+    """Whether two ingest outputs say the same of the release's users; a feed adds none."""
+    return same_files(before, now, ("users.parquet",))
 
 
 def _reused(found: Earlier | str) -> Facts:
@@ -281,7 +289,9 @@ def run_generate(paths: RunPaths, config: RunConfig, map_jobs: MapJobs | None = 
     trained = {stage: paths.require(stage) for stage in config.trained_stages}
 
     def make(work: Path) -> Facts:
-        found = find_earlier(paths, "generate", _same_facts_and_titles(trained["rgat"]))
+        found = find_earlier(
+            paths, "generate", _same_facts_and_titles(trained["rgat"], people=config.retrieve.similar_people > 0)
+        )
         unchanged, changes = work / SCRATCH / "unchanged", Facts()
         if isinstance(found, Earlier):
             changes = write_unchanged(found.parents["retrieve"], retrieve, unchanged)

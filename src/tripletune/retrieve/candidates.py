@@ -46,6 +46,7 @@ def retrieve_all(
     seed: int,
     sample: SampleConfig = EVERYBODY,
     fusion: Path | None = None,
+    ingest: Path | None = None,
     earlier: Path | None = None,
 ) -> Facts:
     """Run the retrieve stage.
@@ -60,6 +61,7 @@ def retrieve_all(
         num_liked_triples: newest liked films that get triples as well as the candidates.
         sample: selection of users for training queries.
         fusion: folder of that stage; None: the weights of the fused list are the config's.
+        ingest: folder of that stage, where ``settings.similar_people`` asks for the users' attributes; None: not used.
         earlier: a finished output that differs from this one in ratings alone; rows are reused from it.
 
     Returns:
@@ -73,7 +75,14 @@ def retrieve_all(
     files = split_files(split)
     fits = tuple(sorted({FIT_OF[purpose] for purpose in settings.purposes}))
     retriever = Retriever.load(
-        knowledge, trained, settings, num_liked_triples=num_liked_triples, seed=seed, fits=fits, fusion=fusion
+        knowledge,
+        trained,
+        settings,
+        num_liked_triples=num_liked_triples,
+        seed=seed,
+        fits=fits,
+        fusion=fusion,
+        ingest=ingest,
     )
     only_users = read_only_users(split)
     for name in (*TABLES, "viewers"):

@@ -20,15 +20,13 @@ import polars as pl
 from tripletune.models.rgat.serve import RgatFit
 from tripletune.models.serving.catalogue import Likes
 from tripletune.models.serving.topk import Floats, Ints
-from tripletune.retrieve.triples import TripleTable, spread
+from tripletune.retrieve.triples import TripleTable, dots, spread
 from tripletune.schemas.base import conform
 from tripletune.schemas.query import FIT_OF, QUERY_KEY
 from tripletune.schemas.retrieve import PROFILES
 
 LIKES_AT_ONCE = 1 << 13
 """Likes whose triples are scored at a time, at least; with some 15 triples a film that is 100,000 rows, some MiB."""
-ROWS_AT_ONCE = 1 << 11
-"""Rows of like and triple whose vectors are gathered at a time: several times as fast when they fit the cache."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,11 +145,7 @@ def _posteriors(table: RelationTable, users_UD: Floats, user_B: Ints, place_B: I
     """The posterior of each relation of each like, (G,); the users are scaled."""
     rows_B, runs_B = np.diff(table.offsets_M)[place_B], np.diff(table.runs_M)[place_B]
     triple_T, user_T = spread(table.offsets_M[place_B], rows_B), np.repeat(user_B, rows_B)
-    score_T = table.log_alpha_X[triple_T]
-    for start in range(0, len(triple_T), ROWS_AT_ONCE):
-        rows = slice(start, start + ROWS_AT_ONCE)
-        entity_TD = table.vectors_ND[table.entity_X[triple_T[rows]]]
-        score_T[rows] += np.einsum("td,td->t", users_UD[user_T[rows]], entity_TD)
+    score_T = table.log_alpha_X[triple_T] + dots(users_UD, user_T, table.vectors_ND, table.entity_X[triple_T])
     begin_B = np.cumsum(rows_B) - rows_B
     score_T -= np.repeat(np.maximum.reduceat(score_T, begin_B), rows_B)
     power_G = np.add.reduceat(np.exp(score_T), np.repeat(begin_B, runs_B) + table.first_R[run_G])

@@ -27,6 +27,7 @@ from tripletune.retrieve.further_hints import HintInputs, compute_hints
 from tripletune.retrieve.fusion import read_fusion
 from tripletune.retrieve.histories import number_histories, rated_columns, read_fit_likes
 from tripletune.retrieve.kerag import best_answers, put_in
+from tripletune.retrieve.people import People
 from tripletune.retrieve.profiles import RelationTable
 from tripletune.retrieve.rankings import FilmEvidence, as_lists, as_rows, rank_by_popularity, rank_by_rgat
 from tripletune.retrieve.similar import Neighbours
@@ -98,6 +99,7 @@ class Retriever:
         seed: int,
         fits: tuple[str, ...] = ("a", "b"),
         fusion: Path | None = None,
+        ingest: Path | None = None,
     ) -> Retriever:
         """Read stage outputs; this run's split is not among them, since the trained models may be pinned.
 
@@ -110,15 +112,24 @@ class Retriever:
             seed: the run's.
             fits: names of the fits to load; ``("b",)`` is enough for valid, test and ad-hoc queries.
             fusion: folder of that stage; None: the weights of the config.
+            ingest: folder of that stage, for the users' attributes; None: similarity is by LightGCN alone.
 
         Raises:
             InputError: a specialist's file is missing, damaged or inconsistent with the others.
         """
         films = load_lightgcn(trained["lightgcn"], seed, fits)
+        people = People.read(ingest, settings.similar_people) if ingest and settings.similar_people else None
         with ThreadPoolExecutor(1) as pool:  # building the similar users takes as long as all the rest
             neighbours = pool.submit(
                 lambda: {
-                    fit: Neighbours.build(films[fit], read_fit_likes(trained["lightgcn"], fit), seed) for fit in fits
+                    fit: Neighbours.build(
+                        films[fit],
+                        read_fit_likes(trained["lightgcn"], fit),
+                        seed,
+                        exact_users=settings.similar_exact_users,
+                        people=people,
+                    )
+                    for fit in fits
                 }
             )
             facts, triples = load_rgat(trained["rgat"], seed, fits), read_triples(knowledge)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from tripletune.config import FeedConfig
 from tripletune.data.release.tables import TextTable
@@ -93,6 +94,17 @@ KNOWN_FILES = frozenset(file for layout in LAYOUTS for file in layout.files)
 def files_read(feed: FeedConfig) -> frozenset[str]:
     """Names of the files that ingest reads in a release: the ratings only when no feed replaces them."""
     return KNOWN_FILES - (frozenset(layout.tables["ratings"].file for layout in LAYOUTS) if feed.ratings else set())
+
+
+def has_users(release: Path) -> bool:
+    """Whether a release, a folder or a zip of one, has a table of its users."""
+    wanted = {layout.tables["users"].file for layout in LAYOUTS if "users" in layout.tables}
+    if release.is_dir():
+        return any(found.name in wanted for pattern in ("*", "*/*") for found in release.glob(pattern))
+    if not zipfile.is_zipfile(release):
+        return False
+    with zipfile.ZipFile(release) as members:
+        return any(PurePosixPath(name).name in wanted for name in members.namelist())
 
 
 def find_layout(folder: Path, shown_as: Path, *, told_by: str = "ratings") -> tuple[Layout, Path]:

@@ -115,7 +115,10 @@ def _some_top_k(scores_BC: Tensor, k: int) -> tuple[Tensor, Tensor]:
     heads, or equals the k-th; so only those groups' columns, and the few that fit no group, are sorted.
     """
     num_columns = scores_BC.shape[1]
-    size = math.isqrt(num_columns // k)
+    # torch.topk of 64 k columns or more keeps a heap and reads each column once; of fewer it partitions them all
+    size = num_columns // (64 * k)
+    if size < LEAST_GROUP:
+        size = math.isqrt(num_columns // k)
     if size < LEAST_GROUP:
         return scores_BC.topk(k, dim=1)
     num_groups = num_columns // size
