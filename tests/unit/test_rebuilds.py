@@ -64,6 +64,7 @@ EDITS = [
     ("how many threads torch takes", "threads.py", CODE, TRAINED),
     ("the training loop", "models/training/loop.py", CODE, TRAINED),
     ("sums in a fixed order", "models/message_passing/fixed_order.py", CODE, "rgat lightgcn sasrec " + RETRIEVE),
+    ("what the back ends share", "models/message_passing/compressed.py", CODE, "rgat lightgcn " + RETRIEVE),
     ("the DGL back end", "models/message_passing/dgl_backend.py", CODE, "rgat lightgcn " + RETRIEVE),
     ("the training of R-GAT", "models/rgat/fit.py", CODE, "rgat " + RETRIEVE),
     ("the training of SASRec", "models/sasrec/fit.py", CODE, "sasrec " + RETRIEVE),
