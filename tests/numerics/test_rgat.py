@@ -31,7 +31,7 @@ NUM_NODES, NUM_RELATIONS = 7, 2
 
 def build_graph(triples: list[tuple[int, int, int]] = TRIPLES) -> RelationalGraph:
     head_T, relation_T, tail_T = torch.tensor(triples).T
-    return RelationalGraph.build(head_T, relation_T, tail_T, NUM_NODES, NUM_RELATIONS)
+    return RelationalGraph.build(head_T, relation_T, tail_T, NUM_NODES, NUM_RELATIONS, "dgl")
 
 
 def build_model(**changes: int) -> Rgat:
@@ -243,6 +243,14 @@ def trained(knowledge, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, 
     return root / "split", root / "out", train_rgat(knowledge[0], root / "split", root / "out", settings(), seed=3)
 
 
+def test_the_manifest_says_which_back_end_ran_and_why(trained):
+    on_gpu = torch.cuda.is_available()
+    assert trained[2]["message_passing"] == ("torch" if on_gpu else "dgl")
+    assert trained[2]["message_passing_reason"] == (
+        "DGL here is for the CPU" if on_gpu else "as fast as torch in attention on a CPU"
+    )
+
+
 def test_a_killed_training_goes_on_to_the_bytes_of_one_that_was_not(knowledge, trained, tmp_path, monkeypatch):
     wanted = settings(max_steps=8, eval_every=3, checkpoint_minutes=0)
     check_resumes(
@@ -374,7 +382,7 @@ def test_bytes_do_not_depend_on_the_number_of_threads(backend, settings):
     likes = Likes(np.arange(1200, dtype=np.int32), user_E, movie_E)
     before, exported = torch.get_num_threads(), []
     try:
-        for threads in (1, 2, 3):
+        for threads in (1, 2, 4):
             torch.set_num_threads(threads)
             trainer = RgatTrainer(facts, graph, likes, RgatConfig(batch_viewers=1200, **settings), 5)
             trainer.step(), trainer.step()  # Adam's first step is the gradient's sign alone

@@ -66,6 +66,7 @@ EDITS = [
     ("the training loop", "models/training/loop.py", CODE, TRAINED),
     ("sums in a fixed order", "models/message_passing/fixed_order.py", CODE, "rgat lightgcn sasrec sequence " + FUSION),
     ("the DGL back end", "models/message_passing/dgl_backend.py", CODE, "rgat lightgcn " + FUSION),
+    ("what the back ends share", "models/message_passing/compressed.py", CODE, "rgat lightgcn " + FUSION),
     ("the training of R-GAT", "models/rgat/fit.py", CODE, "rgat " + RETRIEVE),
     ("the training of SASRec", "models/sasrec/fit.py", CODE, "sasrec " + FUSION),
     ("the model of SASRec, trained and served", "models/sasrec/model.py", CODE, "sasrec " + FUSION),

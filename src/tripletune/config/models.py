@@ -28,7 +28,7 @@ class RgatConfig(Section):
     layers: Positive = 1
     """Attention layers: the number of graph edges over which a fact reaches a film."""
     message_passing: Literal["auto", "dgl", "torch"] = "auto"
-    """Back end: auto takes DGL on a CPU and torch on a GPU. They differ in the last bits."""
+    """Back end of attention: auto is DGL on a CPU, torch on a GPU. The last bits may differ."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Device of the training: auto uses a GPU if torch sees one. Random draws are made on the CPU, the same on all."""
     bases: Annotated[int, Field(ge=0)] = 0
@@ -75,8 +75,8 @@ class LightGCNConfig(Section):
     layers: Annotated[int, Field(ge=1, le=4)] = 2
     """Propagation steps; the result is the mean over 0 to this number of steps."""
     message_passing: Literal["auto", "dgl", "torch"] = "auto"
-    """Back end of the sums over the graph: auto is torch, on a CPU too, where DGL's plain sums are many times slower.
-    They differ in the last bits."""
+    """Back end of the sums over the graph: auto is DGL on a CPU up to 2^27 values (likes times ``dim``); torch above
+    that, on a GPU, without AVX2 and with ``edge_half_life``. The last bits may differ."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Device of the training: auto uses a GPU if torch sees one. Random draws are made on the CPU, the same on all."""
     loss: Literal["softmax", "bpr"] = "softmax"

@@ -8,6 +8,7 @@ vector, the model cannot learn to return its input.
 # Shape letters in this file: M films, U users, E likes, D width, B users of a batch, R rows of a batch, V block
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -20,12 +21,15 @@ from tripletune.models.lightgcn.memory import state_memory
 from tripletune.models.lightgcn.model import POOL_POWER, LightGCN, LikeGraph
 from tripletune.models.message_passing.device import choose_device
 from tripletune.models.message_passing.fixed_order import product
+from tripletune.models.message_passing.graph import Backend, Choice, Kernel, choose_backend
 from tripletune.models.serving.pooling import pool_users, recency_weights
 from tripletune.models.training.checkpoints import Checkpoints, load_training_state, training_state
 from tripletune.models.training.interactions import Batch, Likes, batches, newest_first_age, read_interactions
 from tripletune.models.training.loop import Scorer, train_both, write_fits
 from tripletune.store.paths import Facts
 from tripletune.threads import one_thread
+
+log = logging.getLogger(__name__)
 
 
 class LightGCNTrainer:
@@ -38,7 +42,8 @@ class LightGCNTrainer:
         self._settings, self._num_movies = settings, num_movies
         self._device = choose_device(settings.device, settings.message_passing, "lightgcn")
         self._generator = torch.Generator().manual_seed(seed)
-        self._graph = _like_graph(likes, num_movies, settings, self._device)
+        backend = choose_message_passing(likes, settings, self._device).backend
+        self._graph = _like_graph(likes, num_movies, settings, self._device, backend)
         self._batches = batches(likes, settings.batch_viewers, self._generator)
         self._model = LightGCN(num_movies, settings.dim, settings.layers, self._generator).to(self._device)
         groups = [{"params": [self._model.embedding_MD], "weight_decay": settings.weight_decay}]
@@ -111,7 +116,15 @@ class LightGCNTrainer:
         return pool_users(pool_MD, user_R, movie_R, age_R, num_viewers, half_life, POOL_POWER)
 
 
-def _like_graph(likes: Likes, num_movies: int, settings: LightGCNConfig, device: torch.device) -> LikeGraph:
+def choose_message_passing(likes: Likes, settings: LightGCNConfig, device: torch.device) -> Choice:
+    """The back end for the graph of these likes."""
+    kernel: Kernel = "weighted sum" if settings.edge_half_life else "sum"
+    return choose_backend(settings.message_passing, device, kernel, likes.user_E.numel(), settings.dim)
+
+
+def _like_graph(
+    likes: Likes, num_movies: int, settings: LightGCNConfig, device: torch.device, backend: Backend
+) -> LikeGraph:
     weight_E = None
     if settings.edge_half_life:
         age_E = newest_first_age(likes.user_E, likes.num_viewers)
@@ -121,7 +134,7 @@ def _like_graph(likes: Likes, num_movies: int, settings: LightGCNConfig, device:
         likes.movie_E.to(device),
         likes.num_viewers,
         num_movies,
-        settings.message_passing,
+        backend,
         weight_E,
     )
 
@@ -170,15 +183,18 @@ def train_lightgcn(split: Path, out: Path, settings: LightGCNConfig, seed: int) 
             exist. UserError: the loss is not finite.
     """
     interactions = read_interactions(split)
+    device = choose_device(settings.device, settings.message_passing, "lightgcn")
+    choice = choose_message_passing(interactions.fits["b"], settings, device)
+    log.info("LightGCN: message passing by %s: %s", *choice)
+    settings = settings.model_copy(update={"message_passing": choice.backend})  # one for both fits
 
     def make(fit: str) -> LightGCNTrainer:
         return LightGCNTrainer(interactions.fits[fit], interactions.num_movies, settings, 2 * seed + (fit == "b"))
 
-    device = choose_device(settings.device, settings.message_passing, "lightgcn")
     state_memory(interactions.fits["b"], interactions.num_movies, settings, device)
     checkpoints = Checkpoints(out, settings.checkpoint_minutes)
     runs = train_both(make, interactions.valid, settings, checkpoints, "LightGCN")
     facts = write_fits(out, runs, interactions, {"half_life": settings.recency_half_life, "power": POOL_POWER})
     checkpoints.remove()
     parameters = interactions.num_movies * (settings.dim + (settings.loss == "softmax"))
-    return facts | {"edges": 2 * interactions.fits["b"].user_E.numel(), "parameters": parameters}
+    return facts | choice.facts() | {"edges": 2 * interactions.fits["b"].user_E.numel(), "parameters": parameters}

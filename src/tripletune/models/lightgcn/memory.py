@@ -12,20 +12,19 @@ from tripletune.models.training.interactions import Likes
 from tripletune.store.meter import claim_memory
 
 FLOAT = 4
-GRAPH_BYTES_PER_LIKE = {"dgl": 96, "torch": 64}
-"""Both directions at the peak of construction, when the edges are sorted; 16 of torch's remain."""
+GRAPH_BYTES_PER_LIKE = 64
+"""Both directions at the peak of construction, when the edges are sorted; 16 remain."""
 
 
 def memory_parts(likes: Likes, num_movies: int, settings: LightGCNConfig) -> dict[str, int]:
     """Bytes of each part of a fit at its peak."""
     num_edges, film_table = likes.user_E.numel(), num_movies * settings.dim * FLOAT
-    backend = "dgl" if settings.message_passing == "dgl" else "torch"
     user_table = likes.num_viewers * settings.dim * FLOAT
     num_blocks = math.ceil(min(settings.batch_viewers, likes.num_viewers) / BLOCK_USERS)
     threads = min(torch.get_num_threads(), num_blocks)
     weights = 3 * FLOAT * num_edges if settings.edge_half_life else 0
     return {
-        "graph": GRAPH_BYTES_PER_LIKE[backend] * num_edges + weights,
+        "graph": GRAPH_BYTES_PER_LIKE * num_edges + weights,
         # the embedding, its gradient, Adam's two averages, the two exported tables of the best step, twice when saved
         "parameters": 8 * (film_table + num_movies * FLOAT),
         # for each pair of layers the sums of both sides, scaled and unscaled, and their gradients

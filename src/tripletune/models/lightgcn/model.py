@@ -48,14 +48,13 @@ class LikeGraph:
         movie_E: Tensor,
         num_viewers: int,
         num_movies: int,
-        backend: Backend = "auto",
+        backend: Backend,
         weight_E: Tensor | None = None,
     ) -> LikeGraph:
         """Build the graph from likes, on their device.
 
         Args:
-            backend: as in ``message_graph``, but ``auto`` is torch on a CPU too: its plain sums are many times faster
-                than DGL's, whose libxsmm must stay off.
+            backend: as in ``message_graph``.
             weight_E: weight of each like; None: all equal.
         """
         scales = (
@@ -63,8 +62,7 @@ class LikeGraph:
             _scale(movie_E, num_movies, weight_E),
             _scale(movie_E, num_movies, None),
         )
-        chosen: Backend = "torch" if backend == "auto" else backend
-        to_users = message_graph(movie_E, user_E, num_movies, num_viewers, chosen)
+        to_users = message_graph(movie_E, user_E, num_movies, num_viewers, backend)
         return cls(to_users, to_users.reversed(), weight_E, *scales)
 
     def sum_to_users(self, movies_MD: Tensor) -> Tensor:

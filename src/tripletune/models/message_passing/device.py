@@ -1,4 +1,4 @@
-"""Choice of the device that a specialist trains on."""
+"""Choice of the device that a specialist trains on, and what the processor can do."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ from typing import Literal
 import torch
 
 from tripletune.errors import ConfigError
+
+HAS_AVX2 = torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
+"""Whether the processor has AVX2, and torch may use it (``ATEN_CPU_CAPABILITY``)."""
 
 
 def choose_device(

@@ -10,6 +10,7 @@ added as a fixed bias when films are ranked. Link prediction on the triples is a
 #   R likes of a batch, K negatives, L triples of the link batch, V users of a block
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from tripletune.config import RgatConfig
 from tripletune.models.message_passing.device import choose_device
 from tripletune.models.message_passing.fixed_order import on_one_thread, total
 from tripletune.models.message_passing.gather import take_rows
+from tripletune.models.message_passing.graph import choose_backend
 from tripletune.models.rgat.knowledge import Knowledge, read_knowledge
 from tripletune.models.rgat.model import RelationalGraph, Rgat
 from tripletune.models.rgat.scores import FilmScores, renormalise
@@ -33,6 +35,8 @@ from tripletune.schemas.base import conform
 from tripletune.schemas.rgat import ATTENTION
 from tripletune.store.paths import Facts
 from tripletune.threads import one_thread
+
+log = logging.getLogger(__name__)
 
 NO_TRIPLES_BIAS = -100.0
 """Added to the bias of a film without triples: R-GAT has no input for it and must not rank it by accident."""
@@ -194,14 +198,18 @@ def train_rgat(knowledge: Path, split: Path, out: Path, settings: RgatConfig, se
     """
     facts = read_knowledge(knowledge)
     interactions = read_interactions(split, facts.movie_ids_M)
-    on_device = facts.to(choose_device(settings.device, settings.message_passing, "rgat"))
+    device = choose_device(settings.device, settings.message_passing, "rgat")
+    num_edges = 2 * facts.movie_T.numel() + facts.num_entities
+    choice = choose_backend(settings.message_passing, device, "attention", num_edges, settings.dim)
+    log.info("R-GAT: message passing by %s: %s", *choice)
+    on_device = facts.to(device)
     graph = RelationalGraph.build(
         on_device.movie_entity_M[on_device.movie_T],
         on_device.relation_T,
         on_device.entity_T,
         facts.num_entities,
         len(facts.relation_names),
-        settings.message_passing,
+        choice.backend,
     )
     trainers: dict[str, RgatTrainer] = {}
 
@@ -215,13 +223,17 @@ def train_rgat(knowledge: Path, split: Path, out: Path, settings: RgatConfig, se
     write_table(facts.entities, out / "entities.parquet")
     written = write_fits(out, runs, interactions, {"half_life": settings.recency_half_life, "power": POOL_POWER})
     checkpoints.remove()
-    return written | {
-        "entities": facts.num_entities,
-        "triples": facts.movie_T.numel(),
-        "edges": graph.edges.num_edges,
-        "parameters": trainers["b"].num_parameters,
-        "beta": float(runs["b"].tensors["beta"]),
-    }
+    return (
+        written
+        | choice.facts()
+        | {
+            "entities": facts.num_entities,
+            "triples": facts.movie_T.numel(),
+            "edges": graph.edges.num_edges,
+            "parameters": trainers["b"].num_parameters,
+            "beta": float(runs["b"].tensors["beta"]),
+        }
+    )
 
 
 def write_attention(out: Path, knowledge: Knowledge, runs: dict[str, Run]) -> None:

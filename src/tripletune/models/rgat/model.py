@@ -63,12 +63,12 @@ class RelationalGraph:
         tail_T: Tensor,
         num_nodes: int,
         num_relations: int,
-        backend: Backend = "auto",
+        backend: Backend,
     ) -> RelationalGraph:
         """Add inverse relations and self loops to triples.
 
         A head receives from its tail by relation r, a tail from its head by relation R + r, and every node from itself
-        by 2 R. The graph is on the triples' device.
+        by 2 R. The graph is on the triples' device; ``backend`` is that of ``message_graph``.
         """
         everyone_N = torch.arange(num_nodes, device=head_T.device)
         self_N = torch.full_like(everyone_N, 2 * num_relations)
