@@ -6,8 +6,8 @@ For each year the release is split by global time: everything before 1 July of t
 like from 1 January on is a user's query, and the answers are the films liked from there on that had no rating at all
 before the first day. Every list ranks the whole catalogue without the films that the user had rated. Users of all
 years are pooled: few people of one year come back. recall@20 is the share of a user's answers (of 20, where there are
-more) among the first 20 films, averaged over users; intervals are 95 % percentile bootstraps over users. ``fused`` gives
-SLIST, the sequence model and the text list equal weights.
+more) among the first 20 films, averaged over users; intervals are 95 % percentile bootstraps over users. ``fused``
+gives SLIST, the sequence model and the text list equal weights.
 """
 
 from __future__ import annotations
