@@ -16,8 +16,8 @@ Kernel = Literal["sum", "weighted sum", "attention"]
 """What a model's steps are made of: plain sums, sums with a weight per edge, or softmax and sums by head."""
 
 SUM_VALUES = 1 << 27
-"""Edges times width up to which plain sums are DGL's: its sums take about twice torch's time at every size, and up to
-here a training step takes at most 1.4 times torch's. 2 M likes at width 64."""
+"""Edges times width up to which plain sums are DGL's: they take about twice torch's time at every size, and up to here
+a training step at default settings takes at most 1.5 times as long. 2 M likes at width 64."""
 
 
 class Choice(NamedTuple):
@@ -55,7 +55,7 @@ def choose_backend(
         return Choice("torch", "DGL's fast sums need a processor with AVX2")
     size = f"{num_edges:,} edges x {width}"
     if num_edges * width > SUM_VALUES:
-        return Choice("torch", f"{size} is above {SUM_VALUES:,} values, where DGL is more than 1.4 times slower")
+        return Choice("torch", f"{size} is above {SUM_VALUES:,} values, where a step by DGL takes up to twice as long")
     return Choice("dgl", f"{size} is at most {SUM_VALUES:,} values on a CPU")
 
 
