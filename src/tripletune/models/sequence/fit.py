@@ -25,6 +25,7 @@ from tripletune.models.message_passing.gather import take_rows
 from tripletune.models.sequence.content import FilmContent, read_content
 from tripletune.models.sequence.encode import encode, gather_window
 from tripletune.models.sequence.events import Events, Streams, read_streams
+from tripletune.models.sequence.memory import state_memory
 from tripletune.models.sequence.model import EventModel, Shape, Window
 from tripletune.models.training.checkpoints import Checkpoints, load_training_state, training_state
 from tripletune.models.training.interactions import Interactions, Likes, batches, read_interactions
@@ -33,6 +34,7 @@ from tripletune.models.training.start import film_factors
 from tripletune.models.training.windows import cut_windows
 from tripletune.schemas.base import conform
 from tripletune.schemas.training import READ_BY, READ_BY_NAME
+from tripletune.store.catalogue import read_catalogue
 from tripletune.store.files import write_json
 from tripletune.store.paths import Facts
 from tripletune.threads import map_in_threads, one_thread
@@ -315,9 +317,10 @@ def train_sequence(
         content: folders of film vectors, see ``read_content``.
 
     Raises:
-        InputError: the split holds nothing to train on, or the content cannot be read. ConfigError: the device does
+        InputError: the split holds nothing to train on, memory does not suffice, or the content cannot be read. ConfigError: the device does
             not exist. UserError: the loss is not finite.
     """
+    state_memory(split, len(read_catalogue(split)), settings)
     interactions = read_interactions(split)
     streams = read_streams(split, interactions, only_likes=settings.events == "likes")
     shape = model_shape(settings, interactions.num_movies, len(streams.levels_R))
