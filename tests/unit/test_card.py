@@ -20,7 +20,7 @@ from tripletune.schemas.query import PURPOSES
 
 HOSTILE = ["```", "~~~ </pre> (1999)", "a ````` b", "## Licences\nnone", "``` text\r```"]
 PRINTS = dict.fromkeys(
-    ("ingest", "split", "knowledge", "rgat", "lightgcn", "sasrec", "ease", "retrieve", "generate"), "f" * 32
+    ("ingest", "split", "knowledge", *RunConfig(dataset="x").specialist_stages, "retrieve", "generate"), "f" * 32
 )
 
 

@@ -317,8 +317,8 @@ def train_sequence(
         content: folders of film vectors, see ``read_content``.
 
     Raises:
-        InputError: the split holds nothing to train on, memory does not suffice, or the content cannot be read. ConfigError: the device does
-            not exist. UserError: the loss is not finite.
+        InputError: the split holds nothing to train on, memory does not suffice, or the content cannot be read.
+            ConfigError: the device does not exist. UserError: the loss is not finite.
     """
     state_memory(split, len(read_catalogue(split)), settings)
     interactions = read_interactions(split)

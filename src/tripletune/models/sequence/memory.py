@@ -16,8 +16,10 @@ BYTES_PER_PARAMETER = 40
 """Value, gradient, Adam's two averages, the best step's copy, and a checkpoint on its way to the disk, in float32."""
 CONTENT_COLUMNS = 320
 """Columns of film content at most: text and R-GAT's vectors at their defaults."""
-PLACE_BYTES_PER_HEAD = 64
-"""Of each pair of places of a window and each head: biases, their mask, scores and weights, with gradients."""
+BYTES_PER_PAIR = 64
+"""Of each pair of places of a window, head and block: biases, their mask, scores and weights, with gradients."""
+BYTES_PER_VALUE = 160
+"""Of each place, block and column: the results of its layers, with gradients."""
 
 
 def state_memory(split: Path, num_movies: int, settings: SequenceConfig) -> None:
@@ -29,9 +31,8 @@ def state_memory(split: Path, num_movies: int, settings: SequenceConfig) -> None
     num_ratings = sum(pq.read_metadata(path).num_rows for path in split_files(split).values())
     tables = num_movies * (settings.dim * (1 if settings.tied else 2) * BYTES_PER_PARAMETER + CONTENT_COLUMNS * 4)
     places = settings.batch_viewers * settings.max_length
-    states = (
-        places * settings.layers * (settings.max_length * settings.heads * PLACE_BYTES_PER_HEAD + settings.dim * 160)
-    )
+    per_place = settings.max_length * settings.heads * BYTES_PER_PAIR + settings.dim * BYTES_PER_VALUE
+    states = places * settings.layers * per_place
     claim_memory(
         f"The sequence model on {num_ratings:,} ratings and {num_movies:,} films",
         num_ratings * BYTES_PER_RATING + tables + states,

@@ -1,0 +1,48 @@
+"""The GPU benchmark of the sequence model runs, on the CPU and on a GPU, and steps aside where there is no GPU."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+from tripletune.config import SequenceConfig
+
+SCRIPTS = Path(__file__).parents[2] / "benchmarks" / "gpu"
+
+
+@pytest.fixture(scope="module")
+def script() -> ModuleType:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(SCRIPTS))
+        return importlib.import_module("sequence")
+
+
+def test_without_a_gpu_it_says_so_and_writes_nothing(script, monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    script.measure(out=tmp_path / "report.json")
+    assert "torch sees no GPU here" in capsys.readouterr().out
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_it_measures_in_a_tiny_size_and_its_step_is_the_cpus(script, device, tmp_path):
+    script.measure(out=tmp_path / "report.json", device=device, tiny=True, steps=2)
+    page = json.loads((tmp_path / "report.json").read_text())
+    assert page["ended"] == "complete"
+    device_loss, cpu_loss = page["results"]["check"]["losses"]
+    assert device_loss == pytest.approx(cpu_loss, rel=1e-4)
+    text = script.format_report(page)
+    assert "| 16 |" in text
+    del page["results"]["check"], page["results"]["batch 16"]
+    assert "# The sequence model" in script.format_report(page)
+
+
+def test_the_operations_of_a_step_by_hand(script):
+    settings = SequenceConfig(dim=4, heads=2, layers=1, max_length=3, batch_viewers=2, sampled_films=5)
+    # 6 places: 24 * 16 + 4 * 3 * 4 for the block, and half of them 2 * (5 + 3) * 4 for the softmax; times three
+    assert script.operations(settings, 100) == 3 * 6 * (432 + 0.5 * 64)
