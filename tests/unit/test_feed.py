@@ -86,7 +86,7 @@ def test_rows_files_and_formats_may_come_in_any_order(rows, catalogue, tmp_path)
             write(folder / f"{draw.random()}.{suffix}", piece)
         config = settings(catalogue, folder)
         seen.append(hashes(ingest(config, tmp_path / f"artifacts-{number}"), config))
-    assert len(seen[0]) == 8
+    assert len(seen[0]) == 9
     assert seen[0] == seen[1] == seen[2]
 
 
