@@ -187,7 +187,8 @@ def test_films_are_scored_by_their_own_table_or_by_the_one_that_is_read(tied, te
     if temperature:
         want_MD = want_MD / want_MD.pow(2).sum(dim=1, keepdim=True).sqrt() / temperature
     torch.testing.assert_close(model.targets(model.scored_MD).double(), want_MD, rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(model.targets(torch.tensor([7, 2])), model.targets()[[7, 2]])
+    some_CD = model.scored_MD[[7, 2]]
+    torch.testing.assert_close(model.targets(some_CD), model.targets(model.scored_MD)[[7, 2]])
 
 
 def test_a_user_is_the_same_to_the_byte_with_any_other_users():

@@ -59,7 +59,7 @@ def test_a_setting_is_shown_with_type_limits_and_default():
     assert found["split.unseen_share"].type == "number ≥ 0, ≤ 0.5"
     assert (
         found["retrieve.retriever"].type
-        == 'one of `"lightgcn"`, `"ease"`, `"sasrec"`, `"sequence"`, `"text"`, `"slist"`, `"fused"`'
+        == 'one of `"lightgcn"`, `"ease"`, `"slist"`, `"sasrec"`, `"sequence"`, `"text"`, `"fused"`'
     )
     assert found["promote.registered_model"].type.startswith('text or `""`')
     assert found["evaluate.rerank_cutoffs"].type == "list of integer each ≥ 1, each ≤ 5"

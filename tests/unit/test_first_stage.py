@@ -29,8 +29,8 @@ SEED = 7
 WEIGHTS = {"lightgcn": 1.0, "ease": 2.0, "sasrec": 0.5}
 FUSED = RetrieveConfig(
     fusion="fixed",
+    fused_slist=0.0,
     fused_sequence=0.0,
-    fused_more={},
     retriever="fused",
     **{f"fused_{name}": weight for name, weight in WEIGHTS.items()},
     fused_k=3.0,
@@ -213,7 +213,7 @@ def test_a_pinned_run_that_has_no_sasrec_is_refused_by_name(tmp_path):
     pinned = {"name": "x-1", "dataset": "x", "status": "completed", "started": "2026-01-01T00:00:00Z", "config": {}}
     write_run(tmp_path, RunRecord.model_validate({**pinned, "fingerprints": {"rgat": "r", "lightgcn": "l"}}))
     night = RunConfig.model_validate({"dataset": "x", "specialists": {"pin": "x-1"}})
-    with pytest.raises(ConfigError, match=r"that run has no sasrec, which this run reads"):
+    with pytest.raises(ConfigError, match=r"that run has no slist, which this run reads; pin a run that has, set"):
         resolve(night, tmp_path)
     night = RunConfig.model_validate({**night.model_dump(), "retrieve": {"retriever": "ease"}})
     with pytest.raises(ConfigError, match=r"that run has no ease, which this .*; pin a run that has, or remove"):
@@ -228,7 +228,7 @@ def test_a_weight_that_would_overflow_is_refused(weight):
 
 def test_a_fused_list_of_one_list_is_refused():
     with pytest.raises(ValueError, match="'fused' needs two lists at least"):
-        config(retriever="fused", fused_sasrec=0.0, fused_more={})
+        config(retriever="fused", fused_sasrec=0.0, fused_slist=0.0)
 
 
 def test_the_contract_names_the_settings_of_the_lists_that_are_shown():
@@ -243,5 +243,5 @@ def test_the_contract_names_the_settings_of_the_lists_that_are_shown():
         "ease_max_films": 10_000,
     }
     assert settings(retriever="fused").keys() == {
-        *(f"fused_{name}" for name in ("lightgcn", "ease", "sasrec", "sequence", "text", "more", "k", "films")),
+        *(f"fused_{name}" for name in ("lightgcn", "ease", "slist", "sasrec", "sequence", "text", "k", "films")),
     }

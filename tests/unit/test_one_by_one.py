@@ -30,7 +30,8 @@ from tripletune.retrieve.triples import TripleTable, choose_triples, score_perso
 from tripletune.schemas.query import QUERY_KEY
 
 SEED, NUM, FILMS, ENTITIES, DIM = 7, 150, 700, 400, 64
-SETTINGS = RetrieveConfig(ease_lambda=3.0, num_candidates=8, hint_films=5, fused_lightgcn=0.5, triples_per_film=2)
+LISTS = {"fused_lightgcn": 0.5, "fused_ease": 1.0, "fused_slist": 0.0, "fused_sequence": 0.0}
+SETTINGS = RetrieveConfig(ease_lambda=3.0, num_candidates=8, hint_films=5, triples_per_film=2, **LISTS)
 
 
 @pytest.fixture(scope="module")

@@ -241,7 +241,7 @@ def test_every_setting_of_a_run_counts_for_some_stage_or_is_known_not_to():
     limits = {f"{name}.checkpoint_minutes" for name in ("rgat", "lightgcn", "sasrec", "sequence")} | {
         "finetune.timeout_minutes"
     }
-    lists = ("lightgcn", "ease", "sasrec", "sequence", "text", "more.slist")
+    lists = ("lightgcn", "ease", "sasrec", "sequence", "text", "slist")
     inside_weights = {f"retrieve.fused_{name}" for name in (*lists, "films")}
     rest = {name for name in settings.flat() if name.split(".")[0] not in sections} - counted
     assert rest == by_content | limits | inside_weights | {"split.dislike"} - counted

@@ -9,16 +9,16 @@ import small_world
 import torch
 from safetensors.torch import load_file
 
-from tripletune.config import RetrieveConfig
+from tripletune.config import RetrieveConfig, SlistConfig
 from tripletune.errors import InputError
 from tripletune.models.slist import fit as slist_fit
-from tripletune.models.slist.fit import Settings, solve, train
+from tripletune.models.slist.fit import solve, train_slist
 from tripletune.retrieve.candidates import retrieve_all
 from tripletune.schemas.training import TRAINED_ON
 from tripletune.threads import one_thread
 
 SEED = 7
-SETTINGS = Settings(ridge=3.0, next_weight=2.0, next_age=1.5, popularity_power=0.3, history_age=4.0)
+SETTINGS = SlistConfig(ridge=3.0, next_weight=2.0, next_age=1.5, popularity_power=0.3, history_age=4.0)
 LABELS = {"a": ("graph",), "b": ("graph", "target")}
 
 
@@ -35,7 +35,7 @@ def rows(world):
 @pytest.fixture(scope="module")
 def fitted(world, tmp_path_factory):
     folder = tmp_path_factory.mktemp("fitted")
-    train(world.split, folder, SETTINGS, SEED)
+    train_slist(world.split, folder, SETTINGS, SEED)
     return folder
 
 
@@ -130,7 +130,7 @@ def test_fits_hold_the_likes_of_their_labels_and_the_audit_is_told_which(fitted,
 
 
 def test_a_film_beyond_the_limit_is_in_no_pair(world, rows, tmp_path):
-    facts = train(world.split, tmp_path, SETTINGS.model_copy(update={"max_films": 20}), SEED)
+    facts = train_slist(world.split, tmp_path, SETTINGS.model_copy(update={"max_films": 20}), SEED)
     assert facts["films"] == {"a": 20, "b": 20}
     counts = (
         rows.filter(pl.col("label").is_in(LABELS["a"]), ~pl.col("unseen"))["movie_id"].value_counts()["count"].sort()
@@ -141,7 +141,6 @@ def test_a_film_beyond_the_limit_is_in_no_pair(world, rows, tmp_path):
 def test_the_list_is_the_history_by_recency_times_the_weights(world, fitted, rows, tmp_path):
     settings = RetrieveConfig(
         retriever="fused",
-        fused_more={"slist": 1.0},
         fused_lightgcn=1.0,
         fused_sequence=0.0,
         fused_sasrec=0.0,
@@ -169,5 +168,5 @@ def test_the_list_is_the_history_by_recency_times_the_weights(world, fitted, row
 
 def test_too_little_memory_is_one_line_before_the_fit(world, tmp_path, monkeypatch):
     monkeypatch.setattr(slist_fit, "BYTES_PER_WEIGHT", 1 << 60)
-    with pytest.raises(InputError, match=r"SLIST on \d+ films.*lower models\.slist\.max_films"):
-        train(world.split, tmp_path, SETTINGS, SEED)
+    with pytest.raises(InputError, match=r"SLIST on \d+ films.*lower slist\.max_films"):
+        train_slist(world.split, tmp_path, SETTINGS, SEED)

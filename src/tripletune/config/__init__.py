@@ -26,6 +26,7 @@ from tripletune.config.models import (
     RgatConfig,
     SasrecConfig,
     SequenceConfig,
+    SlistConfig,
     SpecialistsConfig,
     TextConfig,
 )
@@ -66,6 +67,7 @@ __all__ = [
     "SasrecConfig",
     "Section",
     "SequenceConfig",
+    "SlistConfig",
     "SourceConfig",
     "SpecialistsConfig",
     "SplitConfig",

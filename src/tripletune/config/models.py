@@ -8,10 +8,10 @@ from pydantic import Field, model_validator
 
 from tripletune.config.base import Filled, Positive, PositiveFloat, Section
 
-SHIPPED_RETRIEVERS = ("lightgcn", "ease", "sasrec", "sequence", "text")
-"""Retrievers with settings of their own: ``[lightgcn]``, ``[sasrec]``, ``[sequence]``, ``[text]``, ``retrieve.ease_*``,
-``retrieve.fused_*``."""
-RETRIEVERS = (*SHIPPED_RETRIEVERS, "slist")
+SHIPPED_RETRIEVERS = ("lightgcn", "ease", "slist", "sasrec", "sequence", "text")
+"""Retrievers with settings of their own: the sections of their names, and ``retrieve.ease_*`` for EASE; their weights
+in the fused list are ``retrieve.fused_*``."""
+RETRIEVERS = (*SHIPPED_RETRIEVERS,)
 """Folders below ``models/`` whose ``serve.py`` declares a retriever. The name of a further one is added here; its
 settings are ``[models.<name>]``, its weight in the fused list is ``retrieve.fused_more.<name>``."""
 BASELINES = ("ease",)
@@ -104,6 +104,23 @@ class LightGCNConfig(Section):
     """Age, in likes, at which a like has half weight in targets and in a user's vector; 0 weights all equally."""
     checkpoint_minutes: Annotated[float, Field(ge=0.0)] = 2.0
     """Least time between two checkpoints, from which a killed training goes on; 0 writes one after every step."""
+
+
+class SlistConfig(Section):
+    """EASE, and a regression of the next film on those before it, in one closed form."""
+
+    ridge: PositiveFloat = 1000.0
+    """L2 penalty on the weights; EASE's ``ease_lambda``."""
+    next_weight: Annotated[float, Field(ge=0.0)] = 3.0
+    """Weight of the regression of the next film, next to 1 of EASE's; 0: EASE."""
+    next_age: PositiveFloat = 5.0
+    """In the regression of the next film the t-th like before it counts ``exp(-(t - 1) / next_age)``, t in likes."""
+    popularity_power: Annotated[float, Field(ge=0.0, le=1.0)] = 0.2
+    """A film's scores are divided by its number of likes to this power; 0: not at all."""
+    history_age: Annotated[float, Field(ge=0.0)] = 8.0
+    """A like of age t, counted in likes, weighs ``exp(-t / history_age)`` when a user is ranked for; 0: all alike."""
+    max_films: Annotated[int, Field(ge=20)] = 10_000
+    """Films of the model, the most liked; the matrix has the square of them."""
 
 
 class SasrecConfig(Section):

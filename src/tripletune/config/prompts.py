@@ -23,8 +23,8 @@ class RetrieveConfig(Section):
     """Candidates and hints."""
 
     retriever: RetrieverName = "fused"
-    """Retriever of the candidates; hint 1 always has them in LightGCN's order. sasrec and sequence add a stage
-    that trains them; fused merges the lists below by reciprocal rank."""
+    """Retriever of the candidates; hint 1 always has them in LightGCN's order. One that is neither lightgcn nor ease
+    adds a stage that trains it; fused merges the lists below by reciprocal rank."""
     fusion: Literal["learned", "fixed"] = "learned"
     """Weights of the fused list. learned: found on ``target`` and checked on ``valid`` likes, among the lists with a
     weight below, whose size then does not matter; fixed: the weights below."""
@@ -32,13 +32,15 @@ class RetrieveConfig(Section):
     """Weight of LightGCN's list in the fused one; 0 drops it."""
     fused_ease: Weight = 0.0
     """Weight of EASE's list in the fused one; 0 drops it."""
+    fused_slist: Weight = 1.0
+    """Weight of SLIST's list in the fused one; 0 drops it."""
     fused_sasrec: Weight = 1.0
     """Weight of SASRec's list in the fused one; 0 drops it."""
     fused_sequence: Weight = 1.0
     """Weight of the sequence model's list in the fused one; 0 drops it."""
     fused_text: Weight = 0.0
     """Weight of the text retriever's list in the fused one; 0 drops it."""
-    fused_more: dict[str, Weight] = Field(default={"slist": 1.0})
+    fused_more: dict[str, Weight] = Field(default={})
     """Weights of further retrievers' lists in the fused one, by name; a retriever that is not named has no part."""
     fused_k: Annotated[float, Field(gt=0.0, le=1e6)] = 20.0
     """A film at rank r (from 1) of a list with weight w scores w / (this + r)."""
@@ -112,7 +114,8 @@ class RetrieveConfig(Section):
                 raise ValueError(f"{name} has a key of its own; set retrieve.fused_{name} instead")
             if name not in further:
                 nearest = difflib.get_close_matches(name, further, n=3, cutoff=0.0)
-                raise ValueError(f"{name!r} is no further retriever; did you mean {', '.join(nearest)}?")
+                there = f"did you mean {', '.join(nearest)}?" if nearest else "config/models.py registers none"
+                raise ValueError(f"{name!r} is no further retriever; {there}")
         return weights
 
     @model_validator(mode="after")

@@ -18,6 +18,7 @@ from tripletune.config.models import (
     RgatConfig,
     SasrecConfig,
     SequenceConfig,
+    SlistConfig,
     SpecialistsConfig,
     TextConfig,
 )
@@ -54,6 +55,7 @@ class RunConfig(Section):
     knowledge: KnowledgeConfig = KnowledgeConfig()
     rgat: RgatConfig = RgatConfig()
     lightgcn: LightGCNConfig = LightGCNConfig()
+    slist: SlistConfig = SlistConfig()
     sasrec: SasrecConfig = SasrecConfig()
     sequence: SequenceConfig = SequenceConfig()
     text: TextConfig = TextConfig()

@@ -54,7 +54,8 @@ def check_settings(config: RunConfig) -> None:
             raise ConfigError(f"[models.{name}]: the settings of {name} are in [{section}]; move them there")
         if name not in FURTHER_RETRIEVERS:
             nearest = difflib.get_close_matches(name, FURTHER_RETRIEVERS, n=3, cutoff=0.0)
-            raise ConfigError(f"[models.{name}]: {name!r} is no further retriever; did you mean {', '.join(nearest)}?")
+            there = f"did you mean {', '.join(nearest)}?" if nearest else "config/models.py registers none"
+            raise ConfigError(f"[models.{name}]: {name!r} is no further retriever; {there}")
     for name in FURTHER_RETRIEVERS:
         if name in config.models or name in config.trained_stages:
             model_settings(name, config)

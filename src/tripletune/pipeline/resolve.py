@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from tripletune.config import RunConfig
+from tripletune.config import BASELINES, RETRIEVERS, RunConfig
 from tripletune.errors import ConfigError, InputError, MissingArtifactError
 from tripletune.models.registry import check_settings
 from tripletune.pipeline.feed import feed_files, release_checksums
@@ -135,9 +135,10 @@ def _pinned_specialists(config: RunConfig, artifacts: Path) -> dict[str, str]:
             f"specialists.pin = {run.name!r} is a run of dataset {run.dataset!r}, not of {config.dataset!r}; "
             "name a run of the same dataset"
         )
+    chosen = [name for name in RETRIEVERS if name not in ("lightgcn", *BASELINES)]
     untrained = [stage for stage in config.specialist_stages if stage not in run.fingerprints]
     if untrained:
-        other = "set retrieve.retriever = 'ease' or 'lightgcn', " if untrained[0] == "sasrec" else ""
+        other = "set retrieve.retriever = 'ease' or 'lightgcn', " if untrained[0] in chosen else ""
         raise ConfigError(
             f"specialists.pin = {run.name!r}, but that run has no {untrained[0]}, which this run reads; "
             f"pin a run that has, {other}or remove the pin for one run"

@@ -175,6 +175,22 @@ def run_ease(paths: RunPaths, config: RunConfig) -> Path:
     return _train("ease", paths, ("split",), train)
 
 
+def run_slist(paths: RunPaths, config: RunConfig) -> Path:
+    """Fit SLIST in closed form, fits a and b; for retrieve.retriever = "slist", or "fused" with a weight for it."""
+    from tripletune.models.slist.fit import train_slist
+
+    if "slist" not in config.trained_stages:
+        raise ConfigError(
+            f"retrieve.retriever = {config.retrieve.retriever!r} needs no SLIST; set it to 'slist', or to 'fused' "
+            "with retrieve.fused_slist above 0"
+        )
+
+    def train(split: Path, work: Path) -> Facts:
+        return train_slist(split, work, config.slist, config.seed)
+
+    return _train("slist", paths, ("split",), train)
+
+
 def run_further_retriever(paths: RunPaths, config: RunConfig, *, name: str) -> Path:
     """Train {name}, fits a and b; for retrieve.retriever = "{name}", or "fused" with a weight for it."""
     from tripletune.models.registry import train_further

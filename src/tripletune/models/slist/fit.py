@@ -17,17 +17,14 @@ weight from film i to film j is ``Q_ij - P_ij Q_jj / P_jj``; it is then divided 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 import torch
-from pydantic import Field
 from scipy import sparse
 
-from tripletune.config import Section
-from tripletune.config.base import PositiveFloat
+from tripletune.config import SlistConfig
 from tripletune.models.ease.fit import gram, inverse, most_liked, write_weights
 from tripletune.models.serving.topk import Floats, Ints
 from tripletune.models.training.interactions import Likes, read_interactions
@@ -48,30 +45,13 @@ ROWS = 512
 """Rows of the product computed at a time, on one thread."""
 
 
-class Settings(Section):
-    """Section ``[models.slist]``."""
-
-    ridge: PositiveFloat = 1000.0
-    """L2 penalty on the weights; EASE's ``ease_lambda``."""
-    next_weight: Annotated[float, Field(ge=0.0)] = 3.0
-    """Weight of the regression of the next film, next to 1 of EASE's; 0: EASE."""
-    next_age: PositiveFloat = 5.0
-    """In the regression of the next film the t-th like before it counts ``exp(-(t - 1) / next_age)``, t in likes."""
-    popularity_power: Annotated[float, Field(ge=0.0, le=1.0)] = 0.2
-    """A film's scores are divided by its number of likes to this power; 0: not at all."""
-    history_age: Annotated[float, Field(ge=0.0)] = 8.0
-    """A like of age t, counted in likes, weighs ``exp(-t / history_age)`` when a user is ranked for; 0: all alike."""
-    max_films: Annotated[int, Field(ge=20)] = 10_000
-    """Films of the model, the most liked; the matrix has the square of them."""
-
-
-def train(split: Path, out: Path, settings: Settings, seed: int) -> Facts:
+def train_slist(split: Path, out: Path, settings: SlistConfig, seed: int) -> Facts:
     """Fit both fits on a split and write the stage's files.
 
     Args:
         split: output of the split stage.
         out: work folder; gets EASE's files (``train_ease``), each fit with ``history_age`` (1,).
-        settings: section ``[models.slist]``.
+        settings: section ``[slist]``.
         seed: of the run; it orders equally liked films at the limit.
 
     Returns:
@@ -86,9 +66,7 @@ def train(split: Path, out: Path, settings: Settings, seed: int) -> Facts:
     for fit, likes in interactions.fits.items():
         movie_E = interactions.movie_ids_M[likes.movie_E.numpy()]
         ids_F, count_F = most_liked(movie_E, settings.max_films, seed)
-        claim_memory(
-            f"SLIST on {len(ids_F):,} films", len(ids_F) ** 2 * BYTES_PER_WEIGHT, "lower models.slist.max_films"
-        )
+        claim_memory(f"SLIST on {len(ids_F):,} films", len(ids_F) ** 2 * BYTES_PER_WEIGHT, "lower slist.max_films")
         user_E, place_E = _of_films(likes, movie_E, ids_F)
         weights_FF = solve(user_E, place_E, count_F, settings)
         films.append(write_weights(out, fit, ids_F, count_F, weights_FF, history_age=age))
@@ -111,14 +89,14 @@ def _of_films(likes: Likes, movie_E: npt.NDArray[np.int32], ids_F: Ints) -> tupl
     return likes.user_E.numpy()[known_E], place_E[known_E]
 
 
-def solve(user_E: Ints, place_E: Ints, count_F: Ints, settings: Settings) -> Floats:
+def solve(user_E: Ints, place_E: Ints, count_F: Ints, settings: SlistConfig) -> Floats:
     """The weights (F, F); the diagonal is 0.
 
     Args:
         user_E: users, numbered from 0, in order.
         place_E: films, each user's oldest first.
         count_F: likes of each film, all above 0.
-        settings: section ``[models.slist]``.
+        settings: section ``[slist]``.
     """
     num_films = len(count_F)
     shape = (int(user_E[-1]) + 1, num_films)
