@@ -119,11 +119,7 @@ def run_sasrec(paths: RunPaths, config: RunConfig) -> Path:
     """Train SASRec, fits a and b; for retrieve.retriever = "sasrec", or "fused" with a weight for it."""
     from tripletune.models.sasrec.fit import train_sasrec
 
-    if "sasrec" not in config.trained_stages:
-        raise ConfigError(
-            f"retrieve.retriever = {config.retrieve.retriever!r} needs no SASRec; set it to 'sasrec', or to 'fused' "
-            "with retrieve.fused_sasrec above 0"
-        )
+    _refuse_unneeded("sasrec", "SASRec", config)
 
     def train(split: Path, work: Path) -> Facts:
         return train_sasrec(split, work, config.sasrec, config.seed)
@@ -135,11 +131,7 @@ def run_text(paths: RunPaths, config: RunConfig) -> Path:
     """Embed the films' texts; for retrieve.retriever = "text", "fused" with a weight for it, or the sequence model."""
     from tripletune.models.text.fit import embed_films
 
-    if "text" not in config.trained_stages:
-        raise ConfigError(
-            f"retrieve.retriever = {config.retrieve.retriever!r} needs no film texts; set it to 'text', or to 'fused' "
-            "with retrieve.fused_text above 0"
-        )
+    _refuse_unneeded("text", "film texts", config)
 
     def train(knowledge: Path, split: Path, work: Path) -> Facts:
         return embed_films(knowledge, split, work, config.text)
@@ -151,11 +143,7 @@ def run_sequence(paths: RunPaths, config: RunConfig) -> Path:
     """Train the sequence model, fits a and b; for retrieve.retriever = "sequence", or "fused" with a weight for it."""
     from tripletune.models.sequence.fit import train_sequence
 
-    if "sequence" not in config.trained_stages:
-        raise ConfigError(
-            f"retrieve.retriever = {config.retrieve.retriever!r} needs no sequence model; set it to 'sequence', or to "
-            "'fused' with retrieve.fused_sequence above 0"
-        )
+    _refuse_unneeded("sequence", "sequence model", config)
 
     def train(split: Path, *content: Path) -> Facts:
         *folders, work = content
@@ -179,11 +167,7 @@ def run_slist(paths: RunPaths, config: RunConfig) -> Path:
     """Fit SLIST in closed form, fits a and b; for retrieve.retriever = "slist", or "fused" with a weight for it."""
     from tripletune.models.slist.fit import train_slist
 
-    if "slist" not in config.trained_stages:
-        raise ConfigError(
-            f"retrieve.retriever = {config.retrieve.retriever!r} needs no SLIST; set it to 'slist', or to 'fused' "
-            "with retrieve.fused_slist above 0"
-        )
+    _refuse_unneeded("slist", "SLIST", config)
 
     def train(split: Path, work: Path) -> Facts:
         return train_slist(split, work, config.slist, config.seed)
@@ -205,6 +189,15 @@ def run_further_retriever(paths: RunPaths, config: RunConfig, *, name: str) -> P
         return train_further(name, split, work, config)
 
     return _train(name, paths, ("split",), train)
+
+
+def _refuse_unneeded(stage: str, model: str, config: RunConfig) -> None:
+    """Refuse to train a retriever that no list of this config needs."""
+    if stage not in config.trained_stages:
+        raise ConfigError(
+            f"retrieve.retriever = {config.retrieve.retriever!r} needs no {model}; set it to {stage!r}, or to 'fused' "
+            f"with retrieve.fused_{stage} above 0"
+        )
 
 
 def _train(stage: str, paths: RunPaths, parents: tuple[str, ...], train: Train) -> Path:
