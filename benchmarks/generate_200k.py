@@ -55,8 +55,14 @@ from tripletune.retrieve import candidates, first_stage, retriever, similar
 from tripletune.threads import map_in_threads
 
 CONFIG = RunConfig.model_validate(
-    {"dataset": "benchmark", "seed": 7, "split": {"shards": 64}, "retrieve": {"purposes": ["test"]}}
+    {
+        "dataset": "benchmark",
+        "seed": 7,
+        "split": {"shards": 64},
+        "retrieve": {"purposes": ["test"], "fusion": "fixed", "fused_ease": 1, "fused_slist": 0, "fused_sequence": 0},
+    }
 )
+"""EASE and SASRec with equal weights, as when the first table was made: made-up models of these two are at hand."""
 SIZES = (8, 16, 32, 64)
 """Buckets of the split: an eighth of the users, ..., all."""
 VOCABULARY = 128_000

@@ -28,7 +28,10 @@ THREADS = (1, 2, 4)
 POOLS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "POLARS_MAX_THREADS")
 TESTS = ("tests/numerics", "tests/unit", "-m", "numerics or bytes")
 """Byte tests of what Polars alone computes are not marked: these settings mean nothing to it."""
-STAGES = ("ingest", "split", "knowledge", "rgat", "lightgcn", "sasrec", "ease", "retrieve", "generate")
+STAGES = (
+    *("ingest", "split", "knowledge", "text", "rgat", "lightgcn", "sasrec", "sequence", "ease", "slist"),
+    *("fusion", "retrieve", "generate"),
+)
 CONFIG = """
 dataset = "cpus"
 seed = 3

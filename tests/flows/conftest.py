@@ -44,6 +44,12 @@ max_steps = 20
 eval_every = 10
 dim = 16
 
+[sequence]
+max_steps = 20
+eval_every = 10
+dim = 16
+max_length = 20
+
 [finetune]
 num_train_epochs = 1.0
 max_eval_examples = 8

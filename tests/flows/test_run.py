@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 from tests.flows.conftest import ROOT, TRIPLETUNE, MicroRun
+from tripletune.config import RunConfig
 from tripletune.schemas.generate import EXAMPLES
 from tripletune.schemas.rank import PREDICTIONS
 from tripletune.store.paths import read_manifest
@@ -185,7 +186,7 @@ def kill_when(process: subprocess.Popen[bytes], ready: object, patience: float =
     process.wait()
 
 
-UP_TO_RETRIEVE = ("ingest", "split", "knowledge", "rgat", "lightgcn", "sasrec", "ease", "retrieve")
+UP_TO_RETRIEVE = ("ingest", "split", "knowledge", *RunConfig(dataset="x").specialist_stages, "retrieve")
 
 
 @pytest.mark.parametrize("after_shards", [1, 4])
