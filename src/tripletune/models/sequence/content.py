@@ -88,10 +88,6 @@ class FilmContent(nn.Module):
         drawn_M = torch.rand(self.is_known_M.shape, generator=generator) >= share
         self.own_M = (self.is_known_M & drawn_M.to(self.is_known_M.device)).float()
 
-    def keep(self) -> None:
-        """Let the own vectors of all rated films count."""
-        self.own_M = self.is_known_M.float()
-
     def vectors(self, own_CD: Tensor, movie_C: Tensor, *, scored: bool) -> Tensor:
         """The vectors of some films, from their own ones; as they are scored, or as they are read."""
         weight_XD = self.score_XD if scored and self.score_XD is not None else self.read_XD

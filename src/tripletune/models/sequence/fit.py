@@ -320,8 +320,9 @@ def train_sequence(
         InputError: the split holds nothing to train on, memory does not suffice, or the content cannot be read.
             ConfigError: the device does not exist. UserError: the loss is not finite.
     """
-    state_memory(split, len(read_catalogue(split)), settings)
-    interactions = read_interactions(split)
+    movie_ids_M = read_catalogue(split)
+    state_memory(split, len(movie_ids_M), settings)
+    interactions = read_interactions(split, movie_ids_M)
     streams = read_streams(split, interactions, only_likes=settings.events == "likes")
     shape = model_shape(settings, interactions.num_movies, len(streams.levels_R))
 
