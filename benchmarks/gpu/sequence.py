@@ -13,6 +13,7 @@ the C films of the step; three times that with the gradients.
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 from pathlib import Path
@@ -33,6 +34,7 @@ REPORT = Path(__file__).with_name("sequence.md")
 USERS, LENGTH, FILMS = 200_000, 160, 87_585
 TINY_USERS, TINY_LENGTH, TINY_FILMS = 60, 20, 50
 BATCHES = (64, 512, 2048)
+PRECISIONS = ("float32", "bfloat16")
 SEED = 7
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 
@@ -100,15 +102,16 @@ def measure(
         session.record("check", check_step(device))
         streams = draw_streams(users, length, films)
         settings = SequenceConfig.model_validate({"device": device} | ({"dim": 16} if tiny else {}))
-        for batch in (16,) if tiny else BATCHES:
-            of_batch = settings.model_copy(update={"batch_viewers": batch})
+        for batch, precision in itertools.product((16,) if tiny else BATCHES, PRECISIONS):
+            of_batch = settings.model_copy(update={"batch_viewers": batch, "precision": precision})
             found = time_training(
-                f"{batch} users",
+                f"{batch} users, {precision}",
                 lambda of_batch=of_batch: (trainer(streams, films, of_batch), -(-users // of_batch.batch_viewers), 0),
                 torch.device(device),
                 steps,
             )
-            session.record(f"batch {batch}", found | {"operations": operations(of_batch, films), "users": batch})
+            facts = {"operations": operations(of_batch, films), "users": batch, "precision": precision}
+            session.record(f"batch {batch}, {precision}", found | facts)
 
 
 @app.command()
@@ -127,14 +130,14 @@ def format_report(page: dict[str, Any]) -> str:
         f"`{page['command']}`",
     ]
     peak = found["bf16_product"]["tflop_per_s"]["median"] if "bf16_product" in found else None
-    lines += ["", "| batch | s/step | users/s | TFLOP/s | of the bfloat16 product | s/epoch | peak GiB |"]
-    lines += ["|--:|--:|--:|--:|--:|--:|--:|"]
+    lines += ["", "| batch | precision | s/step | users/s | TFLOP/s | of the bfloat16 product | s/epoch | peak GiB |"]
+    lines += ["|--:|---|--:|--:|--:|--:|--:|--:|"]
     for result in (value for name, value in found.items() if name.startswith("batch ")):
         seconds = result["seconds_per_step"]["median"]
         rate = result["operations"] / seconds / 1e12
         share = f"{rate / peak:.1%}" if peak else ""
         lines.append(
-            f"| {result['users']} | {seconds:.4f} | {result['users'] / seconds:,.0f} | {rate:.2f} | {share} | "
+            f"| {result['users']} | {result['precision']} | {seconds:.4f} | {result['users'] / seconds:,.0f} | {rate:.2f} | {share} | "
             f"{seconds * result['steps_per_epoch']:.0f} | {result['peak_gib']:.2f} |"
         )
     if check := found.get("check"):

@@ -59,7 +59,7 @@ def test_without_another_film_or_a_draw_the_targets_are_the_sample(size: int) ->
 
 @pytest.mark.parametrize("num_users", [2, 127, 128, 129, 130, 256, 257, 258, 385, 1000])
 def test_blocks_hold_every_user_once_and_never_one_alone(num_users: int) -> None:
-    bounds = _bounds(num_users)
+    bounds = _bounds(num_users, BLOCK_USERS)
     sizes = [stop - start for start, stop in itertools.pairwise(bounds)]
     assert (bounds[0], sum(sizes)) == (0, num_users)
     assert min(sizes) > 1
@@ -68,7 +68,7 @@ def test_blocks_hold_every_user_once_and_never_one_alone(num_users: int) -> None
 
 
 def test_one_user_is_one_block() -> None:
-    assert _bounds(1) == [0, 1]
+    assert _bounds(1, BLOCK_USERS) == [0, 1]
 
 
 def test_the_one_film_that_nobody_knows_is_the_negative_of_each_row() -> None:

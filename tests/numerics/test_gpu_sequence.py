@@ -37,8 +37,9 @@ def test_it_measures_in_a_tiny_size_and_its_step_is_the_cpus(script, device, tmp
     device_loss, cpu_loss = page["results"]["check"]["losses"]
     assert device_loss == pytest.approx(cpu_loss, rel=1e-4)
     text = script.format_report(page)
-    assert "| 16 |" in text
-    del page["results"]["check"], page["results"]["batch 16"]
+    assert "| 16 | float32 |" in text
+    assert "| 16 | bfloat16 |" in text
+    del page["results"]["check"], page["results"]["batch 16, bfloat16"]
     assert "# The sequence model" in script.format_report(page)
 
 

@@ -21,6 +21,8 @@ from tripletune.models.message_passing.gather import take_rows
 from tripletune.threads import map_blocks
 
 BLOCK_USERS = 128
+GPU_SCORES = 1 << 27
+"""Scores of a block on a GPU (512 MiB), where a small block would be over sooner than it is begun."""
 """Users whose scores of all films each thread holds at once: 128 x 87,585 floats are 45 MB."""
 
 
@@ -112,7 +114,8 @@ class _SoftmaxOverFilms(torch.autograd.Function):
             bias_M: added to every user's scores.
             targets: target likes and masked likes, both sorted by user.
         """
-        bounds = _bounds(users_BD.shape[0])
+        on_cpu = users_BD.device.type == "cpu"
+        bounds = _bounds(users_BD.shape[0], BLOCK_USERS if on_cpu else max(BLOCK_USERS, GPU_SCORES // len(bias_M)))
         rows, known = _rows(targets.user_R, bounds), _rows(targets.known_user_K, bounds)
         grad_users_BD = torch.empty_like(users_BD)
 
@@ -124,7 +127,7 @@ class _SoftmaxOverFilms(torch.autograd.Function):
             return parts[0], *parts[2:]
 
         num = len(bounds) - 1
-        computed = map_blocks(compute, num) if users_BD.device.type == "cpu" else map(compute, range(num))
+        computed = map_blocks(compute, num) if on_cpu else map(compute, range(num))
         sums = users_BD.new_zeros(()), torch.zeros_like(movies_MD), torch.zeros_like(bias_M)
         for parts in computed:
             for sum_, part in zip(sums, parts, strict=True):
@@ -222,9 +225,9 @@ def draw_unliked(user_R: Tensor, liked: Tensor, num_movies: int, generator: torc
     return wish_R + behind_R - first_R
 
 
-def _bounds(num_viewers: int) -> list[int]:
-    """Bounds of blocks of users; none has a single user, for which the library has another (vector) product."""
-    starts = list(range(0, num_viewers, BLOCK_USERS))
+def _bounds(num_viewers: int, size: int) -> list[int]:
+    """Bounds of blocks of ``size`` users; none has a single user, for which the library has another (vector) product."""
+    starts = list(range(0, num_viewers, size))
     if len(starts) > 1 and num_viewers - starts[-1] == 1:
         starts.pop()
     return [*starts, num_viewers]

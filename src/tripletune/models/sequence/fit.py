@@ -162,8 +162,10 @@ class SequenceTrainer:
             part = slice(starts[chunk], starts[chunk] + size)
             generator = torch.Generator(self._device).manual_seed(seeds[chunk])
             here = Window(*(getattr(window, field.name)[part] for field in dataclasses.fields(window)))
-            output_BLD = self._model(films_CD, here.to(self._device), None, self._settings.dropout, generator)
-            asked: Tensor = output_BLD[asked_BL[part].to(self._device)]
+            is_half = self._settings.precision == "bfloat16"
+            with torch.autocast(self._device.type, torch.bfloat16, enabled=is_half):
+                output_BLD = self._model(films_CD, here.to(self._device), None, self._settings.dropout, generator)
+            asked: Tensor = output_BLD.float()[asked_BL[part].to(self._device)]
             return asked
 
         return self._map(compute, len(starts))
