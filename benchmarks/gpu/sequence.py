@@ -13,6 +13,7 @@ the C films of the step; three times that with the gradients.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import sys
@@ -40,12 +41,20 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=__d
 
 
 def draw_streams(users: int, length: int, films: int) -> tuple[Events, Likes]:
-    """Random streams; film ``m`` is drawn with a chance of ``1 / (m + 30)``, times rise by a log-uniform number."""
+    """Random streams; film ``m`` is drawn with a chance of ``1 / (m + 30)``, times rise by a log-uniform number.
+
+    Nobody rates a film twice: of equal draws of a user the second and later move to the films after it.
+    """
     generator = torch.Generator().manual_seed(SEED)
     chance_M = 1 / (torch.arange(films) + 30.0)
     bounds_M = (chance_M / chance_M.sum()).cumsum(0)
     num = users * length
-    movie_E = torch.searchsorted(bounds_M, torch.rand(num, generator=generator)).clamp(max=films - 1)
+    place_L = torch.arange(length)
+    movie_UL = torch.searchsorted(bounds_M, torch.rand(users, length, generator=generator)).sort(dim=1).values
+    movie_UL = (movie_UL - place_L).cummax(dim=1).values + place_L
+    movie_UL = torch.minimum(movie_UL, films - length + place_L)
+    order_UL = torch.rand(users, length, generator=generator).argsort(dim=1)
+    movie_E = movie_UL.gather(1, order_UL).flatten()
     gap_UL = torch.exp2(24 * torch.rand(users, length, generator=generator)).long()
     like_E = torch.rand(num, generator=generator) < 0.5
     user_E = torch.arange(users).repeat_interleave(length)
@@ -62,6 +71,12 @@ def draw_streams(users: int, length: int, films: int) -> tuple[Events, Likes]:
 def trainer(streams: tuple[Events, Likes], films: int, settings: SequenceConfig) -> SequenceTrainer:
     """A fit's trainer without content and without valid likes."""
     return SequenceTrainer(*streams, None, model_shape(settings, films, 10), settings, SEED)
+
+
+def _with_steps(
+    streams: tuple[Events, Likes], films: int, settings: SequenceConfig
+) -> tuple[SequenceTrainer, int, int]:
+    return trainer(streams, films, settings), -(-streams[0].num_viewers // settings.batch_viewers), 0
 
 
 def check_step(device: str) -> dict[str, Any]:
@@ -106,7 +121,7 @@ def measure(
             of_batch = settings.model_copy(update={"batch_viewers": batch, "precision": precision})
             found = time_training(
                 f"{batch} users, {precision}",
-                lambda of_batch=of_batch: (trainer(streams, films, of_batch), -(-users // of_batch.batch_viewers), 0),
+                functools.partial(_with_steps, streams, films, of_batch),
                 torch.device(device),
                 steps,
             )
@@ -137,8 +152,8 @@ def format_report(page: dict[str, Any]) -> str:
         rate = result["operations"] / seconds / 1e12
         share = f"{rate / peak:.1%}" if peak else ""
         lines.append(
-            f"| {result['users']} | {result['precision']} | {seconds:.4f} | {result['users'] / seconds:,.0f} | {rate:.2f} | {share} | "
-            f"{seconds * result['steps_per_epoch']:.0f} | {result['peak_gib']:.2f} |"
+            f"| {result['users']} | {result['precision']} | {seconds:.4f} | {result['users'] / seconds:,.0f} | "
+            f"{rate:.2f} | {share} | {seconds * result['steps_per_epoch']:.0f} | {result['peak_gib']:.2f} |"
         )
     if check := found.get("check"):
         lines += [

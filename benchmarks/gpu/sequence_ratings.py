@@ -1,9 +1,9 @@
 """The sequence model trained on real ratings on a GPU: seconds to the best valid score, precisions, ablations.
 
-    python benchmarks/gpu/sequence_ratings.py measure --releases DATA --out FILE.json     # ends by a deadline
-    python benchmarks/gpu/sequence_ratings.py report FILE.json                # writes benchmarks/gpu/sequence_ratings.md
+    python benchmarks/gpu/sequence_ratings.py measure --releases DATA --out FILE.json    # ends by a deadline
+    python benchmarks/gpu/sequence_ratings.py report FILE.json    # writes benchmarks/gpu/sequence_ratings.md
 
-``DATA`` has a folder per release (and protocol) with the outputs ``split`` and ``text`` of its two stages. Each training
+``DATA`` has a folder per release (and protocol) with the outputs ``split`` and ``text`` of its two stages. A training
 is the stage's own, both fits; then fit b ranks the whole catalogue for every test user, without the films rated before,
 ties by the catalogue's hash. ``VARIANTS``, or those of ``--variants`` (JSON: name to settings of ``[sequence]``), are
 trained in turn on every release with each of ``--seeds``: the split stays, the training's draws differ.
@@ -162,7 +162,11 @@ def format_report(page: dict[str, Any]) -> str:
     """The Markdown page of a JSON file."""
     where = page["environment"]
     card = where["card"] or f"{where['machine']} CPU"
-    lines = ["# The sequence model on real ratings, on a GPU", "", "What is measured: the head of `sequence_ratings.py`."]
+    lines = [
+        "# The sequence model on real ratings, on a GPU",
+        "",
+        "What is measured: the head of `sequence_ratings.py`.",
+    ]
     lines += ["", f"{card}; torch {where['torch']}; ended: {page['ended']}", f"`{page['command']}`", ""]
     found = {tuple(name.split(" | ")): value for name, value in page["results"].items() if " | " in name}
     lines += ["| release | alone on the card | seconds, both fits | to the best valid | valid ndcg_at_10 | test |"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import math
 from pathlib import Path
 from types import ModuleType
 
@@ -35,6 +36,7 @@ def test_it_measures_in_a_tiny_size_and_its_step_is_the_cpus(script, device, tmp
     page = json.loads((tmp_path / "report.json").read_text())
     assert page["ended"] == "complete"
     device_loss, cpu_loss = page["results"]["check"]["losses"]
+    assert math.isfinite(cpu_loss)
     assert device_loss == pytest.approx(cpu_loss, rel=1e-4)
     text = script.format_report(page)
     assert "| 16 | float32 |" in text
@@ -47,3 +49,13 @@ def test_the_operations_of_a_step_by_hand(script):
     settings = SequenceConfig(dim=4, heads=2, layers=1, max_length=3, batch_viewers=2, sampled_films=5)
     # 6 places: 24 * 16 + 4 * 3 * 4 for the block, and half of them 2 * (5 + 3) * 4 for the softmax; times three
     assert script.operations(settings, 100) == 3 * 6 * (432 + 0.5 * 64)
+
+
+def test_nobody_rates_a_film_twice_and_popular_films_are_rated_more(script):
+    events, likes = script.draw_streams(users=40, length=20, films=50)
+    movie_UL = events.movie_E.view(40, 20)
+    assert all(len(set(row)) == 20 for row in movie_UL.tolist())
+    assert 0 <= int(movie_UL.min()) <= int(movie_UL.max()) < 50
+    assert (movie_UL < 25).sum() > 1.1 * (movie_UL >= 25).sum()
+    assert (movie_UL.diff(dim=1) < 0).any()
+    assert likes.movie_E.tolist() == events.movie_E[events.like_E].tolist()

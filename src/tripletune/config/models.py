@@ -222,8 +222,8 @@ class SequenceConfig(Section):
     patience: Positive = 4
     """Evaluations of fit b without a better valid ndcg_at_10 before it stops."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """Numbers in which the blocks multiply in training. bfloat16 needs a GPU, or a CPU that multiplies it; its last bits
-    depend on the processor."""
+    """Numbers in which the blocks multiply in training. bfloat16 pays on a GPU or CPU that multiplies it, and in large
+    steps; its last bits depend on the processor."""
     batch_viewers: Positive = 64
     """Users in a step."""
     sampled_films: Annotated[int, Field(ge=0)] = 512

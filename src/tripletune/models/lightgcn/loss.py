@@ -226,7 +226,7 @@ def draw_unliked(user_R: Tensor, liked: Tensor, num_movies: int, generator: torc
 
 
 def _bounds(num_viewers: int, size: int) -> list[int]:
-    """Bounds of blocks of ``size`` users; none has a single user, for which the library has another (vector) product."""
+    """Bounds of blocks of ``size`` users; none has a single user, whose product the library computes in another way."""
     starts = list(range(0, num_viewers, size))
     if len(starts) > 1 and num_viewers - starts[-1] == 1:
         starts.pop()
