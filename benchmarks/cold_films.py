@@ -70,7 +70,7 @@ def measure(movielens: Path, imdb: Path | None, year: int, artifacts: Path) -> p
                 "test_from": date(year, 1, 1),
                 "unseen_share": 0.0,
             },
-            "retrieve": {"fusion": "fixed", "fused_text": 1.0, "fused_sasrec": 0.0},
+            "retrieve": {"fusion": "fixed", "fused_text": 1.0},
         },
         where=f"year {year}",
     )

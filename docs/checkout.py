@@ -30,13 +30,13 @@ movies = 100
 max_steps = 10
 [lightgcn]
 max_steps = 10
-[sasrec]
+[sequence]
 dim = 16
 max_steps = 10
 """
 """A synthetic release on which the stages up to generate take seconds."""
 UP_TO_GENERATE = ("ingest", "split", "knowledge", "rgat", "lightgcn", "ease", "retrieve", "generate")
-"""Stages up to generate for candidates of EASE or LightGCN (no SASRec)."""
+"""Stages up to generate for candidates of EASE or LightGCN (no sequence model)."""
 _STAGES = """
 import sys
 from tripletune.cli.main import main

@@ -53,6 +53,9 @@ eval_every = 4
 [sasrec]
 max_steps = 8
 eval_every = 4
+
+[retrieve]
+fused_sasrec = 1.0
 """
 
 

@@ -39,11 +39,6 @@ max_steps = 20
 eval_every = 5
 dim = 16
 
-[sasrec]
-max_steps = 20
-eval_every = 10
-dim = 16
-
 [sequence]
 max_steps = 20
 eval_every = 10

@@ -203,7 +203,7 @@ def test_sasrec_is_a_stage_only_where_the_candidates_need_it():
 
     assert "sasrec" in stages(retriever="sasrec")
     assert "sasrec" in stages(retriever="fused", fused_sasrec=0.1)
-    assert "sasrec" not in stages(retriever="fused", fused_sasrec=0.0, fused_lightgcn=1.0)
+    assert "sasrec" not in stages(retriever="fused")
     assert "sasrec" not in stages(retriever="ease")
     with pytest.raises(ConfigError, match="'ease' needs no SASRec; set it to 'sasrec', or to 'fused' with"):
         run_sasrec(None, config(retriever="ease"))  # type: ignore[arg-type]
@@ -228,7 +228,7 @@ def test_a_weight_that_would_overflow_is_refused(weight):
 
 def test_a_fused_list_of_one_list_is_refused():
     with pytest.raises(ValueError, match="'fused' needs two lists at least"):
-        config(retriever="fused", fused_sasrec=0.0, fused_slist=0.0)
+        config(retriever="fused", fused_slist=0.0)
 
 
 def test_the_contract_names_the_settings_of_the_lists_that_are_shown():

@@ -18,7 +18,7 @@ from tripletune.prompts import template
 from tripletune.store import sources
 
 HERE = Path(sources.__file__).parents[1]
-TRAINED = "text rgat lightgcn sasrec sequence ease slist fusion retrieve generate finetune rank evaluate"
+TRAINED = "text rgat lightgcn sequence ease slist fusion retrieve generate finetune rank evaluate"
 INGEST = f"ingest split knowledge {TRAINED}"
 FUSION = "fusion retrieve generate finetune rank evaluate"
 RETRIEVE = "retrieve generate finetune rank evaluate"
@@ -64,12 +64,10 @@ EDITS = [
     ("facts of the knowledge graph", "knowledge/facts.py", CODE, "knowledge text rgat sequence " + FUSION),
     ("how many threads torch takes", "threads.py", CODE, TRAINED),
     ("the training loop", "models/training/loop.py", CODE, TRAINED),
-    ("sums in a fixed order", "models/message_passing/fixed_order.py", CODE, "rgat lightgcn sasrec sequence " + FUSION),
+    ("sums in a fixed order", "models/message_passing/fixed_order.py", CODE, "rgat lightgcn sequence " + FUSION),
     ("the DGL back end", "models/message_passing/dgl_backend.py", CODE, "rgat lightgcn " + FUSION),
     ("what the back ends share", "models/message_passing/compressed.py", CODE, "rgat lightgcn " + FUSION),
     ("the training of R-GAT", "models/rgat/fit.py", CODE, "rgat " + RETRIEVE),
-    ("the training of SASRec", "models/sasrec/fit.py", CODE, "sasrec " + FUSION),
-    ("the model of SASRec, trained and served", "models/sasrec/model.py", CODE, "sasrec " + FUSION),
     ("what is written of a film", "models/text/texts.py", CODE, "text sequence " + FUSION),
     ("content of film vectors", "models/sequence/content.py", CODE, "sequence " + FUSION),
     ("the serving of EASE", "models/ease/serve.py", CODE, FUSION),
@@ -238,9 +236,7 @@ def test_every_setting_of_a_run_counts_for_some_stage_or_is_known_not_to():
         counted |= stage.ingredients(settings, dict.fromkeys(INGEST.split(), ""), {})["fields"].keys()
     sections = ("source", "quality", "promote", "tracking", "specialists", "workers")
     by_content = {"split.frozen", "finetune.accelerate_config", "prompt.template", "dataset"}
-    limits = {f"{name}.checkpoint_minutes" for name in ("rgat", "lightgcn", "sasrec", "sequence")} | {
-        "finetune.timeout_minutes"
-    }
+    limits = {f"{name}.checkpoint_minutes" for name in ("rgat", "lightgcn", "sequence")} | {"finetune.timeout_minutes"}
     lists = ("lightgcn", "ease", "sasrec", "sequence", "text", "slist")
     inside_weights = {f"retrieve.fused_{name}" for name in (*lists, "films")}
     rest = {name for name in settings.flat() if name.split(".")[0] not in sections} - counted

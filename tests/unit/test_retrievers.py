@@ -126,7 +126,7 @@ def test_tables_list_retrievers_in_one_order():
 
 def test_a_run_without_further_retrievers_has_the_settings_and_the_contract_it_had():
     plain = RunConfig(dataset="x")
-    assert plain.trained_stages == ("rgat", "lightgcn", "slist", "sasrec", "sequence", "text", "ease")
+    assert plain.trained_stages == ("rgat", "lightgcn", "slist", "sequence", "text", "ease")
     assert not [name for name in plain.flat() if name.startswith("models") or "fused_more" in name]
     assert "fused_more" not in prompt_contract(plain.prompt, plain.retrieve)["retriever_settings"]
     check_settings(plain)
@@ -183,10 +183,10 @@ def test_a_further_retriever_is_trained_where_candidates_need_it(itemknn):
     assert config().trained_stages == ("rgat", "lightgcn", "itemknn", "ease")
     assert config(retriever="ease").trained_stages == ("rgat", "lightgcn", "ease")
     mixed = config(retriever="fused", fused_more={"itemknn": 0.5})
-    assert mixed.trained_stages == ("rgat", "lightgcn", "slist", "sasrec", "sequence", "text", "itemknn", "ease")
-    assert mixed.retrieve.fused_weights == {"slist": 1.0, "sasrec": 1.0, "sequence": 1.0, "itemknn": 0.5}
+    assert mixed.trained_stages == ("rgat", "lightgcn", "slist", "sequence", "text", "itemknn", "ease")
+    assert mixed.retrieve.fused_weights == {"slist": 1.0, "sequence": 1.0, "itemknn": 0.5}
     assert prompt_contract(mixed.prompt, mixed.retrieve)["retriever_settings"]["fused_more"] == {"itemknn": 0.5}
-    assert config(retriever="fused", fused_more={"itemknn": 0.0}).retrieve.lists == ("slist", "sasrec", "sequence")
+    assert config(retriever="fused", fused_more={"itemknn": 0.0}).retrieve.lists == ("slist", "sequence")
     with pytest.raises(ValueError, match=r"'itemkn' is no further retriever; did you mean itemknn\?"):
         config(retriever="fused", fused_more={"itemkn": 0.5})
 
@@ -261,7 +261,7 @@ def test_item_knn_ranks_as_plain_python_does_and_makes_the_candidates(itemknn, t
 
 def test_a_further_list_is_fused_with_the_others(itemknn, tmp_path):
     world = small_world.make_world(tmp_path / "world")
-    none = dict.fromkeys(("fused_slist", "fused_sasrec", "fused_sequence"), 0.0)
+    none = dict.fromkeys(("fused_slist", "fused_sequence"), 0.0)
     weights = {"fused_lightgcn": 1.0, **none, "fused_more": {"itemknn": 2.0}}
     _, out = fit_and_retrieve(world, tmp_path / "out", **weights)  # itemknn is the retriever here; the next one fuses
     run = config(SETTINGS, "fused", num_candidates=12, similar_films=0, fused_k=3.0, fused_films=20, **weights)

@@ -143,7 +143,6 @@ def test_the_list_is_the_history_by_recency_times_the_weights(world, fitted, row
         retriever="fused",
         fused_lightgcn=1.0,
         fused_sequence=0.0,
-        fused_sasrec=0.0,
         num_candidates=12,
         hint_films=6,
     )

@@ -198,12 +198,12 @@ class SequenceConfig(Section):
     """Whether attention has a bias by the number of ratings between two places."""
     tied: bool = True
     """Whether films are scored by the vectors by which they are read; else by a table of their own."""
-    temperature: Annotated[float, Field(ge=0.0)] = 0.0
+    temperature: Annotated[float, Field(ge=0.0)] = 0.1
     """Divisor of the cosine between user and film; 0 scores by the plain product."""
     content: tuple[Literal["text", "graph"], ...] = ("text",)
     """What a film's vector gets besides its own: text: a projection of its text vector; graph: one of its R-GAT vector,
     for which the training waits for R-GAT's. Without both, a film that nobody has rated is no candidate."""
-    other_weight: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
+    other_weight: Annotated[float, Field(ge=0.0, le=1.0)] = 0.2
     """Weight in training of a next rating that is no like, next to 1 of a like."""
     content_dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
     """Share of the films whose own vector a step drops, so that the projection learns to rank new films."""

@@ -34,7 +34,7 @@ class RetrieveConfig(Section):
     """Weight of EASE's list in the fused one; 0 drops it."""
     fused_slist: Weight = 1.0
     """Weight of SLIST's list in the fused one; 0 drops it."""
-    fused_sasrec: Weight = 1.0
+    fused_sasrec: Weight = 0.0
     """Weight of SASRec's list in the fused one; 0 drops it."""
     fused_sequence: Weight = 1.0
     """Weight of the sequence model's list in the fused one; 0 drops it."""
