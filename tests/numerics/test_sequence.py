@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from tests.graph_cases import FIRST_MOVIE, plant_split
 from tripletune.config import SequenceConfig
 from tripletune.errors import InputError
-from tripletune.models.sequence.encode import encode
+from tripletune.models.sequence.encode import ask_next, encode
 from tripletune.models.sequence.events import Events, find_levels, read_streams, to_level
 from tripletune.models.sequence.fit import SequenceTrainer, find_targets, model_shape, train_sequence
 from tripletune.models.sequence.model import EventModel, Shape, Window, time_bucket
@@ -43,6 +43,7 @@ SHAPE = Shape(
     positions=True,
     tied=True,
     temperature=0.0,
+    request_time=False,
 )
 VARIANTS = (
     {},
@@ -51,6 +52,7 @@ VARIANTS = (
     {"positions": False},
     {"temperature": 0.1},
     {"tied": False, "block": "hstu", "temperature": 0.2},
+    {"request_time": True},
 )
 
 
@@ -112,10 +114,12 @@ def silu(values: np.ndarray) -> np.ndarray:
     return values * logistic(values)
 
 
-def plain_vector(model: EventModel, history: History) -> np.ndarray:
+def plain_vector(model: EventModel, history: History, asked_at: int = 0) -> np.ndarray:
     """The output at the last event, place by place and head by head in float64 numpy."""
     shape, weights = model.shape, {name: tensor.double().numpy() for name, tensor in model.state_dict().items()}
     history = history[-shape.max_length :]
+    times = [time for _, _, time in history]
+    seen_from = [*times[1:], asked_at] if shape.request_time else times
     states = []
     for place, (film, level, time) in enumerate(history):
         state = weights["embedding_MD"][film]
@@ -123,6 +127,8 @@ def plain_vector(model: EventModel, history: History) -> np.ndarray:
             state = state + weights["level_RD"][level]
         if shape.time:
             state = state + weights["gap_TD"][bucket(time - history[place - 1][2]) if place else 32]
+        if shape.request_time:
+            state = state + weights["request_TD"][bucket(seen_from[place] - time)]
         states.append(state)
     for layer in range(shape.layers):
         own = {name.split(".", 2)[2]: w for name, w in weights.items() if name.startswith(f"blocks.{layer}.")}
@@ -148,7 +154,7 @@ def plain_vector(model: EventModel, history: History) -> np.ndarray:
                     if shape.positions:
                         logits[other] += own["distance_HL"][head, place - other]
                     if shape.time:
-                        logits[other] += own["time_TH"][bucket(history[place][2] - history[other][2]), head]
+                        logits[other] += own["time_TH"][bucket(seen_from[place] - times[other]), head]
                 if shape.block == "hstu":
                     share = silu(logits) / shape.max_length
                 else:
@@ -172,9 +178,12 @@ def plain_vector(model: EventModel, history: History) -> np.ndarray:
 @pytest.mark.parametrize("changes", VARIANTS, ids=str)
 def test_a_user_is_the_dense_transformer_s_last_output(changes):
     model, histories = some_model(**changes), some_histories(10)
-    got_UD = encode(model, model.embedding_MD, table(histories))
-    for vector_D, history in zip(got_UD, histories, strict=True):
-        want_D = torch.from_numpy(plain_vector(model, history)) if history else torch.zeros(SHAPE.dim).double()
+    asked_U = [(history[-1][2] if history else 0) + 50 * number for number, history in enumerate(histories)]
+    events = dataclasses.replace(table(histories), asked_U=torch.tensor(asked_U))
+    got_UD = encode(model, model.embedding_MD, events)
+    for vector_D, history, asked_at in zip(got_UD, histories, asked_U, strict=True):
+        want = plain_vector(model, history, asked_at) if history else np.zeros(SHAPE.dim)
+        want_D = torch.from_numpy(want)
         # float32 through two blocks of sums over at most 20 events
         torch.testing.assert_close(vector_D.double(), want_D, rtol=2e-4, atol=2e-5)
 
@@ -203,11 +212,13 @@ def test_later_events_say_nothing_to_earlier_places():
     for changes in VARIANTS:
         model, events = some_model(**changes), table([some_histories(6)[5][:20]])
         window = Window(*(part.long().unsqueeze(0) for part in (events.movie_E, events.level_E, events.time_E)))
+        window = dataclasses.replace(window, asked_BL=window.time_BL + 77)
         later = torch.arange(20) >= 12
         changed = Window(
             torch.where(later, (window.movie_BL + 1) % 30, window.movie_BL),
             torch.where(later, (window.level_BL + 1) % 5, window.level_BL),
             torch.where(later, window.time_BL + 10**8, window.time_BL),
+            window.asked_BL + later * 10**8,
         )
         one, two = (model(model.embedding_MD, part)[0] for part in (window, changed))
         assert torch.equal(one[:12], two[:12])
@@ -385,6 +396,34 @@ def test_stars_and_times_of_a_fresh_rating_count_at_once(trained):
     ]
     assert not torch.allclose(vectors[0], vectors[1])
     assert not torch.allclose(vectors[0], vectors[2])
+
+
+def test_the_time_of_the_request_is_read_only_by_a_model_that_is_told_it():
+    histories = some_histories(8)
+    last_U = torch.tensor([history[-1][2] if history else 0 for history in histories])
+    for told in (False, True):
+        model = some_model(request_time=told)
+        vectors = [
+            encode(model, model.embedding_MD, dataclasses.replace(table(histories), asked_U=asked_U))
+            for asked_U in (None, last_U, last_U + 10**6)
+        ]
+        # unknown: as asked at once after the newest event
+        assert torch.equal(vectors[0], vectors[1])
+        changed_U = (vectors[1] != vectors[2]).any(dim=1)
+        assert changed_U.tolist() == [told and bool(history) for history in histories]
+
+
+def test_places_are_told_when_the_next_event_was_and_valid_when_its_answer_was(tmp_path):
+    _, streams = streams_of(tmp_path, ROWS)
+    assert streams.valid.asked_U.tolist() == [20]
+    assert streams.fits["b"].asked_U is None
+    time_BL, length_B = torch.tensor([[5, 6, 7], [3, 9, 9]]), torch.tensor([3, 2])
+    assert ask_next(time_BL, length_B, torch.tensor([40, 50])).tolist() == [[6, 7, 40], [9, 50, 50]]
+
+
+def test_a_request_time_without_times_is_refused():
+    with pytest.raises(ValueError, match="request_time = true needs time = true"):
+        settings(request_time=True, time=False)
 
 
 def test_rows_that_must_not_train_change_no_byte_of_fit_a(tmp_path):

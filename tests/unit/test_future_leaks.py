@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +13,7 @@ import small_world
 from written_run import Run, rewrite, write_run
 
 from tests.unit.test_engine import SEED, generate
+from tripletune.audit import audit as auditing
 from tripletune.audit.audit import audit_shards
 from tripletune.audit.leaks import Leak
 from tripletune.audit.popularity import KIND
@@ -95,12 +95,37 @@ def test_a_list_that_knows_the_time_of_the_request_is_found(world, monkeypatch):
     assert KINDS["ratings"] not in {leak.kind for leak in leaks}
 
 
-def test_a_model_that_says_so_may_know_the_time_of_the_request_and_no_other_list_may(world, monkeypatch):
+@pytest.fixture
+def told(world) -> small_world.World:
+    """A run whose sequence model is told the time of the request."""
+    shutil.rmtree(world.sequence)
+    world.sequence.mkdir()
+    train_sequence(world.split, world.sequence, SMALL.model_copy(update={"request_time": True}), SEED)
+    return world
+
+
+def test_a_model_that_is_told_the_time_of_the_request_says_so_and_is_no_leak(told):
+    assert told_request_time({"lightgcn": told.lightgcn, "sequence": told.sequence}) == ("sequence",)
+    assert audit(told) == []
+    again = pl.read_parquet(told.retrieve / "requeried.parquet").filter(pl.col("retriever") == "sequence")
+    written = pl.read_parquet(told.retrieve / "rankings.parquet").drop("answer")
+    both = again.join(written, on=[*QUERY_KEY, "retriever"], suffix="_written")
+    moved = both.group_by("change").agg(pl.col("top").ne(pl.col("top_written")).mean())
+    share = dict(moved.iter_rows())
+    assert share["time"] > 0.3
+    assert share["ratings"] == 0
+
+
+def test_if_it_did_not_say_so_its_lists_would_be_found(told, monkeypatch):
+    monkeypatch.setattr(auditing, "told_request_time", lambda _: ())
+    leaks = audit(told)
+    assert lists(leaks, KINDS["time"]) == {"sequence", "candidates", "ranking"}
+    assert {leak.kind for leak in leaks} == {KINDS["time"]}
+
+
+def test_no_other_list_may_know_the_time_of_the_request(told, monkeypatch):
     monkeypatch.setattr(histories, "_before", told_the_time)
-    path = world.sequence / "model.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"request_time": True}))
-    assert told_request_time({"lightgcn": world.lightgcn, "sequence": world.sequence}) == ("sequence",)
-    assert lists(audit(world), KINDS["time"]) == {RECENT}
+    assert lists(audit(told), KINDS["time"]) == {RECENT}
 
 
 def test_a_list_that_knows_the_answer_is_found(world, monkeypatch):

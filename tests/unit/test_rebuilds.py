@@ -163,6 +163,10 @@ def test_code_of_a_retriever_that_is_not_trained_does_not_count(tree):
     without = config(retrieve={"retriever": "ease"})
     assert rebuilt(without, lambda: append(tree / "models/sasrec/fit.py", CODE)) == []
     assert rebuilt(without, lambda: append(tree / "models/sasrec/serve.py", CODE)) == []
+    with_it = config(retrieve={"fused_sasrec": 1.0})
+    for file in ("fit.py", "model.py"):
+        rebuilds = rebuilt(with_it, lambda file=file: append(tree / "models/sasrec" / file, CODE))
+        assert rebuilds == f"sasrec {FUSION}".split()
 
 
 def test_learned_weights_are_learned_again_where_the_lists_can_change(tree):
@@ -230,13 +234,15 @@ def test_a_setting_rebuilds_the_stages_that_read_it(changed, stages):
 
 def test_every_setting_of_a_run_counts_for_some_stage_or_is_known_not_to():
     """A setting that a stage's declaration forgets would change bytes and rebuild nothing."""
-    settings = config(split={"frozen": ""})
+    settings = config(split={"frozen": ""}, retrieve={"fused_sasrec": 1.0})
     counted: set[str] = set()
     for stage in reusable_stages(settings):
         counted |= stage.ingredients(settings, dict.fromkeys(INGEST.split(), ""), {})["fields"].keys()
     sections = ("source", "quality", "promote", "tracking", "specialists", "workers")
     by_content = {"split.frozen", "finetune.accelerate_config", "prompt.template", "dataset"}
-    limits = {f"{name}.checkpoint_minutes" for name in ("rgat", "lightgcn", "sequence")} | {"finetune.timeout_minutes"}
+    limits = {f"{name}.checkpoint_minutes" for name in ("rgat", "lightgcn", "sasrec", "sequence")} | {
+        "finetune.timeout_minutes"
+    }
     lists = ("lightgcn", "ease", "sasrec", "sequence", "text", "slist")
     inside_weights = {f"retrieve.fused_{name}" for name in (*lists, "films")}
     rest = {name for name in settings.flat() if name.split(".")[0] not in sections} - counted

@@ -194,6 +194,9 @@ class SequenceConfig(Section):
     """Whether it reads the height of a rating."""
     time: bool = True
     """Whether it reads the time between ratings, in log buckets: of neighbours, and as an attention bias."""
+    request_time: bool = False
+    """Whether it also reads the time at which the next film is asked for. Only to compare with published tables: on
+    MovieLens it tells that the answer stands on the page that was rated last; audit, log and report name it."""
     positions: bool = True
     """Whether attention has a bias by the number of ratings between two places."""
     tied: bool = True
@@ -238,6 +241,12 @@ class SequenceConfig(Section):
     def _heads_divide_width(self) -> SequenceConfig:
         if self.dim % self.heads:
             raise ValueError(f"dim = {self.dim} must be a multiple of heads = {self.heads}")
+        return self
+
+    @model_validator(mode="after")
+    def _request_time_is_a_time(self) -> SequenceConfig:
+        if self.request_time and not self.time:
+            raise ValueError("request_time = true needs time = true")
         return self
 
 

@@ -14,7 +14,14 @@ from pathlib import Path
 import polars as pl
 
 from tripletune.config import RetrieveConfig
-from tripletune.retrieve.histories import find_answers, find_history, find_questions, find_seen, read_rows
+from tripletune.retrieve.histories import (
+    find_answers,
+    find_history,
+    find_questions,
+    find_seen,
+    read_rows,
+    with_request_time,
+)
 from tripletune.retrieve.profiles import find_profiles
 from tripletune.retrieve.retriever import Retriever, films_to_explain
 from tripletune.retrieve.reuse import EarlierOutput, digest_users
@@ -131,7 +138,11 @@ class Asking:
         history, answers = find_history(rows, asked), find_answers(rows, asked)
         retriever = self.retriever
         retrieved, choices, rankings = retriever.retrieve_and_rank(
-            asked, history, find_seen(rows, asked), answers, self.ranked
+            with_request_time(asked, rows) if retriever.reads_request_time else asked,
+            history,
+            find_seen(rows, asked),
+            answers,
+            self.ranked,
         )
         tables = {
             "retrieved": retrieved,

@@ -169,13 +169,20 @@ def _before(rows: pl.DataFrame, queries: pl.DataFrame) -> pl.DataFrame:
     return joined.filter(pl.col("position") < pl.col("cutoff")).sort(*QUERY_KEY, "position")
 
 
+def with_request_time(queries: pl.DataFrame, rows: pl.DataFrame) -> pl.DataFrame:
+    """The queries with ``asked_at``, the seconds of the row at each cutoff, for models that read that time."""
+    times = rows.select("user_id", cutoff="position", asked_at="timestamp")
+    return queries.join(times, on=["user_id", "cutoff"], how="left", maintain_order="left")
+
+
 def number_histories(
     queries: pl.DataFrame, history: pl.DataFrame, seen: pl.DataFrame, fit: Fit
 ) -> tuple[pl.DataFrame, Histories]:
     """Number the queries from 0 and gather what the lists read of each.
 
     Args:
-        queries: sorted by ``QUERY_KEY``; their order gives the numbers.
+        queries: sorted by ``QUERY_KEY``; their order gives the numbers. May have ``asked_at`` of
+            ``with_request_time``.
         history: of ``find_history``; rows of other queries are dropped.
         seen: of ``find_seen``, likewise.
         fit: LightGCN's.
@@ -195,6 +202,7 @@ def number_histories(
         events=RatingEvents(user_E, movie_E, rated["rating"].to_numpy(), time_E, rated["like"].to_numpy()),
         seen=rated_columns(rated, fit.catalogue, len(queries)),
         lightgcn_UD=fit.pool(likes, len(queries)),
+        asked_U=queries["asked_at"].to_numpy().astype(np.int64) if "asked_at" in queries.columns else None,
     )
 
 

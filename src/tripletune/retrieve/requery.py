@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from tripletune.retrieve.histories import find_answers, find_history, find_seen, read_rows
+from tripletune.retrieve.histories import find_answers, find_history, find_seen, read_rows, with_request_time
 from tripletune.retrieve.recent import RecentLikes
 from tripletune.retrieve.retriever import Retriever
 from tripletune.schemas.base import conform
@@ -101,6 +101,8 @@ def _ask(
     retriever: Retriever, queries: pl.DataFrame, rows: pl.DataFrame, recent: RecentLikes | None
 ) -> Iterator[tuple[str, pl.DataFrame]]:
     """Names of lists, each with the queries and ``top``."""
+    if retriever.reads_request_time:
+        queries = with_request_time(queries, rows)
     history, seen, answers = find_history(rows, queries), find_seen(rows, queries), find_answers(rows, queries)
     retrieved, _, rankings = retriever.retrieve_and_rank(queries, history, seen, answers)
     if recent is not None:

@@ -35,6 +35,7 @@ from tripletune.retrieve.triples import TripleTable, choose_triples, read_triple
 from tripletune.schemas.base import conform
 from tripletune.schemas.query import FIT_OF, QUERY_KEY
 from tripletune.schemas.retrieve import CHOICES, RANKINGS, RETRIEVED
+from tripletune.store.request_time import told_request_time
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,6 +88,8 @@ class Retriever:
     first_stages: dict[str, FirstStage]
     evidence: dict[str, FilmEvidence]
     relations: dict[str, RelationTable]
+    reads_request_time: bool = False
+    """Whether a list is told when its query is asked; the queries have ``asked_at`` then."""
 
     @classmethod
     def load(
@@ -150,6 +153,7 @@ class Retriever:
             first_stages=stages,
             evidence=evidence,
             relations=relations,
+            reads_request_time=bool(told_request_time(trained)),
         )
 
     def retrieve_users(
@@ -158,9 +162,9 @@ class Retriever:
         """Candidates, hints and chosen triples.
 
         Args:
-            queries: ``user_id, purpose, unseen, cutoff``, unique by ``QUERY_KEY``, whose columns the other frames
-                have too. An ad-hoc user is a user id outside every fit (say -1) with purpose ``test``, and has no
-                answers.
+            queries: ``user_id, purpose, unseen, cutoff`` (and ``asked_at``), unique by ``QUERY_KEY``, whose columns
+                the other frames have too. An ad-hoc user is a user id outside every fit (say -1) with purpose
+                ``test``, and has no answers.
             history: likes before the cutoff, ``user_id, purpose, cutoff, movie_id, age`` (newest 0).
             seen: everything rated before the cutoff, oldest first within a query, ``user_id, purpose, cutoff,
                 movie_id, rating, timestamp, like``.
@@ -219,6 +223,7 @@ class Retriever:
             if asked.is_empty():
                 continue
             rated, histories = number_histories(asked, history, seen, fit)
+            asked = asked.drop("asked_at", strict=False)
             yield _Batch(fit=name, queries=asked, rated=rated, lists=self.first_stages[name].ask(histories))
 
     def _find_films(self, batch: _Batch, answers: pl.DataFrame) -> pl.DataFrame:

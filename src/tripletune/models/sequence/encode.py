@@ -3,6 +3,8 @@
 # Shape letters in this file: U users, E events, B users of a block, L places of a line, D width
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -22,7 +24,8 @@ def encode(model: EventModel, films_MD: Tensor, events: Events) -> Tensor:
 
     Args:
         films_MD: vectors of the films as they are read.
-        events: films are rows of those.
+        events: films are rows of those; a model that reads the time of the request takes it from there, and where it is
+            unknown that of the newest event.
     """
     count_U, device = events.count_U, films_MD.device
     user_E = torch.repeat_interleave(count_U)
@@ -38,6 +41,11 @@ def encode(model: EventModel, films_MD: Tensor, events: Events) -> Tensor:
         length_B = length_U.new_ones(ENCODE_ROWS)
         length_B[: user_B.numel()] = length_U[user_B]
         window = gather_window(events, place_BL, length_B)
+        if model.shape.request_time:
+            asked_B = window.time_BL[:, -1].clone()
+            if events.asked_U is not None:
+                asked_B[: user_B.numel()] = events.asked_U[user_B]
+            window = replace(window, asked_BL=ask_next(window.time_BL, length_B, asked_B))
         encoded_BD: Tensor = model(films_MD, window.to(device), (length_B - 1).to(device))
         return encoded_BD[: user_B.numel()]
 
@@ -45,6 +53,13 @@ def encode(model: EventModel, films_MD: Tensor, events: Events) -> Tensor:
     for (_, user_B), vectors_BD in zip(blocks, computed, strict=True):
         vectors_UD[user_B.to(device)] = vectors_BD
     return vectors_UD
+
+
+def ask_next(time_BL: Tensor, length_B: Tensor, asked_B: Tensor) -> Tensor:
+    """Seconds at which the film after each place is asked for: of the next event, and ``asked_B`` after the last."""
+    next_BL = torch.cat([time_BL[:, 1:], asked_B.unsqueeze(1)], dim=1)
+    is_last_BL = torch.arange(time_BL.shape[1]) == length_B.unsqueeze(1) - 1
+    return torch.where(is_last_BL, asked_B.unsqueeze(1), next_BL)
 
 
 def gather_window(events: Events, row_BL: Tensor, length_B: Tensor) -> Window:

@@ -8,7 +8,7 @@ trained on. So it holds no rating after that, and no like with another label tha
 # Shape letters in this file: U users, E events, S events before the valid likes, R levels of stars
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +42,8 @@ class Events:
     """Seconds, int64."""
     like_E: Tensor
     """Whether the rating is a like, bool."""
+    asked_U: Tensor | None = None
+    """Seconds at which the film after a user's newest event is asked for, int64; None: unknown."""
 
     @property
     def num_viewers(self) -> int:
@@ -92,11 +94,12 @@ def read_streams(split: Path, interactions: Interactions, *, only_likes: bool = 
     }
     asked = rated.filter(pl.col("label") == "valid").unique("user_id", keep="last", maintain_order=True)
     asked = asked.filter(pl.col("user_id").is_in(pl.Series(interactions.valid.likes.user_ids_U).implode()))
+    asked_U = torch.tensor(asked["timestamp"].to_numpy())
     cutoffs = asked.select("user_id", cutoff="position")
     before = rated.join(cutoffs, on="user_id", how="inner", maintain_order="left").filter(
         pl.col("position") < pl.col("cutoff"), pl.col("label") != "test"
     )
-    valid = _events(before, interactions.valid.likes.user_ids_U, levels_R)
+    valid = replace(_events(before, interactions.valid.likes.user_ids_U, levels_R), asked_U=asked_U)
     return Streams(fits, valid, levels_R)
 
 

@@ -150,7 +150,8 @@ class SequenceTrainer:
         """The films of the windows, and the events with films as places among them."""
         window = gather_window(self._events, row_BW, length_B)
         read_C, movie_BW = torch.unique(window.movie_BL[:, :-1], return_inverse=True)
-        return read_C, Window(movie_BW, window.level_BL[:, :-1], window.time_BL[:, :-1])
+        asked_BL = window.time_BL[:, 1:] if self._settings.request_time else None
+        return read_C, Window(movie_BW, window.level_BL[:, :-1], window.time_BL[:, :-1], asked_BL)
 
     def _in_chunks(self, films_CD: Tensor, window: Window, asked_BL: Tensor) -> list[Tensor]:
         """The outputs at the predicting places of each chunk of users, with gradients."""
@@ -161,7 +162,7 @@ class SequenceTrainer:
         def compute(chunk: int) -> Tensor:
             part = slice(starts[chunk], starts[chunk] + size)
             generator = torch.Generator(self._device).manual_seed(seeds[chunk])
-            here = Window(*(getattr(window, field.name)[part] for field in dataclasses.fields(window)))
+            here = window.apply(lambda values: values[part])
             is_half = self._settings.precision == "bfloat16"
             with torch.autocast(self._device.type, torch.bfloat16, enabled=is_half):
                 output_BLD = self._model(films_CD, here.to(self._device), None, self._settings.dropout, generator)
@@ -262,7 +263,8 @@ _BY_FILM = ("embedding_MD", "output_MD", "bias_M")
 def model_shape(config: SequenceConfig, num_movies: int, num_levels: int) -> Shape:
     """The model that the settings describe."""
     names = ("dim", "layers", "heads", "max_length", "block", "stars", "time", "positions", "tied", "temperature")
-    return Shape(num_movies=num_movies, num_levels=num_levels, **{name: getattr(config, name) for name in names})
+    parts = {name: getattr(config, name) for name in (*names, "request_time")}
+    return Shape(num_movies=num_movies, num_levels=num_levels, **parts)
 
 
 def find_targets(events: Events, row_BW: Tensor, length_B: Tensor, other_weight: float) -> tuple[Targets, Tensor]:

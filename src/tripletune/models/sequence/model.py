@@ -13,6 +13,7 @@ without a softmax, gated, no second layer).
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
@@ -41,6 +42,8 @@ class Shape:
     tied: bool
     temperature: float
     """0: scores are plain products; else cosines divided by this."""
+    request_time: bool
+    """Whether every place is told when the next film is asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,12 +55,19 @@ class Window:
     level_BL: Tensor
     """Level of the stars, int64, 0 where unknown and in padding."""
     time_BL: Tensor
-    """Seconds, int64; in padding, that of the last event. A place looks back from its own time: that of the request
-    would tell that the answer stands on the page that was rated last."""
+    """Seconds, int64; in padding, that of the last event. A place looks back from its own time, not from that of the
+    request, which would tell that the answer stands on the page that was rated last."""
+    asked_BL: Tensor | None = None
+    """Seconds at which the film after each place is asked for, int64; given where the model is told."""
+
+    def apply(self, function: Callable[[Tensor], Tensor]) -> Window:
+        """A function of every part."""
+        asked_BL = None if self.asked_BL is None else function(self.asked_BL)
+        return Window(function(self.movie_BL), function(self.level_BL), function(self.time_BL), asked_BL)
 
     def to(self, device: torch.device) -> Window:
         """The window on another device."""
-        return Window(*(part.to(device) for part in (self.movie_BL, self.level_BL, self.time_BL)))
+        return self.apply(lambda part: part.to(device))
 
 
 def time_bucket(seconds: Tensor) -> Tensor:
@@ -80,6 +90,7 @@ class EventModel(nn.Module):
         self.level_RD = nn.Parameter(torch.zeros(shape.num_levels + 1, shape.dim)) if shape.stars else None
         # the last row is that of the first event, which has none before it
         self.gap_TD = nn.Parameter(torch.zeros(TIME_BUCKETS + 1, shape.dim)) if shape.time else None
+        self.request_TD = nn.Parameter(torch.zeros(TIME_BUCKETS, shape.dim)) if shape.request_time else None
         block = {"ligr": LigrBlock, "hstu": HstuBlock}[shape.block]
         self.blocks = nn.ModuleList(block(shape, generator) for _ in range(shape.layers))
         self.norm = nn.LayerNorm(shape.dim)
@@ -106,7 +117,7 @@ class EventModel(nn.Module):
 
         Args:
             films_CD: vectors of the films of the window, as they are read.
-            window: L <= ``max_length``.
+            window: L <= ``max_length``; with ``asked_BL`` where the model is told the time of the request.
             last_B: place of each row for which alone the last block computes.
             dropout: share of values set to zero, drawn from ``generator``; 0 except in training.
         """
@@ -117,10 +128,15 @@ class EventModel(nn.Module):
             gap_BL = time_bucket(window.time_BL.diff(dim=1))
             gap_BL = functional.pad(gap_BL, (1, 0), value=TIME_BUCKETS)
             state_BLD = state_BLD + functional.embedding(gap_BL, self.gap_TD)
+        seen_from_BL = window.time_BL
+        if self.request_TD is not None:
+            assert window.asked_BL is not None
+            seen_from_BL = window.asked_BL
+            state_BLD = state_BLD + functional.embedding(time_bucket(seen_from_BL - window.time_BL), self.request_TD)
         state_BLD = _drop(state_BLD, dropout, generator)
         ago_BLL = None
         if self.shape.time:
-            ago_BLL = time_bucket(window.time_BL.unsqueeze(2) - window.time_BL.unsqueeze(1))
+            ago_BLL = time_bucket(seen_from_BL.unsqueeze(2) - window.time_BL.unsqueeze(1))
         blocks = cast("list[_Block]", list(self.blocks))
         for number, block in enumerate(blocks):
             is_last = last_B is not None and number == len(blocks) - 1

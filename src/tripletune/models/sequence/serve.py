@@ -55,6 +55,7 @@ class SequenceFit:
             level_E=torch.from_numpy(to_level(given.rating_E[known_E], self.levels_R)),
             time_E=torch.from_numpy(given.time_E[known_E]),
             like_E=torch.from_numpy(given.like_E[known_E]),
+            asked_U=None if histories.asked_U is None else torch.from_numpy(histories.asked_U),
         )
         return encode(self.model, self.model.embedding_MD, events)
 

@@ -33,6 +33,8 @@ class Histories:
     """Per user, the rated columns of LightGCN's catalogue, liked or not: no list may hold them."""
     lightgcn_UD: Tensor
     """The users' LightGCN vectors, pooled once: LightGCN's list, hint 1 and the similar users need them."""
+    asked_U: Ints | None = None
+    """Seconds of each request; None where no model reads them (``store.request_time``), or they are unknown."""
 
     @property
     def num_users(self) -> int:
@@ -51,6 +53,7 @@ class Histories:
             events=events.take(np.argsort(events.user_E, kind="stable")),
             seen=self.seen.rows(user_S),
             lightgcn_UD=self.lightgcn_UD[torch.from_numpy(user_S)],
+            asked_U=None if self.asked_U is None else self.asked_U[user_S],
         )
 
 
