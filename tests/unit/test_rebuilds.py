@@ -237,7 +237,7 @@ def test_every_setting_of_a_run_counts_for_some_stage_or_is_known_not_to():
     settings = config(split={"frozen": ""}, retrieve={"fused_sasrec": 1.0})
     counted: set[str] = set()
     for stage in reusable_stages(settings):
-        counted |= stage.ingredients(settings, dict.fromkeys(INGEST.split(), ""), {})["fields"].keys()
+        counted |= stage.ingredients(settings, dict.fromkeys(f"{INGEST} sasrec".split(), ""), {})["fields"].keys()
     sections = ("source", "quality", "promote", "tracking", "specialists", "workers")
     by_content = {"split.frozen", "finetune.accelerate_config", "prompt.template", "dataset"}
     limits = {f"{name}.checkpoint_minutes" for name in ("rgat", "lightgcn", "sasrec", "sequence")} | {
@@ -270,7 +270,7 @@ def test_the_libraries_that_a_stage_imports_are_those_it_declares():
     for stage in reusable_stages(settings):
         closure = stage.sources(settings)
         imported = installed_packages(closure.hashes) - no_bytes
-        declared = stage.ingredients(settings, dict.fromkeys(INGEST.split(), ""), {})["libraries"].keys()
+        declared = stage.ingredients(settings, dict.fromkeys(f"{INGEST} sasrec".split(), ""), {})["libraries"].keys()
         # imported on the way by modules of the prompts, which are parents' work where these are not declared
         on_the_way = (
             {"torch", "transformers", "tokenizers", "pyarrow", "numpy"}
