@@ -6,7 +6,7 @@ Every film's text is changed in one way, embedded, and its vector compared with 
 by the stage. ``cosine``: with the film's own vector, mean and 5 % quantile. ``finds itself``: films whose own vector is
 the nearest of the whole catalogue (the first of equal ones counts; films with the same text as another are left out).
 Below: the correlation (Spearman) of a text's length in characters with how often the film is among the 20 nearest of
-another, and the largest number of films that one film is near to, of directions as embedded and of centred ones. Without
+another, and the largest number of films that one film is near to, of directions as embedded and centred. Without
 a bias by length the correlation is 0, and each film is near to 20 on average.
 """
 
