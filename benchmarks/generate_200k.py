@@ -47,7 +47,7 @@ from tripletune.finetune.tiny import train_tokenizer
 from tripletune.knowledge.build import write_knowledge
 from tripletune.knowledge.imdb import read_credits
 from tripletune.models.ease import serve as ease
-from tripletune.models.sasrec import serve as sasrec
+from tripletune.models.sequence import serve as sequence
 from tripletune.prompts import engine, render
 from tripletune.prompts.shards import generate_shards
 from tripletune.retrieve import buckets as buckets_of
@@ -59,10 +59,11 @@ CONFIG = RunConfig.model_validate(
         "dataset": "benchmark",
         "seed": 7,
         "split": {"shards": 64},
-        "retrieve": {"purposes": ["test"], "fusion": "fixed", "fused_ease": 1, "fused_slist": 0, "fused_sequence": 0},
+        "retrieve": {"purposes": ["test"], "fusion": "fixed"},
+        "sequence": {"content": []},
     }
 )
-"""EASE and SASRec with equal weights, as when the first table was made: made-up models of these two are at hand."""
+"""The default lists, SLIST and the sequence model, with equal weights: made-up models have nothing to teach."""
 SIZES = (8, 16, 32, 64)
 """Buckets of the split: an eighth of the users, ..., all."""
 VOCABULARY = 128_000
@@ -154,7 +155,7 @@ def run_part(part: str, work: Path, buckets: int) -> dict[str, Any]:
             first / "split",
             work / "knowledge",
             {"lightgcn": first / "lightgcn"}
-            | {name: work / "specialists" / name for name in ("rgat", "sasrec", "ease")},
+            | {name: work / "specialists" / name for name in ("rgat", "sequence", "slist", "ease")},
             out,
             CONFIG.retrieve,
             num_liked_triples=CONFIG.prompt.triples_for_liked,
@@ -201,9 +202,9 @@ def _watch_retrieval(steps: Steps) -> None:
     steps.watch(stage, "_choose", "hint 2: triples")
     steps.watch(similar.Neighbours, "nearest", "hint 1: nearest viewers")
     steps.watch(similar.Neighbours, "films", "hint 1: their films")
-    steps.watch(ease.EaseFit, "top", "EASE lists")
-    steps.watch(sasrec.SasrecFit, "users", "SASRec viewers")
-    steps.watch(sasrec.SasrecFit, "top", "SASRec lists")
+    steps.watch(ease.EaseFit, "top", "SLIST and EASE lists")
+    steps.watch(sequence.SequenceFit, "users", "sequence model's users")
+    steps.watch(sequence.SequenceFit, "top", "sequence model's lists")
     steps.watch(first_stage, "fuse", "fusion")
     original = stage.load
     stage.load = classmethod(  # type: ignore[method-assign, assignment]

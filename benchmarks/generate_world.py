@@ -8,6 +8,7 @@ similar users exist; a user's likes decide which triples are chosen.
 # Shape letters in this file: M films, V users, E likes, N entities, D width, F films of EASE, X triples
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -21,7 +22,8 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from tripletune.config import RunConfig
-from tripletune.models.sasrec.model import SASRec, Shape
+from tripletune.models.sequence.fit import model_shape
+from tripletune.models.sequence.model import EventModel
 from tripletune.schemas.base import conform
 from tripletune.schemas.ease import EASE_FILMS
 from tripletune.schemas.knowledge import RELATION_NAMES
@@ -32,12 +34,13 @@ from tripletune.store.shards import split_files
 
 FIT, LABELS = "b", ("graph", "target")
 """Test queries read fit b alone."""
+STARS = [half / 2 for half in range(1, 11)]
 
 Ints = npt.NDArray[np.int64]
 
 
 def make_specialists(split: Path, knowledge: Path, out: Path, config: RunConfig) -> None:
-    """Write ``lightgcn``, ``sasrec``, ``rgat`` and ``ease``, each a folder under ``out``, for fit b."""
+    """Write ``lightgcn``, ``sequence``, ``slist``, ``rgat`` and ``ease``, each a folder under ``out``, for fit b."""
     rows = pl.scan_parquet(list(split_files(split).values()), hive_partitioning=False)
     films_M = rows.select(pl.col("movie_id").unique().sort()).collect(engine="streaming")["movie_id"].to_numpy()
     fitted = rows.filter(pl.col("label").is_in(LABELS), ~pl.col("unseen"))
@@ -45,7 +48,7 @@ def make_specialists(split: Path, knowledge: Path, out: Path, config: RunConfig)
     likes = likes.sort("user_id", "position").drop("position")
     vectors_MD = _project(likes, films_M, config.lightgcn.dim)
     bias_M = torch.from_numpy(np.log1p(_counts(likes, films_M)).astype(np.float32))
-    for stage in ("lightgcn", "sasrec", "rgat", "ease"):
+    for stage in ("lightgcn", "sequence", "slist", "rgat", "ease"):
         (out / stage).mkdir(parents=True, exist_ok=True)
         movies = pl.DataFrame({"row": np.arange(len(films_M), dtype=np.int32), "movie_id": films_M})
         movies.write_parquet(out / stage / "movies.parquet")
@@ -53,9 +56,10 @@ def make_specialists(split: Path, knowledge: Path, out: Path, config: RunConfig)
     tensors = {"movie_vectors": vectors_MD, "pool_vectors": vectors_MD.clone(), "movie_bias": 0.1 * bias_M}
     save_file(tensors, out / "lightgcn" / f"fit_{FIT}.safetensors")
     _write_pooling(out / "lightgcn", config.lightgcn.recency_half_life)
-    _write_sasrec(out / "sasrec", vectors_MD, bias_M, config)
+    _write_sequence(out / "sequence", vectors_MD, bias_M, config)
     _write_rgat(out / "rgat", knowledge, films_M, bias_M, config)
-    _write_ease(out / "ease", films_M, vectors_MD, likes, config)
+    for stage in ("ease", "slist"):
+        _write_ease(out / stage, films_M, vectors_MD, likes, config)
 
 
 def _project(likes: pl.DataFrame, films_M: Ints, dim: int) -> Tensor:
@@ -86,16 +90,15 @@ def _write_pooling(folder: Path, half_life: float) -> None:
     (folder / "pooling.json").write_text(json.dumps({"half_life": half_life, "power": 0.5}), encoding="utf-8")
 
 
-def _write_sasrec(folder: Path, vectors_MD: Tensor, bias_M: Tensor, config: RunConfig) -> None:
-    settings = config.sasrec
-    shape = Shape(len(bias_M), vectors_MD.shape[1], settings.layers, settings.heads, settings.max_length)
-    model = SASRec(shape, torch.Generator().manual_seed(2))
+def _write_sequence(folder: Path, vectors_MD: Tensor, bias_M: Tensor, config: RunConfig) -> None:
+    settings = config.sequence.model_copy(update={"dim": vectors_MD.shape[1]})
+    shape = model_shape(settings, len(bias_M), len(STARS))
+    model = EventModel(shape, torch.Generator().manual_seed(2))
     tensors = {name: value.detach().clone() for name, value in model.state_dict().items()}
-    tensors["movie_vectors"], tensors["movie_bias"] = vectors_MD.clone(), 0.1 * bias_M
-    del tensors["embedding_MD"], tensors["bias_M"]
+    tensors |= {"embedding_MD": vectors_MD.clone(), "bias_M": 0.1 * bias_M}
     save_file(tensors, folder / f"fit_{FIT}.safetensors")
-    names = ("dim", "layers", "heads", "max_length")
-    (folder / "model.json").write_text(json.dumps({name: getattr(shape, name) for name in names}), encoding="utf-8")
+    described = dataclasses.asdict(shape) | {"ratings": STARS, "events": settings.events}
+    (folder / "model.json").write_text(json.dumps(described), encoding="utf-8")
 
 
 def _write_rgat(folder: Path, knowledge: Path, films_M: Ints, bias_M: Tensor, config: RunConfig) -> None:
@@ -142,6 +145,8 @@ def _write_ease(folder: Path, films_M: Ints, vectors_MD: Tensor, likes: pl.DataF
     vectors_FD = vectors_MD[torch.from_numpy(kept_F)]
     weights_FF = (vectors_FD @ vectors_FD.T).pow_(3).fill_diagonal_(0.0)
     tensors = {"weights": weights_FF, "likes": torch.from_numpy(count_M[kept_F].astype(np.float32))}
+    if folder.name == "slist":
+        tensors["history_age"] = torch.tensor(config.slist.history_age)
     save_file(tensors, folder / f"fit_{FIT}.safetensors")
     rows = pl.DataFrame({"fit": FIT, "row": np.arange(len(kept_F)), "movie_id": films_M[kept_F]})
     conform(rows, EASE_FILMS).write_parquet(folder / "movies.parquet")

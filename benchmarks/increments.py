@@ -35,7 +35,7 @@ from tripletune.audit import audit as audits
 from tripletune.config import RunConfig, SyntheticConfig
 from tripletune.data.split.write import write_split
 from tripletune.pipeline import stages
-from tripletune.pipeline.registry import reusable_stages
+from tripletune.pipeline.registry import BY_NAME, reusable_stages
 from tripletune.pipeline.resolve import resolve
 from tripletune.store.fingerprint import Ingredients, sha256_file
 from tripletune.store.paths import Facts, RunPaths
@@ -122,8 +122,9 @@ def synthetic_nights(root: Path, viewers: int, movies: int) -> Night:
     print(write_release(release, SyntheticConfig(viewers=viewers, movies=movies), SEED), flush=True)
     config = _settings(release)
     paths = resolve(config, artifacts)
-    for stage in (*BEFORE, *config.trained_stages, *MEASURED):
-        getattr(stages, f"run_{stage}")(paths, config)
+    names = [spec.name for spec in reusable_stages(config)]
+    for stage in names[: names.index(MEASURED[-1]) + 1]:
+        BY_NAME[stage].run(paths, config)
         print(f"{stage}: {paths.manifest(stage)['seconds']:.1f} s", flush=True)
     record = RunRecord(
         name=FIRST,
@@ -155,7 +156,7 @@ def _settings(release: Path, *, pin: str = "") -> RunConfig:
             "source": {"movielens": str(release), "imdb": str(release / "imdb")},
             "lightgcn": few,
             "rgat": few,
-            "sasrec": few,
+            "sequence": few,
             "specialists": {"pin": pin},
         }
     )
