@@ -22,8 +22,7 @@ from typing import Annotated
 import polars as pl
 import typer
 from retrieval_runs import difference, told
-from sequence_baselines import _spread as spread
-from sequence_baselines import scores
+from sequence_baselines import scores, spread
 
 PAGE = Path(__file__).with_suffix(".md")
 METRICS = ("hr_at_10", "ndcg_at_10")

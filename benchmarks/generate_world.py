@@ -58,8 +58,9 @@ def make_specialists(split: Path, knowledge: Path, out: Path, config: RunConfig)
     _write_pooling(out / "lightgcn", config.lightgcn.recency_half_life)
     _write_sequence(out / "sequence", vectors_MD, bias_M, config)
     _write_rgat(out / "rgat", knowledge, films_M, bias_M, config)
-    for stage in ("ease", "slist"):
-        _write_ease(out / stage, films_M, vectors_MD, likes, config)
+    _write_ease(out / "ease", films_M, vectors_MD, likes, config, {})
+    history_age = {"history_age": torch.tensor(config.slist.history_age)}
+    _write_ease(out / "slist", films_M, vectors_MD, likes, config, history_age)
 
 
 def _project(likes: pl.DataFrame, films_M: Ints, dim: int) -> Tensor:
@@ -137,7 +138,9 @@ def _write_rgat(folder: Path, knowledge: Path, films_M: Ints, bias_M: Tensor, co
     _write_pooling(folder, config.rgat.recency_half_life)
 
 
-def _write_ease(folder: Path, films_M: Ints, vectors_MD: Tensor, likes: pl.DataFrame, config: RunConfig) -> None:
+def _write_ease(
+    folder: Path, films_M: Ints, vectors_MD: Tensor, likes: pl.DataFrame, config: RunConfig, more: dict[str, Tensor]
+) -> None:
     count_M = _counts(likes, films_M)
     order_M = tie_order(films_M, config.seed)
     ranked = order_M[np.argsort(-count_M[order_M], kind="stable")[: config.retrieve.ease_max_films]]
@@ -145,8 +148,6 @@ def _write_ease(folder: Path, films_M: Ints, vectors_MD: Tensor, likes: pl.DataF
     vectors_FD = vectors_MD[torch.from_numpy(kept_F)]
     weights_FF = (vectors_FD @ vectors_FD.T).pow_(3).fill_diagonal_(0.0)
     tensors = {"weights": weights_FF, "likes": torch.from_numpy(count_M[kept_F].astype(np.float32))}
-    if folder.name == "slist":
-        tensors["history_age"] = torch.tensor(config.slist.history_age)
-    save_file(tensors, folder / f"fit_{FIT}.safetensors")
+    save_file(tensors | more, folder / f"fit_{FIT}.safetensors")
     rows = pl.DataFrame({"fit": FIT, "row": np.arange(len(kept_F)), "movie_id": films_M[kept_F]})
     conform(rows, EASE_FILMS).write_parquet(folder / "movies.parquet")

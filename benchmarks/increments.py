@@ -142,7 +142,7 @@ def synthetic_nights(root: Path, viewers: int, movies: int) -> Night:
     pinned = _settings(release, pin=FIRST)
     tonight = resolve(pinned, artifacts)
     for stage in BEFORE:
-        getattr(stages, f"run_{stage}")(tonight, pinned)
+        BY_NAME[stage].run(tonight, pinned)
     return Night.of(tonight, pinned)
 
 

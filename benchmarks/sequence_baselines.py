@@ -174,8 +174,8 @@ def _release(folder: Path) -> list[str]:
     ]
     for name in per_user:
         rows = measured.filter(pl.col("retriever") == name).group_by("purpose", "seed").agg(pl.col(SHOWN).mean())
-        valid = _spread(rows.filter(pl.col("purpose") == "valid")[CHOSEN_BY])
-        values = " | ".join(_spread(rows.filter(pl.col("purpose") == "test")[metric]) for metric in SHOWN)
+        valid = spread(rows.filter(pl.col("purpose") == "valid")[CHOSEN_BY])
+        values = " | ".join(spread(rows.filter(pl.col("purpose") == "test")[metric]) for metric in SHOWN)
         lines.append(f"| {name} | {valid} | {values} | {rows['seed'].n_unique()} | {facts['notes'].get(name, '')} |")
     lines += ["", "The fused list minus each, on test:", "", "| | hr_at_10 | ndcg_at_10 |", "|---|---|---|"]
     for name in per_user:
@@ -193,7 +193,7 @@ def _pinned(library: str) -> str:
     return f"{library} {version[1]}" if version else library
 
 
-def _spread(values: pl.Series) -> str:
+def spread(values: pl.Series) -> str:
     """``.1234 ± .0012``, the second where there are several seeds."""
     mean = f"{np.mean(values.to_numpy()):.4f}"
     return mean if len(values) == 1 else f"{mean} ± {np.std(values.to_numpy(), ddof=1):.4f}"

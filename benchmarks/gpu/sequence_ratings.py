@@ -167,7 +167,8 @@ def format_report(page: dict[str, Any]) -> str:
         "",
         "What is measured: the head of `sequence_ratings.py`.",
     ]
-    lines += ["", f"{card}; torch {where['torch']}; ended: {page['ended']}", f"`{page['command']}`", ""]
+    run = f"{card}; torch {where['torch']}; commit {where['commit']}; ended: {page['ended']}"
+    lines += ["", run, f"`{page['command']}`", ""]
     found = {tuple(name.split(" | ")): value for name, value in page["results"].items() if " | " in name}
     lines += ["| release | alone on the card | seconds, both fits | to the best valid | valid ndcg_at_10 | test |"]
     lines += ["|---|---|--:|--:|--:|--:|"]

@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import importlib
 import json
-from pathlib import Path
+from collections.abc import Iterator
 from types import ModuleType
 
 import pytest
 import torch
 
+from tests.benchmark_scripts import benchmark_script
 from tests.graph_cases import plant_knowledge, plant_split
 from tripletune.models.message_passing.torch_backend import TorchGraph
 
-SCRIPTS = Path(__file__).parents[2] / "benchmarks" / "gpu"
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
 
 @pytest.fixture(scope="module")
-def gpu_graph() -> ModuleType:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(SCRIPTS))
-        return importlib.import_module("gpu_graph")
+def gpu_graph() -> Iterator[ModuleType]:
+    with benchmark_script("gpu/gpu_graph") as module:
+        yield module
 
 
 def trainers(gpu_graph, device):

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import math
-from pathlib import Path
+from collections.abc import Iterator
 from types import ModuleType
 
 import pytest
 import torch
 
+from tests.benchmark_scripts import benchmark_script
 from tripletune.config import SequenceConfig
-
-SCRIPTS = Path(__file__).parents[2] / "benchmarks" / "gpu"
 
 
 @pytest.fixture(scope="module")
-def script() -> ModuleType:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(SCRIPTS))
-        return importlib.import_module("sequence")
+def script() -> Iterator[ModuleType]:
+    with benchmark_script("gpu/sequence") as module:
+        yield module
 
 
 def test_without_a_gpu_it_says_so_and_writes_nothing(script, monkeypatch, capsys, tmp_path):

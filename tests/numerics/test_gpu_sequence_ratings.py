@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from types import ModuleType
 
 import numpy as np
@@ -13,17 +11,16 @@ import polars as pl
 import pytest
 import torch
 
+from tests.benchmark_scripts import benchmark_script
 from tests.graph_cases import plant_split
+from tests.numerics.test_sequence import given
 from tripletune.models.sequence.fit import train_sequence
-
-SCRIPTS = Path(__file__).parents[2] / "benchmarks" / "gpu"
 
 
 @pytest.fixture(scope="module")
 def script() -> Iterator[ModuleType]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(SCRIPTS))  # kept, as the processes that it starts import it too
-        yield importlib.import_module("sequence_ratings")
+    with benchmark_script("gpu/sequence_ratings") as module:
+        yield module
 
 
 def test_without_a_gpu_it_says_so_and_writes_nothing(script, monkeypatch, capsys, tmp_path):
@@ -70,25 +67,11 @@ def test_the_ranks_are_those_of_all_scores_without_the_rated_films(script, tmp_p
         rank_U, asked.select("user_id", "movie_id", "position").iter_rows(), strict=True
     ):
         before = rows.filter(pl.col("user_id") == user, pl.col("position") < position)
-        score_M = (fit.movie_vectors_MD @ script_vector(script, fit, before) + fit.model.bias_M).numpy()
+        events = [
+            (0, film, stars, time, label != "other")
+            for film, stars, time, label in before.select("movie_id", "rating", "timestamp", "label").iter_rows()
+        ]
+        score_M = (fit.movie_vectors_MD @ fit.users(given(events, 1))[0] + fit.model.bias_M).numpy()
         score_M[fit.catalogue.columns(before["movie_id"].to_numpy())] = -np.inf
         better = int((score_M > score_M[fit.catalogue.columns(np.array([movie]))[0]]).sum())
         assert rank == min(better, script.DEPTH) + 1
-
-
-def script_vector(script: ModuleType, fit, before: pl.DataFrame) -> torch.Tensor:
-    """A user's vector, asked alone."""
-    zeros = np.zeros(len(before), dtype=np.int64)
-    columns = (before[name].to_numpy().astype(np.int64) for name in ("movie_id", "timestamp"))
-    movie_E, time_E = columns
-    like_E = before["label"].is_in(["graph", "target", "valid", "test"]).to_numpy()
-    events = script.RatingEvents(zeros, movie_E, before["rating"].to_numpy(), time_E, like_E)
-    nobody = script.Likes(*(np.zeros(0, np.int64) for _ in range(3)))
-    rated = before.with_columns(viewer=pl.lit(0))
-    histories = script.Histories(
-        likes=nobody,
-        events=events,
-        seen=script.rated_columns(rated, fit.catalogue, 1),
-        lightgcn_UD=torch.zeros(1, 1),
-    )
-    return fit.users(histories)[0]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import subprocess
 import sys
@@ -12,15 +11,16 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.benchmark_scripts import benchmark_script
+
 SCRIPTS = Path(__file__).parents[2] / "benchmarks" / "gpu"
 CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
 def session():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(SCRIPTS))
-        return importlib.import_module("session")
+    with benchmark_script("gpu/session") as module:
+        yield module
 
 
 def read(path):

@@ -398,11 +398,11 @@ def test_stars_and_times_of_a_fresh_rating_count_at_once(trained):
     assert not torch.allclose(vectors[0], vectors[2])
 
 
-def test_the_time_of_the_request_is_read_only_by_a_model_that_is_told_it():
+def test_the_time_of_the_request_is_read_only_where_it_is_set():
     histories = some_histories(8)
     last_U = torch.tensor([history[-1][2] if history else 0 for history in histories])
-    for told in (False, True):
-        model = some_model(request_time=told)
+    for reads_it in (False, True):
+        model = some_model(request_time=reads_it)
         vectors = [
             encode(model, model.embedding_MD, dataclasses.replace(table(histories), asked_U=asked_U))
             for asked_U in (None, last_U, last_U + 10**6)
@@ -410,10 +410,10 @@ def test_the_time_of_the_request_is_read_only_by_a_model_that_is_told_it():
         # unknown: as asked at once after the newest event
         assert torch.equal(vectors[0], vectors[1])
         changed_U = (vectors[1] != vectors[2]).any(dim=1)
-        assert changed_U.tolist() == [told and bool(history) for history in histories]
+        assert changed_U.tolist() == [reads_it and bool(history) for history in histories]
 
 
-def test_places_are_told_when_the_next_event_was_and_valid_when_its_answer_was(tmp_path):
+def test_places_know_when_the_next_event_was_and_valid_when_its_answer_was(tmp_path):
     _, streams = streams_of(tmp_path, ROWS)
     assert streams.valid.asked_U.tolist() == [20]
     assert streams.fits["b"].asked_U is None

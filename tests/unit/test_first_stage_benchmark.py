@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 from pathlib import Path
 
 import polars as pl
 import pytest
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+from tests.benchmark_scripts import benchmark_script
 
 
 @pytest.fixture(scope="module")
 def script():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(BENCHMARKS))
-        return importlib.import_module("first_stage")
+    with benchmark_script("first_stage") as module:
+        yield module
 
 
 def run(root: Path, name: str, places: dict[str, list[int]], weights: dict[str, float] | None = None) -> Path:
@@ -47,8 +45,10 @@ def row(lines: list[str], name: str) -> list[str]:
 def test_a_row_is_the_mean_over_seeds_and_differences_are_paired_by_user(script, tmp_path):
     first = run(tmp_path, "a", {"fused": [1, 1, 3, 0], "slist": [0, 1, 3, 0]}, {"slist": 0.5, "sequence": 0.5})
     second = run(tmp_path, "b", {"fused": [1, 15, 0, 0], "slist": [0, 15, 0, 0]})
-    more = [run(tmp_path, "c", {"fused": [0] * 4, "sasrec": [1, 0, 0, 0]}) for _ in range(1)]
-    more.append(run(tmp_path, "d", {"sasrec": [0, 0, 0, 0]}))
+    more = [
+        run(tmp_path, "c", {"fused": [0] * 4, "sasrec": [1, 0, 0, 0]}),
+        run(tmp_path, "d", {"sasrec": [0, 0, 0, 0]}),
+    ]
     lines = script.section("toy", [first, second], more, {}, [])
     assert lines[0] == "## toy"
     assert "4 users, 2 seeds. Learned weights, by seed: slist 0.5, sequence 0.5." in lines

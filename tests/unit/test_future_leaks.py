@@ -28,7 +28,7 @@ from tripletune.retrieve.recent import RecentLikes
 from tripletune.retrieve.requery import change_future, draw
 from tripletune.schemas.query import QUERY_KEY
 from tripletune.schemas.retrieve import DAY, RECENT, REQUERIED
-from tripletune.store.request_time import told_request_time
+from tripletune.store.request_time import reading_request_time
 
 SETTINGS = RetrieveConfig(retriever="sequence", similar_viewers=5)
 SMALL = SequenceConfig(dim=8, heads=2, layers=1, max_length=10, max_steps=20, eval_every=10, batch_viewers=16)
@@ -96,19 +96,19 @@ def test_a_list_that_knows_the_time_of_the_request_is_found(world, monkeypatch):
 
 
 @pytest.fixture
-def told(world) -> small_world.World:
-    """A run whose sequence model is told the time of the request."""
+def timed(world) -> small_world.World:
+    """A run whose sequence model reads the time of the request."""
     shutil.rmtree(world.sequence)
     world.sequence.mkdir()
     train_sequence(world.split, world.sequence, SMALL.model_copy(update={"request_time": True}), SEED)
     return world
 
 
-def test_a_model_that_is_told_the_time_of_the_request_says_so_and_is_no_leak(told):
-    assert told_request_time({"lightgcn": told.lightgcn, "sequence": told.sequence}) == ("sequence",)
-    assert audit(told) == []
-    again = pl.read_parquet(told.retrieve / "requeried.parquet").filter(pl.col("retriever") == "sequence")
-    written = pl.read_parquet(told.retrieve / "rankings.parquet").drop("answer")
+def test_a_model_that_reads_the_time_of_the_request_says_so_and_is_no_leak(timed):
+    assert reading_request_time({"lightgcn": timed.lightgcn, "sequence": timed.sequence}) == ("sequence",)
+    assert audit(timed) == []
+    again = pl.read_parquet(timed.retrieve / "requeried.parquet").filter(pl.col("retriever") == "sequence")
+    written = pl.read_parquet(timed.retrieve / "rankings.parquet").drop("answer")
     both = again.join(written, on=[*QUERY_KEY, "retriever"], suffix="_written")
     moved = both.group_by("change").agg(pl.col("top").ne(pl.col("top_written")).mean())
     share = dict(moved.iter_rows())
@@ -116,16 +116,16 @@ def test_a_model_that_is_told_the_time_of_the_request_says_so_and_is_no_leak(tol
     assert share["ratings"] == 0
 
 
-def test_if_it_did_not_say_so_its_lists_would_be_found(told, monkeypatch):
-    monkeypatch.setattr(auditing, "told_request_time", lambda _: ())
-    leaks = audit(told)
+def test_if_it_did_not_say_so_its_lists_would_be_found(timed, monkeypatch):
+    monkeypatch.setattr(auditing, "reading_request_time", lambda _: ())
+    leaks = audit(timed)
     assert lists(leaks, KINDS["time"]) == {"sequence", "candidates", "ranking"}
     assert {leak.kind for leak in leaks} == {KINDS["time"]}
 
 
-def test_no_other_list_may_know_the_time_of_the_request(told, monkeypatch):
+def test_no_other_list_may_know_the_time_of_the_request(timed, monkeypatch):
     monkeypatch.setattr(histories, "_before", told_the_time)
-    assert lists(audit(told), KINDS["time"]) == {RECENT}
+    assert lists(audit(timed), KINDS["time"]) == {RECENT}
 
 
 def test_a_list_that_knows_the_answer_is_found(world, monkeypatch):

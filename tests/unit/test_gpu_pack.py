@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
 import json
 import shutil
 import zipfile
-from pathlib import Path
 
 import pytest
 
-SCRIPTS = Path(__file__).parents[2] / "benchmarks" / "gpu"
+from tests.benchmark_scripts import benchmark_script
+
 PART_BYTES = 1000
 
 
 @pytest.fixture(scope="module")
 def pack():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(SCRIPTS))
-        return importlib.import_module("pack")
+    with benchmark_script("gpu/pack") as module:
+        yield module
 
 
 @pytest.fixture

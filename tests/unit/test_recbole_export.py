@@ -8,7 +8,6 @@ from __future__ import annotations
 import importlib
 import sys
 import types
-from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -16,12 +15,12 @@ import pytest
 import small_world
 import torch
 
+from tests.benchmark_scripts import benchmark_script
 from tripletune.models.serving.catalogue import Catalogue
 from tripletune.models.serving.topk import Ragged, top_columns
 from tripletune.models.training.interactions import read_interactions
 from tripletune.models.training.loop import judge
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 SEED = 7
 
 
@@ -37,9 +36,8 @@ def rows(world):
 
 @pytest.fixture(scope="module")
 def export():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(BENCHMARKS))
-        yield importlib.import_module("recbole_export")
+    with benchmark_script("recbole_export") as module:
+        yield module
 
 
 @pytest.fixture(scope="module")

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import importlib
-from pathlib import Path
-
 import pytest
 import torch
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+from tests.benchmark_scripts import benchmark_script
+
 HEAT = "Heat (1995). Action, Crime. Michael Mann. Al Pacino, Robert De Niro"
 
 
 @pytest.fixture(scope="module")
 def script():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(BENCHMARKS))
-        return importlib.import_module("text_biases")
+    with benchmark_script("text_biases") as module:
+        yield module
 
 
 def test_the_changes_by_hand(script):

@@ -29,7 +29,7 @@ from tripletune.schemas.hints import HINTS
 from tripletune.schemas.training import READ_BY, READ_BY_NAME, TRAINED_ON
 from tripletune.store.parquet import parquet_files, scan
 from tripletune.store.paths import MANIFEST, damaged_files, read_manifest
-from tripletune.store.request_time import told_request_time
+from tripletune.store.request_time import reading_request_time
 from tripletune.threads import map_in_threads
 
 PURPOSES = ("train", "valid", "test")
@@ -140,7 +140,7 @@ def _audit(
         _require_columns(name, folder)
         if name not in pinned:
             leaks += _audit_fits(name, folder, rows, limit)
-    leaks += to_leaks(requeried_findings(retrieve, told_request_time(trained)), limit=limit)
+    leaks += to_leaks(requeried_findings(retrieve, reading_request_time(trained)), limit=limit)
     leaks += to_leaks(popularity_findings(split, retrieve, trained["lightgcn"]), limit=limit)
     audit = ShardAudit(
         shards=shards,

@@ -36,7 +36,7 @@ from tripletune.schemas.query import ANSWER_LABEL, FIT_OF, QUERY_KEY
 from tripletune.stable_hash import mix
 from tripletune.store.files import write_json
 from tripletune.store.paths import Facts
-from tripletune.store.request_time import told_request_time
+from tripletune.store.request_time import reading_request_time
 from tripletune.store.shards import split_files
 from tripletune.threads import map_in_threads
 
@@ -133,7 +133,7 @@ def _rank(
     leaked = find_seen_in_training(files, trained["lightgcn"])
     queries = find_questions(rows, train_cutoffs=CUTOFFS).filter(pl.col("purpose") == purpose)
     queries = queries.join(leaked, on=["user_id", "purpose"], how="anti", maintain_order="left")
-    if told_request_time({name: trained[name] for name in names}):
+    if reading_request_time(trained):
         queries = with_request_time(queries, rows)
     users = queries["user_id"].unique(maintain_order=True)
     groups = [users.slice(start, USERS_AT_ONCE) for start in range(0, len(users), USERS_AT_ONCE)]

@@ -35,7 +35,7 @@ from tripletune.retrieve.triples import TripleTable, choose_triples, read_triple
 from tripletune.schemas.base import conform
 from tripletune.schemas.query import FIT_OF, QUERY_KEY
 from tripletune.schemas.retrieve import CHOICES, RANKINGS, RETRIEVED
-from tripletune.store.request_time import told_request_time
+from tripletune.store.request_time import reading_request_time
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,7 +89,7 @@ class Retriever:
     evidence: dict[str, FilmEvidence]
     relations: dict[str, RelationTable]
     reads_request_time: bool = False
-    """Whether a list is told when its query is asked; the queries have ``asked_at`` then."""
+    """Whether a list reads when its query is asked; the queries have ``asked_at`` then."""
 
     @classmethod
     def load(
@@ -153,7 +153,7 @@ class Retriever:
             first_stages=stages,
             evidence=evidence,
             relations=relations,
-            reads_request_time=bool(told_request_time(trained)),
+            reads_request_time=bool(reading_request_time(trained)),
         )
 
     def retrieve_users(

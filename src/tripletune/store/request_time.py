@@ -13,14 +13,14 @@ from pathlib import Path
 from tripletune.store.paths import read_manifest
 
 
-def told_request_time(trained: Mapping[str, Path]) -> tuple[str, ...]:
+def reading_request_time(trained: Mapping[str, Path]) -> tuple[str, ...]:
     """Names of the stages whose model says ``request_time``; a missing or damaged file says nothing."""
     return tuple(name for name, folder in trained.items() if _says_so(folder))
 
 
 def request_time_note(trained: Mapping[str, Path]) -> str:
     """A sentence that names these models; empty where there is none."""
-    told = ", ".join(told_request_time(trained))
+    told = ", ".join(reading_request_time(trained))
     return f"{told} reads the time of the request: its lists are for comparison with published tables" if told else ""
 
 

@@ -21,9 +21,9 @@ from tripletune.models.message_passing.gather import take_rows
 from tripletune.threads import map_blocks
 
 BLOCK_USERS = 128
+"""Users whose scores of all films each thread holds at once: 128 x 87,585 floats are 45 MB."""
 GPU_SCORES = 1 << 27
 """Scores of a block on a GPU (512 MiB), where a small block would be over sooner than it is begun."""
-"""Users whose scores of all films each thread holds at once: 128 x 87,585 floats are 45 MB."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import polars as pl
 import torch
@@ -262,9 +262,9 @@ _BY_FILM = ("embedding_MD", "output_MD", "bias_M")
 
 def model_shape(config: SequenceConfig, num_movies: int, num_levels: int) -> Shape:
     """The model that the settings describe."""
-    names = ("dim", "layers", "heads", "max_length", "block", "stars", "time", "positions", "tied", "temperature")
-    parts = {name: getattr(config, name) for name in (*names, "request_time")}
-    return Shape(num_movies=num_movies, num_levels=num_levels, **parts)
+    of_data: dict[str, Any] = {"num_movies": num_movies, "num_levels": num_levels}
+    settings = {field.name for field in dataclasses.fields(Shape)} - of_data.keys()
+    return Shape(**of_data, **{name: getattr(config, name) for name in settings})
 
 
 def find_targets(events: Events, row_BW: Tensor, length_B: Tensor, other_weight: float) -> tuple[Targets, Tensor]:

@@ -43,7 +43,7 @@ class Shape:
     temperature: float
     """0: scores are plain products; else cosines divided by this."""
     request_time: bool
-    """Whether every place is told when the next film is asked for."""
+    """Whether every place reads when the next film is asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ class Window:
     """Seconds, int64; in padding, that of the last event. A place looks back from its own time, not from that of the
     request, which would tell that the answer stands on the page that was rated last."""
     asked_BL: Tensor | None = None
-    """Seconds at which the film after each place is asked for, int64; given where the model is told."""
+    """Seconds at which the film after each place is asked for, int64; given where the model reads it."""
 
     def apply(self, function: Callable[[Tensor], Tensor]) -> Window:
         """A function of every part."""
@@ -117,7 +117,7 @@ class EventModel(nn.Module):
 
         Args:
             films_CD: vectors of the films of the window, as they are read.
-            window: L <= ``max_length``; with ``asked_BL`` where the model is told the time of the request.
+            window: L <= ``max_length``; with ``asked_BL`` where the model reads the time of the request.
             last_B: place of each row for which alone the last block computes.
             dropout: share of values set to zero, drawn from ``generator``; 0 except in training.
         """
