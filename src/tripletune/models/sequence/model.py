@@ -157,20 +157,21 @@ class _Block(nn.Module):
         self.distance_HL = nn.Parameter(distance_HL) if shape.positions else None
         self.time_TH = nn.Parameter(torch.zeros(TIME_BUCKETS, shape.heads)) if shape.time else None
 
-    def bias(self, ago_BLL: Tensor | None, length: int, last_B: Tensor | None, like: Tensor) -> tuple[Tensor, Tensor]:
-        """Attention bias (B or 1, H, L, L) and mask of later places (B or 1, 1, L, L); one query with ``last_B``."""
+    def bias(self, ago_BLL: Tensor | None, length: int, last_B: Tensor | None, like: Tensor, later: float) -> Tensor:
+        """Attention bias (B or 1, H, L, L), ``later`` at later places; one query with ``last_B``."""
         place_L = torch.arange(length, device=like.device)
         query_BL = place_L.unsqueeze(0) if last_B is None else last_B.unsqueeze(1)
         distance_BLL = query_BL.unsqueeze(2) - place_L
-        is_later = distance_BLL < 0
         bias = like.new_zeros(1, self.heads, 1, 1)
         if self.distance_HL is not None:
             bias = bias + self.distance_HL[:, distance_BLL.clamp(min=0)].transpose(0, 1)
+        # before the times are added, while it has one row for all users where all places ask
+        bias = torch.where((distance_BLL < 0).unsqueeze(1), later, bias)
         if self.time_TH is not None and ago_BLL is not None:
             if last_B is not None:
                 ago_BLL = ago_BLL[torch.arange(len(last_B), device=like.device), last_B].unsqueeze(1)
             bias = bias + _look_up(self.time_TH, ago_BLL)
-        return bias, is_later.unsqueeze(1)
+        return bias
 
     def split_heads(self, values_BLD: Tensor) -> Tensor:
         """(B, L, D) as (B, H, L, D / H)."""
@@ -218,10 +219,11 @@ class LigrBlock(_Block):
         normed_BLD = self.norms[0](state_BLD)
         from_BLD, state = _at(normed_BLD, last_B), _at(state_BLD, last_B)
         key, value = (self.split_heads(part) for part in self.known(normed_BLD).chunk(2, dim=2))
-        bias, is_later = self.bias(ago_BLL, normed_BLD.shape[1], last_B, normed_BLD)
+        bias = self.bias(ago_BLL, normed_BLD.shape[1], last_B, normed_BLD, -torch.inf)
         query = self.split_heads(self.query(from_BLD))
-        masked = bias.masked_fill(is_later, -torch.inf).expand(len(query), -1, query.shape[2], -1)
-        read = functional.scaled_dot_product_attention(query, key, value, attn_mask=masked)
+        # by hand: with a learned bias, the library looks for rows that see no place; here every place sees itself
+        weight = torch.softmax((query / math.sqrt(query.shape[3])) @ key.transpose(2, 3) + bias, dim=-1)
+        read = weight @ value
         written = self.write(read.transpose(1, 2).flatten(2)) * _gate(self.gates[0], from_BLD)
         state = state + _drop(written, dropout, generator)
         normed = self.norms[1](state)
@@ -254,10 +256,11 @@ class HstuBlock(_Block):
         normed_BLD = self.norms[0](state_BLD)
         query, gate = functional.silu(self.query(_at(normed_BLD, last_B))).chunk(2, dim=2)
         key, value = (self.split_heads(part) for part in functional.silu(self.known(normed_BLD)).chunk(2, dim=2))
-        bias, is_later = self.bias(ago_BLL, normed_BLD.shape[1], last_B, normed_BLD)
+        # silu of so low a number is zero, and so is its gradient
+        bias = self.bias(ago_BLL, normed_BLD.shape[1], last_B, normed_BLD, -1e4)
         query = self.split_heads(query)
         weight = functional.silu(query @ key.transpose(2, 3) / math.sqrt(query.shape[3]) + bias)
-        read = (weight.masked_fill(is_later, 0.0) / self.max_length) @ value
+        read = (weight / self.max_length) @ value
         written = self.write(self.norms[1](read.transpose(1, 2).flatten(2)) * gate)
         return _at(state_BLD, last_B) + _drop(written, dropout, generator)
 
