@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from tests.graph_cases import FIRST_MOVIE, NUM_MOVIES, director_of, plant_split
-from tests.numerics.test_sequence import given, settings, some_content
+from tests.sequence_cases import given, settings, some_content
 from tripletune.models.sequence.content import NEVER, RIDGE, SHRINK, FilmContent, read_content
 from tripletune.models.sequence.fit import train_sequence
 from tripletune.models.sequence.serve import load_sequence

@@ -13,7 +13,7 @@ import torch
 
 from tests.benchmark_scripts import benchmark_script
 from tests.graph_cases import plant_split
-from tests.numerics.test_sequence import given
+from tests.sequence_cases import given
 from tripletune.models.sequence.fit import train_sequence
 
 
