@@ -101,13 +101,8 @@ def retrieve_all(
     )
     done, rankings = _ask_all(asking, files)
     counts = pl.concat(bucket.counts for bucket in done)
-    recent = _recent(split, files, retriever)
-    if recent is not None:
-        rankings = pl.concat([rankings, rank_recent(rankings, files.values(), recent)]).sort(*QUERY_KEY, "retriever")
-    write_table(out / "rankings.parquet", rankings)
-    write_table(out / "requeried.parquet", requery(files, retriever, counts.select(QUERY_KEY), recent, asking.ranked))
-    num_films = len(next(iter(retriever.lightgcn.values())).catalogue)
-    facts = _facts(counts, num_films) | _changes(done)
+    _write_lists(asking, rankings, counts.select(QUERY_KEY), _recent(split, files, retriever), files)
+    facts = _facts(counts, len(next(iter(retriever.lightgcn.values())).catalogue)) | _changes(done)
     return facts if drawn is None else facts | {"sample": sample_facts(drawn, sample.method)}
 
 
@@ -152,6 +147,16 @@ def _ask_all(asking: Asking, files: Mapping[str, Path]) -> tuple[list[Written], 
     if asking.earlier_run:
         rankings.append(asking.earlier_run.ranked(pl.concat(bucket.kept for bucket in done), asking.ranked))
     return done, pl.concat(rankings).sort(*QUERY_KEY, "retriever").rechunk()
+
+
+def _write_lists(
+    asking: Asking, rankings: pl.DataFrame, queries: pl.DataFrame, recent: RecentLikes | None, files: Mapping[str, Path]
+) -> None:
+    """Write ``rankings.parquet``, with the recent list where there is one, and ``requeried.parquet``."""
+    if recent is not None:
+        rankings = pl.concat([rankings, rank_recent(rankings, files.values(), recent)]).sort(*QUERY_KEY, "retriever")
+    write_table(asking.out / "rankings.parquet", rankings)
+    write_table(asking.out / "requeried.parquet", requery(files, asking.retriever, queries, recent, asking.ranked))
 
 
 def _changes(done: Sequence[Written]) -> Facts:

@@ -122,19 +122,14 @@ class Retriever:
         """
         films = load_lightgcn(trained["lightgcn"], seed, fits)
         people = People.read(ingest, settings.similar_people) if ingest and settings.similar_people else None
+
+        def build_neighbours(fit: str) -> Neighbours:
+            """The similar users of a fit."""
+            likes = read_fit_likes(trained["lightgcn"], fit)
+            return Neighbours.build(films[fit], likes, seed, exact_users=settings.similar_exact_users, people=people)
+
         with ThreadPoolExecutor(1) as pool:  # building the similar users takes as long as all the rest
-            neighbours = pool.submit(
-                lambda: {
-                    fit: Neighbours.build(
-                        films[fit],
-                        read_fit_likes(trained["lightgcn"], fit),
-                        seed,
-                        exact_users=settings.similar_exact_users,
-                        people=people,
-                    )
-                    for fit in fits
-                }
-            )
+            neighbours = pool.submit(lambda: {fit: build_neighbours(fit) for fit in fits})
             facts, triples = load_rgat(trained["rgat"], seed, fits), read_triples(knowledge)
             catalogue = films[fits[0]].catalogue
             serving = Serving(catalogue=catalogue, lightgcn=films, seed=seed, settings=settings)

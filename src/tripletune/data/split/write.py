@@ -8,6 +8,7 @@ are written independently, several at a time, from columns that are in memory on
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
@@ -86,28 +87,11 @@ def write_split(ratings: Path, out: Path, settings: SplitConfig, seed: int, movi
     if frozen:
         held = np.concatenate([users for _, _, users in done])
         frozen_facts = {"frozen": frozen.write_asked(out, held, Path(settings.frozen))}
-    labels = {name: counts[name] for name in SPLIT_LABELS.categories}
     if settings.protocol == "global_time":
-        _require_questions(labels, grouped, settings)
-        assert settings.valid_from
-        assert settings.test_from
-        starts = {"valid": midnight(settings.valid_from), "test": midnight(settings.test_from)}
-        write_json(out / STARTS, starts)
-    return {
-        "protocol": settings.protocol,
-        "rows_in": everything.num_ratings,
-        **{name: counts[name] for name in ("rows_kept", "viewers", "unseen_viewers")},
-        "likes": sum(labels[name] for name in LIKE_LABELS),
-        "labels": labels,
-        "viewers_in": everything.num_viewers,
-        "asked_viewers": {
-            "target": counts["viewers with target"],
-            **{name: of_purpose["warm"] + of_purpose["unseen"] for name, of_purpose in queries.items()},
-        },
-        "queries": queries,
-        "shards": settings.shards,
-        **frozen_facts,
-    }
+        _require_questions(counts, grouped, settings)
+        _write_starts(out, settings)
+    facts = {"protocol": settings.protocol, "rows_in": everything.num_ratings, "viewers_in": everything.num_viewers}
+    return facts | _facts(counts, queries) | {"shards": settings.shards} | frozen_facts
 
 
 def drop_rare(ratings: Ratings, least: int) -> Ratings:
@@ -208,7 +192,30 @@ def _count(shard: pl.DataFrame) -> Counter[str]:
     )
 
 
-def _require_questions(labels: dict[str, int], ratings: Ratings, settings: SplitConfig) -> None:
+def _facts(counts: Counter[str], queries: Mapping[str, Mapping[str, int]]) -> Facts:
+    """Facts by what ``_count`` counted, and by purpose."""
+    labels = {name: counts[name] for name in SPLIT_LABELS.categories}
+    return {
+        **{name: counts[name] for name in ("rows_kept", "viewers", "unseen_viewers")},
+        "likes": sum(labels[name] for name in LIKE_LABELS),
+        "labels": labels,
+        "asked_viewers": {
+            "target": counts["viewers with target"],
+            **{name: of_purpose["warm"] + of_purpose["unseen"] for name, of_purpose in queries.items()},
+        },
+        "queries": queries,
+    }
+
+
+def _write_starts(out: Path, settings: SplitConfig) -> None:
+    """Write the first seconds of valid and test, for the baseline of recent likes."""
+    assert settings.valid_from
+    assert settings.test_from
+    starts = {"valid": midnight(settings.valid_from), "test": midnight(settings.test_from)}
+    write_json(out / STARTS, starts)
+
+
+def _require_questions(labels: Counter[str], ratings: Ratings, settings: SplitConfig) -> None:
     """Reject dates that leave no valid or no test query.
 
     Raises:
