@@ -16,6 +16,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from tripletune.chat import DATE
 from tripletune.errors import ContractError, InputError, MissingArtifactError
 from tripletune.flatten import flatten
 from tripletune.store.files import write_json
@@ -38,6 +39,8 @@ class AdapterContract(BaseModel):
     """``tiny``, a Hugging Face id, or a local folder."""
     base_revision: str
     """Commit on the hub, or the SHA-256 of a local folder's weights and config."""
+    date_string: str = DATE
+    """The day that the chat template writes, where it writes one."""
     lineage: dict[str, str] = {}
     """Fingerprints of the stages behind the training shards; not compared."""
 

@@ -131,6 +131,15 @@ def untrained_loss(job: TrainingJob) -> float:
     return total / count
 
 
+@pytest.mark.parametrize("batch", [1, 2, 3])
+def test_the_evaluation_loss_is_a_mean_over_tokens_whatever_the_batch(world, tmp_path, capsys, batch):
+    lengths = [len(ids) - before for ids, before in token_ids(world, (world.evaluation,))]
+    assert len(set(lengths)) > 1, "with completions of one length all means are the same"
+    settings = {"per_device_train_batch_size": batch, "num_train_epochs": 0.1}
+    facts = run(changed(world, tmp_path, settings), capsys).facts
+    assert facts["eval_loss_before"] == pytest.approx(untrained_loss(world), rel=1e-6)
+
+
 @pytest.fixture(scope="module")
 def trained(world: TrainingJob, tmp_path_factory: pytest.TempPathFactory) -> Trained:
     """An undisturbed training."""

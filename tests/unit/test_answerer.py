@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from contextlib import nullcontext
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 import torch
+from transformers import GenerationConfig
 
 from tests.unit.test_decoding import model, tokenizer
 from tripletune.contract import AdapterContract, write_contract
@@ -56,6 +58,20 @@ def test_a_free_answer_is_read_by_its_labels() -> None:
     answered = answerer.answer(examples(), tuned=True, constrained=False, batch_size=2)
     assert len(answered) == 3
     assert not answered["valid"].any()  # an untrained model
+
+
+@pytest.mark.parametrize("constrained", [True, False])
+def test_what_the_models_folder_says_about_generation_changes_no_answer(constrained: bool) -> None:
+    tokenizer().padding_side = "left"
+    titles = examples().with_columns(candidate_letters=None)
+    contract = CONTRACT.model_copy(update={"prompt": {"answer_style": "titles"}})
+    texts = []
+    for strange in ({}, {"repetition_penalty": 9.0, "no_repeat_ngram_size": 1, "do_sample": True, "temperature": 3.0}):
+        llama = copy.deepcopy(model())
+        llama.generation_config = GenerationConfig(**strange, suppress_tokens=[5] if strange else None)
+        answerer = Answerer(llama, tokenizer(), LineTokens(tokenizer()), contract)
+        texts.append(answerer.answer(titles, tuned=True, constrained=constrained, batch_size=2)["text"].to_list())
+    assert texts[0] == texts[1]
 
 
 def test_an_example_is_answered_the_same_beside_one_that_takes_another_way() -> None:

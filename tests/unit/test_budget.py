@@ -6,6 +6,7 @@ from typing import Any
 
 import polars as pl
 import pytest
+from chat_tokenizers import like
 from prompt_frames import build, ids_of_whole, llama_like_tokenizer, movies, plain_titles, render_prompts
 from pydantic import ValidationError
 
@@ -20,7 +21,7 @@ KEPT = ("candidates", "candidate_titles", "candidate_letters", "retrieved", "ran
 LISTS = ("liked", "disliked", "similar", "triples")
 
 
-def tokens_of(row: dict[str, Any], template: str, form: str) -> int:
+def tokens_of(row: dict[str, Any], template: str, form: str, tokenizer: Any = None) -> int:
     """Rendered alone, and tokenised whole."""
     titles = display_titles(movies(plain_titles()))
     films = {
@@ -31,7 +32,7 @@ def tokens_of(row: dict[str, Any], template: str, form: str) -> int:
     schema = films | {"triples": EXAMPLES["triples"]}
     alone = pl.DataFrame({name: [{**row, "completion": picks}[name]] for name in schema}, schema=schema)
     rendered = render_prompts(alone, load_template(template), form, titles).row(0, named=True)
-    return len(ids_of_whole(llama_like_tokenizer(), rendered))
+    return len(ids_of_whole(tokenizer or llama_like_tokenizer(), rendered))
 
 
 def without_one(row: dict[str, Any]) -> dict[str, Any]:
@@ -80,12 +81,27 @@ def test_just_so_much_is_left_out_as_must_be_in_the_stated_order(template, form,
         assert got["shortened"] == {name: len(row[name]) - len(got[name]) for name in LISTS}
 
 
-def least_budget(template: str, form: str) -> int:
+@pytest.mark.parametrize(("template", "share"), [("hints-first", 0.2), ("letters", 0.6), ("likes-only", 0.1)])
+def test_no_more_is_left_out_where_whole_conversations_are_counted(template, share):
+    tokenizer = like("joining")
+    whole = build(template, tokenizer=tokenizer)
+    shortest = least_budget(template, "arrow", tokenizer)
+    budget = int(shortest + share * (whole["num_tokens"].max() - shortest))
+    cut = build(template, tokenizer=tokenizer, max_tokens=budget)
+    for row, got in zip(whole[::3].iter_rows(named=True), cut[::3].iter_rows(named=True), strict=True):
+        assert got["num_tokens"] == len(ids_of_whole(tokenizer, got)) <= budget
+        want = row
+        while tokens_of(want, template, "arrow", tokenizer) > budget:
+            want = without_one(want)
+        assert {name: got[name] for name in LISTS} == {name: want[name] for name in LISTS}
+
+
+def least_budget(template: str, form: str, tokenizer: Any = None) -> int:
     """The budget that the error names is enough."""
     with pytest.raises(
         InputError, match=r"prompt.max_tokens = 1: .* the longest, \d+:test, has (\d+); set it"
     ) as error:
-        build(template, form=form, tokenizer=llama_like_tokenizer(), max_tokens=1)
+        build(template, form=form, tokenizer=tokenizer or llama_like_tokenizer(), max_tokens=1)
     return int(str(error.value).split("set it to ")[1].split(" ")[0])
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from prompt_frames import llama_like_tokenizer
 
 from tripletune.config.presets import parse_config
 from tripletune.pipeline.registry import BY_NAME
@@ -119,10 +120,11 @@ def test_a_build_of_a_library_does_not_count(monkeypatch):
     assert make() == before
 
 
-def test_of_a_model_folder_only_what_shapes_weights_tokens_template_or_decoding_counts(tmp_path):
+def test_of_a_model_folder_only_what_shapes_weights_tokens_or_template_counts(tmp_path):
+    llama_like_tokenizer().save_pretrained(str(tmp_path))
     (tmp_path / "original").mkdir()
     (tmp_path / ".cache/huggingface/download").mkdir(parents=True)
-    for name in ("config.json", "model.safetensors", "tokenizer.json", "generation_config.json"):
+    for name in ("config.json", "model.safetensors"):
         (tmp_path / name).write_text("{}")
 
     def known_by() -> str:
@@ -133,8 +135,9 @@ def test_of_a_model_folder_only_what_shapes_weights_tokens_template_or_decoding_
     for name in ("README.md", ".gitattributes", "original/consolidated.00.pth", "original/params.json"):
         (tmp_path / name).write_text("x")
     (tmp_path / ".cache/huggingface/download/config.json.metadata").write_text("2026-11-27")
+    (tmp_path / "generation_config.json").write_text("{}")  # ranking decodes by its own settings alone
     assert known_by() == before
-    for name in ("config.json", "model.safetensors", "tokenizer.json", "generation_config.json", "chat_template.jinja"):
+    for name in ("config.json", "model.safetensors", "tokenizer.json", "chat_template.jinja"):
         old, path = known_by(), tmp_path / name
-        path.write_text("changed")
+        path.write_text(f"{path.read_text()}\n")
         assert known_by() != old, name

@@ -7,6 +7,7 @@ from typing import Any
 
 import polars as pl
 import pytest
+from chat_tokenizers import like
 from prompt_frames import build, ids_of_whole, llama_like_tokenizer
 from tokenizers import AddedToken, Regex, Tokenizer, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
@@ -85,14 +86,39 @@ def test_any_tokenizer_that_cuts_at_line_breaks_will_do():
         assert row["num_tokens"] == len(ids_of_whole(tokenizer, row))
 
 
+def cut_at(pattern: str) -> Any:
+    return other_tokenizer(pre_tokenizers.Split(Regex(pattern), behavior="isolated"))
+
+
 @pytest.mark.parametrize(
-    "pre_tokenizer",
-    [None, pre_tokenizers.Split(Regex(r"\n"), behavior="merged_with_next"), pre_tokenizers.ByteLevel()],
-    ids=["no cut", "cut before the break", "GPT-2"],
+    ("tokenizer", "message"),
+    [
+        (lambda: other_tokenizer(None), "the tokenizer of the model joins"),
+        (lambda: cut_at(r"\n\d|[^\n]+|\n"), r"joins the header of an answer and its beginning '1\. "),
+        (lambda: cut_at(r"(?<=\w)\n\d|[^\n]+|\n"), r"joins 'a\\n' and '2\. x' across the line break, and answers of"),
+    ],
+    ids=["no cut", "joined to the header", "joined to the line before"],
 )
-def test_a_tokenizer_that_joins_lines_is_refused(pre_tokenizer):
-    with pytest.raises(ConfigError, match=r"the model joins .* across the line break"):
-        TokenCounter(other_tokenizer(pre_tokenizer), load_template("hints-first"), "the model")
+def test_a_tokenizer_that_joins_the_lines_of_an_answer_is_refused(tokenizer, message):
+    with pytest.raises(ConfigError, match=message):
+        TokenCounter(tokenizer(), load_template("hints-first"), "the model")
+
+
+@pytest.mark.parametrize("template", ["hints-first", "letters"])
+def test_where_lines_of_a_prompt_are_joined_whole_conversations_are_counted(template):
+    tokenizer = like("joining")
+    assert not TokenCounter(tokenizer, load_template(template), "the model").sums_lines
+    examples = build(template, tokenizer=tokenizer)
+    lengths = [len(ids_of_whole(tokenizer, row)) for row in examples.iter_rows(named=True)]
+    assert examples["num_tokens"].to_list() == lengths
+
+
+@pytest.mark.parametrize("template", ["hints-first", "letters", "likes-only"])
+def test_a_tokenizer_that_joins_all_line_breaks_but_the_last_to_what_stands_before_is_counted_by_line(template):
+    tokenizer = other_tokenizer(pre_tokenizers.ByteLevel(add_prefix_space=False))
+    assert TokenCounter(tokenizer, load_template(template), "the model").sums_lines
+    for row in build(template, tokenizer=tokenizer).iter_rows(named=True):
+        assert row["num_tokens"] == len(ids_of_whole(tokenizer, row))
 
 
 @pytest.mark.parametrize(
@@ -130,18 +156,19 @@ def test_a_tokenizer_is_read_from_a_models_folder(tmp_path):
 
 
 def test_the_generate_stage_knows_the_tokenizer_by_its_content(tmp_path):
-    def generated(folder: str, content: str, weights: str) -> str:
+    def generated(folder: str, template: str, weights: str) -> str:
         path = tmp_path / folder
-        path.mkdir(exist_ok=True)
-        (path / "tokenizer.json").write_text(content)
+        tokenizer = copy.copy(llama_like_tokenizer())
+        tokenizer.chat_template = template
+        tokenizer.save_pretrained(str(path))
         (path / "model.safetensors").write_text(weights)
         config = RunConfig(dataset="d", finetune=FinetuneConfig(model=str(path)))
         return resolve(config, tmp_path / "artifacts").fingerprints["generate"]
 
-    known = generated("a", "{}", "1")
-    assert generated("b", "{}", "1") == known
-    assert generated("b", "{}", "2") == known
-    assert generated("b", "{ }", "2") != known
+    known = generated("a", CHAT_TEMPLATE, "1")
+    assert generated("b", CHAT_TEMPLATE, "1") == known
+    assert generated("b", CHAT_TEMPLATE, "2") == known
+    assert generated("b", CHAT_TEMPLATE + "{# #}", "2") != known
     on_hub = [FinetuneConfig(model="org/model", revision=revision) for revision in ("abc", "abd")]
     fingerprints = [
         resolve(RunConfig(dataset="d", finetune=settings), tmp_path / "artifacts").fingerprints["generate"]

@@ -18,6 +18,7 @@ from typing import Any
 import polars as pl
 import yaml
 
+from tripletune.chat import DATE
 from tripletune.config import FinetuneConfig
 from tripletune.contract import TINY, AdapterContract, BaseIdentity, identify_base, write_contract
 from tripletune.errors import ConfigError, InputError, TrainingCrash, TrainingDiverged, TrainingError
@@ -108,6 +109,7 @@ def _contract(
         tokenizer_sha256=base.tokenizer_sha256,
         base_model=settings.model,
         base_revision=base.revision,
+        date_string=DATE,
         lineage=dict(lineage),
     )
 

@@ -1,3 +1,4 @@
+# Shape letters in this file: B examples of a batch, L places after the first, V tokens of the vocabulary
 """Supervised fine-tuning of a LoRA adapter with TRL, inside one rank.
 
 LoRA: Hu et al., ICLR 2022, https://arxiv.org/abs/2106.09685, on all linear layers. The loss is taken over the
@@ -18,9 +19,11 @@ import transformers
 from accelerate import PartialState
 from datasets import Dataset
 from peft import LoraConfig
-from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+from torch.nn import functional
+from transformers import AutoModelForCausalLM, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
+from tripletune.chat import load_tokenizer
 from tripletune.errors import TrainingDiverged, TrainingError
 from tripletune.finetune.checkpoints import last_whole, seal, step_of
 from tripletune.finetune.job import COLUMNS, TrainingJob, send
@@ -39,7 +42,7 @@ def train(job: TrainingJob) -> None:
     transformers.logging.set_verbosity_warning()
     use_cpu = not torch.cuda.is_available()
     state = PartialState(cpu=use_cpu)
-    tokenizer = AutoTokenizer.from_pretrained(job.base, revision=job.hub_revision, trust_remote_code=False)
+    tokenizer = load_tokenizer(job.base, job.hub_revision)
     with state.main_process_first():  # the others then read what it cached
         train_set = _dataset(job.train, job)
         eval_set = _dataset((job.evaluation,), job) if job.evaluation else None
@@ -47,7 +50,7 @@ def train(job: TrainingJob) -> None:
     if eval_set is not None:
         _checked_lengths(eval_set, tokenizer, job.settings.max_length)
     resumed = last_whole(job.checkpoints)  # the stage has removed the others
-    trainer = SFTTrainer(
+    trainer = _Trainer(
         model=_load_model(job, use_cpu),
         args=_arguments(job, use_cpu, evaluate=eval_set is not None, from_start=resumed is None),
         train_dataset=train_set,
@@ -78,6 +81,36 @@ def train(job: TrainingJob) -> None:
     state.wait_for_everyone()
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
+
+
+class _Trainer(SFTTrainer):  # type: ignore[misc]  # the library has no types
+    """TRL's trainer with an evaluation whose loss and accuracy are means over tokens, as the training's loss is.
+
+    The library's own are means over batches or over examples of their batch's mean, and depend on the batch size.
+    """
+
+    _sums: list[torch.Tensor]
+    """Shape (B, 3) each: loss, right tokens and tokens of each example of a batch."""
+
+    def evaluation_loop(self, *arguments: Any, metric_key_prefix: str = "eval", **named: Any) -> Any:
+        self._sums = []
+        output = super().evaluation_loop(*arguments, metric_key_prefix=metric_key_prefix, **named)
+        loss, right, num_tokens = torch.cat(self._sums).sum(dim=0).tolist()
+        output.metrics[f"{metric_key_prefix}_loss"] = loss / num_tokens
+        output.metrics[f"{metric_key_prefix}_mean_token_accuracy"] = right / num_tokens
+        return output
+
+    def prediction_step(self, model: Any, inputs: Any, *_: Any, **__: Any) -> tuple[torch.Tensor, None, None]:
+        inputs = self._prepare_inputs(inputs)
+        labels_BL = inputs.pop("labels")[:, 1:]
+        with torch.no_grad(), self.compute_loss_context_manager():
+            logits_BLV = model(**inputs, use_cache=False).logits[:, :-1]
+        # 0 where a label is -100: the prompt and the padding
+        loss_BL = functional.cross_entropy(logits_BLV.float().transpose(1, 2), labels_BL, reduction="none")
+        counted = (loss_BL, logits_BLV.argmax(dim=2) == labels_BL, labels_BL >= 0)
+        sums_B3 = torch.stack([values_BL.double().sum(dim=1) for values_BL in counted], dim=1)
+        self._sums.append(self.accelerator.gather_for_metrics(sums_B3).cpu())  # without what fills up the last batch
+        return sums_B3[:, 0].sum() / sums_B3[:, 2].sum(), None, None
 
 
 class _Messenger(TrainerCallback):  # type: ignore[misc]  # the library has no types

@@ -19,7 +19,7 @@ from tripletune.store.sources import PACKAGE
 PAGES = PACKAGE / "html" / "templates"
 DUMPS = frozenset(f"{table}.tsv.gz" for table in ("title.basics", "title.crew", "title.principals", "name.basics"))
 """Files that are read in the IMDb folder."""
-MODEL_FILES = TOKENIZER_FILES | {"config.json", "generation_config.json", "model.safetensors.index.json"}
+MODEL_FILES = TOKENIZER_FILES | {"config.json", "model.safetensors.index.json"}
 
 
 def resolve(config: RunConfig, artifacts: Path) -> RunPaths:
@@ -41,11 +41,26 @@ def resolve(config: RunConfig, artifacts: Path) -> RunPaths:
     pinned = _pinned_specialists(config, artifacts)
     inputs = _Inputs(config)  # a wrong name should not show after the specialists have trained
     _check_people(config)
+    _check_tokenizer(config)
     for stage in reusable_stages(config):
         parts = stage.ingredients(config, fingerprints, inputs.of(stage))
         ingredients[stage.name] = parts
         fingerprints[stage.name] = pinned.get(stage.name) or fingerprint(stage.name, parts)
     return RunPaths(root=artifacts, dataset=config.dataset, fingerprints=fingerprints, ingredients=ingredients)
+
+
+def _check_tokenizer(config: RunConfig) -> None:
+    """Read the base model's tokenizer and try it with the run's template, unless it is on the hub alone."""
+    if config.counted_with is None:
+        return
+    from tripletune.prompts.template import load_template
+    from tripletune.prompts.tokens import load_counter
+
+    try:
+        load_counter(*config.counted_with, load_template(config.prompt.template))
+    except InputError:
+        if config.finetune.names_a_folder:
+            raise
 
 
 def _check_people(config: RunConfig) -> None:
@@ -112,9 +127,10 @@ def _require(key: str, path: Path) -> None:
 
 
 def _is_model_file(below: Path) -> bool:
-    """Whether a file of a model folder shapes weights, tokens, the chat template or decoding.
+    """Whether a file of a model folder shapes weights, tokens or the chat template.
 
-    A README, ``original/*.pth`` and the metadata that a download writes do not.
+    A README, ``original/*.pth``, the metadata that a download writes and ``generation_config.json`` do not: ranking
+    sets all of decoding itself.
     """
     return len(below.parts) == 1 and (below.suffix == ".safetensors" or below.name in MODEL_FILES)
 

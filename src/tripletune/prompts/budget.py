@@ -10,7 +10,7 @@ prompt that is too long with these alone is an error that names the example.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import numpy.typing as npt
@@ -31,8 +31,17 @@ Kept = dict[str, npt.NDArray[np.int64]]
 """Films kept in each droppable section, counted from the first; shape (E,) each."""
 
 
+Draw = Callable[[pl.DataFrame], dict[str, Lines]]
+"""The lines of some examples."""
+
+
 def shorten(
-    examples: pl.DataFrame, lines: Mapping[str, Lines], counter: TokenCounter, tokens: Tokens, max_tokens: int
+    examples: pl.DataFrame,
+    lines: Mapping[str, Lines],
+    counter: TokenCounter,
+    tokens: Tokens,
+    max_tokens: int,
+    draw: Draw,
 ) -> pl.DataFrame:
     """Drop films until every example fits, and no more than needed.
 
@@ -43,6 +52,7 @@ def shorten(
         counter: token counter of the template.
         tokens: tokens of the examples before shortening; shape (E,).
         max_tokens: limit for prompt and completion together.
+        draw: draws the lines of shorter examples; used where counts are no sums over lines.
 
     Returns:
         The same rows with shorter lists.
@@ -50,8 +60,11 @@ def shorten(
     Raises:
         InputError: an example is too long with nothing more to drop.
     """
+    if not counter.sums_lines:
+        return _shorten_whole(examples, counter, tokens, max_tokens, draw)
     sections = {slot: _by_kept(lines[slot], slot, counter) for slot in DROPPABLE if slot in lines}
-    facts_EK, kept_facts = _facts_by_kept(examples, lines, counter)
+    facts = _facts_of_likes(examples) if "triples" in lines else _NO_FACTS
+    facts_EK = _facts_by_kept(examples, lines, facts, counter)
     sizes = {slot: examples[slot].list.len().to_numpy().astype(np.int64) for slot in DROPPABLE}
 
     def saved(kept: Kept) -> Tokens:
@@ -73,12 +86,36 @@ def shorten(
         waiting &= now > max_tokens
     if waiting.any():
         _refuse(examples, tokens - saved(chosen), waiting, max_tokens)
-    return _cut(examples, chosen, kept_facts)
+    return _cut(examples, chosen, facts)
 
 
-def _after(step: int, sizes: Kept) -> Kept:
-    """Films kept per section after ``step`` films are dropped."""
-    left = np.full_like(sizes["liked"], step)
+def _shorten_whole(
+    examples: pl.DataFrame, counter: TokenCounter, tokens: Tokens, max_tokens: int, draw: Draw
+) -> pl.DataFrame:
+    """``shorten`` by counting whole conversations: the fewest dropped films of each example by bisection."""
+    facts = _facts_of_likes(examples) if "triples" in examples.columns else _NO_FACTS
+    sizes = {slot: examples[slot].list.len().to_numpy().astype(np.int64) for slot in DROPPABLE}
+    fits = tokens <= max_tokens
+    too_few, enough = np.where(fits, -1, 0), np.where(fits, 0, sum(sizes.values()))
+
+    def counted(steps: Tokens) -> Tokens:
+        """Tokens of the examples after so many films are dropped."""
+        cut = _cut(examples, _after(steps, sizes), facts)
+        return counter.count(draw(cut), len(cut))
+
+    shortest = counted(enough)
+    if (waiting := shortest > max_tokens).any():
+        _refuse(examples, shortest, waiting, max_tokens)
+    while (enough - too_few > 1).any():
+        middle = (too_few + enough + 1) // 2
+        short = counted(middle) <= max_tokens
+        too_few, enough = np.where(short, too_few, np.minimum(middle, enough - 1)), np.where(short, middle, enough)
+    return _cut(examples, _after(enough, sizes), facts)
+
+
+def _after(step: int | npt.NDArray[np.int64], sizes: Kept) -> Kept:
+    """Films kept per section after ``step`` films are dropped, as many everywhere or shape (E,)."""
+    left = np.broadcast_to(step, sizes["liked"].shape)
     gone: dict[str, npt.NDArray[np.int64]] = {}
     room = {
         "old": np.maximum(sizes["liked"] - _NEWEST, 0),
@@ -109,16 +146,12 @@ def _by_kept(section: Lines, slot: str, counter: TokenCounter) -> Tokens:
     return table
 
 
-def _facts_by_kept(
-    examples: pl.DataFrame, lines: Mapping[str, Lines], counter: TokenCounter
-) -> tuple[Tokens, pl.DataFrame]:
-    """Tokens of hint 2 when only the facts of the first k likes are kept, shape (E, K + 1); and for each fact ``row``,
-    ``place`` in its list and ``like``, the place of its like (null: a fact about a candidate, always kept)."""
-    width = int(examples["liked"].list.len().max() or 0)  # type: ignore[arg-type]
-    if "triples" not in lines:
-        nothing = pl.DataFrame(schema={"row": pl.UInt32, "place": pl.Int64, "like": pl.Int64})
-        return np.zeros((len(examples), width + 1), dtype=np.int64), nothing
-    section = lines["triples"]
+_NO_FACTS = pl.DataFrame(schema={"row": pl.UInt32, "place": pl.Int64, "like": pl.Int64})
+
+
+def _facts_of_likes(examples: pl.DataFrame) -> pl.DataFrame:
+    """For each fact ``row``, ``place`` in its list and ``like``, the place of its like (null: a fact about a candidate,
+    always kept)."""
     numbered = examples.with_row_index("row")
     facts = numbered.select(
         "row",
@@ -128,7 +161,17 @@ def _facts_by_kept(
     likes = numbered.select("row", movie_id="liked", like=pl.int_ranges(pl.col("liked").list.len()))
     shown = numbered.select("row", movie_id="candidates").explode("movie_id", empty_as_null=False)
     likes = likes.explode("movie_id", "like", empty_as_null=False).join(shown, on=["row", "movie_id"], how="anti")
-    facts = facts.join(likes, on=["row", "movie_id"], how="left", maintain_order="left").select("row", "place", "like")
+    return facts.join(likes, on=["row", "movie_id"], how="left", maintain_order="left").select("row", "place", "like")
+
+
+def _facts_by_kept(
+    examples: pl.DataFrame, lines: Mapping[str, Lines], facts: pl.DataFrame, counter: TokenCounter
+) -> Tokens:
+    """Tokens of hint 2 when only the facts of the first k likes are kept, shape (E, K + 1)."""
+    width = int(examples["liked"].list.len().max() or 0)  # type: ignore[arg-type]
+    if "triples" not in lines:
+        return np.zeros((len(examples), width + 1), dtype=np.int64)
+    section = lines["triples"]
     inner, last = counter.inner(section), counter.last(section, "triples")
     row = facts["row"].to_numpy()
     # a fact about the like at place p is present for every k > p, one about a candidate for every k
@@ -139,7 +182,8 @@ def _facts_by_kept(
     np.maximum.at(final, (row, from_k), np.arange(len(inner)))
     table, final = table.cumsum(axis=1), np.maximum.accumulate(final, axis=1)
     closing = np.append(last - inner, counter.empty("triples"))  # index -1: no fact at all
-    return table + closing[final], facts
+    total: Tokens = table + closing[final]
+    return total
 
 
 def _cut(examples: pl.DataFrame, kept: Kept, facts: pl.DataFrame) -> pl.DataFrame:

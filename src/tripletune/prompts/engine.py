@@ -117,15 +117,20 @@ def build_examples(
 
 def _within_budget(asked: pl.DataFrame, frame: Frame) -> tuple[pl.DataFrame, dict[str, Lines], pl.DataFrame]:
     """The examples shortened to the token budget, their lines, and ``num_tokens, shortened``."""
-    template, form, counter = frame.template, frame.settings.triple_form, frame.counter
-    lines = draw_lines(asked, template, form, frame.titles)
+    counter = frame.counter
+
+    def draw(examples: pl.DataFrame) -> dict[str, Lines]:
+        """The lines of these examples."""
+        return draw_lines(examples, frame.template, frame.settings.triple_form, frame.titles)
+
+    lines = draw(asked)
     fitting, tokens = asked, None
     if counter:
         tokens = counter.count(lines, len(asked))
         max_tokens = frame.settings.max_tokens
         if max_tokens and (tokens > max_tokens).any():
-            fitting = shorten(asked, lines, counter, tokens, max_tokens)
-            lines = draw_lines(fitting, template, form, frame.titles)
+            fitting = shorten(asked, lines, counter, tokens, max_tokens, draw)
+            lines = draw(fitting)
             tokens = counter.count(lines, len(asked))
     num_tokens = pl.Series("num_tokens", [None] * len(asked) if tokens is None else tokens, dtype=pl.Int32)
     return fitting, lines, pl.DataFrame([num_tokens, count_left_out(asked, fitting)])

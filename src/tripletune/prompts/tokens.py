@@ -1,10 +1,12 @@
-"""Exact token counts of whole conversations, summed from counts of their pieces.
+"""Exact token counts of whole conversations, where possible summed from counts of their pieces.
 
-A tokenizer that cuts text after every run of line breaks gives a line the same tokens in every context; one that also
-cuts before every single space, as Llama 3's, does so for a title within a line. Prompts share most of their pieces:
-each distinct piece is tokenised once, and an example costs a sum. The cuts are tested when the tokenizer is loaded, and
-for some examples of every shard the sum is compared with the tokens of the whole. Training with TRL and ranking apply
-the same chat template to the same messages.
+A tokenizer that cuts text at every run of line breaks gives a line the same tokens in every context: after the run, as
+Llama 3's, or before its last break, as GPT-2's and SmolLM2's, which join the others to what stands before. One that
+also cuts before every single space does so for a title within a line. Prompts share most of their pieces: each distinct
+piece is tokenised once, and an example costs a sum. The cuts are tested when the tokenizer is loaded, and for some
+examples of every shard the sum is compared with the tokens of the whole. With a tokenizer that cuts in neither way,
+whole conversations are tokenised, which takes as long as training's own tokenisation. Training with TRL and ranking
+apply the same chat template to the same messages.
 """
 # Shape letters in this file: E examples, L lines of one section in all examples
 
@@ -18,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from tripletune.chat import load_tokenizer, require_one_format, write_chat
 from tripletune.errors import ConfigError, InputError
 from tripletune.prompts.render import COMPLETION, Lines
 from tripletune.prompts.sanitise import clean_text
@@ -56,7 +59,7 @@ _LINE_ENDS = (
         "…",
         "‹",
     ),
-    *("|", "|›", "–", "_", "\\", "/", "-", "- ", ":", "々", "ー", "ん", "漢字", "한", "ا", "א", "ก", "कि", "e\u0301"),
+    *("|", "|›", "–", "_", "\\", "/", "-", ":", "々", "ー", "ん", "漢字", "한", "ا", "א", "ก", "कि", "e\u0301"),
     *("🎬", "👍🏽", "©", "°", "€", "+", "=", "~", "^", "`", "#", "*", "&", "%", "$", "@", ";", ","),
 )
 _WORD_STARTS = (
@@ -87,6 +90,8 @@ _WORD_STARTS = (
 )
 """Line ends and word starts of every class of characters that a pre-tokeniser distinguishes."""
 _CHECKED = 4
+_AT_ONCE = 1000
+"""Conversations tokenised at a time."""
 
 
 class TokenCounter:
@@ -98,17 +103,23 @@ class TokenCounter:
         source: name of the tokenizer in errors.
 
     Raises:
-        ConfigError: the chat template or the tokenizer does not allow counting by lines, or one of its control tokens
-            could stand in a title.
+        ConfigError: the chat template changes messages or differs from call to call or between asking and answering,
+            lines of an answer are joined, or a control token could stand in a title.
     """
 
     def __init__(self, tokenizer: Any, template: Template, source: str) -> None:
         self._tokenizer, self._template, self._source = tokenizer, template, source
         self._known: dict[str, int] = {}
         self._refuse_open_tokens()
-        fixed, self._gaps = self._skeleton()
-        self._require_cuts(fixed)
-        self.cuts_at_spaces = self._cuts_before_spaces()
+        self._slots, self._texts = self._skeleton()
+        require_one_format(tokenizer, source)
+        self._require_answer_lines()
+        ways = [self._parts(late=late) for late in (False, True)]
+        fits = [fixed_gaps for late, fixed_gaps in enumerate(ways) if self._cuts(fixed_gaps[0], late=bool(late))]
+        self.sums_lines = bool(fits)
+        """Whether counts are sums over lines; else whole conversations are tokenised."""
+        fixed, self._gaps = fits[0] if fits else ([], {})
+        self.cuts_at_spaces = self.sums_lines and self._cuts_before_spaces()
         self._fixed = sum(self._encode(fixed))
 
     def count(self, lines: Mapping[str, Lines], num_examples: int) -> Tokens:
@@ -118,6 +129,8 @@ class TokenCounter:
             lines: lines of the template's slots and of the completion, as ``render.draw_lines`` returns them.
             num_examples: E.
         """
+        if not self.sums_lines:
+            return self._count_whole(lines, num_examples)
         total = np.full(num_examples, self._fixed, dtype=np.int64)
         for slot, section in lines.items():
             inner_L = self.inner(section)
@@ -128,6 +141,15 @@ class TokenCounter:
             total += np.where(filled, before_L1[ends] - before_L1[section.starts[:-1]], self.empty(slot))
             total[filled] += self._tokens(section, self._gaps[slot], final) - inner_L[final]
         return total
+
+    def _count_whole(self, lines: Mapping[str, Lines], num_examples: int) -> Tokens:
+        nothing = self._template.wording.nothing
+        whole = pl.Series([self._texts[0]]).new_from_index(0, num_examples)
+        for slot, text in zip(self._slots, self._texts[1:], strict=True):
+            whole = whole + lines[slot].folded(nothing) + text
+        starts = range(0, num_examples, _AT_ONCE)
+        counts = [count for start in starts for count in self._encode(whole[start : start + _AT_ONCE].to_list())]
+        return np.array(counts, dtype=np.int64)
 
     def inner(self, section: Lines) -> Tokens:
         """Tokens of each line and its line break, when another line of the section follows; shape (L,)."""
@@ -186,8 +208,8 @@ class TokenCounter:
         encodings = self._tokenizer.backend_tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         return [len(encoding) for encoding in encodings]
 
-    def _skeleton(self) -> tuple[list[str], dict[str, str]]:
-        """Fixed texts of the conversation, and the text after each slot up to the next line."""
+    def _skeleton(self) -> tuple[list[str], list[str]]:
+        """The conversation's slots, and its fixed texts: before the first slot and after each."""
         user = self._template.user
         for slot in self._template.slots:
             user = user.replace(f"{{{slot}}}", f"{_OPEN}{slot}{_CLOSE}")
@@ -196,13 +218,7 @@ class TokenCounter:
             {"role": "user", "content": user},
             {"role": "assistant", "content": f"{_OPEN}{COMPLETION}{_CLOSE}"},
         ]
-        try:
-            whole: str = self._tokenizer.apply_chat_template(chat, tokenize=False)
-        except Exception as error:  # jinja's errors, and any that a model's template raises
-            raise ConfigError(
-                f"{self._source} has no chat template that takes system, user and assistant messages: "
-                f"{str(error).splitlines()[0] if str(error) else type(error).__name__}; use an instruction-tuned model"
-            ) from None
+        whole = write_chat(self._tokenizer, chat, self._source)
         first, *rest = _SLOT.split(whole)
         slots, texts = rest[::2], rest[1::2]
         told = self._template.system in first and all(text in whole for text in self._template.texts)
@@ -213,32 +229,66 @@ class TokenCounter:
         ):
             raise ConfigError(
                 f"the chat template of {self._source} changes messages, or begins an answer in the middle of a line; "
-                "tokens are counted, and answers decoded, by line: use a model with a Llama-3-like template"
+                "answers are decoded by line: use a model with a Llama-3-like template"
             )
-        gaps, fixed = {}, [first]
-        for slot, text in zip(slots, texts, strict=True):
-            gap = _BREAKS.match(text) or _GAP.match(text)
-            gaps[slot] = gap[0] if gap else ""
+        return slots, [first, *texts]
+
+    def _parts(self, *, late: bool) -> tuple[list[str], dict[str, str]]:
+        """Fixed texts that are tokenised alone, and the text after each slot that is tokenised with its last line.
+
+        Args:
+            late: the last of several line breaks belongs to what follows, not to what stands before.
+        """
+        fixed, gaps = [self._texts[0]], {}
+        for slot, text in zip(self._slots, self._texts[1:], strict=True):
+            match = _BREAKS.match(text) or _GAP.match(text)
+            gap = match[0] if match else ""
+            gaps[slot] = gap[:-1] if late and gap.endswith("\n\n") else gap
             fixed.append(text[len(gaps[slot]) :])
         return [text for text in fixed if text], gaps
 
-    def _require_cuts(self, fixed: list[str]) -> None:
-        """Check that the tokenizer cuts between every kind of line end and line start, with one and two breaks.
+    def _cuts(self, fixed: list[str], *, late: bool) -> bool:
+        """Whether the tokenizer cuts between every kind of line end and line start, with one and two breaks.
+
+        Args:
+            fixed, late: of ``_parts``.
+        """
+        starts = [*_LINE_STARTS, self._template.wording.nothing]
+        starts += [text.lstrip("\n").split("\n")[0] for text in fixed[1:]]
+        single, double = ("\n", ""), ("\n", "\n") if late else ("\n\n", "")
+        pairs = [
+            (end + before, after + start)
+            for end in _LINE_ENDS
+            for before, after in (single, double)
+            for start in starts
+        ]
+        # what stands before the first line of a section is not a line's end alone: a blank line may be between
+        pairs += [(text[text.rstrip("\n").rfind("\n") + 1 :], start) for text in fixed[:-1] for start in starts]
+        return self._joined(pairs) is None
+
+    def _require_answer_lines(self) -> None:
+        """Check that the lines of an answer are cut from each other; labels are ranked without writing lines.
 
         Raises:
-            ConfigError: it joins a pair.
+            ConfigError: the tokenizer joins a pair.
         """
-        starts = [*_LINE_STARTS, self._template.wording.nothing, *(text.split("\n")[0] for text in fixed[1:])]
-        ends = [end + "\n" * breaks for end in _LINE_ENDS for breaks in (1, 2)]
-        pairs = [(end, start) for end in ends for start in starts]
-        wholes = self._ids([end + start for end, start in pairs])
-        alone = dict(zip([*ends, *starts], self._ids([*ends, *starts]), strict=True))
-        for (end, start), whole in zip(pairs, wholes, strict=True):
-            if whole != alone[end] + alone[start]:
-                raise ConfigError(
-                    f"the tokenizer of {self._source} joins {end!r} and {start!r} across the line break; tokens are "
-                    "counted, and answers decoded, by line: use a model whose tokenizer cuts there, as Llama 3's"
-                )
+        if self._template.answers.is_labelled:
+            return
+        joined = self._joined([(end + "\n", start) for end in _LINE_ENDS for start in ("2. x", "5. 9")])
+        if joined is not None:
+            raise ConfigError(
+                f"the tokenizer of {self._source} joins {joined[0]!r} and {joined[1]!r} across the line break, and "
+                f"answers of the template {self._template.id} are decoded by line; use a template whose answers are "
+                "letters, or a model whose tokenizer cuts there"
+            )
+
+    def _joined(self, pairs: list[tuple[str, str]]) -> tuple[str, str] | None:
+        """The first pair of texts that has other tokens together than apart; None where all are cut."""
+        distinct = list(dict.fromkeys(text for pair in pairs for text in pair))
+        alone = dict(zip(distinct, self._ids(distinct), strict=True))
+        wholes = self._ids([before + after for before, after in pairs])
+        differ = (pair for pair, whole in zip(pairs, wholes, strict=True) if whole != alone[pair[0]] + alone[pair[1]])
+        return next(differ, None)
 
     def _cuts_before_spaces(self) -> bool:
         """Whether no token spans the border before a single space, for every kind of text on both sides."""
@@ -281,17 +331,4 @@ def load_counter(model: str, revision: str, template: Template) -> TokenCounter:
         InputError: there is none, or it is not cached and not reachable.
         ConfigError: it is unsuitable; see ``TokenCounter``.
     """
-    from transformers import AutoTokenizer  # takes seconds to import
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(model, revision=revision or None, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"finetune.model = {model!r}: its tokenizer cannot be read: {str(error).strip().splitlines()[0]}; name a "
-            "local folder that has it, or fill the Hugging Face cache on a machine with network"
-        ) from None
-    if not tokenizer.is_fast:
-        raise ConfigError(f"finetune.model = {model!r} has no fast tokenizer (tokenizer.json); use a model that has")
-    tokenizer.backend_tokenizer.no_truncation()
-    tokenizer.backend_tokenizer.no_padding()
-    return TokenCounter(tokenizer, template, model)
+    return TokenCounter(load_tokenizer(model, revision), template, model)

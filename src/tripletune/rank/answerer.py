@@ -16,8 +16,9 @@ from typing import Any
 import polars as pl
 import torch
 from peft import PeftModel, get_peft_model_state_dict
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, GenerationConfig
 
+from tripletune.chat import load_tokenizer
 from tripletune.contract import AdapterContract, locate_base, read_contract
 from tripletune.errors import ContractError, NonFiniteError
 from tripletune.rank.decoding import AnswerConstraint, LineTokens, Names, read_answer
@@ -39,6 +40,11 @@ class Answerer:
     seconds: float = field(default=0.0)
     """Time spent in ``answer`` so far."""
 
+    def __post_init__(self) -> None:
+        # a call takes what it does not set itself from here, such as the folder's repetition penalty
+        base = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+        base.generation_config = self.model.generation_config = GenerationConfig()
+
     @classmethod
     def load(cls, finetuned: Path) -> Answerer:
         """Load base model and adapter of a finetuned folder, on the GPU where there is one.
@@ -51,7 +57,7 @@ class Answerer:
         contract = read_contract(finetuned)
         _style_of(contract)  # before weights are read
         base = locate_base(finetuned, contract)
-        tokenizer = AutoTokenizer.from_pretrained(base.source, revision=base.hub_revision, trust_remote_code=False)
+        tokenizer = load_tokenizer(base.source, base.hub_revision, contract.date_string)
         tokenizer.padding_side = "left"
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
@@ -166,13 +172,7 @@ class Answerer:
         with torch.inference_mode():
             output = self.model.generate(
                 **inputs,
-                max_new_tokens=1,
-                do_sample=False,
-                num_beams=1,
-                eos_token_id=self.lines.end,
-                pad_token_id=self.tokenizer.pad_token_id,
-                output_logits=True,
-                return_dict_in_generate=True,
+                generation_config=self._greedy(1, output_logits=True, return_dict_in_generate=True),
             )
         written = []
         for logits_V, row, tokens in zip(output.logits[0].float().cpu(), names, labels, strict=True):
@@ -181,6 +181,11 @@ class Answerer:
             written.append(self.tokenizer(text, add_special_tokens=False)["input_ids"])
         return written
 
+    def _greedy(self, num_tokens: int, **outputs: bool) -> GenerationConfig:
+        """The likeliest token each time, up to so many."""
+        ends = {"eos_token_id": self.lines.end, "pad_token_id": self.tokenizer.pad_token_id}
+        return GenerationConfig(max_new_tokens=num_tokens, do_sample=False, num_beams=1, **ends, **outputs)
+
     def _generate(self, inputs: Any, names: Sequence[Names], constrained: bool) -> list[list[int]]:
         prompt_length = inputs["input_ids"].shape[1]
         end = self.lines.end
@@ -188,11 +193,7 @@ class Answerer:
         with torch.inference_mode():
             output = self.model.generate(
                 **inputs,
-                max_new_tokens=self._longest_answer(names),  # a free answer beyond this can't be a valid one
-                do_sample=False,
-                num_beams=1,
-                eos_token_id=end,
-                pad_token_id=self.tokenizer.pad_token_id,
+                generation_config=self._greedy(self._longest_answer(names)),  # a longer answer can't be a valid one
                 prefix_allowed_tokens_fn=constraint,
             )
         written: list[list[int]] = output[:, prompt_length:].tolist()
