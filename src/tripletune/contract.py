@@ -17,6 +17,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from tripletune.chat import DATE
+from tripletune.config import SHIPPED
 from tripletune.errors import ContractError, InputError, MissingArtifactError
 from tripletune.flatten import flatten
 from tripletune.store.files import write_json
@@ -24,7 +25,8 @@ from tripletune.store.fingerprint import sha256_file, sha256_json
 
 CONTRACT = "contract.json"
 TINY = "tiny"
-"""Name of the base model that the finetune stage builds itself, in ``base/`` of the adapter's folder."""
+"""Name of the base model that the finetune stage builds itself, in ``base/`` of the adapter's folder, where the shipped
+one lies as well."""
 
 
 class AdapterContract(BaseModel):
@@ -36,7 +38,7 @@ class AdapterContract(BaseModel):
     """Template, answer style, candidate, retriever and hint settings: must equal those of the prompts it answers."""
     tokenizer_sha256: str
     base_model: str
-    """``tiny``, a Hugging Face id, or a local folder."""
+    """``tiny``, ``smollm2-135m``, a Hugging Face id, or a local folder."""
     base_revision: str
     """Commit on the hub, or the SHA-256 of a local folder's weights and config."""
     date_string: str = DATE
@@ -163,7 +165,7 @@ def locate_base(finetuned: Path, contract: AdapterContract) -> BaseIdentity:
     Raises:
         ContractError: weights, config or tokenizer are no longer those the adapter was trained over.
     """
-    model = str(finetuned / "base") if contract.base_model == TINY else contract.base_model
+    model = str(finetuned / "base") if contract.base_model in (TINY, SHIPPED) else contract.base_model
     base = identify_base(model, contract.base_revision)
     for field, now, then in (
         ("base_revision", base.revision, contract.base_revision),

@@ -16,6 +16,7 @@ import polars as pl
 from tripletune.config import RunConfig
 from tripletune.contract import read_contract, require_same
 from tripletune.errors import InputError
+from tripletune.pipeline.stages import tokenizer_of
 from tripletune.prompts.engine import Frame, build_examples, prompt_contract
 from tripletune.prompts.evidence import collect_evidence
 from tripletune.prompts.explain import TripleKey, explain_lines
@@ -135,7 +136,7 @@ def _recommend(paths: RunPaths, config: RunConfig, rows: pl.DataFrame) -> list[R
         max_disliked=config.prompt.max_disliked,
     )
     specialists = {one.stage: paths.fingerprints[one.stage] for one in SPECIALISTS}
-    frame = Frame.load(paths.require("ingest"), config.prompt, specialists, config.seed, config.counted_with)
+    frame = Frame.load(paths.require("ingest"), config.prompt, specialists, config.seed, tokenizer_of(paths, config))
     examples = build_examples(retrieved, choices, evidence, nothing, frame)
     answers = rank_examples(examples, adapter, tuned=True, constrained=True, batch_size=1)["answers"][0]
     return _explain(examples, answers.to_list())

@@ -17,7 +17,14 @@ from tripletune.config.data import (
     SplitConfig,
     SyntheticConfig,
 )
-from tripletune.config.llm import EvaluateConfig, FinetuneConfig, PromoteConfig, RankConfig, TinyLlamaConfig
+from tripletune.config.llm import (
+    SHIPPED,
+    EvaluateConfig,
+    FinetuneConfig,
+    PromoteConfig,
+    RankConfig,
+    TinyLlamaConfig,
+)
 from tripletune.config.models import (
     BASELINES,
     RETRIEVERS,
@@ -45,6 +52,7 @@ __all__ = [
     "BASELINES",
     "LISTED_FILMS",
     "RETRIEVERS",
+    "SHIPPED",
     "SHIPPED_RETRIEVERS",
     "Credit",
     "EvaluateConfig",

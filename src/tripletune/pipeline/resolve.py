@@ -51,7 +51,11 @@ def resolve(config: RunConfig, artifacts: Path) -> RunPaths:
 
 def _check_tokenizer(config: RunConfig) -> None:
     """Read the base model's tokenizer and try it with the run's template, unless it is on the hub alone."""
-    if config.counted_with is None:
+    if config.finetune.is_shipped:
+        from tripletune.finetune.shipped import find_weights
+
+        find_weights()
+    if config.counted_with is None or config.finetune.is_shipped:
         return
     from tripletune.prompts.template import load_template
     from tripletune.prompts.tokens import load_counter

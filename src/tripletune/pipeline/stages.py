@@ -314,7 +314,7 @@ def run_generate(paths: RunPaths, config: RunConfig, map_jobs: MapJobs | None = 
             dislike=config.split.dislike,
             specialists={one.stage: paths.fingerprints[one.stage] for one in SPECIALISTS},
             seed=config.seed,
-            tokenizer=config.counted_with,
+            tokenizer=tokenizer_of(paths, config),
             map_jobs=map_jobs or one_after_the_other,
             previous=found.folder if isinstance(found, Earlier) else None,
             unchanged=unchanged if isinstance(found, Earlier) else None,
@@ -350,12 +350,25 @@ def run_quality(paths: RunPaths, config: RunConfig, *, run: str, child: StageRun
     return folder
 
 
+def run_base(paths: RunPaths, config: RunConfig) -> Path:
+    """Convert the pretrained model that a package ships, SmolLM2-135M-Instruct, into a model folder."""
+    from tripletune.finetune.shipped import write_shipped
+
+    return paths.build("base", write_shipped)
+
+
+def tokenizer_of(paths: RunPaths, config: RunConfig) -> tuple[str, str] | None:
+    """Folder or id, and revision, of the tokenizer that counts the prompts' tokens; None for ``tiny``."""
+    return (str(paths.require("base")), "") if config.finetune.is_shipped else config.counted_with
+
+
 def run_finetune(paths: RunPaths, config: RunConfig, on_log: LogCurve | None = None) -> Path:
     """LoRA-tune the language model in a subprocess; the curve is live in MLflow."""
     from tripletune.finetune.launch import finetune_adapter
     from tripletune.prompts.engine import prompt_contract
 
     generate = paths.require("generate")
+    base = paths.require("base") if config.finetune.is_shipped else None
     return paths.build(
         "finetune",
         lambda work: finetune_adapter(
@@ -366,6 +379,7 @@ def run_finetune(paths: RunPaths, config: RunConfig, on_log: LogCurve | None = N
             dict(paths.fingerprints),
             config.seed,
             on_log,
+            base=base,
         ),
     )
 
