@@ -119,7 +119,8 @@ def test_every_stage_has_a_command_and_a_task_and_reads_settings_that_exist():
     assert names <= commands
     assert names == TASKS.keys()
     # computing every fingerprint proves that each source and setting exists
-    every = RunConfig.model_validate({"dataset": "x", "retrieve": {"fused_sasrec": 1.0}})
+    further = {"retrieve": {"fused_sasrec": 1.0}, "finetune": {"model": "smollm2-135m"}}
+    every = RunConfig.model_validate({"dataset": "x", **further})
     assert resolve(every, ROOT / "artifacts").fingerprints.keys() == names - {"quality", "promote"}
 
 
