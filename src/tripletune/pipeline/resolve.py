@@ -57,6 +57,8 @@ def _check_tokenizer(config: RunConfig) -> None:
         find_weights()
     if config.counted_with is None or config.finetune.is_shipped:
         return
+    if config.finetune.names_a_folder:
+        _require("model", Path(config.finetune.model))
     from tripletune.prompts.template import load_template
     from tripletune.prompts.tokens import load_counter
 
