@@ -25,13 +25,16 @@ _REPLIES = ("A", "Q", "QX", "1. A", "1. é", '1. "x', "1. 漢字")
 _RENDERED = 3
 
 
-def load_tokenizer(source: str | os.PathLike[str], revision: str | None = None, date: str = DATE) -> Any:
+def load_tokenizer(
+    source: str | os.PathLike[str], revision: str | None = None, date: str = DATE, *, cached: bool = False
+) -> Any:
     """Read a fast tokenizer and fix what its chat template may change.
 
     Args:
         source: a local folder or a Hugging Face id.
         revision: commit of an id.
         date: the day that the template writes where it writes one.
+        cached: do not ask the hub for an id that is not in the cache.
 
     Raises:
         InputError: there is none, or it is neither cached nor reachable. ConfigError: it is not a fast one.
@@ -39,7 +42,9 @@ def load_tokenizer(source: str | os.PathLike[str], revision: str | None = None, 
     from transformers import AutoTokenizer  # takes seconds to import
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision or None, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(
+            source, revision=revision or None, trust_remote_code=False, local_files_only=cached
+        )
     except (OSError, ValueError) as error:
         raise InputError(
             f"finetune.model = {str(source)!r}: its tokenizer cannot be read: {str(error).strip().splitlines()[0]}; "

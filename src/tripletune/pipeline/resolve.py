@@ -50,7 +50,7 @@ def resolve(config: RunConfig, artifacts: Path) -> RunPaths:
 
 
 def _check_tokenizer(config: RunConfig) -> None:
-    """Read the base model's tokenizer and try it with the run's template, unless it is on the hub alone."""
+    """Read the base model's tokenizer and try it with the run's template, unless it is on the hub and not in the cache."""
     if config.finetune.is_shipped:
         from tripletune.finetune.shipped import find_weights
 
@@ -63,7 +63,7 @@ def _check_tokenizer(config: RunConfig) -> None:
     from tripletune.prompts.tokens import load_counter
 
     try:
-        load_counter(*config.counted_with, load_template(config.prompt.template))
+        load_counter(*config.counted_with, load_template(config.prompt.template), cached=True)
     except InputError:
         if config.finetune.names_a_folder:
             raise

@@ -324,11 +324,11 @@ class TokenCounter:
             )
 
 
-def load_counter(model: str, revision: str, template: Template) -> TokenCounter:
+def load_counter(model: str, revision: str, template: Template, *, cached: bool = False) -> TokenCounter:
     """Read the tokenizer of a local folder or a Hugging Face id.
 
     Raises:
         InputError: there is none, or it is not cached and not reachable.
         ConfigError: it is unsuitable; see ``TokenCounter``.
     """
-    return TokenCounter(load_tokenizer(model, revision), template, model)
+    return TokenCounter(load_tokenizer(model, revision, cached=cached), template, model)
