@@ -50,23 +50,28 @@ def resolve(config: RunConfig, artifacts: Path) -> RunPaths:
 
 
 def _check_tokenizer(config: RunConfig) -> None:
-    """Read the base model's tokenizer and try it with the run's template, unless it is on the hub and not in the cache."""
+    """Try the base model's tokenizer with the run's template, unless it is on the hub and not yet in the cache."""
     if config.finetune.is_shipped:
         from tripletune.finetune.shipped import find_weights
 
         find_weights()
     if config.counted_with is None or config.finetune.is_shipped:
         return
+    model, revision = config.counted_with
     if config.finetune.names_a_folder:
-        _require("model", Path(config.finetune.model))
+        _require("model", Path(model))
+    elif not _is_cached(model, revision):
+        return
     from tripletune.prompts.template import load_template
     from tripletune.prompts.tokens import load_counter
 
-    try:
-        load_counter(*config.counted_with, load_template(config.prompt.template), cached=True)
-    except InputError:
-        if config.finetune.names_a_folder:
-            raise
+    load_counter(model, revision, load_template(config.prompt.template), cached=True)
+
+
+def _is_cached(model: str, revision: str) -> bool:
+    from huggingface_hub import try_to_load_from_cache  # a tenth of a second; transformers takes seconds
+
+    return isinstance(try_to_load_from_cache(model, "tokenizer.json", revision=revision), str)
 
 
 def _check_people(config: RunConfig) -> None:
