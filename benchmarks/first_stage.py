@@ -64,7 +64,8 @@ def section(
         raise SystemExit(f"{name}: the runs have lists of different queries")
     num_users = found["user_id"].n_unique()
     weights = "; ".join(filter(None, (read_weights(folder) for folder in rankings)))
-    lines = [f"## {name}", "", f"{num_users:,} users, {len(rankings)} seeds. Learned weights, by seed: {weights}.", ""]
+    seeds = f"{len(rankings)} seed{'s' * (len(rankings) > 1)}"
+    lines = [f"## {name}", "", f"{num_users:,} users, {seeds}. Learned weights, by seed: {weights}.", ""]
     lines += ["| list | hr_at_10 | ndcg_at_10 | hr_at_20 | fused minus it, hr_at_10 | ndcg_at_10 |"]
     lines += ["|---|--:|--:|--:|---|---|"]
     means = found.group_by("retriever", "seed").agg(pl.col(SHOWN).mean())
