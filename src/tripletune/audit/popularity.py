@@ -71,6 +71,7 @@ class _Counts:
 
     @classmethod
     def read(cls, split: Path, lightgcn: Path) -> _Counts:
+        """Count the likes that fit b was trained on, and read the split's dates, where it has some."""
         trained = scan(lightgcn / "trained_on.parquet").filter(pl.col("fit") == FIT_OF["test"])
         likes = trained.group_by("movie_id").agg(likes=pl.len())
         films = scan(lightgcn / "movies.parquet").select("movie_id").join(likes, on="movie_id", how="left")

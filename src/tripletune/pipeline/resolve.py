@@ -55,7 +55,8 @@ def _check_tokenizer(config: RunConfig) -> None:
         from tripletune.finetune.shipped import find_weights
 
         find_weights()
-    if config.counted_with is None or config.finetune.is_shipped:
+        return
+    if config.counted_with is None:
         return
     model, revision = config.counted_with
     if config.finetune.names_a_folder:

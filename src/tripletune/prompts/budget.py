@@ -109,7 +109,7 @@ def _shorten_whole(
     while (enough - too_few > 1).any():
         middle = (too_few + enough + 1) // 2
         short = counted(middle) <= max_tokens
-        too_few, enough = np.where(short, too_few, np.minimum(middle, enough - 1)), np.where(short, middle, enough)
+        too_few, enough = np.where(short, too_few, middle), np.where(short, middle, enough)
     return _cut(examples, _after(enough, sizes), facts)
 
 

@@ -34,6 +34,7 @@ def encode(model: EventModel, films_MD: Tensor, events: Events) -> Tensor:
     blocks = padded_blocks(length_U, model.shape.max_length, ENCODE_ROWS)
 
     def encode_block(block: int) -> Tensor:
+        """Vectors of the block's users, (B, D)."""
         length, user_B = blocks[block]
         place_BL = place_UL.new_zeros(ENCODE_ROWS, length)
         have = min(length, place_UL.shape[1])
