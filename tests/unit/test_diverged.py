@@ -19,8 +19,8 @@ from tripletune.finetune import launch
 from tripletune.finetune.checkpoints import SEAL
 from tripletune.finetune.job import TrainingJob
 from tripletune.finetune.launch import _explain
-from tripletune.finetune.sft import _evaluated, _Messenger, _own_arguments, _publish_adapter
 from tripletune.finetune.tiny import build_model
+from tripletune.finetune.training import _evaluated, _Messenger, _own_arguments, _publish_adapter
 from tripletune.processes.supervise import ProcessFailed
 
 
