@@ -54,6 +54,8 @@ class AdapterContract(BaseModel):
     """Commit on the hub, or the SHA-256 of a local folder's weights and config."""
     date_string: str = DATE
     """The day that the chat template writes, where it writes one."""
+    dtype: str = "float32"
+    """Number format of the base model's weights, in training and in ranking."""
     objective: str = "sft"
     """``finetune.objective``: an answer is written line by line, or read from the labels' scores."""
     residual: Residual | None = None

@@ -70,6 +70,13 @@ def combine(logits_EC: Floats, prior_EC: Floats, shown_EC: Flags, weight: float)
     return np.where(shown_EC, weight * centre(logits_EC, shown_EC) + prior_EC, -np.inf)
 
 
+def mean_loss(logits_EC: Floats, prior_EC: Floats, target_EC: Floats, shown_EC: Flags, weight: float) -> float:
+    """Mean cross-entropy of the targets under a softmax over the final scores, in nats."""
+    score_EC = combine(logits_EC, prior_EC, shown_EC, weight)
+    log_EC = np.where(shown_EC, score_EC, 0.0) - np.logaddexp.reduce(score_EC, axis=1, keepdims=True)
+    return -float((target_EC * log_EC).sum() / len(logits_EC))
+
+
 def fit_weight(logits_EC: Floats, prior_EC: Floats, target_EC: Floats, shown_EC: Flags) -> float:
     """The weight from 0 to ``HEAVIEST`` under which the targets are likeliest; the likelihood has one maximum.
 
@@ -82,9 +89,7 @@ def fit_weight(logits_EC: Floats, prior_EC: Floats, target_EC: Floats, shown_EC:
         return 0.0
 
     def loss(weight: float) -> float:
-        score_EC = combine(logits_EC, prior_EC, shown_EC, weight)
-        log_EC = np.where(shown_EC, score_EC, 0.0) - np.logaddexp.reduce(score_EC, axis=1, keepdims=True)
-        return -float((target_EC * log_EC).sum() / len(logits_EC))
+        return mean_loss(logits_EC, prior_EC, target_EC, shown_EC, weight)
 
     best = float(minimize_scalar(loss, bounds=(0.0, HEAVIEST), method="bounded", options={"xatol": 1e-4}).x)
     return round(best, 4) if loss(best) < loss(0.0) else 0.0

@@ -101,6 +101,8 @@ def test_training_lowers_the_loss_and_weighs_the_scores(world, tmp_path, capsys,
     losses = [loss for _, loss in found.logged("loss")]
     assert losses[-1] < losses[0]
     assert 0 <= found.facts["weight"] <= 4
+    assert found.facts["select_examples"] == 4
+    assert found.facts["select_loss"] <= found.facts["select_loss_retriever"]
 
 
 @pytest.mark.parametrize(("batch", "accumulated"), [(2, 3), (6, 1)])
@@ -122,6 +124,20 @@ def test_a_training_goes_on_from_its_last_whole_checkpoint_to_the_same_weights(w
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     assert resumed.facts["weight"] == trained.facts["weight"]
     assert resumed.logged("loss") == trained.logged("loss")
+
+
+def test_weights_are_read_in_the_format_that_the_processor_has(world, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("tripletune.precision.has_bfloat16", lambda: True)
+    loaded = []
+    read = AutoModelForCausalLM.from_pretrained
+    monkeypatch.setattr(
+        "tripletune.finetune.training.AutoModelForCausalLM.from_pretrained",
+        lambda *arguments, **named: loaded.append(read(*arguments, **named)) or loaded[-1],
+    )
+    facts = run(changed(world, tmp_path, {"model": "some/model", "num_train_epochs": 1}), capsys).facts
+    assert facts["dtype"] == "bfloat16"
+    assert loaded[0].lm_head.weight.dtype == torch.bfloat16
+    assert facts["eval_loss_before"] == pytest.approx(untrained_loss(world, residual=True), rel=2e-2)
 
 
 def test_labels_of_several_tokens_are_refused(world, tmp_path, capsys):

@@ -173,6 +173,7 @@ def test_facts_count_tokens_examples_and_weights(trained: Trained) -> None:
         "eval_examples": 3,
         "trainable_parameters": weights,
         "world_size": 1,
+        "dtype": "float32",
         "resumed_from_step": 0,
     }
     assert sum(tensor.numel() for tensor in trained.weights().values()) == weights

@@ -71,7 +71,8 @@ def finetune_adapter(
 
     Returns:
         Facts: train_loss, eval_loss, eval_loss_before, steps, seconds, tokens, examples, eval_examples,
-        trainable_parameters, world_size, resumed_from_step (0 when it started over).
+        trainable_parameters, world_size, dtype, resumed_from_step (0 when it started over); with an objective over
+        labels also weight, select_examples, select_loss and select_loss_retriever (``training._weigh``).
 
     Raises:
         InputError, ConfigError: nothing to train on, no such model or accelerate file, a wrong ``settings.trainer``.
@@ -109,7 +110,7 @@ def finetune_adapter(
     write_parquet(out / "curve.parquet", _curve(result["history"]))
     facts: Facts = result["facts"]
     residual = Residual(prior=job.prior, weight=facts["weight"]) if "weight" in facts else None
-    write_contract(out, _contract(settings, identity, prompt_contract, lineage, residual))
+    write_contract(out, _contract(settings, identity, prompt_contract, lineage, facts["dtype"], residual))
     return facts
 
 
@@ -118,6 +119,7 @@ def _contract(
     base: BaseIdentity,
     prompt_contract: Mapping[str, Any],
     lineage: Mapping[str, str],
+    dtype: str,
     residual: Residual | None,
 ) -> AdapterContract:
     return AdapterContract(
@@ -126,6 +128,7 @@ def _contract(
         base_model=settings.model,
         base_revision=base.revision,
         date_string=DATE,
+        dtype=dtype,
         objective=settings.objective,
         residual=residual,
         lineage=dict(lineage),

@@ -29,7 +29,8 @@ from tripletune.finetune.checkpoints import last_whole, seal, step_of
 from tripletune.finetune.examples import chat_lengths, label_examples, pad_labels, read_examples
 from tripletune.finetune.job import TrainingJob, send
 from tripletune.finetune.trainers import ChatTrainer, LabelTrainer
-from tripletune.residual import fit_weight
+from tripletune.precision import choose_dtype
+from tripletune.residual import fit_weight, mean_loss
 from tripletune.store.files import write_json
 
 
@@ -53,7 +54,7 @@ def train(job: TrainingJob) -> None:
     trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
     if eval_set is not None and not _evaluated(trainer.state):
         trainer.evaluate()
-    weight = _weigh(trainer, tokenizer, job) if job.select else None
+    weighed = _weigh(trainer, tokenizer, job) if job.select else {}
     if state.is_main_process:
         _publish_adapter(job, trainer.accelerator.unwrap_model(trainer.model))
         facts = {
@@ -66,8 +67,9 @@ def train(job: TrainingJob) -> None:
             "eval_examples": len(eval_set) if eval_set is not None else 0,
             "trainable_parameters": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
             "world_size": state.num_processes,
+            "dtype": choose_dtype(job.settings.model),
             "resumed_from_step": step_of(resumed) if resumed else 0,
-            **({} if weight is None else {"weight": weight}),
+            **weighed,
         }
         write_json(job.result, {"facts": facts, "history": trainer.state.log_history})
     state.wait_for_everyone()
@@ -154,7 +156,7 @@ def _trainer(
     job: TrainingJob, tokenizer: Any, train: Dataset, evaluation: Dataset | None, *, use_cpu: bool, from_start: bool
 ) -> ChatTrainer:
     named: dict[str, Any] = {
-        "model": _load_model(job, use_cpu),
+        "model": _load_model(job),
         "args": _arguments(job, use_cpu, evaluate=evaluation is not None, from_start=from_start),
         "train_dataset": train,
         "eval_dataset": evaluation,
@@ -170,18 +172,26 @@ def _trainer(
     )
 
 
-def _weigh(trainer: LabelTrainer, tokenizer: Any, job: TrainingJob) -> float:
-    """Weight of the trained model's logits next to the prior, from valid examples of the users who select."""
+def _weigh(trainer: LabelTrainer, tokenizer: Any, job: TrainingJob) -> dict[str, float]:
+    """Weight of the trained model's logits next to the prior, from valid examples of the users who select: ``weight``,
+    and their mean cross-entropy with it and with the prior alone."""
     assert job.select is not None
     examples, _ = _examples((job.select,), tokenizer, job)
-    return fit_weight(*trainer.label_logits(examples))
+    arrays = trainer.label_logits(examples)
+    weight = fit_weight(*arrays)
+    return {
+        "weight": weight,
+        "select_examples": len(examples),
+        "select_loss": mean_loss(*arrays, weight),
+        "select_loss_retriever": mean_loss(*arrays, 0.0),
+    }
 
 
-def _load_model(job: TrainingJob, use_cpu: bool) -> Any:
+def _load_model(job: TrainingJob) -> Any:
     model = AutoModelForCausalLM.from_pretrained(
         job.base,
         revision=job.hub_revision,
-        dtype=torch.bfloat16 if _bf16(use_cpu) else torch.float32,
+        dtype=getattr(torch, choose_dtype(job.settings.model)),
         use_safetensors=True,
         trust_remote_code=False,
     )
@@ -192,10 +202,6 @@ def _load_model(job: TrainingJob, use_cpu: bool) -> Any:
             f"set it to at most {context}"
         )
     return model
-
-
-def _bf16(use_cpu: bool) -> bool:
-    return not use_cpu and torch.cuda.is_bf16_supported()
 
 
 def _lora(job: TrainingJob) -> LoraConfig:
@@ -248,7 +254,7 @@ def _own_arguments(job: TrainingJob, use_cpu: bool, *, evaluate: bool, from_star
         "dataloader_num_workers": 0,
         "dataloader_pin_memory": not use_cpu,
         "use_cpu": use_cpu,
-        "bf16": _bf16(use_cpu),
+        "bf16": choose_dtype(settings.model) == "bfloat16",
         "report_to": "none",
         "disable_tqdm": True,
         **(_OF_LABELS if settings.scores_labels else {}),

@@ -78,7 +78,7 @@ class Answerer:
         model = AutoModelForCausalLM.from_pretrained(
             base.source,
             revision=base.hub_revision,
-            dtype=torch.bfloat16 if on_gpu and torch.cuda.is_bf16_supported() else torch.float32,
+            dtype=getattr(torch, contract.dtype),
             use_safetensors=True,
             trust_remote_code=False,
         )

@@ -19,9 +19,7 @@ def add_retriever(answered: pl.DataFrame, retrieved: pl.Series, residual: Residu
     places = rows.select("row", answers="retrieved", place=pl.int_ranges(pl.col("retrieved").list.len())).explode(
         "answers", "place", empty_as_null=False
     )
-    priors = pl.DataFrame(
-        {"place": range(len(residual.prior)), "prior": residual.prior}, schema_overrides={"place": pl.Int64}
-    )
+    priors = pl.DataFrame({"prior": residual.prior}).with_columns(place=pl.int_range(pl.len()))
     logits = rows.select("row", "answers", logit="scores").explode("answers", "logit", empty_as_null=False)
     centred = pl.col("logit").cast(pl.Float64) - pl.col("logit").cast(pl.Float64).mean().over("row")
     summed = (
