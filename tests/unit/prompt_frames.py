@@ -67,6 +67,7 @@ def frames(names: list[str], relations: list[str], num_candidates: int = 20) -> 
         films = [int(film) for film in rng.permutation(NUM_FILMS)[: num_candidates + 25] + 1]
         shown, liked = films[:num_candidates], films[num_candidates : num_candidates + user % 16]
         disliked, similar = films[num_candidates + 15 : num_candidates + 20], films[num_candidates + 20 :]
+        similar[user % 5] = shown[user % 11]
         rows.append(
             {
                 "user_id": user,
