@@ -22,10 +22,6 @@ VIEWERS = 6 << 40
 """Added to the run's seed for the order of users, of whom the first so many are evaluated."""
 
 
-_JUDGES = 16 << 40
-"""Added to the run's seed for the halves of the users in valid."""
-
-
 def mix(values: npt.ArrayLike, seed: int) -> UInt64Array:
     """SplitMix64 of each integer (Steele, Lea & Flood, OOPSLA 2014), started from ``seed``.
 
@@ -80,11 +76,3 @@ def exponential(values: npt.ArrayLike, number: int, seed: int) -> npt.NDArray[np
     values = np.asarray(values)
     uniform = (pair_hash(values, np.full(values.shape, number), seed) >> np.uint64(11)).astype(np.float64) + 0.5
     return np.asarray(-np.log(uniform / 2.0**53))
-
-
-def judges(users: pl.Series, seed: int) -> pl.Series:
-    """Whether a user's valid example judges an adapter (half of the users); the others' select what is tuned on valid.
-
-    An adapter whose weight or settings were chosen on the users who admit it would look better than it is.
-    """
-    return pl.Series(mix(users.to_numpy(), seed + _JUDGES) >> np.uint64(63) == 1)

@@ -18,8 +18,8 @@ from tripletune.cli.inspect import metrics_tables
 from tripletune.config import EvaluateConfig
 from tripletune.errors import InputError
 from tripletune.evaluate.evaluate import evaluate_run
+from tripletune.judges import judges
 from tripletune.promote.decision import promotion_scores
-from tripletune.stable_hash import judges
 
 SETTINGS = EvaluateConfig(bootstrap_resamples=200)
 

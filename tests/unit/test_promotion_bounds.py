@@ -7,8 +7,8 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from tripletune.judges import judges
 from tripletune.promote.decision import PromotionDecision, decide_promotion, promotion_scores
-from tripletune.stable_hash import judges
 
 
 def scores(*values: float) -> pl.DataFrame:

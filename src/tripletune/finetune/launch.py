@@ -26,10 +26,11 @@ from tripletune.finetune.checkpoints import last_whole
 from tripletune.finetune.job import TrainingJob, columns_read, receive
 from tripletune.finetune.live_log import LiveLog, OnLog
 from tripletune.finetune.trainer_settings import check_trainer_settings
+from tripletune.judges import judges
 from tripletune.processes.supervise import ProcessFailed, clean_environment, end_noted, run_supervised
 from tripletune.residual import calibrate_prior
 from tripletune.schemas.generate import EXAMPLES
-from tripletune.stable_hash import judges, mix
+from tripletune.stable_hash import mix
 from tripletune.store.files import write_json
 from tripletune.store.parquet import write_parquet
 from tripletune.store.paths import MANIFEST, SCRATCH, Facts

@@ -19,8 +19,8 @@ import polars as pl
 
 from tripletune.evaluate.metrics import PROMOTION_METRIC as METRIC
 from tripletune.evaluate.significance import mean_interval
+from tripletune.judges import judges
 from tripletune.schemas.rank import SERVED
-from tripletune.stable_hash import judges
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ def promotion_scores(per_viewer: Path, seed: int) -> pl.DataFrame:
     retriever's scores where there are any, else alone.
 
     Valid and not test: a champion chosen by its test score would make that score a biased one. And of the users in
-    valid only those who judge (``stable_hash.judges``): the others selected the weight between both scores.
+    valid only those who judge (``tripletune.judges``): the others selected the weight between both scores.
 
     Args:
         per_viewer: evaluate/per_viewer.parquet.
