@@ -17,6 +17,8 @@ from tripletune.schemas.hints import HINT_OF
 from tripletune.schemas.inline import FACT, INLINE_MARK, NAME, OTHER, PLACE, RELATION, Inline
 
 _BETWEEN = f" {INLINE_MARK} "
+_PLAIN = r"^[A-Za-z0-9]{1,50}(?:_[A-Za-z0-9]{1,50}){0,2}$"
+"""Names of relations that prompts show as they are, but for the spaces."""
 
 
 def without_inline(prompt: pl.Expr) -> pl.Expr:
@@ -62,8 +64,8 @@ def _unshown(texts: pl.DataFrame, inline: Inline) -> Iterator[Finding]:
 def _wanted(texts: pl.DataFrame, inline: Inline, style: AnswerStyle) -> pl.DataFrame:
     """Each candidate's line up to its title, with its hints: ``row, line, wanted, loose, is_answer``.
 
-    ``wanted`` is null without a hint. A fact of a relation without words of its own is ``loose``: its relation may be
-    shown in any words, and ``wanted`` has what follows them.
+    ``wanted`` is null without a hint. A fact of a relation with a strange name is ``loose``: this name may be shown in
+    any way, and ``wanted`` has what follows it.
     """
     mark = pl.col("label") + "." if style.is_labelled else pl.lit("-")
     labels = pl.col("labels") if style.is_labelled else pl.col("titles")
@@ -100,17 +102,22 @@ def _films(texts: pl.DataFrame, column: str, words: str) -> pl.DataFrame:
 def _facts(texts: pl.DataFrame, column: str, words: str, inline: Inline) -> pl.DataFrame:
     """``row, movie_id, text, loose`` of a column of triples."""
     facts = texts.select("row", fact=column).explode("fact", empty_as_null=False).unnest("fact")
-    rows = [
-        (relation, words.replace(FACT, told if relation != OTHER else told.rpartition(RELATION)[2]))
-        for relation, told in inline.facts.items()
-    ]
-    known = pl.DataFrame(rows, schema={"relation": pl.String, "told": pl.String}, orient="row")
-    rest = dict(rows)[OTHER]
-    told = facts.join(
-        known.filter(pl.col("relation") != OTHER), on="relation", how="left", maintain_order="left"
-    ).with_columns(loose=pl.col("told").is_null(), told=pl.col("told").fill_null(rest))
-    around = pl.col("told").str.split_exact(NAME, 1).struct
-    text = pl.concat_str(around.field("field_0"), "entity_name", around.field("field_1"))
+    known = pl.DataFrame(list(inline.facts.items()), schema={"relation": pl.String, "told": pl.String}, orient="row")
+    told = facts.join(known.filter(pl.col("relation") != OTHER), on="relation", how="left", maintain_order="left")
+    is_other, is_plain = pl.col("told").is_null(), pl.col("relation").str.contains(_PLAIN)
+    name = pl.col("relation").str.replace_all("_", " ", literal=True)
+    before, _, after = inline.facts[OTHER].partition(RELATION)
+    other = pl.when(is_plain).then(pl.concat_str(pl.lit(before), name, pl.lit(after))).otherwise(pl.lit(after))
+    told = told.with_columns(loose=is_other & ~is_plain, told=pl.when(is_other).then(other).otherwise("told"))
+    ahead, _, behind = words.partition(FACT)
+    parts = pl.col("told").str.split_exact(NAME, 1).struct
+    text = pl.concat_str(
+        pl.when("loose").then(pl.lit("")).otherwise(pl.lit(ahead)),
+        parts.field("field_0"),
+        "entity_name",
+        parts.field("field_1"),
+        pl.lit(behind),
+    )
     return told.select("row", "movie_id", "loose", text=text)
 
 
@@ -123,7 +130,7 @@ def _said(texts: pl.DataFrame) -> pl.DataFrame:
 
 
 def _loosely_equal(differing: pl.DataFrame) -> pl.DataFrame:
-    """``row, line`` of the lines whose hints differ in the words of relations without words of their own alone."""
+    """``row, line`` of the lines whose hints differ in the strange names of relations alone."""
     same_length = pl.col("wanted").list.len() == pl.col("said").list.len()
     some = differing.filter(same_length, pl.col("loose").list.any(), ~pl.col("repeated"))
     each = some.select("row", "line", "wanted", "said", "loose").explode("wanted", "said", "loose")
