@@ -249,11 +249,10 @@ def test_shards_of_a_run_are_audited_with_the_inline_hints_that_they_state(tmp_p
         leaks = audit_shards(world.generate, world.split, world.retrieve, trained, style=LETTERS, inline=inline)
         return {(leak.rule, leak.kind) for leak in leaks}
 
-    honest = audit()
+    assert audit() == set()
     path = world.generate / "train" / "shard-000.parquet"
     rows = pl.read_parquet(path).to_dicts()
     film = rows[0]["answers"][0]
     edit(rows[0], film, lambda line: line + " > similar viewers liked it")
     pl.DataFrame(rows, schema=EXAMPLES).write_parquet(path)
-    assert audit() - honest == {OF_ANSWER}
-    assert not {kind for _, kind in honest if "inline" in kind or "section" in kind or "title" in kind}
+    assert audit() == {OF_ANSWER}
