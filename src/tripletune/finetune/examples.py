@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from datasets import Dataset
 
-from tripletune.answer_lines import LineTokens, Names
+from tripletune.answer_lines import LineTokens
 from tripletune.chat import write_chat
 from tripletune.errors import TrainingError
 from tripletune.finetune.job import TrainingJob
+from tripletune.finetune.label_batches import tokenize_labels
 from tripletune.schemas.answers import answer_style
 
 _TOKENIZED_AT_ONCE = 1000
@@ -40,12 +39,7 @@ def chat_lengths(examples: Dataset, tokenizer: Any, job: TrainingJob) -> list[in
 
 
 def label_examples(examples: Dataset, tokenizer: Any, job: TrainingJob) -> Dataset:
-    """Prompts with what the loss over labels needs.
-
-    Returns:
-        ``input_ids`` of the prompt up to where the answer begins, and for each candidate in the order shown its label's
-        token (``label_ids``), its share of the target (``targets``: the answers share it evenly) and its place in the
-        retriever's order (``places``, from 0).
+    """The columns of ``label_batches.tokenize_labels``.
 
     Raises:
         TrainingError: a label is not a single token, or a prompt exceeds ``max_length``.
@@ -54,26 +48,7 @@ def label_examples(examples: Dataset, tokenizer: Any, job: TrainingJob) -> Datas
 
     def tokenize(rows: dict[str, list[Any]]) -> dict[str, list[Any]]:
         """The new columns of some rows."""
-        texts = [write_chat(tokenizer, prompt, job.base_name, opened=True) for prompt in rows["prompt"]]
-        new: dict[str, list[Any]] = {"input_ids": tokenizer(texts, add_special_tokens=False)["input_ids"]}
-        new |= {"label_ids": [], "targets": [], "places": []}
-        for titles, letters, shown, answers, retrieved in zip(
-            *(rows[name] for name in ("candidate_titles", "candidate_letters", "candidates", "answers", "retrieved")),
-            strict=True,
-        ):
-            tokens = lines.single(Names.of(style, titles, letters))
-            if tokens is None:
-                raise TrainingError(
-                    f"finetune.objective = {job.settings.objective!r} reads each candidate's score at its label, and "
-                    f"the tokenizer of {job.base_name} cuts labels of {len(shown)} candidates into several tokens; "
-                    "lower retrieve.num_candidates to 26 or less, or set finetune.objective to 'sft'"
-                )
-            hits = set(answers) & set(shown)
-            place = {film: number for number, film in enumerate(retrieved)}
-            new["label_ids"].append(tokens)
-            new["targets"].append([(film in hits) / len(hits) for film in shown])
-            new["places"].append([place[film] for film in shown])
-        return new
+        return tokenize_labels(rows, tokenizer, lines, style, base_name=job.base_name, objective=job.settings.objective)
 
     made = examples.map(
         tokenize,
@@ -85,32 +60,6 @@ def label_examples(examples: Dataset, tokenizer: Any, job: TrainingJob) -> Datas
     )
     _require_fitting([len(ids) for ids in made["input_ids"]], made["example_id"], job)
     return made.remove_columns("example_id")
-
-
-def pad_labels(rows: Sequence[dict[str, Any]], pad: int, prior: Sequence[float]) -> dict[str, torch.Tensor]:
-    """Batch of ``label_examples``, padded on the right: causal attention sees nothing of it, so it needs no mask.
-
-    Returns:
-        ``input_ids`` (B, L), ``last`` (B,) the place of each prompt's last token, ``label_ids``, ``targets``,
-        ``prior`` and ``shown`` (B, C), and ``labels``, which the Trainer only counts: one for each example.
-    """
-    lengths = torch.tensor([len(row["input_ids"]) for row in rows])
-    width = max(len(row["label_ids"]) for row in rows)
-
-    def padded(values: Sequence[Sequence[float]], to: int, fill: float, dtype: torch.dtype) -> torch.Tensor:
-        return torch.tensor([[*row, *([fill] * (to - len(row)))] for row in values], dtype=dtype)
-
-    place_BC = padded([row["places"] for row in rows], width, 0, torch.long)
-    return {
-        "input_ids": padded([row["input_ids"] for row in rows], int(lengths.max()), pad, torch.long),
-        "last": lengths - 1,
-        "label_ids": padded([row["label_ids"] for row in rows], width, 0, torch.long),
-        "targets": padded([row["targets"] for row in rows], width, 0.0, torch.float32),
-        "prior": torch.tensor(prior, dtype=torch.float32)[place_BC],
-        "shown": torch.arange(width)[None] < torch.tensor([[len(row["label_ids"])] for row in rows]),
-        "labels": torch.zeros(len(rows), dtype=torch.long),
-        "shift_labels": torch.zeros(len(rows), dtype=torch.long),
-    }
 
 
 def _require_fitting(lengths: list[int], example_ids: list[str], job: TrainingJob) -> None:

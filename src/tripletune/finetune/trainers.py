@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 from trl import SFTTrainer
 
+from tripletune.finetune.label_batches import label_logits
 from tripletune.finetune.label_loss import LOSSES, combined_scores, listwise_loss, mass_loss
 from tripletune.finetune.length_batches import LengthBatches
 from tripletune.residual import Flags, Floats
@@ -79,7 +80,7 @@ class LabelTrainer(ChatTrainer):
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        logits_BC, logits_BV = self._label_logits(model, inputs)
+        logits_BC, logits_BV = label_logits(model, inputs)
         loss_B = self._loss(self._scores(logits_BC, inputs), inputs["targets"])
         loss_B = loss_B + mass_loss(logits_BV, logits_BC, inputs["shown"])
         loss = loss_B.sum() / (len(loss_B) if num_items_in_batch is None else num_items_in_batch)
@@ -97,7 +98,7 @@ class LabelTrainer(ChatTrainer):
         for inputs in self.get_eval_dataloader(examples):
             batch = self._prepare_inputs(inputs)
             with torch.no_grad(), self.compute_loss_context_manager():
-                logits_BC, _ = self._label_logits(self.model, batch)
+                logits_BC, _ = label_logits(self.model, batch)
             rows = (logits_BC, batch["prior"], batch["targets"], batch["shown"])
             padded = self.accelerator.pad_across_processes(rows, dim=1)
             found.append(tuple(one.cpu() for one in self.accelerator.gather_for_metrics(padded)))
@@ -106,7 +107,7 @@ class LabelTrainer(ChatTrainer):
         return arrays[0], arrays[1], arrays[2], arrays[3].astype(np.bool_)
 
     def _measure(self, model: Any, inputs: dict[str, Tensor]) -> Tensor:
-        logits_BC, _ = self._label_logits(model, inputs)
+        logits_BC, _ = label_logits(model, inputs)
         score_BC = self._scores(logits_BC, inputs)
         right_B = inputs["targets"].gather(1, score_BC.argmax(dim=1, keepdim=True))[:, 0] > 0
         measured = (listwise_loss(score_BC, inputs["targets"]), right_B, torch.ones_like(right_B))
@@ -114,14 +115,6 @@ class LabelTrainer(ChatTrainer):
 
     def _scores(self, logits_BC: Tensor, inputs: dict[str, Tensor]) -> Tensor:
         return combined_scores(logits_BC, inputs["shown"], inputs["prior"] if self._residual else None)
-
-    @staticmethod
-    def _label_logits(model: Any, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Logits in float32 after each prompt's last token: of the labels (B, C) and of all tokens (B, V)."""
-        places, of_row_B = torch.unique(inputs["last"], return_inverse=True)
-        logits = model(input_ids=inputs["input_ids"], use_cache=False, logits_to_keep=places).logits
-        logits_BV = logits[torch.arange(len(of_row_B), device=of_row_B.device), of_row_B].float()
-        return logits_BV.gather(1, inputs["label_ids"]), logits_BV
 
 
 def _wide(values: Tensor, width: int) -> Floats:

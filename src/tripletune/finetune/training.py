@@ -26,8 +26,9 @@ from trl import SFTConfig
 from tripletune.chat import load_tokenizer
 from tripletune.errors import TrainingDiverged, TrainingError
 from tripletune.finetune.checkpoints import last_whole, seal, step_of
-from tripletune.finetune.examples import chat_lengths, label_examples, pad_labels, read_examples
+from tripletune.finetune.examples import chat_lengths, label_examples, read_examples
 from tripletune.finetune.job import TrainingJob, send
+from tripletune.finetune.label_batches import pad_labels
 from tripletune.finetune.trainers import ChatTrainer, LabelTrainer
 from tripletune.precision import choose_dtype
 from tripletune.residual import fit_weight, mean_loss
