@@ -16,6 +16,8 @@ from tripletune.finetune.job import TrainingJob
 from tripletune.schemas.answers import answer_style
 
 _TOKENIZED_AT_ONCE = 1000
+_READ = ("example_id", "candidate_titles", "candidate_letters", "candidates", "answers", "retrieved")
+"""Columns from which the labels and targets of an example are made."""
 
 
 def read_examples(files: tuple[Path, ...], job: TrainingJob) -> Dataset:
@@ -48,7 +50,7 @@ def label_examples(examples: Dataset, tokenizer: Any, job: TrainingJob) -> Datas
         retriever's order (``places``, from 0).
 
     Raises:
-        TrainingError: a label is not a single token, or a prompt exceeds ``max_length``.
+        TrainingError: a label is not a single token, no candidate is an answer, or a prompt exceeds ``max_length``.
     """
     lines, style = LineTokens(tokenizer), answer_style(job.answer_style)
 
@@ -57,10 +59,7 @@ def label_examples(examples: Dataset, tokenizer: Any, job: TrainingJob) -> Datas
         texts = [write_chat(tokenizer, prompt, job.base_name, opened=True) for prompt in rows["prompt"]]
         new: dict[str, list[Any]] = {"input_ids": tokenizer(texts, add_special_tokens=False)["input_ids"]}
         new |= {"label_ids": [], "targets": [], "places": []}
-        for titles, letters, shown, answers, retrieved in zip(
-            *(rows[name] for name in ("candidate_titles", "candidate_letters", "candidates", "answers", "retrieved")),
-            strict=True,
-        ):
+        for example_id, titles, letters, shown, answers, retrieved in zip(*(rows[name] for name in _READ), strict=True):
             tokens = lines.single(Names.of(style, titles, letters))
             if tokens is None:
                 raise TrainingError(
@@ -69,6 +68,12 @@ def label_examples(examples: Dataset, tokenizer: Any, job: TrainingJob) -> Datas
                     "lower retrieve.num_candidates to 26 or less, or set finetune.objective to 'sft'"
                 )
             hits = set(answers) & set(shown)
+            if not hits:
+                raise TrainingError(
+                    f"the example {example_id} has no answer among its candidates, so "
+                    f"finetune.objective = {job.settings.objective!r} has no target there; generate the prompts again, "
+                    "or set finetune.objective to 'sft'"
+                )
             place = {film: number for number, film in enumerate(retrieved)}
             new["label_ids"].append(tokens)
             new["targets"].append([(film in hits) / len(hits) for film in shown])
