@@ -148,6 +148,50 @@ def test_labels_of_several_tokens_are_refused(world, tmp_path, capsys):
         run(changed(world, tmp_path / "out", train=(tmp_path / "strange.parquet",)), capsys)
 
 
+def test_an_example_without_an_answer_among_its_candidates_is_refused_by_name(world, tmp_path, capsys):
+    rows = pl.concat(pl.read_parquet(file) for file in world.train)
+    missed = pl.col("example_id") == "3:train:15"
+    nobody = pl.when(missed).then(pl.lit([9999], pl.List(pl.Int32))).otherwise("answers")
+    rows.with_columns(answers=nobody).write_parquet(tmp_path / "missed.parquet")
+    with pytest.raises(TrainingError, match=r"3:train:15 has no answer among its candidates, .*; generate the prompts"):
+        run(changed(world, tmp_path / "out", train=(tmp_path / "missed.parquet",)), capsys)
+
+
+def test_an_example_that_sets_the_weight_and_does_not_fit_is_refused_before_the_first_step(world, tmp_path, capsys):
+    assert world.select is not None
+    rows = pl.read_parquet(world.select)
+    longer = pl.element().struct.with_fields(pl.field("content") + " and so on" * 200)
+    rows.with_columns(pl.col("prompt").list.eval(longer)).write_parquet(tmp_path / "longer.parquet")
+    job = changed(world, tmp_path / "out", select=tmp_path / "longer.parquet")
+    with pytest.raises(TrainingError, match=r"4 of 4 examples are longer than finetune\.max_length = 1024"):
+        run(job, capsys)
+    assert not list(job.checkpoints.glob("*"))
+    assert '"kind": "log"' not in capsys.readouterr().out
+
+
+def test_without_users_who_select_the_sum_that_was_trained_is_served(tmp_path: Path) -> None:
+    shards = write_shards(tmp_path / "shards", train=12, valid=0, test=6, long=False, letters=True)
+    contracts = {}
+    for residual in (True, False):
+        adapter = tmp_path / f"adapter-{residual}"
+        adapter.mkdir()
+        changes = {"objective": "listwise", "residual": residual, "num_train_epochs": 1.0}
+        facts = finetune_adapter(shards, adapter, LAUNCHED.model_copy(update=changes), LETTERS_CONTRACT, {}, 0)
+        assert "weight" not in facts
+        contracts[residual] = read_contract(adapter).residual
+    assert contracts[False] is None
+    assert contracts[True] is not None
+    assert contracts[True].weight == 1.0
+    served = rank_examples(
+        pl.read_parquet(shards / "test" / "*.parquet"),
+        tmp_path / "adapter-True",
+        tuned=True,
+        constrained=True,
+        batch_size=4,
+    )
+    assert set(served["system"]) == {"tuned+retriever"}
+
+
 @pytest.fixture(scope="module")
 def ranked(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
     """Shards, an adapter trained by the stage, and its predictions."""

@@ -15,6 +15,7 @@ from tripletune.finetune.label_batches import tokenize_labels
 from tripletune.schemas.answers import answer_style
 
 _TOKENIZED_AT_ONCE = 1000
+"""Columns from which the labels and targets of an example are made."""
 
 
 def read_examples(files: tuple[Path, ...], job: TrainingJob) -> Dataset:
@@ -42,7 +43,7 @@ def label_examples(examples: Dataset, tokenizer: Any, job: TrainingJob) -> Datas
     """The columns of ``label_batches.tokenize_labels``.
 
     Raises:
-        TrainingError: a label is not a single token, or a prompt exceeds ``max_length``.
+        TrainingError: a label is not a single token, no candidate is an answer, or a prompt exceeds ``max_length``.
     """
     lines, style = LineTokens(tokenizer), answer_style(job.answer_style)
 

@@ -33,7 +33,8 @@ class TrainingJob(BaseModel):
     evaluation: Path | None
     """Parquet with the examples to evaluate on; None when there are none."""
     select: Path | None = None
-    """Parquet with the examples that set the weight of the model's scores next to the retriever's; None: no weight."""
+    """Parquet with the examples that set the weight of the model's scores next to the retriever's; None: that of the
+    training, which is 1 with ``finetune.residual``."""
     prior: tuple[float, ...] = ()
     """``residual.calibrate_prior`` of the training examples, where the loss is taken over labels."""
     answer_style: str = "titles"

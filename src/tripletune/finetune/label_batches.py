@@ -15,6 +15,8 @@ from tripletune.chat import write_chat
 from tripletune.errors import TrainingError
 from tripletune.schemas.answers import AnswerStyle
 
+_READ = ("example_id", "candidate_titles", "candidate_letters", "candidates", "answers", "retrieved")
+
 
 def tokenize_labels(
     rows: Mapping[str, Sequence[Any]],
@@ -28,8 +30,8 @@ def tokenize_labels(
     """Prompts with what the loss over labels needs.
 
     Args:
-        rows: columns ``prompt``, ``candidates``, ``candidate_titles``, ``candidate_letters``, ``answers`` and
-            ``retrieved`` of the shards.
+        rows: columns ``example_id``, ``prompt``, ``candidates``, ``candidate_titles``, ``candidate_letters``,
+            ``answers`` and ``retrieved`` of the shards.
         tokenizer, lines: of the base model; ``lines`` keeps the labels that it has cut.
         style: of the answers.
         base_name, objective: for the message.
@@ -40,15 +42,12 @@ def tokenize_labels(
         retriever's order (``places``, from 0).
 
     Raises:
-        TrainingError: a label is not a single token.
+        TrainingError: a label is not a single token, or no candidate is an answer.
     """
     texts = [write_chat(tokenizer, prompt, base_name, opened=True) for prompt in rows["prompt"]]
     new: dict[str, list[Any]] = {"input_ids": tokenizer(texts, add_special_tokens=False)["input_ids"]}
     new |= {"label_ids": [], "targets": [], "places": []}
-    for titles, letters, shown, answers, retrieved in zip(
-        *(rows[name] for name in ("candidate_titles", "candidate_letters", "candidates", "answers", "retrieved")),
-        strict=True,
-    ):
+    for example_id, titles, letters, shown, answers, retrieved in zip(*(rows[name] for name in _READ), strict=True):
         tokens = lines.single(Names.of(style, titles, letters))
         if tokens is None:
             raise TrainingError(
@@ -57,6 +56,11 @@ def tokenize_labels(
                 "lower retrieve.num_candidates to 26 or less, or set finetune.objective to 'sft'"
             )
         hits = set(answers) & set(shown)
+        if not hits:
+            raise TrainingError(
+                f"the example {example_id} has no answer among its candidates, so finetune.objective = {objective!r} "
+                "has no target there; generate the prompts again, or set finetune.objective to 'sft'"
+            )
         place = {film: number for number, film in enumerate(retrieved)}
         new["label_ids"].append(tokens)
         new["targets"].append([(film in hits) / len(hits) for film in shown])

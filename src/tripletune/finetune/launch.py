@@ -73,7 +73,8 @@ def finetune_adapter(
     Returns:
         Facts: train_loss, eval_loss, eval_loss_before, steps, seconds, tokens, examples, eval_examples,
         trainable_parameters, world_size, dtype, resumed_from_step (0 when it started over); with an objective over
-        labels also weight, select_examples, select_loss and select_loss_retriever (``training._weigh``).
+        labels, where valid has users who select, also weight, select_examples, select_loss and select_loss_retriever
+        (``training._weigh``).
 
     Raises:
         InputError, ConfigError: nothing to train on, no such model or accelerate file, a wrong ``settings.trainer``.
@@ -110,9 +111,16 @@ def finetune_adapter(
     result = json.loads(job.result.read_text(encoding="utf-8"))
     write_parquet(out / "curve.parquet", _curve(result["history"]))
     facts: Facts = result["facts"]
-    residual = Residual(prior=job.prior, weight=facts["weight"]) if "weight" in facts else None
-    write_contract(out, _contract(settings, identity, prompt_contract, lineage, facts["dtype"], residual))
+    write_contract(out, _contract(settings, identity, prompt_contract, lineage, facts["dtype"], _residual(job, facts)))
     return facts
+
+
+def _residual(job: TrainingJob, facts: Facts) -> Residual | None:
+    """How the retriever's scores are added to the model's: with the weight found on valid examples, or where no valid
+    example selects one, as in the training, whose loss is over the plain sum."""
+    trained_as_sum = job.settings.scores_labels and job.settings.residual
+    weight = facts.get("weight", 1.0 if trained_as_sum else None)
+    return None if weight is None else Residual(prior=job.prior, weight=weight)
 
 
 def _contract(

@@ -4,6 +4,7 @@ LoRA: Hu et al., ICLR 2022, https://arxiv.org/abs/2106.09685, on all linear laye
 completion only, or over the candidates' labels where the answer begins (``finetune.objective``). Nothing is packed and
 nothing is cut: an example that does not fit is refused by name.
 """
+# Shape letters in this file: C candidates, E examples
 
 from __future__ import annotations
 
@@ -15,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import transformers
 from accelerate import PartialState
@@ -49,13 +51,14 @@ def train(job: TrainingJob) -> None:
     with state.main_process_first():  # the others then read what it cached
         train_set, lengths = _examples(job.train, tokenizer, job)
         eval_set = _examples((job.evaluation,), tokenizer, job)[0] if job.evaluation else None
+        select_set = _examples((job.select,), tokenizer, job)[0] if job.select else None
     resumed = last_whole(job.checkpoints)  # the stage has removed the others
     trainer = _trainer(job, tokenizer, train_set, eval_set, use_cpu=use_cpu, from_start=resumed is None)
     started = time.perf_counter()
     trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
     if eval_set is not None and not _evaluated(trainer.state):
         trainer.evaluate()
-    weighed = _weigh(trainer, tokenizer, job) if job.select else {}
+    weighed = _weigh(trainer, select_set) if select_set is not None else {}
     if state.is_main_process:
         _publish_adapter(job, trainer.accelerator.unwrap_model(trainer.model))
         facts = {
@@ -121,12 +124,13 @@ _ADVICE = "lower finetune.learning_rate (nothing was published)"
 
 
 def _require_finite_losses(metrics: dict[str, float], step: int, job: TrainingJob) -> None:
-    """Stop at the first logged figure that is NaN or infinite; before step 1 the base model itself is to blame."""
+    """Stop at the first logged figure that is NaN or infinite; up to the first step, whose loss and gradient are those
+    of untrained weights, the base model itself is to blame."""
     for name, label in _WATCHED.items():
         value = metrics.get(name, 0.0)
         if math.isfinite(value):
             continue
-        if step == 0:
+        if step == 0 or (step == 1 and name != "eval_loss"):
             raise TrainingDiverged(
                 f"the {label} is {value} before the first step; check the weights of finetune.model = "
                 f"{job.settings.model!r} (nothing was published)"
@@ -173,12 +177,17 @@ def _trainer(
     )
 
 
-def _weigh(trainer: LabelTrainer, tokenizer: Any, job: TrainingJob) -> dict[str, float]:
+def _weigh(trainer: LabelTrainer, examples: Dataset) -> dict[str, float]:
     """Weight of the trained model's logits next to the prior, from valid examples of the users who select: ``weight``,
-    and their mean cross-entropy with it and with the prior alone."""
-    assert job.select is not None
-    examples, _ = _examples((job.select,), tokenizer, job)
+    and their mean cross-entropy with it and with the prior alone.
+
+    Raises:
+        TrainingDiverged: a label's logit is NaN or infinite, in every rank, as each has all logits.
+    """
     arrays = trainer.label_logits(examples)
+    logits_EC, _, _, shown_EC = arrays
+    if not np.isfinite(logits_EC[shown_EC]).all():
+        raise TrainingDiverged(f"a label's logit of a valid example is NaN or infinite after the last step; {_ADVICE}")
     weight = fit_weight(*arrays)
     return {
         "weight": weight,
