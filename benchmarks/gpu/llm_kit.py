@@ -22,8 +22,8 @@ from tripletune.judges import judges
 from tripletune.residual import calibrate_prior
 from tripletune.schemas.answers import LETTERS, candidate_letters
 
-_SHOWN = ("prompt", "candidates", "candidate_titles", "candidate_letters", "answers", "retrieved")
-COLUMNS = ("example_id", "user_id", "purpose", *_SHOWN)
+_SHOWN = ("example_id", "prompt", "candidates", "candidate_titles", "candidate_letters", "answers", "retrieved")
+COLUMNS = ("user_id", "purpose", *_SHOWN)
 PURPOSES = ("train", "valid", "test")
 SEED = 7
 _PAGE, _BASE_NAME = "kit.json", "the kit's model"
