@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
+from tripletune.schemas.answers import candidate_letters
 from tripletune.schemas.generate import EXAMPLES
 
 _FIRST = [
@@ -46,6 +47,7 @@ _SECOND = [
     "Circus",
 ]
 PROMPT_CONTRACT = {"template": "test", "answer_style": "titles", "num_candidates": 20}
+LETTERS_CONTRACT = {**PROMPT_CONTRACT, "answer_style": "letters"}
 
 
 def title(movie: int) -> str:
@@ -55,7 +57,9 @@ def title(movie: int) -> str:
     return f"{_FIRST[movie % 15]} {_SECOND[movie // 15 % 14]} {1 + movie // 210} ({1950 + movie * 7 % 70})"
 
 
-def example(user: int, purpose: str, *, num_movies: int = 150, long: bool = True) -> dict[str, object]:
+def example(
+    user: int, purpose: str, *, num_movies: int = 150, long: bool = True, letters: bool = False
+) -> dict[str, object]:
     rng = np.random.default_rng([user, len(purpose)])
     movies = [int(movie) for movie in rng.choice(num_movies, size=35, replace=False)]
     retrieved, liked = movies[:20], movies[20:]
@@ -66,8 +70,12 @@ def example(user: int, purpose: str, *, num_movies: int = 150, long: bool = True
     lines += [f"{k}. {title(movie)}" for k, movie in enumerate(retrieved[:10], 1)]
     if long:
         lines += ["", "Hint 2:", *(f"- {title(movie)} - genre - Drama" for movie in shown)]
-    lines += ["", "Which five of these will the viewer like most?", *(f"- {title(movie)}" for movie in shown)]
-    completion = "\n".join(f"{k}. {title(movie)}" for k, movie in enumerate(retrieved[:5], 1))
+    labels = candidate_letters(20) if letters else []
+    marks = [f"{label}." for label in labels] or ["-"] * 20
+    shown_lines = [f"{mark} {title(movie)}" for mark, movie in zip(marks, shown, strict=True)]
+    lines += ["", "Which five of these will the viewer like most?", *shown_lines]
+    said = [labels[shown.index(movie)] if letters else title(movie) for movie in retrieved[:5]]
+    completion = "\n".join(name if letters else f"{k}. {name}" for k, name in enumerate(said, 1))
     return {
         "example_id": f"{user}:train:15" if purpose == "train" else f"{user}:{purpose}",
         "user_id": user,
@@ -82,6 +90,7 @@ def example(user: int, purpose: str, *, num_movies: int = 150, long: bool = True
         "answers": answers,
         "candidates": shown,
         "candidate_titles": [title(movie) for movie in shown],
+        "candidate_letters": labels,
         "retrieved": retrieved,
         "liked": liked,
         "disliked": [],
@@ -95,11 +104,13 @@ def example(user: int, purpose: str, *, num_movies: int = 150, long: bool = True
     }
 
 
-def write_shards(folder: Path, *, train: int, valid: int, test: int, long: bool = True, files: int = 2) -> Path:
+def write_shards(
+    folder: Path, *, train: int, valid: int, test: int, long: bool = True, letters: bool = False, files: int = 2
+) -> Path:
     """``<folder>/<purpose>/shard-NNN.parquet``; returns the folder."""
     for purpose, count in (("train", train), ("valid", valid), ("test", test)):
         (folder / purpose).mkdir(parents=True, exist_ok=True)
-        rows = [example(user, purpose, long=long) for user in range(1, count + 1)]
+        rows = [example(user, purpose, long=long, letters=letters) for user in range(1, count + 1)]
         for number in range(files):
             frame = pl.DataFrame(rows[number::files], schema=EXAMPLES)
             frame.write_parquet(folder / purpose / f"shard-{number:03d}.parquet")

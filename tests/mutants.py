@@ -45,6 +45,8 @@ TESTS: dict[str, tuple[str, ...]] = {
     "retrieve/sampling.py": ("unit/test_sampling.py",),
     "data/split/rules.py": ("unit/test_split_protocols.py", "unit/test_split.py"),
     "rank/decoding.py": ("unit/test_decoding.py",),
+    "residual.py": ("unit/test_residual.py",),
+    "finetune/label_loss.py": ("unit/test_label_loss.py",),
     "prompts/budget.py": ("unit/test_budget_by_hand.py", "unit/test_budget.py"),
     "models/lightgcn/loss.py": ("numerics/test_film_sample.py", "numerics/test_lightgcn.py"),
     "contract.py": ("unit/test_contract.py",),
@@ -52,7 +54,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     "quality/drift.py": ("unit/test_quality_drift.py",),
     "models/training/loop.py": ("unit/test_fit_files.py", "unit/test_training.py"),
     "finetune/checkpoints.py": ("unit/test_launch.py",),
-    "finetune/sft.py": ("unit/test_diverged.py", "unit/test_trainer_settings.py", "flows/test_trainer.py"),
+    "finetune/training.py": ("unit/test_diverged.py", "unit/test_trainer_settings.py", "flows/test_trainer.py"),
 }
 """Module of the package, and the test files that are to notice a fault in it, the quickest first."""
 

@@ -29,6 +29,17 @@ TINY = "tiny"
 one lies as well."""
 
 
+class Residual(BaseModel):
+    """What is added to a model's scores of the candidates, see ``tripletune.residual``."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    prior: tuple[float, ...]
+    """Log-score of each place in the retriever's order."""
+    weight: float
+    """Weight of the model's centred logits."""
+
+
 class AdapterContract(BaseModel):
     """Prompt format, tokenizer and base model of an adapter."""
 
@@ -43,6 +54,12 @@ class AdapterContract(BaseModel):
     """Commit on the hub, or the SHA-256 of a local folder's weights and config."""
     date_string: str = DATE
     """The day that the chat template writes, where it writes one."""
+    dtype: str = "float32"
+    """Number format of the base model's weights, in training and in ranking."""
+    objective: str = "sft"
+    """``finetune.objective``: an answer is written line by line, or read from the labels' scores."""
+    residual: Residual | None = None
+    """What is served is the sum of the model's scores and the retriever's; None: the model's order alone."""
     lineage: dict[str, str] = {}
     """Fingerprints of the stages behind the training shards; not compared."""
 

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.flows.conftest import MicroRun
 from tripletune.config import RunConfig
+from tripletune.judges import judges
 from tripletune.pipeline.stages import run_promote
 from tripletune.promote import champion as promotion
 from tripletune.store.files import write_json
@@ -160,8 +161,13 @@ def test_a_first_adapter_that_is_worse_than_the_untuned_model_is_not_promoted(mi
     held_out = examples.with_columns(pl.col("answers").list.first())
     assert held_out.filter(pl.col("answers").is_in(pl.col("candidates"))).height == examples.height
     share = examples.height / decision["num_viewers"]
+    users = scores.filter(row="tuned", purpose="valid")["user_id"]
+    judging = int(judges(users, micro.record.settings().seed).sum())
+    assert 0 < judging < 24
     assert not decision["promote"]
-    assert f"worse than the untuned model: ndcg_at_5 differs by {-share:+.4f} over 24 users" in decision["reason"]
+    assert (
+        f"worse than the untuned model: ndcg_at_5 differs by {-share:+.4f} over {judging} users" in decision["reason"]
+    )
     assert not versions(micro, "first")
 
 

@@ -21,8 +21,8 @@ from tripletune.config import FinetuneConfig, TinyLlamaConfig
 from tripletune.errors import TrainingError
 from tripletune.finetune.checkpoints import is_whole
 from tripletune.finetune.job import TrainingJob, receive
-from tripletune.finetune.sft import train
 from tripletune.finetune.tiny import write_tiny_llama
+from tripletune.finetune.training import train
 
 TINY = TinyLlamaConfig(vocab_size=400, hidden_size=16, intermediate_size=32, num_layers=1, num_heads=2, num_kv_heads=1)
 SETTINGS = FinetuneConfig(
@@ -148,7 +148,7 @@ def trained(world: TrainingJob, tmp_path_factory: pytest.TempPathFactory) -> Tra
     with pytest.MonkeyPatch.context() as patch:
         keep_on_the_cpu(patch)
         sent: list[dict[str, Any]] = []
-        patch.setattr("tripletune.finetune.sft.send", lambda kind, payload: sent.append({"kind": kind, **payload}))
+        patch.setattr("tripletune.finetune.training.send", lambda kind, payload: sent.append({"kind": kind, **payload}))
         train(job)
     result = json.loads(job.result.read_text())
     return Trained(job, result["facts"], result["history"], sent)
@@ -173,6 +173,7 @@ def test_facts_count_tokens_examples_and_weights(trained: Trained) -> None:
         "eval_examples": 3,
         "trainable_parameters": weights,
         "world_size": 1,
+        "dtype": "float32",
         "resumed_from_step": 0,
     }
     assert sum(tensor.numel() for tensor in trained.weights().values()) == weights

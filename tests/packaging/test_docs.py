@@ -62,7 +62,7 @@ def test_a_setting_is_shown_with_type_limits_and_default():
         == 'one of `"lightgcn"`, `"ease"`, `"slist"`, `"sasrec"`, `"sequence"`, `"text"`, `"fused"`'
     )
     assert found["promote.registered_model"].type.startswith('text or `""`')
-    assert found["evaluate.rerank_cutoffs"].type == "list of integer each ≥ 1, each ≤ 5"
+    assert found["evaluate.rerank_cutoffs"].type == "list of integer each ≥ 1, each ≤ 100"
     assert found["dataset"].default == "required"
     assert found["split.valid_from"].default == "none"
     assert found["ingest.earliest"].default == "`1995-01-01`"

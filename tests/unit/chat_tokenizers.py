@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 from typing import Any
 
 from prompt_frames import build, llama_like_tokenizer
@@ -91,10 +92,9 @@ def _gemma() -> Any:
 
 def _learn(tokenizer: Tokenizer, names: list[str], template: str, further: list[str] | None = None, **ends: str) -> Any:
     special = [AddedToken(name, special=True, normalized=False) for name in names]
-    plain = [AddedToken(name, special=False, normalized=False) for name in further or []]
     trainer = trainers.BpeTrainer(
         vocab_size=3000,
-        special_tokens=special + plain,
+        special_tokens=[*special, *(further or [])],
         initial_alphabet=[] if further else sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
@@ -102,4 +102,8 @@ def _learn(tokenizer: Tokenizer, names: list[str], template: str, further: list[
     if further:  # its cuts do not end a word at the end of a line
         texts = [line for text in texts for line in text.splitlines(keepends=True)]
     tokenizer.train_from_iterator(texts, trainer=trainer)
+    described = json.loads(tokenizer.to_str())
+    # plain tokens: as special ones they would be dropped where an answer is decoded
+    described["added_tokens"] = [token for token in described["added_tokens"] if token["content"] in names]
+    tokenizer = Tokenizer.from_str(json.dumps(described))
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, chat_template=template, **ends)

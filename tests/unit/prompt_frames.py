@@ -58,15 +58,22 @@ def movies(titles: list[str]) -> pl.DataFrame:
     )
 
 
-def frames(names: list[str], relations: list[str], num_candidates: int = 20) -> tuple[pl.DataFrame, ...]:
+def frames(
+    names: list[str],
+    relations: list[str],
+    num_candidates: int = 20,
+    num_films: int = NUM_FILMS,
+    num_viewers: int = NUM_VIEWERS,
+) -> tuple[pl.DataFrame, ...]:
     """``retrieved, choices, evidence, answers`` of test queries. Every third user has no dislikes, every fifth no
     films of similar users, every seventh no facts; the number of likes goes from 0 to 15."""
     rng = np.random.default_rng(3)
     rows, facts = [], []
-    for user in range(1, NUM_VIEWERS + 1):
-        films = [int(film) for film in rng.permutation(NUM_FILMS)[: num_candidates + 25] + 1]
+    for user in range(1, num_viewers + 1):
+        films = [int(film) for film in rng.permutation(num_films)[: num_candidates + 25] + 1]
         shown, liked = films[:num_candidates], films[num_candidates : num_candidates + user % 16]
         disliked, similar = films[num_candidates + 15 : num_candidates + 20], films[num_candidates + 20 :]
+        similar[user % 5] = shown[user % 11]
         rows.append(
             {
                 "user_id": user,
@@ -111,18 +118,20 @@ def build(
     tokenizer: Any = None,
     max_tokens: int = 0,
     num_candidates: int = 20,
+    num_viewers: int = NUM_VIEWERS,
 ) -> pl.DataFrame:
     """Examples of these users."""
-    loaded = load_template(template)
+    loaded, titles = load_template(template), titles or plain_titles()
     frame = Frame(
         template=loaded,
-        titles=display_titles(movies(titles or plain_titles())),
+        titles=display_titles(movies(titles)),
         settings=PromptConfig(template=template, triple_form=form, max_tokens=max_tokens),
         specialists={"lightgcn": "l", "rgat": "r"},
         seed=7,
         counter=TokenCounter(tokenizer, loaded, "the model") if tokenizer else None,
     )
-    return build_examples(*frames(names or plain_names(), relations or RELATIONS, num_candidates), frame)
+    made = frames(names or plain_names(), relations or RELATIONS, num_candidates, len(titles), num_viewers)
+    return build_examples(*made, frame)
 
 
 @functools.cache

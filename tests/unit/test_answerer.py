@@ -13,10 +13,11 @@ import torch
 from transformers import GenerationConfig
 
 from tests.unit.test_decoding import model, tokenizer
+from tripletune.answer_lines import LineTokens, Names
 from tripletune.contract import AdapterContract, write_contract
 from tripletune.errors import ContractError, NonFiniteError
 from tripletune.rank.answerer import Answerer
-from tripletune.rank.decoding import LineTokens, Names, read_answer
+from tripletune.rank.decoding import read_answer
 from tripletune.schemas import answers
 
 LETTERS = list("ABCDEFGH")
@@ -46,9 +47,11 @@ def test_labels_come_in_the_order_of_their_likelihood_whatever_the_batch_pads() 
         text = tokenizer().apply_chat_template(row["prompt"], tokenize=False, add_generation_prompt=True)
         alone = tokenizer()(text, add_special_tokens=False, return_tensors="pt")["input_ids"]
         with torch.inference_mode():
-            best = model()(alone).logits[0, -1][ids].argsort(descending=True)[:5].tolist()
-        assert got["text"] == "\n".join(LETTERS[place] for place in best)
+            logits = model()(alone).logits[0, -1][ids]
+        best = logits.argsort(descending=True).tolist()
+        assert got["text"] == "\n".join(LETTERS[place] for place in best[:5])
         assert got["answers"] == [row["candidates"][place] for place in best]
+        assert got["scores"] == pytest.approx(logits[best].tolist(), abs=1e-5)
         assert got["valid"]
 
 
@@ -85,7 +88,7 @@ def test_an_example_is_answered_the_same_beside_one_that_takes_another_way() -> 
         for one in by_label["prompt"][:2]
     ]
     ids = tokenizer()(chats, add_special_tokens=False)["input_ids"]
-    beside = [tokenizer().decode(tokens) for tokens in answerer._write(ids, names, constrained=True)]
+    beside = [answer.text for answer in answerer._write(ids, names, constrained=True)]
     assert beside[0] == alone["text"][0]
     assert all(read_answer(text, name)[1] for text, name in zip(beside, names, strict=True))
     assert beside[1].startswith("1. Film ")
@@ -129,6 +132,30 @@ def test_a_model_whose_logits_are_not_finite_answers_nothing(
     assert not llama._forward_hooks
 
 
+def test_an_adapter_trained_on_the_first_label_is_free_to_say_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was never trained to end an answer; one label is all that it is asked for."""
+    tokenizer().padding_side = "left"
+    llama = model()
+    unmasked = llama.forward
+    letter = tokenizer().convert_tokens_to_ids("C")
+
+    def forward(*arguments: object, **named: object) -> object:
+        output = unmasked(*arguments, **named)
+        output.logits[:, -1, letter] = 1e3
+        return output
+
+    monkeypatch.setattr(llama, "forward", forward)
+    contract = CONTRACT.model_copy(update={"objective": "listwise"})
+    answerer = Answerer(llama, tokenizer(), LineTokens(tokenizer()), contract)
+    answered = answerer.answer(examples(), tuned=True, constrained=False, batch_size=2)
+    assert answered["text"].to_list() == ["C"] * 3
+    assert answered["valid"].all()
+    assert answered["answers"].to_list() == [[12], [22], [32]]
+    assert answered["scores"].null_count() == 3
+    line_by_line = Answerer(llama, tokenizer(), LineTokens(tokenizer()), CONTRACT)
+    assert not line_by_line.answer(examples(), tuned=True, constrained=False, batch_size=2)["valid"].any()
+
+
 def test_what_the_model_says_behind_padding_does_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer().padding_side = "left"
     llama = model()
@@ -139,7 +166,9 @@ def test_what_the_model_says_behind_padding_does_not_matter(monkeypatch: pytest.
         output.logits = torch.cat([torch.full_like(output.logits[:, :1], math.nan), output.logits], dim=1)
         return output
 
-    answerer = Answerer(llama, tokenizer(), LineTokens(tokenizer()), CONTRACT)
-    clean = answerer.answer(examples(), tuned=True, constrained=True, batch_size=3)
+    contract = CONTRACT.model_copy(update={"prompt": {"answer_style": "titles"}})
+    titles = examples().with_columns(candidate_letters=None)
+    answerer = Answerer(llama, tokenizer(), LineTokens(tokenizer()), contract)
+    clean = answerer.answer(titles, tuned=True, constrained=True, batch_size=3)
     monkeypatch.setattr(llama, "forward", forward)
-    assert answerer.answer(examples(), tuned=True, constrained=True, batch_size=3).equals(clean)
+    assert answerer.answer(titles, tuned=True, constrained=True, batch_size=3).equals(clean)

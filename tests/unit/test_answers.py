@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 from prompt_frames import build, llama_like_tokenizer
 
+from tripletune.answer_lines import Names
 from tripletune.audit.lines import named_films
 from tripletune.audit.text import text_findings
 from tripletune.errors import ConfigError
-from tripletune.rank.decoding import Names, read_answer
+from tripletune.rank.decoding import read_answer
 from tripletune.schemas.answers import (
     ANSWER_STYLES,
     LETTERS,

@@ -16,6 +16,7 @@ from tripletune.cli.main import main
 from tripletune.config import RunConfig
 from tripletune.errors import ConfigError
 from tripletune.schemas.answers import LETTERS, TITLES, AnswerStyle, candidate_letters
+from tripletune.schemas.inline import Inline
 from tripletune.store.paths import MANIFEST
 from tripletune.store.runs import RunRecord
 from tripletune.store.runs import write_run as write_record
@@ -128,6 +129,10 @@ def test_the_command_takes_the_style_from_the_manifest_and_from_the_template_whe
     for stated, code in (("letters", 0), ("titles", 1), ("numbers", 2)):
         (shards / MANIFEST).write_text(json.dumps(manifest | {"facts": {"answer_style": stated}}))
         assert main(["audit", "--artifacts", str(artifacts)]) == code
+    inline = Inline(words=(("retrieved", "#{place}"),), facts={}).as_json()
+    (shards / MANIFEST).write_text(json.dumps(manifest | {"facts": {"answer_style": "letters", "inline": inline}}))
+    assert main(["audit", "--artifacts", str(artifacts)]) == 1
+    (shards / MANIFEST).write_text(json.dumps(manifest | {"facts": {"answer_style": "numbers"}}))
     assert "no answer style 'numbers'; the styles are titles, letters" in capsys.readouterr().err
     with pytest.raises(ConfigError, match="no answer style 'numbers'"):
         stated_style(shards)

@@ -25,7 +25,8 @@ def tokens_of(row: dict[str, Any], template: str, form: str, tokenizer: Any = No
     """Rendered alone, and tokenised whole."""
     titles = display_titles(movies(plain_titles()))
     films = {
-        name: pl.List(pl.Int32) for name in ("liked", "disliked", "ranking", "similar", "candidates", "completion")
+        name: pl.List(pl.Int32)
+        for name in ("liked", "disliked", "ranking", "similar", "candidates", "completion", "retrieved")
     }
     place = {film: number for number, film in enumerate(row["retrieved"])}
     picks = sorted(row["retrieved"], key=lambda film: (film not in row["answers"], place[film]))[:5]
@@ -35,14 +36,14 @@ def tokens_of(row: dict[str, Any], template: str, form: str, tokenizer: Any = No
     return len(ids_of_whole(tokenizer or llama_like_tokenizer(), rendered))
 
 
-def without_one(row: dict[str, Any]) -> dict[str, Any]:
+def without_one(row: dict[str, Any], template: str) -> dict[str, Any]:
     """The documented order, one film at a time."""
     liked, disliked, similar = (list(row[name]) for name in ("liked", "disliked", "similar"))
     if len(liked) > 5:
         gone = liked.pop()
     elif disliked:
         gone = disliked.pop()
-    elif similar:
+    elif similar and template != "compact":
         gone = similar.pop()
     else:
         assert len(liked) > 1
@@ -60,6 +61,7 @@ def without_one(row: dict[str, Any]) -> dict[str, Any]:
         ("published", "arrow", 0.35),
         ("japanese", "sentence", 0.35),
         ("letters", "arrow", 0.7),
+        ("compact", "arrow", 0.3),
         ("hint-2-only", "arrow", 0.1),
         ("likes-only", "arrow", 0.1),
     ],
@@ -75,13 +77,15 @@ def test_just_so_much_is_left_out_as_must_be_in_the_stated_order(template, form,
         assert got["num_tokens"] == len(ids_of_whole(tokenizer, got))
         want = row
         while tokens_of(want, template, form) > budget:
-            want = without_one(want)
+            want = without_one(want, template)
         assert {name: got[name] for name in LISTS} == {name: want[name] for name in LISTS}
         assert {name: got[name] for name in KEPT} == {name: row[name] for name in KEPT}
         assert got["shortened"] == {name: len(row[name]) - len(got[name]) for name in LISTS}
 
 
-@pytest.mark.parametrize(("template", "share"), [("hints-first", 0.2), ("letters", 0.6), ("likes-only", 0.1)])
+@pytest.mark.parametrize(
+    ("template", "share"), [("hints-first", 0.2), ("letters", 0.6), ("compact", 0.3), ("likes-only", 0.1)]
+)
 def test_no_more_is_left_out_where_whole_conversations_are_counted(template, share):
     tokenizer = like("joining")
     whole = build(template, tokenizer=tokenizer)
@@ -92,7 +96,7 @@ def test_no_more_is_left_out_where_whole_conversations_are_counted(template, sha
         assert got["num_tokens"] == len(ids_of_whole(tokenizer, got)) <= budget
         want = row
         while tokens_of(want, template, "arrow", tokenizer) > budget:
-            want = without_one(want)
+            want = without_one(want, template)
         assert {name: got[name] for name in LISTS} == {name: want[name] for name in LISTS}
 
 
@@ -105,10 +109,10 @@ def least_budget(template: str, form: str, tokenizer: Any = None) -> int:
     return int(str(error.value).split("set it to ")[1].split(" ")[0])
 
 
-@pytest.mark.parametrize("template", ["hints-first", "hint-2-only"])
+@pytest.mark.parametrize("template", ["hints-first", "hint-2-only", "compact"])
 def test_the_budget_that_a_refusal_names_is_the_least_that_does(template):
     tokenizer, least = llama_like_tokenizer(), least_budget(template, "arrow")
-    bare = [nothing_left(row) for row in build(template).iter_rows(named=True)]
+    bare = [nothing_left(row, template) for row in build(template).iter_rows(named=True)]
     lengths = [tokens_of(row, template, "arrow") for row in bare]
     assert least == max(lengths)
     got = build(template, tokenizer=tokenizer, max_tokens=least).row(lengths.index(least), named=True)
@@ -117,12 +121,13 @@ def test_the_budget_that_a_refusal_names_is_the_least_that_does(template):
         build(template, tokenizer=tokenizer, max_tokens=least - 1)
 
 
-def nothing_left(row: dict[str, Any]) -> dict[str, Any]:
-    """What no budget drops: the newest like, the ranking, the candidates and facts about these."""
+def nothing_left(row: dict[str, Any], template: str) -> dict[str, Any]:
+    """What no budget drops: the newest like, the ranking, the candidates and facts about these, inline hints."""
     liked = row["liked"][:1]
     stays = {*liked, *row["candidates"]}
     triples = [triple for triple in row["triples"] if triple["movie_id"] in stays]
-    return {**row, "liked": liked, "disliked": [], "similar": [], "triples": triples}
+    similar = row["similar"] if template == "compact" else []
+    return {**row, "liked": liked, "disliked": [], "similar": similar, "triples": triples}
 
 
 def test_a_budget_with_room_for_all_changes_nothing():

@@ -40,7 +40,7 @@ def saved(folder: Path, tokenizer: Any) -> str:
 
 
 @pytest.mark.parametrize("model", MODELS)
-@pytest.mark.parametrize("template", ["hints-first", "letters", "japanese"])
+@pytest.mark.parametrize("template", ["hints-first", "letters", "compact", "japanese"])
 def test_counted_trained_and_ranked_ids_are_the_same(tmp_path, template, model):
     tokenizer = load_tokenizer(saved(tmp_path, like(model)))
     assert TokenCounter(tokenizer, load_template(template), model).sums_lines

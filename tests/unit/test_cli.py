@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from tests.unit.written_run import write_run
-from tripletune.cli.app import CHECKOUT
+from tripletune.cli.app import CHECKOUT, say
 from tripletune.cli.data import SYNTHETIC
 from tripletune.cli.inspect import headline, show_run
 from tripletune.cli.main import main
@@ -82,6 +84,28 @@ def test_a_split_that_asks_few_viewers_says_so(asked, said):
         "viewers": 6040,
     }
     assert headline("split", facts) == f"global_time: 1,200 graph, 18 test; {said}"
+
+
+@pytest.mark.parametrize(
+    ("encoding", "errors", "shown"),
+    [
+        ("ascii", "strict", rb"Am\xe9lie, \u5343\u3068"),
+        ("ascii", "surrogateescape", rb"Am\xe9lie, \u5343\u3068"),  # the C locale
+        ("latin-1", "strict", rb"Am\xe9lie, \u5343\u3068".replace(rb"\xe9", b"\xe9")),
+        ("ascii", "replace", b"Am?lie, ??"),
+        ("utf-8", "strict", "Amélie, 千と".encode()),
+    ],
+)
+def test_a_title_is_shown_in_any_locale_with_escapes_for_what_it_lacks(encoding, errors, shown, monkeypatch):
+    written = {name: io.BytesIO() for name in ("stdout", "stderr")}
+    for name, stream in written.items():
+        monkeypatch.setattr(sys, name, io.TextIOWrapper(stream, encoding=encoding, errors=errors, write_through=True))
+    assert main(["version"]) == 0
+    written["stdout"].truncate(0)
+    say("Amélie, 千と")
+    print("Amélie, 千と", file=sys.stderr)
+    assert written["stdout"].getvalue().strip(b"\0\n") == shown
+    assert written["stderr"].getvalue().strip() == shown
 
 
 @pytest.mark.parametrize("command", [["show"], ["audit"], ["prompt", "--user", "1"]])

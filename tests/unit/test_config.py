@@ -31,7 +31,10 @@ def write(tmp_path: Path, text: str) -> Path:
         ('dataset = "x"\n[finetune]\nmodel = "a/b"\n', "revision must pin a commit of a/b"),
         ("dataset =\n", "cannot be read as TOML"),
         ('dataset = "x"\n[source.feed]\nratings = "x"\n', r"ratings = 'x': should be a list such as \[\"...\"\]"),
-        ('dataset = "x"\n[evaluate]\nrerank_cutoffs = 3\n', r"rerank_cutoffs = 3: should be a list such as \[3, 5\]"),
+        (
+            'dataset = "x"\n[evaluate]\nrerank_cutoffs = 3\n',
+            r"cutoffs = 3: should be a list such as \[3, 5, 10\]",
+        ),
         ('dataset = "x"\n[source]\nfeed = ["x"]\n', r"feed = \['x'\]: should be a table such as { ratings = \[\"..."),
         (
             'dataset = "x"\n[source.feed]\ncolumns = ["a"]\n',

@@ -11,10 +11,11 @@ import torch
 from transformers import LlamaForCausalLM
 
 from tests.finetune_shards import example, title
+from tripletune.answer_lines import LineTokens, Names
 from tripletune.config import TinyLlamaConfig
 from tripletune.errors import ContractError
 from tripletune.finetune.tiny import build_model, train_tokenizer
-from tripletune.rank.decoding import AnswerConstraint, AnswerState, LineTokens, Names, read_answer
+from tripletune.rank.decoding import AnswerConstraint, AnswerState, read_answer
 from tripletune.schemas import answers
 
 MICRO = TinyLlamaConfig(vocab_size=400, hidden_size=16, intermediate_size=32, num_layers=1, num_heads=2, num_kv_heads=1)

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -19,8 +20,8 @@ from tripletune.finetune import launch
 from tripletune.finetune.checkpoints import SEAL
 from tripletune.finetune.job import TrainingJob
 from tripletune.finetune.launch import _explain
-from tripletune.finetune.sft import _evaluated, _Messenger, _own_arguments, _publish_adapter
 from tripletune.finetune.tiny import build_model
+from tripletune.finetune.training import _evaluated, _Messenger, _own_arguments, _publish_adapter, _weigh
 from tripletune.processes.supervise import ProcessFailed
 
 
@@ -89,9 +90,12 @@ def test_the_last_step_is_evaluated_once_more_unless_it_just_was() -> None:
     assert not _evaluated(at(0))
 
 
-def test_an_evaluation_that_fails_before_the_first_step_blames_the_base_model(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("step", "name"), [(0, "eval_loss"), (1, "loss"), (1, "grad_norm"), (1, "train_loss")])
+def test_what_fails_before_the_first_step_is_over_blames_the_base_model(tmp_path: Path, step: int, name: str) -> None:
     with pytest.raises(TrainingDiverged, match=r"before the first step; check the weights of finetune\.model = 'tiny'"):
-        _Messenger(job(tmp_path)).on_log(None, state(0), None, logs={"eval_loss": math.nan})
+        _Messenger(job(tmp_path)).on_log(None, state(step), None, logs={name: math.nan})
+    with pytest.raises(TrainingDiverged, match=r"the evaluation loss is nan at step 1; lower finetune\.learning_rate"):
+        _Messenger(job(tmp_path)).on_log(None, state(1), None, logs={"eval_loss": math.nan})
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
@@ -122,6 +126,19 @@ def test_an_adapter_with_broken_weights_is_not_written(tmp_path: Path, value: fl
     with pytest.raises(TrainingDiverged, match=r"lora_B.* is NaN or infinite after the last step; lower"):
         _publish_adapter(wanted, adapted)
     assert not list(tmp_path.rglob("*.safetensors"))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_label_without_a_finite_score_has_no_weight(value: float) -> None:
+    """Of examples that no evaluation has seen; a place where no candidate is shown may hold anything."""
+    logits, shown = np.zeros((2, 3)), np.array([[True, True, True], [True, True, False]])
+    prior, targets = np.log([[0.5, 0.3, 0.2]] * 2), np.array([[1.0, 0.0, 0.0]] * 2)
+    trainer: Any = SimpleNamespace(label_logits=lambda _: (logits, prior, targets, shown))
+    logits[1, 2] = value
+    assert _weigh(trainer, [0, 1])["select_examples"] == 2  # type: ignore[arg-type]
+    logits[0, 1] = value
+    with pytest.raises(TrainingDiverged, match=r"a label's logit of a valid example is NaN or infinite .*; lower"):
+        _weigh(trainer, [0, 1])  # type: ignore[arg-type]
 
 
 def test_a_gradient_that_is_not_finite_counts_like_a_weight(tmp_path: Path) -> None:

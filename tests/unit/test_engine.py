@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 
 import polars as pl
@@ -363,6 +364,42 @@ def test_an_ablation_shows_the_same_films_and_columns_name_only_what_is_shown(wo
             assert row[name] == full[name]
         contract = prompt_contract(PromptConfig(template=template), RetrieveConfig(retriever="lightgcn"))
         assert contract["template"] == row["template_id"]
+
+
+def test_compact_prompts_show_the_films_of_letters_and_columns_name_only_what_a_line_shows(world, out, tmp_path):
+    generate(world, tmp_path, PromptConfig(template="compact"))
+    marked = 0
+    for full, row in zip(examples(out).iter_rows(named=True), examples(tmp_path).iter_rows(named=True), strict=True):
+        for name in ("candidates", "candidate_titles", "retrieved", "ranking", "liked", "disliked", "answers"):
+            assert row[name] == full[name]
+        shown = set(row["candidates"])
+        assert row["similar"] == [film for film in full["similar"] if film in shown]
+        assert row["triples"] == [fact for fact in full["triples"] if fact["movie_id"] in shown]
+        assert not set(full["liked"]) & {fact["movie_id"] for fact in row["triples"]}
+        marked += user_text(row).count(" > similar viewers liked it")
+        assert user_text(row).count(" > similar viewers liked it") == len(row["similar"])
+        for place, film in enumerate(row["retrieved"], start=1):
+            at = row["candidates"].index(film)
+            line = f"{row['candidate_letters'][at]}. {row['candidate_titles'][at]} > #{place}"
+            line += f" > graph #{row['ranking'].index(film) + 1}" if film in row["ranking"] else ""
+            assert re.search(rf"^{re.escape(line)}( > |$)", user_text(row), re.MULTILINE)
+    assert marked
+
+
+def test_candidates_are_shown_in_the_retrievers_order_where_a_run_asks_for_it(world, out, tmp_path):
+    generate(world, tmp_path, PromptConfig(candidate_order="retrieved"))
+    for full, row in zip(examples(out).iter_rows(named=True), examples(tmp_path).iter_rows(named=True), strict=True):
+        assert row["candidates"] == row["retrieved"] == full["retrieved"]
+        assert (row["completion"], row["answers"]) == (full["completion"], full["answers"])
+        assert "\n".join(f"- {title}" for title in row["candidate_titles"]) in user_text(row)
+
+
+def test_the_contract_of_shuffled_candidates_is_that_of_versions_without_the_setting():
+    shuffled, ordered = (
+        prompt_contract(PromptConfig(candidate_order=order), RetrieveConfig()) for order in ("shuffled", "retrieved")
+    )
+    assert "candidate_order" not in shuffled
+    assert ordered == shuffled | {"candidate_order": "retrieved"}
 
 
 def test_answers_by_label_name_the_films_that_answers_by_title_do(world, out, tmp_path):

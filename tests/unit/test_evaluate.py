@@ -18,6 +18,7 @@ from tripletune.cli.inspect import metrics_tables
 from tripletune.config import EvaluateConfig
 from tripletune.errors import InputError
 from tripletune.evaluate.evaluate import evaluate_run
+from tripletune.judges import judges
 from tripletune.promote.decision import promotion_scores
 
 SETTINGS = EvaluateConfig(bootstrap_resamples=200)
@@ -111,16 +112,21 @@ def test_shares_of_valid_answers_are_by_system_and_decoding(out: Path) -> None:
 
 
 def test_promotion_reads_the_tuned_model_on_valid_answers(run: Run, out: Path) -> None:
-    scores = promotion_scores(out / "per_viewer.parquet")
-    assert scores["user_id"].to_list() == sorted(run.order)
+    scores = promotion_scores(out / "per_viewer.parquet", seed=3)
+    users = pl.Series(sorted(run.order))
+    judging = users.filter(judges(users, 3))
+    assert scores["user_id"].to_list() == judging.to_list()
+    assert 0 < len(judging) < len(users)
+    frame = pl.read_parquet(out / "per_viewer.parquet").filter(row="tuned", purpose="valid")
+    assert scores["ndcg_at_5"].mean() == frame.filter(pl.col("user_id").is_in(judging.implode()))["ndcg_at_5"].mean()
     metrics = json.loads((out / "metrics.json").read_text())
-    assert scores["ndcg_at_5"].mean() == pytest.approx(metrics["tuned_valid_ndcg_at_5"])
+    assert frame["ndcg_at_5"].mean() == pytest.approx(metrics["tuned_valid_ndcg_at_5"])
 
 
 def test_all_pairs_are_compared_on_the_same_viewers(out: Path) -> None:
     comparisons = pl.read_parquet(out / "comparisons.parquet")
     retrieval_pairs, rerank_pairs, groups = 3, 6, 3
-    assert comparisons.height == groups * (retrieval_pairs * 6 + rerank_pairs * 4)
+    assert comparisons.height == groups * (retrieval_pairs * 6 + rerank_pairs * 6)
     metrics = json.loads((out / "metrics.json").read_text())
     line = comparisons.row(
         by_predicate=(pl.col("row_a") == "tuned")
@@ -137,8 +143,20 @@ def test_per_viewer_values_stand_once_for_each_row(run: Run, out: Path) -> None:
     frame = pl.read_parquet(out / "per_viewer.parquet")
     assert not frame.select("user_id", "purpose", "row").is_duplicated().any()
     assert frame.filter(pl.col("unseen"))["user_id"].unique().sort().to_list() == list(UNSEEN)
-    # re-ranking lists five films: cut-offs that were not measured are null, not 0
-    assert frame.filter(pl.col("row") == "tuned")["ndcg_at_10"].null_count() == 2 * len(run.order)
+
+
+def test_a_written_answer_goes_on_with_the_other_candidates_in_the_retrievers_order(run: Run, out: Path) -> None:
+    examples = {row["user_id"]: row for row in pl.read_parquet(run.generate / "test" / "*.parquet").to_dicts()}
+    predictions = pl.read_parquet(run.rank / "predictions.parquet").filter(purpose="test", system="untuned")
+    lists = {
+        user: [*named, *(film for film in examples[user]["retrieved"] if film not in named)]
+        for user, named in predictions.filter(pl.col("constrained")).select("user_id", "answers").iter_rows()
+    }
+    assert {len(films) > 5 for films in lists.values()} == {True}
+    hr, ndcg = by_hand(lists, held_out(run, "test"), 10)
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert metrics["untuned_hr_at_10"] == pytest.approx(hr, abs=1e-12)
+    assert metrics["untuned_ndcg_at_10"] == pytest.approx(ndcg, abs=1e-12)
 
 
 @pytest.mark.bytes

@@ -58,7 +58,7 @@ def test_it_answers_what_it_has_read(folder, model):
     assert "Paris" in tokenizer.decode(answer[0, ids["input_ids"].shape[1] :])
 
 
-@pytest.mark.parametrize("template", ["hints-first", "letters", "japanese"])
+@pytest.mark.parametrize("template", ["hints-first", "letters", "compact", "japanese"])
 def test_its_tokens_are_counted_as_they_are(folder, template):
     tokenizer = load_tokenizer(folder)
     for row in build(template, tokenizer=tokenizer).head(12).iter_rows(named=True):

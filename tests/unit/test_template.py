@@ -35,8 +35,9 @@ def test_a_shipped_template_is_known_by_its_name_and_asks_last_of_all(name):
     template = load_template(name)
     assert template.id == name
     assert template.language == ("ja" if name == "japanese" else "en")
-    assert template.answer_style == ("letters" if name == "letters" else "titles")
-    assert set(template.slots) == set(ABLATIONS.get(name, SLOTS))
+    assert template.answer_style == ("letters" if name in ("letters", "compact") else "titles")
+    assert set(template.columns) - {"retrieved"} == set(ABLATIONS.get(name, SLOTS))
+    assert bool(template.inline) == (name == "compact")
     assert template.texts[-1].strip()
 
 
@@ -82,6 +83,75 @@ def test_the_hash_follows_what_a_template_says_and_nothing_else():
         assert parse(GOOD.replace(old, new, 1)).sha256 != known, old
 
 
+def test_templates_of_earlier_versions_keep_their_hash():
+    """An adapter's contract holds it."""
+    assert load_template("letters").sha256.startswith("4699708bd0865a3c")
+    assert load_template("japanese").sha256.startswith("7cf4f1c465713740")
+
+
+COMPACT = (FOLDER / "compact.txt").read_text(encoding="utf-8")
+
+
+def test_a_candidates_line_shows_columns_instead_of_sections():
+    compact = load_template("compact")
+    assert compact.slots == ("liked", "disliked", "candidates")
+    assert [column for column, _ in compact.inline] == ["retrieved", "ranking", "similar", "triples"]
+    assert compact.columns == (*compact.slots, "retrieved", "ranking", "similar", "triples")
+    assert compact.inline_in("arrow").facts["director"] == "directed by {name}"
+    assert compact.inline_in("sentence").facts["director"] == "was directed by {name}."
+    assert compact.inline_in("arrow").facts["other"] == "{relation}: {name}"
+
+
+def test_the_hash_follows_the_inline_hints_and_their_order():
+    known = parse(COMPACT).sha256
+    first, second, *rest = COMPACT.split("[inline]\n")[1].strip().split("\n")
+    lines = [[second, first, *rest], [first, second], [first.replace("#", "no. "), second, *rest], []]
+    hashes = {parse(COMPACT.split("[inline]")[0] + "\n".join(["[inline]", *some]) + "\n").sha256 for some in lines}
+    assert len(hashes | {known}) == 5
+    assert parse(COMPACT.split("[inline]")[0]).sha256 in hashes
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (
+            "ranking: graph",
+            "rankings: graph",
+            r"'rankings: graph #\{place\}' of \[inline\] must begin with one of retr",
+        ),
+        ("ranking: graph", "liked: graph", "of .inline. must begin with one of retrieved, ranking, similar, triples"),
+        ("ranking: graph", "retrieved: graph", "each at most once"),
+        ("ranking: graph #{place}", "ranking:", "line 'ranking:' of .inline. must read 'name: words'"),
+        ("ranking: graph #{place}", "ranking: graph", r"must read 'ranking: words with \{place\} once'"),
+        ("graph #{place}", "graph #{place} {place}", r"must read 'ranking: words with \{place\} once', with no other"),
+        ("graph #{place}", "graph #{place} {fact}", r"must read 'ranking: words with \{place\} once', with no other"),
+        ("viewers liked it", "viewers liked it {place}", "must read 'similar: words', with no other braces"),
+        ("triples: {fact}", "triples: a fact", r"must read 'triples: words with \{fact\} once'"),
+        ("graph #{place}", "#{place}", "of .inline. could be taken for another hint"),
+        ("graph #", "graph: #", "of .inline. could be taken for another hint"),
+        ("graph #", "> #", "has '<' or '>' in .inline. or .words.; remove it"),
+        ("disliked, candidates", "disliked, ranking, candidates", "has ranking in .inline. and in 'sections:'; remove"),
+        ("[inline]", "[online]", r"part \[online\] is unknown"),
+    ],
+)
+def test_wrong_inline_hints_say_what_is_wrong(old, new, message):
+    assert old in COMPACT
+    with pytest.raises(ConfigError, match=message) as error:
+        parse(COMPACT.replace(old, new, 1))
+    assert "mine.txt" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_words_of_facts_may_not_hold_the_mark_of_inline_hints():
+    text = (
+        COMPACT.replace("base: hints-first\n", "language: en\n") + GOOD[GOOD.index("\n[liked]") :].split("[ranking]")[0]
+    )
+    text += GOOD[GOOD.index("\n[words]") :]
+    assert parse(text).sha256 == parse(COMPACT).sha256
+    with pytest.raises(ConfigError, match="has '<' or '>' in"):
+        parse(text.replace("genre: genre |", "genre: genre > |"))
+
+
 def test_a_variant_takes_from_its_base_what_it_does_not_say():
     full, mine = load_template("hints-first"), parse("---\nid: mine\nbase: hints-first\n---\n[system]\nHello.\n")
     assert mine.system == "Hello."
@@ -96,7 +166,7 @@ def test_a_variant_takes_from_its_base_what_it_does_not_say():
 
 def test_an_unknown_template_is_answered_with_the_shipped_ones():
     with pytest.raises(
-        ConfigError, match=r"'mine' is not there; the shipped templates are: hint-1-only, .*, published"
+        ConfigError, match=r"'mine' is not there; the shipped templates are: compact, hint-1-only, .*, published"
     ):
         load_template("mine")
 
@@ -188,7 +258,9 @@ def test_a_wrong_file_of_ones_own_is_named_in_one_line(tmp_path, name, text, mes
 def test_a_path_without_a_file_is_answered_with_the_shipped_templates(tmp_path):
     (tmp_path / "folder.txt").mkdir()
     for path in (tmp_path / "none.txt", tmp_path / "folder.txt"):
-        with pytest.raises(ConfigError, match=r"(none|folder)\.txt': no such file.*hint-1-only, .*, published"):
+        with pytest.raises(
+            ConfigError, match=r"(none|folder)\.txt': no such file.*compact, hint-1-only, .*, published"
+        ):
             load_template(str(path))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pytest
 from chat_tokenizers import like
@@ -12,10 +13,12 @@ from prompt_frames import build, ids_of_whole, llama_like_tokenizer
 from tokenizers import AddedToken, Regex, Tokenizer, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from tripletune.chat import load_tokenizer
 from tripletune.config import FinetuneConfig, RunConfig
 from tripletune.errors import ConfigError, InputError
 from tripletune.finetune.tiny import CHAT_TEMPLATE
 from tripletune.pipeline.resolve import resolve
+from tripletune.prompts.render import Lines
 from tripletune.prompts.template import load_template, shipped
 from tripletune.prompts.tokens import TokenCounter, load_counter
 
@@ -38,6 +41,31 @@ def test_many_candidates_have_labels_of_one_length_and_are_counted(candidates):
         assert len(set(row["candidate_letters"])) == candidates
         assert {len(label) for label in row["candidate_letters"]} == {1 if candidates <= 26 else 2}
         assert row["num_tokens"] == len(ids_of_whole(tokenizer, row))
+
+
+@pytest.mark.parametrize("model", ["llama", "qwen", "gemma", "smollm"])
+def test_compact_prompts_are_counted_exactly(model, tmp_path):
+    like(model).save_pretrained(str(tmp_path))
+    tokenizer = load_tokenizer(str(tmp_path))
+    template = load_template("compact")
+    assert TokenCounter(tokenizer, template, model).cuts_at_spaces == (model in ("llama", "smollm"))
+    examples = build("compact", tokenizer=tokenizer)
+    for row in examples.iter_rows(named=True):
+        assert row["num_tokens"] == len(ids_of_whole(tokenizer, row))
+    if model in ("llama", "smollm"):  # the others' words are whole lines of these few prompts
+        assert examples["num_tokens"].sum() < 0.9 * build("letters", tokenizer=tokenizer)["num_tokens"].sum()
+
+
+def test_lines_that_lack_their_last_pieces_are_counted_as_they_are():
+    counter = TokenCounter(llama_like_tokenizer(), load_template("compact"), "the model")
+    assert counter.cuts_at_spaces
+    columns = (["A.", "B.", "C."], ["Heat", "Heat", "Heat (1995)"], ["> #1", None, None], [None, None, "> #2"])
+    pieces = tuple(pl.Series(column) for column in columns)
+    texts = pl.Series(["A. Heat > #1", "B. Heat", "C. Heat (1995) > #2"])
+    lines = Lines(texts, np.array([0, 3]), pieces)
+    whole = Lines(texts, np.array([0, 3]), (texts,))
+    assert counter.inner(lines).tolist() == counter.inner(whole).tolist()
+    assert counter.last(lines, "candidates").tolist() == counter.last(whole, "candidates").tolist()
 
 
 def test_a_counter_that_has_seen_other_prompts_counts_the_same():
@@ -104,7 +132,7 @@ def test_a_tokenizer_that_joins_the_lines_of_an_answer_is_refused(tokenizer, mes
         TokenCounter(tokenizer(), load_template("hints-first"), "the model")
 
 
-@pytest.mark.parametrize("template", ["hints-first", "letters"])
+@pytest.mark.parametrize("template", ["hints-first", "letters", "compact"])
 def test_where_lines_of_a_prompt_are_joined_whole_conversations_are_counted(template):
     tokenizer = like("joining")
     assert not TokenCounter(tokenizer, load_template(template), "the model").sums_lines
@@ -113,7 +141,7 @@ def test_where_lines_of_a_prompt_are_joined_whole_conversations_are_counted(temp
     assert examples["num_tokens"].to_list() == lengths
 
 
-@pytest.mark.parametrize("template", ["hints-first", "letters", "likes-only"])
+@pytest.mark.parametrize("template", ["hints-first", "letters", "compact", "likes-only"])
 def test_a_tokenizer_that_joins_all_line_breaks_but_the_last_to_what_stands_before_is_counted_by_line(template):
     tokenizer = other_tokenizer(pre_tokenizers.ByteLevel(add_prefix_space=False))
     assert TokenCounter(tokenizer, load_template(template), "the model").sums_lines

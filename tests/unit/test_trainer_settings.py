@@ -18,8 +18,8 @@ from tripletune.config.presets import load_config
 from tripletune.errors import ConfigError, TrainingError
 from tripletune.finetune.job import TrainingJob
 from tripletune.finetune.launch import finetune_adapter
-from tripletune.finetune.sft import _arguments, _own_arguments
 from tripletune.finetune.trainer_settings import _FIXED, _OURS, check_trainer_settings
+from tripletune.finetune.training import _arguments, _own_arguments
 from tripletune.pipeline.resolve import resolve
 
 FIELDS = {field.name for field in dataclasses.fields(SFTConfig)}

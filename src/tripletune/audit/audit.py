@@ -26,6 +26,7 @@ from tripletune.errors import InputError
 from tripletune.schemas.answers import TITLES, AnswerStyle, answer_style
 from tripletune.schemas.generate import PROVEN
 from tripletune.schemas.hints import HINTS
+from tripletune.schemas.inline import NO_INLINE, Inline
 from tripletune.schemas.training import READ_BY, READ_BY_NAME, TRAINED_ON
 from tripletune.store.parquet import parquet_files, scan
 from tripletune.store.paths import MANIFEST, damaged_files, read_manifest
@@ -58,6 +59,7 @@ def audit_shards(
     trained: Mapping[str, Path],
     *,
     style: AnswerStyle = TITLES,
+    inline: Inline = NO_INLINE,
     limit: int | None = MAX_PER_KIND,
 ) -> list[Leak]:
     """Check the five rules: on every example of every shard, on every fit, and on a sample of the ranked lists.
@@ -71,6 +73,7 @@ def audit_shards(
         retrieve: folder of the retrieve stage.
         trained: folders of the training stages, by stage.
         style: answer style of the completions; an example in another style is a leak.
+        inline: what candidates' lines say after the title; a line that says anything else is a leak.
         limit: leaks of one kind per batch of examples (``shard.AT_A_TIME``); None: all.
 
     Returns:
@@ -79,7 +82,7 @@ def audit_shards(
     Raises:
         InputError: there are no shards, or a file has other columns than its schema.
     """
-    return _audit(shards, split, retrieve, trained, style, limit, record=None).leaks
+    return _audit(shards, split, retrieve, trained, style, inline, limit, record=None).leaks
 
 
 def stated_style(shards: Path) -> AnswerStyle | None:
@@ -93,6 +96,13 @@ def stated_style(shards: Path) -> AnswerStyle | None:
     return answer_style(stated) if stated else None
 
 
+def stated_inline(shards: Path) -> Inline:
+    """Inline hints in the manifest of finished shards; nothing is inline where there are none."""
+    manifest = read_manifest(shards)
+    stated = manifest["facts"].get("inline") if manifest else None
+    return Inline.from_json(stated) if stated else NO_INLINE
+
+
 def audit_work_folder(
     shards: Path,
     split: Path,
@@ -100,18 +110,20 @@ def audit_work_folder(
     trained: Mapping[str, Path],
     *,
     style: AnswerStyle = TITLES,
+    inline: Inline = NO_INLINE,
     earlier: Path | None,
 ) -> Audit:
     """``audit_shards`` of a run's work folder, except for examples in an earlier run's record; see ``audit.record``.
 
     Args:
-        shards, split, retrieve, trained, style: as in ``audit_shards``.
+        shards, split, retrieve, trained, style, inline: as in ``audit_shards``.
         earlier: finished generate folder of an earlier run with the same code and settings; None: all are checked.
 
     Raises:
         InputError: as in ``audit_shards``.
     """
-    return _audit(shards, split, retrieve, trained, style, MAX_PER_KIND, record=read_record(earlier, trained))
+    record = read_record(earlier, trained)
+    return _audit(shards, split, retrieve, trained, style, inline, MAX_PER_KIND, record=record)
 
 
 def _audit(
@@ -120,6 +132,7 @@ def _audit(
     retrieve: Path,
     trained: Mapping[str, Path],
     style: AnswerStyle,
+    inline: Inline,
     limit: int | None,
     record: pl.DataFrame | None,
 ) -> Audit:
@@ -147,6 +160,7 @@ def _audit(
         rows=rows,
         films={stage: liked_films(scan(trained[stage] / "trained_on.parquet")) for stage in LIKED_IN},
         style=style,
+        inline=inline,
         limit=limit,
         viewers=None if record is None else rows.digests(),
         record={} if record is None else {str(group): part for (group,), part in record.group_by("group")},

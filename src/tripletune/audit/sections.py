@@ -10,22 +10,25 @@ from __future__ import annotations
 import polars as pl
 
 from tripletune.audit.rules import Finding, listed_films
-from tripletune.schemas.hints import TRIPLE_HINTS
+from tripletune.schemas.hint import Hint
 
 _KEY = ("row", "section", "column")
 
 
-def section_finding(texts: pl.DataFrame, lines: pl.DataFrame, titles: pl.DataFrame, films: tuple[str, ...]) -> Finding:
+def section_finding(
+    texts: pl.DataFrame, lines: pl.DataFrame, titles: pl.DataFrame, films: tuple[str, ...], facts: tuple[Hint, ...]
+) -> Finding:
     """Rule 2 on some prompts.
 
     Args:
-        texts: ``row, example_id``, the columns of the hints of triples, and ``films``.
+        texts: ``row, example_id``, the columns of ``facts``, and ``films``.
         lines: ``lines.prompt_lines`` of at least these texts.
         titles: ``lines.named_films``.
         films: the columns that a section of the prompt lists, film by film.
+        facts: the hints of triples that a section lists.
     """
     data = lines.filter(pl.col("section").is_not_null(), pl.col("row").is_in(texts["row"].implode()))
-    items = _items(texts, titles, films)
+    items = _items(texts, titles, films, facts)
     sections, columns = _runs(data, "section"), _runs(items, "column")
     matched = _matching(data, items, sections, columns)
     unmatched = sections.join(matched, on="section", how="anti", maintain_order="left")
@@ -41,10 +44,10 @@ def section_finding(texts: pl.DataFrame, lines: pl.DataFrame, titles: pl.DataFra
     return Finding(2, "section of the prompt differs from its column", rows.select("example_id", "detail"))
 
 
-def _items(texts: pl.DataFrame, titles: pl.DataFrame, films: tuple[str, ...]) -> pl.DataFrame:
+def _items(texts: pl.DataFrame, titles: pl.DataFrame, films: tuple[str, ...], facts: tuple[Hint, ...]) -> pl.DataFrame:
     """Items of the columns: ``row, column, movie_id, entity, title``, column by column; ``entity`` for facts only."""
     lists = {name: {"movie_id": pl.col(name)} for name in films}
-    for hint in TRIPLE_HINTS:
+    for hint in facts:
         entities = pl.col(hint.name).list.eval(pl.element().struct.field("entity_name"))
         lists[hint.name] = {"movie_id": listed_films(hint), "entity": entities}
     names = pl.Enum(list(lists))
@@ -55,7 +58,7 @@ def _items(texts: pl.DataFrame, titles: pl.DataFrame, films: tuple[str, ...]) ->
         for name, columns in lists.items()
     ]
     known = titles.filter(pl.col("said").is_not_null()).select("title", movie_id="said")
-    whole = pl.concat(parts, how="diagonal")
+    whole = pl.concat([*parts, pl.DataFrame(schema={"entity": pl.String})], how="diagonal")
     return whole.join(known, on="movie_id", how="left", maintain_order="left")
 
 

@@ -17,6 +17,7 @@ from tripletune.audit.split_rows import SplitRows
 from tripletune.audit.text import text_findings
 from tripletune.schemas.answers import AnswerStyle
 from tripletune.schemas.generate import EXAMPLES, PROVEN
+from tripletune.schemas.inline import Inline
 from tripletune.schemas.query import FIT_OF
 from tripletune.store.parquet import read_rows
 
@@ -47,6 +48,8 @@ class ShardAudit:
     """``rules.liked_films`` by stage, of the specialists whose hints must name such films."""
     style: AnswerStyle
     """Answer style of the completions."""
+    inline: Inline
+    """What candidates' lines say after the title."""
     limit: int | None
     """Leaks of one kind per batch; None: all."""
     viewers: pl.DataFrame | None
@@ -77,4 +80,4 @@ class ShardAudit:
     def _prove(self, purpose: str, examples: pl.DataFrame, titles: pl.DataFrame) -> Iterator[Leak]:
         known = self.rows.of(examples["user_id"])
         yield from to_leaks(column_findings(examples, known, self.films, purpose), limit=self.limit)
-        yield from to_leaks(text_findings(examples, titles, purpose, self.style), limit=self.limit)
+        yield from to_leaks(text_findings(examples, titles, purpose, self.style, self.inline), limit=self.limit)

@@ -10,20 +10,24 @@ from collections.abc import Iterator
 
 import polars as pl
 
+from tripletune.audit.inline import inline_findings, without_inline
 from tripletune.audit.lines import MARK, prompt_lines
 from tripletune.audit.rules import Finding, pair
 from tripletune.audit.sections import section_finding
 from tripletune.schemas.answers import NUM_ANSWERS, AnswerStyle
 from tripletune.schemas.hint import EVIDENCE
 from tripletune.schemas.hints import FILM_HINTS, TRIPLE_HINTS
+from tripletune.schemas.inline import NO_INLINE, Inline
 from tripletune.store.parquet import joined
 
 NAMING = ("candidates", *(hint.name for hint in FILM_HINTS), *EVIDENCE)
-"""Columns that each put a film's title on one line of the prompt."""
+"""Columns that each put a film's title on one line of the prompt, unless they are inline."""
 _LABELS = "candidate_letters"
 
 
-def text_findings(examples: pl.DataFrame, titles: pl.DataFrame, purpose: str, style: AnswerStyle) -> Iterator[Finding]:
+def text_findings(
+    examples: pl.DataFrame, titles: pl.DataFrame, purpose: str, style: AnswerStyle, inline: Inline = NO_INLINE
+) -> Iterator[Finding]:
     """Rules on the titles in prompts and completions.
 
     Args:
@@ -31,6 +35,7 @@ def text_findings(examples: pl.DataFrame, titles: pl.DataFrame, purpose: str, st
         titles: ``lines.named_films`` of the whole group.
         purpose: train, valid or test.
         style: answer style of the completions.
+        inline: what candidates' lines say after the title.
     """
     texts = examples.with_row_index("row").select(
         "row",
@@ -56,10 +61,14 @@ def text_findings(examples: pl.DataFrame, titles: pl.DataFrame, purpose: str, st
         misnamed = whole.filter(_are_not_one_to_a_title("labels")).select("example_id", detail=pl.lit(_LABELS))
         yield Finding(0, "labels are not one to a candidate", misnamed)
         whole = whole.join(misnamed, on="example_id", how="anti", maintain_order="left")
-        yield _label_finding(whole)
     else:
         strange = whole.filter(_length("labels") > 0).select("example_id", detail=pl.lit(_LABELS))
         yield Finding(0, f"labels although answers are {style.name}", strange)
+    if inline.words:
+        yield from inline_findings(whole, inline, style)
+        whole = whole.with_columns(without_inline(pl.col("prompt")))
+    if style.is_labelled:
+        yield _label_finding(whole)
     pairs = whole.select("row", "example_id", movie_id="candidates", title="titles", name="names").explode(
         "movie_id", "title", "name", empty_as_null=False
     )
@@ -67,7 +76,7 @@ def text_findings(examples: pl.DataFrame, titles: pl.DataFrame, purpose: str, st
     numbered = pairs.join(titles, on="title", how="left", maintain_order="left")
     absent = numbered.join(lines, on=["row", "number"], how="anti", maintain_order="left")
     yield Finding(0, "candidate's title is no line of the prompt", _named(absent))
-    yield from _prompt_findings(whole, lines, titles)
+    yield from _prompt_findings(whole, lines, titles, inline)
     yield from _completion_findings(whole, pairs, purpose, style)
 
 
@@ -80,11 +89,14 @@ def _label_finding(texts: pl.DataFrame) -> Finding:
     return Finding(0, "label does not stand before its title", _named(absent))
 
 
-def _prompt_findings(texts: pl.DataFrame, lines: pl.DataFrame, titles: pl.DataFrame) -> Iterator[Finding]:
+def _prompt_findings(
+    texts: pl.DataFrame, lines: pl.DataFrame, titles: pl.DataFrame, inline: Inline
+) -> Iterator[Finding]:
     """Rules 2 and 3: no film, in particular no answer, is in the prompt more often than in its columns."""
+    naming = tuple(name for name in NAMING if name not in inline.columns)
     said = lines.filter(pl.col("said").is_not_null()).select("row", movie_id="said").with_columns(shown=pair("row"))
     counted = said.group_by("shown").agg(pl.len(), pl.col("row", "movie_id").first())
-    columns = [_films(texts, name) for name in NAMING]
+    columns = [_films(texts, name) for name in naming]
     expected = pl.concat(columns).group_by("shown").len("expected")
     found = (
         counted.join(expected, on="shown", how="left")
@@ -98,7 +110,8 @@ def _prompt_findings(texts: pl.DataFrame, lines: pl.DataFrame, titles: pl.DataFr
     yield Finding(2, "prompt names a film that its columns do not", _named(found.filter(~is_answer)))
     # an example that is reported already is not reported again
     rest = texts.join(found, on="row", how="anti", maintain_order="left")
-    yield section_finding(rest, lines, titles, NAMING)
+    facts = tuple(hint for hint in TRIPLE_HINTS if hint.name not in inline.columns)
+    yield section_finding(rest, lines, titles, naming, facts)
 
 
 def _completion_findings(

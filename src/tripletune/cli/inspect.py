@@ -16,10 +16,9 @@ from rich.text import Text
 
 from tripletune.config import EvaluateConfig, RunConfig
 from tripletune.evaluate.metrics import metric_names
-from tripletune.evaluate.tables import retrieval_rows
+from tripletune.evaluate.tables import ranked_systems, retrieval_rows
 from tripletune.pipeline.garbage import Removable
 from tripletune.pipeline.registry import BY_NAME, STAGES
-from tripletune.schemas.rank import SYSTEMS
 from tripletune.store.fingerprint import differences
 from tripletune.store.paths import MANIFEST, RunPaths, read_manifest
 from tripletune.store.runs import RunRecord, tracking_uri
@@ -157,8 +156,9 @@ def metrics_tables(evaluate: Path, settings: EvaluateConfig) -> Group:
     everyone = frame.filter(pl.col("group") == "all")
     sure = f"{settings.confidence:.0%} interval"
     rows = retrieval_rows(everyone["row"].unique().to_list())
+    systems = ranked_systems(everyone["row"])
     retrieval = _metric_table(everyone, f"first stage, all films, {sure}", rows, settings.retrieval_cutoffs)
-    reranking = _metric_table(everyone, f"same candidates, re-ranked, {sure}", SYSTEMS, settings.rerank_cutoffs)
+    reranking = _metric_table(everyone, f"same candidates, re-ranked, {sure}", systems, settings.rerank_cutoffs)
     shares = Table("figure", "value", title="bounds and form", title_justify="left")
     shares.add_row("retrieval ceiling (held-out film among the candidates)", _percent(flat.get("retrieval_ceiling")))
     for system in ("untuned", "tuned"):

@@ -37,7 +37,7 @@ def audit(
     artifacts: ArtifactsOption = ARTIFACTS,
 ) -> None:
     """Prove on the written shards that no answer leaked; exit code 1 and the example ids if one did."""
-    from tripletune.audit.audit import audit_shards, stated_style
+    from tripletune.audit.audit import audit_shards, stated_inline, stated_style
     from tripletune.audit.leaks import MAX_PER_KIND, format_leaks, write_leaks
     from tripletune.prompts.template import load_template
 
@@ -47,7 +47,8 @@ def audit(
     trained = {stage: _published(paths, stage) for stage in record.settings().trained_stages}
     # shards of versions that stated no style were made with a shipped template, which still has it
     style = stated_style(shards) or load_template(record.settings().prompt.template).answers
-    leaks = audit_shards(shards, split, retrieve, trained, style=style, limit=None if out else MAX_PER_KIND)
+    limit, inline = None if out else MAX_PER_KIND, stated_inline(shards)
+    leaks = audit_shards(shards, split, retrieve, trained, style=style, inline=inline, limit=limit)
     if out:
         make_folder(out.parent, "--out")
         write_leaks(out, leaks)

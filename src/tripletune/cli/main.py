@@ -7,6 +7,7 @@ of the help page.
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import sys
@@ -19,6 +20,9 @@ from tripletune import __version__
 from tripletune.cli import data, run, look, stages  # noqa: F401  # isort: skip
 from tripletune.cli.app import app, console
 from tripletune.errors import UserError
+
+_TAKES_ALL = frozenset(("replace", "backslashreplace", "namereplace", "xmlcharrefreplace", "ignore"))
+"""Ways of writing characters that an encoding lacks, of which none raises."""
 
 
 @app.command()
@@ -37,8 +41,16 @@ def _log_own_lines() -> None:
     ours.propagate = False
 
 
+def _write_any_title() -> None:
+    """Show escapes such as ``\\xe9`` for characters that the output's encoding lacks (an ASCII or Latin-1 locale)."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors not in _TAKES_ALL:
+            stream.reconfigure(errors="backslashreplace")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
+    _write_any_title()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     _log_own_lines()
     try:

@@ -24,6 +24,7 @@ from tripletune.prompts.template import load_template
 from tripletune.rank.predict import rank_examples
 from tripletune.retrieve.histories import find_history, find_seen, read_rows
 from tripletune.retrieve.retriever import Retriever
+from tripletune.schemas.answers import NUM_ANSWERS
 from tripletune.schemas.hints import SPECIALISTS
 from tripletune.schemas.query import PURPOSES, QUERY_KEY
 from tripletune.schemas.split import SPLIT
@@ -139,7 +140,7 @@ def _recommend(paths: RunPaths, config: RunConfig, rows: pl.DataFrame) -> list[R
     frame = Frame.load(paths.require("ingest"), config.prompt, specialists, config.seed, tokenizer_of(paths, config))
     examples = build_examples(retrieved, choices, evidence, nothing, frame)
     answers = rank_examples(examples, adapter, tuned=True, constrained=True, batch_size=1)["answers"][0]
-    return _explain(examples, answers.to_list())
+    return _explain(examples, answers.to_list()[:NUM_ANSWERS])
 
 
 def _explain(examples: pl.DataFrame, answers: list[int]) -> list[Recommendation]:

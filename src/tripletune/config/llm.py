@@ -39,6 +39,13 @@ class FinetuneConfig(Section):
     folder."""
     revision: str = ""
     """Commit of the model on the hub; required for a Hugging Face id."""
+    objective: Literal["sft", "listwise", "ranknet"] = "sft"
+    """sft: each token of the completion. The others need a template whose answers are letters and learn what ranking
+    reads, the candidates' scores at their labels: listwise, a softmax over the candidates whose target the answers
+    share; ranknet, each pair of an answer and another candidate."""
+    residual: bool = True
+    """listwise, ranknet: the loss is taken over the sum of the label's centred logit and the retriever's calibrated
+    log-score, so that the model learns what the retriever does not know. False: over the logits alone."""
     tiny: TinyLlamaConfig = TinyLlamaConfig()
     accelerate_config: str = "configs/accelerate/single.yaml"
     """File for ``accelerate launch``; sets the number of processes."""
@@ -69,7 +76,10 @@ class FinetuneConfig(Section):
     logging_steps: Positive = 5
     """Steps between two logged losses."""
     max_eval_examples: Positive = 64
-    """Valid examples per evaluation: the first by hash of user, of those whose answer is a candidate."""
+    """Valid examples per evaluation: the first by hash of user, of those whose answer is a candidate and of the half of
+    the users who select."""
+    max_select_examples: Positive = 1000
+    """listwise, ranknet: such valid examples that set the weight of the model's scores next to the retriever's."""
     timeout_minutes: PositiveFloat = 600.0
     """Wall time in minutes after which training is stopped; the next run resumes at its last checkpoint."""
     trainer: dict[str, JsonValue] = Field(default={})
@@ -85,6 +95,11 @@ class FinetuneConfig(Section):
                 "resumed run logs the same losses"
             )
         return self
+
+    @property
+    def scores_labels(self) -> bool:
+        """Whether the loss is taken over the candidates' labels and not over a written answer."""
+        return self.objective != "sft"
 
     @property
     def names_a_folder(self) -> bool:
@@ -119,8 +134,8 @@ class EvaluateConfig(Section):
 
     retrieval_cutoffs: tuple[Annotated[int, Field(ge=1, le=LISTED_FILMS)], ...] = (3, 5, 10)
     """Cutoffs of the retrieval metrics; at most 20, the length of the first-stage lists."""
-    rerank_cutoffs: tuple[Annotated[int, Field(ge=1, le=5)], ...] = (3, 5)
-    """Cutoffs of the reranking metrics; at most 5, the films of an answer."""
+    rerank_cutoffs: tuple[Annotated[int, Field(ge=1, le=100)], ...] = (3, 5, 10)
+    """Cutoffs of the reranking metrics; a list of candidates that is shorter counts as a whole."""
     bootstrap_resamples: Positive = 2000
     """Bootstrap resamples of the users for each interval and for the promotion decision."""
     confidence: Annotated[float, Field(gt=0.5, lt=1.0)] = 0.95

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     RetrieverName = str
 else:
     RetrieverName = Literal[(*RETRIEVERS, "fused")]  # pydantic names them all where another is given
+CandidateOrder = Literal["shuffled", "retrieved"]
 LISTED_FILMS = 20
 """Films of a first-stage list that are kept and evaluated."""
 
@@ -157,6 +158,9 @@ class PromptConfig(Section):
     path starts at the working directory or at the preset's folder."""
     triple_form: Literal["arrow", "sentence"] = "arrow"
     """Form of a triple: ``film - relation - entity``, or a sentence."""
+    candidate_order: CandidateOrder = "shuffled"
+    """Order in which candidates are shown. shuffled: a stable shuffle per user, which says nothing of the ranks;
+    retrieved: the retriever's order, best first, so that the place alone tells its rank."""
     max_liked: Positive = 15
     """Liked films in the prompt, the newest ones."""
     max_disliked: Annotated[int, Field(ge=0)] = 5

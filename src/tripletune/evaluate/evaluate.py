@@ -25,10 +25,10 @@ from tripletune.evaluate.cold import KNOWLEDGE_GROUPS, MEASURES, known_films, sc
 from tripletune.evaluate.metrics import PROMOTION_CUTOFF, PROMOTION_METRIC, score_lists
 from tripletune.evaluate.report import GROUPS, write_report
 from tripletune.evaluate.significance import Interval, bootstrap_means, mean_interval, summarise
-from tripletune.evaluate.tables import CEILING_ROW, retrieval_rows
+from tripletune.evaluate.tables import CEILING_ROW, ranked_systems, retrieval_rows
 from tripletune.schemas.base import conform
 from tripletune.schemas.query import PURPOSES
-from tripletune.schemas.rank import PREDICTIONS, SYSTEMS
+from tripletune.schemas.rank import PREDICTIONS, SERVED, SYSTEMS
 from tripletune.schemas.retrieve import RANKINGS
 from tripletune.store.files import write_json
 from tripletune.store.parquet import ROW_GROUP, parquet_files, scan, write_parquet
@@ -98,7 +98,7 @@ def evaluate_run(
 
     Returns:
         The means under flat names: ``<row>_<metric>`` for all users, ``..._warm``, ``..._unseen`` and ``..._cold`` for
-        the groups.
+        the groups; a ``+`` is written ``_with_``.
 
     Raises:
         InputError: a system or retriever is missing, users were ranked twice, or a cut-off is deeper than the lists.
@@ -113,7 +113,7 @@ def evaluate_run(
 
     measured = Measured([], [])
     _measure_family(measured, retrieval, retrieval_rows(retrieval["row"]), settings, seed)
-    _measure_family(measured, on_test, SYSTEMS, settings, seed)
+    _measure_family(measured, on_test, ranked_systems(on_test["row"]), settings, seed)
     _measure_shares(measured, answered, reranked, settings, seed)
     test = held_out.filter(pl.col("purpose") == "test")
     _measure_knowledge(measured, score_by_knowledge(lists, test, known_films(split)), settings, seed)
@@ -134,13 +134,14 @@ def evaluate_run(
 
 
 def _held_out(shards: Path) -> pl.DataFrame:
-    """``user_id, purpose, unseen, answer, candidates, is_candidate`` of every valid and test example."""
+    """``user_id, purpose, unseen, answer, candidates, retrieved, is_candidate`` of every valid and test example."""
     parts = [
         scan(parquet_files(shards, purpose)).select(
             "user_id",
             pl.lit(purpose).cast(PURPOSES).alias("purpose"),
             "unseen",
             "candidates",
+            "retrieved",
             answer=pl.col("answers").list.first(),
             is_candidate=pl.col("candidates").list.contains(pl.col("answers").list.first()),
         )
@@ -174,9 +175,12 @@ def _rerank_scores(answered: pl.DataFrame, cutoffs: list[int]) -> pl.DataFrame:
     """Values per user, purpose and system of constrained answers; test users are those that every system ranked."""
     constrained = answered.filter(pl.col("constrained")).rename({"system": "row"})
     tested = constrained.filter(pl.col("purpose") == "test")
-    same = _in_every_row(tested, SYSTEMS, "systems of rank/predictions.parquet")
-    tuned_valid = constrained.filter(pl.col("purpose") == "valid", pl.col("row") == "tuned")
-    return _scored(pl.concat([same, tuned_valid]), "answers", cutoffs)
+    same = _in_every_row(tested, ranked_systems(tested["row"]), "systems of rank/predictions.parquet")
+    tuned_valid = constrained.filter(pl.col("purpose") == "valid", pl.col("row").is_in(["tuned", SERVED]))
+    lists = pl.concat([same, tuned_valid])
+    # a written answer names five films; whoever reads on reads the others as retrieval gave them
+    whole = pl.concat_list("answers", "retrieved").list.unique(maintain_order=True)
+    return _scores_of(lists.with_columns(answers=whole), "answers", cutoffs)
 
 
 def _retrieval_lists(rankings: Path) -> pl.DataFrame:
@@ -200,8 +204,12 @@ def _scored(frame: pl.DataFrame, lists: str, cutoffs: list[int]) -> pl.DataFrame
     if frame.height and max(cutoffs) > deepest:
         raise InputError(
             f"a cut-off of {max(cutoffs)} is deeper than every list of '{lists}' ({deepest} films); "
-            "lower evaluate.retrieval_cutoffs or evaluate.rerank_cutoffs"
+            "lower evaluate.retrieval_cutoffs"
         )
+    return _scores_of(frame, lists, cutoffs)
+
+
+def _scores_of(frame: pl.DataFrame, lists: str, cutoffs: list[int]) -> pl.DataFrame:
     scores = score_lists(frame[lists], frame["answer"], cutoffs)
     return pl.concat([frame.select(KEY), scores], how="horizontal")
 
@@ -268,8 +276,9 @@ def _measure_shares(
         for system in SYSTEMS:
             part = test.filter(pl.col("system") == system, pl.col("constrained") == constrained)
             shares.append((system, name, part, "valid"))
-    tuned_valid = reranked.filter(pl.col("purpose") == "valid")
-    shares.append(("tuned", f"valid_{PROMOTION_METRIC}", tuned_valid, PROMOTION_METRIC))
+    for system in ("tuned", SERVED):
+        on_valid = reranked.filter(pl.col("purpose") == "valid", pl.col("row") == system)
+        shares.append((system, f"valid_{PROMOTION_METRIC}", on_valid, PROMOTION_METRIC))
     for row, metric, frame, column in shares:
         for group in GROUPS:
             part = _group(frame, group)
@@ -295,6 +304,6 @@ def _measure_knowledge(measured: Measured, scores: pl.DataFrame, settings: Evalu
 
 def _flat(metrics: pl.DataFrame) -> dict[str, Any]:
     return {
-        f"{row}_{metric}" if group == "all" else f"{row}_{metric}_{group}": value
+        f"{row}_{metric}".replace("+", "_with_") + ("" if group == "all" else f"_{group}"): value
         for row, group, metric, value in metrics.select("row", "group", "metric", "value").iter_rows()
     }

@@ -13,10 +13,11 @@ import polars as pl
 
 from tripletune.evaluate.asked import asked_users
 from tripletune.evaluate.cold import KNOWLEDGE_GROUPS, MEASURES
-from tripletune.evaluate.tables import CEILING_ROW, retrieval_rows
+from tripletune.evaluate.tables import CEILING_ROW, ranked_systems, retrieval_rows
 from tripletune.html.pages import write_page
 from tripletune.html.pictures import Dot, draw_bars, draw_curves, draw_dots
-from tripletune.schemas.rank import SYSTEMS
+from tripletune.schemas.answers import NUM_ANSWERS
+from tripletune.schemas.rank import SERVED, SYSTEMS
 from tripletune.schemas.retrieve import RECENT
 from tripletune.store.parquet import parquet_files, scan
 from tripletune.store.paths import read_manifest
@@ -38,13 +39,14 @@ FAMILIES: tuple[dict[str, Any], ...] = (
         "about": "The candidates put in order by each system, over the same users, with constrained decoding. "
         "A held-out film that is not among the candidates counts 0 for every system; "
         "the dashed line is the share of all users whose film is.",
-        "rows": lambda names: SYSTEMS,
+        "rows": ranked_systems,
         "below": True,
     },
 )
 CURVE_NAMES = {"lightgcn": "LightGCN", "rgat": "R-GAT", "sasrec": "SASRec", "sequence": "Sequence model"}
 """Titles of the training curves; any other stage that writes a ``curve.parquet`` is titled by its own name."""
 HEADLINES = (
+    (SERVED, "ndcg_at_5", "tuned model with the retriever's scores, ndcg_at_5"),
     ("tuned", "ndcg_at_5", "tuned model, ndcg_at_5"),
     ("retriever", "ndcg_at_5", "retriever's order, ndcg_at_5"),
     ("fused", "ndcg_at_10", "fused retriever, ndcg_at_10"),
@@ -245,7 +247,7 @@ def _examples(generate: Path, rank: Path) -> list[dict[str, Any]]:
             {
                 "system": line["system"],
                 "constrained": line["constrained"],
-                "films": [(titles.get(film, f"film {film}"), film == answer) for film in line["answers"]],
+                "films": [(titles.get(film, f"film {film}"), film == answer) for film in line["answers"][:NUM_ANSWERS]],
                 "text": line["text"],
                 "valid": line["valid"],
             }

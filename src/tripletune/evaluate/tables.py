@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from tripletune.config import BASELINES, RETRIEVERS
-from tripletune.schemas.rank import SYSTEMS
+from tripletune.schemas.rank import ALWAYS, SYSTEMS
 from tripletune.schemas.retrieve import RANKED_ALWAYS, RECENT
 
 CEILING_ROW = "retrieval"
@@ -25,6 +25,12 @@ def retrieval_rows(names: Iterable[str]) -> tuple[str, ...]:
     further = found - {*RANKED_ALWAYS, *SYSTEMS, CEILING_ROW, RECENT, "fused"}
     popularity, *others = RANKED_ALWAYS
     return (popularity, *(found & {RECENT}), *others, *sorted(further, key=_place), *(found & {"fused"}))
+
+
+def ranked_systems(names: Iterable[str]) -> tuple[str, ...]:
+    """The rows of a re-ranking table, in order: the systems of every run, and the others that ranked."""
+    found = set(names)
+    return tuple(system for system in SYSTEMS if system in found or system in ALWAYS)
 
 
 def _place(name: str) -> tuple[int, str, bool, str]:

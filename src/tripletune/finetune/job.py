@@ -15,8 +15,8 @@ from pydantic import BaseModel, ConfigDict
 from tripletune.config import FinetuneConfig
 from tripletune.store.paths import SCRATCH
 
-COLUMNS = ["example_id", "prompt", "completion"]
-"""Columns of the examples that training reads."""
+_OF_CHATS = ["example_id", "prompt", "completion"]
+_OF_LABELS = ["example_id", "prompt", "candidates", "candidate_titles", "candidate_letters", "answers", "retrieved"]
 
 MARKER = "@tripletune "
 """Prefix of a line that is a message to the stage rather than log output."""
@@ -32,6 +32,13 @@ class TrainingJob(BaseModel):
     """Shards with ``prompt`` and ``completion``, in order."""
     evaluation: Path | None
     """Parquet with the examples to evaluate on; None when there are none."""
+    select: Path | None = None
+    """Parquet with the examples that set the weight of the model's scores next to the retriever's; None: that of the
+    training, which is 1 with ``finetune.residual``."""
+    prior: tuple[float, ...] = ()
+    """``residual.calibrate_prior`` of the training examples, where the loss is taken over labels."""
+    answer_style: str = "titles"
+    """Style of the answers, a key of ``ANSWER_STYLES``."""
     base: str
     """Folder or id for ``from_pretrained``."""
     hub_revision: str | None
@@ -39,6 +46,11 @@ class TrainingJob(BaseModel):
     """Name of the base model in the adapter's config: valid on every machine."""
     settings: FinetuneConfig
     seed: int
+
+    @property
+    def columns(self) -> list[str]:
+        """Columns of the examples that training reads."""
+        return columns_read(self.settings)
 
     @property
     def scratch(self) -> Path:
@@ -56,6 +68,11 @@ class TrainingJob(BaseModel):
     def result(self) -> Path:
         """Written last: ``{"facts": ..., "history": ...}``."""
         return self.scratch / "result.json"
+
+
+def columns_read(settings: FinetuneConfig) -> list[str]:
+    """Columns of the shards that an objective reads."""
+    return _OF_LABELS if settings.scores_labels else _OF_CHATS
 
 
 def send(kind: str, payload: dict[str, Any]) -> None:

@@ -20,13 +20,15 @@ import yaml
 
 from tripletune.chat import DATE
 from tripletune.config import SHIPPED, FinetuneConfig
-from tripletune.contract import TINY, AdapterContract, BaseIdentity, identify_base, write_contract
+from tripletune.contract import TINY, AdapterContract, BaseIdentity, Residual, identify_base, write_contract
 from tripletune.errors import ConfigError, InputError, TrainingCrash, TrainingDiverged, TrainingError
 from tripletune.finetune.checkpoints import last_whole
-from tripletune.finetune.job import COLUMNS, TrainingJob, receive
+from tripletune.finetune.job import TrainingJob, columns_read, receive
 from tripletune.finetune.live_log import LiveLog, OnLog
 from tripletune.finetune.trainer_settings import check_trainer_settings
+from tripletune.judges import judges
 from tripletune.processes.supervise import ProcessFailed, clean_environment, end_noted, run_supervised
+from tripletune.residual import calibrate_prior
 from tripletune.schemas.generate import EXAMPLES
 from tripletune.stable_hash import mix
 from tripletune.store.files import write_json
@@ -70,7 +72,9 @@ def finetune_adapter(
 
     Returns:
         Facts: train_loss, eval_loss, eval_loss_before, steps, seconds, tokens, examples, eval_examples,
-        trainable_parameters, world_size, resumed_from_step (0 when it started over).
+        trainable_parameters, world_size, dtype, resumed_from_step (0 when it started over); with an objective over
+        labels, where valid has users who select, also weight, select_examples, select_loss and select_loss_retriever
+        (``training._weigh``).
 
     Raises:
         InputError, ConfigError: nothing to train on, no such model or accelerate file, a wrong ``settings.trainer``.
@@ -78,7 +82,9 @@ def finetune_adapter(
         TrainingDiverged: a loss or a weight is NaN or infinite; the checkpoints are removed, and nothing is published.
     """
     check_trainer_settings(settings.trainer)
-    train, evaluation = _train_shards(shards), _evaluation_examples(shards, settings.max_eval_examples, seed)
+    train = _train_shards(shards)
+    evaluation = _valid_examples(shards, settings.max_eval_examples, settings, seed)
+    selecting = _valid_examples(shards, settings.max_select_examples if settings.scores_labels else 0, settings, seed)
     scratch = out / SCRATCH
     scratch.mkdir(parents=True, exist_ok=True)
     end_noted(scratch / "launcher.json")
@@ -87,6 +93,9 @@ def finetune_adapter(
         out=out,
         train=tuple(train),
         evaluation=scratch / "evaluation.parquet" if len(evaluation) else None,
+        select=scratch / "select.parquet" if len(selecting) else None,
+        prior=_prior(train, int(prompt_contract["num_candidates"])) if settings.scores_labels else (),
+        answer_style=str(prompt_contract["answer_style"]),
         base=identity.source,
         hub_revision=identity.hub_revision,
         base_name=base_name,
@@ -94,19 +103,33 @@ def finetune_adapter(
         seed=seed,
     )
     _take_over(job)
-    if job.evaluation:
-        write_parquet(job.evaluation, evaluation)
+    for path, examples in ((job.evaluation, evaluation), (job.select, selecting)):
+        if path:
+            write_parquet(path, examples)
     if not (job.result.is_file() and job.adapter.is_dir()):
         _launch(job, on_log)
     result = json.loads(job.result.read_text(encoding="utf-8"))
     write_parquet(out / "curve.parquet", _curve(result["history"]))
-    write_contract(out, _contract(settings, identity, prompt_contract, lineage))
     facts: Facts = result["facts"]
+    write_contract(out, _contract(settings, identity, prompt_contract, lineage, facts["dtype"], _residual(job, facts)))
     return facts
 
 
+def _residual(job: TrainingJob, facts: Facts) -> Residual | None:
+    """How the retriever's scores are added to the model's: with the weight found on valid examples, or where no valid
+    example selects one, as in the training, whose loss is over the plain sum."""
+    trained_as_sum = job.settings.scores_labels and job.settings.residual
+    weight = facts.get("weight", 1.0 if trained_as_sum else None)
+    return None if weight is None else Residual(prior=job.prior, weight=weight)
+
+
 def _contract(
-    settings: FinetuneConfig, base: BaseIdentity, prompt_contract: Mapping[str, Any], lineage: Mapping[str, str]
+    settings: FinetuneConfig,
+    base: BaseIdentity,
+    prompt_contract: Mapping[str, Any],
+    lineage: Mapping[str, str],
+    dtype: str,
+    residual: Residual | None,
 ) -> AdapterContract:
     return AdapterContract(
         prompt=dict(prompt_contract),
@@ -114,6 +137,9 @@ def _contract(
         base_model=settings.model,
         base_revision=base.revision,
         date_string=DATE,
+        dtype=dtype,
+        objective=settings.objective,
+        residual=residual,
         lineage=dict(lineage),
     )
 
@@ -128,17 +154,33 @@ def _train_shards(shards: Path) -> list[Path]:
     return train
 
 
-def _evaluation_examples(shards: Path, limit: int, seed: int) -> pl.DataFrame:
-    """Valid examples that can be answered (the like is a candidate): the first ``limit`` by hash of user."""
+def _valid_examples(shards: Path, limit: int, settings: FinetuneConfig, seed: int) -> pl.DataFrame:
+    """Valid examples that can be answered (the like is a candidate) of users who select: the first by hash of user."""
+    columns = columns_read(settings)
     valid = shard_files(shards / "valid")
-    if not valid:
-        return pl.DataFrame(schema={name: EXAMPLES[name] for name in COLUMNS})
+    if not valid or not limit:
+        return pl.DataFrame(schema={name: EXAMPLES[name] for name in columns})
     answerable = pl.scan_parquet(valid).filter(pl.col("candidates").list.contains(pl.col("answers").list.first()))
     users = answerable.select("user_id").collect()
+    users = users.filter(~judges(users["user_id"], seed))
     order = pl.Series("order", mix(users["user_id"].to_numpy(), seed))
     chosen = users.with_columns(order).sort("order", "user_id").head(limit)
     rows = answerable.join(chosen.lazy(), on="user_id", how="inner").sort("order", "user_id")
-    return rows.select(COLUMNS).collect()
+    return rows.select(columns).collect()
+
+
+def _prior(train: list[Path], num_candidates: int) -> tuple[float, ...]:
+    """The retriever's log-score by place, calibrated on the training examples."""
+    rows = pl.scan_parquet(train).select("answers", "retrieved").with_row_index("row")
+    places = (
+        rows.with_columns(place=pl.int_ranges(pl.col("retrieved").list.len()))
+        .explode("retrieved", "place")
+        .filter(pl.col("retrieved").is_in(pl.col("answers")))
+        .group_by("row", maintain_order=True)
+        .agg("place")
+        .collect()
+    )
+    return tuple(round(float(value), 6) for value in calibrate_prior(places["place"].to_list(), num_candidates))
 
 
 def _prepare_base(

@@ -23,7 +23,7 @@ def main(argv: list[str]) -> int:
         os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
     job = TrainingJob.model_validate_json(Path(argv[0]).read_bytes())
 
-    from tripletune.finetune.sft import train  # after the lifeline: imports torch, transformers, trl
+    from tripletune.finetune.training import train  # after the lifeline: imports torch, transformers, trl
 
     try:
         train(job)

@@ -249,8 +249,14 @@ STAGES = (
         part="finetune",
         parents=lambda config: ("generate", *_base(config)),
         fields=("finetune", "seed"),
-        libraries=("torch", "transformers", "trl", "peft", "accelerate", "datasets", "tokenizers", "polars"),
-        outside=("accelerate_config", "model"),
+        libraries=(
+            *("torch", "transformers", "trl", "peft", "accelerate", "datasets", "tokenizers"),
+            *("polars", "numpy", "scipy"),
+        ),
+        outside=lambda config: (
+            *("accelerate_config", "model"),
+            *(() if config.finetune.model == "tiny" else ("processor",)),
+        ),
         also=("finetune.train",),  # runs in processes of its own
         headline=("examples", "steps", "eval_loss_before", "eval_loss"),
         # the tag takes a concurrency limit, so that two runs never share the GPUs; the deadline is

@@ -11,6 +11,8 @@ from tripletune.models.registry import check_settings
 from tripletune.pipeline.feed import feed_files, release_checksums
 from tripletune.pipeline.registry import reusable_stages
 from tripletune.pipeline.stage import Stage
+from tripletune.precision import has_bfloat16
+from tripletune.schemas.answers import NUM_LETTERS
 from tripletune.store.fingerprint import TOKENIZER_FILES, Ingredients, fingerprint, input_checksums
 from tripletune.store.paths import RunPaths
 from tripletune.store.runs import read_run
@@ -28,8 +30,8 @@ def resolve(config: RunConfig, artifacts: Path) -> RunPaths:
     Raises:
         InputError: a file or folder named by the config does not exist.
         MissingArtifactError, ConfigError: ``specialists.pin`` names no usable run, there is no such template,
-            ``[finetune.trainer]`` cannot be handed to the trainer, or ``retrieve.similar_people`` needs a table of
-            users that the release lacks.
+            ``finetune.objective`` needs another, ``[finetune.trainer]`` cannot be handed to the trainer, or
+            ``retrieve.similar_people`` needs a table of users that the release lacks.
     """
     from tripletune.finetune.trainer_settings import check_trainer_settings
 
@@ -41,12 +43,34 @@ def resolve(config: RunConfig, artifacts: Path) -> RunPaths:
     pinned = _pinned_specialists(config, artifacts)
     inputs = _Inputs(config)  # a wrong name should not show after the specialists have trained
     _check_people(config)
+    _check_objective(config)
     _check_tokenizer(config)
     for stage in reusable_stages(config):
         parts = stage.ingredients(config, fingerprints, inputs.of(stage))
         ingredients[stage.name] = parts
         fingerprints[stage.name] = pinned.get(stage.name) or fingerprint(stage.name, parts)
     return RunPaths(root=artifacts, dataset=config.dataset, fingerprints=fingerprints, ingredients=ingredients)
+
+
+def _check_objective(config: RunConfig) -> None:
+    """Refuse an objective over labels where the prompts have none, or labels of more than one letter."""
+    from tripletune.prompts.template import load_template
+
+    if not config.finetune.scores_labels:
+        return
+    objective, answers = config.finetune.objective, load_template(config.prompt.template).answers
+    if not answers.is_labelled:
+        raise ConfigError(
+            f"finetune.objective = {objective!r} reads the candidates' scores at their labels, and the template "
+            f"{config.prompt.template!r} has none (answers: {answers.name}); set prompt.template to one whose answers "
+            "are letters, or finetune.objective to 'sft'"
+        )
+    number = config.retrieve.num_candidates
+    if config.retrieve.candidates == "retrieved" and number > NUM_LETTERS:
+        raise ConfigError(
+            f"finetune.objective = {objective!r} needs labels of one letter, and more than {NUM_LETTERS} candidates "
+            f"have two; set retrieve.num_candidates = {number} to {NUM_LETTERS} or less"
+        )
 
 
 def _check_tokenizer(config: RunConfig) -> None:
@@ -126,6 +150,8 @@ class _Inputs:
             checksums |= {f"feed/{file.name}": file.checksum for file in feed_files(self._config)}
         if "template" in wanted:
             checksums |= {f"template/{self._template.id}": self._template.sha256}
+        if "processor" in wanted:
+            checksums |= {"processor/bfloat16": "yes" if has_bfloat16() else "no"}
         if "page" in wanted:
             checksums |= input_checksums({"page": PAGES / "report.html.j2", "style": PAGES / "style.html.j2"})
         return dict(sorted(checksums.items()))

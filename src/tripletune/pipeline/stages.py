@@ -322,7 +322,10 @@ def run_generate(paths: RunPaths, config: RunConfig, map_jobs: MapJobs | None = 
         log.info(describe("generate", found, changes))
         earlier = found.folder if isinstance(found, Earlier) else None
         template = load_template(config.prompt.template)
-        audit = audit_work_folder(work, split, retrieve, trained, style=template.answers, earlier=earlier)
+        inline = template.inline_in(config.prompt.triple_form)
+        audit = audit_work_folder(
+            work, split, retrieve, trained, style=template.answers, inline=inline, earlier=earlier
+        )
         refuse_leaks(audit.leaks)
         if note := request_time_note(trained):
             log.warning("generate: %s", note)

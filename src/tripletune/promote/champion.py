@@ -46,7 +46,10 @@ def promote_or_keep(paths: RunPaths, config: RunConfig, *, run: str, child: Stag
     folder = paths.root / paths.dataset / "promote" / run
     folder.mkdir(parents=True, exist_ok=True)
     model, fingerprint = model_name(config), paths.fingerprints["finetune"]
-    adapter, scores = paths.require("finetune"), promotion_scores(paths.require("evaluate") / "per_viewer.parquet")
+    adapter, scores = (
+        paths.require("finetune"),
+        promotion_scores(paths.require("evaluate") / "per_viewer.parquet", config.seed),
+    )
     current = find_champion(child.tracker, model)
     if current is None:
         decision = _decide(paths, config, scores, None)

@@ -19,6 +19,8 @@ import polars as pl
 
 from tripletune.evaluate.metrics import PROMOTION_METRIC as METRIC
 from tripletune.evaluate.significance import mean_interval
+from tripletune.judges import judges
+from tripletune.schemas.rank import SERVED
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,21 +34,21 @@ class PromotionDecision:
     num_viewers: int
 
 
-def promotion_scores(per_viewer: Path) -> pl.DataFrame:
-    """What the decision compares: ``user_id, ndcg_at_5`` of the tuned model on valid answers.
+def promotion_scores(per_viewer: Path, seed: int) -> pl.DataFrame:
+    """What the decision compares: ``user_id, ndcg_at_5`` on valid answers of what is served, the tuned model with the
+    retriever's scores where there are any, else alone.
 
-    Valid and not test: a champion chosen by its test score would make that score a biased one.
+    Valid and not test: a champion chosen by its test score would make that score a biased one. And of the users in
+    valid only those who judge (``tripletune.judges``): the others selected the weight between both scores.
 
     Args:
         per_viewer: evaluate/per_viewer.parquet.
+        seed: the run's.
     """
-    return (
-        pl.scan_parquet(per_viewer)
-        .filter(pl.col("row") == "tuned", pl.col("purpose") == "valid")
-        .select("user_id", METRIC)
-        .sort("user_id")
-        .collect()
-    )
+    valid = pl.scan_parquet(per_viewer).filter(pl.col("purpose") == "valid").collect()
+    served = SERVED if SERVED in valid["row"] else "tuned"
+    rows = valid.filter(pl.col("row") == served).select("user_id", METRIC)
+    return rows.filter(judges(rows["user_id"], seed)).sort("user_id")
 
 
 def decide_promotion(

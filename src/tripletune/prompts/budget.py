@@ -3,14 +3,14 @@
 Films are dropped one by one, in this order, until prompt and completion fit: the oldest likes, down to the newest five;
 the oldest dislikes; the last films of the hints that may be shortened (films of similar users), in the order of
 ``HINTS``; the older ones of the five newest likes, but for the newest. A dropped like loses its facts of hint 2 as
-well. Candidates, facts about them, the other hints (hint 1's ranking) and the template's text are never shortened: a
-prompt that is too long with these alone is an error that names the example.
+well. Candidates, facts about them, inline hints, the other hints (hint 1's ranking) and the template's text are never
+shortened: a prompt that is too long with these alone is an error that names the example.
 """
 # Shape letters in this file: E examples, K films of a section at most
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 import numpy as np
 import numpy.typing as npt
@@ -42,6 +42,7 @@ def shorten(
     tokens: Tokens,
     max_tokens: int,
     draw: Draw,
+    inline: Collection[str] = (),
 ) -> pl.DataFrame:
     """Drop films until every example fits, and no more than needed.
 
@@ -53,6 +54,7 @@ def shorten(
         tokens: tokens of the examples before shortening; shape (E,).
         max_tokens: limit for prompt and completion together.
         draw: draws the lines of shorter examples; used where counts are no sums over lines.
+        inline: columns that the lines of candidates show; they have no lines of their own to drop.
 
     Returns:
         The same rows with shorter lists.
@@ -61,11 +63,11 @@ def shorten(
         InputError: an example is too long with nothing more to drop.
     """
     if not counter.sums_lines:
-        return _shorten_whole(examples, counter, tokens, max_tokens, draw)
+        return _shorten_whole(examples, counter, tokens, max_tokens, draw, inline)
     sections = {slot: _by_kept(lines[slot], slot, counter) for slot in DROPPABLE if slot in lines}
     facts = _facts_of_likes(examples) if "triples" in lines else _NO_FACTS
     facts_EK = _facts_by_kept(examples, lines, facts, counter)
-    sizes = {slot: examples[slot].list.len().to_numpy().astype(np.int64) for slot in DROPPABLE}
+    sizes = _sizes(examples, inline)
 
     def saved(kept: Kept) -> Tokens:
         row = np.arange(len(examples))
@@ -81,7 +83,7 @@ def shorten(
             break
         kept = _after(step, sizes)
         now = tokens - saved(kept)
-        for slot in DROPPABLE:
+        for slot in sizes:
             chosen[slot][waiting] = kept[slot][waiting]
         waiting &= now > max_tokens
     if waiting.any():
@@ -90,11 +92,16 @@ def shorten(
 
 
 def _shorten_whole(
-    examples: pl.DataFrame, counter: TokenCounter, tokens: Tokens, max_tokens: int, draw: Draw
+    examples: pl.DataFrame,
+    counter: TokenCounter,
+    tokens: Tokens,
+    max_tokens: int,
+    draw: Draw,
+    inline: Collection[str],
 ) -> pl.DataFrame:
     """``shorten`` by counting whole conversations: the fewest dropped films of each example by bisection."""
-    facts = _facts_of_likes(examples) if "triples" in examples.columns else _NO_FACTS
-    sizes = {slot: examples[slot].list.len().to_numpy().astype(np.int64) for slot in DROPPABLE}
+    facts = _facts_of_likes(examples) if {"triples"} & {*examples.columns} - {*inline} else _NO_FACTS
+    sizes = _sizes(examples, inline)
     fits = tokens <= max_tokens
     too_few, enough = np.where(fits, -1, 0), np.where(fits, 0, sum(sizes.values()))
 
@@ -113,14 +120,21 @@ def _shorten_whole(
     return _cut(examples, _after(enough, sizes), facts)
 
 
+def _sizes(examples: pl.DataFrame, inline: Collection[str]) -> Kept:
+    """Films in each section that may be shortened."""
+    slots = (slot for slot in DROPPABLE if slot not in inline)
+    return {slot: examples[slot].list.len().to_numpy().astype(np.int64) for slot in slots}
+
+
 def _after(step: int | npt.NDArray[np.int64], sizes: Kept) -> Kept:
     """Films kept per section after ``step`` films are dropped, as many everywhere or shape (E,)."""
     left = np.broadcast_to(step, sizes["liked"].shape)
     gone: dict[str, npt.NDArray[np.int64]] = {}
+    hints = [slot for slot in sizes if slot in _HINTS]
     room = {
         "old": np.maximum(sizes["liked"] - _NEWEST, 0),
         "disliked": sizes["disliked"],
-        **{hint: sizes[hint] for hint in _HINTS},
+        **{hint: sizes[hint] for hint in hints},
         "new": np.maximum(np.minimum(sizes["liked"], _NEWEST) - 1, 0),
     }
     for name, most in room.items():
@@ -129,7 +143,7 @@ def _after(step: int | npt.NDArray[np.int64], sizes: Kept) -> Kept:
     return {
         "liked": sizes["liked"] - gone["old"] - gone["new"],
         "disliked": sizes["disliked"] - gone["disliked"],
-        **{hint: sizes[hint] - gone[hint] for hint in _HINTS},
+        **{hint: sizes[hint] - gone[hint] for hint in hints},
     }
 
 
@@ -189,7 +203,7 @@ def _facts_by_kept(
 def _cut(examples: pl.DataFrame, kept: Kept, facts: pl.DataFrame) -> pl.DataFrame:
     limits = pl.DataFrame({f"keep_{slot}": limit for slot, limit in kept.items()})
     cut = pl.concat([examples, limits], how="horizontal").with_columns(
-        pl.col(slot).list.head(pl.col(f"keep_{slot}")) for slot in DROPPABLE
+        pl.col(slot).list.head(pl.col(f"keep_{slot}")) for slot in kept
     )
     if facts.height:
         stays = facts.join(cut.select(pl.row_index("row"), "keep_liked"), on="row", how="left", maintain_order="left")

@@ -14,6 +14,7 @@ from typing import Any
 import polars as pl
 
 from tripletune.config import PromptConfig, RetrieveConfig
+from tripletune.config.prompts import CandidateOrder
 from tripletune.prompts.budget import count_left_out, shorten
 from tripletune.prompts.render import Lines, draw_lines, join_prompts
 from tripletune.prompts.sanitise import clean_names, display_titles
@@ -22,7 +23,7 @@ from tripletune.prompts.tokens import TokenCounter, load_counter
 from tripletune.schemas.answers import NUM_ANSWERS
 from tripletune.schemas.base import conform
 from tripletune.schemas.generate import EXAMPLE_ID, EXAMPLES
-from tripletune.schemas.hints import HINTS, SPECIALISTS
+from tripletune.schemas.hints import FILM_HINTS, HINTS, SPECIALISTS
 from tripletune.schemas.query import QUERY_KEY
 from tripletune.stable_hash import pair_hash_expr
 
@@ -97,11 +98,15 @@ def build_examples(
     asked = retrieved.sort(QUERY_KEY).join(evidence, on=QUERY_KEY, how="left", maintain_order="left")
     asked = asked.with_columns(pl.col("liked", "disliked").fill_null(_NO_FILMS))
     asked = _with_answers(asked.rename({"candidates": "retrieved"}), answers)
-    asked = _with_shown(asked, frame.seed)
-    absent = [slot for slot in SLOTS if slot not in frame.template.slots]
+    asked = _with_shown(asked, frame.settings.candidate_order, frame.seed)
+    absent = [slot for slot in SLOTS if slot not in frame.template.columns]
     asked = asked.with_columns(pl.lit([], dtype=EXAMPLES[slot]).alias(slot) for slot in absent)
     if "triples" not in absent:
-        asked = _with_triples(asked, choices, frame.settings.triples_for_liked)
+        in_section = "triples" in frame.template.slots
+        asked = _with_triples(asked, choices, frame.settings.triples_for_liked if in_section else 0)
+    for hint in FILM_HINTS:
+        if hint.name in frame.template.columns and hint.name not in frame.template.slots:
+            asked = _with_candidates_alone(asked, hint.name)
     asked, lines, counts = _within_budget(asked.rename({"picks": "completion"}), frame)
     rendered = join_prompts(asked, lines, frame.template, frame.titles)
     if frame.counter:
@@ -129,7 +134,8 @@ def _within_budget(asked: pl.DataFrame, frame: Frame) -> tuple[pl.DataFrame, dic
         tokens = counter.count(lines, len(asked))
         max_tokens = frame.settings.max_tokens
         if max_tokens and (tokens > max_tokens).any():
-            fitting = shorten(asked, lines, counter, tokens, max_tokens, draw)
+            inline = [column for column, _ in frame.template.inline]
+            fitting = shorten(asked, lines, counter, tokens, max_tokens, draw, inline)
             lines = draw(fitting)
             tokens = counter.count(lines, len(asked))
     num_tokens = pl.Series("num_tokens", [None] * len(asked) if tokens is None else tokens, dtype=pl.Int32)
@@ -164,8 +170,11 @@ def _with_answers(asked: pl.DataFrame, answers: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def _with_shown(asked: pl.DataFrame, seed: int) -> pl.DataFrame:
-    """Add ``candidates``: the retrieved films in the order shown, a stable shuffle keyed by user and film only."""
+def _with_shown(asked: pl.DataFrame, order: CandidateOrder, seed: int) -> pl.DataFrame:
+    """Add ``candidates``: the retrieved films in the order shown, a stable shuffle keyed by user and film only, or the
+    retriever's own order."""
+    if order == "retrieved":
+        return asked.with_columns(candidates=pl.col("retrieved").fill_null(_NO_FILMS))
     shown = (
         asked.select(*QUERY_KEY, movie_id="retrieved")
         .explode("movie_id")
@@ -176,6 +185,21 @@ def _with_shown(asked: pl.DataFrame, seed: int) -> pl.DataFrame:
     )
     joined = asked.join(shown, on=QUERY_KEY, how="left", maintain_order="left")
     return joined.with_columns(pl.col("candidates").fill_null(_NO_FILMS))
+
+
+def _with_candidates_alone(asked: pl.DataFrame, column: str) -> pl.DataFrame:
+    """The column without films that are no candidates: inline, they have no line."""
+    numbered = asked.with_row_index("row")
+    shown = numbered.select("row", movie_id="candidates").explode("movie_id", empty_as_null=False)
+    kept = (
+        numbered.select("row", movie_id=column)
+        .explode("movie_id", empty_as_null=False)
+        .join(shown, on=["row", "movie_id"], how="semi", maintain_order="left")
+        .group_by("row", maintain_order=True)
+        .agg(pl.col("movie_id").alias(column))
+    )
+    joined = numbered.drop(column).join(kept, on="row", how="left", maintain_order="left").drop("row")
+    return joined.with_columns(pl.col(column).fill_null(_NO_FILMS))
 
 
 def _with_triples(asked: pl.DataFrame, choices: pl.DataFrame, num_liked: int) -> pl.DataFrame:
@@ -221,7 +245,14 @@ def prompt_contract(prompt: PromptConfig, retrieve: RetrieveConfig) -> dict[str,
         "max_liked": prompt.max_liked,
         "max_disliked": prompt.max_disliked,
         "max_tokens": prompt.max_tokens,
+        **_candidate_order(prompt),
     }
+
+
+def _candidate_order(prompt: PromptConfig) -> dict[str, Any]:
+    """The setting, unless it is the default: contracts of adapters of older versions, all of them shuffled, do not have
+    it."""
+    return {} if prompt.candidate_order == "shuffled" else {"candidate_order": prompt.candidate_order}
 
 
 def _retriever_settings(retrieve: RetrieveConfig) -> dict[str, Any]:

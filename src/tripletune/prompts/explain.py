@@ -30,15 +30,41 @@ def explain_lines(
     Returns:
         ``(line, origin)`` in order. Origins read ``template``, ``liked: movie 6, position 12``, ``hint 1: movie 6,
         LightGCN rank 3``, ``hint 1: movie 6, similar users liked it``, ``hint 2: movie 6, director
-        person:nm0000520, score -0.31``, ``candidate: movie 6``, and ``<slot>: nothing to show``.
+        person:nm0000520, score -0.31``, ``candidate: movie 6``, and ``<slot>: nothing to show``. With inline hints a
+        candidate's line reads ``candidate: movie 6, retriever rank 3, LightGCN rank 1, director person:nm0000520``.
     """
     lines = iter(example["prompt"][1]["content"].split("\n"))
     origins: list[str] = []
     for line in template.user.split("\n"):
         slot = line.strip("{}")
         is_slot = slot in template.slots and line == f"{{{slot}}}"
-        origins += _origins(example, slot, positions or {}, scores or {}) if is_slot else ["template"]
+        if is_slot and slot == "candidates":
+            inline = [column for column, _ in template.inline]
+            told = [_told_inline(example, column, scores or {}) for column in inline]
+            origins += [
+                ", ".join([f"candidate: movie {movie}", *(origin for one in told for origin in one.get(movie, ()))])
+                for movie in example[slot]
+            ] or [f"{slot}: nothing to show"]
+        else:
+            origins += _origins(example, slot, positions or {}, scores or {}) if is_slot else ["template"]
     return list(zip(lines, origins, strict=True))
+
+
+def _told_inline(example: Mapping[str, Any], column: str, scores: Mapping[TripleKey, float]) -> dict[int, list[str]]:
+    """By movie id, what a candidate's line says from this column."""
+    hint = HINT_OF.get(column)
+    if hint and hint.kind == "triples":
+        facts: dict[int, list[str]] = {}
+        for item in example[column]:
+            facts.setdefault(item["movie_id"], []).append(_fact(item, scores))
+        return facts
+    origin = hint.origin if hint else "retriever rank {place}"
+    return {movie: [origin.format(place=place)] for place, movie in enumerate(example[column], start=1)}
+
+
+def _fact(item: Mapping[str, Any], scores: Mapping[TripleKey, float]) -> str:
+    key = (item["movie_id"], item["relation"], item["entity"])
+    return f"{key[1]} {key[2]}" + (f", score {scores[key]:.4g}" if key in scores else "")
 
 
 def _origins(
@@ -53,11 +79,7 @@ def _origins(
         return [f"hint {hint.number}: movie {movie}, {origin}" for movie, origin in about]
     match slot:
         case "triples":
-            keys = [(item["movie_id"], item["relation"], item["entity"]) for item in items]
-            scored = {key: f", score {scores[key]:.4g}" for key in keys if key in scores}
-            return [f"hint 2: movie {key[0]}, {key[1]} {key[2]}{scored.get(key, '')}" for key in keys]
-        case "candidates":
-            return [f"candidate: movie {movie}" for movie in items]
+            return [f"hint 2: movie {item['movie_id']}, {_fact(item, scores)}" for item in items]
         case _:
             place = {movie: f", position {positions[movie]}" for movie in items if movie in positions}
             return [f"{slot}: movie {movie}{place.get(movie, '')}" for movie in items]

@@ -6,7 +6,7 @@ Columnar throughout: a section's lines lie one after the other for all examples,
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +15,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from tripletune.prompts.inline import inline_pieces
 from tripletune.prompts.sanitise import UNTITLED
 from tripletune.prompts.template import Template
 from tripletune.prompts.wording import TripleForm, Wording, words_of_relations
@@ -34,8 +35,8 @@ class Lines:
     starts: npt.NDArray[np.int64]
     """Shape (E + 1,)."""
     pieces: tuple[pl.Series, ...]
-    """Parts of ``texts``, which are joined by single spaces; a piece may be one value for all lines. Lines that differ
-    have most pieces in common."""
+    """Parts of ``texts``, which are joined by single spaces; a piece may be one value for all lines, or null for a line
+    that lacks it. Lines that differ have most pieces in common."""
 
     def folded(self, nothing: str) -> pl.Series:
         """Shape (E,): each example's lines joined by newlines; ``nothing`` where there are none."""
@@ -50,9 +51,9 @@ def draw_lines(examples: pl.DataFrame, template: Template, form: TripleForm, tit
     """Lines of each of the template's slots and of the completion.
 
     Args:
-        examples: lists of movie ids of the template's slots, ``candidates`` in the order shown, and ``completion`` (the
-            films to answer with); ``triples``, a list of structs with ``movie_id, relation, entity_name`` whose names
-            are clean already. Any list may be empty.
+        examples: lists of movie ids of the template's columns, ``candidates`` in the order shown, and ``completion``
+            (the films to answer with); ``triples``, a list of structs with ``movie_id, relation, entity_name`` whose
+            names are clean already. Any list may be empty.
         template: fixed text, words and order of the sections.
         form: form of a triple, ``Heat (1995) - directed by - Michael Mann`` or a sentence.
         titles: ``movie_id, display`` from ``sanitise.display_titles``.
@@ -64,9 +65,12 @@ def draw_lines(examples: pl.DataFrame, template: Template, form: TripleForm, tit
             lines[slot] = _triple_lines(listed, form, template.wording, titles)
         elif hint:
             lines[slot] = _film_lines(listed, _numbers(listed) if hint.numbered else _bullet(), titles)
+        elif slot == "candidates":
+            marks = _label_marks(listed, template) if template.answers.is_labelled else _bullet()
+            hints = inline_pieces(examples, template.inline, form, template.wording)
+            lines[slot] = _film_lines(listed, marks, titles, hints)
         else:
-            is_labelled = slot == "candidates" and template.answers.is_labelled
-            lines[slot] = _film_lines(listed, _label_marks(listed, template) if is_labelled else _bullet(), titles)
+            lines[slot] = _film_lines(listed, _bullet(), titles)
     lines[COMPLETION] = _answer_lines(examples, template.answers, titles)
     return lines
 
@@ -148,10 +152,15 @@ def _nameless(films: pl.Series) -> pl.Series:
     return pl.select(pl.format("{} [{}]", pl.lit(UNTITLED), films)).to_series()
 
 
-def _film_lines(films: pl.Series, marks: pl.Series, titles: pl.DataFrame) -> Lines:
-    """Lines ``mark title``; ``marks`` has one mark per line, or one for all lines."""
+def _film_lines(films: pl.Series, marks: pl.Series, titles: pl.DataFrame, further: Sequence[pl.Series] = ()) -> Lines:
+    """Lines ``mark title`` and further pieces; ``marks`` has one mark per line, or one for all lines."""
     display = _displayed(films.explode(empty_as_null=False), titles)
-    return Lines(marks + " " + display, _starts(films), (marks, display))
+    texts = marks + " " + display
+    if further:
+        pieces = [texts.alias("0"), *(piece.alias(str(place)) for place, piece in enumerate(further, start=1))]
+        joined = pl.concat_str([piece.name for piece in pieces], separator=" ", ignore_nulls=True)
+        texts = pl.DataFrame(pieces).select(joined).to_series()
+    return Lines(texts, _starts(films), (marks, display, *further))
 
 
 def _bullet() -> pl.Series:

@@ -157,7 +157,8 @@ def generate_shards(
         map_jobs: maps ``write_shard`` over the jobs.
 
     Returns:
-        Facts of ``count_shards``, the source of the candidates, and the template with its answer style.
+        Facts of ``count_shards``, the source of the candidates, and the template with its answer style and, if it has
+        some, its inline hints.
 
     Raises:
         ConfigError: the template is missing or invalid, or the tokenizer does not suit.
@@ -183,6 +184,7 @@ def generate_shards(
         "candidates": retrieve_settings.candidates,
         "template": template.id,
         "answer_style": template.answer_style,
+        **({"inline": template.inline_in(settings.triple_form).as_json()} if template.inline else {}),
     }
 
 

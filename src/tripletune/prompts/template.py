@@ -2,9 +2,9 @@
 
 A file has front matter and parts. The front matter names the template, its language, its answer style and the order of
 its sections; each part ``[section]`` holds that section's text. A section of data has its slot once, alone on a line,
-in place of the lines of data. A file with ``base`` inherits everything it does not define from the shipped template of
-that name, so a variant holds only the differences. Braces that hold no slot's name are refused, so that a misspelt slot
-can't reach a model as text.
+in place of the lines of data. The part ``[inline]`` names the columns that candidates' lines show instead. A file with
+``base`` inherits everything it does not define from the shipped template of that name, so a variant holds only the
+differences. Braces that hold no slot's name are refused, so that a misspelt slot can't reach a model as text.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ from pathlib import Path
 
 from tripletune.config.base import is_path
 from tripletune.errors import ConfigError
-from tripletune.prompts.wording import Wording, parse_wording
+from tripletune.prompts.wording import TripleForm, Wording, parse_inline, parse_wording
 from tripletune.schemas.answers import ANSWER_STYLES, AnswerStyle
 from tripletune.schemas.hint import EVIDENCE
 from tripletune.schemas.hints import HINTS
+from tripletune.schemas.inline import Inline, Words
 from tripletune.store.fingerprint import sha256_json
 
 FOLDER = Path(__file__).parent / "templates"
@@ -28,7 +29,7 @@ SLOTS = (*EVIDENCE, *(hint.name for hint in HINTS), "candidates")
 _SECTIONS = (*SLOTS, "answer")
 _NEEDED = ("candidates", "answer")
 _FIELDS = ("language", "answers", "sections")
-_PARTS = ("system", *_SECTIONS, "words")
+_PARTS = ("system", *_SECTIONS, "inline", "words")
 _LAYOUT = re.compile(r"---\n(?P<front>.*?)\n---\n(?P<parts>\[.*)", re.DOTALL)
 _PART = re.compile(r"^\[([a-z]+)\]\n", re.MULTILINE)
 _SLOT = re.compile(r"\{([^{}\n]*)\}")
@@ -51,11 +52,22 @@ class Template:
     texts: tuple[str, ...]
     slots: tuple[str, ...]
     wording: Wording
+    inline: Words = ()
+    """Columns that the lines of candidates show after the title, and their words, in this order."""
 
     @property
     def answer_style(self) -> str:
         """Name of the answer style."""
         return self.answers.name
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Columns of films and triples that its prompts show, in a section or inline."""
+        return (*self.slots, *(column for column, _ in self.inline))
+
+    def inline_in(self, form: TripleForm) -> Inline:
+        """The inline hints in a form of triples, for the audit."""
+        return Inline(words=self.inline, facts=self.wording.inline_facts(form))
 
     @property
     def user(self) -> str:
@@ -204,7 +216,10 @@ def _assemble(file: _File, where: str) -> Template:
     texts, slots = tuple(parts[::2]), tuple(parts[1::2])
     wording = parse_wording(words, where)
     _check_text([file.parts["system"], *texts, wording.nothing], where)
+    inline = parse_inline(file.parts.get("inline", ""), sections, words, where)
     said = {"language": language, "answers": style, "system": file.parts["system"], "texts": texts, "slots": slots}
+    if inline:  # a template without inline hints keeps its hash, and adapters their contract
+        said["inline"] = inline
     return Template(
         id=file.front["id"],
         sha256=sha256_json({**said, "words": sorted(words.split("\n"))}),
@@ -214,6 +229,7 @@ def _assemble(file: _File, where: str) -> Template:
         texts=texts,
         slots=slots,
         wording=wording,
+        inline=inline,
     )
 
 

@@ -2,11 +2,11 @@
 
 A tokenizer that cuts text at every run of line breaks gives a line the same tokens in every context: after the run, as
 Llama 3's, or before its last break, as GPT-2's and SmolLM2's, which join the others to what stands before. One that
-also cuts before every single space does so for a title within a line. Prompts share most of their pieces: each distinct
-piece is tokenised once, and an example costs a sum. The cuts are tested when the tokenizer is loaded, and for some
-examples of every shard the sum is compared with the tokens of the whole. With a tokenizer that cuts in neither way,
-whole conversations are tokenised, which takes as long as training's own tokenisation. Training with TRL and ranking
-apply the same chat template to the same messages.
+also cuts before every single space does so for a title or an inline hint within a line. Prompts share most of their
+pieces: each distinct piece is tokenised once, and an example costs a sum. The cuts are tested when the tokenizer is
+loaded, and for some examples of every shard the sum is compared with the tokens of the whole. With a tokenizer that
+cuts in neither way, whole conversations are tokenised, which takes as long as training's own tokenisation. Training
+with TRL and ranking apply the same chat template to the same messages.
 """
 # Shape letters in this file: E examples, L lines of one section in all examples
 
@@ -76,6 +76,8 @@ _WORD_STARTS = (
         "…",
         "‹",
         "|",
+        ">",
+        "> x",
         "–",
         "- x",
         "-x",
@@ -189,10 +191,18 @@ class TokenCounter:
         pieces = section.pieces if self.cuts_at_spaces else (section.texts,)
         num_lines = len(section.texts) if wanted is None else len(wanted)
         total = np.zeros(num_lines, dtype=np.int64)
-        for place, piece in enumerate(pieces):
+        is_open = np.ones(num_lines, dtype=np.bool_)  # the line's last piece stands further to the left
+        for place, piece in reversed(list(enumerate(pieces))):
             several = piece if wanted is None or len(piece) == 1 else piece.gather(wanted)
-            before, after = " " if place else "", ending if place == len(pieces) - 1 else ""
-            total += self._tokens_of(several, before, after)
+            before = " " if place else ""
+            has_piece = np.broadcast_to(several.is_not_null().to_numpy(), num_lines)
+            for lines, after in ((has_piece & is_open, ending), (has_piece & ~is_open, "")):
+                if lines.all():
+                    total += self._tokens_of(several, before, after)
+                elif lines.any():
+                    some = several if len(several) == 1 else several.filter(pl.Series(lines))
+                    total[lines] += self._tokens_of(some, before, after)
+            is_open &= ~has_piece
         return total
 
     def _tokens_of(self, texts: pl.Series, before: str, after: str) -> Tokens:

@@ -1,8 +1,8 @@
-"""Wording of a template: how a fact reads in its language, and the line shown in an empty section."""
+"""Wording of a template: how a fact and an inline hint read in its language, and the line shown in an empty section."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,12 +10,14 @@ import polars as pl
 
 from tripletune.errors import ConfigError
 from tripletune.prompts.sanitise import clean_text
+from tripletune.schemas.hints import HINT_OF
+from tripletune.schemas.inline import FACT, NAME, OTHER, PLACE, RELATION, Words
 from tripletune.schemas.knowledge import RELATION_NAMES
 
 TripleForm = Literal["arrow", "sentence"]
 
-_OTHER = "other"
-_RELATION = "{relation}"
+_INLINE = ("retrieved", *HINT_OF)
+"""Columns that a candidate's line may show."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,10 +34,23 @@ class Wording:
     def around(self, relation: str, form: TripleForm) -> tuple[str, str]:
         """The text between film and entity, and after the entity: `` - directed by - `` and nothing, or
         `` was directed by `` and a full stop."""
-        known = relation if relation in self.arrows else _OTHER
+        known = relation if relation in self.arrows else OTHER
         if form == "arrow":
             return f" - {self.arrows[known]} - ", ""
         return self.sentences[known]
+
+    def around_name(self, relation: str, form: TripleForm) -> tuple[str, str]:
+        """The text before and after the entity on its film's own line: ``directed by `` and nothing, or
+        ``was directed by `` and a full stop. A colon follows the name of a relation without words of its own, so that
+        this name and an entity's never read like an inline hint of films."""
+        between, end = self.around(relation, form)
+        if form == "sentence":
+            return between.strip(" ,") + " ", end
+        return between.strip(" -") + (" " if relation in self.arrows and relation != OTHER else ": "), end
+
+    def inline_facts(self, form: TripleForm) -> dict[str, str]:
+        """Relation -> words of a fact on its film's own line, around ``{name}``."""
+        return {relation: NAME.join(self.around_name(relation, form)) for relation in self.arrows}
 
 
 def parse_wording(text: str, where: str) -> Wording:
@@ -46,8 +61,8 @@ def parse_wording(text: str, where: str) -> Wording:
     Raises:
         ConfigError: a line is not of that form, or a relation is missing or unknown.
     """
-    lines = dict(_entry(line, where) for line in text.split("\n"))
-    expected = {"nothing", _OTHER, *RELATION_NAMES}
+    lines = dict(_entry(line, where, "words") for line in text.split("\n"))
+    expected = {"nothing", OTHER, *RELATION_NAMES}
     if wrong := sorted(expected ^ set(lines)):
         raise ConfigError(
             f"template {where}: [words] must hold exactly one line for each of {', '.join(sorted(expected))}; "
@@ -61,10 +76,10 @@ def parse_wording(text: str, where: str) -> Wording:
     )
 
 
-def _entry(line: str, where: str) -> tuple[str, str]:
+def _entry(line: str, where: str, part: str) -> tuple[str, str]:
     name, colon, value = line.partition(": ")
     if not colon or not value.strip():
-        raise ConfigError(f"template {where}: the line {line!r} of [words] must read 'name: words'")
+        raise ConfigError(f"template {where}: the line {line!r} of [{part}] must read 'name: words'")
     return name, value.strip()
 
 
@@ -72,8 +87,8 @@ def _fact(name: str, value: str, where: str) -> tuple[str, tuple[str, str]]:
     arrow, bar, sentence = (text.strip() for text in value.partition("|"))
     between, found, end = sentence.removeprefix("{film}").partition("{name}")
     rest = arrow + between + end
-    if name == _OTHER:
-        rest = rest.replace(_RELATION, "")
+    if name == OTHER:
+        rest = rest.replace(RELATION, "")
     if not (arrow and bar and found and between.strip() and sentence.startswith("{film}")) or set(rest) & set("{}"):
         raise ConfigError(
             f"template {where}: the line '{name}' of [words] must read "
@@ -82,13 +97,79 @@ def _fact(name: str, value: str, where: str) -> tuple[str, tuple[str, str]]:
     return arrow, (between, end)
 
 
-def words_of_relations(relations: Iterable[str], form: TripleForm, wording: Wording) -> pl.DataFrame:
-    """``relation, between, end`` for each relation; names from extra triples are shown with spaces for ``_``."""
+def parse_inline(text: str, sections: Sequence[str], wording: str, where: str) -> Words:
+    """Parse the part ``[inline]``: lines ``column: words``, in the order of a candidate's line.
+
+    The words of a column whose films are numbered hold ``{place}``, those of a column of triples hold ``{fact}``, those
+    of any other column neither: they mark its films.
+
+    Args:
+        text: the part; empty: nothing is inline.
+        sections: sections of the template, none of which may be inline too.
+        wording: the part ``[words]``.
+        where: names the template in errors.
+
+    Raises:
+        ConfigError: a line is not of that form, its column is unknown, there twice or a section, or words could be
+            taken for other words or for the mark between them.
+    """
+    if not text:
+        return ()
+    found: dict[str, str] = {}
+    for line in text.split("\n"):
+        column, words = _entry(line, where, "inline")
+        if column not in _INLINE or column in found:
+            raise ConfigError(
+                f"template {where}: the line {line!r} of [inline] must begin with one of {', '.join(_INLINE)}, each at "
+                "most once"
+            )
+        if column in sections:
+            raise ConfigError(
+                f"template {where} has {column} in [inline] and in 'sections:'; remove it from one of the two"
+            )
+        slot = _inline_slot(column)
+        rest = words.replace(slot, "", 1) if slot else words
+        if (slot and slot not in words) or not (rest.strip() or slot) or set(rest) & set("{}"):
+            wanted = f"words with {slot} once" if slot else "words"
+            raise ConfigError(
+                f"template {where}: the line {line!r} of [inline] must read '{column}: {wanted}', with no other braces"
+            )
+        # a fact of a relation without words of its own reads 'relation: name'
+        if words in found.values() or (slot != FACT and ":" in words):
+            raise ConfigError(
+                f"template {where}: the line {line!r} of [inline] could be taken for another hint; give each words of "
+                "its own, without a colon"
+            )
+        found[column] = words
+    if set("<>") & set(text + wording):
+        raise ConfigError(
+            f"template {where} has '<' or '>' in [inline] or [words]; remove it, as '>' stands before each inline hint"
+        )
+    return tuple(found.items())
+
+
+def _inline_slot(column: str) -> str:
+    hint = HINT_OF.get(column)
+    if hint is None or hint.numbered:
+        return PLACE
+    return FACT if hint.kind == "triples" else ""
+
+
+def words_of_relations(
+    relations: Iterable[str], form: TripleForm, wording: Wording, *, inline: bool = False
+) -> pl.DataFrame:
+    """``relation, between, end`` for each relation; names from extra triples are shown with spaces for ``_``.
+
+    Args:
+        relations, form, wording: of the facts.
+        inline: ``between`` follows no title, as the fact stands on its film's own line.
+    """
+    words = wording.around_name if inline else wording.around
     names = list(relations)
     plain = pl.Series("name", names, dtype=pl.String).str.replace_all("_", " ", literal=True).to_frame()
     shown = plain.select(clean_text(pl.col("name")).fill_null("fact"))["name"]
     around = [
-        tuple(part.replace(_RELATION, clean) for part in wording.around(name, form))
+        tuple(part.replace(RELATION, clean) for part in words(name, form))
         for name, clean in zip(names, shown, strict=True)
     ]
     rows = [(name, *parts) for name, parts in zip(names, around, strict=True)]

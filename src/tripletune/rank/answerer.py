@@ -18,15 +18,26 @@ import torch
 from peft import PeftModel, get_peft_model_state_dict
 from transformers import AutoModelForCausalLM, GenerationConfig
 
+from tripletune.answer_lines import LineTokens, Names
 from tripletune.chat import load_tokenizer
 from tripletune.contract import AdapterContract, locate_base, read_contract
 from tripletune.errors import ContractError, NonFiniteError
-from tripletune.rank.decoding import AnswerConstraint, LineTokens, Names, read_answer
-from tripletune.schemas.answers import ANSWER_STYLES, AnswerStyle
+from tripletune.rank.decoding import AnswerConstraint, read_answer
+from tripletune.schemas.answers import ANSWER_STYLES, NUM_ANSWERS, AnswerStyle
 from tripletune.schemas.rank import PREDICTIONS
 
-_SHARED = ("user_id", "answers", "valid", "text")
+_SHARED = ("user_id", "answers", "scores", "valid", "text")
 ANSWERED = pl.Schema({**{name: PREDICTIONS[name] for name in _SHARED}, "num_tokens": pl.Int32()})
+
+
+@dataclass(frozen=True, slots=True)
+class _Written:
+    """One answer: its text, and all candidates (by place) with their scores, best first, where each has one."""
+
+    text: str
+    num_tokens: int
+    order: list[int] | None = None
+    scores: list[float] | None = None
 
 
 @dataclass(slots=True)
@@ -39,6 +50,8 @@ class Answerer:
     contract: AdapterContract
     seconds: float = field(default=0.0)
     """Time spent in ``answer`` so far."""
+    _advice: str = ""
+    """What to say of logits that are not finite."""
 
     def __post_init__(self) -> None:
         # a call takes what it does not set itself from here, such as the folder's repetition penalty
@@ -65,7 +78,7 @@ class Answerer:
         model = AutoModelForCausalLM.from_pretrained(
             base.source,
             revision=base.hub_revision,
-            dtype=torch.bfloat16 if on_gpu and torch.cuda.is_bf16_supported() else torch.float32,
+            dtype=getattr(torch, contract.dtype),
             use_safetensors=True,
             trust_remote_code=False,
         )
@@ -91,8 +104,9 @@ class Answerer:
             examples: ``user_id``, ``prompt``, ``candidates``, ``candidate_titles``, ``candidate_letters`` as in the
                 shards.
             tuned: with the adapter; without it the base model answers.
-            constrained: allow only valid answers. Labels of one token each take one forward pass: the five likeliest
-                to come first. Titles, and labels that this tokenizer cuts, are decoded line by line.
+            constrained: allow only valid answers. Labels of one token each take one forward pass, which scores all
+                candidates. Titles, and labels that this tokenizer cuts, are decoded line by line. Without constraint an
+                answer is as long as those the adapter was trained to write: five lines, or one label.
             batch_size: prompts answered together. They are sorted by length first, so that little is padding.
 
         Raises:
@@ -105,7 +119,8 @@ class Answerer:
         ]
         ids = self.tokenizer(prompts, add_special_tokens=False)["input_ids"]
         named = examples.select("candidate_titles", "candidate_letters").iter_rows()
-        names = [Names.of(self.style, *row) for row in named]
+        requested = 1 if self._names_one and not constrained else NUM_ANSWERS
+        names = [Names.of(self.style, titles, labels, requested) for titles, labels in named]
         candidates: list[list[int]] = examples["candidates"].to_list()
         users = examples["user_id"].to_list()
         order = sorted(range(len(ids)), key=lambda row: (len(ids[row]), users[row]))
@@ -114,15 +129,16 @@ class Answerer:
             for start in range(0, len(order), batch_size):
                 batch = order[start : start + batch_size]
                 written = self._write([ids[row] for row in batch], [names[row] for row in batch], constrained)
-                for row, tokens in zip(batch, written, strict=True):
-                    text = self.tokenizer.decode(tokens, skip_special_tokens=True)
-                    found, valid = read_answer(text, names[row])
+                for row, answer in zip(batch, written, strict=True):
+                    found, valid = read_answer(answer.text, names[row])
+                    best = found if answer.order is None else answer.order
                     rows[row] = {
                         "user_id": users[row],
-                        "answers": [candidates[row][index] for index in found],
+                        "answers": [candidates[row][index] for index in best],
+                        "scores": answer.scores,
                         "valid": valid,
-                        "text": text,
-                        "num_tokens": len(tokens),
+                        "text": answer.text,
+                        "num_tokens": answer.num_tokens,
                     }
         self.seconds += time.perf_counter() - started
         return pl.DataFrame([rows[row] for row in range(len(rows))], schema=ANSWERED)
@@ -130,7 +146,7 @@ class Answerer:
     @contextmanager
     def _finite_logits(self, tuned: bool) -> Iterator[None]:
         """Look at the logits of each forward pass as the model gives them, before anything masks or sorts them."""
-        advice = (
+        self._advice = (
             "the tuned model's logits are NaN or infinite; run finetune again with a lower finetune.learning_rate"
             if tuned
             else f"the untuned model's logits are NaN or infinite; check the weights of {self.contract.base_model!r}"
@@ -138,7 +154,7 @@ class Answerer:
 
         def check(module: Any, inputs: Any, output: Any) -> None:
             if not torch.isfinite(output.logits[:, -1]).all():  # what stands before may belong to padding
-                raise NonFiniteError(advice)
+                raise NonFiniteError(self._advice)
 
         base = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
         hook = base.register_forward_hook(check)
@@ -147,57 +163,72 @@ class Answerer:
         finally:
             hook.remove()
 
-    def _write(self, ids: list[list[int]], names: Sequence[Names], constrained: bool) -> list[list[int]]:
-        """Token ids written for each prompt of a batch, up to and without the end token."""
+    @property
+    def _names_one(self) -> bool:
+        """Whether the adapter was trained on the first label alone."""
+        return self.contract.objective != "sft"
+
+    def _write(self, ids: list[list[int]], names: Sequence[Names], constrained: bool) -> list[_Written]:
+        """The answer to each prompt of a batch."""
         labels = [self.lines.single(row) if constrained else None for row in names]
-        written: list[list[int]] = [[] for _ in ids]
+        written: dict[int, _Written] = {}
         # separately, so that an example's answer does not depend on its neighbours in the batch
         for is_label in (True, False):
             rows = [row for row, tokens in enumerate(labels) if (tokens is not None) == is_label]
             if not rows:
                 continue
-            padded = self.tokenizer.pad({"input_ids": [ids[row] for row in rows]}, return_tensors="pt")
-            inputs, mine = padded.to(self.model.device), [names[row] for row in rows]
+            prompts, mine = [ids[row] for row in rows], [names[row] for row in rows]
             answers = (
-                self._label(inputs, mine, [tokens for tokens in labels if tokens is not None])
+                self._label(prompts, mine, [tokens for tokens in labels if tokens is not None])
                 if is_label
-                else self._generate(inputs, mine, constrained)
+                else self._generate(prompts, mine, constrained)
             )
-            for row, tokens in zip(rows, answers, strict=True):
-                written[row] = tokens
-        return written
+            written |= dict(zip(rows, answers, strict=True))
+        return [written[row] for row in range(len(ids))]
 
-    def _label(self, inputs: Any, names: Sequence[Names], labels: Sequence[list[int]]) -> list[list[int]]:
-        """One forward pass: the labels that are likeliest to begin the answer, written in that order."""
+    def _label(self, prompts: list[list[int]], names: Sequence[Names], labels: Sequence[list[int]]) -> list[_Written]:
+        """One forward pass: all labels by how likely each is to begin the answer, of which the first are written.
+
+        Padded on the right and without a mask, as in training: under causal attention no token sees what follows it.
+        """
+        lengths = [len(row) for row in prompts]
+        width = max(lengths)
+        pad = self.tokenizer.pad_token_id
+        input_ids = torch.tensor([row + [pad] * (width - len(row)) for row in prompts], device=self.model.device)
+        places, of_row_B = torch.unique(torch.tensor(lengths) - 1, return_inverse=True)
         with torch.inference_mode():
-            output = self.model.generate(
-                **inputs,
-                generation_config=self._greedy(1, output_logits=True, return_dict_in_generate=True),
-            )
+            logits = self.model(input_ids=input_ids, use_cache=False, logits_to_keep=places.to(input_ids.device)).logits
+        logits_BV = logits[torch.arange(len(prompts)), of_row_B].float().cpu()
+        if not torch.isfinite(logits_BV).all():
+            raise NonFiniteError(self._advice)
         written = []
-        for logits_V, row, tokens in zip(output.logits[0].float().cpu(), names, labels, strict=True):
-            best = logits_V[tokens].sort(descending=True, stable=True).indices[: row.num_answers].tolist()
-            text = "\n".join(row.line(number, index) for number, index in enumerate(best, 1))
-            written.append(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        for logits_V, row, tokens in zip(logits_BV, names, labels, strict=True):
+            scores, order = logits_V[tokens].sort(descending=True, stable=True)
+            best = order.tolist()
+            text = "\n".join(row.line(number, index) for number, index in enumerate(best[: row.num_answers], 1))
+            num_tokens = len(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+            written.append(_Written(text, num_tokens, best, scores.tolist()))
         return written
 
-    def _greedy(self, num_tokens: int, **outputs: bool) -> GenerationConfig:
-        """The likeliest token each time, up to so many."""
-        ends = {"eos_token_id": self.lines.end, "pad_token_id": self.tokenizer.pad_token_id}
-        return GenerationConfig(max_new_tokens=num_tokens, do_sample=False, num_beams=1, **ends, **outputs)
-
-    def _generate(self, inputs: Any, names: Sequence[Names], constrained: bool) -> list[list[int]]:
+    def _generate(self, prompts: list[list[int]], names: Sequence[Names], constrained: bool) -> list[_Written]:
+        """Greedy decoding, up to and without the end token."""
+        inputs = self.tokenizer.pad({"input_ids": prompts}, return_tensors="pt").to(self.model.device)
         prompt_length = inputs["input_ids"].shape[1]
         end = self.lines.end
         constraint = AnswerConstraint(self.lines, names, prompt_length) if constrained else None
+        one_label = self._names_one and not constrained  # its end token was never trained
+        settings = GenerationConfig(
+            max_new_tokens=1 if one_label else self._longest_answer(names),  # a longer answer can't be a valid one
+            do_sample=False,
+            num_beams=1,
+            eos_token_id=end,
+            pad_token_id=self.tokenizer.pad_token_id,
+        )
         with torch.inference_mode():
-            output = self.model.generate(
-                **inputs,
-                generation_config=self._greedy(self._longest_answer(names)),  # a longer answer can't be a valid one
-                prefix_allowed_tokens_fn=constraint,
-            )
-        written: list[list[int]] = output[:, prompt_length:].tolist()
-        return [tokens[: tokens.index(end)] if end in tokens else tokens for tokens in written]
+            output = self.model.generate(**inputs, generation_config=settings, prefix_allowed_tokens_fn=constraint)
+        tokens: list[list[int]] = output[:, prompt_length:].tolist()
+        answers = [row[: row.index(end)] if end in row else row for row in tokens]
+        return [_Written(self.tokenizer.decode(row, skip_special_tokens=True), len(row)) for row in answers]
 
     def _longest_answer(self, names: Sequence[Names]) -> int:
         """Tokens the longest possible answer of a batch takes, its end token included."""

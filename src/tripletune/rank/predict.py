@@ -1,7 +1,8 @@
 """The rank stage: every system's answers for every user, in one table.
 
 Systems: ``random`` and ``retriever`` order the candidates without a language model; ``untuned`` is the base model and
-``tuned`` the same with the adapter. Answers are written in pieces that survive a kill, since a large model takes hours.
+``tuned`` the same with the adapter; ``tuned+retriever`` adds the retriever's scores to its own. Answers are written in
+pieces that survive a kill, since a large model takes hours.
 """
 
 from __future__ import annotations
@@ -15,10 +16,10 @@ import polars as pl
 from rich.progress import track
 
 from tripletune.config import RankConfig
-from tripletune.contract import read_contract, require_same
-from tripletune.schemas.answers import NUM_ANSWERS
+from tripletune.contract import Residual, read_contract, require_same
+from tripletune.rank.served import add_retriever
 from tripletune.schemas.base import conform
-from tripletune.schemas.rank import PREDICTIONS
+from tripletune.schemas.rank import PREDICTIONS, SERVED
 from tripletune.stable_hash import VIEWERS, mix, pair_hash_expr
 from tripletune.store.parquet import parquet_files, write_parquet
 from tripletune.store.paths import SCRATCH, Facts
@@ -74,7 +75,8 @@ def rank_examples(
         batch_size: prompts answered together.
 
     Returns:
-        Rows of ``schemas.PREDICTIONS`` in the order of ``examples``.
+        Rows of ``schemas.PREDICTIONS`` in the order of ``examples``; of the tuned model those that are served: with the
+        retriever's scores, if its contract says how. ``retrieved`` is needed then.
 
     Raises:
         MissingArtifactError, ContractError: no adapter there, or its base model has changed.
@@ -82,13 +84,18 @@ def rank_examples(
     from tripletune.rank.answerer import Answerer  # imports torch and transformers
 
     way = _Pass(purpose="", tuned=tuned, constrained=constrained)
-    return conform(_answer(Answerer.load(finetuned), examples, way, batch_size), PREDICTIONS)
+    answerer = Answerer.load(finetuned)
+    answered = _answer(answerer, examples, way, batch_size)
+    residual = answerer.contract.residual
+    if residual and tuned and constrained:
+        answered = add_retriever(answered, examples["retrieved"], residual).with_columns(system=pl.lit(SERVED))
+    return conform(answered, PREDICTIONS)
 
 
 def rank_shards(
     shards: Path, finetuned: Path, out: Path, settings: RankConfig, prompt_contract: Mapping[str, Any], seed: int
 ) -> Facts:
-    """Write ``predictions.parquet``: all systems for test, the tuned model for valid.
+    """Write ``predictions.parquet``: all systems for test, the tuned model, with and without retriever, for valid.
 
     ``constrained`` is true for ``random`` and ``retriever`` too: their answers are valid by construction.
 
@@ -106,7 +113,8 @@ def rank_shards(
     Raises:
         ContractError: the adapter was trained on other prompts.
     """
-    require_same(prompt_contract, read_contract(finetuned))
+    contract = read_contract(finetuned)
+    require_same(prompt_contract, contract)
     pieces = out / SCRATCH / "pieces"
     pieces.mkdir(parents=True, exist_ok=True)
     chosen = {purpose: _chosen_users(shards, purpose, settings, seed) for purpose in ("valid", "test")}
@@ -123,7 +131,11 @@ def rank_shards(
         answered = _answer(answerer, examples.collect(), way, settings.batch_size)
         tokens += int(answered["num_tokens"].sum())
         write_parquet(target, answered)
-    predictions = _collect(shards, chosen["test"], [target for _, target, _ in work], seed)
+    written = pl.concat(conform(pl.read_parquet(target), PREDICTIONS) for _, target, _ in work)
+    parts = [*_trivial_orders(shards, chosen["test"], seed), written]
+    if contract.residual:
+        parts += [_served(shards, purpose, users, written, contract.residual) for purpose, users in chosen.items()]
+    predictions = pl.concat(parts).sort("purpose", "user_id", "system", "constrained")
     write_parquet(out / "predictions.parquet", predictions, row_group_size=_ROW_GROUP)
     seconds = answerer.seconds if answerer else 0.0
     return {
@@ -169,8 +181,19 @@ def _answer(answerer: Answerer, examples: pl.DataFrame, way: _Pass, batch_size: 
     )
 
 
-def _collect(shards: Path, viewers: pl.DataFrame, pieces: list[Path], seed: int) -> pl.DataFrame:
-    """All systems' rows, sorted by purpose, user, system, constrained."""
+def _served(
+    shards: Path, purpose: str, viewers: pl.DataFrame, answered: pl.DataFrame, residual: Residual
+) -> pl.DataFrame:
+    """Rows of the system ``SERVED``."""
+    retrieved = _examples(shards, purpose, viewers).select("user_id", "retrieved").collect()
+    tuned = answered.filter(pl.col("purpose") == purpose, pl.col("system") == "tuned", pl.col("constrained"))
+    both = tuned.join(retrieved, on="user_id", how="left", validate="1:1", maintain_order="left")
+    served = add_retriever(tuned, both["retrieved"], residual)
+    return served.with_columns(system=pl.lit(SERVED), text=pl.lit(""))
+
+
+def _trivial_orders(shards: Path, viewers: pl.DataFrame, seed: int) -> list[pl.DataFrame]:
+    """Rows of the systems ``random`` and ``retriever``."""
     examples = _examples(shards, "test", viewers).select("user_id", "purpose", "candidates", "retrieved").collect()
     shuffled = (
         examples.lazy()
@@ -179,19 +202,26 @@ def _collect(shards: Path, viewers: pl.DataFrame, pieces: list[Path], seed: int)
         .with_columns(hashed=pair_hash_expr("user_id", "candidates", seed + _RANDOM))
         .sort("user_id", "hashed", "candidates")
         .group_by("user_id", maintain_order=True)
-        .agg(pl.col("candidates").head(NUM_ANSWERS).alias("answers"))
+        .agg(answers="candidates")
         .collect()
     )
     orders = {
         "random": examples.join(shuffled, on="user_id", how="left"),
-        "retriever": examples.with_columns(answers=pl.col("retrieved").list.head(NUM_ANSWERS)),
+        "retriever": examples.with_columns(answers="retrieved"),
     }
-    simple = [
-        frame.with_columns(system=pl.lit(system), constrained=True, valid=True, text=pl.lit(""))
+    return [
+        conform(
+            frame.with_columns(
+                system=pl.lit(system),
+                constrained=True,
+                valid=True,
+                text=pl.lit(""),
+                scores=pl.lit(None, PREDICTIONS["scores"]),
+            ),
+            PREDICTIONS,
+        )
         for system, frame in orders.items()
     ]
-    rows = [conform(frame, PREDICTIONS) for frame in (*simple, *(pl.read_parquet(piece) for piece in pieces))]
-    return pl.concat(rows).sort("purpose", "user_id", "system", "constrained")
 
 
 def _valid_shares(predictions: pl.DataFrame) -> dict[str, float]:

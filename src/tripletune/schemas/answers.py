@@ -18,6 +18,9 @@ from tripletune.errors import ConfigError
 NUM_ANSWERS = 5
 """Films that a completion names; the templates request this many in words."""
 
+NUM_LETTERS = len(ascii_uppercase)
+"""Candidates that have labels of one letter."""
+
 _NUMBERED = re.compile(r"\s*(\d+)\s*[.)]\s*(.*?)\s*")
 
 
@@ -55,7 +58,7 @@ def candidate_letters(number: int) -> list[str]:
 
     All have the same length, so that no label is a prefix of another and all cost an answer the same.
     """
-    if number <= len(ascii_uppercase):
+    if number <= NUM_LETTERS:
         return list(ascii_uppercase[:number])
     return ["".join(pair) for pair, _ in zip(product(ascii_uppercase, repeat=2), range(number), strict=False)]
 

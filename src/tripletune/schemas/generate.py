@@ -67,8 +67,8 @@ EXAMPLE_COLUMNS = {
     "candidate_titles": "their titles exactly as in the prompt, distinct within it",
     "candidate_letters": "the candidates' labels, by which an answer names them; empty where answers are titles",
     "retrieved": "the candidates in the retriever's order",
-    "liked": "liked films shown, newest first; like the dislikes and the hints, empty where the template has no such "
-    "section",
+    "liked": "liked films shown, newest first; like the dislikes and the hints, empty where the template does not show "
+    "them; a hint that candidates' lines show is about candidates alone",
     "disliked": "disliked films shown, newest first",
     **{hint.name: f"hint {hint.number}: {hint.meaning}" for hint in HINTS},
     "num_tokens": "tokens of prompt and completion under the model's chat template; null for the tiny model, whose "

@@ -20,7 +20,18 @@ DTYPES: dict[HintKind, pl.DataType] = {"films": pl.List(pl.Int32), "triples": pl
 """Type of a hint's column, by kind."""
 EVIDENCE = ("liked", "disliked")
 """Columns and sections of the films that the user rated before the cutoff, newest first."""
-_TAKEN = (*EVIDENCE, "candidates", "retrieved", "answers", "answer", "completion", "prompt", "system", "words")
+_TAKEN = (
+    *EVIDENCE,
+    "candidates",
+    "retrieved",
+    "answers",
+    "answer",
+    "completion",
+    "prompt",
+    "system",
+    "words",
+    "inline",
+)
 _NAME = re.compile(r"[a-z]+")
 
 

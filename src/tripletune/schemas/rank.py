@@ -7,7 +7,11 @@ import polars as pl
 from tripletune.schemas.base import columns
 from tripletune.schemas.query import PURPOSES
 
-SYSTEMS = ("random", "retriever", "untuned", "tuned")
+SERVED = "tuned+retriever"
+"""The tuned model's scores and the retriever's, added up; of adapters whose contract says how."""
+SYSTEMS = ("random", "retriever", "untuned", "tuned", SERVED)
+ALWAYS = SYSTEMS[:4]
+"""Systems of every run."""
 PREDICTIONS = columns(
     {
         "user_id": pl.Int32,
@@ -15,17 +19,19 @@ PREDICTIONS = columns(
         "system": pl.String,
         "constrained": pl.Boolean,
         "answers": pl.List(pl.Int32),
+        "scores": pl.List(pl.Float32),
         "valid": pl.Boolean,
         "text": pl.String,
     }
 )
-"""rank/predictions.parquet: five films per user. ``answers`` are the distinct candidates parsed from ``text``, in
-order; ``valid``: the text is exactly the requested number of distinct candidates and nothing else.
+"""rank/predictions.parquet: candidates in each system's order, one row per user. All of them where the system scores
+them, and of ``random`` and ``retriever``; else the distinct candidates parsed from ``text``, five at most.
 
 Columns:
     system: one of SYSTEMS
     constrained: whether decoding was constrained to the candidates
-    answers: distinct candidates parsed from the text, in order
+    answers: candidates, best first
+    scores: their scores, where the system gives one to each: the labels' logits, or the sum with the retriever's
     valid: the text is exactly the requested number of distinct candidates and nothing else
     text: output of the model
 """

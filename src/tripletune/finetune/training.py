@@ -1,9 +1,10 @@
-# Shape letters in this file: B examples of a batch, L places after the first, V tokens of the vocabulary
-"""Supervised fine-tuning of a LoRA adapter with TRL, inside one rank.
+"""Training of a LoRA adapter with TRL, inside one rank.
 
 LoRA: Hu et al., ICLR 2022, https://arxiv.org/abs/2106.09685, on all linear layers. The loss is taken over the
-completion only. Nothing is packed and nothing is cut: an example that does not fit is refused by name.
+completion only, or over the candidates' labels where the answer begins (``finetune.objective``). Nothing is packed and
+nothing is cut: an example that does not fit is refused by name.
 """
+# Shape letters in this file: C candidates, E examples
 
 from __future__ import annotations
 
@@ -11,25 +12,29 @@ import json
 import math
 import shutil
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import transformers
 from accelerate import PartialState
 from datasets import Dataset
 from peft import LoraConfig
-from torch.nn import functional
 from transformers import AutoModelForCausalLM, TrainerCallback
-from trl import SFTConfig, SFTTrainer
+from trl import SFTConfig
 
 from tripletune.chat import load_tokenizer
 from tripletune.errors import TrainingDiverged, TrainingError
 from tripletune.finetune.checkpoints import last_whole, seal, step_of
-from tripletune.finetune.job import COLUMNS, TrainingJob, send
+from tripletune.finetune.examples import chat_lengths, label_examples, read_examples
+from tripletune.finetune.job import TrainingJob, send
+from tripletune.finetune.label_batches import pad_labels
+from tripletune.finetune.trainers import ChatTrainer, LabelTrainer
+from tripletune.precision import choose_dtype
+from tripletune.residual import fit_weight, mean_loss
 from tripletune.store.files import write_json
-
-_TOKENIZED_AT_ONCE = 1000
 
 
 def train(job: TrainingJob) -> None:
@@ -44,73 +49,36 @@ def train(job: TrainingJob) -> None:
     state = PartialState(cpu=use_cpu)
     tokenizer = load_tokenizer(job.base, job.hub_revision)
     with state.main_process_first():  # the others then read what it cached
-        train_set = _dataset(job.train, job)
-        eval_set = _dataset((job.evaluation,), job) if job.evaluation else None
-    train_lengths = _checked_lengths(train_set, tokenizer, job.settings.max_length)
-    if eval_set is not None:
-        _checked_lengths(eval_set, tokenizer, job.settings.max_length)
+        train_set, lengths = _examples(job.train, tokenizer, job)
+        eval_set = _examples((job.evaluation,), tokenizer, job)[0] if job.evaluation else None
+        select_set = _examples((job.select,), tokenizer, job)[0] if job.select else None
     resumed = last_whole(job.checkpoints)  # the stage has removed the others
-    trainer = _Trainer(
-        model=_load_model(job, use_cpu),
-        args=_arguments(job, use_cpu, evaluate=eval_set is not None, from_start=resumed is None),
-        train_dataset=train_set,
-        eval_dataset=eval_set,
-        processing_class=tokenizer,
-        peft_config=_lora(job),
-        callbacks=[_Messenger(job)],
-    )
+    trainer = _trainer(job, tokenizer, train_set, eval_set, use_cpu=use_cpu, from_start=resumed is None)
     started = time.perf_counter()
     trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
     if eval_set is not None and not _evaluated(trainer.state):
         trainer.evaluate()
+    weighed = _weigh(trainer, select_set) if select_set is not None else {}
     if state.is_main_process:
         _publish_adapter(job, trainer.accelerator.unwrap_model(trainer.model))
         facts = {
             **_losses(trainer.state.log_history),
             "steps": trainer.state.global_step,
             "seconds": round(time.perf_counter() - started, 3),
-            "tokens": int(sum(train_lengths) * job.settings.num_train_epochs),
-            "longest_tokens": max(train_lengths),
+            "tokens": int(sum(lengths) * job.settings.num_train_epochs),
+            "longest_tokens": max(lengths),
             "examples": len(train_set),
             "eval_examples": len(eval_set) if eval_set is not None else 0,
             "trainable_parameters": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
             "world_size": state.num_processes,
+            "dtype": choose_dtype(job.settings.model),
             "resumed_from_step": step_of(resumed) if resumed else 0,
+            **weighed,
         }
         write_json(job.result, {"facts": facts, "history": trainer.state.log_history})
     state.wait_for_everyone()
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
-
-
-class _Trainer(SFTTrainer):  # type: ignore[misc]  # the library has no types
-    """TRL's trainer with an evaluation whose loss and accuracy are means over tokens, as the training's loss is.
-
-    The library's own are means over batches or over examples of their batch's mean, and depend on the batch size.
-    """
-
-    _sums: list[torch.Tensor]
-    """Shape (B, 3) each: loss, right tokens and tokens of each example of a batch."""
-
-    def evaluation_loop(self, *arguments: Any, metric_key_prefix: str = "eval", **named: Any) -> Any:
-        self._sums = []
-        output = super().evaluation_loop(*arguments, metric_key_prefix=metric_key_prefix, **named)
-        loss, right, num_tokens = torch.cat(self._sums).sum(dim=0).tolist()
-        output.metrics[f"{metric_key_prefix}_loss"] = loss / num_tokens
-        output.metrics[f"{metric_key_prefix}_mean_token_accuracy"] = right / num_tokens
-        return output
-
-    def prediction_step(self, model: Any, inputs: Any, *_: Any, **__: Any) -> tuple[torch.Tensor, None, None]:
-        inputs = self._prepare_inputs(inputs)
-        labels_BL = inputs.pop("labels")[:, 1:]
-        with torch.no_grad(), self.compute_loss_context_manager():
-            logits_BLV = model(**inputs, use_cache=False).logits[:, :-1]
-        # 0 where a label is -100: the prompt and the padding
-        loss_BL = functional.cross_entropy(logits_BLV.float().transpose(1, 2), labels_BL, reduction="none")
-        counted = (loss_BL, logits_BLV.argmax(dim=2) == labels_BL, labels_BL >= 0)
-        sums_B3 = torch.stack([values_BL.double().sum(dim=1) for values_BL in counted], dim=1)
-        self._sums.append(self.accelerator.gather_for_metrics(sums_B3).cpu())  # without what fills up the last batch
-        return sums_B3[:, 0].sum() / sums_B3[:, 2].sum(), None, None
 
 
 class _Messenger(TrainerCallback):  # type: ignore[misc]  # the library has no types
@@ -147,16 +115,22 @@ _WATCHED = {
     "eval_loss": "evaluation loss",
 }
 """Logged figures that must be finite, and what they are called."""
+_OF_LABELS = {
+    "dataset_kwargs": {"skip_prepare_dataset": True},
+    "remove_unused_columns": False,
+}
+"""Arguments of the trainer where the loss is taken over labels."""
 _ADVICE = "lower finetune.learning_rate (nothing was published)"
 
 
 def _require_finite_losses(metrics: dict[str, float], step: int, job: TrainingJob) -> None:
-    """Stop at the first logged figure that is NaN or infinite; before step 1 the base model itself is to blame."""
+    """Stop at the first logged figure that is NaN or infinite; up to the first step, whose loss and gradient are those
+    of untrained weights, the base model itself is to blame."""
     for name, label in _WATCHED.items():
         value = metrics.get(name, 0.0)
         if math.isfinite(value):
             continue
-        if step == 0:
+        if step == 0 or (step == 1 and name != "eval_loss"):
             raise TrainingDiverged(
                 f"the {label} is {value} before the first step; check the weights of finetune.model = "
                 f"{job.settings.model!r} (nothing was published)"
@@ -174,34 +148,60 @@ def _require_finite_weights(model: Any, when: str, advice: str = _ADVICE) -> Non
                 raise TrainingDiverged(f"the {what} {name} is NaN or infinite {when}; {advice}")
 
 
-def _dataset(files: tuple[Path, ...], job: TrainingJob) -> Dataset:
-    names = [str(path) for path in files]
-    return Dataset.from_parquet(names, columns=COLUMNS, cache_dir=str(job.scratch / "datasets"))
+def _examples(files: tuple[Path, ...], tokenizer: Any, job: TrainingJob) -> tuple[Dataset, list[int]]:
+    """The examples of some files as the objective takes them, and the tokens of each."""
+    examples = read_examples(files, job)
+    if not job.settings.scores_labels:
+        return examples, chat_lengths(examples, tokenizer, job)
+    examples = label_examples(examples, tokenizer, job)
+    return examples, [len(ids) for ids in examples["input_ids"]]
 
 
-def _checked_lengths(examples: Dataset, tokenizer: Any, max_length: int) -> list[int]:
-    """Tokens of each example, prompt and completion; none may exceed ``max_length``."""
-    lengths: list[int] = []
-    for rows in examples.iter(batch_size=_TOKENIZED_AT_ONCE):
-        chats = [prompt + completion for prompt, completion in zip(rows["prompt"], rows["completion"], strict=True)]
-        texts = [tokenizer.apply_chat_template(chat, tokenize=False) for chat in chats]
-        lengths += [len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
-    longest = max(lengths)
-    if longest > max_length:
-        too_long = sum(length > max_length for length in lengths)
-        raise TrainingError(
-            f"{too_long} of {len(lengths)} examples are longer than finetune.max_length = {max_length} tokens, the "
-            f"longest, {examples[lengths.index(longest)]['example_id']}, has {longest}; set finetune.max_length to "
-            f"{longest} or more, or show less (prompt.max_liked, retrieve.num_candidates, retrieve.triples_per_film)"
-        )
-    return lengths
+def _trainer(
+    job: TrainingJob, tokenizer: Any, train: Dataset, evaluation: Dataset | None, *, use_cpu: bool, from_start: bool
+) -> ChatTrainer:
+    named: dict[str, Any] = {
+        "model": _load_model(job),
+        "args": _arguments(job, use_cpu, evaluate=evaluation is not None, from_start=from_start),
+        "train_dataset": train,
+        "eval_dataset": evaluation,
+        "processing_class": tokenizer,
+        "peft_config": _lora(job),
+        "callbacks": [_Messenger(job)],
+    }
+    if not job.settings.scores_labels:
+        return ChatTrainer(**named)
+    collate = partial(pad_labels, pad=tokenizer.pad_token_id or 0, prior=job.prior)
+    return LabelTrainer(
+        **named, data_collator=collate, objective=job.settings.objective, residual=job.settings.residual
+    )
 
 
-def _load_model(job: TrainingJob, use_cpu: bool) -> Any:
+def _weigh(trainer: LabelTrainer, examples: Dataset) -> dict[str, float]:
+    """Weight of the trained model's logits next to the prior, from valid examples of the users who select: ``weight``,
+    and their mean cross-entropy with it and with the prior alone.
+
+    Raises:
+        TrainingDiverged: a label's logit is NaN or infinite, in every rank, as each has all logits.
+    """
+    arrays = trainer.label_logits(examples)
+    logits_EC, _, _, shown_EC = arrays
+    if not np.isfinite(logits_EC[shown_EC]).all():
+        raise TrainingDiverged(f"a label's logit of a valid example is NaN or infinite after the last step; {_ADVICE}")
+    weight = fit_weight(*arrays)
+    return {
+        "weight": weight,
+        "select_examples": len(examples),
+        "select_loss": mean_loss(*arrays, weight),
+        "select_loss_retriever": mean_loss(*arrays, 0.0),
+    }
+
+
+def _load_model(job: TrainingJob) -> Any:
     model = AutoModelForCausalLM.from_pretrained(
         job.base,
         revision=job.hub_revision,
-        dtype=torch.bfloat16 if _bf16(use_cpu) else torch.float32,
+        dtype=getattr(torch, choose_dtype(job.settings.model)),
         use_safetensors=True,
         trust_remote_code=False,
     )
@@ -212,10 +212,6 @@ def _load_model(job: TrainingJob, use_cpu: bool) -> Any:
             f"set it to at most {context}"
         )
     return model
-
-
-def _bf16(use_cpu: bool) -> bool:
-    return not use_cpu and torch.cuda.is_bf16_supported()
 
 
 def _lora(job: TrainingJob) -> LoraConfig:
@@ -268,9 +264,10 @@ def _own_arguments(job: TrainingJob, use_cpu: bool, *, evaluate: bool, from_star
         "dataloader_num_workers": 0,
         "dataloader_pin_memory": not use_cpu,
         "use_cpu": use_cpu,
-        "bf16": _bf16(use_cpu),
+        "bf16": choose_dtype(settings.model) == "bfloat16",
         "report_to": "none",
         "disable_tqdm": True,
+        **(_OF_LABELS if settings.scores_labels else {}),
     }
 
 

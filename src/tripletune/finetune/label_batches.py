@@ -1,0 +1,102 @@
+# Shape letters in this file: B examples of a batch, C candidates, L tokens of the longest prompt, V tokens of the
+# vocabulary
+"""Prompts with their candidates' label tokens: tokenised, padded into batches, and read where the answer begins."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tripletune.answer_lines import LineTokens, Names
+from tripletune.chat import write_chat
+from tripletune.errors import TrainingError
+from tripletune.schemas.answers import AnswerStyle
+
+_READ = ("example_id", "candidate_titles", "candidate_letters", "candidates", "answers", "retrieved")
+
+
+def tokenize_labels(
+    rows: Mapping[str, Sequence[Any]],
+    tokenizer: Any,
+    lines: LineTokens,
+    style: AnswerStyle,
+    *,
+    base_name: str,
+    objective: str,
+) -> dict[str, list[Any]]:
+    """Prompts with what the loss over labels needs.
+
+    Args:
+        rows: columns ``example_id``, ``prompt``, ``candidates``, ``candidate_titles``, ``candidate_letters``,
+            ``answers`` and ``retrieved`` of the shards.
+        tokenizer, lines: of the base model; ``lines`` keeps the labels that it has cut.
+        style: of the answers.
+        base_name, objective: for the message.
+
+    Returns:
+        ``input_ids`` of the prompt up to where the answer begins, and for each candidate in the order shown its label's
+        token (``label_ids``), its share of the target (``targets``: the answers share it evenly) and its place in the
+        retriever's order (``places``, from 0).
+
+    Raises:
+        TrainingError: a label is not a single token, or no candidate is an answer.
+    """
+    texts = [write_chat(tokenizer, prompt, base_name, opened=True) for prompt in rows["prompt"]]
+    new: dict[str, list[Any]] = {"input_ids": tokenizer(texts, add_special_tokens=False)["input_ids"]}
+    new |= {"label_ids": [], "targets": [], "places": []}
+    for example_id, titles, letters, shown, answers, retrieved in zip(*(rows[name] for name in _READ), strict=True):
+        tokens = lines.single(Names.of(style, titles, letters))
+        if tokens is None:
+            raise TrainingError(
+                f"finetune.objective = {objective!r} reads each candidate's score at its label, and "
+                f"the tokenizer of {base_name} cuts labels of {len(shown)} candidates into several tokens; "
+                "lower retrieve.num_candidates to 26 or less, or set finetune.objective to 'sft'"
+            )
+        hits = set(answers) & set(shown)
+        if not hits:
+            raise TrainingError(
+                f"the example {example_id} has no answer among its candidates, so finetune.objective = {objective!r} "
+                "has no target there; generate the prompts again, or set finetune.objective to 'sft'"
+            )
+        place = {film: number for number, film in enumerate(retrieved)}
+        new["label_ids"].append(tokens)
+        new["targets"].append([(film in hits) / len(hits) for film in shown])
+        new["places"].append([place[film] for film in shown])
+    return new
+
+
+def pad_labels(rows: Sequence[dict[str, Any]], pad: int, prior: Sequence[float]) -> dict[str, Tensor]:
+    """Batch of ``tokenize_labels``, padded on the right: causal attention sees nothing of it, so it needs no mask.
+
+    Returns:
+        ``input_ids`` (B, L), ``last`` (B,) the place of each prompt's last token, ``label_ids``, ``targets``,
+        ``prior`` and ``shown`` (B, C), and ``labels``, which the Trainer only counts: one for each example.
+    """
+    lengths = torch.tensor([len(row["input_ids"]) for row in rows])
+    width = max(len(row["label_ids"]) for row in rows)
+
+    def padded(values: Sequence[Sequence[float]], to: int, fill: float, dtype: torch.dtype) -> Tensor:
+        return torch.tensor([[*row, *([fill] * (to - len(row)))] for row in values], dtype=dtype)
+
+    place_BC = padded([row["places"] for row in rows], width, 0, torch.long)
+    return {
+        "input_ids": padded([row["input_ids"] for row in rows], int(lengths.max()), pad, torch.long),
+        "last": lengths - 1,
+        "label_ids": padded([row["label_ids"] for row in rows], width, 0, torch.long),
+        "targets": padded([row["targets"] for row in rows], width, 0.0, torch.float32),
+        "prior": torch.tensor(prior, dtype=torch.float32)[place_BC],
+        "shown": torch.arange(width)[None] < torch.tensor([[len(row["label_ids"])] for row in rows]),
+        "labels": torch.zeros(len(rows), dtype=torch.long),
+        "shift_labels": torch.zeros(len(rows), dtype=torch.long),
+    }
+
+
+def label_logits(model: Any, inputs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Logits in float32 after each prompt's last token: of the labels (B, C) and of all tokens (B, V)."""
+    places, of_row_B = torch.unique(inputs["last"], return_inverse=True)
+    logits = model(input_ids=inputs["input_ids"], use_cache=False, logits_to_keep=places).logits
+    logits_BV = logits[torch.arange(len(of_row_B), device=of_row_B.device), of_row_B].float()
+    return logits_BV.gather(1, inputs["label_ids"]), logits_BV

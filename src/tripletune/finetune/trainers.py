@@ -1,0 +1,122 @@
+# Shape letters in this file: B examples of a batch, C candidates, E examples, L places after the first, V tokens of the
+# vocabulary
+"""TRL's trainer with this project's objectives, and an evaluation that does not depend on the batch size.
+
+The library's own evaluation gives means over batches, or over examples of their batch's mean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from torch import Tensor
+from torch.nn import functional
+from trl import SFTTrainer
+
+from tripletune.finetune.label_batches import label_logits
+from tripletune.finetune.label_loss import LOSSES, combined_scores, listwise_loss, mass_loss
+from tripletune.finetune.length_batches import LengthBatches
+from tripletune.residual import Flags, Floats
+
+
+class ChatTrainer(SFTTrainer):  # type: ignore[misc]  # the library has no types
+    """Objective ``sft``: each token of the completion; loss and accuracy are means over tokens, in training as well."""
+
+    _sums: list[Tensor]
+    """Shape (B, 3) each: loss, right answers and their number, of each example of a batch."""
+
+    def evaluation_loop(self, *arguments: Any, metric_key_prefix: str = "eval", **named: Any) -> Any:
+        self._sums = []
+        output = super().evaluation_loop(*arguments, metric_key_prefix=metric_key_prefix, **named)
+        loss, right, number = torch.cat(self._sums).sum(dim=0).tolist()
+        output.metrics[f"{metric_key_prefix}_loss"] = loss / number
+        output.metrics[f"{metric_key_prefix}_mean_token_accuracy"] = right / number
+        return output
+
+    def prediction_step(self, model: Any, inputs: Any, *_: Any, **__: Any) -> tuple[Tensor, None, None]:
+        with torch.no_grad(), self.compute_loss_context_manager():
+            sums_B3 = self._measure(model, self._prepare_inputs(inputs))
+        self._sums.append(self.accelerator.gather_for_metrics(sums_B3).cpu())  # without what fills up the last batch
+        return sums_B3[:, 0].sum() / sums_B3[:, 2].sum(), None, None
+
+    def _measure(self, model: Any, inputs: dict[str, Tensor]) -> Tensor:
+        labels_BL = inputs.pop("labels")[:, 1:]
+        logits_BLV = model(**inputs, use_cache=False).logits[:, :-1]
+        # 0 where a label is -100: the prompt and the padding
+        loss_BL = functional.cross_entropy(logits_BLV.float().transpose(1, 2), labels_BL, reduction="none")
+        counted = (loss_BL, logits_BLV.argmax(dim=2) == labels_BL, labels_BL >= 0)
+        return torch.stack([values_BL.double().sum(dim=1) for values_BL in counted], dim=1)
+
+
+class LabelTrainer(ChatTrainer):
+    """Objectives ``listwise`` and ``ranknet``: the candidates' labels at the one place where ranking reads them.
+
+    Args:
+        objective: key of ``LOSSES``.
+        residual: whether the loss is taken over the sum with the retriever's prior.
+        arguments, named: of SFTTrainer; the datasets are of ``examples.label_examples``.
+
+    The training's loss holds ``mass_loss`` as well. The evaluation's is the listwise one alone, over the same sum as
+    the objective, and its accuracy the share of examples whose best label is an answer's: both can be compared between
+    objectives, and with the prior's.
+    """
+
+    loss_is_scaled_for_ga = True
+
+    def __init__(self, *arguments: Any, objective: str, residual: bool, **named: Any) -> None:
+        self._loss: Callable[[Tensor, Tensor], Tensor] = LOSSES[objective]
+        self._residual = residual
+        super().__init__(*arguments, **named)
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> LengthBatches:
+        examples = self.train_dataset if train_dataset is None else train_dataset
+        per_step = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+        return LengthBatches([len(ids) for ids in examples["input_ids"]], per_step, self.args.data_seed)
+
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        logits_BC, logits_BV = label_logits(model, inputs)
+        loss_B = self._loss(self._scores(logits_BC, inputs), inputs["targets"])
+        loss_B = loss_B + mass_loss(logits_BV, logits_BC, inputs["shown"])
+        loss = loss_B.sum() / (len(loss_B) if num_items_in_batch is None else num_items_in_batch)
+        if num_items_in_batch is not None and self.args.average_tokens_across_devices:
+            loss = loss * self.accelerator.num_processes  # the ranks' gradients are averaged
+        return (loss, {}) if return_outputs else loss
+
+    def label_logits(self, examples: Dataset) -> tuple[Floats, Floats, Floats, Flags]:
+        """Logits, prior, targets and which places hold a candidate, of all examples in order; shape (E, C) each.
+
+        Every rank must call it, and each gets all of them.
+        """
+        found: list[tuple[Tensor, ...]] = []
+        self.model.eval()
+        for inputs in self.get_eval_dataloader(examples):
+            batch = self._prepare_inputs(inputs)
+            with torch.no_grad(), self.compute_loss_context_manager():
+                logits_BC, _ = label_logits(self.model, batch)
+            rows = (logits_BC, batch["prior"], batch["targets"], batch["shown"])
+            padded = self.accelerator.pad_across_processes(rows, dim=1)
+            found.append(tuple(one.cpu() for one in self.accelerator.gather_for_metrics(padded)))
+        width = max((rows[0].shape[1] for rows in found), default=0)
+        arrays = [np.concatenate([_wide(rows[part], width) for rows in found]) for part in range(4)]
+        return arrays[0], arrays[1], arrays[2], arrays[3].astype(np.bool_)
+
+    def _measure(self, model: Any, inputs: dict[str, Tensor]) -> Tensor:
+        logits_BC, _ = label_logits(model, inputs)
+        score_BC = self._scores(logits_BC, inputs)
+        right_B = inputs["targets"].gather(1, score_BC.argmax(dim=1, keepdim=True))[:, 0] > 0
+        measured = (listwise_loss(score_BC, inputs["targets"]), right_B, torch.ones_like(right_B))
+        return torch.stack([values_B.double() for values_B in measured], dim=1)
+
+    def _scores(self, logits_BC: Tensor, inputs: dict[str, Tensor]) -> Tensor:
+        return combined_scores(logits_BC, inputs["shown"], inputs["prior"] if self._residual else None)
+
+
+def _wide(values: Tensor, width: int) -> Floats:
+    """Float64 with zeros after the last column, up to ``width`` columns."""
+    return np.pad(values.double().numpy(), ((0, 0), (0, width - values.shape[1])))
