@@ -13,6 +13,7 @@ from torch import Tensor
 from tripletune.answer_lines import LineTokens, Names
 from tripletune.chat import write_chat
 from tripletune.errors import TrainingError
+from tripletune.next_token import next_token_logits
 from tripletune.schemas.answers import AnswerStyle
 
 _READ = ("example_id", "candidate_titles", "candidate_letters", "candidates", "answers", "retrieved")
@@ -96,7 +97,5 @@ def pad_labels(rows: Sequence[dict[str, Any]], pad: int, prior: Sequence[float])
 
 def label_logits(model: Any, inputs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
     """Logits in float32 after each prompt's last token: of the labels (B, C) and of all tokens (B, V)."""
-    places, of_row_B = torch.unique(inputs["last"], return_inverse=True)
-    logits = model(input_ids=inputs["input_ids"], use_cache=False, logits_to_keep=places).logits
-    logits_BV = logits[torch.arange(len(of_row_B), device=of_row_B.device), of_row_B].float()
+    logits_BV = next_token_logits(model, inputs["input_ids"], inputs["last"])
     return logits_BV.gather(1, inputs["label_ids"]), logits_BV

@@ -22,6 +22,7 @@ from tripletune.answer_lines import LineTokens, Names
 from tripletune.chat import load_tokenizer
 from tripletune.contract import AdapterContract, locate_base, read_contract
 from tripletune.errors import ContractError, NonFiniteError
+from tripletune.next_token import next_token_logits
 from tripletune.rank.decoding import AnswerConstraint, read_answer
 from tripletune.schemas.answers import ANSWER_STYLES, NUM_ANSWERS, AnswerStyle
 from tripletune.schemas.rank import PREDICTIONS
@@ -187,18 +188,12 @@ class Answerer:
         return [written[row] for row in range(len(ids))]
 
     def _label(self, prompts: list[list[int]], names: Sequence[Names], labels: Sequence[list[int]]) -> list[_Written]:
-        """One forward pass: all labels by how likely each is to begin the answer, of which the first are written.
-
-        Padded on the right and without a mask, as in training: under causal attention no token sees what follows it.
-        """
-        lengths = [len(row) for row in prompts]
-        width = max(lengths)
-        pad = self.tokenizer.pad_token_id
+        """One forward pass: all labels by how likely each is to begin the answer, of which the first are written."""
+        width, pad = max(map(len, prompts)), self.tokenizer.pad_token_id
         input_ids = torch.tensor([row + [pad] * (width - len(row)) for row in prompts], device=self.model.device)
-        places, of_row_B = torch.unique(torch.tensor(lengths) - 1, return_inverse=True)
+        last = torch.tensor([len(row) - 1 for row in prompts], device=self.model.device)
         with torch.inference_mode():
-            logits = self.model(input_ids=input_ids, use_cache=False, logits_to_keep=places.to(input_ids.device)).logits
-        logits_BV = logits[torch.arange(len(prompts)), of_row_B].float().cpu()
+            logits_BV = next_token_logits(self.model, input_ids, last).cpu()
         if not torch.isfinite(logits_BV).all():
             raise NonFiniteError(self._advice)
         written = []
