@@ -200,7 +200,7 @@ def compare(
         "configs/ml-latest-small.toml"
     ),
     work: Annotated[Path, typer.Option(help="Runs are kept and found again here.")] = Path("artifacts/vs_recbole"),
-    cap_minutes: Annotated[float, typer.Option(help="For each of RecBole's trainings.")] = 60.0,
+    cap_minutes: Annotated[float, typer.Option(help="CPU minutes for each of RecBole's trainings.")] = 60.0,
     grid: Annotated[bool, typer.Option(help="Train RecBole on its own tuning range, not only as recommended.")] = False,
     patience: Annotated[int, typer.Option(help="Epochs without a better one before RecBole stops; its default.")] = 10,
     out: Annotated[Path, typer.Option(help="The report.")] = REPORT,

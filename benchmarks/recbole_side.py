@@ -100,7 +100,7 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--model", required=True)
     parser.add_argument("--settings", default="{}", help="RecBole settings in JSON")
-    parser.add_argument("--cap-seconds", type=float, default=3600.0, help="of training and evaluation, then it stops")
+    parser.add_argument("--cap-seconds", type=float, default=3600.0, help="CPU seconds of training and evaluation, then it stops")
     parser.add_argument("--seed", type=int, default=7)
     asked = parser.parse_args()
     asked.out.mkdir(parents=True, exist_ok=True)
@@ -142,7 +142,7 @@ def main() -> None:
         trainer.fit(train_data, valid_data, saved=False, verbose=True, callback_fn=after_epoch)
         told["ended"] = "early stopping" if len(trainer.train_loss_dict) < trainer.epochs else "last epoch"
     except CapReached:
-        told["ended"] = f"capped at {asked.cap_seconds:.0f} s"
+        told["ended"] = f"capped at {asked.cap_seconds:.0f} CPU s"
     done.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
 
 

@@ -206,7 +206,7 @@ def compare(
     ),
     imdb: Annotated[str, typer.Option(help="Folder with IMDb's dumps, for the R-GAT row; empty: none.")] = "",
     work: Annotated[Path, typer.Option(help="Runs are kept and found again here.")] = Path("artifacts/vs_recbole"),
-    cap_minutes: Annotated[float, typer.Option(help="For each of RecBole's trainings.")] = 15.0,
+    cap_minutes: Annotated[float, typer.Option(help="CPU minutes for each of RecBole's trainings.")] = 15.0,
     grid: Annotated[bool, typer.Option(help="Train RecBole on every point, not only on its defaults.")] = False,
     without: Annotated[str, typer.Option(help="Models of RecBole's to skip, with commas.")] = "",
     out: Annotated[Path, typer.Option(help="The report.")] = REPORT,

@@ -225,7 +225,7 @@ def compare(
     ),
     further_seeds: Annotated[str, typer.Option(help="Of theirs on the first split, with commas.")] = "",
     work: Annotated[Path, typer.Option(help="Runs are kept and found again here.")] = Path("artifacts/sequence"),
-    cap_minutes: Annotated[float, typer.Option(help="For each training of theirs.")] = 15.0,
+    cap_minutes: Annotated[float, typer.Option(help="CPU minutes for each training of theirs.")] = 15.0,
     out: Annotated[Path, typer.Option(help="The report.")] = REPORT,
 ) -> None:
     """Train what is missing in the work folder and write the report."""
