@@ -100,7 +100,9 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--model", required=True)
     parser.add_argument("--settings", default="{}", help="RecBole settings in JSON")
-    parser.add_argument("--cap-seconds", type=float, default=3600.0, help="CPU seconds of training and evaluation, then it stops")
+    parser.add_argument(
+        "--cap-seconds", type=float, default=3600.0, help="CPU seconds of training and evaluation, then it stops"
+    )
     parser.add_argument("--seed", type=int, default=7)
     asked = parser.parse_args()
     asked.out.mkdir(parents=True, exist_ok=True)

@@ -138,7 +138,9 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--model", required=True, choices=list(FIXED))
     parser.add_argument("--settings", default="{}", help="arguments of RecTools' class in JSON")
-    parser.add_argument("--cap-seconds", type=float, default=3600.0, help="CPU seconds of training and evaluation, then it stops")
+    parser.add_argument(
+        "--cap-seconds", type=float, default=3600.0, help="CPU seconds of training and evaluation, then it stops"
+    )
     parser.add_argument("--epochs", type=int, default=500, help="at most")
     parser.add_argument("--seed", type=int, default=7)
     asked = parser.parse_args()

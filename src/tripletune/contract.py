@@ -40,6 +40,19 @@ class Residual(BaseModel):
     """Weight of the model's centred logits."""
 
 
+class BehaviourSpace(BaseModel):
+    """The film vectors that an adapter's behaviour tokens are made of, see ``tripletune.behaviour``."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    source: str
+    """Stage whose model they come from."""
+    space: str
+    """SHA-256 of those that the projector was trained on; others are turned into their space first."""
+    columns: tuple[str, ...]
+    """Columns that list the films of the prompt's lines, in the order of the lines."""
+
+
 class AdapterContract(BaseModel):
     """Prompt format, tokenizer and base model of an adapter."""
 
@@ -60,6 +73,8 @@ class AdapterContract(BaseModel):
     """``finetune.objective``: an answer is written line by line, or read from the labels' scores."""
     residual: Residual | None = None
     """What is served is the sum of the model's scores and the retriever's; None: the model's order alone."""
+    behaviour: BehaviourSpace | None = None
+    """None: prompts are text alone."""
     lineage: dict[str, str] = {}
     """Fingerprints of the stages behind the training shards; not compared."""
 

@@ -46,6 +46,13 @@ class FinetuneConfig(Section):
     residual: bool = True
     """listwise, ranknet: the loss is taken over the sum of the label's centred logit and the retriever's calibrated
     log-score, so that the model learns what the retriever does not know. False: over the logits alone."""
+    behaviour_tokens: Literal["none", "sequence", "lightgcn", "rgat"] = "none"
+    """listwise, ranknet: after each film's title, a token made of the film's vector from this model, by a projection
+    that is trained with the adapter (LLaRA). Needs a template whose sections with data are likes, dislikes and
+    candidates alone, such as ``compact``. none: text alone."""
+    curriculum: Share = 1.0
+    """Share of the training in which behaviour tokens come in: the share of examples that have them rises evenly from
+    0, and is 1 from there on. 0: all examples have them from the first step."""
     tiny: TinyLlamaConfig = TinyLlamaConfig()
     accelerate_config: str = "configs/accelerate/single.yaml"
     """File for ``accelerate launch``; sets the number of processes."""
@@ -95,6 +102,20 @@ class FinetuneConfig(Section):
                 "resumed run logs the same losses"
             )
         return self
+
+    @model_validator(mode="after")
+    def _reads_behaviour_at_labels(self) -> FinetuneConfig:
+        if self.has_behaviour and not self.scores_labels:
+            raise ValueError(
+                f"behaviour_tokens = {self.behaviour_tokens!r} needs an objective over labels; set objective to "
+                "'listwise' or 'ranknet', or behaviour_tokens to 'none'"
+            )
+        return self
+
+    @property
+    def has_behaviour(self) -> bool:
+        """Whether films have behaviour tokens."""
+        return self.behaviour_tokens != "none"
 
     @property
     def scores_labels(self) -> bool:

@@ -93,6 +93,16 @@ class RunConfig(Section):
             raise ValueError(f"prompt.max_tokens = {budget} must not exceed finetune.max_length = {longest}")
         return self
 
+    @model_validator(mode="after")
+    def _trains_the_film_vectors(self) -> RunConfig:
+        for stage in self.behaviour_stages:
+            if stage not in self.trained_stages:
+                raise ValueError(
+                    f"finetune.behaviour_tokens = {stage!r}, but this run trains no {stage} model; give "
+                    f"retrieve.fused_{stage} a weight above 0, or name a model that the run trains"
+                )
+        return self
+
     @property
     def counted_with(self) -> tuple[str, str] | None:
         """Model and revision whose tokenizer counts the prompts' tokens; None for ``tiny``, trained on the prompts."""
@@ -111,6 +121,11 @@ class RunConfig(Section):
         """Stages whose film vectors the sequence model reads, where there is one."""
         stages = {"text": "text", "graph": "rgat"}
         return tuple(stages[name] for name in self.sequence.content) if "sequence" in self.retrieve.lists else ()
+
+    @property
+    def behaviour_stages(self) -> tuple[str, ...]:
+        """The stage whose film vectors the language model reads, where it has behaviour tokens."""
+        return (self.finetune.behaviour_tokens,) if self.finetune.has_behaviour else ()
 
     @property
     def listed_stages(self) -> tuple[str, ...]:

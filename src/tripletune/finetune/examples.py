@@ -8,6 +8,7 @@ from typing import Any
 from datasets import Dataset
 
 from tripletune.answer_lines import LineTokens
+from tripletune.behaviour.tokens import BehaviourTokens
 from tripletune.chat import write_chat
 from tripletune.errors import TrainingError
 from tripletune.finetune.job import TrainingJob
@@ -39,7 +40,9 @@ def chat_lengths(examples: Dataset, tokenizer: Any, job: TrainingJob) -> list[in
     return lengths
 
 
-def label_examples(examples: Dataset, tokenizer: Any, job: TrainingJob) -> Dataset:
+def label_examples(
+    examples: Dataset, tokenizer: Any, job: TrainingJob, behaviour: BehaviourTokens | None = None
+) -> Dataset:
     """The columns of ``label_batches.tokenize_labels``.
 
     Raises:
@@ -49,7 +52,15 @@ def label_examples(examples: Dataset, tokenizer: Any, job: TrainingJob) -> Datas
 
     def tokenize(rows: dict[str, list[Any]]) -> dict[str, list[Any]]:
         """The new columns of some rows."""
-        return tokenize_labels(rows, tokenizer, lines, style, base_name=job.base_name, objective=job.settings.objective)
+        return tokenize_labels(
+            rows,
+            tokenizer,
+            lines,
+            style,
+            base_name=job.base_name,
+            objective=job.settings.objective,
+            behaviour=behaviour,
+        )
 
     made = examples.map(
         tokenize,

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict
 from tripletune.config import FinetuneConfig
 from tripletune.store.paths import SCRATCH
 
+_OF_BEHAVIOUR = ["liked", "disliked"]
 _OF_CHATS = ["example_id", "prompt", "completion"]
 _OF_LABELS = ["example_id", "prompt", "candidates", "candidate_titles", "candidate_letters", "answers", "retrieved"]
 
@@ -37,6 +38,10 @@ class TrainingJob(BaseModel):
     training, which is 1 with ``finetune.residual``."""
     prior: tuple[float, ...] = ()
     """``residual.calibrate_prior`` of the training examples, where the loss is taken over labels."""
+    films: Path | None = None
+    """File of film vectors for behaviour tokens; None without them."""
+    film_columns: tuple[str, ...] = ()
+    """Columns that list the films with such tokens, in the prompt's order."""
     answer_style: str = "titles"
     """Style of the answers, a key of ``ANSWER_STYLES``."""
     base: str
@@ -72,7 +77,9 @@ class TrainingJob(BaseModel):
 
 def columns_read(settings: FinetuneConfig) -> list[str]:
     """Columns of the shards that an objective reads."""
-    return _OF_LABELS if settings.scores_labels else _OF_CHATS
+    if not settings.scores_labels:
+        return _OF_CHATS
+    return _OF_LABELS + _OF_BEHAVIOUR if settings.has_behaviour else _OF_LABELS
 
 
 def send(kind: str, payload: dict[str, Any]) -> None:

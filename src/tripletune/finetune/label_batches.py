@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from tripletune.answer_lines import LineTokens, Names
+from tripletune.behaviour.tokens import BehaviourTokens
 from tripletune.chat import write_chat
 from tripletune.errors import TrainingError
 from tripletune.next_token import next_token_logits
@@ -27,15 +28,17 @@ def tokenize_labels(
     *,
     base_name: str,
     objective: str,
+    behaviour: BehaviourTokens | None = None,
 ) -> dict[str, list[Any]]:
     """Prompts with what the loss over labels needs.
 
     Args:
         rows: columns ``example_id``, ``prompt``, ``candidates``, ``candidate_titles``, ``candidate_letters``,
-            ``answers`` and ``retrieved`` of the shards.
+            ``answers`` and ``retrieved`` of the shards, and those of ``behaviour``.
         tokenizer, lines: of the base model; ``lines`` keeps the labels that it has cut.
         style: of the answers.
         base_name, objective: for the message.
+        behaviour: writes the prompts with behaviour tokens; None: as text alone.
 
     Returns:
         ``input_ids`` of the prompt up to where the answer begins, and for each candidate in the order shown its label's
@@ -45,8 +48,12 @@ def tokenize_labels(
     Raises:
         TrainingError: a label is not a single token, or no candidate is an answer.
     """
-    texts = [write_chat(tokenizer, prompt, base_name, opened=True) for prompt in rows["prompt"]]
-    new: dict[str, list[Any]] = {"input_ids": tokenizer(texts, add_special_tokens=False)["input_ids"]}
+    if behaviour:
+        ids = behaviour.ids(rows)
+    else:
+        texts = [write_chat(tokenizer, prompt, base_name, opened=True) for prompt in rows["prompt"]]
+        ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    new: dict[str, list[Any]] = {"input_ids": ids}
     new |= {"label_ids": [], "targets": [], "places": []}
     for example_id, titles, letters, shown, answers, retrieved in zip(*(rows[name] for name in _READ), strict=True):
         tokens = lines.single(Names.of(style, titles, letters))

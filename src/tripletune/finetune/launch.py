@@ -12,15 +12,26 @@ import shutil
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 import yaml
 
+from tripletune.behaviour.space import SPACE, Aligned, align, read_vectors, save_vectors
+from tripletune.behaviour.tables import FILMS, write_film_tables
 from tripletune.chat import DATE
 from tripletune.config import SHIPPED, FinetuneConfig
-from tripletune.contract import TINY, AdapterContract, BaseIdentity, Residual, identify_base, write_contract
+from tripletune.contract import (
+    TINY,
+    AdapterContract,
+    BaseIdentity,
+    BehaviourSpace,
+    Residual,
+    identify_base,
+    write_contract,
+)
 from tripletune.errors import ConfigError, InputError, TrainingCrash, TrainingDiverged, TrainingError
 from tripletune.finetune.checkpoints import last_whole
 from tripletune.finetune.job import TrainingJob, columns_read, receive
@@ -45,6 +56,16 @@ ADAPTER_CURVE = pl.Schema({"step": pl.Int32, "metric": pl.String, "value": pl.Fl
 log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, slots=True)
+class FilmSource:
+    """Where the film vectors of behaviour tokens come from."""
+
+    stage: str
+    folder: Path
+    columns: tuple[str, ...]
+    """Columns that list the films of the template's sections, in the template's order."""
+
+
 def finetune_adapter(
     shards: Path,
     out: Path,
@@ -55,6 +76,7 @@ def finetune_adapter(
     on_log: OnLog | None = None,
     *,
     base: Path | None = None,
+    behaviour: FilmSource | None = None,
 ) -> Facts:
     """Train an adapter, or go on from the last whole checkpoint that a killed run left in ``out``.
 
@@ -69,6 +91,7 @@ def finetune_adapter(
         on_log: called with (step, metrics) as the training logs them, in order, from another thread; a resumed run
             repeats no step it kept. When it raises, the training goes on and it is called with the same point again.
         base: folder of the stage ``base``, where the base model is the shipped one.
+        behaviour: the film vectors of behaviour tokens, with ``settings.behaviour_tokens``.
 
     Returns:
         Facts: train_loss, eval_loss, eval_loss_before, steps, seconds, tokens, examples, eval_examples,
@@ -89,12 +112,15 @@ def finetune_adapter(
     scratch.mkdir(parents=True, exist_ok=True)
     end_noted(scratch / "launcher.json")
     identity, base_name = _prepare_base(train, out, settings, seed, base)
+    films = _prepare_films(behaviour, out) if behaviour else None
     job = TrainingJob(
         out=out,
         train=tuple(train),
         evaluation=scratch / "evaluation.parquet" if len(evaluation) else None,
         select=scratch / "select.parquet" if len(selecting) else None,
         prior=_prior(train, int(prompt_contract["num_candidates"])) if settings.scores_labels else (),
+        films=scratch / FILMS if films else None,
+        film_columns=behaviour.columns if behaviour else (),
         answer_style=str(prompt_contract["answer_style"]),
         base=identity.source,
         hub_revision=identity.hub_revision,
@@ -111,8 +137,29 @@ def finetune_adapter(
     result = json.loads(job.result.read_text(encoding="utf-8"))
     write_parquet(out / "curve.parquet", _curve(result["history"]))
     facts: Facts = result["facts"]
-    write_contract(out, _contract(settings, identity, prompt_contract, lineage, facts["dtype"], _residual(job, facts)))
+    contract = _contract(settings, identity, prompt_contract, lineage, facts["dtype"], _residual(job, facts))
+    if behaviour and films:
+        space = BehaviourSpace(source=behaviour.stage, space=films.vectors.space, columns=behaviour.columns)
+        contract = contract.model_copy(update={"behaviour": space})
+        facts |= {"behaviour_films": films.shared, "behaviour_cosine": round(films.cosine, 4)}
+    write_contract(out, contract)
     return facts
+
+
+def _prepare_films(source: FilmSource, out: Path) -> Aligned:
+    """Write the film vectors: those of fit a, which the projector is trained on and ranking needs again, and for the
+    training those of fit b in the same space, for examples of valid."""
+    first = read_vectors(source.folder, source.stage, "a")
+    second = align(read_vectors(source.folder, source.stage, "b"), first)
+    save_vectors(out / SPACE, first)
+    write_film_tables(out / SCRATCH / FILMS, first, second.vectors)
+    log.info(
+        "finetune: film vectors of %s, fit b turned into the space of fit a: mean cosine %.2f of %s films",
+        source.stage,
+        second.cosine,
+        f"{second.shared:,}",
+    )
+    return second
 
 
 def _residual(job: TrainingJob, facts: Facts) -> Residual | None:

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 from trl import SFTTrainer
 
+from tripletune.finetune.curriculum import Curriculum
 from tripletune.finetune.label_batches import label_logits
 from tripletune.finetune.label_loss import LOSSES, combined_scores, listwise_loss, mass_loss
 from tripletune.finetune.length_batches import LengthBatches
@@ -58,6 +59,8 @@ class LabelTrainer(ChatTrainer):
     Args:
         objective: key of ``LOSSES``.
         residual: whether the loss is taken over the sum with the retriever's prior.
+        curriculum: the training set holds each example as text alone and then, in the same order, with behaviour
+            tokens, which come in up to this share of the training; None: it holds each example once.
         arguments, named: of SFTTrainer; the datasets are of ``examples.label_examples``.
 
     The training's loss holds ``mass_loss`` as well. The evaluation's is the listwise one alone, over the same sum as
@@ -67,15 +70,21 @@ class LabelTrainer(ChatTrainer):
 
     loss_is_scaled_for_ga = True
 
-    def __init__(self, *arguments: Any, objective: str, residual: bool, **named: Any) -> None:
+    def __init__(
+        self, *arguments: Any, objective: str, residual: bool, curriculum: float | None = None, **named: Any
+    ) -> None:
         self._loss: Callable[[Tensor, Tensor], Tensor] = LOSSES[objective]
-        self._residual = residual
+        self._residual, self._curriculum = residual, curriculum
         super().__init__(*arguments, **named)
 
-    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> LengthBatches:
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> LengthBatches | Curriculum:
         examples = self.train_dataset if train_dataset is None else train_dataset
         per_step = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
-        return LengthBatches([len(ids) for ids in examples["input_ids"]], per_step, self.args.data_seed)
+        lengths = [len(ids) for ids in examples["input_ids"]]
+        if self._curriculum is None:
+            return LengthBatches(lengths, per_step, self.args.data_seed)
+        batches = LengthBatches(lengths[len(lengths) // 2 :], per_step, self.args.data_seed)
+        return Curriculum(batches, per_step, self.args.num_train_epochs, self._curriculum, self.args.data_seed)
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None

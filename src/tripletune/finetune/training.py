@@ -20,11 +20,13 @@ import numpy as np
 import torch
 import transformers
 from accelerate import PartialState
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets
 from peft import LoraConfig
 from transformers import AutoModelForCausalLM, TrainerCallback
 from trl import SFTConfig
 
+from tripletune.behaviour.embedding import PROJECTOR, attach_films
+from tripletune.behaviour.tables import FilmTables, read_film_tables
 from tripletune.chat import load_tokenizer
 from tripletune.errors import TrainingDiverged, TrainingError
 from tripletune.finetune.checkpoints import last_whole, seal, step_of
@@ -48,12 +50,13 @@ def train(job: TrainingJob) -> None:
     use_cpu = not torch.cuda.is_available()
     state = PartialState(cpu=use_cpu)
     tokenizer = load_tokenizer(job.base, job.hub_revision)
+    films = read_film_tables(job.films) if job.films else None
     with state.main_process_first():  # the others then read what it cached
-        train_set, lengths = _examples(job.train, tokenizer, job)
-        eval_set = _examples((job.evaluation,), tokenizer, job)[0] if job.evaluation else None
-        select_set = _examples((job.select,), tokenizer, job)[0] if job.select else None
+        train_set, lengths = _training_examples(tokenizer, job, films)
+        eval_set = _examples((job.evaluation,), tokenizer, job, films)[0] if job.evaluation else None
+        select_set = _examples((job.select,), tokenizer, job, films)[0] if job.select else None
     resumed = last_whole(job.checkpoints)  # the stage has removed the others
-    trainer = _trainer(job, tokenizer, train_set, eval_set, use_cpu=use_cpu, from_start=resumed is None)
+    trainer = _trainer(job, tokenizer, train_set, eval_set, films, use_cpu=use_cpu, from_start=resumed is None)
     started = time.perf_counter()
     trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
     if eval_set is not None and not _evaluated(trainer.state):
@@ -67,7 +70,7 @@ def train(job: TrainingJob) -> None:
             "seconds": round(time.perf_counter() - started, 3),
             "tokens": int(sum(lengths) * job.settings.num_train_epochs),
             "longest_tokens": max(lengths),
-            "examples": len(train_set),
+            "examples": len(lengths),
             "eval_examples": len(eval_set) if eval_set is not None else 0,
             "trainable_parameters": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
             "world_size": state.num_processes,
@@ -148,20 +151,39 @@ def _require_finite_weights(model: Any, when: str, advice: str = _ADVICE) -> Non
                 raise TrainingDiverged(f"the {what} {name} is NaN or infinite {when}; {advice}")
 
 
-def _examples(files: tuple[Path, ...], tokenizer: Any, job: TrainingJob) -> tuple[Dataset, list[int]]:
+def _examples(
+    files: tuple[Path, ...], tokenizer: Any, job: TrainingJob, films: FilmTables | None = None, purpose: str = "valid"
+) -> tuple[Dataset, list[int]]:
     """The examples of some files as the objective takes them, and the tokens of each."""
     examples = read_examples(files, job)
     if not job.settings.scores_labels:
         return examples, chat_lengths(examples, tokenizer, job)
-    examples = label_examples(examples, tokenizer, job)
+    behaviour = films.tokens(purpose, tokenizer, job.film_columns, job.base_name) if films else None
+    examples = label_examples(examples, tokenizer, job, behaviour)
     return examples, [len(ids) for ids in examples["input_ids"]]
 
 
+def _training_examples(tokenizer: Any, job: TrainingJob, films: FilmTables | None) -> tuple[Dataset, list[int]]:
+    """As ``_examples``; where there are behaviour tokens, the examples as text alone first, then with the tokens."""
+    examples, lengths = _examples(job.train, tokenizer, job, films, "train")
+    if films:
+        plain, _ = _examples(job.train, tokenizer, job, None)
+        examples = concatenate_datasets([plain, examples])
+    return examples, lengths
+
+
 def _trainer(
-    job: TrainingJob, tokenizer: Any, train: Dataset, evaluation: Dataset | None, *, use_cpu: bool, from_start: bool
+    job: TrainingJob,
+    tokenizer: Any,
+    train: Dataset,
+    evaluation: Dataset | None,
+    films: FilmTables | None = None,
+    *,
+    use_cpu: bool,
+    from_start: bool,
 ) -> ChatTrainer:
     named: dict[str, Any] = {
-        "model": _load_model(job),
+        "model": _load_model(job, films),
         "args": _arguments(job, use_cpu, evaluate=evaluation is not None, from_start=from_start),
         "train_dataset": train,
         "eval_dataset": evaluation,
@@ -173,7 +195,11 @@ def _trainer(
         return ChatTrainer(**named)
     collate = partial(pad_labels, pad=tokenizer.pad_token_id or 0, prior=job.prior)
     return LabelTrainer(
-        **named, data_collator=collate, objective=job.settings.objective, residual=job.settings.residual
+        **named,
+        data_collator=collate,
+        objective=job.settings.objective,
+        residual=job.settings.residual,
+        curriculum=job.settings.curriculum if films else None,
     )
 
 
@@ -197,7 +223,7 @@ def _weigh(trainer: LabelTrainer, examples: Dataset) -> dict[str, float]:
     }
 
 
-def _load_model(job: TrainingJob) -> Any:
+def _load_model(job: TrainingJob, films: FilmTables | None) -> Any:
     model = AutoModelForCausalLM.from_pretrained(
         job.base,
         revision=job.hub_revision,
@@ -211,6 +237,8 @@ def _load_model(job: TrainingJob) -> Any:
             f"finetune.max_length = {job.settings.max_length} exceeds the {context} positions of {job.base_name}; "
             f"set it to at most {context}"
         )
+    if films:
+        attach_films(model, films.vectors_RD, job.seed)
     return model
 
 
@@ -220,6 +248,7 @@ def _lora(job: TrainingJob) -> LoraConfig:
         lora_alpha=job.settings.lora_alpha,
         lora_dropout=job.settings.lora_dropout,
         target_modules="all-linear",
+        modules_to_save=[PROJECTOR] if job.films else None,
         task_type="CAUSAL_LM",
     )
 

@@ -30,8 +30,8 @@ def resolve(config: RunConfig, artifacts: Path) -> RunPaths:
     Raises:
         InputError: a file or folder named by the config does not exist.
         MissingArtifactError, ConfigError: ``specialists.pin`` names no usable run, there is no such template,
-            ``finetune.objective`` needs another, ``[finetune.trainer]`` cannot be handed to the trainer, or
-            ``retrieve.similar_people`` needs a table of users that the release lacks.
+            ``finetune.objective`` or ``finetune.behaviour_tokens`` needs another, ``[finetune.trainer]`` cannot be
+            handed to the trainer, or ``retrieve.similar_people`` needs a table of users that the release lacks.
     """
     from tripletune.finetune.trainer_settings import check_trainer_settings
 
@@ -44,6 +44,7 @@ def resolve(config: RunConfig, artifacts: Path) -> RunPaths:
     inputs = _Inputs(config)  # a wrong name should not show after the specialists have trained
     _check_people(config)
     _check_objective(config)
+    _check_behaviour(config)
     _check_tokenizer(config)
     for stage in reusable_stages(config):
         parts = stage.ingredients(config, fingerprints, inputs.of(stage))
@@ -70,6 +71,22 @@ def _check_objective(config: RunConfig) -> None:
         raise ConfigError(
             f"finetune.objective = {objective!r} needs labels of one letter, and more than {NUM_LETTERS} candidates "
             f"have two; set retrieve.num_candidates = {number} to {NUM_LETTERS} or less"
+        )
+
+
+def _check_behaviour(config: RunConfig) -> None:
+    """Refuse behaviour tokens where a line of data may be something else than one film."""
+    from tripletune.prompts.template import load_template
+    from tripletune.schemas.behaviour import SLOTS
+
+    if not config.finetune.has_behaviour:
+        return
+    others = [slot for slot in load_template(config.prompt.template).slots if slot not in SLOTS]
+    if others:
+        raise ConfigError(
+            f"finetune.behaviour_tokens = {config.finetune.behaviour_tokens!r} needs a template whose sections with "
+            f"data are {', '.join(SLOTS)} alone, and {config.prompt.template!r} has {', '.join(others)} too; set "
+            "prompt.template = 'compact', or behaviour_tokens to 'none'"
         )
 
 

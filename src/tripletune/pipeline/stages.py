@@ -367,11 +367,16 @@ def tokenizer_of(paths: RunPaths, config: RunConfig) -> tuple[str, str] | None:
 
 def run_finetune(paths: RunPaths, config: RunConfig, on_log: LogCurve | None = None) -> Path:
     """LoRA-tune the language model in a subprocess; the curve is live in MLflow."""
-    from tripletune.finetune.launch import finetune_adapter
+    from tripletune.finetune.launch import FilmSource, finetune_adapter
     from tripletune.prompts.engine import prompt_contract
+    from tripletune.prompts.template import load_template
 
     generate = paths.require("generate")
     base = paths.require("base") if config.finetune.is_shipped else None
+    behaviour = None
+    if config.finetune.has_behaviour:
+        source = config.finetune.behaviour_tokens
+        behaviour = FilmSource(source, paths.require(source), load_template(config.prompt.template).slots)
     return paths.build(
         "finetune",
         lambda work: finetune_adapter(
@@ -383,6 +388,7 @@ def run_finetune(paths: RunPaths, config: RunConfig, on_log: LogCurve | None = N
             config.seed,
             on_log,
             base=base,
+            behaviour=behaviour,
         ),
     )
 
@@ -394,7 +400,10 @@ def run_rank(paths: RunPaths, config: RunConfig) -> Path:
 
     generate, finetune = paths.require("generate"), paths.require("finetune")
     contract = prompt_contract(config.prompt, config.retrieve)
-    return paths.build("rank", lambda work: rank_shards(generate, finetune, work, config.rank, contract, config.seed))
+    return paths.build(
+        "rank",
+        lambda work: rank_shards(generate, finetune, work, config.rank, contract, config.seed, folder_of=paths.require),
+    )
 
 
 def run_evaluate(paths: RunPaths, config: RunConfig) -> Path:

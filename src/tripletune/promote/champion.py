@@ -131,7 +131,12 @@ def _untuned_answers(paths: RunPaths, config: RunConfig, examples: pl.DataFrame)
     if asked.is_empty():
         return pl.Series([[]] * examples.height, dtype=pl.List(pl.Int32))
     answered = rank_examples(
-        asked, paths.require("finetune"), tuned=False, constrained=True, batch_size=config.rank.batch_size
+        asked,
+        paths.require("finetune"),
+        tuned=False,
+        constrained=True,
+        batch_size=config.rank.batch_size,
+        folder_of=paths.require,
     )
     joined = examples.select("user_id").join(
         answered.select("user_id", "answers"), on="user_id", how="left", maintain_order="left", validate="1:1"
@@ -141,7 +146,14 @@ def _untuned_answers(paths: RunPaths, config: RunConfig, examples: pl.DataFrame)
 
 def _champion_scores(paths: RunPaths, config: RunConfig, scores: pl.DataFrame, champion: Path) -> pl.DataFrame:
     examples = _valid_examples(paths, scores)
-    predictions = rank_examples(examples, champion, tuned=True, constrained=True, batch_size=config.rank.batch_size)
+    predictions = rank_examples(
+        examples,
+        champion,
+        tuned=True,
+        constrained=True,
+        batch_size=config.rank.batch_size,
+        folder_of=paths.require,
+    )
     return _measure(examples, predictions["answers"])
 
 

@@ -7,7 +7,7 @@ prompt is padded in; where two titles are that close, another batch may turn the
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +19,9 @@ from peft import PeftModel, get_peft_model_state_dict
 from transformers import AutoModelForCausalLM, GenerationConfig
 
 from tripletune.answer_lines import LineTokens, Names
+from tripletune.behaviour.embedding import attach_films, with_unknown
+from tripletune.behaviour.space import require_space, vectors_for
+from tripletune.behaviour.tokens import UNKNOWN, BehaviourTokens
 from tripletune.chat import load_tokenizer
 from tripletune.contract import AdapterContract, locate_base, read_contract
 from tripletune.errors import ContractError, NonFiniteError
@@ -49,6 +52,7 @@ class Answerer:
     tokenizer: Any
     lines: LineTokens
     contract: AdapterContract
+    behaviour: BehaviourTokens | None = None
     seconds: float = field(default=0.0)
     """Time spent in ``answer`` so far."""
     _advice: str = ""
@@ -60,8 +64,12 @@ class Answerer:
         base.generation_config = self.model.generation_config = GenerationConfig()
 
     @classmethod
-    def load(cls, finetuned: Path) -> Answerer:
+    def load(cls, finetuned: Path, folder_of: Callable[[str], Path] | None = None) -> Answerer:
         """Load base model and adapter of a finetuned folder, on the GPU where there is one.
+
+        Args:
+            finetuned: the folder.
+            folder_of: the run's folder of a stage, whose film vectors the adapter's behaviour tokens are made of.
 
         Raises:
             MissingArtifactError, ContractError: no adapter, its base model has changed, or it answers in a style that
@@ -83,6 +91,16 @@ class Answerer:
             use_safetensors=True,
             trust_remote_code=False,
         )
+        behaviour = None
+        if contract.behaviour:
+            if folder_of is None:
+                raise ContractError(f"{finetuned}: the adapter reads film vectors, and no run that has them is given")
+            films = vectors_for(finetuned, contract.behaviour, folder_of)
+            require_space(films, contract.behaviour)
+            attach_films(model, with_unknown(films.vectors_MD), seed=0)
+            behaviour = BehaviourTokens(
+                tokenizer, films.movie_ids_M.tolist(), UNKNOWN + 1, contract.behaviour.columns, contract.base_model
+            )
         model = PeftModel.from_pretrained(model, str(finetuned / "adapter"), is_trainable=False)
         for name, weight in get_peft_model_state_dict(model, save_embedding_layers=False).items():
             if not torch.isfinite(weight).all():
@@ -91,7 +109,7 @@ class Answerer:
                     f"remove {finetuned} and run finetune again with a lower finetune.learning_rate"
                 )
         model = model.to("cuda" if on_gpu else "cpu").eval()
-        return cls(model, tokenizer, LineTokens(tokenizer), contract)
+        return cls(model, tokenizer, LineTokens(tokenizer), contract, behaviour)
 
     @property
     def style(self) -> AnswerStyle:
@@ -103,8 +121,8 @@ class Answerer:
 
         Args:
             examples: ``user_id``, ``prompt``, ``candidates``, ``candidate_titles``, ``candidate_letters`` as in the
-                shards.
-            tuned: with the adapter; without it the base model answers.
+                shards; for behaviour tokens also ``example_id`` and the contract's columns.
+            tuned: with the adapter; without it the base model answers, to text alone.
             constrained: allow only valid answers. Labels of one token each take one forward pass, which scores all
                 candidates. Titles, and labels that this tokenizer cuts, are decoded line by line. Without constraint an
                 answer is as long as those the adapter was trained to write: five lines, or one label.
@@ -114,11 +132,7 @@ class Answerer:
             NonFiniteError: a logit is NaN or infinite, of whatever token: the order of the others then means nothing.
         """
         started = time.perf_counter()
-        prompts = [
-            self.tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
-            for prompt in examples["prompt"].to_list()
-        ]
-        ids = self.tokenizer(prompts, add_special_tokens=False)["input_ids"]
+        ids = self._prompt_ids(examples, tuned)
         named = examples.select("candidate_titles", "candidate_letters").iter_rows()
         requested = 1 if self._names_one and not constrained else NUM_ANSWERS
         names = [Names.of(self.style, titles, labels, requested) for titles, labels in named]
@@ -143,6 +157,18 @@ class Answerer:
                     }
         self.seconds += time.perf_counter() - started
         return pl.DataFrame([rows[row] for row in range(len(rows))], schema=ANSWERED)
+
+    def _prompt_ids(self, examples: pl.DataFrame, tuned: bool) -> list[list[int]]:
+        if self.behaviour and tuned:
+            return self.behaviour.ids(
+                examples.select("example_id", "prompt", *self.behaviour.columns).to_dict(as_series=False)
+            )
+        prompts = [
+            self.tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
+            for prompt in examples["prompt"].to_list()
+        ]
+        ids: list[list[int]] = self.tokenizer(prompts, add_special_tokens=False)["input_ids"]
+        return ids
 
     @contextmanager
     def _finite_logits(self, tuned: bool) -> Iterator[None]:

@@ -7,7 +7,7 @@ pieces that survive a kill, since a large model takes hours.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,7 +27,11 @@ from tripletune.store.paths import SCRATCH, Facts
 if TYPE_CHECKING:
     from tripletune.rank.answerer import Answerer
 
-_COLUMNS = ("user_id", "purpose", "prompt", "candidates", "candidate_titles", "candidate_letters", "retrieved")
+_COLUMNS = (
+    *("example_id", "user_id", "purpose", "prompt", "candidates", "candidate_titles", "candidate_letters"),
+    *("retrieved", "liked", "disliked"),
+)
+FolderOf = Callable[[str], Path]
 _PIECE = 512
 """Users in a piece: a kill loses at most one piece."""
 _RANDOM = 5 << 40
@@ -62,17 +66,25 @@ _PASSES = (
 
 
 def rank_examples(
-    examples: pl.DataFrame, finetuned: Path, *, tuned: bool, constrained: bool, batch_size: int
+    examples: pl.DataFrame,
+    finetuned: Path,
+    *,
+    tuned: bool,
+    constrained: bool,
+    batch_size: int,
+    folder_of: FolderOf | None = None,
 ) -> pl.DataFrame:
     """Answer prompts with a finetuned folder's model.
 
     Args:
         examples: ``user_id``, ``purpose``, ``prompt``, ``candidates``, ``candidate_titles``, ``candidate_letters``
-            as in the shards. The caller has compared their contract with the adapter's (``contract.require_same``).
+            as in the shards, for behaviour tokens ``example_id``, ``liked`` and ``disliked`` too. The caller has
+            compared their contract with the adapter's (``contract.require_same``).
         finetuned: folder with ``adapter/``, ``contract.json``, and ``base/`` or the base model the contract names.
         tuned: with the adapter, or the base model alone.
         constrained: allow only five distinct candidates.
         batch_size: prompts answered together.
+        folder_of: as for ``rank_shards``.
 
     Returns:
         Rows of ``schemas.PREDICTIONS`` in the order of ``examples``; of the tuned model those that are served: with the
@@ -84,7 +96,7 @@ def rank_examples(
     from tripletune.rank.answerer import Answerer  # imports torch and transformers
 
     way = _Pass(purpose="", tuned=tuned, constrained=constrained)
-    answerer = Answerer.load(finetuned)
+    answerer = Answerer.load(finetuned, folder_of)
     answered = _answer(answerer, examples, way, batch_size)
     residual = answerer.contract.residual
     if residual and tuned and constrained:
@@ -93,7 +105,14 @@ def rank_examples(
 
 
 def rank_shards(
-    shards: Path, finetuned: Path, out: Path, settings: RankConfig, prompt_contract: Mapping[str, Any], seed: int
+    shards: Path,
+    finetuned: Path,
+    out: Path,
+    settings: RankConfig,
+    prompt_contract: Mapping[str, Any],
+    seed: int,
+    *,
+    folder_of: FolderOf | None = None,
 ) -> Facts:
     """Write ``predictions.parquet``: all systems for test, the tuned model, with and without retriever, for valid.
 
@@ -106,6 +125,7 @@ def rank_shards(
         settings: the ``[rank]`` section.
         prompt_contract: of the shards; compared with the adapter's before anything is loaded.
         seed: of the random system and of the choice of users.
+        folder_of: the run's folder of a stage; needed where the adapter reads film vectors.
 
     Returns:
         Facts: users by purpose, rows, share of valid answers by pass, seconds and tokens a second of this run.
@@ -127,7 +147,7 @@ def rank_shards(
         if answerer is None:
             from tripletune.rank.answerer import Answerer  # imports torch and transformers
 
-            answerer = Answerer.load(finetuned)
+            answerer = Answerer.load(finetuned, folder_of)
         answered = _answer(answerer, examples.collect(), way, settings.batch_size)
         tokens += int(answered["num_tokens"].sum())
         write_parquet(target, answered)
