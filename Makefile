@@ -17,8 +17,8 @@ MUTANTS_ARGS ?=
 run: $(STAMP)  ## the nightly flow; CONFIG= MOVIELENS= IMDB= ARTIFACTS= run it on other input
 	$(BIN)/tripletune run --config "$(CONFIG)" --movielens "$(MOVIELENS)" --imdb "$(IMDB)" --artifacts "$(ARTIFACTS)"
 
-test: $(STAMP)  ## every test; PYTEST_ARGS="--slow" adds those that take minutes
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+test: $(STAMP)  ## every test, in a process for each core; PYTEST_ARGS="--slow" adds those that take minutes
+	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile $(PYTEST_ARGS)
 
 mutants: $(STAMP)  ## plant 20 faults in each core module, count those the tests see; minutes a module; MUTANTS_ARGS="--help"
 	$(BIN)/python tests/mutants.py $(MUTANTS_ARGS)

@@ -142,7 +142,7 @@ def test_a_first_adapter_that_is_worse_than_the_retrievers_order_is_not_promoted
 def test_a_first_adapter_that_is_worse_than_the_untuned_model_is_not_promoted(micro, monkeypatch):
     asked = []
 
-    def rank_perfectly(examples, finetuned, *, tuned, constrained, batch_size):
+    def rank_perfectly(examples, finetuned, *, tuned, constrained, batch_size, folder_of):
         assert finetuned == micro.paths.folder("finetune")
         assert constrained
         assert not tuned
