@@ -1,19 +1,22 @@
 """A tuned language model against its retriever, on a GPU: all examples, several epochs, with and without each part.
 
-    python benchmarks/gpu/llm.py prepare --shards ml-1m=GENERATE --shards no-hints=OTHER --model BASE --out gpu-kit/llm
+    python benchmarks/gpu/llm.py prepare --shards ml-1m=GENERATE --shards no-hints=OTHER --model BASE \\
+        --films sequence=SEQUENCE --out gpu-kit/llm
     python benchmarks/gpu/llm.py measure --data /tmp/kit/llm --out gpu-results/llm.json    # ends by a deadline
     python benchmarks/gpu/llm.py report gpu-results/llm.json    # writes benchmarks/gpu/llm.md
 
 prepare keeps what is read of the shards (GENERATE: the folder of a finished stage, of a template with letters) and of
-the model, with the logits of two prompts as computed here, which measure compares with its own before it trains.
+the model, with the logits of two prompts as computed here, which measure compares with its own before it trains. From
+--films (the folder of a finished stage sequence, lightgcn or rgat) come the film vectors of behaviour tokens; without
+it, or where the main shards' prompts have lines of data that are no films, the variants with such tokens are skipped.
 
 A job is a variant on some shards. The model is tuned on all training examples, then gives each candidate of every valid
 and test example a logit. The weight of the logits next to the retriever's prior is fitted on the valid users who
 select; the others and all test users are ranked. The main job, tuned on the first shards, goes first; then the untuned
-model, tuned on the other shards, the other VARIANTS (or those of --variants, JSON: name to settings) on the first, and
-tuned again with each further seed. A job that does not fit into the time left is skipped; where the main one does not
-fit into half of it, all get fewer epochs. An example whose answer is not a candidate counts 0 in every system, and no
-model reads it.
+model and behaviour tokens, tuned on the other shards, the other VARIANTS (or those of --variants, JSON: name to
+settings) on the first, and tuned again with each further seed. A job that does not fit into the time left is skipped;
+where the main one does not fit into half of it, all get fewer epochs. An example whose answer is not a candidate counts
+0 in every system, and no model reads it.
 """
 
 from __future__ import annotations
@@ -23,7 +26,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import torch
@@ -35,6 +38,11 @@ from rich.console import Console
 from session import DEFAULT_MINUTES, MAX_MINUTES, Session
 from transformers.utils.logging import disable_progress_bar
 
+from tripletune.errors import UserError
+
+if TYPE_CHECKING:
+    from tripletune.behaviour.space import FilmVectors
+
 REPORT = Path(__file__).with_name("llm.md")
 FOLLOWED = 1000
 """Examples of users who select whose loss is followed from epoch to epoch."""
@@ -43,16 +51,23 @@ SHARE_OF_MAIN, RESERVE, PER_JOB = 0.5, 20.0, 8.0
 LARGEST_DIFFERENCE = 0.05
 """Of a logit in float32 between two machines; another template or position encoding would change it by more."""
 TINY_BATCH = 4
+SOURCES = ("sequence", "lightgcn", "rgat")
 UNTUNED = "untuned"
+BEHAVIOUR, FROM_START = "behaviour tokens", "behaviour tokens from the start"
+EARLY = (UNTUNED, BEHAVIOUR, FROM_START)
+"""Variants that run before the other shards."""
 VARIANTS: dict[str, dict[str, Any]] = {
     MAIN: {},
     UNTUNED: {"epochs": 0},
+    BEHAVIOUR: {"behaviour": True, "curriculum": 0.5},
+    FROM_START: {"behaviour": True},
     "random weights": {"weights": "random"},
     "loss without prior": {"residual": False},
     "ranknet": {"objective": "ranknet"},
     "a third of the rate": {"learning_rate": 3e-4},
     "all trained": {"trains": "all", "learning_rate": 1e-4},
     "random weights, all trained": {"weights": "random", "trains": "all", "learning_rate": 3e-4},
+    "behaviour tokens, random weights": {"behaviour": True, "curriculum": 0.5, "weights": "random"},
 }
 
 
@@ -108,7 +123,7 @@ def check(kit: Kit, prompts: Prompts) -> dict[str, float]:
 
 def probe(kit: Kit, prompts: Prompts, variant: Variant) -> Rates:
     """Rates of a few steps, after one that does not count."""
-    rows, once = prompts.part("train")[: 4 * variant.batch], replace(variant, epochs=1)
+    rows, once = prompts.part("train")[: 4 * variant.batch], replace(variant, epochs=1, behaviour=False)
     model = kit.model(once, SEED)
     train(model, rows[: variant.batch], prompts.prior, once, SEED)
     facts = train(model, rows, prompts.prior, once, SEED)
@@ -123,8 +138,8 @@ def plan(names: Sequence[str], variants: Mapping[str, Variant], seeds: Sequence[
     first, *others = names
     main = [Job(first, MAIN, seed, variants[MAIN]) for seed in seeds if MAIN in variants]
     jobs = {name: Job(first, name, seeds[0], variant) for name, variant in variants.items() if name != MAIN}
-    untuned = [jobs.pop(UNTUNED)] if UNTUNED in jobs else []
-    return [*main[:1], *untuned, *(replace(main[0], shards=name) for name in others if main), *jobs.values(), *main[1:]]
+    early = [jobs.pop(name) for name in EARLY if name in jobs]
+    return [*main[:1], *early, *(replace(main[0], shards=name) for name in others if main), *jobs.values(), *main[1:]]
 
 
 def run(job: Job, kit: Kit, prompts: Prompts, session: Session) -> dict[str, Any]:
@@ -143,7 +158,7 @@ def run(job: Job, kit: Kit, prompts: Prompts, session: Session) -> dict[str, Any
 
     trained = None
     if job.variant.epochs:
-        trained = train(model, prompts.part("train"), prompts.prior, job.variant, job.seed, after_epoch)
+        trained = train(model, prompts.training_rows(), prompts.prior, job.variant, job.seed, after_epoch)
     start = clock(kit.device)
     scores = {part: score(model, prompts.part(part), prompts.prior) for part in ("select", "judge", "test")}
     seconds = clock(kit.device) - start
@@ -165,26 +180,39 @@ def run(job: Job, kit: Kit, prompts: Prompts, session: Session) -> dict[str, Any
 
 def run_all(session: Session, kit: Kit, variants: Mapping[str, Variant], epochs: int, seeds: Sequence[int]) -> None:
     """Run what fits into the session, and record each job as it ends."""
-    read = {kit.names[0]: kit.prompts(kit.names[0])}
-    prompts = read[kit.names[0]]
+    read: dict[tuple[str, bool], Prompts] = {}
+
+    def read_once(name: str, behaviour: bool) -> Prompts:
+        if (name, behaviour) not in read:
+            read[name, behaviour] = kit.with_films(read_once(name, False)) if behaviour else kit.prompts(name)
+        return read[name, behaviour]
+
+    prompts = read_once(kit.names[0], False)
     session.record("check", check(kit, prompts))
+    if kit.films:
+        session.record("films", kit.films)
     rates = probe(kit, prompts, variants.get(MAIN, Variant()))
     while epochs > 1 and rates.seconds(prompts, epochs) > SHARE_OF_MAIN * session.seconds_left:
         epochs -= 1
     session.record("plan", {"epochs": epochs, "tokens_per_s": asdict(rates)})
     skipped: dict[str, str] = {}
+
+    def skip(job: Job, reason: str) -> None:
+        skipped[job.key] = reason
+        session.record("skipped", skipped)
+
     for job in plan(kit.names, variants, seeds):
-        if job.shards not in read:
-            read[job.shards] = kit.prompts(job.shards)
-        prompts = read[job.shards]
+        if job.variant.behaviour and not kit.film_columns(job.shards):
+            skip(job, "the kit has no film vectors for these prompts")
+            continue
+        prompts = read_once(job.shards, job.variant.behaviour)
         if job.variant.epochs is None:
             job = replace(job, variant=replace(job.variant, epochs=epochs))
         needed, left = rates.seconds(prompts, job.variant.epochs or 0), session.seconds_left
         if needed > left - RESERVE:
-            skipped[job.key] = f"needs {needed:.0f} s, {left:.0f} s were left"
-            session.record("skipped", skipped)
+            skip(job, f"needs {needed:.0f} s, {left:.0f} s were left")
             continue
-        session.record(f"shards {job.shards}", describe(prompts))
+        session.record(f"shards {job.shards}", describe(read_once(job.shards, False)))
         found = run(job, kit, prompts, session)
         session.record(job.key, found)
         if found["training"]:
@@ -211,12 +239,26 @@ def prepare(
     shards: Annotated[list[str], typer.Option(help="NAME=FOLDER of a generate stage; the first is the main one.")],
     model: Annotated[Path, typer.Option(help="Folder in Hugging Face's layout, such as the stage base writes.")],
     out: Annotated[Path, typer.Option(help="New folder.")],
+    films: Annotated[str | None, typer.Option(help="SOURCE=FOLDER of the stage whose film vectors are used.")] = None,
 ) -> None:
     """Write the data that ``measure`` reads; needs no GPU."""
     pairs = [text.partition("=") for text in shards]
     if not all(name and folder and not set(name) & set("|/") for name, _, folder in pairs):
         raise SystemExit("llm: give each --shards as NAME=FOLDER, NAME without slash and bar")
-    keep_kit({name: Path(folder) for name, _, folder in pairs}, model, out)
+    try:
+        keep_kit({name: Path(folder) for name, _, folder in pairs}, model, out, _read_films(films) if films else None)
+    except UserError as error:
+        raise SystemExit(f"llm: {error}") from None
+
+
+def _read_films(text: str) -> tuple[str, FilmVectors, FilmVectors]:
+    from tripletune.behaviour.space import read_vectors  # only here: measuring needs no pydantic
+
+    source, _, folder = text.partition("=")
+    if source not in SOURCES or not folder:
+        raise SystemExit(f"llm: give --films as SOURCE=FOLDER, SOURCE one of {', '.join(SOURCES)}")
+    first, second = (read_vectors(Path(folder), source, fit) for fit in ("a", "b"))
+    return source, first, second
 
 
 @app.command()

@@ -129,6 +129,12 @@ def format_report(page: Mapping[str, Any]) -> str:
         lines.append(
             f"Logits differ from the CPU's by {far['float32']:.1e} in float32, {far['bfloat16']:.1e} in bfloat16."
         )
+    if "films" in found:
+        films = found["films"]
+        lines.append(
+            f"Film vectors of `{films['source']}`, fit b turned into the space of fit a: mean cosine "
+            f"{films['cosine']:.2f} of {films['shared']:,} shared films."
+        )
     if "plan" in found:
         lines.append(f"Epochs of a training, unless a variant says otherwise: {found['plan']['epochs']}.")
     lines += ["", *(_describe(key, value) for key, value in found.items() if key.startswith("shards "))]

@@ -19,6 +19,8 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM, get_cosine_schedule_with_warmup
 
+from tripletune.behaviour.embedding import PROJECTOR, attach_films
+from tripletune.finetune.curriculum import Curriculum
 from tripletune.finetune.label_batches import label_logits, pad_labels
 from tripletune.finetune.label_loss import LOSSES, combined_scores, mass_loss
 from tripletune.finetune.length_batches import LengthBatches
@@ -44,6 +46,10 @@ class Variant:
     objective: str = "listwise"
     residual: bool = True
     """Whether the loss is taken over the sum with the prior."""
+    behaviour: bool = False
+    """Whether prompts have behaviour tokens."""
+    curriculum: float = 0.0
+    """Share of the training in which they come in, as ``finetune.curriculum``."""
     epochs: int | None = None
     """None: as the main job; 0: nothing is trained."""
     batch: int = 32
@@ -52,12 +58,18 @@ class Variant:
 
 
 def load_model(
-    folder: Path, variant: Variant, seed: int, device: torch.device, dtype: torch.dtype | None = None
+    folder: Path,
+    variant: Variant,
+    seed: int,
+    device: torch.device,
+    dtype: torch.dtype | None = None,
+    vectors_RD: torch.Tensor | None = None,
 ) -> Any:
     """A variant's model before its training.
 
     Args:
         dtype: of the weights; None: as in the product, but float32 where all are trained. Adapters are in float32.
+        vectors_RD: film vectors of a variant with behaviour tokens.
     """
     half = device.type == "cuda" and variant.trains != "all"
     dtype = dtype or (torch.bfloat16 if half else torch.float32)
@@ -67,8 +79,11 @@ def load_model(
         model = AutoModelForCausalLM.from_config(described, dtype=dtype, trust_remote_code=False)
     else:
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True, trust_remote_code=False)
+    if vectors_RD is not None:
+        attach_films(model, vectors_RD, seed)
     if variant.trains == "lora" and variant.epochs != 0:
-        targets = {"target_modules": "all-linear", "task_type": "CAUSAL_LM"}
+        whole = [PROJECTOR] if variant.behaviour else None
+        targets = {"target_modules": "all-linear", "modules_to_save": whole, "task_type": "CAUSAL_LM"}
         model = get_peft_model(model, LoraConfig(r=LORA_R, lora_alpha=LORA_ALPHA, **targets))
     return model.to(device)
 
@@ -104,36 +119,41 @@ def train(
     """Train in place; facts with tokens per second.
 
     Args:
+        rows: with behaviour tokens, all examples as text alone and then, in the same order, with the tokens.
         after_epoch: gets the epoch, from 1, and its mean loss; its time does not count. A loss that is not finite ends
             the training.
     """
     epochs, trained = variant.epochs or 0, [weight for weight in model.parameters() if weight.requires_grad]
-    order = LengthBatches([len(row["input_ids"]) for row in rows], variant.batch, seed)
-    steps = math.ceil(len(rows) / variant.batch)
+    number = len(rows) // 2 if variant.behaviour else len(rows)
+    batches = LengthBatches([len(row["input_ids"]) for row in rows[-number:]], variant.batch, seed)
+    order: LengthBatches | Curriculum = batches
+    if variant.behaviour:
+        order = Curriculum(batches, variant.batch, epochs, variant.curriculum, seed)
+    steps = math.ceil(number / variant.batch)
     fused = model.device.type == "cuda"
     optimizer = torch.optim.AdamW(trained, lr=variant.learning_rate, weight_decay=0.0, fused=fused)
     schedule = get_cosine_schedule_with_warmup(optimizer, math.ceil(WARM_UP * steps * epochs), steps * epochs)
-    seconds, done = 0.0, 0
+    seconds, tokens, done = 0.0, 0, 0
     while done < epochs:
         order.set_epoch(done)
         epoch_rows = [rows[number] for number in order]
         losses: list[torch.Tensor] = []
         model.train()
         start = clock(model.device)
-        for step in range(0, len(rows), variant.batch):
+        for step in range(0, number, variant.batch):
             losses += _step(model, epoch_rows[step : step + variant.batch], prior, variant)
             torch.nn.utils.clip_grad_norm_(trained, MAX_NORM)
             optimizer.step()
             schedule.step()
             optimizer.zero_grad()
-        mean = float(torch.stack(losses).sum()) / len(rows)
+        mean = float(torch.stack(losses).sum()) / number
         seconds += clock(model.device) - start
+        tokens += num_tokens(epoch_rows)
         done += 1
         after_epoch(done, mean)
         if not math.isfinite(mean):
             break
-    tokens = done * num_tokens(rows)
-    facts = {"steps": done * steps, "seconds": round(seconds, 3), "tokens": tokens, "examples": len(rows)}
+    facts = {"steps": done * steps, "seconds": round(seconds, 3), "tokens": tokens, "examples": number}
     return facts | {"tokens_per_s": tokens / seconds, "trained_parameters": sum(one.numel() for one in trained)}
 
 

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -17,9 +18,10 @@ import pytest
 import torch
 
 from tests.benchmark_scripts import BENCHMARKS, benchmark_script
+from tests.film_vectors import write_lightgcn
 
 CPU = torch.device("cpu")
-ABSENT_THERE = ("trl", "datasets", "prefect", "mlflow", "dgl")
+ABSENT_THERE = ("trl", "datasets", "prefect", "mlflow", "dgl", "pydantic")
 
 
 @pytest.fixture(scope="module")
@@ -57,24 +59,32 @@ def test_without_a_gpu_it_says_so_and_writes_nothing(script, monkeypatch, capsys
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def test_a_tiny_run_writes_every_job_and_its_page(script, device, tmp_path):
-    variants = {"tuned": {}, "untuned": {"epochs": 0}, "drawn": {"weights": "random", "trains": "all"}}
+    variants = {
+        "tuned": {},
+        "untuned": {"epochs": 0},
+        "drawn": {"weights": "random", "trains": "all", "behaviour": True, "curriculum": 0.5},
+        "behaviour tokens": {"behaviour": True},
+    }
     (tmp_path / "variants.json").write_text(json.dumps(variants))
     script.measure(
         out=tmp_path / "report.json", variants=tmp_path / "variants.json", device=device, epochs=2, tiny=True
     )
     page = json.loads((tmp_path / "report.json").read_text())
     assert page["ended"] == "complete"
-    keys = ["tiny | tuned | 7", "tiny | untuned | 7", "smaller | tuned | 7", "tiny | drawn | 7", "tiny | tuned | 8"]
+    keys = ["tiny | tuned | 7", "tiny | untuned | 7", "tiny | behaviour tokens | 7"]
+    keys += ["smaller | tuned | 7", "tiny | drawn | 7", "tiny | tuned | 8"]
     assert [name for name, one in page["results"].items() if "training" in one] == keys
     main, untuned = (page["results"][key] for key in keys[:2])
     assert [one["epoch"] for one in page["results"][f"curve of {keys[0]}"]] == [1, 2]
-    assert main["training"]["examples"] == 24
+    assert {page["results"][key]["training"]["examples"] for key in (keys[0], keys[2])} == {24}
     assert main["test"]["users"] == 24
     assert main["test"]["means"]["retriever"] == untuned["test"]["means"]["retriever"]
     assert main["test"]["means"]["retriever"]["hr_at_10"] <= 0.75  # a quarter of the answers are no candidates
     assert main["losses"]["select"]["both"] <= main["losses"]["select"]["prior"]
     text = script.format_report(page)
-    assert text.count("| smaller | tuned | 7 |") == 9
+    assert text.count("| smaller | tuned | 7 |") == text.count("| tiny | behaviour tokens | 7 |") == 9
+    assert "Film vectors of `drawn`, fit b turned into the space of fit a: mean cosine 0.9" in text
+    assert "of 38 shared films" in text
     del page["results"]["check"], page["results"][keys[0]]
     assert "# The language model" in script.format_report(page)
 
@@ -86,46 +96,64 @@ def test_it_needs_no_package_that_the_gpu_machine_lacks():
 
 
 @pytest.fixture
-def trainer(kit: Any, prompts: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Makes the product's trainer of an objective on the kit's training examples."""
+def make_job(kit: Any, prompts: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Makes the product's training on the kit's training examples, from settings."""
     from tests.flows.test_trainer import keep_on_the_cpu
+    from tripletune.behaviour.tables import FILMS
     from tripletune.config import FinetuneConfig
-    from tripletune.finetune import training
     from tripletune.finetune.job import TrainingJob
 
     keep_on_the_cpu(monkeypatch)
 
-    def make(objective: str, residual: bool) -> Any:
-        settings = {"objective": objective, "residual": residual, "num_train_epochs": 2, "save_steps": 1000}
-        settings |= {"per_device_train_batch_size": 5, "learning_rate": 1e-2}
-        job = TrainingJob(
+    def make(**changes: Any) -> Any:
+        settings = FinetuneConfig.model_validate(
+            {"num_train_epochs": 2, "save_steps": 1000, "per_device_train_batch_size": 5, "learning_rate": 1e-2}
+            | changes
+        )
+        return TrainingJob(
             out=tmp_path,
             train=(kit.folder.parent / "one" / "train" / "shard-000.parquet",),
             evaluation=None,
             prior=prompts.prior,
+            films=kit.folder / FILMS if settings.has_behaviour else None,
+            film_columns=("liked", "disliked", "candidates") if settings.has_behaviour else (),
             answer_style="letters",
             base=str(kit.folder / "model"),
             hub_revision=None,
             base_name="tiny",
-            settings=FinetuneConfig.model_validate(settings),
+            settings=settings,
             seed=5,
         )
-        examples, _ = training._examples(job.train, kit.tokenizer, job)
-        return training._trainer(job, kit.tokenizer, examples, None, use_cpu=True, from_start=True)
 
     return make
 
 
-@pytest.mark.parametrize(("objective", "residual"), [("listwise", True), ("listwise", False), ("ranknet", True)])
-def test_its_training_is_the_products(script, kit, prompts, trainer, objective, residual):
-    theirs = trainer(objective, residual)
-    variant = script.Variant(objective=objective, residual=residual, epochs=2, batch=5, learning_rate=1e-2)
-    ours = kit.model(variant, 1)
-    ours.load_state_dict(theirs.model.state_dict())
-    rows = prompts.part("train")
-    assert rows == [dict(row) for row in theirs.train_dataset]
+@pytest.mark.parametrize(
+    ("settings", "behaviour"),
+    [
+        ({"objective": "listwise"}, {}),
+        ({"objective": "listwise", "residual": False}, {}),
+        ({"objective": "ranknet"}, {}),
+        ({"objective": "listwise"}, {"behaviour": True, "curriculum": 0.5}),
+        ({"objective": "listwise"}, {"behaviour": True}),
+    ],
+)
+def test_its_training_is_the_products(script, kit, prompts, make_job, settings, behaviour):
     import llm_training
 
+    from tripletune.behaviour.tables import read_film_tables
+    from tripletune.finetune import training
+
+    variant = script.Variant(epochs=2, batch=5, learning_rate=1e-2, **settings, **behaviour)
+    named = {"behaviour_tokens": "sequence", "curriculum": variant.curriculum} if variant.behaviour else {}
+    job = make_job(**settings, **named)
+    films = read_film_tables(job.films) if job.films else None
+    examples, _ = training._training_examples(kit.tokenizer, job, films)
+    theirs = training._trainer(job, kit.tokenizer, examples, None, films, use_cpu=True, from_start=True)
+    ours = kit.model(variant, 1)
+    ours.load_state_dict(theirs.model.state_dict())
+    rows = (kit.with_films(prompts) if variant.behaviour else prompts).training_rows()
+    assert rows == [dict(row) for row in theirs.train_dataset]
     batch = next(iter(theirs.get_train_dataloader()))
     with torch.no_grad():
         expected = theirs.compute_loss(theirs.model, dict(batch))
@@ -135,7 +163,54 @@ def test_its_training_is_the_products(script, kit, prompts, trainer, objective, 
     script.train(ours, rows, prompts.prior, variant, 5, lambda epoch, loss: losses.append(loss))
     assert losses[1] < losses[0]
     for (name, mine), (_, other) in zip(ours.named_parameters(), theirs.model.named_parameters(), strict=True):
-        torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-6, msg=lambda text, name=name: f"{name}: {text}")
+        assert mine.requires_grad == other.requires_grad
+        # AdamW divides by the gradient's size: where that is almost 0, last bits become 1e-6; a step is up to 1e-2
+        torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}")
+
+
+@pytest.mark.parametrize("purpose", ["valid", "test"])
+def test_its_ranked_prompts_with_behaviour_tokens_are_the_products(kit, prompts, make_job, purpose, tmp_path):
+    from tripletune.behaviour.tables import read_film_tables
+    from tripletune.finetune import training
+
+    job = make_job(objective="listwise", behaviour_tokens="sequence")
+    hits = prompts.frame.filter(pl.col("hit"), purpose=purpose)
+    shard = pl.read_parquet(kit.folder.parent / "one" / purpose / "shard-000.parquet")
+    hits.select("example_id").join(shard, on="example_id", maintain_order="left").write_parquet(
+        tmp_path / "hits.parquet"
+    )
+    theirs, _ = training._examples(
+        (tmp_path / "hits.parquet",), kit.tokenizer, job, read_film_tables(job.films), purpose
+    )
+    mine = kit.with_films(prompts)
+    assert [mine.rows[row] for row in hits["row"]] == [dict(row) for row in theirs]
+
+
+def test_film_vectors_of_a_trained_model_are_kept_where_the_prompts_lines_are_films(
+    script, kit, prompts, tmp_path, capsys
+):
+    import llm_kit
+
+    from tripletune.behaviour.tables import FILMS, read_film_tables
+
+    write_lightgcn(tmp_path / "films", fits={"a": 0, "b": 0}, num_films=150, width=8, noise={"b": 0.2}, turned={"b": 3})
+    llm_kit.draw_generated(tmp_path / "other")
+    for file in (tmp_path / "other").glob("*/*.parquet"):
+        pl.read_parquet(file).with_columns(liked=pl.col("liked").list.head(1)).write_parquet(file)
+    shards = [f"same={kit.folder.parent / 'one'}", f"other={tmp_path / 'other'}"]
+    model, source = kit.folder / "model", f"lightgcn={tmp_path / 'films'}"
+    script.prepare(shards, model, tmp_path / "kit", source)
+    made = script.Kit.read(tmp_path / "kit", CPU)
+    assert made.films["columns"] == {"same": ["liked", "disliked", "candidates"], "other": []}
+    assert (made.films["source"], made.films["shared"]) == ("lightgcn", 150)
+    first_MD, second_MD = read_film_tables(tmp_path / "kit" / FILMS).vectors_RD[1:].split(150)
+    assert float((first_MD * second_MD).sum(dim=1).mean()) == pytest.approx(made.films["cosine"])
+    assert made.films["cosine"] > 0.9
+    assert "other gets no behaviour tokens: the prompt of example 2:test has 14 lines" in capsys.readouterr().out
+    assert len(made.with_films(replace(prompts, name="same")).rows) == len(prompts.rows)
+    for wrong in ("text=folder", "sequence"):
+        with pytest.raises(SystemExit, match="give --films as SOURCE=FOLDER, SOURCE one of sequence"):
+            script.prepare(shards, model, tmp_path / "kit", wrong)
 
 
 def test_its_parts_and_its_prior_are_those_of_the_stage(kit, prompts):
@@ -207,6 +282,16 @@ def test_what_does_not_fit_into_the_time_is_skipped_by_name(script, kit):
     script.run_all(session, kit, variants, 3, [7])
     assert session.results["plan"]["epochs"] == 1
     assert list(session.results["skipped"]) == ["tiny | tuned | 7", "tiny | untuned | 7", "smaller | tuned | 7"]
+
+
+def test_without_film_vectors_behaviour_tokens_are_skipped_by_name(script, kit):
+    session = Recorder(seconds_left=1000)
+    variants = {"untuned": script.Variant(epochs=0), script.BEHAVIOUR: script.Variant(epochs=0, behaviour=True)}
+    script.run_all(session, replace(kit, films={}), variants, 1, [7])
+    assert session.results["skipped"] == {
+        "tiny | behaviour tokens | 7": "the kit has no film vectors for these prompts"
+    }
+    assert "tiny | untuned | 7" in session.results
 
 
 def test_another_model_than_the_prepared_one_is_refused(script, kit, prompts, monkeypatch):

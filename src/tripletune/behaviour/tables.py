@@ -6,16 +6,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tripletune.behaviour.embedding import with_unknown
-from tripletune.behaviour.space import FilmVectors
 from tripletune.behaviour.tokens import UNKNOWN, BehaviourTokens
 from tripletune.schemas.query import FIT_OF
+
+if TYPE_CHECKING:
+    from tripletune.behaviour.space import FilmVectors
 
 FILMS = "films.safetensors"
 
