@@ -30,6 +30,18 @@ class ChatTrainer(SFTTrainer):  # type: ignore[misc]  # the library has no types
     _sums: list[Tensor]
     """Shape (B, 3) each: loss, right answers and their number, of each example of a batch."""
 
+    _curriculum: float | None = None
+    """See ``LabelTrainer``."""
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> LengthBatches | Curriculum:
+        examples = self.train_dataset if train_dataset is None else train_dataset
+        per_step = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+        lengths = [len(ids) for ids in examples["input_ids"]]
+        if self._curriculum is None:
+            return LengthBatches(lengths, per_step, self.args.data_seed)
+        batches = LengthBatches(lengths[len(lengths) // 2 :], per_step, self.args.data_seed)
+        return Curriculum(batches, per_step, self.args.num_train_epochs, self._curriculum, self.args.data_seed)
+
     def evaluation_loop(self, *arguments: Any, metric_key_prefix: str = "eval", **named: Any) -> Any:
         self._sums = []
         output = super().evaluation_loop(*arguments, metric_key_prefix=metric_key_prefix, **named)
@@ -76,15 +88,6 @@ class LabelTrainer(ChatTrainer):
         self._loss: Callable[[Tensor, Tensor], Tensor] = LOSSES[objective]
         self._residual, self._curriculum = residual, curriculum
         super().__init__(*arguments, **named)
-
-    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> LengthBatches | Curriculum:
-        examples = self.train_dataset if train_dataset is None else train_dataset
-        per_step = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
-        lengths = [len(ids) for ids in examples["input_ids"]]
-        if self._curriculum is None:
-            return LengthBatches(lengths, per_step, self.args.data_seed)
-        batches = LengthBatches(lengths[len(lengths) // 2 :], per_step, self.args.data_seed)
-        return Curriculum(batches, per_step, self.args.num_train_epochs, self._curriculum, self.args.data_seed)
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None

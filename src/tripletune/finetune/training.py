@@ -239,7 +239,14 @@ def _load_model(job: TrainingJob, films: FilmTables | None) -> Any:
         )
     if films:
         attach_films(model, films.vectors_RD, job.seed)
+    model.register_forward_pre_hook(_without_mask, with_kwargs=True)
     return model
+
+
+def _without_mask(model: Any, inputs: tuple[Any, ...], named: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Batches are padded on the right: under causal attention no token sees the padding, and attention without a mask is
+    faster. TRL counts tokens by the mask, so it stays in the batch."""
+    return inputs, named | {"attention_mask": None}
 
 
 def _lora(job: TrainingJob) -> LoraConfig:
