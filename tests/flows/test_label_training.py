@@ -95,7 +95,7 @@ def test_the_evaluation_loss_is_that_of_the_scores_that_are_ranked_by(world, tmp
     assert facts["eval_loss_before"] == pytest.approx(untrained_loss(world, residual=residual), rel=1e-5)
 
 
-@pytest.mark.parametrize("objective", ["listwise", "ranknet"])
+@pytest.mark.parametrize("objective", ["listwise", "ranknet", "lambdarank"])
 def test_training_lowers_the_loss_and_weighs_the_scores(world, tmp_path, capsys, objective):
     found = run(changed(world, tmp_path, {"objective": objective, "num_train_epochs": 8}), capsys)
     losses = [loss for _, loss in found.logged("loss")]
