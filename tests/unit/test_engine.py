@@ -115,6 +115,7 @@ def test_a_training_completion_is_the_answers_best_rated_first_then_the_retrieve
         place = {movie: number for number, movie in enumerate(row["retrieved"])}
         best = sorted(row["answers"], key=lambda movie: (-rating[row["user_id"], movie], place[movie]))
         assert row["answers"] == best
+        assert row["answer_ratings"] == [rating[row["user_id"], movie] for movie in best]
         picks = [*best, *(movie for movie in row["retrieved"] if movie not in best)][:5]
         title = dict(zip(row["candidates"], row["candidate_titles"], strict=True))
         want = "\n".join(f"{number}. {title[movie]}" for number, movie in enumerate(picks, start=1))
@@ -123,10 +124,12 @@ def test_a_training_completion_is_the_answers_best_rated_first_then_the_retrieve
 
 def test_valid_and_test_have_the_one_answer_whether_shown_or_not(out, rows):
     for purpose in ("valid", "test"):
-        answers = dict(rows.filter(pl.col("label") == purpose).select("user_id", "movie_id").iter_rows())
+        held_out = rows.filter(pl.col("label") == purpose)
+        answers = dict(held_out.select("user_id", "movie_id").iter_rows())
+        rating = dict(held_out.select("user_id", "rating").iter_rows())
         shown = []
         for row in examples(out, purpose).iter_rows(named=True):
-            assert row["answers"] == [answers[row["user_id"]]]
+            assert (row["answers"], row["answer_ratings"]) == ([answers[row["user_id"]]], [rating[row["user_id"]]])
             shown.append(row["answers"][0] in row["candidates"])
             first = row["answers"][0] if shown[-1] else row["retrieved"][0]
             title = dict(zip(row["candidates"], row["candidate_titles"], strict=True))
@@ -314,7 +317,7 @@ def test_an_ad_hoc_viewer_gets_a_prompt_by_the_same_way(world):
     retrieved, choices = retriever.retrieve_users(asked, history, seen, no_answers)
     frame = Frame.load(world.ingest, PromptConfig(), SPECIALISTS, SEED)
     (row,) = build_examples(retrieved, choices, evidence, no_answers, frame).iter_rows(named=True)
-    assert row["answers"] == []
+    assert (row["answers"], row["answer_ratings"]) == ([], [])
     assert "liked, newest first:\n- Film 5 (1955)\n- Film 9 (1959)\n\n" in user_text(row)
     assert "disliked, newest first:\n- Film 11 (1961)\n\n" in user_text(row)
     assert not {5, 9, 11} & set(row["candidates"])

@@ -158,6 +158,7 @@ def example(run: Run, user: int, purpose: str, unseen: tuple[int, ...]) -> dict[
         "unseen": user in unseen,
         "cutoff": cutoff,
         "answers": later,
+        "answer_ratings": [4.5] * len(later),
         "candidates": candidates,
         "candidate_titles": [title(film) for film in candidates],
         "retrieved": retrieved,

@@ -44,6 +44,9 @@ class FinetuneConfig(Section):
     reads, the candidates' scores at their labels: listwise, a softmax over the candidates whose target the answers
     share; ranknet, each pair of an answer and another candidate; lambdarank, each pair of candidates with different
     shares, weighted by what nDCG loses if the two change places in the order of the scores."""
+    targets: Literal["even", "rating"] = "even"
+    """Objectives over labels: the share of the target of each answer that is a candidate. even: all the same; rating:
+    in proportion to ``2**rating - 1``, nDCG's gain for the user's rating of it."""
     residual: bool = True
     """Objectives over labels: the loss is taken over the sum of the label's centred logit and the retriever's
     calibrated log-score, so that the model learns what the retriever does not know. False: over the logits alone."""
@@ -101,6 +104,15 @@ class FinetuneConfig(Section):
             raise ValueError(
                 f"save_steps = {self.save_steps} must be a multiple of logging_steps = {self.logging_steps}, so that a "
                 "resumed run logs the same losses"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _weighs_targets_at_labels(self) -> FinetuneConfig:
+        if self.targets != "even" and not self.scores_labels:
+            raise ValueError(
+                f"targets = {self.targets!r} needs an objective over labels; set objective to 'listwise', 'ranknet' or "
+                "'lambdarank', or targets to 'even'"
             )
         return self
 

@@ -32,6 +32,7 @@ DISPLAY = 3 << 40
 with the same hash, an answer's place in the list would reveal that it came late."""
 
 _NO_FILMS = pl.lit([], dtype=pl.List(pl.Int32))
+_NO_RATINGS = pl.lit([], dtype=pl.List(pl.Float32))
 _KERAG_FILMS = 10
 
 
@@ -143,7 +144,8 @@ def _within_budget(asked: pl.DataFrame, frame: Frame) -> tuple[pl.DataFrame, dic
 
 
 def _with_answers(asked: pl.DataFrame, answers: pl.DataFrame) -> pl.DataFrame:
-    """Add ``answers`` and ``picks``, the films of the completion; drop training examples without either."""
+    """Add ``answers``, ``answer_ratings`` and ``picks``, the films of the completion; drop training examples without
+    answers or picks."""
     is_train, is_answer = pl.col("purpose") == "train", pl.col("rating").is_not_null()
     shown = (
         asked.select(*QUERY_KEY, movie_id="retrieved")
@@ -155,18 +157,25 @@ def _with_answers(asked: pl.DataFrame, answers: pl.DataFrame) -> pl.DataFrame:
         .agg(
             picks=pl.col("movie_id").head(NUM_ANSWERS),
             hits=pl.col("movie_id").filter(is_answer).head(NUM_ANSWERS),
+            hit_ratings=pl.col("rating").filter(is_answer).head(NUM_ANSWERS),
         )
     )
-    held_out = answers.group_by(QUERY_KEY, maintain_order=True).agg(held_out=pl.col("movie_id"))
+    held_out = answers.group_by(QUERY_KEY, maintain_order=True).agg(held_out="movie_id", held_out_ratings="rating")
     joined = asked.join(shown, on=QUERY_KEY, how="left", maintain_order="left").join(
         held_out, on=QUERY_KEY, how="left", maintain_order="left"
     )
-    joined = joined.with_columns(pl.col("picks", "hits", "held_out").fill_null(_NO_FILMS))
+    joined = joined.with_columns(
+        pl.col("picks", "hits", "held_out").fill_null(_NO_FILMS),
+        pl.col("hit_ratings", "held_out_ratings").fill_null(_NO_RATINGS),
+    )
     complete = (pl.col("hits").list.len() > 0) & (pl.col("picks").list.len() == NUM_ANSWERS)
     return (
         joined.filter(~is_train | complete)
-        .with_columns(answers=pl.when(is_train).then("hits").otherwise("held_out"))
-        .drop("hits", "held_out")
+        .with_columns(
+            answers=pl.when(is_train).then("hits").otherwise("held_out"),
+            answer_ratings=pl.when(is_train).then("hit_ratings").otherwise("held_out_ratings"),
+        )
+        .drop("hits", "hit_ratings", "held_out", "held_out_ratings")
     )
 
 

@@ -36,6 +36,7 @@ EXAMPLES = columns(
         "prompt": pl.List(MESSAGE),
         "completion": pl.List(MESSAGE),
         "answers": pl.List(pl.Int32),
+        "answer_ratings": pl.List(pl.Float32),
         "candidates": pl.List(pl.Int32),
         "candidate_titles": pl.List(pl.String),
         "candidate_letters": pl.List(pl.String),
@@ -63,6 +64,7 @@ EXAMPLE_COLUMNS = {
     "answers": "train: the target likes (from the cutoff on) among the candidates, best rated first, then in the "
     "retriever's order, five at most, as in the completion; valid and test: the one held-out like, also when it is not "
     "a candidate",
+    "answer_ratings": "the user's ratings of the answers, in their order; no prompt shows them",
     "candidates": "films to choose from, in the order shown",
     "candidate_titles": "their titles exactly as in the prompt, distinct within it",
     "candidate_letters": "the candidates' labels, by which an answer names them; empty where answers are titles",
