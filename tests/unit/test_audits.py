@@ -320,7 +320,7 @@ def test_a_completion_that_says_something_else_is_found(run: Run) -> None:
     plant(run, "test", other, render=False)
     leaks = audit(run)
     assert [(leak.rule, leak.kind) for leak in leaks] == [
-        (3, "completion is not the answers, then the retriever's order")
+        (3, "completion is not the answers, then the order shown")
     ] * 2
 
 

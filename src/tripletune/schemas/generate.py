@@ -60,7 +60,9 @@ EXAMPLE_COLUMNS = {
     "cutoff": "position of the first answer among the user's rows in order of time, from 0; the likes and dislikes "
     "shown come before it",
     "prompt": "chat messages: system and user",
-    "completion": "chat message: the answer, five of the candidates",
+    "completion": "chat message: five of the candidates, the answers first, then others in an order that the prompt "
+    "shows: the retriever's where candidates' lines show their place in it, else that of `ranking`, then that of the "
+    "candidates",
     "answers": "train: the target likes (from the cutoff on) among the candidates, best rated first, then in the "
     "retriever's order, five at most, as in the completion; valid and test: the one held-out like, also when it is not "
     "a candidate",
