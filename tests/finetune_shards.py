@@ -88,6 +88,7 @@ def example(
         ],
         "completion": [{"role": "assistant", "content": completion}],
         "answers": answers,
+        "answer_ratings": [5.0 - 0.5 * (place // 2) for place in range(len(answers))],
         "candidates": shown,
         "candidate_titles": [title(movie) for movie in shown],
         "candidate_letters": labels,

@@ -19,6 +19,7 @@ from tests.flows.test_trainer import SETTINGS, TINY, Trained, changed, keep_on_t
 from tripletune.config import RankConfig
 from tripletune.contract import read_contract
 from tripletune.errors import TrainingError
+from tripletune.finetune.examples import label_examples, read_examples
 from tripletune.finetune.job import TrainingJob
 from tripletune.finetune.launch import finetune_adapter
 from tripletune.finetune.tiny import write_tiny_llama
@@ -95,7 +96,7 @@ def test_the_evaluation_loss_is_that_of_the_scores_that_are_ranked_by(world, tmp
     assert facts["eval_loss_before"] == pytest.approx(untrained_loss(world, residual=residual), rel=1e-5)
 
 
-@pytest.mark.parametrize("objective", ["listwise", "ranknet"])
+@pytest.mark.parametrize("objective", ["listwise", "ranknet", "lambdarank"])
 def test_training_lowers_the_loss_and_weighs_the_scores(world, tmp_path, capsys, objective):
     found = run(changed(world, tmp_path, {"objective": objective, "num_train_epochs": 8}), capsys)
     losses = [loss for _, loss in found.logged("loss")]
@@ -103,6 +104,28 @@ def test_training_lowers_the_loss_and_weighs_the_scores(world, tmp_path, capsys,
     assert 0 <= found.facts["weight"] <= 4
     assert found.facts["select_examples"] == 4
     assert found.facts["select_loss"] <= found.facts["select_loss_retriever"]
+
+
+def test_answers_share_the_target_by_their_rating_where_a_run_asks_for_it(world, tmp_path):
+    """A like of 5 stars counts 31, one of 4 stars 15; the order of the candidates is the one shown."""
+    tokenizer = AutoTokenizer.from_pretrained(world.base)
+    made = {}
+    for name in ("even", "rating"):
+        job = changed(world, tmp_path / name, {"targets": name})
+        assert ("answer_ratings" in job.columns) == (name == "rating")
+        made[name] = label_examples(read_examples(job.train, job), tokenizer, job)
+    rows = pl.concat(pl.read_parquet(file) for file in world.train)
+    for place, row in enumerate(rows.iter_rows(named=True)):
+        stars = dict(zip(row["answers"], row["answer_ratings"], strict=True))
+        assert len(set(stars.values())) > 1
+        gains = np.array([2 ** stars[film] - 1 if film in stars else 0 for film in row["candidates"]])
+        assert made["rating"]["targets"][place] == pytest.approx(gains / gains.sum())
+        assert made["even"]["targets"][place] == [0.2 if film in stars else 0.0 for film in row["candidates"]]
+
+
+def test_targets_by_rating_train_another_adapter(world, trained, tmp_path, capsys):
+    weights = run(changed(world, tmp_path, {"targets": "rating"}), capsys).weights()
+    assert any(not torch.equal(weights[name], tensor) for name, tensor in trained.weights().items())
 
 
 @pytest.mark.parametrize(("batch", "accumulated"), [(2, 3), (6, 1)])

@@ -81,7 +81,7 @@ def frames(
                 "unseen": False,
                 "cutoff": 50,
                 "candidates": shown,
-                "ranking": shown[:10],
+                "ranking": shown[9::-1],
                 "similar": similar if user % 5 else [],
                 "liked": liked,
                 "disliked": disliked if user % 3 else [],

@@ -133,11 +133,11 @@ def test_an_unchanged_example_whose_viewers_rows_changed_is_proven_anew(run: Run
     assert audit(run).newly_audited == 3
 
 
-@pytest.mark.parametrize("column", ["movie_id", "position", "label", "unseen"])
+@pytest.mark.parametrize("column", ["movie_id", "rating", "position", "label", "unseen"])
 def test_every_column_of_the_split_that_is_read_counts(run: Run, column: str) -> None:
     def change(row: Row) -> None:
         if row["position"] == 8:
-            row[column] = {"movie_id": 99, "position": 30, "label": "other", "unseen": True}[column]
+            row[column] = {"movie_id": 99, "rating": 5.0, "position": 30, "label": "other", "unseen": True}[column]
 
     change_split(run, 6, change)
     assert audit(run).newly_audited == 3

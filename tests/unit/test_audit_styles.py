@@ -8,14 +8,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
+from prompt_frames import build
 from written_run import Run, rewrite, title, write_run
 
 from tripletune.audit.audit import audit_shards, stated_style
+from tripletune.audit.lines import named_films
+from tripletune.audit.text import text_findings
 from tripletune.cli.main import main
 from tripletune.config import RunConfig
 from tripletune.errors import ConfigError
+from tripletune.prompts.template import load_template
 from tripletune.schemas.answers import LETTERS, TITLES, AnswerStyle, candidate_letters
+from tripletune.schemas.generate import EXAMPLES
 from tripletune.schemas.inline import Inline
 from tripletune.store.paths import MANIFEST
 from tripletune.store.runs import RunRecord
@@ -89,7 +95,31 @@ def test_a_completion_of_other_labels_is_found(run: Run) -> None:
         row["completion"][0]["content"] = "\n".join(row["completion"][0]["content"].split("\n")[::-1])
 
     plant(run, answer)
-    assert found(run, LETTERS) == {(3, "completion is not the answers, then the retriever's order")}
+    assert found(run, LETTERS) == {(3, "completion is not the answers, then the order shown")}
+
+
+ORDERS = {"hints-first": "ranking", "letters": "ranking", "compact": "retrieved", "hint-2-only": "candidates"}
+
+
+@pytest.mark.parametrize("template", ORDERS)
+@pytest.mark.parametrize("order", ["ranking", "retrieved", "candidates"])
+def test_only_a_completion_in_an_order_that_the_prompt_shows_is_right(template: str, order: str) -> None:
+    loaded = load_template(template)
+    made = {ordered: build(name) for name, ordered in ORDERS.items()}
+    rows = build(template).to_dicts()
+    for row, films in zip(rows, made[order][order].to_list(), strict=True):
+        picks = list(dict.fromkeys([*row["answers"], *films]))[:5]
+        names = row["candidate_letters"] or row["candidate_titles"]
+        named = [names[row["candidates"].index(film)] for film in picks]
+        lines = [loaded.answers.line(number, name) for number, name in enumerate(named, 1)]
+        is_written = row["completion"][0]["content"] == "\n".join(lines)
+        assert is_written or order != ORDERS[template]
+        row["completion"][0]["content"] = "\n".join(lines)
+    examples = pl.DataFrame(rows, schema=EXAMPLES)
+    words = loaded.inline_in("arrow")
+    findings = text_findings(examples, named_films(examples), "test", loaded.answers, words)
+    kinds = {one.kind for one in findings if len(one.rows)}
+    assert kinds == (set() if order == ORDERS[template] else {"completion is not the answers, then the order shown"})
 
 
 @pytest.fixture

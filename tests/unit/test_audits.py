@@ -320,7 +320,7 @@ def test_a_completion_that_says_something_else_is_found(run: Run) -> None:
     plant(run, "test", other, render=False)
     leaks = audit(run)
     assert [(leak.rule, leak.kind) for leak in leaks] == [
-        (3, "completion is not the answers, then the retriever's order")
+        (3, "completion is not the answers, then the order shown")
     ] * 2
 
 
@@ -330,6 +330,21 @@ def test_a_candidate_title_that_the_prompt_lacks_is_found(run: Run) -> None:
 
     plant(run, "test", rename, render=False)
     assert (0, "candidate's title is no line of the prompt") in found(run)
+
+
+@pytest.mark.parametrize("purpose", ["train", "valid", "test"])
+@pytest.mark.parametrize("rating", [5.0, None])
+def test_a_wrong_rating_of_an_answer_is_found(run: Run, purpose: str, rating: float | None) -> None:
+    row = plant(run, purpose, lambda row: row.update(answer_ratings=[rating, *row["answer_ratings"][1:]]))
+    (leak,) = audit(run)
+    assert (leak.kind, leak.subject) == ("rating of an answer differs from the split", row["example_id"])
+    assert leak.detail == f"answer {row['answers'][0]}"
+
+
+@pytest.mark.parametrize("ratings", [None, [], [4.5]])
+def test_an_answer_without_a_rating_is_found(run: Run, ratings: list[float] | None) -> None:
+    plant(run, "train", lambda row: row.update(answer_ratings=ratings))
+    assert found(run) == {(0, "answers and ratings differ in number")}
 
 
 @pytest.mark.parametrize("purpose", ["train", "valid"])

@@ -28,8 +28,8 @@ def tokens_of(row: dict[str, Any], template: str, form: str, tokenizer: Any = No
         name: pl.List(pl.Int32)
         for name in ("liked", "disliked", "ranking", "similar", "candidates", "completion", "retrieved")
     }
-    place = {film: number for number, film in enumerate(row["retrieved"])}
-    picks = sorted(row["retrieved"], key=lambda film: (film not in row["answers"], place[film]))[:5]
+    placed = row["retrieved"] if template == "compact" else row["ranking"]
+    picks = list(dict.fromkeys([*row["answers"], *placed, *row["candidates"]]))[:5]
     schema = films | {"triples": EXAMPLES["triples"]}
     alone = pl.DataFrame({name: [{**row, "completion": picks}[name]] for name in schema}, schema=schema)
     rendered = render_prompts(alone, load_template(template), form, titles).row(0, named=True)

@@ -29,6 +29,11 @@ def write(tmp_path: Path, text: str) -> Path:
         ('dataset = "x"\n[split]\nlike = 1.0\n', r"\[split\] dislike = 3.0 must not exceed like = 1.0"),
         ('dataset = "../x"\n', "dataset = '../x'"),
         ('dataset = "x"\n[finetune]\nmodel = "a/b"\n', "revision must pin a commit of a/b"),
+        ('dataset = "x"\n[finetune]\ntargets = "rating"\n', "targets = 'rating' needs an objective over labels; set"),
+        (
+            'dataset = "x"\nfinetune = {targets = "rating", objective = "ranknet"}\nsplit = {like = 0, dislike = 0}\n',
+            "finetune.targets = 'rating' needs likes rated above 0",
+        ),
         ("dataset =\n", "cannot be read as TOML"),
         ('dataset = "x"\n[source.feed]\nratings = "x"\n', r"ratings = 'x': should be a list such as \[\"...\"\]"),
         (

@@ -109,26 +109,37 @@ def test_training_keeps_viewers_with_an_answer_among_the_candidates(world, out, 
     assert generate(world, out)["train_without_answer"] == len(want) - len(got)
 
 
-def test_a_training_completion_is_the_answers_best_rated_first_then_the_retrievers_order(out, rows):
+def picked(row, placed):
+    """Titles of a completion: the answers that are candidates, then this order, then that of the candidates."""
+    title = dict(zip(row["candidates"], row["candidate_titles"], strict=True))
+    films = dict.fromkeys([*row["answers"], *placed, *row["candidates"]])
+    return [title[film] for film in films if film in title][:5]
+
+
+def numbered(titles):
+    return "\n".join(f"{number}. {title}" for number, title in enumerate(titles, start=1))
+
+
+def test_a_training_completion_is_the_answers_best_rated_first_then_the_ranking_shown(out, rows):
     rating = {(user, movie): value for user, movie, value in rows.select("user_id", "movie_id", "rating").iter_rows()}
     for row in examples(out, "train").iter_rows(named=True):
         place = {movie: number for number, movie in enumerate(row["retrieved"])}
         best = sorted(row["answers"], key=lambda movie: (-rating[row["user_id"], movie], place[movie]))
         assert row["answers"] == best
-        picks = [*best, *(movie for movie in row["retrieved"] if movie not in best)][:5]
-        title = dict(zip(row["candidates"], row["candidate_titles"], strict=True))
-        want = "\n".join(f"{number}. {title[movie]}" for number, movie in enumerate(picks, start=1))
-        assert row["completion"] == [{"role": "assistant", "content": want}]
+        assert row["answer_ratings"] == [rating[row["user_id"], movie] for movie in best]
+        assert row["completion"] == [{"role": "assistant", "content": numbered(picked(row, row["ranking"]))}]
 
 
 def test_valid_and_test_have_the_one_answer_whether_shown_or_not(out, rows):
     for purpose in ("valid", "test"):
-        answers = dict(rows.filter(pl.col("label") == purpose).select("user_id", "movie_id").iter_rows())
+        held_out = rows.filter(pl.col("label") == purpose)
+        answers = dict(held_out.select("user_id", "movie_id").iter_rows())
+        rating = dict(held_out.select("user_id", "rating").iter_rows())
         shown = []
         for row in examples(out, purpose).iter_rows(named=True):
-            assert row["answers"] == [answers[row["user_id"]]]
+            assert (row["answers"], row["answer_ratings"]) == ([answers[row["user_id"]]], [rating[row["user_id"]]])
             shown.append(row["answers"][0] in row["candidates"])
-            first = row["answers"][0] if shown[-1] else row["retrieved"][0]
+            first = row["answers"][0] if shown[-1] else row["ranking"][0]
             title = dict(zip(row["candidates"], row["candidate_titles"], strict=True))
             lines = row["completion"][0]["content"].split("\n")
             assert len(lines) == len(set(lines)) == 5
@@ -314,7 +325,7 @@ def test_an_ad_hoc_viewer_gets_a_prompt_by_the_same_way(world):
     retrieved, choices = retriever.retrieve_users(asked, history, seen, no_answers)
     frame = Frame.load(world.ingest, PromptConfig(), SPECIALISTS, SEED)
     (row,) = build_examples(retrieved, choices, evidence, no_answers, frame).iter_rows(named=True)
-    assert row["answers"] == []
+    assert (row["answers"], row["answer_ratings"]) == ([], [])
     assert "liked, newest first:\n- Film 5 (1955)\n- Film 9 (1959)\n\n" in user_text(row)
     assert "disliked, newest first:\n- Film 11 (1961)\n\n" in user_text(row)
     assert not {5, 9, 11} & set(row["candidates"])
@@ -360,8 +371,9 @@ def test_an_ablation_shows_the_same_films_and_columns_name_only_what_is_shown(wo
     for full, row in zip(examples(out).iter_rows(named=True), examples(tmp_path).iter_rows(named=True), strict=True):
         for name in ("liked", "disliked", "ranking", "similar", "triples"):
             assert row[name] == ([] if name in untold else full[name])
-        for name in ("candidates", "answers", "completion", "candidate_titles"):
+        for name in ("candidates", "answers", "candidate_titles"):
             assert row[name] == full[name]
+        assert row["completion"][0]["content"] == numbered(picked(row, row["ranking"]))
         contract = prompt_contract(PromptConfig(template=template), RetrieveConfig(retriever="lightgcn"))
         assert contract["template"] == row["template_id"]
 
@@ -373,6 +385,9 @@ def test_compact_prompts_show_the_films_of_letters_and_columns_name_only_what_a_
         for name in ("candidates", "candidate_titles", "retrieved", "ranking", "liked", "disliked", "answers"):
             assert row[name] == full[name]
         shown = set(row["candidates"])
+        label = dict(zip(row["candidate_titles"], row["candidate_letters"], strict=True))
+        lines = [label[title] for title in picked(row, row["retrieved"])]
+        assert row["completion"][0]["content"] == "\n".join(lines)
         assert row["similar"] == [film for film in full["similar"] if film in shown]
         assert row["triples"] == [fact for fact in full["triples"] if fact["movie_id"] in shown]
         assert not set(full["liked"]) & {fact["movie_id"] for fact in row["triples"]}

@@ -25,7 +25,7 @@ TRIPLES = pl.List(
 def test_the_columns_of_two_specialists_are_those_that_shards_have_always_had() -> None:
     assert EXAMPLES.names() == [
         *("example_id", "user_id", "purpose", "unseen", "cutoff", "prompt", "completion", "answers"),
-        *("candidates", "candidate_titles", "candidate_letters", "retrieved", "liked", "disliked"),
+        *("answer_ratings", "candidates", "candidate_titles", "candidate_letters", "retrieved", "liked", "disliked"),
         *("ranking", "similar", "triples", "num_tokens", "shortened", "template_id", "template_sha256"),
         *("lightgcn", "rgat"),
     ]

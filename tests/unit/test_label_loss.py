@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 
-from tripletune.finetune.label_loss import combined_scores, listwise_loss, mass_loss, ranknet_loss
+from tripletune.finetune.label_loss import combined_scores, lambdarank_loss, listwise_loss, mass_loss, ranknet_loss
 from tripletune.finetune.length_batches import LengthBatches
 
 LOGITS = [[1.0, -2.0, 0.5, 3.0], [0.0, 4.0, -1.0, 9.0]]
@@ -64,8 +66,60 @@ def test_the_ranknet_loss_is_a_mean_over_pairs_of_an_answer_and_another(prior: b
     assert logits_BC.grad[1, 3] == 0
 
 
-def test_where_all_candidates_are_answers_ranknet_asks_for_nothing() -> None:
-    assert ranknet_loss(torch.tensor([[1.0, 2.0]]), torch.tensor([[0.5, 0.5]])).item() == 0
+def ndcg(order: list[int], gains: list[float]) -> float:
+    """Of a whole list, with the shares as gains."""
+    ideal = sum(gain / np.log2(place + 2) for place, gain in enumerate(sorted(gains, reverse=True)))
+    return float(sum(gains[film] / np.log2(place + 2) for place, film in enumerate(order)) / ideal)
+
+
+def pairwise_lambdas(scores: list[float], gains: list[float]) -> tuple[float, list[float]]:
+    """LambdaRank's loss and its gradient by score: of each pair the two films are really exchanged in the list."""
+    order = sorted(range(len(scores)), key=lambda film: -scores[film])
+    loss, gradient = 0.0, [0.0] * len(scores)
+    for better in range(len(scores)):
+        for worse in range(len(scores)):
+            if gains[better] <= gains[worse]:
+                continue
+            swapped = [{better: worse, worse: better}.get(film, film) for film in order]
+            cost = abs(ndcg(order, gains) - ndcg(swapped, gains))
+            loss += cost * math.log1p(math.exp(scores[worse] - scores[better]))
+            pull = cost / (1 + math.exp(scores[better] - scores[worse]))
+            gradient[better] -= pull
+            gradient[worse] += pull
+    return loss, gradient
+
+
+@pytest.mark.parametrize("prior", [False, True])
+@pytest.mark.parametrize("shares", [TARGET, [[0.8, 0.0, 0.2, 0.0], [0.1, 0.2, 0.7, 0.0]]])
+def test_the_lambdarank_loss_weighs_each_pair_by_the_ndcg_of_exchanging_it(
+    prior: bool, shares: list[list[float]]
+) -> None:
+    logits_BC, shown_BC, _, prior_BC = tensors()
+    score_BC = combined_scores(logits_BC, shown_BC, prior_BC if prior else None)
+    score_BC.retain_grad()
+    loss_B = lambdarank_loss(score_BC, torch.tensor(shares, dtype=torch.float64))
+    loss_B.sum().backward()
+    assert score_BC.grad is not None
+    assert logits_BC.grad is not None
+    for row in range(2):
+        scores = by_hand(row, prior=prior)
+        want, gradient = pairwise_lambdas(scores, shares[row][: len(scores)])
+        assert loss_B[row].item() == pytest.approx(want)
+        assert score_BC.grad[row, : len(scores)].tolist() == pytest.approx(gradient)
+    assert logits_BC.grad[1, 3] == 0
+
+
+def test_pairs_of_equal_scores_are_weighed_in_the_order_shown() -> None:
+    loss_B = lambdarank_loss(torch.zeros(1, 3), torch.tensor([[0.0, 1.0, 0.0]]))
+    shift = (1 - 1 / math.log2(3)) + (1 / math.log2(3) - 1 / 2)
+    assert loss_B.item() == pytest.approx(shift * math.log(2))
+
+
+@pytest.mark.parametrize("loss", [ranknet_loss, lambdarank_loss])
+def test_where_all_candidates_are_answers_pairs_ask_for_nothing(
+    loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+) -> None:
+    assert loss(torch.tensor([[1.0, 2.0]]), torch.tensor([[0.5, 0.5]])).item() == 0
 
 
 def test_listwise_and_mass_sum_to_the_cross_entropy_over_the_vocabulary() -> None:

@@ -158,12 +158,13 @@ def example(run: Run, user: int, purpose: str, unseen: tuple[int, ...]) -> dict[
         "unseen": user in unseen,
         "cutoff": cutoff,
         "answers": later,
+        "answer_ratings": [4.5] * len(later),
         "candidates": candidates,
         "candidate_titles": [title(film) for film in candidates],
         "retrieved": retrieved,
         "liked": likes[::-1],
         "disliked": [films[position] for position in DISLIKED][::-1],
-        "ranking": retrieved[:10],
+        "ranking": retrieved[9::-1],
         "similar": _liked_by_others(run, user, unseen)[:3],
         "triples": [
             {"movie_id": film, "relation": "genre", "entity": f"genre:{film % 5}", "entity_name": f"Genre {film % 5}"}
@@ -188,7 +189,7 @@ def with_text(row: dict[str, Any]) -> dict[str, Any]:
     text = "\n\n".join([*parts, f"facts:\n{facts}", f"Which of these?\n{listed(row['candidates'])}"])
     row["prompt"] = [{"role": "system", "content": "You recommend films."}, {"role": "user", "content": text}]
     answers = [film for film in row["answers"] if film in row["candidates"]]
-    picks = [*answers, *(film for film in row["retrieved"] if film not in answers)][:5]
+    picks = list(dict.fromkeys([*answers, *row["ranking"], *row["candidates"]]))[:5]
     answer = "\n".join(f"{number}. {title(film)}" for number, film in enumerate(picks, 1))
     row["completion"] = [{"role": "assistant", "content": answer}]
     return row

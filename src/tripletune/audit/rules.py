@@ -158,6 +158,7 @@ def column_findings(
     rated = facts.select("position", "label", pair=pair("user_id"))
     listed = _listed(examples).join(rated, on="pair", how="left", maintain_order="left")
     yield from _example_findings(examples, rows, purpose)
+    yield from _rating_findings(examples, rows)
     yield from _order_findings(examples, listed, facts, purpose)
     yield from _evidence_findings(listed)
     yield from _label_findings(listed, films, purpose)
@@ -185,6 +186,24 @@ def _example_findings(examples: pl.DataFrame, rows: pl.DataFrame, purpose: str) 
         yield found(4, "unseen user in a training example", pl.col("is_unseen") | pl.col("unseen"))
     else:
         yield found(0, "more than one answer held out", pl.col("answers").list.len() > 1)
+
+
+def _rating_findings(examples: pl.DataFrame, rows: pl.DataFrame) -> Iterator[Finding]:
+    """Compare the ratings of the answers with the split's; a training may weigh the answers by them."""
+    ragged = pl.col("answers").list.len().ne_missing(pl.col("answer_ratings").list.len())
+    detail = pl.lit("answer_ratings").alias("detail")
+    yield Finding(0, "answers and ratings differ in number", examples.filter(ragged).select("example_id", detail))
+    stated = (
+        examples.filter(~ragged)
+        .select("example_id", "user_id", movie_id="answers", stated="answer_ratings")
+        .explode("movie_id", "stated", empty_as_null=False)
+    )
+    # an answer that the user never rated breaks rule 4
+    known = stated.with_columns(pair=pair("user_id"), column=pl.lit("answer")).join(
+        rows.select("rating", pair=pair("user_id")), on="pair", maintain_order="left"
+    )
+    wrong = known.filter(pl.col("stated").ne_missing(pl.col("rating")))
+    yield Finding(0, "rating of an answer differs from the split", _details(wrong))
 
 
 def _order_findings(

@@ -14,7 +14,7 @@ from tripletune.store.parquet import scan
 from tripletune.store.shards import split_files
 from tripletune.threads import map_in_threads
 
-READ = pl.Schema({name: SPLIT[name] for name in ("user_id", "movie_id", "position", "label", "unseen")})
+READ = pl.Schema({name: SPLIT[name] for name in ("user_id", "movie_id", "rating", "position", "label", "unseen")})
 """Columns of the split that the rules use."""
 FILES_AT_ONCE = 16
 """Files of the split whose users are compared with the fits' training rows at a time, which are read again for every

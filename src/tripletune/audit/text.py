@@ -77,7 +77,7 @@ def text_findings(
     absent = numbered.join(lines, on=["row", "number"], how="anti", maintain_order="left")
     yield Finding(0, "candidate's title is no line of the prompt", _named(absent))
     yield from _prompt_findings(whole, lines, titles, inline)
-    yield from _completion_findings(whole, pairs, purpose, style)
+    yield from _completion_findings(whole, pairs, purpose, style, inline)
 
 
 def _label_finding(texts: pl.DataFrame) -> Finding:
@@ -115,12 +115,15 @@ def _prompt_findings(
 
 
 def _completion_findings(
-    texts: pl.DataFrame, pairs: pl.DataFrame, purpose: str, style: AnswerStyle
+    texts: pl.DataFrame, pairs: pl.DataFrame, purpose: str, style: AnswerStyle, inline: Inline
 ) -> Iterator[Finding]:
-    """Rule 3: the completion names the answers, then candidates in the retriever's order, and nothing else."""
-    in_order = texts.select(
-        "example_id", movie_id=pl.concat_list("answers", "retrieved").list.unique(maintain_order=True)
-    )
+    """Rule 3: the completion names the answers, then candidates in the order that the prompt shows, and nothing else.
+
+    A column that no prompt shows is empty, and then the order is that of the candidates.
+    """
+    ordered = "retrieved" if "retrieved" in inline.columns else "ranking"
+    films = pl.concat_list("answers", ordered, "candidates")
+    in_order = texts.select("example_id", movie_id=films.list.unique(maintain_order=True))
     wanted = (
         in_order.explode("movie_id", empty_as_null=False)
         .join(pairs, on=["example_id", "movie_id"], maintain_order="left")
@@ -138,7 +141,7 @@ def _completion_findings(
     differs = pl.col("found").ne_missing(pl.col("wanted"))
     yield Finding(
         3,
-        "completion is not the answers, then the retriever's order",
+        "completion is not the answers, then the order shown",
         said.filter(differs).select("example_id", detail=detail),
     )
 

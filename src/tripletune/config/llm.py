@@ -39,17 +39,21 @@ class FinetuneConfig(Section):
     folder."""
     revision: str = ""
     """Commit of the model on the hub; required for a Hugging Face id."""
-    objective: Literal["sft", "listwise", "ranknet"] = "sft"
+    objective: Literal["sft", "listwise", "ranknet", "lambdarank"] = "sft"
     """sft: each token of the completion. The others need a template whose answers are letters and learn what ranking
     reads, the candidates' scores at their labels: listwise, a softmax over the candidates whose target the answers
-    share; ranknet, each pair of an answer and another candidate."""
+    share; ranknet, each pair of an answer and another candidate; lambdarank, each pair of candidates with different
+    shares, weighted by what nDCG loses if the two change places in the order of the scores."""
+    targets: Literal["even", "rating"] = "even"
+    """Objectives over labels: the share of the target of each answer that is a candidate. even: all the same; rating:
+    in proportion to ``2**rating - 1``, nDCG's gain for the user's rating of it."""
     residual: bool = True
-    """listwise, ranknet: the loss is taken over the sum of the label's centred logit and the retriever's calibrated
-    log-score, so that the model learns what the retriever does not know. False: over the logits alone."""
+    """Objectives over labels: the loss is taken over the sum of the label's centred logit and the retriever's
+    calibrated log-score, so that the model learns what the retriever does not know. False: over the logits alone."""
     behaviour_tokens: Literal["none", "sequence", "lightgcn", "rgat"] = "none"
-    """listwise, ranknet: after each film's title, a token made of the film's vector from this model, by a projection
-    that is trained with the adapter (LLaRA). Needs a template whose sections with data are likes, dislikes and
-    candidates alone, such as ``compact``. none: text alone."""
+    """Objectives over labels: after each film's title, a token made of the film's vector from this model, by a
+    projection that is trained with the adapter (LLaRA). Needs a template whose sections with data are likes, dislikes
+    and candidates alone, such as ``compact``. none: text alone."""
     curriculum: Share = 1.0
     """Share of the training in which behaviour tokens come in: the share of examples that have them rises evenly from
     0, and is 1 from there on. 0: all examples have them from the first step."""
@@ -86,7 +90,7 @@ class FinetuneConfig(Section):
     """Valid examples per evaluation: the first by hash of user, of those whose answer is a candidate and of the half of
     the users who select."""
     max_select_examples: Positive = 1000
-    """listwise, ranknet: such valid examples that set the weight of the model's scores next to the retriever's."""
+    """Objectives over labels: such valid examples that set the weight of the model's scores next to the retriever's."""
     timeout_minutes: PositiveFloat = 600.0
     """Wall time in minutes after which training is stopped; the next run resumes at its last checkpoint."""
     trainer: dict[str, JsonValue] = Field(default={})
@@ -104,11 +108,20 @@ class FinetuneConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _weighs_targets_at_labels(self) -> FinetuneConfig:
+        if self.targets != "even" and not self.scores_labels:
+            raise ValueError(
+                f"targets = {self.targets!r} needs an objective over labels; set objective to 'listwise', 'ranknet' or "
+                "'lambdarank', or targets to 'even'"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _reads_behaviour_at_labels(self) -> FinetuneConfig:
         if self.has_behaviour and not self.scores_labels:
             raise ValueError(
                 f"behaviour_tokens = {self.behaviour_tokens!r} needs an objective over labels; set objective to "
-                "'listwise' or 'ranknet', or behaviour_tokens to 'none'"
+                "'listwise', 'ranknet' or 'lambdarank', or behaviour_tokens to 'none'"
             )
         return self
 

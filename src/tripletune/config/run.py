@@ -94,6 +94,15 @@ class RunConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _likes_have_gains(self) -> RunConfig:
+        if self.finetune.targets == "rating" and self.split.like <= 0:
+            raise ValueError(
+                f"finetune.targets = 'rating' needs likes rated above 0, for the gain 2**rating - 1, and split.like = "
+                f"{self.split.like:g}; set it above 0, or finetune.targets to 'even'"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _trains_the_film_vectors(self) -> RunConfig:
         for stage in self.behaviour_stages:
             if stage not in self.trained_stages:

@@ -59,6 +59,7 @@ def label_examples(
             style,
             base_name=job.base_name,
             objective=job.settings.objective,
+            targets=job.settings.targets,
             behaviour=behaviour,
         )
 

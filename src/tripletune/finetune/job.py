@@ -18,6 +18,7 @@ from tripletune.store.paths import SCRATCH
 _OF_BEHAVIOUR = ["liked", "disliked"]
 _OF_CHATS = ["example_id", "prompt", "completion"]
 _OF_LABELS = ["example_id", "prompt", "candidates", "candidate_titles", "candidate_letters", "answers", "retrieved"]
+_OF_WEIGHTS = ["answer_ratings"]
 
 MARKER = "@tripletune "
 """Prefix of a line that is a message to the stage rather than log output."""
@@ -79,7 +80,8 @@ def columns_read(settings: FinetuneConfig) -> list[str]:
     """Columns of the shards that an objective reads."""
     if not settings.scores_labels:
         return _OF_CHATS
-    return _OF_LABELS + _OF_BEHAVIOUR if settings.has_behaviour else _OF_LABELS
+    weighted = _OF_WEIGHTS if settings.targets == "rating" else []
+    return _OF_LABELS + weighted + (_OF_BEHAVIOUR if settings.has_behaviour else [])
 
 
 def send(kind: str, payload: dict[str, Any]) -> None:

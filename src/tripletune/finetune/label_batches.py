@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from tripletune.errors import TrainingError
 from tripletune.next_token import next_token_logits
 from tripletune.schemas.answers import AnswerStyle
 
-_READ = ("example_id", "candidate_titles", "candidate_letters", "candidates", "answers", "retrieved")
+_READ = ("example_id", "candidate_titles", "candidate_letters", "candidates", "retrieved")
 
 
 def tokenize_labels(
@@ -28,22 +28,25 @@ def tokenize_labels(
     *,
     base_name: str,
     objective: str,
+    targets: Literal["even", "rating"] = "even",
     behaviour: BehaviourTokens | None = None,
 ) -> dict[str, list[Any]]:
     """Prompts with what the loss over labels needs.
 
     Args:
         rows: columns ``example_id``, ``prompt``, ``candidates``, ``candidate_titles``, ``candidate_letters``,
-            ``answers`` and ``retrieved`` of the shards, and those of ``behaviour``.
+            ``answers`` and ``retrieved`` of the shards, those of ``behaviour``, and ``answer_ratings`` where the
+            targets are by rating.
         tokenizer, lines: of the base model; ``lines`` keeps the labels that it has cut.
         style: of the answers.
         base_name, objective: for the message.
+        targets: how the answers among the candidates share the target, see ``_gains``.
         behaviour: writes the prompts with behaviour tokens; None: as text alone.
 
     Returns:
         ``input_ids`` of the prompt up to where the answer begins, and for each candidate in the order shown its label's
-        token (``label_ids``), its share of the target (``targets``: the answers share it evenly) and its place in the
-        retriever's order (``places``, from 0).
+        token (``label_ids``), its share of the target (``targets``) and its place in the retriever's order
+        (``places``, from 0).
 
     Raises:
         TrainingError: a label is not a single token, or no candidate is an answer.
@@ -55,7 +58,8 @@ def tokenize_labels(
         ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
     new: dict[str, list[Any]] = {"input_ids": ids}
     new |= {"label_ids": [], "targets": [], "places": []}
-    for example_id, titles, letters, shown, answers, retrieved in zip(*(rows[name] for name in _READ), strict=True):
+    read = (rows[name] for name in _READ)
+    for example_id, titles, letters, shown, retrieved, gains in zip(*read, _gains(rows, targets), strict=True):
         tokens = lines.single(Names.of(style, titles, letters))
         if tokens is None:
             raise TrainingError(
@@ -63,17 +67,28 @@ def tokenize_labels(
                 f"the tokenizer of {base_name} cuts labels of {len(shown)} candidates into several tokens; "
                 "lower retrieve.num_candidates to 26 or less, or set finetune.objective to 'sft'"
             )
-        hits = set(answers) & set(shown)
-        if not hits:
+        gain = [gains.get(film, 0.0) for film in shown]
+        total = sum(gain)
+        if not total:
             raise TrainingError(
                 f"the example {example_id} has no answer among its candidates, so finetune.objective = {objective!r} "
                 "has no target there; generate the prompts again, or set finetune.objective to 'sft'"
             )
         place = {film: number for number, film in enumerate(retrieved)}
         new["label_ids"].append(tokens)
-        new["targets"].append([(film in hits) / len(hits) for film in shown])
+        new["targets"].append([one / total for one in gain])
         new["places"].append([place[film] for film in shown])
     return new
+
+
+def _gains(rows: Mapping[str, Sequence[Any]], targets: Literal["even", "rating"]) -> list[dict[int, float]]:
+    """Gain of each answer, by example: 1, or ``2**rating - 1`` as in nDCG by the height of the ratings."""
+    if targets == "even":
+        return [dict.fromkeys(answers, 1.0) for answers in rows["answers"]]
+    rated = zip(rows["answers"], rows["answer_ratings"], strict=True)
+    return [
+        {film: 2.0**rating - 1 for film, rating in zip(answers, ratings, strict=True)} for answers, ratings in rated
+    ]
 
 
 def pad_labels(rows: Sequence[dict[str, Any]], pad: int, prior: Sequence[float]) -> dict[str, Tensor]:

@@ -66,7 +66,7 @@ class ChatTrainer(SFTTrainer):  # type: ignore[misc]  # the library has no types
 
 
 class LabelTrainer(ChatTrainer):
-    """Objectives ``listwise`` and ``ranknet``: the candidates' labels at the one place where ranking reads them.
+    """Objectives over labels: the candidates' labels at the one place where ranking reads them.
 
     Args:
         objective: key of ``LOSSES``.

@@ -32,6 +32,7 @@ DISPLAY = 3 << 40
 with the same hash, an answer's place in the list would reveal that it came late."""
 
 _NO_FILMS = pl.lit([], dtype=pl.List(pl.Int32))
+_NO_RATINGS = pl.lit([], dtype=pl.List(pl.Float32))
 _KERAG_FILMS = 10
 
 
@@ -107,7 +108,7 @@ def build_examples(
     for hint in FILM_HINTS:
         if hint.name in frame.template.columns and hint.name not in frame.template.slots:
             asked = _with_candidates_alone(asked, hint.name)
-    asked, lines, counts = _within_budget(asked.rename({"picks": "completion"}), frame)
+    asked, lines, counts = _within_budget(_with_completion(asked, frame.template), frame)
     rendered = join_prompts(asked, lines, frame.template, frame.titles)
     if frame.counter:
         frame.counter.check(rendered, counts["num_tokens"])
@@ -143,7 +144,8 @@ def _within_budget(asked: pl.DataFrame, frame: Frame) -> tuple[pl.DataFrame, dic
 
 
 def _with_answers(asked: pl.DataFrame, answers: pl.DataFrame) -> pl.DataFrame:
-    """Add ``answers`` and ``picks``, the films of the completion; drop training examples without either."""
+    """Add ``answers``, ``answer_ratings`` and ``hits``, the answers that are candidates; drop training examples without
+    hits, or with fewer films than an answer has lines."""
     is_train, is_answer = pl.col("purpose") == "train", pl.col("rating").is_not_null()
     shown = (
         asked.select(*QUERY_KEY, movie_id="retrieved")
@@ -153,20 +155,26 @@ def _with_answers(asked: pl.DataFrame, answers: pl.DataFrame) -> pl.DataFrame:
         .sort(*QUERY_KEY, "rating", "place", descending=[False] * len(QUERY_KEY) + [True, False], nulls_last=True)
         .group_by(QUERY_KEY, maintain_order=True)
         .agg(
-            picks=pl.col("movie_id").head(NUM_ANSWERS),
             hits=pl.col("movie_id").filter(is_answer).head(NUM_ANSWERS),
+            hit_ratings=pl.col("rating").filter(is_answer).head(NUM_ANSWERS),
         )
     )
-    held_out = answers.group_by(QUERY_KEY, maintain_order=True).agg(held_out=pl.col("movie_id"))
+    held_out = answers.group_by(QUERY_KEY, maintain_order=True).agg(held_out="movie_id", held_out_ratings="rating")
     joined = asked.join(shown, on=QUERY_KEY, how="left", maintain_order="left").join(
         held_out, on=QUERY_KEY, how="left", maintain_order="left"
     )
-    joined = joined.with_columns(pl.col("picks", "hits", "held_out").fill_null(_NO_FILMS))
-    complete = (pl.col("hits").list.len() > 0) & (pl.col("picks").list.len() == NUM_ANSWERS)
+    joined = joined.with_columns(
+        pl.col("hits", "held_out").fill_null(_NO_FILMS),
+        pl.col("hit_ratings", "held_out_ratings").fill_null(_NO_RATINGS),
+    )
+    complete = (pl.col("hits").list.len() > 0) & (pl.col("retrieved").list.len() >= NUM_ANSWERS)
     return (
         joined.filter(~is_train | complete)
-        .with_columns(answers=pl.when(is_train).then("hits").otherwise("held_out"))
-        .drop("hits", "held_out")
+        .with_columns(
+            answers=pl.when(is_train).then("hits").otherwise("held_out"),
+            answer_ratings=pl.when(is_train).then("hit_ratings").otherwise("held_out_ratings"),
+        )
+        .drop("hit_ratings", "held_out", "held_out_ratings")
     )
 
 
@@ -200,6 +208,16 @@ def _with_candidates_alone(asked: pl.DataFrame, column: str) -> pl.DataFrame:
     )
     joined = numbered.drop(column).join(kept, on="row", how="left", maintain_order="left").drop("row")
     return joined.with_columns(pl.col(column).fill_null(_NO_FILMS))
+
+
+def _with_completion(asked: pl.DataFrame, template: Template) -> pl.DataFrame:
+    """Replace ``hits`` by ``completion``, the films to answer with: the hits, then candidates in an order that can be
+    read from the prompt. That is the retriever's where candidates' lines show their place in it, else that of
+    ``ranking`` where the template shows it, then the order of the candidates."""
+    is_placed = any(column == "retrieved" for column, _ in template.inline)
+    films = pl.concat_list("hits", "retrieved" if is_placed else "ranking", "candidates")
+    completion = films.list.unique(maintain_order=True).list.head(NUM_ANSWERS)
+    return asked.with_columns(completion=completion).drop("hits")
 
 
 def _with_triples(asked: pl.DataFrame, choices: pl.DataFrame, num_liked: int) -> pl.DataFrame:

@@ -36,6 +36,7 @@ EXAMPLES = columns(
         "prompt": pl.List(MESSAGE),
         "completion": pl.List(MESSAGE),
         "answers": pl.List(pl.Int32),
+        "answer_ratings": pl.List(pl.Float32),
         "candidates": pl.List(pl.Int32),
         "candidate_titles": pl.List(pl.String),
         "candidate_letters": pl.List(pl.String),
@@ -59,10 +60,13 @@ EXAMPLE_COLUMNS = {
     "cutoff": "position of the first answer among the user's rows in order of time, from 0; the likes and dislikes "
     "shown come before it",
     "prompt": "chat messages: system and user",
-    "completion": "chat message: the answer, five of the candidates",
+    "completion": "chat message: five of the candidates, the answers first, then others in an order that the prompt "
+    "shows: the retriever's where candidates' lines show their place in it, else that of `ranking`, then that of the "
+    "candidates",
     "answers": "train: the target likes (from the cutoff on) among the candidates, best rated first, then in the "
     "retriever's order, five at most, as in the completion; valid and test: the one held-out like, also when it is not "
     "a candidate",
+    "answer_ratings": "the user's ratings of the answers, in their order; no prompt shows them",
     "candidates": "films to choose from, in the order shown",
     "candidate_titles": "their titles exactly as in the prompt, distinct within it",
     "candidate_letters": "the candidates' labels, by which an answer names them; empty where answers are titles",
