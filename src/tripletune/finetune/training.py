@@ -244,8 +244,8 @@ def _load_model(job: TrainingJob, films: FilmTables | None) -> Any:
 
 
 def _without_mask(model: Any, inputs: tuple[Any, ...], named: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Batches are padded on the right: under causal attention no token sees the padding, and attention without a mask is
-    faster. TRL counts tokens by the mask, so it stays in the batch."""
+    """Drop the mask: batches are padded on the right, and under causal attention no token sees the padding. It stays in
+    the batch, as TRL counts tokens by it."""
     return inputs, named | {"attention_mask": None}
 
 
