@@ -64,6 +64,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "random weights": {"weights": "random"},
     "loss without prior": {"residual": False},
     "ranknet": {"objective": "ranknet"},
+    "lambdarank": {"objective": "lambdarank"},
     "a third of the rate": {"learning_rate": 3e-4},
     "all trained": {"trains": "all", "learning_rate": 1e-4},
     "random weights, all trained": {"weights": "random", "trains": "all", "learning_rate": 3e-4},

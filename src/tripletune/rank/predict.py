@@ -27,11 +27,12 @@ from tripletune.store.paths import SCRATCH, Facts
 if TYPE_CHECKING:
     from tripletune.rank.answerer import Answerer
 
+FolderOf = Callable[[str], Path]
+"""The folder of one of a run's stages, by the stage's name."""
 _COLUMNS = (
     *("example_id", "user_id", "purpose", "prompt", "candidates", "candidate_titles", "candidate_letters"),
     *("retrieved", "liked", "disliked"),
 )
-FolderOf = Callable[[str], Path]
 _PIECE = 512
 """Users in a piece: a kill loses at most one piece."""
 _RANDOM = 5 << 40
