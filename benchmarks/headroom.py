@@ -23,6 +23,7 @@ import numpy.typing as npt
 import polars as pl
 import typer
 from scipy.optimize import minimize
+from scipy.special import log_softmax
 
 from tripletune.behaviour.space import FilmVectors, read_vectors
 from tripletune.evaluate.significance import mean_interval
@@ -59,7 +60,7 @@ class Examples:
 
     def loss(self, weights_F: Floats, factor: float) -> float:
         """Mean cross-entropy in nats."""
-        return float(-(self.target_EC * _log_softmax(self.scores(weights_F, factor))).sum(axis=1).mean())
+        return float(-(self.target_EC * log_softmax(self.scores(weights_F, factor), axis=1)).sum(axis=1).mean())
 
     def scores(self, weights_F: Floats, factor: float) -> Floats:
         """Shape (E, C)."""
@@ -76,12 +77,6 @@ class Examples:
         hit_EC = np.take_along_axis(self.target_EC > 0, order_EC, axis=1)
         ndcg_E: Floats = (hit_EC / np.log2(np.arange(2, hit_EC.shape[1] + 2))).sum(axis=1)
         return ndcg_E
-
-
-def _log_softmax(scores_EC: Floats) -> Floats:
-    shifted_EC = scores_EC - scores_EC.max(axis=1, keepdims=True)
-    log_EC: Floats = shifted_EC - np.log(np.exp(shifted_EC).sum(axis=1, keepdims=True))
-    return log_EC
 
 
 def read_shards(folder: Path, purpose: str) -> pl.DataFrame:
@@ -140,7 +135,7 @@ def fit(train: Examples, used: tuple[str, ...]) -> tuple[Floats, float]:
 
     def loss(given: Floats) -> tuple[float, Floats]:
         """With its gradient: the features' sums under the model minus those of the answers."""
-        log_EC = _log_softmax(given[0] * train.prior_EC + kept_ECF @ given[1:])
+        log_EC = log_softmax(given[0] * train.prior_EC + kept_ECF @ given[1:], axis=1)
         excess_EC = (np.exp(log_EC) - train.target_EC) / len(log_EC)
         slope = np.concatenate([[(excess_EC * train.prior_EC).sum()], np.einsum("ec,ecf->f", excess_EC, kept_ECF)])
         slope[1:] += 2 * PENALTY * given[1:]

@@ -13,7 +13,7 @@ from torch.nn import functional
 from tripletune.behaviour.tokens import FIRST_FILM
 
 PROJECTOR = "film_projector"
-"""Name of the module that is trained and kept beside the LoRA matrices."""
+"""Name of the module that is trained and kept with the LoRA matrices."""
 
 
 class FilmProjector(nn.Module):

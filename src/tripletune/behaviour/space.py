@@ -1,8 +1,8 @@
 # Shape letters in this file: M films, S films in both spaces, D vector width
 """Film vectors, and the one space in which an adapter reads them.
 
-Fits are trained apart, and anew each night: the same film has another vector in each, turned and mirrored at random. A
-projector that was trained on one fit's vectors would read noise in another's, so these are turned first, by the
+Fits are trained apart, and again by each run: the same film has another vector in each, turned and mirrored at random.
+A projector that was trained on one fit's vectors would read noise in another's, so these are turned first, by the
 orthogonal map that brings the shared films closest (Schönemann, Psychometrika 1966). The adapter keeps the vectors it
 was trained on.
 """

@@ -72,6 +72,23 @@ class BehaviourTokens:
         return list(written.tolist())
 
 
+def prompt_ids(
+    rows: Mapping[str, Sequence[Any]], tokenizer: Any, source: str, behaviour: BehaviourTokens | None
+) -> list[list[int]]:
+    """Token ids of each prompt, up to where the answer begins: as text alone, or with behaviour tokens.
+
+    Args:
+        rows: column ``prompt`` of the shards, and those that ``BehaviourTokens.ids`` reads.
+        tokenizer, source: of the base model, and its name in errors.
+        behaviour: None: text alone.
+    """
+    if behaviour:
+        return behaviour.ids(rows)
+    texts = [write_chat(tokenizer, chat, source, opened=True) for chat in rows["prompt"]]
+    ids: list[list[int]] = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    return ids
+
+
 def _marked(chat: Chat) -> list[dict[str, str]]:
     """The chat with a mark after each title of the user's message."""
     return [

@@ -139,10 +139,8 @@ def _recommend(paths: RunPaths, config: RunConfig, rows: pl.DataFrame) -> list[R
     specialists = {one.stage: paths.fingerprints[one.stage] for one in SPECIALISTS}
     frame = Frame.load(paths.require("ingest"), config.prompt, specialists, config.seed, tokenizer_of(paths, config))
     examples = build_examples(retrieved, choices, evidence, nothing, frame)
-    answers = rank_examples(examples, adapter, tuned=True, constrained=True, batch_size=1, folder_of=paths.require)[
-        "answers"
-    ][0]
-    return _explain(examples, answers.to_list()[:NUM_ANSWERS])
+    ranked = rank_examples(examples, adapter, tuned=True, constrained=True, batch_size=1, folder_of=paths.require)
+    return _explain(examples, ranked["answers"][0].to_list()[:NUM_ANSWERS])
 
 
 def _explain(examples: pl.DataFrame, answers: list[int]) -> list[Recommendation]:

@@ -108,21 +108,16 @@ class FinetuneConfig(Section):
         return self
 
     @model_validator(mode="after")
-    def _weighs_targets_at_labels(self) -> FinetuneConfig:
-        if self.targets != "even" and not self.scores_labels:
-            raise ValueError(
-                f"targets = {self.targets!r} needs an objective over labels; set objective to 'listwise', 'ranknet' or "
-                "'lambdarank', or targets to 'even'"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _reads_behaviour_at_labels(self) -> FinetuneConfig:
-        if self.has_behaviour and not self.scores_labels:
-            raise ValueError(
-                f"behaviour_tokens = {self.behaviour_tokens!r} needs an objective over labels; set objective to "
-                "'listwise', 'ranknet' or 'lambdarank', or behaviour_tokens to 'none'"
-            )
+    def _has_what_is_for_labels(self) -> FinetuneConfig:
+        for name, value, off in (
+            ("targets", self.targets, "even"),
+            ("behaviour_tokens", self.behaviour_tokens, "none"),
+        ):
+            if value != off and not self.scores_labels:
+                raise ValueError(
+                    f"{name} = {value!r} needs an objective over labels; set objective to 'listwise', 'ranknet' or "
+                    f"'lambdarank', or {name} to {off!r}"
+                )
         return self
 
     @property

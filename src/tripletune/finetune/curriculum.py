@@ -10,7 +10,7 @@ from torch.utils.data import Sampler
 from tripletune.finetune.length_batches import LengthBatches
 
 _DRAWS = 1
-"""Beside seed and epoch, so that these draws have nothing in common with the order of the examples."""
+"""Next to seed and epoch, so that these draws have nothing in common with the order of the examples."""
 
 
 class Curriculum(Sampler[int]):

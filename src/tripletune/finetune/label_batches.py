@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from tripletune.answer_lines import LineTokens, Names
-from tripletune.behaviour.tokens import BehaviourTokens
-from tripletune.chat import write_chat
+from tripletune.behaviour.tokens import BehaviourTokens, prompt_ids
 from tripletune.errors import TrainingError
 from tripletune.next_token import next_token_logits
 from tripletune.schemas.answers import AnswerStyle
@@ -51,12 +50,7 @@ def tokenize_labels(
     Raises:
         TrainingError: a label is not a single token, or no candidate is an answer.
     """
-    if behaviour:
-        ids = behaviour.ids(rows)
-    else:
-        texts = [write_chat(tokenizer, prompt, base_name, opened=True) for prompt in rows["prompt"]]
-        ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
-    new: dict[str, list[Any]] = {"input_ids": ids}
+    new: dict[str, list[Any]] = {"input_ids": prompt_ids(rows, tokenizer, base_name, behaviour)}
     new |= {"label_ids": [], "targets": [], "places": []}
     read = (rows[name] for name in _READ)
     for example_id, titles, letters, shown, retrieved, gains in zip(*read, _gains(rows, targets), strict=True):

@@ -19,7 +19,7 @@ from typing import Any
 import polars as pl
 import yaml
 
-from tripletune.behaviour.space import SPACE, Aligned, align, read_vectors, save_vectors
+from tripletune.behaviour.space import SPACE, align, read_vectors, save_vectors
 from tripletune.behaviour.tables import FILMS, write_film_tables
 from tripletune.chat import DATE
 from tripletune.config import SHIPPED, FinetuneConfig
@@ -112,15 +112,15 @@ def finetune_adapter(
     scratch.mkdir(parents=True, exist_ok=True)
     end_noted(scratch / "launcher.json")
     identity, base_name = _prepare_base(train, out, settings, seed, base)
-    films = _prepare_films(behaviour, out) if behaviour else None
+    space, film_facts = _prepare_films(behaviour, out) if behaviour else (None, Facts())
     job = TrainingJob(
         out=out,
         train=tuple(train),
         evaluation=scratch / "evaluation.parquet" if len(evaluation) else None,
         select=scratch / "select.parquet" if len(selecting) else None,
         prior=_prior(train, int(prompt_contract["num_candidates"])) if settings.scores_labels else (),
-        films=scratch / FILMS if films else None,
-        film_columns=behaviour.columns if behaviour else (),
+        films=scratch / FILMS if space else None,
+        film_columns=space.columns if space else (),
         answer_style=str(prompt_contract["answer_style"]),
         base=identity.source,
         hub_revision=identity.hub_revision,
@@ -136,19 +136,19 @@ def finetune_adapter(
         _launch(job, on_log)
     result = json.loads(job.result.read_text(encoding="utf-8"))
     write_parquet(out / "curve.parquet", _curve(result["history"]))
-    facts: Facts = result["facts"]
-    contract = _contract(settings, identity, prompt_contract, lineage, facts["dtype"], _residual(job, facts))
-    if behaviour and films:
-        space = BehaviourSpace(source=behaviour.stage, space=films.vectors.space, columns=behaviour.columns)
-        contract = contract.model_copy(update={"behaviour": space})
-        facts |= {"behaviour_films": films.shared, "behaviour_cosine": round(films.cosine, 4)}
-    write_contract(out, contract)
+    facts: Facts = result["facts"] | film_facts
+    residual = _residual(job, facts)
+    write_contract(out, _contract(settings, identity, prompt_contract, lineage, facts["dtype"], residual, space))
     return facts
 
 
-def _prepare_films(source: FilmSource, out: Path) -> Aligned:
+def _prepare_films(source: FilmSource, out: Path) -> tuple[BehaviourSpace, Facts]:
     """Write the film vectors: those of fit a, which the projector is trained on and ranking needs again, and for the
-    training those of fit b in the same space, for examples of valid."""
+    training those of fit b in the same space, for examples of valid.
+
+    Returns:
+        What the contract says of them; facts behaviour_films and behaviour_cosine.
+    """
     first = read_vectors(source.folder, source.stage, "a")
     second = align(read_vectors(source.folder, source.stage, "b"), first)
     save_vectors(out / SPACE, first)
@@ -159,7 +159,8 @@ def _prepare_films(source: FilmSource, out: Path) -> Aligned:
         second.cosine,
         f"{second.shared:,}",
     )
-    return second
+    space = BehaviourSpace(source=source.stage, space=first.space, columns=source.columns)
+    return space, {"behaviour_films": second.shared, "behaviour_cosine": round(second.cosine, 4)}
 
 
 def _residual(job: TrainingJob, facts: Facts) -> Residual | None:
@@ -177,6 +178,7 @@ def _contract(
     lineage: Mapping[str, str],
     dtype: str,
     residual: Residual | None,
+    behaviour: BehaviourSpace | None,
 ) -> AdapterContract:
     return AdapterContract(
         prompt=dict(prompt_contract),
@@ -187,6 +189,7 @@ def _contract(
         dtype=dtype,
         objective=settings.objective,
         residual=residual,
+        behaviour=behaviour,
         lineage=dict(lineage),
     )
 

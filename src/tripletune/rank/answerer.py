@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 from tripletune.answer_lines import LineTokens, Names
 from tripletune.behaviour.embedding import attach_films, with_unknown
 from tripletune.behaviour.space import require_space, vectors_for
-from tripletune.behaviour.tokens import UNKNOWN, BehaviourTokens
+from tripletune.behaviour.tokens import UNKNOWN, BehaviourTokens, prompt_ids
 from tripletune.chat import load_tokenizer
 from tripletune.contract import AdapterContract, locate_base, read_contract
 from tripletune.errors import ContractError, NonFiniteError
@@ -132,7 +132,9 @@ class Answerer:
             NonFiniteError: a logit is NaN or infinite, of whatever token: the order of the others then means nothing.
         """
         started = time.perf_counter()
-        ids = self._prompt_ids(examples, tuned)
+        behaviour = self.behaviour if tuned else None
+        read = examples.select("prompt", *(("example_id", *behaviour.columns) if behaviour else ()))
+        ids = prompt_ids(read.to_dict(as_series=False), self.tokenizer, self.contract.base_model, behaviour)
         named = examples.select("candidate_titles", "candidate_letters").iter_rows()
         requested = 1 if self._names_one and not constrained else NUM_ANSWERS
         names = [Names.of(self.style, titles, labels, requested) for titles, labels in named]
@@ -157,18 +159,6 @@ class Answerer:
                     }
         self.seconds += time.perf_counter() - started
         return pl.DataFrame([rows[row] for row in range(len(rows))], schema=ANSWERED)
-
-    def _prompt_ids(self, examples: pl.DataFrame, tuned: bool) -> list[list[int]]:
-        if self.behaviour and tuned:
-            return self.behaviour.ids(
-                examples.select("example_id", "prompt", *self.behaviour.columns).to_dict(as_series=False)
-            )
-        prompts = [
-            self.tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
-            for prompt in examples["prompt"].to_list()
-        ]
-        ids: list[list[int]] = self.tokenizer(prompts, add_special_tokens=False)["input_ids"]
-        return ids
 
     @contextmanager
     def _finite_logits(self, tuned: bool) -> Iterator[None]:
