@@ -217,7 +217,10 @@ def test_every_system_answers_and_constrained_answers_are_valid(
         ("test", "tuned", True, 8),
         ("test", "untuned", False, 3),
         ("test", "untuned", True, 8),
+        ("valid", "random", True, 8),
+        ("valid", "retriever", True, 8),
         ("valid", "tuned", True, 8),
+        ("valid", "untuned", True, 8),
     ]
     constrained = rows.filter("constrained")
     assert constrained["valid"].all()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-from contextlib import nullcontext
 from pathlib import Path
 
 import polars as pl
@@ -41,7 +40,7 @@ def examples() -> pl.DataFrame:
 def test_labels_come_in_the_order_of_their_likelihood_whatever_the_batch_pads() -> None:
     tokenizer().padding_side = "left"
     answerer = Answerer(model(), tokenizer(), LineTokens(tokenizer()), CONTRACT)
-    answered = answerer.answer(examples(), tuned=True, constrained=True, batch_size=3)
+    answered = answerer.answer(examples(), constrained=True, batch_size=3)
     ids = tokenizer().convert_tokens_to_ids(LETTERS)
     for row, got in zip(examples().iter_rows(named=True), answered.iter_rows(named=True), strict=True):
         text = tokenizer().apply_chat_template(row["prompt"], tokenize=False, add_generation_prompt=True)
@@ -58,7 +57,7 @@ def test_labels_come_in_the_order_of_their_likelihood_whatever_the_batch_pads() 
 def test_a_free_answer_is_read_by_its_labels() -> None:
     tokenizer().padding_side = "left"
     answerer = Answerer(model(), tokenizer(), LineTokens(tokenizer()), CONTRACT)
-    answered = answerer.answer(examples(), tuned=True, constrained=False, batch_size=2)
+    answered = answerer.answer(examples(), constrained=False, batch_size=2)
     assert len(answered) == 3
     assert not answered["valid"].any()  # an untrained model
 
@@ -73,7 +72,7 @@ def test_what_the_models_folder_says_about_generation_changes_no_answer(constrai
         llama = copy.deepcopy(model())
         llama.generation_config = GenerationConfig(**strange, suppress_tokens=[5] if strange else None)
         answerer = Answerer(llama, tokenizer(), LineTokens(tokenizer()), contract)
-        texts.append(answerer.answer(titles, tuned=True, constrained=constrained, batch_size=2)["text"].to_list())
+        texts.append(answerer.answer(titles, constrained=constrained, batch_size=2)["text"].to_list())
     assert texts[0] == texts[1]
 
 
@@ -81,7 +80,7 @@ def test_an_example_is_answered_the_same_beside_one_that_takes_another_way() -> 
     tokenizer().padding_side = "left"
     answerer = Answerer(model(), tokenizer(), LineTokens(tokenizer()), CONTRACT)
     by_label = examples()
-    alone = answerer.answer(by_label, tuned=True, constrained=True, batch_size=1)
+    alone = answerer.answer(by_label, constrained=True, batch_size=1)
     names = [Names(LETTERS, answers.LETTERS), Names(by_label["candidate_titles"][1].to_list(), answers.TITLES)]
     chats = [
         tokenizer().apply_chat_template(one, tokenize=False, add_generation_prompt=True)
@@ -120,14 +119,13 @@ def test_a_model_whose_logits_are_not_finite_answers_nothing(
         return output
 
     monkeypatch.setattr(llama, "forward", forward)
-    monkeypatch.setattr(llama, "disable_adapter", nullcontext, raising=False)
     contract = CONTRACT.model_copy(update={"prompt": {"answer_style": style}})
-    answerer = Answerer(llama, tokenizer(), LineTokens(tokenizer()), contract)
+    answerer = Answerer(llama, tokenizer(), LineTokens(tokenizer()), contract, tuned)
     letters = LETTERS if style == "letters" else []
     asked = examples().with_columns(candidate_letters=pl.lit(letters, pl.List(pl.String)))
     advice = "run finetune again" if tuned else "check the weights of 'tiny'"
     with pytest.raises(NonFiniteError, match=advice):
-        answerer.answer(asked, tuned=tuned, constrained=constrained, batch_size=3)
+        answerer.answer(asked, constrained=constrained, batch_size=3)
     monkeypatch.undo()
     assert not llama._forward_hooks
 
@@ -147,13 +145,13 @@ def test_an_adapter_trained_on_the_first_label_is_free_to_say_one(monkeypatch: p
     monkeypatch.setattr(llama, "forward", forward)
     contract = CONTRACT.model_copy(update={"objective": "listwise"})
     answerer = Answerer(llama, tokenizer(), LineTokens(tokenizer()), contract)
-    answered = answerer.answer(examples(), tuned=True, constrained=False, batch_size=2)
+    answered = answerer.answer(examples(), constrained=False, batch_size=2)
     assert answered["text"].to_list() == ["C"] * 3
     assert answered["valid"].all()
     assert answered["answers"].to_list() == [[12], [22], [32]]
     assert answered["scores"].null_count() == 3
     line_by_line = Answerer(llama, tokenizer(), LineTokens(tokenizer()), CONTRACT)
-    assert not line_by_line.answer(examples(), tuned=True, constrained=False, batch_size=2)["valid"].any()
+    assert not line_by_line.answer(examples(), constrained=False, batch_size=2)["valid"].any()
 
 
 def test_what_the_model_says_behind_padding_does_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -169,6 +167,6 @@ def test_what_the_model_says_behind_padding_does_not_matter(monkeypatch: pytest.
     contract = CONTRACT.model_copy(update={"prompt": {"answer_style": "titles"}})
     titles = examples().with_columns(candidate_letters=None)
     answerer = Answerer(llama, tokenizer(), LineTokens(tokenizer()), contract)
-    clean = answerer.answer(titles, tuned=True, constrained=True, batch_size=3)
+    clean = answerer.answer(titles, constrained=True, batch_size=3)
     monkeypatch.setattr(llama, "forward", forward)
-    assert answerer.answer(titles, tuned=True, constrained=True, batch_size=3).equals(clean)
+    assert answerer.answer(titles, constrained=True, batch_size=3).equals(clean)

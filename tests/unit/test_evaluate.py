@@ -123,10 +123,24 @@ def test_promotion_reads_the_tuned_model_on_valid_answers(run: Run, out: Path) -
     assert frame["ndcg_at_5"].mean() == pytest.approx(metrics["tuned_valid_ndcg_at_5"])
 
 
+def test_every_system_is_measured_on_valid_too(run: Run, out: Path) -> None:
+    per_viewer = pl.read_parquet(out / "per_viewer.parquet").filter(purpose="valid")
+    metrics = pl.read_parquet(out / "metrics.parquet").filter(metric="valid_ndcg_at_10", group="all")
+    means = {line["row"]: line["value"] for line in metrics.iter_rows(named=True)}
+    assert set(means) == {"random", "retriever", "untuned", "tuned"}
+    for row, mean in means.items():
+        assert per_viewer.filter(row=row)["ndcg_at_10"].mean() == pytest.approx(mean, abs=1e-12)
+        test = pl.read_parquet(out / "metrics.parquet").filter(metric="ndcg_at_10", group="all", row=row)
+        assert test["num_viewers"].item() == len(run.order)
+    compared = pl.read_parquet(out / "comparisons.parquet").filter(metric="valid_ndcg_at_10", group="all")
+    line = compared.row(by_predicate=(pl.col("row_a") == "tuned") & (pl.col("row_b") == "random"), named=True)
+    assert line["difference"] == pytest.approx(means["tuned"] - means["random"])
+
+
 def test_all_pairs_are_compared_on_the_same_viewers(out: Path) -> None:
     comparisons = pl.read_parquet(out / "comparisons.parquet")
-    retrieval_pairs, rerank_pairs, groups = 3, 6, 3
-    assert comparisons.height == groups * (retrieval_pairs * 6 + rerank_pairs * 6)
+    retrieval_pairs, rerank_pairs, groups, purposes = 3, 6, 3, 2
+    assert comparisons.height == groups * (retrieval_pairs * 6 + purposes * rerank_pairs * 6)
     metrics = json.loads((out / "metrics.json").read_text())
     line = comparisons.row(
         by_predicate=(pl.col("row_a") == "tuned")

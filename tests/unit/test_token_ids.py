@@ -159,7 +159,7 @@ def answerer_of(base: str, template: str, objective: str = "sft") -> tuple[Answe
 def ranked_labels(answerer: Answerer, recorder: Recorder, examples: pl.DataFrame) -> dict[int, list[int]]:
     """User -> ids up to the place at which ranking reads the labels."""
     recorder.sent, recorder.reveals = [], "place"
-    answered = answerer.answer(examples, tuned=True, constrained=True, batch_size=BATCH)
+    answered = answerer.answer(examples, constrained=True, batch_size=BATCH)
     lengths = [int(scores[0]) + 1 for scores in answered["scores"].to_list()]
     order = sorted(zip(lengths, answered["user_id"].to_list(), strict=True))  # in which the batches are sent
     return {user: ids[:length] for (length, user), ids in zip(order, recorder.sent, strict=True)}
@@ -202,7 +202,7 @@ def test_an_example_has_the_same_ids_counted_trained_and_ranked(
     answerer, recorder = answerer_of(base, template)
     recorder.answers = {tuple(before): answer for before, answer in chats}
     is_labelled = load_template(template).answers.is_labelled
-    written = answerer.answer(examples, tuned=True, constrained=not is_labelled, batch_size=BATCH)
+    written = answerer.answer(examples, constrained=not is_labelled, batch_size=BATCH)
     before_of = {user: before for user, (before, _) in zip(users, chats, strict=True)}
     assert sorted(recorder.sent) == sorted(before_of.values())
     assert not recorder.forbidden
@@ -215,7 +215,7 @@ def test_an_example_has_the_same_ids_counted_trained_and_ranked(
     labels, _ = training._examples(learnt.train, load_tokenizer(base), learnt)
     assert dict(zip(users, labels["input_ids"], strict=True)) == before_of
     recorder.reveals = "token"
-    scored = answerer.answer(examples, tuned=True, constrained=True, batch_size=BATCH)
+    scored = answerer.answer(examples, constrained=True, batch_size=BATCH)
     for row, tokens, (_, answer) in zip(examples.iter_rows(named=True), labels["label_ids"], chats, strict=True):
         read = scored.row(by_predicate=pl.col("user_id") == row["user_id"], named=True)
         token_of = dict(zip(row["candidates"], tokens, strict=True))

@@ -22,13 +22,13 @@ import polars as pl
 from tripletune.config import EvaluateConfig
 from tripletune.errors import InputError
 from tripletune.evaluate.cold import KNOWLEDGE_GROUPS, MEASURES, known_films, score_by_knowledge
-from tripletune.evaluate.metrics import PROMOTION_CUTOFF, PROMOTION_METRIC, score_lists
+from tripletune.evaluate.metrics import PROMOTION_CUTOFF, VALID, score_lists
 from tripletune.evaluate.report import GROUPS, write_report
 from tripletune.evaluate.significance import Interval, bootstrap_means, mean_interval, summarise
 from tripletune.evaluate.tables import CEILING_ROW, ranked_systems, retrieval_rows
 from tripletune.schemas.base import conform
 from tripletune.schemas.query import PURPOSES
-from tripletune.schemas.rank import PREDICTIONS, SERVED, SYSTEMS
+from tripletune.schemas.rank import PREDICTIONS, SYSTEMS
 from tripletune.schemas.retrieve import RANKINGS
 from tripletune.store.files import write_json
 from tripletune.store.parquet import ROW_GROUP, parquet_files, scan, write_parquet
@@ -110,11 +110,13 @@ def evaluate_run(
     retrieval = _scored(lists, "top", list(settings.retrieval_cutoffs))
     reranked = _rerank_scores(answered, rerank_cutoffs)
     on_test = reranked.filter(pl.col("purpose") == "test")
+    on_valid = reranked.filter(pl.col("purpose") == "valid").rename(lambda name: name if name in KEY else VALID + name)
 
     measured = Measured([], [])
     _measure_family(measured, retrieval, retrieval_rows(retrieval["row"]), settings, seed)
-    _measure_family(measured, on_test, ranked_systems(on_test["row"]), settings, seed)
-    _measure_shares(measured, answered, reranked, settings, seed)
+    for ranked in (on_test, on_valid):
+        _measure_family(measured, ranked, ranked_systems(ranked["row"]), settings, seed)
+    _measure_shares(measured, answered, on_test, settings, seed)
     test = held_out.filter(pl.col("purpose") == "test")
     _measure_knowledge(measured, score_by_knowledge(lists, test, known_films(split)), settings, seed)
     metrics = pl.DataFrame(measured.metrics, METRICS, orient="row")
@@ -172,12 +174,13 @@ def _answered(predictions: Path, held_out: pl.DataFrame) -> pl.DataFrame:
 
 
 def _rerank_scores(answered: pl.DataFrame, cutoffs: list[int]) -> pl.DataFrame:
-    """Values per user, purpose and system of constrained answers; test users are those that every system ranked."""
+    """Values per user, purpose and system of constrained answers; users are those that every system ranked."""
     constrained = answered.filter(pl.col("constrained")).rename({"system": "row"})
-    tested = constrained.filter(pl.col("purpose") == "test")
-    same = _in_every_row(tested, ranked_systems(tested["row"]), "systems of rank/predictions.parquet")
-    tuned_valid = constrained.filter(pl.col("purpose") == "valid", pl.col("row").is_in(["tuned", SERVED]))
-    lists = pl.concat([same, tuned_valid])
+    systems = ranked_systems(constrained["row"])
+    lists = pl.concat(
+        _in_every_row(constrained.filter(pl.col("purpose") == purpose), systems, "systems of rank/predictions.parquet")
+        for purpose in ("valid", "test")
+    )
     # a written answer names five films; whoever reads on reads the others as retrieval gave them
     whole = pl.concat_list("answers", "retrieved").list.unique(maintain_order=True)
     return _scores_of(lists.with_columns(answers=whole), "answers", cutoffs)
@@ -265,20 +268,16 @@ def _values(frame: pl.DataFrame, row: str, names: list[str]) -> Floats:
 
 
 def _measure_shares(
-    measured: Measured, answered: pl.DataFrame, reranked: pl.DataFrame, settings: EvaluateConfig, seed: int
+    measured: Measured, answered: pl.DataFrame, on_test: pl.DataFrame, settings: EvaluateConfig, seed: int
 ) -> None:
-    """Measure retrieval's ceiling, the shares of valid answers, and the tuned model on the valid examples."""
+    """Measure retrieval's ceiling and the shares of valid answers."""
     test = answered.filter(pl.col("purpose") == "test")
-    ranked = reranked.filter(pl.col("purpose") == "test").unique("user_id")
-    ceiling = test.unique("user_id").join(ranked, on="user_id", how="semi").select("user_id", "unseen", "is_candidate")
+    ceiling = test.unique("user_id").join(on_test, on="user_id", how="semi").select("user_id", "unseen", "is_candidate")
     shares = [(CEILING_ROW, "ceiling", ceiling, "is_candidate")]
     for constrained, name in ((True, "valid_answers_constrained"), (False, "valid_answers_unconstrained")):
         for system in SYSTEMS:
             part = test.filter(pl.col("system") == system, pl.col("constrained") == constrained)
             shares.append((system, name, part, "valid"))
-    for system in ("tuned", SERVED):
-        on_valid = reranked.filter(pl.col("purpose") == "valid", pl.col("row") == system)
-        shares.append((system, f"valid_{PROMOTION_METRIC}", on_valid, PROMOTION_METRIC))
     for row, metric, frame, column in shares:
         for group in GROUPS:
             part = _group(frame, group)

@@ -54,6 +54,8 @@ METRICS: Mapping[str, Metric] = {
 """Metrics by the name in front of ``_at_<k>``."""
 PROMOTION_CUTOFF = 5
 PROMOTION_METRIC = f"ndcg_at_{PROMOTION_CUTOFF}"
+VALID = "valid_"
+"""Before the names of re-ranking metrics on valid examples; without it they are of test examples."""
 """What promotion compares; measured whatever the configured cutoffs."""
 
 

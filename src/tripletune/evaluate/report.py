@@ -13,6 +13,7 @@ import polars as pl
 
 from tripletune.evaluate.asked import asked_users
 from tripletune.evaluate.cold import KNOWLEDGE_GROUPS, MEASURES
+from tripletune.evaluate.metrics import VALID
 from tripletune.evaluate.tables import CEILING_ROW, ranked_systems, retrieval_rows
 from tripletune.html.pages import write_page
 from tripletune.html.pictures import Dot, draw_bars, draw_curves, draw_dots
@@ -33,6 +34,7 @@ FAMILIES: tuple[dict[str, Any], ...] = (
         "about": "Test likes ranked among the whole catalogue, without films rated before the cutoff.",
         "rows": retrieval_rows,
         "below": False,
+        "purpose": "test",
     },
     {
         "title": "Re-ranking",
@@ -41,6 +43,15 @@ FAMILIES: tuple[dict[str, Any], ...] = (
         "the dashed line is the share of all users whose film is.",
         "rows": ranked_systems,
         "below": True,
+        "purpose": "test",
+    },
+    {
+        "title": "Re-ranking of valid",
+        "about": "The same on each user's valid example. The promotion reads its half of these users; the other half "
+        "chose the weight of the retriever's scores.",
+        "rows": ranked_systems,
+        "below": False,
+        "purpose": "valid",
     },
 )
 CURVE_NAMES = {"lightgcn": "LightGCN", "rgat": "R-GAT", "sasrec": "SASRec", "sequence": "Sequence model"}
@@ -106,7 +117,8 @@ def _headlines(metrics: pl.DataFrame) -> list[dict[str, Any]]:
 
 def _family(family: Mapping[str, Any], metrics: pl.DataFrame, comparisons: pl.DataFrame) -> dict[str, Any]:
     family_rows = family["rows"](metrics["row"].unique().to_list())
-    measured = metrics.filter(pl.col("row").is_in(family_rows), _is_ranking_metric(comparisons))
+    of_valid = pl.col("metric").str.starts_with(VALID) == (family["purpose"] == "valid")
+    measured = metrics.filter(pl.col("row").is_in(family_rows), _is_ranking_metric(comparisons), of_valid)
     names = measured["metric"].unique(maintain_order=True).to_list()
     present = measured["row"].unique().to_list()
     groups = []
@@ -116,14 +128,14 @@ def _family(family: Mapping[str, Any], metrics: pl.DataFrame, comparisons: pl.Da
             cells = {(line["row"], line["metric"]): line for line in part.to_dicts()}
             rows = [(row, [cells[row, name] for name in names]) for row in family_rows if row in present]
             groups.append({"name": group, "num_viewers": part["num_viewers"][0], "rows": rows})
-    lines = comparisons.filter(pl.col("row_a").is_in(family_rows)).to_dicts()
+    lines = comparisons.filter(pl.col("row_a").is_in(family_rows), of_valid).to_dicts()
     compared = [line | {"words": _words(line)} for line in lines]
     cutoff = names[-1].rpartition("_at_")[2] if names else ""
     deepest = [name for name in names if name.endswith(f"_at_{cutoff}")]
     ceiling = metrics.filter(pl.col("metric") == "ceiling", pl.col("group") == "all")["value"]
     limit = ceiling[0] if family["below"] and len(ceiling) else None
     limits = {name: limit for name in names if name.startswith("hr_")}
-    first = (f"ndcg_at_{cutoff}", "all")
+    first = (f"{VALID if family['purpose'] == 'valid' else ''}ndcg_at_{cutoff}", "all")
     return {
         "title": family["title"],
         "about": family["about"],

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -27,6 +26,9 @@ from tripletune.store.files import write_json
 from tripletune.store.paths import SCRATCH, RunPaths
 from tripletune.store.shards import shard_files
 from tripletune.tracking import Champion, StageRun, download_champion, find_champion, promote_adapter
+
+PER_VIEWER = "per_viewer.parquet"
+"""File of the evaluate stage with each user's values."""
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +50,7 @@ def promote_or_keep(paths: RunPaths, config: RunConfig, *, run: str, child: Stag
     model, fingerprint = model_name(config), paths.fingerprints["finetune"]
     adapter, scores = (
         paths.require("finetune"),
-        promotion_scores(paths.require("evaluate") / "per_viewer.parquet", config.seed),
+        promotion_scores(paths.require("evaluate") / PER_VIEWER, config.seed),
     )
     current = find_champion(child.tracker, model)
     if current is None:
@@ -103,6 +105,7 @@ def _compare(
 
 
 def _decide(paths: RunPaths, config: RunConfig, scores: pl.DataFrame, theirs: pl.DataFrame | None) -> PromotionDecision:
+    measured = paths.require("evaluate") / PER_VIEWER
     return decide_promotion(
         scores,
         theirs,
@@ -110,38 +113,11 @@ def _decide(paths: RunPaths, config: RunConfig, scores: pl.DataFrame, theirs: pl
         confidence=config.promote.confidence,
         resamples=config.evaluate.bootstrap_resamples,
         seed=config.seed,
-        baselines=_baselines(paths, config, scores),
+        baselines=[
+            ("the retriever's order", promotion_scores(measured, config.seed, ("retriever",))),
+            ("the untuned model", promotion_scores(measured, config.seed, ("untuned",))),
+        ],
     )
-
-
-def _baselines(paths: RunPaths, config: RunConfig, scores: pl.DataFrame) -> Iterator[tuple[str, pl.DataFrame]]:
-    """What the first adapter is compared with, on the users of ``scores``: the cheap one first."""
-    examples = _valid_examples(paths, scores)
-    yield "the retriever's order", _measure(examples, examples["retrieved"].list.head(PROMOTION_CUTOFF))
-    yield "the untuned model", _measure(examples, _untuned_answers(paths, config, examples))
-
-
-def _untuned_answers(paths: RunPaths, config: RunConfig, examples: pl.DataFrame) -> pl.Series:
-    """The untuned model's answer to each example; an empty one where the held-out film is no candidate.
-
-    Whoever ranks, such an example counts 0, so the model need not be asked (401 of 500 in the smoke run).
-    """
-    answerable = pl.col("candidates").list.contains(pl.col("answers").list.first())
-    asked = examples.filter(answerable)
-    if asked.is_empty():
-        return pl.Series([[]] * examples.height, dtype=pl.List(pl.Int32))
-    answered = rank_examples(
-        asked,
-        paths.require("finetune"),
-        tuned=False,
-        constrained=True,
-        batch_size=config.rank.batch_size,
-        folder_of=paths.require,
-    )
-    joined = examples.select("user_id").join(
-        answered.select("user_id", "answers"), on="user_id", how="left", maintain_order="left", validate="1:1"
-    )
-    return joined["answers"].fill_null([])
 
 
 def _champion_scores(paths: RunPaths, config: RunConfig, scores: pl.DataFrame, champion: Path) -> pl.DataFrame:

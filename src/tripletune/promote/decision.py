@@ -11,7 +11,7 @@ difference to the retriever are -.025 and +.007), and nothing would ever be prom
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,9 +34,12 @@ class PromotionDecision:
     num_viewers: int
 
 
-def promotion_scores(per_viewer: Path, seed: int) -> pl.DataFrame:
-    """What the decision compares: ``user_id, ndcg_at_5`` on valid answers of what is served, the tuned model with the
-    retriever's scores where there are any, else alone.
+SERVED_OR_TUNED = (SERVED, "tuned")
+"""What is served: the tuned model with the retriever's scores where there are any, else alone."""
+
+
+def promotion_scores(per_viewer: Path, seed: int, systems: tuple[str, ...] = SERVED_OR_TUNED) -> pl.DataFrame:
+    """What the decision compares: ``user_id, ndcg_at_5`` of a system on valid examples.
 
     Valid and not test: a champion chosen by its test score would make that score a biased one. And of the users in
     valid only those who judge (``tripletune.judges``): the others selected the weight between both scores.
@@ -44,10 +47,11 @@ def promotion_scores(per_viewer: Path, seed: int) -> pl.DataFrame:
     Args:
         per_viewer: evaluate/per_viewer.parquet.
         seed: the run's.
+        systems: the first of them that ranked.
     """
     valid = pl.scan_parquet(per_viewer).filter(pl.col("purpose") == "valid").collect()
-    served = SERVED if SERVED in valid["row"] else "tuned"
-    rows = valid.filter(pl.col("row") == served).select("user_id", METRIC)
+    system = next(name for name in systems if name in valid["row"])
+    rows = valid.filter(pl.col("row") == system).select("user_id", METRIC)
     return rows.filter(judges(rows["user_id"], seed)).sort("user_id")
 
 
@@ -59,7 +63,7 @@ def decide_promotion(
     confidence: float,
     resamples: int,
     seed: int,
-    baselines: Iterable[tuple[str, pl.DataFrame]] = (),
+    baselines: Sequence[tuple[str, pl.DataFrame]] = (),
 ) -> PromotionDecision:
     """Promote when the new adapter is not worse than the champion by ``margin`` or more; without one, than no baseline.
 
@@ -68,8 +72,7 @@ def decide_promotion(
         margin: how much worse than the champion the mean may be.
         confidence: of the one-sided bound.
         resamples, seed: of the bootstrap.
-        baselines: what the first adapter must not be clearly worse than: a name and a frame like ``new``. Read one
-            by one, up to the first that is better, so a generator may compute them as they are asked for.
+        baselines: what the first adapter must not be clearly worse than: a name and a frame like ``new``.
 
     Returns:
         A refusal, with the reason, also when fewer than two users are in both.
@@ -94,7 +97,7 @@ def decide_promotion(
 
 def _decide_first(
     first: pl.DataFrame,
-    baselines: Iterable[tuple[str, pl.DataFrame]],
+    baselines: Sequence[tuple[str, pl.DataFrame]],
     *,
     confidence: float,
     resamples: int,

@@ -1,4 +1,4 @@
-"""Answer prompts in batches with a base model and an adapter on top.
+"""Answer prompts in batches with a base model, or with it and an adapter merged into its weights.
 
 Greedy decoding: the same prompt gets the same answer, up to the last bits of float sums, which depend on the batch a
 prompt is padded in; where two titles are that close, another batch may turn them round.
@@ -6,10 +6,9 @@ prompt is padded in; where two titles are that close, another batch may turn the
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -46,30 +45,29 @@ class _Written:
 
 @dataclass(slots=True)
 class Answerer:
-    """A loaded model; make it with ``load``."""
+    """A loaded model, tuned or not; make it with ``load``."""
 
     model: Any
     tokenizer: Any
     lines: LineTokens
     contract: AdapterContract
+    tuned: bool = True
+    """Whether the adapter is in the model's weights."""
     behaviour: BehaviourTokens | None = None
-    seconds: float = field(default=0.0)
-    """Time spent in ``answer`` so far."""
-    _advice: str = ""
-    """What to say of logits that are not finite."""
 
     def __post_init__(self) -> None:
         # a call takes what it does not set itself from here, such as the folder's repetition penalty
-        base = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
-        base.generation_config = self.model.generation_config = GenerationConfig()
+        self.model.generation_config = GenerationConfig()
 
     @classmethod
-    def load(cls, finetuned: Path, folder_of: Callable[[str], Path] | None = None) -> Answerer:
-        """Load base model and adapter of a finetuned folder, on the GPU where there is one.
+    def load(cls, finetuned: Path, folder_of: Callable[[str], Path] | None = None, *, tuned: bool = True) -> Answerer:
+        """Load the model of a finetuned folder, on the GPU where there is one.
 
         Args:
             finetuned: the folder.
             folder_of: the run's folder of a stage, whose film vectors the adapter's behaviour tokens are made of.
+            tuned: with the adapter, merged into the weights: LoRA's own products cost a third of a forward pass.
+                Without it the base model answers, to text alone.
 
         Raises:
             MissingArtifactError, ContractError: no adapter, its base model has changed, or it answers in a style that
@@ -83,7 +81,6 @@ class Answerer:
         tokenizer.padding_side = "left"
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
-        on_gpu = torch.cuda.is_available()
         model = AutoModelForCausalLM.from_pretrained(
             base.source,
             revision=base.hub_revision,
@@ -92,37 +89,23 @@ class Answerer:
             trust_remote_code=False,
         )
         behaviour = None
-        if contract.behaviour:
-            if folder_of is None:
-                raise ContractError(f"{finetuned}: the adapter reads film vectors, and no run that has them is given")
-            films = vectors_for(finetuned, contract.behaviour, folder_of)
-            require_space(films, contract.behaviour)
-            attach_films(model, with_unknown(films.vectors_MD), seed=0)
-            behaviour = BehaviourTokens(
-                tokenizer, films.movie_ids_M.tolist(), UNKNOWN + 1, contract.behaviour.columns, contract.base_model
-            )
-        model = PeftModel.from_pretrained(model, str(finetuned / "adapter"), is_trainable=False)
-        for name, weight in get_peft_model_state_dict(model, save_embedding_layers=False).items():
-            if not torch.isfinite(weight).all():
-                raise NonFiniteError(
-                    f"{finetuned / 'adapter'}: the weight {name} is NaN or infinite, so its answers mean nothing; "
-                    f"remove {finetuned} and run finetune again with a lower finetune.learning_rate"
-                )
-        model = model.to("cuda" if on_gpu else "cpu").eval()
-        return cls(model, tokenizer, LineTokens(tokenizer), contract, behaviour)
+        if tuned:
+            behaviour = _attach_behaviour(model, tokenizer, finetuned, contract, folder_of)
+            model = _merge_adapter(model, finetuned / "adapter")
+        model = model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+        return cls(model, tokenizer, LineTokens(tokenizer), contract, tuned, behaviour)
 
     @property
     def style(self) -> AnswerStyle:
         """The style that the adapter was trained to answer in."""
         return _style_of(self.contract)
 
-    def answer(self, examples: pl.DataFrame, *, tuned: bool, constrained: bool, batch_size: int) -> pl.DataFrame:
+    def answer(self, examples: pl.DataFrame, *, constrained: bool, batch_size: int) -> pl.DataFrame:
         """Answer each example; rows of ``ANSWERED`` in the order of ``examples``.
 
         Args:
             examples: ``user_id``, ``prompt``, ``candidates``, ``candidate_titles``, ``candidate_letters`` as in the
                 shards; for behaviour tokens also ``example_id`` and the contract's columns.
-            tuned: with the adapter; without it the base model answers, to text alone.
             constrained: allow only valid answers. Labels of one token each take one forward pass, which scores all
                 candidates. Titles, and labels that this tokenizer cuts, are decoded line by line. Without constraint an
                 answer is as long as those the adapter was trained to write: five lines, or one label.
@@ -131,10 +114,8 @@ class Answerer:
         Raises:
             NonFiniteError: a logit is NaN or infinite, of whatever token: the order of the others then means nothing.
         """
-        started = time.perf_counter()
-        behaviour = self.behaviour if tuned else None
-        read = examples.select("prompt", *(("example_id", *behaviour.columns) if behaviour else ()))
-        ids = prompt_ids(read.to_dict(as_series=False), self.tokenizer, self.contract.base_model, behaviour)
+        read = examples.select("prompt", *(("example_id", *self.behaviour.columns) if self.behaviour else ()))
+        ids = prompt_ids(read.to_dict(as_series=False), self.tokenizer, self.contract.base_model, self.behaviour)
         named = examples.select("candidate_titles", "candidate_letters").iter_rows()
         requested = 1 if self._names_one and not constrained else NUM_ANSWERS
         names = [Names.of(self.style, titles, labels, requested) for titles, labels in named]
@@ -142,7 +123,7 @@ class Answerer:
         users = examples["user_id"].to_list()
         order = sorted(range(len(ids)), key=lambda row: (len(ids[row]), users[row]))
         rows: dict[int, dict[str, Any]] = {}
-        with nullcontext() if tuned else self.model.disable_adapter(), self._finite_logits(tuned):
+        with self._finite_logits():
             for start in range(0, len(order), batch_size):
                 batch = order[start : start + batch_size]
                 written = self._write([ids[row] for row in batch], [names[row] for row in batch], constrained)
@@ -157,28 +138,28 @@ class Answerer:
                         "text": answer.text,
                         "num_tokens": answer.num_tokens,
                     }
-        self.seconds += time.perf_counter() - started
         return pl.DataFrame([rows[row] for row in range(len(rows))], schema=ANSWERED)
 
     @contextmanager
-    def _finite_logits(self, tuned: bool) -> Iterator[None]:
+    def _finite_logits(self) -> Iterator[None]:
         """Look at the logits of each forward pass as the model gives them, before anything masks or sorts them."""
-        self._advice = (
-            "the tuned model's logits are NaN or infinite; run finetune again with a lower finetune.learning_rate"
-            if tuned
-            else f"the untuned model's logits are NaN or infinite; check the weights of {self.contract.base_model!r}"
-        )
 
         def check(module: Any, inputs: Any, output: Any) -> None:
             if not torch.isfinite(output.logits[:, -1]).all():  # what stands before may belong to padding
-                raise NonFiniteError(self._advice)
+                raise self._not_finite()
 
-        base = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
-        hook = base.register_forward_hook(check)
+        hook = self.model.register_forward_hook(check)
         try:
             yield
         finally:
             hook.remove()
+
+    def _not_finite(self) -> NonFiniteError:
+        return NonFiniteError(
+            "the tuned model's logits are NaN or infinite; run finetune again with a lower finetune.learning_rate"
+            if self.tuned
+            else f"the untuned model's logits are NaN or infinite; check the weights of {self.contract.base_model!r}"
+        )
 
     @property
     def _names_one(self) -> bool:
@@ -211,7 +192,7 @@ class Answerer:
         with torch.inference_mode():
             logits_BV = next_token_logits(self.model, input_ids, last).cpu()
         if not torch.isfinite(logits_BV).all():
-            raise NonFiniteError(self._advice)
+            raise self._not_finite()
         written = []
         for logits_V, row, tokens in zip(logits_BV, names, labels, strict=True):
             scores, order = logits_V[tokens].sort(descending=True, stable=True)
@@ -252,6 +233,42 @@ class Answerer:
                 total += max(map(len, lines))
             longest = max(longest, total)
         return longest
+
+
+def _attach_behaviour(
+    model: Any,
+    tokenizer: Any,
+    finetuned: Path,
+    contract: AdapterContract,
+    folder_of: Callable[[str], Path] | None,
+) -> BehaviourTokens | None:
+    """Let the model read the behaviour tokens that the adapter was trained with, if it was."""
+    if not contract.behaviour:
+        return None
+    if folder_of is None:
+        raise ContractError(f"{finetuned}: the adapter reads film vectors, and no run that has them is given")
+    films = vectors_for(finetuned, contract.behaviour, folder_of)
+    require_space(films, contract.behaviour)
+    attach_films(model, with_unknown(films.vectors_MD), seed=0)
+    return BehaviourTokens(
+        tokenizer, films.movie_ids_M.tolist(), UNKNOWN + 1, contract.behaviour.columns, contract.base_model
+    )
+
+
+def _merge_adapter(model: Any, adapter: Path) -> Any:
+    """The model with the adapter in its weights: one product for each layer, as without an adapter.
+
+    Raises:
+        NonFiniteError: a weight of the adapter is NaN or infinite.
+    """
+    model = PeftModel.from_pretrained(model, str(adapter), is_trainable=False)
+    for name, weight in get_peft_model_state_dict(model, save_embedding_layers=False).items():
+        if not torch.isfinite(weight).all():
+            raise NonFiniteError(
+                f"{adapter}: the weight {name} is NaN or infinite, so its answers mean nothing; "
+                f"remove {adapter.parent} and run finetune again with a lower finetune.learning_rate"
+            )
+    return model.merge_and_unload()
 
 
 def _style_of(contract: AdapterContract) -> AnswerStyle:

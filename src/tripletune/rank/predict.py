@@ -7,6 +7,7 @@ pieces that survive a kill, since a large model takes hours.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,11 +58,12 @@ class _Pass:
         return f"{self.purpose}-{self.system}-{'constrained' if self.constrained else 'free'}"
 
 
-_PASSES = (
+_PASSES = (  # one model after the other: only one is in memory
     _Pass(purpose="valid", tuned=True, constrained=True),
     _Pass(purpose="test", tuned=True, constrained=True),
-    _Pass(purpose="test", tuned=False, constrained=True),
     _Pass(purpose="test", tuned=True, constrained=False),
+    _Pass(purpose="valid", tuned=False, constrained=True),
+    _Pass(purpose="test", tuned=False, constrained=True),
     _Pass(purpose="test", tuned=False, constrained=False),
 )
 
@@ -97,7 +99,7 @@ def rank_examples(
     from tripletune.rank.answerer import Answerer  # imports torch and transformers
 
     way = _Pass(purpose="", tuned=tuned, constrained=constrained)
-    answerer = Answerer.load(finetuned, folder_of)
+    answerer = Answerer.load(finetuned, folder_of, tuned=tuned)
     answered = _answer(answerer, examples, way, batch_size)
     residual = answerer.contract.residual
     if residual and tuned and constrained:
@@ -115,7 +117,7 @@ def rank_shards(
     *,
     folder_of: FolderOf | None = None,
 ) -> Facts:
-    """Write ``predictions.parquet``: all systems for test, the tuned model, with and without retriever, for valid.
+    """Write ``predictions.parquet``: all systems, for valid and test.
 
     ``constrained`` is true for ``random`` and ``retriever`` too: their answers are valid by construction.
 
@@ -141,24 +143,26 @@ def rank_shards(
     chosen = {purpose: _chosen_users(shards, purpose, settings, seed) for purpose in ("valid", "test")}
     work = list(_pieces(shards, chosen, settings, pieces))
     answerer: Answerer | None = None
-    tokens = 0
+    seconds, tokens = 0.0, 0
     for way, target, examples in track(work, description="rank", transient=True):
         if target.is_file():
             continue
-        if answerer is None:
+        if answerer is None or answerer.tuned != way.tuned:
             from tripletune.rank.answerer import Answerer  # imports torch and transformers
 
-            answerer = Answerer.load(finetuned, folder_of)
+            answerer = None  # its memory is needed
+            answerer = Answerer.load(finetuned, folder_of, tuned=way.tuned)
+        started = time.perf_counter()
         answered = _answer(answerer, examples.collect(), way, settings.batch_size)
+        seconds += time.perf_counter() - started
         tokens += int(answered["num_tokens"].sum())
         write_parquet(target, answered)
     written = pl.concat(conform(pl.read_parquet(target), PREDICTIONS) for _, target, _ in work)
-    parts = [*_trivial_orders(shards, chosen["test"], seed), written]
+    parts = [*_trivial_orders(shards, chosen, seed), written]
     if contract.residual:
         parts += [_served(shards, purpose, users, written, contract.residual) for purpose, users in chosen.items()]
     predictions = pl.concat(parts).sort("purpose", "user_id", "system", "constrained")
     write_parquet(out / "predictions.parquet", predictions, row_group_size=_ROW_GROUP)
-    seconds = answerer.seconds if answerer else 0.0
     return {
         "rows": len(predictions),
         "viewers": {purpose: len(viewers) for purpose, viewers in chosen.items()},
@@ -196,7 +200,7 @@ def _examples(shards: Path, purpose: str, viewers: pl.DataFrame) -> pl.LazyFrame
 
 
 def _answer(answerer: Answerer, examples: pl.DataFrame, way: _Pass, batch_size: int) -> pl.DataFrame:
-    answered = answerer.answer(examples, tuned=way.tuned, constrained=way.constrained, batch_size=batch_size)
+    answered = answerer.answer(examples, constrained=way.constrained, batch_size=batch_size)
     return answered.with_columns(
         purpose=examples["purpose"], system=pl.lit(way.system), constrained=pl.lit(way.constrained)
     )
@@ -213,21 +217,22 @@ def _served(
     return served.with_columns(system=pl.lit(SERVED), text=pl.lit(""))
 
 
-def _trivial_orders(shards: Path, viewers: pl.DataFrame, seed: int) -> list[pl.DataFrame]:
+def _trivial_orders(shards: Path, chosen: Mapping[str, pl.DataFrame], seed: int) -> list[pl.DataFrame]:
     """Rows of the systems ``random`` and ``retriever``."""
-    examples = _examples(shards, "test", viewers).select("user_id", "purpose", "candidates", "retrieved").collect()
+    wanted = [_examples(shards, purpose, viewers) for purpose, viewers in chosen.items()]
+    examples = pl.concat(wanted).select("user_id", "purpose", "candidates", "retrieved").collect()
     shuffled = (
         examples.lazy()
-        .select("user_id", "candidates")
+        .select("user_id", "purpose", "candidates")
         .explode("candidates", empty_as_null=False)
         .with_columns(hashed=pair_hash_expr("user_id", "candidates", seed + _RANDOM))
-        .sort("user_id", "hashed", "candidates")
-        .group_by("user_id", maintain_order=True)
+        .sort("purpose", "user_id", "hashed", "candidates")
+        .group_by("purpose", "user_id", maintain_order=True)
         .agg(answers="candidates")
         .collect()
     )
     orders = {
-        "random": examples.join(shuffled, on="user_id", how="left"),
+        "random": examples.join(shuffled, on=["purpose", "user_id"], how="left"),
         "retriever": examples.with_columns(answers="retrieved"),
     }
     return [
