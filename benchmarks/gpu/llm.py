@@ -63,6 +63,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     FROM_START: {"behaviour": True},
     "random weights": {"weights": "random"},
     "loss without prior": {"residual": False},
+    "a fifth of the weight": {"residual_weight": 0.2},
     "ranknet": {"objective": "ranknet"},
     "lambdarank": {"objective": "lambdarank"},
     "a third of the rate": {"learning_rate": 3e-4},

@@ -46,6 +46,8 @@ class Variant:
     objective: str = "listwise"
     residual: bool = True
     """Whether the loss is taken over the sum with the prior."""
+    residual_weight: float = 1.0
+    """Weight of the labels' logits in that sum."""
     behaviour: bool = False
     """Whether prompts have behaviour tokens."""
     curriculum: float = 0.0
@@ -103,7 +105,8 @@ def clock(device: torch.device) -> float:
 def batch_losses(model: Any, batch: dict[str, torch.Tensor], variant: Variant) -> torch.Tensor:
     """Loss (B,) of each example: of the objective, and of the labels' mass, as ``LabelTrainer`` takes it."""
     logits_BC, logits_BV = label_logits(model, batch)
-    score_BC = combined_scores(logits_BC, batch["shown"], batch["prior"] if variant.residual else None)
+    prior_BC = batch["prior"] if variant.residual else None
+    score_BC = combined_scores(logits_BC, batch["shown"], prior_BC, variant.residual_weight)
     loss_B: torch.Tensor = LOSSES[variant.objective](score_BC, batch["targets"])
     return loss_B + mass_loss(logits_BV, logits_BC, batch["shown"])
 

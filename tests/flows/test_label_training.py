@@ -70,7 +70,7 @@ def trained(world: TrainingJob, tmp_path_factory: pytest.TempPathFactory) -> Tra
     return Trained(job, result["facts"], result["history"], [])
 
 
-def untrained_loss(job: TrainingJob, *, residual: bool) -> float:
+def untrained_loss(job: TrainingJob, *, residual: float | None) -> float:
     """Mean cross-entropy of the answer over the labels' logits of whole forward passes, one prompt at a time."""
     assert job.evaluation is not None
     model = AutoModelForCausalLM.from_pretrained(job.base, dtype=torch.float32).eval()
@@ -83,16 +83,16 @@ def untrained_loss(job: TrainingJob, *, residual: bool) -> float:
         scores = logits[tokenizer.convert_tokens_to_ids(row["candidate_letters"])].double().numpy()
         if residual:
             places = [row["retrieved"].index(film) for film in row["candidates"]]
-            scores = scores - scores.mean() + np.array(PRIOR)[places]
+            scores = residual * (scores - scores.mean()) + np.array(PRIOR)[places]
         answer = row["candidates"].index(row["answers"][0])
         losses.append(np.logaddexp.reduce(scores) - scores[answer])
     return float(np.mean(losses))
 
 
-@pytest.mark.parametrize("residual", [True, False])
-@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize(("residual", "batch"), [(1.0, 1), (1.0, 3), (0.2, 3), (None, 3)])
 def test_the_evaluation_loss_is_that_of_the_scores_that_are_ranked_by(world, tmp_path, capsys, residual, batch):
-    settings = {"per_device_train_batch_size": batch, "num_train_epochs": 0.1, "residual": residual}
+    settings = {"per_device_train_batch_size": batch, "num_train_epochs": 0.1, "residual": residual is not None}
+    settings |= {"residual_weight": residual} if residual else {}
     facts = run(changed(world, tmp_path, settings), capsys).facts
     assert facts["eval_loss_before"] == pytest.approx(untrained_loss(world, residual=residual), rel=1e-5)
 
@@ -161,7 +161,7 @@ def test_weights_are_read_in_the_format_that_the_processor_has(world, tmp_path, 
     facts = run(changed(world, tmp_path, {"model": "some/model", "num_train_epochs": 1}), capsys).facts
     assert facts["dtype"] == "bfloat16"
     assert loaded[0].lm_head.weight.dtype == torch.bfloat16
-    assert facts["eval_loss_before"] == pytest.approx(untrained_loss(world, residual=True), rel=2e-2)
+    assert facts["eval_loss_before"] == pytest.approx(untrained_loss(world, residual=1.0), rel=2e-2)
 
 
 def test_labels_of_several_tokens_are_refused(world, tmp_path, capsys):

@@ -11,6 +11,7 @@ import torch
 
 from tripletune.finetune.label_loss import combined_scores, lambdarank_loss, listwise_loss, mass_loss, ranknet_loss
 from tripletune.finetune.length_batches import LengthBatches
+from tripletune.residual import combine
 
 LOGITS = [[1.0, -2.0, 0.5, 3.0], [0.0, 4.0, -1.0, 9.0]]
 SHOWN = [[True, True, True, True], [True, True, True, False]]
@@ -45,6 +46,13 @@ def test_the_listwise_loss_is_the_cross_entropy_over_the_candidates_shown(prior:
     assert logits_BC.grad is not None
     assert torch.isfinite(logits_BC.grad).all()
     assert logits_BC.grad[1, 3] == 0
+
+
+def test_a_weight_of_the_logits_scales_what_is_added_to_the_prior() -> None:
+    logits_BC, shown_BC, _, prior_BC = tensors()
+    score_BC = combined_scores(logits_BC, shown_BC, prior_BC, 0.2)
+    want = combine(logits_BC.detach().numpy(), prior_BC.numpy(), shown_BC.numpy(), 0.2)
+    np.testing.assert_allclose(score_BC.detach().numpy(), want)
 
 
 @pytest.mark.parametrize("prior", [False, True])

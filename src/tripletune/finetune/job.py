@@ -36,7 +36,7 @@ class TrainingJob(BaseModel):
     """Parquet with the examples to evaluate on; None when there are none."""
     select: Path | None = None
     """Parquet with the examples that set the weight of the model's scores next to the retriever's; None: that of the
-    training, which is 1 with ``finetune.residual``."""
+    training, ``finetune.residual_weight``."""
     prior: tuple[float, ...] = ()
     """``residual.calibrate_prior`` of the training examples, where the loss is taken over labels."""
     films: Path | None = None

@@ -8,13 +8,13 @@ from torch import Tensor
 from torch.nn import functional
 
 
-def combined_scores(logits_BC: Tensor, shown_BC: Tensor, prior_BC: Tensor | None) -> Tensor:
-    """``tripletune.residual.combine`` with weight 1, or the logits alone where there is no prior; shape (B, C)."""
+def combined_scores(logits_BC: Tensor, shown_BC: Tensor, prior_BC: Tensor | None, weight: float = 1.0) -> Tensor:
+    """``tripletune.residual.combine``, or the logits alone where there is no prior; shape (B, C)."""
     score_BC = logits_BC
     if prior_BC is not None:
         kept_BC = logits_BC.masked_fill(~shown_BC, 0.0)
         mean_B1 = kept_BC.sum(dim=1, keepdim=True) / shown_BC.sum(dim=1, keepdim=True)
-        score_BC = logits_BC - mean_B1 + prior_BC
+        score_BC = weight * (logits_BC - mean_B1) + prior_BC
     return score_BC.masked_fill(~shown_BC, -torch.inf)
 
 

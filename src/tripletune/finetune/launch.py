@@ -167,7 +167,7 @@ def _residual(job: TrainingJob, facts: Facts) -> Residual | None:
     """How the retriever's scores are added to the model's: with the weight found on valid examples, or where no valid
     example selects one, as in the training, whose loss is over the plain sum."""
     trained_as_sum = job.settings.scores_labels and job.settings.residual
-    weight = facts.get("weight", 1.0 if trained_as_sum else None)
+    weight = facts.get("weight", job.settings.residual_weight if trained_as_sum else None)
     return None if weight is None else Residual(prior=job.prior, weight=weight)
 
 

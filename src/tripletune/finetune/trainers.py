@@ -70,7 +70,8 @@ class LabelTrainer(ChatTrainer):
 
     Args:
         objective: key of ``LOSSES``.
-        residual: whether the loss is taken over the sum with the retriever's prior.
+        residual: weight of the labels' logits in the sum with the retriever's prior that the loss is taken over; None:
+            it is taken over the logits alone.
         curriculum: the training set holds each example as text alone and then, in the same order, with behaviour
             tokens, which come in up to this share of the training; None: it holds each example once.
         arguments, named: of SFTTrainer; the datasets are of ``examples.label_examples``.
@@ -83,7 +84,7 @@ class LabelTrainer(ChatTrainer):
     loss_is_scaled_for_ga = True
 
     def __init__(
-        self, *arguments: Any, objective: str, residual: bool, curriculum: float | None = None, **named: Any
+        self, *arguments: Any, objective: str, residual: float | None, curriculum: float | None = None, **named: Any
     ) -> None:
         self._loss: Callable[[Tensor, Tensor], Tensor] = LOSSES[objective]
         self._residual, self._curriculum = residual, curriculum
@@ -126,7 +127,9 @@ class LabelTrainer(ChatTrainer):
         return torch.stack([values_B.double() for values_B in measured], dim=1)
 
     def _scores(self, logits_BC: Tensor, inputs: dict[str, Tensor]) -> Tensor:
-        return combined_scores(logits_BC, inputs["shown"], inputs["prior"] if self._residual else None)
+        if self._residual is None:
+            return combined_scores(logits_BC, inputs["shown"], None)
+        return combined_scores(logits_BC, inputs["shown"], inputs["prior"], self._residual)
 
 
 def _wide(values: Tensor, width: int) -> Floats:

@@ -198,7 +198,7 @@ def _trainer(
         **named,
         data_collator=collate,
         objective=job.settings.objective,
-        residual=job.settings.residual,
+        residual=job.settings.residual_weight if job.settings.residual else None,
         curriculum=job.settings.curriculum if films else None,
     )
 
