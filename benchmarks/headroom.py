@@ -1,11 +1,12 @@
 """How much is left for a re-ranker: what a conditional logit adds to the retriever's order from a prompt's evidence.
 
-    python benchmarks/headroom.py --name ml-100k --shards GENERATE --films sequence=SEQUENCE    # headroom.md
+    python benchmarks/headroom.py --name ml-100k --shards GENERATE --films sequence=SEQUENCE --split SPLIT
 
-GENERATE and SEQUENCE are folders of finished stages. A candidate's score is the retriever's calibrated log-score times
-a factor, plus a weighted sum of what the prompt shows of it: its place by LightGCN, whether similar users liked it, its
-facts; and its cosines with the liked films' vectors, which behaviour tokens carry. The weights are fitted to the
-training examples (a convex problem), and read on valid and test. A language model that reads the same should reach as
+GENERATE, SEQUENCE and SPLIT are folders of finished stages. A candidate's score is the retriever's calibrated log-score
+times a factor, plus a weighted sum of what the prompt shows of it: its place by LightGCN, whether similar users liked
+it, its facts; its cosines with the liked films' vectors, which behaviour tokens carry; and, with SPLIT, the sequence
+model's own score, which a token with the user's vector would bring. The weights are fitted to the training examples (a
+convex problem), and read on valid and test. A language model that reads the same should reach as
 much; where the gain lies within its interval, so many users can't tell whether it did. The detectable gain is the one
 that 80 of 100 such samples of users would show at the 5 % level.
 """
@@ -21,14 +22,21 @@ from typing import Annotated, Any
 import numpy as np
 import numpy.typing as npt
 import polars as pl
+import torch
 import typer
 from scipy.optimize import minimize
 from scipy.special import log_softmax
 
 from tripletune.behaviour.space import FilmVectors, read_vectors
 from tripletune.evaluate.significance import mean_interval
+from tripletune.models.sequence.serve import SequenceFit, load_sequence
+from tripletune.models.serving.catalogue import Likes, RatingEvents
+from tripletune.models.serving.retriever import Histories
+from tripletune.models.serving.topk import Ragged
 from tripletune.residual import calibrate_prior
-from tripletune.schemas.query import FIT_OF
+from tripletune.retrieve.histories import find_seen, read_rows
+from tripletune.schemas.query import FIT_OF, QUERY_KEY
+from tripletune.store.shards import split_files
 
 Floats = npt.NDArray[np.float64]
 REPORT = Path(__file__).with_name("headroom.md")
@@ -38,6 +46,7 @@ GROUPS = {
     "similar users": ("similar",),
     "facts": ("facts",),
     "film vectors": ("nearest", "mean", "newest"),
+    "user vector": ("own",),
 }
 """What is added, one at a time and then all: features of a candidate."""
 FEATURES = tuple(name for names in GROUPS.values() for name in names)
@@ -82,24 +91,53 @@ class Examples:
 def read_shards(folder: Path, purpose: str) -> pl.DataFrame:
     """What is read of the examples; all have the same number of candidates."""
     films = ("candidates", "retrieved", "ranking", "similar", "liked", "answers")
-    frame = pl.read_parquet(sorted((folder / purpose).glob("shard-*.parquet")), columns=["user_id", "triples", *films])
+    columns = [*QUERY_KEY, "triples", *films]
+    frame = pl.read_parquet(sorted((folder / purpose).glob("shard-*.parquet")), columns=columns)
     return frame.with_columns(hit=pl.col("candidates").list.set_intersection("answers").list.len() > 0)
 
 
-def measure(frame: pl.DataFrame, vectors: FilmVectors, prior: Floats) -> Examples:
-    """Features of the examples with a hit."""
+def own_scores(frame: pl.DataFrame, split: Path, model: SequenceFit) -> list[dict[int, float]]:
+    """The sequence model's score of each candidate, by example."""
+    queries = frame.select(*QUERY_KEY).sort(QUERY_KEY)
+    rows = read_rows(list(split_files(split).values())).filter(pl.col("user_id").is_in(queries["user_id"].implode()))
+    numbered = queries.with_row_index("number")
+    seen = find_seen(rows.collect(), queries).join(numbered, on=QUERY_KEY, maintain_order="left")
+    seen = seen.sort("number", maintain_order=True)
+    of_events = ("number", "movie_id", "timestamp")
+    user_E, movie_E, time_E = (seen[name].to_numpy().astype(np.int64) for name in of_events)
+    events = RatingEvents(user_E, movie_E, seen["rating"].to_numpy(), time_E, seen["like"].to_numpy())
+    nothing = Likes(*(np.zeros(0, dtype=np.int64),) * 3)
+    unmasked = Ragged.from_pairs(nothing.user_E, nothing.movie_E, len(queries))
+    unused_UD = torch.zeros(len(queries), 0)
+    users_UD = model.users(Histories(likes=nothing, events=events, seen=unmasked, lightgcn_UD=unused_UD))
+    number = {key: row for row, key in enumerate(queries.iter_rows())}
+    found = []
+    for *key, shown in frame.select(*QUERY_KEY, "candidates").iter_rows():
+        column_C = torch.from_numpy(model.catalogue.columns(np.array(shown)))
+        score_C = model.movie_vectors_MD[column_C] @ users_UD[number[tuple(key)]] + model.model.bias_M[column_C]
+        found.append(dict(zip(shown, score_C.tolist(), strict=True)))
+    return found
+
+
+def measure(
+    frame: pl.DataFrame, vectors: FilmVectors, prior: Floats, own: list[dict[int, float]] | None = None
+) -> Examples:
+    """Features of the examples with a hit; without ``own`` that one is 0."""
+    frame = frame.with_columns(own=pl.Series(range(len(frame)), dtype=pl.Int32))
     row_of = {film: row for row, film in enumerate(vectors.movie_ids_M.tolist())}
     vectors_MD = vectors.vectors_MD.numpy()
     rows = list(frame.filter("hit").iter_rows(named=True))
     return Examples(
         prior_EC=np.array([[prior[row["retrieved"].index(film)] for film in row["candidates"]] for row in rows]),
-        feature_ECF=np.stack([_features(row, row_of, vectors_MD) for row in rows]),
+        feature_ECF=np.stack([_features(row, row_of, vectors_MD, own[row["own"]] if own else {}) for row in rows]),
         target_EC=np.array([_targets(row) for row in rows]),
         num_users=frame["user_id"].n_unique(),
     )
 
 
-def _features(row: dict[str, Any], row_of: dict[int, int], vectors_MD: npt.NDArray[np.float32]) -> Floats:
+def _features(
+    row: dict[str, Any], row_of: dict[int, int], vectors_MD: npt.NDArray[np.float32], own: dict[int, float]
+) -> Floats:
     shown, place = row["candidates"], {film: number for number, film in enumerate(row["ranking"])}
     facts = [sum(fact["movie_id"] == film for fact in row["triples"]) for film in shown]
     liked = [row_of[film] for film in row["liked"] if film in row_of]
@@ -119,6 +157,7 @@ def _features(row: dict[str, Any], row_of: dict[int, int], vectors_MD: npt.NDArr
         "nearest": cosine.max(axis=1),
         "mean": cosine.mean(axis=1),
         "newest": cosine[:, 0],
+        "own": [own.get(film, 0.0) for film in shown],
     }
     return np.stack([np.asarray(columns[name], dtype=np.float64) for name in FEATURES], axis=1)
 
@@ -169,7 +208,9 @@ def report(name: str, parts: dict[str, Examples], command: str) -> str:
     columns = ("added to the retriever's log-score", *PURPOSES, "gain in ndcg_at_10, valid", "test", "detectable, test")
     lines += [f"| {' | '.join(columns)} |"]
     lines += ["|---|--:|--:|--:|---|---|--:|"]
-    settings = {"nothing": (), "a factor": (), **GROUPS, "all": FEATURES}
+    varies_F = parts["train"].feature_ECF.any(axis=(0, 1))
+    groups = {name: used for name, used in GROUPS.items() if varies_F[[FEATURES.index(one) for one in used]].any()}
+    settings = {"nothing": (), "a factor": (), **groups, "all": FEATURES}
     for added, used in settings.items():
         weights_F, factor = (np.zeros(len(FEATURES)), 1.0) if added == "nothing" else fit(parts["train"], used)
         losses = [f"{part.loss(weights_F, factor):.4f}" for part in parts.values()]
@@ -199,6 +240,7 @@ def main(
     name: Annotated[str, typer.Option(help="Of the data, in the page.")],
     shards: Annotated[Path, typer.Option(help="Folder of a finished stage generate.")],
     films: Annotated[str, typer.Option(help="SOURCE=FOLDER of the stage whose film vectors are compared.")],
+    split: Annotated[Path | None, typer.Option(help="Folder of a finished stage split; FOLDER is sequence's.")] = None,
     out: Annotated[Path, typer.Option(help="Markdown page; its section of this name is replaced.")] = REPORT,
 ) -> None:
     """Fit, read and write the section."""
@@ -211,8 +253,13 @@ def main(
     ]
     prior = np.asarray(calibrate_prior(places, len(hits["candidates"][0])))
     vectors = {fit_name: read_vectors(Path(folder), source, fit_name) for fit_name in ("a", "b")}
-    parts = {purpose: measure(frame, vectors[FIT_OF[purpose]], prior) for purpose, frame in frames.items()}
+    models = load_sequence(Path(folder), SEED) if split else {}
+    parts = {}
+    for purpose, frame in frames.items():
+        own = own_scores(frame, split, models[FIT_OF[purpose]]) if split else None
+        parts[purpose] = measure(frame, vectors[FIT_OF[purpose]], prior, own)
     command = f"python benchmarks/headroom.py --name {shlex.quote(name)} --shards GENERATE --films {source}=FOLDER"
+    command += " --split SPLIT" if split else ""
     section = report(name, standardise(parts), command)
     kept = out.read_text(encoding="utf-8").split("\n## ")[1:] if out.exists() else []
     sections = {text.split("\n", 1)[0]: f"## {text}" for text in kept} | {name: section}

@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from tests.benchmark_scripts import benchmark_script
 from tests.graph_cases import FIRST_MOVIE, plant_split
 from tests.sequence_cases import ROWS, given, settings, some_content, streams_of, trainer_of
 from tripletune.errors import InputError
@@ -20,6 +21,10 @@ from tripletune.models.sequence.fit import SequenceTrainer, find_targets, model_
 from tripletune.models.sequence.serve import load_sequence
 from tripletune.models.training.interactions import Interactions, Likes
 from tripletune.models.training.loop import judge
+from tripletune.schemas.query import PURPOSES
+
+with benchmark_script("headroom") as headroom:
+    pass
 
 
 def test_levels_are_the_ratings_there_are_and_a_rating_gets_the_nearest():
@@ -102,6 +107,23 @@ def test_what_retrieval_reads_scores_like_what_was_trained(trained):
     got_UM = fit.users(given(before, len(asked))) @ fit.movie_vectors_MD.T + fit.model.bias_M
     column_M = fit.catalogue.columns(interactions.movie_ids_M)
     torch.testing.assert_close(got_UM[:, torch.from_numpy(column_M)], want_UM, rtol=1e-5, atol=1e-5)
+
+
+def test_the_benchmark_of_headroom_scores_candidates_by_the_rows_before_the_cutoff(trained):
+    split, out = trained
+    fit = load_sequence(out, seed=5, fits=("b",))["b"]
+    parts = pl.read_parquet(split / "shard=*" / "part.parquet", hive_partitioning=False).sort("user_id", "position")
+    asked = parts.filter(pl.col("label") == "valid").head(3).reverse().select("user_id", cutoff="position")
+    queries = asked.with_columns(purpose=pl.lit("valid", dtype=PURPOSES))
+    shown = fit.catalogue.ids_M[:6].tolist()
+    found = headroom.own_scores(queries.with_columns(candidates=pl.lit(shown)), split, fit)
+    for (user, cutoff), own in zip(asked.iter_rows(), found, strict=True):
+        rows = parts.filter(pl.col("user_id") == user, pl.col("position") < cutoff)
+        before = [
+            (0, movie, rating, time, label != "other") for _, movie, rating, time, _, label, _ in rows.iter_rows()
+        ]
+        want_M = fit.users(given(before, 1))[0] @ fit.movie_vectors_MD.T + fit.model.bias_M
+        assert list(own.values()) == pytest.approx(want_M[fit.catalogue.columns(np.array(shown))].tolist(), abs=1e-5)
 
 
 def test_films_that_the_fit_does_not_know_are_passed_over(trained):

@@ -57,6 +57,8 @@ def example(user: int, purpose: str) -> dict[str, object]:
     shown, liked = films[:SHOWN], films[SHOWN : SHOWN + user % 4]
     return {
         "user_id": user,
+        "purpose": purpose,
+        "cutoff": 9,
         "candidates": sorted(shown),
         "retrieved": shown,
         "ranking": shown[::-1][:3],
@@ -81,4 +83,5 @@ def test_the_page_has_a_section_by_name_that_is_replaced(tmp_path):
     text = page.read_text()
     assert [line for line in text.splitlines() if line.startswith("## ")] == ["## one", "## two"]
     assert text.count("| all |") == text.count("| nothing |") == 2
+    assert "user vector" not in text
     assert "train 24, valid 24, test 24; 30 test users" in text
