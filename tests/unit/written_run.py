@@ -271,6 +271,7 @@ def _write_rank(run: Run, held_out: list[dict[str, Any]], rng: np.random.Generat
                 {
                     "user_id": row["user_id"],
                     "purpose": row["purpose"],
+                    "cutoff": row["cutoff"],
                     "system": system,
                     "constrained": constrained,
                     "answers": films,

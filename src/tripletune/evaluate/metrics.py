@@ -1,4 +1,4 @@
-"""Ranking metrics of lists of film ids against the held-out films, one value per user.
+"""Ranking metrics of lists of film ids against the held-out films, one value per query, and the mean of a user's.
 
 Ranked lists are what retrieval and the language model write, so the metrics read lists, not score matrices: a held-out
 film that a list does not hold counts 0, whether the list is short, or a retriever never found the film.
@@ -81,6 +81,24 @@ def score_lists(lists: pl.Series, relevant: pl.Series, cutoffs: Sequence[int]) -
     hit_UK, num_relevant_U = _hits(lists, relevant, max(cutoffs))
     columns = [metric(hit_UK[:, :k], num_relevant_U) for k in cutoffs for metric in METRICS.values()]
     return pl.DataFrame(dict(zip(metric_names(cutoffs), columns, strict=True)))
+
+
+def mean_over_cutoffs(values: pl.DataFrame, key: Sequence[str]) -> pl.DataFrame:
+    """A user's value: the mean over the user's held-out cutoffs, so that whatever is done with it is clustered by user.
+
+    Cutoffs of one user are not independent: an interval over queries would be too narrow.
+
+    Args:
+        values: one row per query: ``key`` and columns of numbers.
+        key: columns that a user's rows share, ``user_id`` among them.
+
+    Returns:
+        The same columns, Float64 beside the key, in the order of each key's first row.
+    """
+    names = [name for name in values.columns if name not in key]
+    # a list's mean adds in the order of the rows, on any number of threads; of one row it is the value itself
+    listed = values.group_by(key, maintain_order=True).agg(pl.col(names).cast(pl.Float64))
+    return listed.with_columns(pl.col(names).list.mean())
 
 
 def _hits(lists: pl.Series, relevant: pl.Series, k: int) -> tuple[BoolArray, IntArray]:
