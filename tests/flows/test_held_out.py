@@ -54,12 +54,14 @@ def test_every_user_has_an_example_for_each_held_out_like_and_nothing_leaks(run:
         frame = examples(run, purpose)
         assert frame.group_by("user_id").len()["len"].unique().to_list() == [NUM_CUTOFFS]
         assert frame["answers"].list.len().unique().to_list() == [1]
-    audited = run.call("audit", run.record.name)
+    audited = run.call("audit")
     assert audited.returncode == 0, audited.stdout + audited.stderr
     asked = examples(run, "test").sort("user_id", "cutoff").row(1, named=True)
     told = ("--user", str(asked["user_id"]), "--purpose", "test", "--cutoff", str(asked["cutoff"]))
-    shown = run.call("prompt", *told, "--config", str(run.config))
+    shown = run.call("prompt", *told)
     assert f"held-out likes: {asked['answers'][0]}" in shown.stdout.replace("\n", " "), shown.stdout + shown.stderr
+    served = run.call("recommend", "--user", str(asked["user_id"]))
+    assert served.returncode == 0, served.stderr[-3000:]
 
 
 def test_queries_are_ranked_and_users_are_measured_and_compared(run: MicroRun) -> None:

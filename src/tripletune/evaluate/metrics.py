@@ -8,7 +8,7 @@ metrics.json, tables, report and MLflow show what evaluate measured.
 """
 
 # Shape letters in this file:
-#   U users (one list each), K first positions of a list
+#   U queries (one list each), K first positions of a list
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]
 
 Metric = Callable[[BoolArray, IntArray], FloatArray]
-"""From ``hit_UK`` (is the film at this place of the list relevant?) and ``num_relevant_U`` to a float64 per user, shape
-(U,); NaN for a user with nothing relevant, so that a plain mean shows the mistake."""
+"""From ``hit_UK`` (is the film at this place of the list relevant?) and ``num_relevant_U`` to a float64 per query,
+shape (U,); NaN for one with nothing relevant, so that a plain mean shows the mistake."""
 
 
 def hit_rate(hit_UK: BoolArray, num_relevant_U: IntArray) -> FloatArray:
-    """1 for a user with a relevant film among the first K of the list, else 0."""
+    """1 for a query with a relevant film among the first K of the list, else 0."""
     return np.where(num_relevant_U > 0, hit_UK.any(axis=1).astype(np.float64), np.nan)
 
 
@@ -67,7 +67,7 @@ def score_lists(lists: pl.Series, relevant: pl.Series, cutoffs: Sequence[int]) -
 
     Args:
         lists: List of film ids, best first, without duplicates; may be shorter than a cut-off.
-        relevant: held-out films of the same users, in the same order: one film id each, or a List of them.
+        relevant: held-out films of the same queries, in the same order: one film id each, or a List of them.
         cutoffs: numbers of places that count, each at least 1.
 
     Returns:
