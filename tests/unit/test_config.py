@@ -31,7 +31,7 @@ def write(tmp_path: Path, text: str) -> Path:
             'dataset = "x"\n[split]\nprotocol = "ratio"\nheld_out = 3\n',
             r"\[split\] held_out = 3 needs protocol = 'leave_one_out' or 'global_time', not 'ratio'",
         ),
-        ('dataset = "x"\n[split]\nheld_out = 0\n', "split.held_out = 0: input should be greater than 0"),
+        ('dataset = "x"\n[split]\nheld_out = 0\n', "split.held_out = 0: input should be greater than or equal to 1"),
         ('dataset = "../x"\n', "dataset = '../x'"),
         ('dataset = "x"\n[finetune]\nmodel = "a/b"\n', "revision must pin a commit of a/b"),
         ('dataset = "x"\n[finetune]\ntargets = "rating"\n', "targets = 'rating' needs an objective over labels; set"),
