@@ -232,8 +232,8 @@ def test_a_query_that_one_system_did_not_rank_counts_for_none(damaged: Run, tmp_
         lambda rows: [row for row in rows if not (row["system"] == "untuned" and row["cutoff"] == last)],
     )
     facts = evaluate(damaged, tmp_path / "out")
-    queries = {query: value for query, value in ranked(damaged, "tuned").items() if query[1] != last}
-    assert facts["tuned_ndcg_at_3"] == pytest.approx(mean(of_users(queries)), abs=1e-12)
+    queries = {query: value for query, value in ranked(damaged, "retriever").items() if query[1] != last}
+    assert facts["retriever_ndcg_at_3"] == pytest.approx(mean(of_users(queries)), abs=1e-12)
     assert facts["rerank_viewers"] == 24
 
 
