@@ -15,7 +15,7 @@ that 80 of 100 such samples of users would show at the 5 % level.
 from __future__ import annotations
 
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -39,6 +39,7 @@ from tripletune.schemas.query import FIT_OF, QUERY_KEY
 from tripletune.store.shards import split_files
 
 Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
 REPORT = Path(__file__).with_name("headroom.md")
 PURPOSES = ("train", "valid", "test")
 GROUPS = {
@@ -64,8 +65,14 @@ class Examples:
     prior_EC: Floats
     feature_ECF: Floats
     target_EC: Floats
-    num_users: int
-    """Each has one example in valid and test; without a hit nothing that a re-ranker does changes it."""
+    user_E: Ints
+    """Each example's user, from 0."""
+    count_U: Ints
+    """Examples of each user; without a hit nothing that a re-ranker does changes one."""
+
+    @property
+    def num_users(self) -> int:
+        return len(self.count_U)
 
     def loss(self, weights_F: Floats, factor: float) -> float:
         """Mean cross-entropy in nats."""
@@ -77,9 +84,10 @@ class Examples:
         return scores_EC
 
     def gain(self, weights_F: Floats, factor: float) -> Floats:
-        """Difference of ndcg_at_10 to the retriever's order, of every user (U,)."""
+        """Difference of ndcg_at_10 to the retriever's order, mean over the examples of every user (U,)."""
         before_E, after_E = (self._ndcg(one) for one in (self.prior_EC, self.scores(weights_F, factor)))
-        return np.concatenate([after_E - before_E, np.zeros(self.num_users - len(after_E))])
+        gain_U: Floats = np.bincount(self.user_E, after_E - before_E, self.num_users) / self.count_U
+        return gain_U
 
     def _ndcg(self, scores_EC: Floats) -> Floats:
         order_EC = np.argsort(-scores_EC, axis=1, kind="stable")[:, :CUTOFF]
@@ -126,12 +134,17 @@ def measure(
     frame = frame.with_columns(own=pl.Series(range(len(frame)), dtype=pl.Int32))
     row_of = {film: row for row, film in enumerate(vectors.movie_ids_M.tolist())}
     vectors_MD = vectors.vectors_MD.numpy()
-    rows = list(frame.filter("hit").iter_rows(named=True))
+    hits = frame.filter("hit")
+    rows = list(hits.iter_rows(named=True))
+    users = pl.concat([hits["user_id"], frame["user_id"]]).unique(maintain_order=True)
+    row_of_user = {user: row for row, user in enumerate(users.to_list())}
+    user_E, of_all_E = ([row_of_user[user] for user in part["user_id"].to_list()] for part in (hits, frame))
     return Examples(
         prior_EC=np.array([[prior[row["retrieved"].index(film)] for film in row["candidates"]] for row in rows]),
         feature_ECF=np.stack([_features(row, row_of, vectors_MD, own[row["own"]] if own else {}) for row in rows]),
         target_EC=np.array([_targets(row) for row in rows]),
-        num_users=frame["user_id"].n_unique(),
+        user_E=np.array(user_E),
+        count_U=np.bincount(of_all_E),
     )
 
 
@@ -190,10 +203,7 @@ def standardise(parts: dict[str, Examples]) -> dict[str, Examples]:
     """Features by mean and standard deviation of the training's."""
     train_F = parts["train"].feature_ECF.reshape(-1, len(FEATURES))
     mean_F, deviation_F = train_F.mean(axis=0), train_F.std(axis=0) + 1e-12
-    return {
-        name: Examples(part.prior_EC, (part.feature_ECF - mean_F) / deviation_F, part.target_EC, part.num_users)
-        for name, part in parts.items()
-    }
+    return {name: replace(part, feature_ECF=(part.feature_ECF - mean_F) / deviation_F) for name, part in parts.items()}
 
 
 def report(name: str, parts: dict[str, Examples], command: str) -> str:

@@ -27,6 +27,11 @@ def write(tmp_path: Path, text: str) -> Path:
         ("seed = 1\n", "'dataset' is missing"),
         ('dataset = "x"\n[lightgcn]\nlayers = 9\n', "lightgcn.layers = 9: input should be less than or equal to 4"),
         ('dataset = "x"\n[split]\nlike = 1.0\n', r"\[split\] dislike = 3.0 must not exceed like = 1.0"),
+        (
+            'dataset = "x"\n[split]\nprotocol = "ratio"\nheld_out = 3\n',
+            r"\[split\] held_out = 3 needs protocol = 'leave_one_out' or 'global_time', not 'ratio'",
+        ),
+        ('dataset = "x"\n[split]\nheld_out = 0\n', "split.held_out = 0: input should be greater than or equal to 1"),
         ('dataset = "../x"\n', "dataset = '../x'"),
         ('dataset = "x"\n[finetune]\nmodel = "a/b"\n', "revision must pin a commit of a/b"),
         ('dataset = "x"\n[finetune]\ntargets = "rating"\n', "targets = 'rating' needs an objective over labels; set"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,9 @@ def drawn(seed: int, number: int, slope: float) -> Any:
     score_EC = prior_EC + slope * feature_ECF[:, :, 0]
     chances_EC = np.exp(score_EC) / np.exp(score_EC).sum(axis=1, keepdims=True)
     answer_E = [random.choice(SHOWN, p=chances_C) for chances_C in chances_EC]
-    return headroom.Examples(prior_EC, feature_ECF, np.eye(SHOWN)[answer_E], 2 * number)
+    return headroom.Examples(
+        prior_EC, feature_ECF, np.eye(SHOWN)[answer_E], np.arange(number), np.ones(2 * number, int)
+    )
 
 
 def test_the_fit_finds_the_weights_that_made_the_answers():
@@ -49,6 +52,16 @@ def test_its_ndcg_is_that_of_the_product():
     answers = [[int(row.argmax())] for row in examples.target_EC]
     wanted = score_lists(pl.Series(order), pl.Series(answers), [headroom.CUTOFF])["ndcg_at_10"].to_numpy()
     np.testing.assert_allclose(examples._ndcg(examples.prior_EC), wanted, rtol=1e-6)
+
+
+def test_a_users_gain_is_the_mean_over_all_its_examples():
+    examples = drawn(4, 3, 0.7)
+    weights = np.array([0.7, *[0.0] * (len(headroom.FEATURES) - 1)])
+    first, second, third = examples.gain(weights, 1.0)[:3]
+    assert first or second
+    # the first two are of one user, who has a third example without a hit
+    several = replace(examples, user_E=np.array([0, 0, 1]), count_U=np.array([3, 1, 2]))
+    np.testing.assert_allclose(several.gain(weights, 1.0), [(first + second) / 3, third, 0.0], rtol=1e-12)
 
 
 def example(user: int, purpose: str) -> dict[str, object]:

@@ -10,7 +10,7 @@ from typing import Any
 import polars as pl
 import pytest
 from scipy import stats
-from written_run import NUM_RATED, Run, label, rewrite, write_run
+from written_run import NUM_RATED, Run, rewrite, write_run
 
 from tripletune.quality.figures import figures_of, headline, positions
 from tripletune.quality.measures import Measures, film_popularity, measure_shards
@@ -48,7 +48,7 @@ def likes_of(run: Run, purpose: str) -> Counter[int]:
         for user, films in run.order.items()
         if user not in (5, 17)
         for position, film in enumerate(films[:NUM_RATED])
-        if label(position) in LEARNED[purpose]
+        if run.label(position) in LEARNED[purpose]
     )
 
 

@@ -215,6 +215,7 @@ def test_what_a_section_computes_counts_by_its_value():
 @pytest.mark.parametrize(
     ("changed", "stages"),
     [
+        ({"split": {"held_out": 2}}, "split " + TRAINED),
         ({"retrieve": {"num_candidates": 30}}, RETRIEVE),
         ({"retrieve": {"ease_lambda": 9.0}}, "ease " + RETRIEVE),
         ({"retrieve": {"ease_max_films": 30}}, "ease " + RETRIEVE),

@@ -21,7 +21,8 @@ NUM_VIEWERS, NUM_FILMS, NUM_RATED = 24, 60, 14
 UNSEEN = (5, 17)
 CUTOFF = {"train": 10, "valid": 12, "test": 13}
 DISLIKED = (1, 4)
-"""Positions that hold a dislike; positions 10 and 11 are target, 12 valid, 13 test, the others graph."""
+"""Positions that hold a dislike; positions 10 and 11 are target, 12 valid, 13 test, the others graph. With ``held_out``
+likes the first that many from 12 on are valid, and as many after these test."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,24 @@ class Run:
     root: Path
     order: dict[int, list[int]]
     """By user all films: the rated ones in order of time, then the rest."""
+    held_out: int = 1
+    """Valid likes of each user, and test likes."""
+
+    @property
+    def num_rated(self) -> int:
+        return NUM_RATED - 2 + 2 * self.held_out
+
+    def cutoffs(self, purpose: str) -> range:
+        first = {"train": 10, "valid": 12, "test": 12 + self.held_out}[purpose]
+        return range(first, first + (1 if purpose == "train" else self.held_out))
+
+    def label(self, position: int) -> str:
+        if position in DISLIKED:
+            return "other"
+        for purpose, name in (("test", "test"), ("valid", "valid"), ("train", "target")):
+            if position >= self.cutoffs(purpose)[0]:
+                return name
+        return "graph"
 
     @property
     def specialists(self) -> dict[str, Path]:
@@ -44,19 +63,20 @@ def title(film: int) -> str:
     return f"Film {film} ({1950 + film})"
 
 
-def label(position: int) -> str:
-    if position in DISLIKED:
-        return "other"
-    return {10: "target", 11: "target", 12: "valid", 13: "test"}.get(position, "graph")
-
-
-def write_run(root: Path, *, num_viewers: int = NUM_VIEWERS, unseen: tuple[int, ...] = UNSEEN) -> Run:
+def write_run(
+    root: Path, *, num_viewers: int = NUM_VIEWERS, unseen: tuple[int, ...] = UNSEEN, held_out: int = 1
+) -> Run:
     rng = np.random.default_rng(7)
     order = {user: (rng.permutation(NUM_FILMS) + 1).tolist() for user in range(1, num_viewers + 1)}
-    run = Run(root, order)
+    run = Run(root, order, held_out)
     _write_split(run, unseen)
     _write_fits(run, unseen)
-    examples = [example(run, user, purpose, unseen) for user in order for purpose in CUTOFF]
+    examples = [
+        example(run, user, purpose, cutoff, unseen)
+        for user in order
+        for purpose in CUTOFF
+        for cutoff in run.cutoffs(purpose)
+    ]
     for purpose in CUTOFF:
         rows = [row for row in examples if row["purpose"] == purpose and not (purpose == "train" and row["unseen"])]
         for shard in (0, 1):
@@ -96,11 +116,11 @@ def _write_split(run: Run, unseen: tuple[int, ...]) -> None:
             "rating": 1.5 if position in DISLIKED else 4.5,
             "timestamp": 1000 + position,
             "position": position,
-            "label": label(position),
+            "label": run.label(position),
             "unseen": user in unseen,
         }
         for user, films in run.order.items()
-        for position, film in enumerate(films[:NUM_RATED])
+        for position, film in enumerate(films[: run.num_rated])
     ]
     for shard in (0, 1):
         write(run.split / f"shard=00{shard}" / "part.parquet", [r for r in rows if r["user_id"] % 2 == shard], SPLIT)
@@ -112,8 +132,8 @@ def _write_fits(run: Run, unseen: tuple[int, ...]) -> None:
         {"user_id": user, "movie_id": film, "fit": fit}
         for fit, labels in allowed.items()
         for user, films in run.order.items()
-        for position, film in enumerate(films[:NUM_RATED])
-        if user not in unseen and label(position) in labels
+        for position, film in enumerate(films[: run.num_rated])
+        if user not in unseen and run.label(position) in labels
     ]
     curve = [
         {
@@ -142,17 +162,17 @@ def _write_fits(run: Run, unseen: tuple[int, ...]) -> None:
     write(run.rgat / "attention.parquet", attention, ATTENTION)
 
 
-def example(run: Run, user: int, purpose: str, unseen: tuple[int, ...]) -> dict[str, Any]:
-    films, cutoff = run.order[user], CUTOFF[purpose]
+def example(run: Run, user: int, purpose: str, cutoff: int, unseen: tuple[int, ...]) -> dict[str, Any]:
+    films = run.order[user]
     likes = [film for position, film in enumerate(films[:cutoff]) if position not in DISLIKED]
-    later = {"train": films[10:12], "valid": films[12:13], "test": films[13:14]}[purpose]
+    later = films[10:12] if purpose == "train" else [films[cutoff]]
     # every third user's held-out film is not among the candidates
     found = later if purpose == "train" or user % 3 else []
     candidates = [*films[20 : 40 - len(found)], *found]
     candidates = candidates[user % 7 :] + candidates[: user % 7]
     retrieved = sorted(candidates)
     row: dict[str, Any] = {
-        "example_id": f"{user}:train:{cutoff}" if purpose == "train" else f"{user}:{purpose}",
+        "example_id": f"{user}:{purpose}" + (f":{cutoff}" if purpose == "train" or run.held_out > 1 else ""),
         "user_id": user,
         "purpose": purpose,
         "unseen": user in unseen,
@@ -200,10 +220,10 @@ def _liked_by_others(run: Run, user: int, unseen: tuple[int, ...]) -> list[int]:
         film
         for other, films in run.order.items()
         if other not in unseen
-        for position, film in enumerate(films[:NUM_RATED])
-        if label(position) == "graph"
+        for position, film in enumerate(films[: run.num_rated])
+        if run.label(position) == "graph"
     }
-    return sorted(liked - set(run.order[user][:NUM_RATED]))
+    return sorted(liked - set(run.order[user][: run.num_rated]))
 
 
 def _write_retrieve(run: Run, held_out: list[dict[str, Any]], rng: np.random.Generator) -> None:
@@ -271,6 +291,7 @@ def _write_rank(run: Run, held_out: list[dict[str, Any]], rng: np.random.Generat
                 {
                     "user_id": row["user_id"],
                     "purpose": row["purpose"],
+                    "cutoff": row["cutoff"],
                     "system": system,
                     "constrained": constrained,
                     "answers": films,

@@ -18,6 +18,7 @@ import numpy.typing as npt
 import polars as pl
 
 from tripletune.audit.rules import Finding
+from tripletune.schemas.generate import EXAMPLE_ID
 from tripletune.schemas.query import FIT_OF, QUERY_KEY
 from tripletune.schemas.retrieve import DAY, RECENT, RECENT_DAYS
 from tripletune.schemas.split import LIKE_LABELS, STARTS
@@ -39,7 +40,7 @@ def popularity_findings(split: Path, retrieve: Path, lightgcn: Path) -> Iterator
         lightgcn: folder of that stage: the catalogue, and the training likes, which rule 1 compares with the split.
     """
     lists = scan(retrieve / "rankings.parquet").filter(pl.col("retriever").is_in(["popularity", RECENT]))
-    queries = lists.select(QUERY_KEY).unique().collect().sort(QUERY_KEY)
+    queries = lists.select(QUERY_KEY).unique().collect().sort(QUERY_KEY).with_columns(EXAMPLE_ID)
     queries = queries.gather_every(max(1, len(queries) // SAMPLED)).head(SAMPLED)
     # unlike a join alone, the filter lets the reader skip the other columns of other users' rows
     rows = scan(list(split_files(split).values())).filter(
@@ -47,12 +48,12 @@ def popularity_findings(split: Path, retrieve: Path, lightgcn: Path) -> Iterator
     )
     rows = rows.join(queries.lazy(), on="user_id").filter(pl.col("position") < pl.col("cutoff"))
     seen = rows.group_by(QUERY_KEY).agg(rated="movie_id", newest=pl.col("timestamp").max())
-    checked = lists.join(queries.lazy(), on=QUERY_KEY, how="semi").join(seen, on=QUERY_KEY, how="left")
+    checked = lists.join(queries.lazy(), on=QUERY_KEY).join(seen, on=QUERY_KEY, how="left")
     counts = _Counts.read(split, lightgcn)
     found = []
     for row in checked.sort(*QUERY_KEY, "retriever").collect().iter_rows(named=True):
         if wrong := counts.check(row):
-            found.append((f"{row['user_id']}:{row['purpose']}", f"{row['retriever']}: {wrong}"))
+            found.append((row["example_id"], f"{row['retriever']}: {wrong}"))
     yield Finding(5, KIND, pl.DataFrame(found, {"example_id": pl.String, "detail": pl.String}, orient="row"))
 
 

@@ -12,6 +12,7 @@ import polars as pl
 
 from tripletune.audit.rules import Finding
 from tripletune.errors import InputError
+from tripletune.schemas.generate import EXAMPLE_ID
 from tripletune.schemas.hints import FILM_HINTS
 from tripletune.schemas.query import QUERY_KEY
 from tripletune.schemas.retrieve import REQUERIED, RETRIEVED
@@ -45,12 +46,17 @@ def requeried_findings(retrieve: Path, told: Collection[str]) -> Iterator[Findin
     lists = [*QUERY_KEY, "retriever"]
     both = requeried.join(_written(retrieve, requeried), on=lists, how="left", maintain_order="left")
     moved = both.filter(pl.col("top").ne_missing(pl.col("written")))
+    mine = pl.col("user_id").is_in(requeried["user_id"].unique().implode())
+    ranked = scan(retrieve / "rankings.parquet").filter(mine).select(QUERY_KEY).collect()
+    # all queries of a user, since its others are part of the id
+    named = pl.concat([ranked, requeried.select(QUERY_KEY)]).unique().with_columns(EXAMPLE_ID)
     for change, kind in KINDS.items():
         found = moved.filter(pl.col("change") == change)
         if change == "time" and told:
             found = found.filter(~pl.col("retriever").str.split("-").list.first().is_in([*told, *_JOINED]))
         by_query = found.group_by(QUERY_KEY, maintain_order=True).agg(detail=pl.col("retriever").str.join(", "))
-        yield Finding(5, kind, by_query.select(example_id=pl.format("{}:{}", "user_id", "purpose"), detail="detail"))
+        by_query = by_query.join(named, on=QUERY_KEY, maintain_order="left")
+        yield Finding(5, kind, by_query.select("example_id", "detail"))
     is_ranked = scan(retrieve / "rankings.parquet").select(pl.len()).collect().item() > 0
     absent = sorted(set(KINDS) - set(requeried["change"].cast(pl.String))) if is_ranked else []
     missing = pl.DataFrame({"example_id": absent}, schema={"example_id": pl.String})

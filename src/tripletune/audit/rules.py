@@ -166,7 +166,8 @@ def column_findings(
 
 def _example_findings(examples: pl.DataFrame, rows: pl.DataFrame, purpose: str) -> Iterator[Finding]:
     """Compare an example's own columns with its folder and the split."""
-    viewers = rows.group_by("user_id").agg(pl.col("unseen").max().alias("is_unseen"))
+    num_held_out = (pl.col("label") == ANSWER_LABEL[purpose]).sum()
+    viewers = rows.group_by("user_id").agg(pl.col("unseen").max().alias("is_unseen"), num_held_out=num_held_out)
     known = examples.select("example_id", "user_id", "purpose", "cutoff", "unseen", "answers").join(
         viewers, on="user_id", how="left", maintain_order="left"
     )
@@ -176,8 +177,9 @@ def _example_findings(examples: pl.DataFrame, rows: pl.DataFrame, purpose: str) 
         return Finding(rule, kind, known.filter(condition).select("example_id", detail=detail))
 
     yield found(0, "user without rows in the split", pl.col("is_unseen").is_null())
-    question = ["user_id", pl.col("purpose").cast(pl.String), *(["cutoff"] if purpose == "train" else [])]
-    named = pl.concat_str(question, separator=":")
+    has_cutoff = (pl.col("num_held_out") > 1) | (purpose == "train")
+    named = pl.concat_str(["user_id", pl.col("purpose").cast(pl.String)], separator=":")
+    named = pl.when(has_cutoff).then(pl.concat_str([named, "cutoff"], separator=":")).otherwise(named)
     yield found(0, "example id of another query", pl.col("example_id") != named)
     yield found(0, "unseen mark differs from the split", pl.col("unseen") != pl.col("is_unseen"))
     yield found(0, "example without an answer", pl.col("answers").list.len().fill_null(0) == 0)
@@ -209,20 +211,22 @@ def _rating_findings(examples: pl.DataFrame, rows: pl.DataFrame) -> Iterator[Fin
 def _order_findings(
     examples: pl.DataFrame, listed: pl.DataFrame, facts: pl.DataFrame, purpose: str
 ) -> Iterator[Finding]:
-    """Rule 2: all evidence of an example precedes its first answer, for any of the user's cutoffs."""
+    """Rule 2: all evidence of an example precedes its first answer, for any of the user's cutoffs; and the answer of a
+    valid or test example stands at the cutoff: a later one would have hidden evidence, or answer two examples."""
     held_out = facts.filter(pl.col("label") == ANSWER_LABEL[purpose]).select("user_id", cutoff="position")
     stray = examples.join(held_out, on=["user_id", "cutoff"], how="anti", maintain_order="left")
     yield Finding(
         2, "no held-out like at the cutoff", stray.select("example_id", detail=pl.format("cutoff {}", "cutoff"))
     )
-    before = pl.col("position") < pl.col("cutoff")
+    position = pl.col("position")
+    before = position < pl.col("cutoff")
     evidence, masked = pl.col("column").is_in(EVIDENCE), pl.col("column").is_in(MASKED)
     answer = pl.col("column") == "answers"
     yield Finding(2, "answer before the cutoff", _details(listed.filter(answer & before)))
+    if purpose != "train":
+        yield Finding(2, "answer after the cutoff", _details(listed.filter(answer & (position > pl.col("cutoff")))))
     yield Finding(2, "evidence that does not precede the cutoff", _details(listed.filter(evidence & ~before)))
-    yield Finding(
-        2, "evidence that the user never rated", _details(listed.filter(evidence & pl.col("position").is_null()))
-    )
+    yield Finding(2, "evidence that the user never rated", _details(listed.filter(evidence & position.is_null())))
     yield Finding(2, "shown film was rated before the cutoff", _details(listed.filter(masked & before)))
     yield from _membership_findings(listed)
 

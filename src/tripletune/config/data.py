@@ -102,6 +102,10 @@ class SplitConfig(Section):
     protocol: Literal["leave_one_out", "global_time", "ratio"] = "leave_one_out"
     """leave_one_out: each user's newest like is test; global_time: one date separates past and future for all users;
     ratio: a share of each user's likes is held out, for retrieval benchmarks only."""
+    held_out: Positive = 1
+    """Likes of a user that become valid answers, and as many test answers, each the answer of a query of its own. A
+    user's metric is the mean over these. leave_one_out: users with too few likes have no query; global_time: at most
+    this many from each period; ratio: 1."""
     tie_order: Literal["hash", "movie_id", "file"] = "hash"
     """Order of a user's ratings with the same timestamp. ``movie_id`` and ``file``, the order of the release, leak part
     of the answer to sequence models and exist only to reproduce published numbers."""
@@ -110,7 +114,7 @@ class SplitConfig(Section):
     valid_from: date | None = None
     """global_time: likes from this day (UTC) on are not used in training."""
     test_from: date | None = None
-    """global_time: a user's first like from this day (UTC) on is test."""
+    """global_time: a user's first ``held_out`` likes from this day (UTC) on are test."""
     ratio_order: Literal["random", "chronological"] = "random"
     """ratio: whether the held-out likes are drawn at random, or are the newest."""
     valid_share: Annotated[float, Field(gt=0.0, lt=0.5)] = 0.1
@@ -145,6 +149,10 @@ class SplitConfig(Section):
             self.valid_from and self.test_from and self.valid_from < self.test_from
         ):
             raise ValueError("protocol = 'global_time' needs valid_from and test_from, the first before the second")
+        if self.protocol == "ratio" and self.held_out != 1:
+            raise ValueError(
+                f"held_out = {self.held_out} needs protocol = 'leave_one_out' or 'global_time', not 'ratio'"
+            )
         if self.protocol == "ratio" and self.frozen:
             raise ValueError("frozen needs protocol = 'leave_one_out' or 'global_time', not 'ratio'")
         if self.protocol != "global_time" and (self.valid_from or self.test_from):

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import polars as pl
 
+from tripletune.schemas.query import QUERY_KEY
 from tripletune.store.parquet import scan
 from tripletune.store.paths import read_manifest
 
@@ -16,7 +17,8 @@ GROUPS = ("warm", "unseen")
 
 
 class Asked(NamedTuple):
-    """Protocol of the split, and lines of a label and a number of users for each of ``PURPOSES``."""
+    """Protocol of the split, and lines of a label and a number of users for each of ``PURPOSES``; where users have
+    several queries, the last lines count queries and say so."""
 
     protocol: str
     lines: list[tuple[str, tuple[int, ...]]]
@@ -44,10 +46,14 @@ def asked_users(split: Path, retrieve: Path) -> Asked | None:
     known = _facts(retrieve).get("left_out_known_to_fit", {})
     if any(known.get(purpose) for purpose in PURPOSES):
         lines.append(("dropped: the fit was trained on the answer", tuple(known.get(name, 0) for name in PURPOSES)))
-    ranked = scan(retrieve / "rankings.parquet").group_by("purpose", "unseen").agg(pl.col("user_id").n_unique())
-    counts = {(purpose, unseen): count for purpose, unseen, count in ranked.collect().iter_rows()}
-    for group in GROUPS:
-        lines.append((f"{group} users ranked", tuple(counts.get((name, group == "unseen"), 0) for name in PURPOSES)))
+    ranked = scan(retrieve / "rankings.parquet").select(*QUERY_KEY, "unseen").unique().collect()
+    counts = ranked.group_by("purpose", "unseen").agg(users=pl.col("user_id").n_unique(), queries=pl.len())
+    found = {(row["purpose"], row["unseen"]): row for row in counts.iter_rows(named=True)}
+    has_several = (counts["queries"] > counts["users"]).any()
+    for kind in ("users", "queries") if has_several else ("users",):
+        for group in GROUPS:
+            of_group = (found.get((name, group == "unseen"), {kind: 0}) for name in PURPOSES)
+            lines.append((f"{group} {kind} ranked", tuple(row[kind] for row in of_group)))
     return Asked(facts["protocol"], lines)
 
 

@@ -44,10 +44,10 @@ def known_films(split: Path) -> pl.Series:
 
 
 def score_by_knowledge(lists: pl.DataFrame, candidates: pl.DataFrame, known: pl.Series) -> pl.DataFrame:
-    """One line per user and row: ``user_id, unseen, is_cold, row, recall, cold_share``.
+    """One line per query and row: ``user_id, unseen, is_cold, row, recall, cold_share``.
 
     Args:
-        lists: ``user_id, unseen, row, answer, top``, of the same users in every row.
+        lists: ``user_id, unseen, row, answer, top``, of the same queries in every row.
         candidates: ``user_id, unseen, answer, candidates`` of the test examples; their row is ``CEILING_ROW``.
         known: ``known_films``.
 

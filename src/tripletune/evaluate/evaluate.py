@@ -1,8 +1,10 @@
 """The evaluate stage: metrics of retrieval and re-ranking with intervals, comparisons, and the report.
 
-Retrieval is ranked over the whole catalogue, re-ranking over the same users for every system, and a held-out film
-that retrieval missed counts 0 for all of them. Every number is a mean over users with a bootstrap interval; every
-pair of rows of a family is compared on the same users.
+Retrieval is ranked over the whole catalogue, re-ranking over the same queries for every system, and a held-out film
+that retrieval missed counts 0 for all of them. A user's value is the mean over the user's held-out cutoffs
+(``mean_over_cutoffs``), taken right after scoring: intervals and comparisons are over users, which makes them clustered
+by user. Every number is a mean over users with a bootstrap interval; every pair of rows of a family is compared on the
+same users.
 """
 
 # Shape letters in this file:
@@ -22,12 +24,12 @@ import polars as pl
 from tripletune.config import EvaluateConfig
 from tripletune.errors import InputError
 from tripletune.evaluate.cold import KNOWLEDGE_GROUPS, MEASURES, known_films, score_by_knowledge
-from tripletune.evaluate.metrics import PROMOTION_CUTOFF, VALID, score_lists
+from tripletune.evaluate.metrics import PROMOTION_CUTOFF, VALID, mean_over_cutoffs, score_lists
 from tripletune.evaluate.report import GROUPS, write_report
 from tripletune.evaluate.significance import Interval, bootstrap_means, mean_interval, summarise
 from tripletune.evaluate.tables import CEILING_ROW, ranked_systems, retrieval_rows
 from tripletune.schemas.base import conform
-from tripletune.schemas.query import PURPOSES
+from tripletune.schemas.query import PURPOSES, QUERY_KEY
 from tripletune.schemas.rank import PREDICTIONS, SYSTEMS
 from tripletune.schemas.retrieve import RANKINGS
 from tripletune.store.files import write_json
@@ -101,7 +103,7 @@ def evaluate_run(
         the groups; a ``+`` is written ``_with_``.
 
     Raises:
-        InputError: a system or retriever is missing, users were ranked twice, or a cut-off is deeper than the lists.
+        InputError: a system or retriever is missing, a query was ranked twice, or a cut-off is deeper than the lists.
     """
     held_out = _held_out(shards)
     answered = _answered(predictions, held_out)
@@ -136,11 +138,12 @@ def evaluate_run(
 
 
 def _held_out(shards: Path) -> pl.DataFrame:
-    """``user_id, purpose, unseen, answer, candidates, retrieved, is_candidate`` of every valid and test example."""
+    """``user_id, purpose, cutoff, unseen, answer, candidates, retrieved, is_candidate`` of valid and test examples."""
     parts = [
         scan(parquet_files(shards, purpose)).select(
             "user_id",
             pl.lit(purpose).cast(PURPOSES).alias("purpose"),
+            "cutoff",
             "unseen",
             "candidates",
             "retrieved",
@@ -158,23 +161,20 @@ def _answered(predictions: Path, held_out: pl.DataFrame) -> pl.DataFrame:
     frame = conform(pl.read_parquet(path), PREDICTIONS).drop("text")
     trivial = pl.col("system").is_in(["random", "retriever"])
     frame = frame.with_columns(constrained=pl.col("constrained") | trivial)
-    key = ["user_id", "purpose", "system", "constrained"]
-    if frame.select(key).is_duplicated().any():
-        raise InputError(f"{path}: a user was ranked twice by one system; run rank again in an empty folder")
-    joined = frame.join(
-        held_out.drop("candidates"), on=["user_id", "purpose"], how="left", validate="m:1", maintain_order="left"
-    )
+    if frame.select(*QUERY_KEY, "system", "constrained").is_duplicated().any():
+        raise InputError(f"{path}: a query was ranked twice by one system; run rank again in an empty folder")
+    joined = frame.join(held_out.drop("candidates"), on=QUERY_KEY, how="left", validate="m:1", maintain_order="left")
     strangers = joined.filter(pl.col("answer").is_null())
     if strangers.height:
         raise InputError(
-            f"{path}: user {strangers['user_id'][0]} has no {strangers['purpose'][0]} example in the shards; "
-            "give the shards that were ranked"
+            f"{path}: user {strangers['user_id'][0]} has no {strangers['purpose'][0]} example at cutoff "
+            f"{strangers['cutoff'][0]} in the shards; give the shards that were ranked"
         )
     return joined
 
 
 def _rerank_scores(answered: pl.DataFrame, cutoffs: list[int]) -> pl.DataFrame:
-    """Values per user, purpose and system of constrained answers; users are those that every system ranked."""
+    """Values per user, purpose and system of constrained answers, on the queries that every system ranked."""
     constrained = answered.filter(pl.col("constrained")).rename({"system": "row"})
     systems = ranked_systems(constrained["row"])
     lists = pl.concat(
@@ -194,12 +194,12 @@ def _retrieval_lists(rankings: Path) -> pl.DataFrame:
 
 
 def _in_every_row(frame: pl.DataFrame, rows: tuple[str, ...], what: str) -> pl.DataFrame:
-    """Keep only the users that stand in all rows: means over different users can't be compared."""
+    """Keep only the queries that stand in all rows: means over different ones can't be compared."""
     missing = [row for row in rows if row not in frame["row"]]
     if missing:
         raise InputError(f"{what}: no test users of {', '.join(missing)}; run that stage again")
     kept = frame.filter(pl.col("row").is_in(rows))
-    return kept.filter(pl.col("row").n_unique().over("user_id") == len(rows))
+    return kept.filter(pl.col("row").n_unique().over(QUERY_KEY) == len(rows))
 
 
 def _scored(frame: pl.DataFrame, lists: str, cutoffs: list[int]) -> pl.DataFrame:
@@ -214,7 +214,7 @@ def _scored(frame: pl.DataFrame, lists: str, cutoffs: list[int]) -> pl.DataFrame
 
 def _scores_of(frame: pl.DataFrame, lists: str, cutoffs: list[int]) -> pl.DataFrame:
     scores = score_lists(frame[lists], frame["answer"], cutoffs)
-    return pl.concat([frame.select(KEY), scores], how="horizontal")
+    return mean_over_cutoffs(pl.concat([frame.select(KEY), scores], how="horizontal"), KEY)
 
 
 def _measure_family(
@@ -272,18 +272,19 @@ def _measure_shares(
 ) -> None:
     """Measure retrieval's ceiling and the shares of valid answers."""
     test = answered.filter(pl.col("purpose") == "test")
-    ceiling = test.unique("user_id").join(on_test, on="user_id", how="semi").select("user_id", "unseen", "is_candidate")
+    ceiling = test.unique(QUERY_KEY, maintain_order=True).join(on_test, on="user_id", how="semi", maintain_order="left")
     shares = [(CEILING_ROW, "ceiling", ceiling, "is_candidate")]
     for constrained, name in ((True, "valid_answers_constrained"), (False, "valid_answers_unconstrained")):
         for system in SYSTEMS:
             part = test.filter(pl.col("system") == system, pl.col("constrained") == constrained)
             shares.append((system, name, part, "valid"))
     for row, metric, frame, column in shares:
+        of_users = mean_over_cutoffs(frame.select("user_id", "unseen", column), ("user_id", "unseen"))
         for group in GROUPS:
-            part = _group(frame, group)
+            part = _group(of_users, group)
             if not part.height:
                 continue
-            values_U = part.sort("user_id")[column].cast(pl.Float64).to_numpy()
+            values_U = part.sort("user_id")[column].to_numpy()
             found = mean_interval(
                 values_U, confidence=settings.confidence, resamples=settings.bootstrap_resamples, seed=seed
             )
@@ -291,10 +292,11 @@ def _measure_shares(
 
 
 def _measure_knowledge(measured: Measured, scores: pl.DataFrame, settings: EvaluateConfig, seed: int) -> None:
-    """Measure every list, and the candidates, for warm users, unseen users and cold films."""
+    """Measure every list, and the candidates, for warm users, unseen users and cold films; a user's value is the mean
+    over the user's queries of the group."""
     lists = retrieval_rows(scores["row"])
     for group, condition in KNOWLEDGE_GROUPS.items():
-        part = scores.filter(condition())
+        part = mean_over_cutoffs(scores.filter(condition()).select("user_id", "row", *MEASURES), ("user_id", "row"))
         for rows in (lists, (CEILING_ROW,)):
             mine = part.filter(pl.col("row").is_in(rows))
             if mine.height:

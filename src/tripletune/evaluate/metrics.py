@@ -1,4 +1,4 @@
-"""Ranking metrics of lists of film ids against the held-out films, one value per user.
+"""Ranking metrics of lists of film ids against the held-out films, one value per query, and the mean of a user's.
 
 Ranked lists are what retrieval and the language model write, so the metrics read lists, not score matrices: a held-out
 film that a list does not hold counts 0, whether the list is short, or a retriever never found the film.
@@ -8,7 +8,7 @@ metrics.json, tables, report and MLflow show what evaluate measured.
 """
 
 # Shape letters in this file:
-#   U users (one list each), K first positions of a list
+#   U queries (one list each), K first positions of a list
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]
 
 Metric = Callable[[BoolArray, IntArray], FloatArray]
-"""From ``hit_UK`` (is the film at this place of the list relevant?) and ``num_relevant_U`` to a float64 per user, shape
-(U,); NaN for a user with nothing relevant, so that a plain mean shows the mistake."""
+"""From ``hit_UK`` (is the film at this place of the list relevant?) and ``num_relevant_U`` to a float64 per query,
+shape (U,); NaN for one with nothing relevant, so that a plain mean shows the mistake."""
 
 
 def hit_rate(hit_UK: BoolArray, num_relevant_U: IntArray) -> FloatArray:
-    """1 for a user with a relevant film among the first K of the list, else 0."""
+    """1 for a query with a relevant film among the first K of the list, else 0."""
     return np.where(num_relevant_U > 0, hit_UK.any(axis=1).astype(np.float64), np.nan)
 
 
@@ -69,7 +69,7 @@ def score_lists(lists: pl.Series, relevant: pl.Series, cutoffs: Sequence[int]) -
 
     Args:
         lists: List of film ids, best first, without duplicates; may be shorter than a cut-off.
-        relevant: held-out films of the same users, in the same order: one film id each, or a List of them.
+        relevant: held-out films of the same queries, in the same order: one film id each, or a List of them.
         cutoffs: numbers of places that count, each at least 1.
 
     Returns:
@@ -83,6 +83,24 @@ def score_lists(lists: pl.Series, relevant: pl.Series, cutoffs: Sequence[int]) -
     hit_UK, num_relevant_U = _hits(lists, relevant, max(cutoffs))
     columns = [metric(hit_UK[:, :k], num_relevant_U) for k in cutoffs for metric in METRICS.values()]
     return pl.DataFrame(dict(zip(metric_names(cutoffs), columns, strict=True)))
+
+
+def mean_over_cutoffs(values: pl.DataFrame, key: Sequence[str]) -> pl.DataFrame:
+    """A user's value: the mean over the user's held-out cutoffs, so that whatever is done with it is clustered by user.
+
+    Cutoffs of one user are not independent: an interval over queries would be too narrow.
+
+    Args:
+        values: one row per query: ``key`` and columns of numbers.
+        key: columns that a user's rows share, ``user_id`` among them.
+
+    Returns:
+        The same columns, Float64 beside the key, in the order of each key's first row.
+    """
+    names = [name for name in values.columns if name not in key]
+    # a list's mean adds in the order of the rows, on any number of threads; of one row it is the value itself
+    listed = values.group_by(key, maintain_order=True).agg(pl.col(names).cast(pl.Float64))
+    return listed.with_columns(pl.col(names).list.mean())
 
 
 def _hits(lists: pl.Series, relevant: pl.Series, k: int) -> tuple[BoolArray, IntArray]:

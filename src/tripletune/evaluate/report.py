@@ -243,16 +243,17 @@ def _attention(folders: Mapping[str, Path]) -> dict[str, Any]:
 
 
 def _examples(generate: Path, rank: Path) -> list[dict[str, Any]]:
-    """Examples of the first test users that the tuned model answered: prompt, held-out film, every system's answer."""
+    """The first test examples, by user, that the tuned model answered: prompt, held-out film, every system's answer."""
     predictions = pl.read_parquet(rank / "predictions.parquet").filter(pl.col("purpose") == "test")
     tuned = predictions.filter(pl.col("system") == "tuned", pl.col("constrained"))
-    viewers = tuned["user_id"].unique().sort().head(MAX_EXAMPLES)
-    shown = scan(parquet_files(generate, "test")).filter(pl.col("user_id").is_in(viewers.implode())).sort("user_id")
+    key = ["user_id", "cutoff"]
+    first = tuned.select(key).unique().sort(key).head(MAX_EXAMPLES)
+    shown = scan(parquet_files(generate, "test")).join(first.lazy(), on=key, how="semi").sort(key)
     examples = []
     for example in shown.collect().to_dicts():
         titles = dict(zip(example["candidates"], example["candidate_titles"], strict=True))
         answer = example["answers"][0]
-        said = predictions.filter(pl.col("user_id") == example["user_id"]).with_columns(
+        said = predictions.filter(pl.col(name) == example[name] for name in key).with_columns(
             pl.col("system").cast(pl.Enum(SYSTEMS))
         )
         answers = [

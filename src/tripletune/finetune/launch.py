@@ -205,17 +205,18 @@ def _train_shards(shards: Path) -> list[Path]:
 
 
 def _valid_examples(shards: Path, limit: int, settings: FinetuneConfig, seed: int) -> pl.DataFrame:
-    """Valid examples that can be answered (the like is a candidate) of users who select: the first by hash of user."""
+    """Valid examples that can be answered (the like is a candidate) of users who select: the first by hash of user, and
+    of a user by cutoff."""
     columns = columns_read(settings)
     valid = shard_files(shards / "valid")
     if not valid or not limit:
         return pl.DataFrame(schema={name: EXAMPLES[name] for name in columns})
     answerable = pl.scan_parquet(valid).filter(pl.col("candidates").list.contains(pl.col("answers").list.first()))
-    users = answerable.select("user_id").collect()
-    users = users.filter(~judges(users["user_id"], seed))
-    order = pl.Series("order", mix(users["user_id"].to_numpy(), seed))
-    chosen = users.with_columns(order).sort("order", "user_id").head(limit)
-    rows = answerable.join(chosen.lazy(), on="user_id", how="inner").sort("order", "user_id")
+    queries = answerable.select("user_id", "cutoff").collect()
+    queries = queries.filter(~judges(queries["user_id"], seed))
+    order = pl.Series("order", mix(queries["user_id"].to_numpy(), seed))
+    chosen = queries.with_columns(order).sort("order", "user_id", "cutoff").head(limit)
+    rows = answerable.join(chosen.lazy(), on=["user_id", "cutoff"], how="inner").sort("order", "user_id", "cutoff")
     return rows.select(columns).collect()
 
 

@@ -18,7 +18,7 @@ import polars as pl
 from tripletune.config import RunConfig
 from tripletune.contract import read_contract, require_same
 from tripletune.errors import ContractError, NonFiniteError, UserError
-from tripletune.evaluate.metrics import PROMOTION_CUTOFF, PROMOTION_METRIC, score_lists
+from tripletune.evaluate.metrics import PROMOTION_CUTOFF, PROMOTION_METRIC, mean_over_cutoffs, score_lists
 from tripletune.promote.decision import PromotionDecision, decide_promotion, promotion_scores
 from tripletune.prompts.engine import prompt_contract
 from tripletune.rank.predict import rank_examples
@@ -140,6 +140,6 @@ def _valid_examples(paths: RunPaths, scores: pl.DataFrame) -> pl.DataFrame:
 
 
 def _measure(examples: pl.DataFrame, answers: pl.Series) -> pl.DataFrame:
-    """``user_id`` and ``ndcg_at_5`` of one answer per example, in the order of the examples."""
+    """``user_id`` and ``ndcg_at_5``, of one answer per example: users in the order of their first example."""
     metrics = score_lists(answers, examples["answers"], [PROMOTION_CUTOFF])
-    return examples.select("user_id").hstack(metrics.select(PROMOTION_METRIC))
+    return mean_over_cutoffs(examples.select("user_id").hstack(metrics.select(PROMOTION_METRIC)), ("user_id",))

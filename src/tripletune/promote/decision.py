@@ -68,7 +68,8 @@ def decide_promotion(
     """Promote when the new adapter is not worse than the champion by ``margin`` or more; without one, than no baseline.
 
     Args:
-        new, champion: ``user_id`` and ``ndcg_at_5``, each user once; only users in both are compared.
+        new, champion: ``user_id`` and ``ndcg_at_5``, each user once with the mean over its cutoffs; only users in
+            both are compared.
         margin: how much worse than the champion the mean may be.
         confidence: of the one-sided bound.
         resamples, seed: of the bootstrap.

@@ -27,10 +27,10 @@ from tripletune.store.shards import shard_files
 CARD, PICTURE = "README.md", "lengths.png"
 
 _PURPOSES = {
-    "train": "answers are likes that come before the user's valid and test like; hints come from fit a, which was not "
+    "train": "answers are likes that come before the user's valid and test likes; hints come from fit a, which was not "
     "trained on them; warm users only",
-    "valid": "the answer is the user's valid like; hints come from fit b",
-    "test": "the answer is the user's test like; hints come from fit b",
+    "valid": "the answer is a valid like of the user; hints come from fit b",
+    "test": "the answer is a test like of the user; hints come from fit b",
 }
 _TERMS = {
     "synthetic": "Ratings, films and tags were made up by tripletune's generator; nobody's terms hold.",

@@ -1,13 +1,14 @@
 """Evidence (likes and dislikes before the cutoff) and answers (held-out likes) of queries, from the split's rows.
 
-A query is a user, a purpose and a cutoff: evidence has positions below the cutoff, answers are at or after it.
+A query is a user, a purpose and a cutoff: evidence has positions below the cutoff, answers are at it and, for
+train, after it.
 """
 
 from __future__ import annotations
 
 import polars as pl
 
-from tripletune.schemas.query import PURPOSES, QUERY_KEY
+from tripletune.schemas.query import IS_ANSWER, PURPOSES, QUERY_KEY
 from tripletune.schemas.split import LIKE_LABELS
 
 SPLIT_COLUMNS = ("user_id", "movie_id", "rating", "position", "label")
@@ -49,7 +50,7 @@ def collect_evidence(
 def collect_answers(rows: pl.DataFrame, queries: pl.DataFrame) -> pl.DataFrame:
     """Held-out likes of each query: ``user_id, purpose, cutoff, movie_id, rating``, in order of time.
 
-    Train: every ``target`` like from the cutoff on; valid and test: the one like of that label.
+    Train: every ``target`` like from the cutoff on; valid and test: the one like at the cutoff.
     """
     purpose = (
         pl.when(pl.col("label") == "target")
@@ -62,7 +63,7 @@ def collect_answers(rows: pl.DataFrame, queries: pl.DataFrame) -> pl.DataFrame:
     asked = queries.select(QUERY_KEY)
     return (
         held_out.join(asked, on=["user_id", "purpose"])
-        .filter(pl.col("position") >= pl.col("cutoff"))
+        .filter(IS_ANSWER)
         .sort(*QUERY_KEY, "position")
         .select(*QUERY_KEY, "movie_id", "rating")
     )

@@ -1,4 +1,4 @@
-"""The rank stage: every system's answers for every user, in one table.
+"""The rank stage: every system's answers for every query of every user, in one table.
 
 Systems: ``random`` and ``retriever`` order the candidates without a language model; ``untuned`` is the base model and
 ``tuned`` the same with the adapter; ``tuned+retriever`` adds the retriever's scores to its own. Answers are written in
@@ -31,11 +31,11 @@ if TYPE_CHECKING:
 FolderOf = Callable[[str], Path]
 """The folder of one of a run's stages, by the stage's name."""
 _COLUMNS = (
-    *("example_id", "user_id", "purpose", "prompt", "candidates", "candidate_titles", "candidate_letters"),
+    *("example_id", "user_id", "purpose", "cutoff", "prompt", "candidates", "candidate_titles", "candidate_letters"),
     *("retrieved", "liked", "disliked"),
 )
 _PIECE = 512
-"""Users in a piece: a kill loses at most one piece."""
+"""Users in a piece, each with all queries: a kill loses at most one piece."""
 _RANDOM = 5 << 40
 """Added to the seed for the random system, so that it has nothing in common with any other order of the candidates."""
 _ROW_GROUP = 8192
@@ -80,9 +80,9 @@ def rank_examples(
     """Answer prompts with a finetuned folder's model.
 
     Args:
-        examples: ``user_id``, ``purpose``, ``prompt``, ``candidates``, ``candidate_titles``, ``candidate_letters``
-            as in the shards, for behaviour tokens ``example_id``, ``liked`` and ``disliked`` too. The caller has
-            compared their contract with the adapter's (``contract.require_same``).
+        examples: ``user_id``, ``purpose``, ``cutoff``, ``prompt``, ``candidates``, ``candidate_titles``,
+            ``candidate_letters`` as in the shards, for behaviour tokens ``example_id``, ``liked`` and ``disliked`` too.
+            The caller has compared their contract with the adapter's (``contract.require_same``).
         finetuned: folder with ``adapter/``, ``contract.json``, and ``base/`` or the base model the contract names.
         tuned: with the adapter, or the base model alone.
         constrained: allow only five distinct candidates.
@@ -161,7 +161,7 @@ def rank_shards(
     parts = [*_trivial_orders(shards, chosen, seed), written]
     if contract.residual:
         parts += [_served(shards, purpose, users, written, contract.residual) for purpose, users in chosen.items()]
-    predictions = pl.concat(parts).sort("purpose", "user_id", "system", "constrained")
+    predictions = pl.concat(parts).sort("purpose", "user_id", "cutoff", "system", "constrained")
     write_parquet(out / "predictions.parquet", predictions, row_group_size=_ROW_GROUP)
     return {
         "rows": len(predictions),
@@ -175,7 +175,7 @@ def rank_shards(
 
 def _chosen_users(shards: Path, purpose: str, settings: RankConfig, seed: int) -> pl.DataFrame:
     """``user_id, place``: the users to rank, in the order of a hash; ``place`` counts from 0."""
-    users = pl.scan_parquet(parquet_files(shards, purpose)).select("user_id").collect()
+    users = pl.scan_parquet(parquet_files(shards, purpose)).select(pl.col("user_id").unique()).collect()
     hashed = users.with_columns(hashed=pl.Series(mix(users["user_id"].to_numpy(), seed + VIEWERS)))
     ordered = hashed.sort("hashed", "user_id").drop("hashed").with_row_index("place")
     return ordered.head(settings.max_viewers) if settings.max_viewers else ordered
@@ -196,13 +196,16 @@ def _pieces(
 
 def _examples(shards: Path, purpose: str, viewers: pl.DataFrame) -> pl.LazyFrame:
     rows = pl.scan_parquet(parquet_files(shards, purpose)).select(_COLUMNS)
-    return rows.join(viewers.lazy(), on="user_id", how="inner").sort("place")
+    return rows.join(viewers.lazy(), on="user_id", how="inner").sort("place", "cutoff")
 
 
 def _answer(answerer: Answerer, examples: pl.DataFrame, way: _Pass, batch_size: int) -> pl.DataFrame:
     answered = answerer.answer(examples, constrained=way.constrained, batch_size=batch_size)
     return answered.with_columns(
-        purpose=examples["purpose"], system=pl.lit(way.system), constrained=pl.lit(way.constrained)
+        purpose=examples["purpose"],
+        cutoff=examples["cutoff"],
+        system=pl.lit(way.system),
+        constrained=pl.lit(way.constrained),
     )
 
 
@@ -210,9 +213,9 @@ def _served(
     shards: Path, purpose: str, viewers: pl.DataFrame, answered: pl.DataFrame, residual: Residual
 ) -> pl.DataFrame:
     """Rows of the system ``SERVED``."""
-    retrieved = _examples(shards, purpose, viewers).select("user_id", "retrieved").collect()
+    retrieved = _examples(shards, purpose, viewers).select("user_id", "cutoff", "retrieved").collect()
     tuned = answered.filter(pl.col("purpose") == purpose, pl.col("system") == "tuned", pl.col("constrained"))
-    both = tuned.join(retrieved, on="user_id", how="left", validate="1:1", maintain_order="left")
+    both = tuned.join(retrieved, on=["user_id", "cutoff"], how="left", validate="1:1", maintain_order="left")
     served = add_retriever(tuned, both["retrieved"], residual)
     return served.with_columns(system=pl.lit(SERVED), text=pl.lit(""))
 
@@ -220,19 +223,20 @@ def _served(
 def _trivial_orders(shards: Path, chosen: Mapping[str, pl.DataFrame], seed: int) -> list[pl.DataFrame]:
     """Rows of the systems ``random`` and ``retriever``."""
     wanted = [_examples(shards, purpose, viewers) for purpose, viewers in chosen.items()]
-    examples = pl.concat(wanted).select("user_id", "purpose", "candidates", "retrieved").collect()
+    key = ("purpose", "user_id", "cutoff")
+    examples = pl.concat(wanted).select(*key, "candidates", "retrieved").collect()
     shuffled = (
         examples.lazy()
-        .select("user_id", "purpose", "candidates")
+        .select(*key, "candidates")
         .explode("candidates", empty_as_null=False)
         .with_columns(hashed=pair_hash_expr("user_id", "candidates", seed + _RANDOM))
-        .sort("purpose", "user_id", "hashed", "candidates")
-        .group_by("purpose", "user_id", maintain_order=True)
+        .sort(*key, "hashed", "candidates")
+        .group_by(key, maintain_order=True)
         .agg(answers="candidates")
         .collect()
     )
     orders = {
-        "random": examples.join(shuffled, on=["purpose", "user_id"], how="left"),
+        "random": examples.join(shuffled, on=key, how="left"),
         "retriever": examples.with_columns(answers="retrieved"),
     }
     return [

@@ -160,8 +160,10 @@ def _write_lists(
 
 
 def _changes(done: Sequence[Written]) -> Facts:
-    """Facts: queries dropped because their fit was trained on an answer, and with an earlier output the reuse."""
-    left_out = pl.concat(bucket.left_out for bucket in done)["purpose"].value_counts().sort("purpose")
+    """Facts: users whose queries were dropped because their fit was trained on an answer, by purpose, and with an
+    earlier output the reuse."""
+    left_out = pl.concat(bucket.left_out for bucket in done).group_by("purpose").agg(pl.col("user_id").n_unique())
+    left_out = left_out.sort("purpose")
     changes = [bucket.changes for bucket in done if bucket.changes is not None]
     return {
         "left_out_known_to_fit": dict(left_out.iter_rows()),

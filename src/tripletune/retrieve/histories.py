@@ -1,8 +1,9 @@
 """Queries and their evidence: the users, their cutoffs, and the rows before each cutoff.
 
 A query is a (user, purpose, cutoff). Its cutoff is the position of the first answer in the user's own order of time;
-everything that retrieve computes for it comes from rows with a lower position. For train a user may have several
-cutoffs: fit a is never trained on a ``target`` like, so those before a cutoff are only newer history.
+everything that retrieve computes for it comes from rows with a lower position. A user may have several cutoffs: fit a
+is never trained on a ``target`` like, and no fit on a ``valid`` or ``test`` like, so those before a cutoff are only
+newer history.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from tripletune.models.serving.catalogue import Catalogue, Fit, Likes, RatingEve
 from tripletune.models.serving.retriever import Histories
 from tripletune.models.serving.topk import Ragged
 from tripletune.schemas.base import conform
-from tripletune.schemas.query import ANSWER_LABEL, FIT_OF, PURPOSES, QUERY_KEY
+from tripletune.schemas.query import ANSWER_LABEL, FIT_OF, IS_ANSWER, PURPOSES, QUERY_KEY
 from tripletune.schemas.split import ASKED, LIKE_LABELS, SPLIT
 from tripletune.schemas.training import TRAINED_ON
 
@@ -99,8 +100,8 @@ def read_only_users(split: Path) -> pl.Series | None:
 def find_questions(rows: pl.DataFrame, only_users: pl.Series | None = None, *, train_cutoffs: int = 1) -> pl.DataFrame:
     """Find all queries: ``user_id, purpose, unseen, cutoff``, sorted by user, purpose and cutoff.
 
-    Train: warm users with at least one ``target`` like; valid and test: every user with such a like, restricted to
-    ``only_users`` if given.
+    Train: warm users with at least one ``target`` like; valid and test: every such like of every user, restricted to
+    ``only_users`` if given, is the answer of a query of its own.
 
     Args:
         rows: of the split.
@@ -114,7 +115,7 @@ def find_questions(rows: pl.DataFrame, only_users: pl.Series | None = None, *, t
     for purpose, label in ANSWER_LABEL.items():
         asked = rows.filter(pl.col("label") == label)
         num_likes = pl.len().over("user_id").cast(pl.Int64)
-        num_windows = pl.min_horizontal(num_likes, train_cutoffs if purpose == "train" else 1)
+        num_windows = pl.min_horizontal(num_likes, train_cutoffs) if purpose == "train" else num_likes
         if purpose == "train":
             asked = asked.filter(~pl.col("unseen"))
         elif only_users is not None:
@@ -147,13 +148,17 @@ def find_seen(rows: pl.DataFrame, queries: pl.DataFrame) -> pl.DataFrame:
 
 
 def find_answers(rows: pl.DataFrame, queries: pl.DataFrame) -> pl.DataFrame:
-    """The held-out likes from the cutoff on: ``user_id, purpose, cutoff, movie_id, rating``."""
+    """Held-out likes: train: those from the cutoff on; valid and test: the one at the cutoff.
+
+    Returns:
+        ``user_id, purpose, cutoff, movie_id, rating``, in order of time within a query.
+    """
     labels = pl.DataFrame(
         {"purpose": list(ANSWER_LABEL), "label": list(ANSWER_LABEL.values())},
         schema={"purpose": PURPOSES, "label": rows.schema["label"]},
     )
     asked = queries.select(*QUERY_KEY).join(labels, on="purpose")
-    answers = asked.join(rows, on=["user_id", "label"], how="inner").filter(pl.col("position") >= pl.col("cutoff"))
+    answers = asked.join(rows, on=["user_id", "label"], how="inner").filter(IS_ANSWER)
     return answers.sort(*QUERY_KEY, "position").select(*QUERY_KEY, "movie_id", "rating")
 
 

@@ -11,14 +11,16 @@ from tripletune.schemas.query import PURPOSES
 
 MESSAGE = pl.Struct({"role": pl.String, "content": pl.String})
 SHORTENED = pl.Struct(dict.fromkeys((*EVIDENCE, *(hint.name for hint in HINTS if hint.shortened)), pl.Int16))
+_PURPOSE = pl.col("purpose").cast(pl.String)
 EXAMPLE_ID = (
-    pl.when(pl.col("purpose") == "train")
-    .then(pl.format("{}:train:{}", "user_id", "cutoff"))
-    .otherwise(pl.format("{}:{}", "user_id", pl.col("purpose").cast(pl.String)))
+    pl.when((pl.col("purpose") == "train") | (pl.len().over("user_id", "purpose") > 1))
+    .then(pl.format("{}:{}:{}", "user_id", _PURPOSE, "cutoff"))
+    .otherwise(pl.format("{}:{}", "user_id", _PURPOSE))
     .alias("example_id")
 )
-"""``<user>:valid`` and ``<user>:test``, of which a user has one each, and ``<user>:train:<cutoff>``: unique, and made
-of the query alone, so that the id does not depend on the user's other examples."""
+"""``<user>:<purpose>:<cutoff>``; of a valid or test query that is the user's only one ``<user>:<purpose>``. Unique, and
+for users whose examples are all rendered together the same whichever others are: a training id does not depend on the
+user's other examples, and of valid and test either all of a user's queries are reused or none."""
 LEFT_OUT = {f"left_out_{name}": pl.col("shortened").struct.field(name) for name in SHORTENED.to_schema()}
 """Metric name -> number of films or facts dropped from a list of an example."""
 PROMPT_CHARS, COMPLETION_CHARS = (
@@ -53,7 +55,7 @@ EXAMPLES = columns(
 )
 """generate/<purpose>/shard-NNN.parquet, the product, sorted by user; column by column in ``EXAMPLE_COLUMNS``."""
 EXAMPLE_COLUMNS = {
-    "example_id": "`<user>:train:<cutoff>`, `<user>:valid` or `<user>:test`, unique",
+    "example_id": "`<user>:<purpose>:<cutoff>`, without the cutoff for a user's only valid or test query; unique",
     "user_id": "the user, as in the release",
     "purpose": "train, valid or test, as the folder",
     "unseen": "the user is in no fit and in no training example",

@@ -16,6 +16,7 @@ PREDICTIONS = columns(
     {
         "user_id": pl.Int32,
         "purpose": PURPOSES,
+        "cutoff": pl.Int32,
         "system": pl.String,
         "constrained": pl.Boolean,
         "answers": pl.List(pl.Int32),
@@ -24,7 +25,7 @@ PREDICTIONS = columns(
         "text": pl.String,
     }
 )
-"""rank/predictions.parquet: candidates in each system's order, one row per user. All of them where the system scores
+"""rank/predictions.parquet: candidates in each system's order, one row per query. All of them where the system scores
 them, and of ``random`` and ``retriever``; else the distinct candidates parsed from ``text``, five at most.
 
 Columns:

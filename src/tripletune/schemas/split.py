@@ -51,8 +51,8 @@ FROZEN = columns(
         "evidence": pl.UInt64,
     }
 )
-"""The file that ``tripletune freeze`` writes, sorted by user and purpose: an answer, its place in the user's order of
-time, and a hash of the user's rows up to it.
+"""The file that ``tripletune freeze`` writes, sorted by user, purpose and position: an answer, its place in the user's
+order of time, and a hash of the user's rows up to it.
 
 Columns:
     timestamp: time of the answer

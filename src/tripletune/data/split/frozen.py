@@ -31,6 +31,7 @@ from tripletune.store.shards import split_files
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 
+_ORDER = ("user_id", "purpose", "position")
 _CHOICE = 12 << 40
 """Seed offset of the draw of users."""
 _NAMED = 20
@@ -66,7 +67,7 @@ class Frozen:
             ConfigError: under global_time, an answer lies outside of this run's windows.
         """
         try:
-            frozen = conform(pl.read_parquet(path), FROZEN).sort("user_id", "purpose")
+            frozen = conform(pl.read_parquet(path), FROZEN).sort(_ORDER)
         except (OSError, pl.exceptions.PolarsError):
             raise InputError(
                 f"split.frozen = {str(path)!r} is no file of frozen queries; make one with `tripletune freeze`"
@@ -146,7 +147,7 @@ def freeze_queries(split: Path, num_viewers: int, seed: int) -> pl.DataFrame:
         seed: of the hash.
 
     Returns:
-        ``schemas.FROZEN``, sorted by user and purpose.
+        ``schemas.FROZEN``, sorted by user, purpose and position.
 
     Raises:
         InputError: the folder holds no split, or one without a test query.
@@ -161,7 +162,7 @@ def freeze_queries(split: Path, num_viewers: int, seed: int) -> pl.DataFrame:
         hashed = mine.with_columns(evidence=pl.Series(_evidence(*columns), dtype=pl.UInt64))
         asked = hashed.filter(pl.col("label").is_in(["valid", "test"]))
         parts.append(conform(asked.with_columns(purpose=pl.col("label").cast(pl.String)), FROZEN))
-    return pl.concat(parts).sort("user_id", "purpose")
+    return pl.concat(parts).sort(_ORDER)
 
 
 def _draw(files: list[Path], split: Path, num_viewers: int, seed: int) -> pl.Series:

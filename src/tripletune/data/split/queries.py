@@ -61,7 +61,7 @@ def query_facts(counts: Counts) -> Mapping[str, Mapping[str, int]]:
 
 
 def _least_likes(settings: SplitConfig) -> int:
-    return settings.min_graph + (2 if settings.protocol == "leave_one_out" else 0)
+    return settings.min_graph + (2 * settings.held_out if settings.protocol == "leave_one_out" else 0)
 
 
 def _reasons(settings: SplitConfig, purpose: str) -> tuple[str, str]:

@@ -80,23 +80,25 @@ def _keep_answers(label_R: Labels, likes: _Likes, held: Held, settings: SplitCon
 
 
 def _leave_one_out(likes: _Likes, settings: SplitConfig) -> Labels:
-    """The newest like is ``test``, the one before ``valid``; a user with too few likes keeps all in ``graph``."""
-    asked_V = likes.count_V >= settings.min_graph + 2
-    learned_V = likes.count_V - 2 * asked_V
-    return _runs(*_learned(learned_V, settings, asked_V), ("valid", asked_V), ("test", asked_V))
+    """The newest ``held_out`` likes are ``test``, as many before them ``valid``; a user with too few likes keeps all in
+    ``graph``."""
+    asked_V = likes.count_V >= settings.min_graph + 2 * settings.held_out
+    held_out_V = settings.held_out * asked_V
+    learned_V = likes.count_V - 2 * held_out_V
+    return _runs(*_learned(learned_V, settings, asked_V), ("valid", held_out_V), ("test", held_out_V))
 
 
 def _global_time(likes: _Likes, settings: SplitConfig) -> Labels:
-    """Likes before ``valid_from`` are for training. Of a user with enough of them, the first like on or after
-    ``test_from`` is ``test`` and the first like between the two days is ``valid``. All others since ``valid_from`` are
-    ``later``: evidence where they precede a cutoff, and nothing else."""
+    """Likes before ``valid_from`` are for training. Of a user with enough of them, the first ``held_out`` likes on or
+    after ``test_from`` are ``test`` and the first ``held_out`` between the two days ``valid``. All others since
+    ``valid_from`` are ``later``: evidence where they precede a cutoff, and nothing else."""
     assert settings.valid_from, "SplitConfig requires both days for this protocol"
     assert settings.test_from
     time_L = likes.history.time_R[likes.row_L]
     before_L, late_L = time_L < midnight(settings.valid_from), time_L >= midnight(settings.test_from)
     before_V, between_V, late_V = likes.count(before_L), likes.count(~before_L & ~late_L), likes.count(late_L)
     asked_V = before_V >= settings.min_graph
-    valid_V, test_V = asked_V & (between_V > 0), asked_V & (late_V > 0)
+    valid_V, test_V = (asked_V * np.minimum(count_V, settings.held_out) for count_V in (between_V, late_V))
     return _runs(
         *_learned(before_V, settings),
         ("valid", valid_V),

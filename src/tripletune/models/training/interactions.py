@@ -1,8 +1,8 @@
 """Training likes of the two fits and the held-out likes of early stopping.
 
 Fit a is trained on ``graph`` likes, fit b on ``graph`` and ``target`` likes; neither has a row of an unseen user. The
-``valid`` like only decides when fit b stops; of several (protocol ratio) the newest is used. The specialists get their
-rows here and never read the split themselves.
+``valid`` like only decides when fit b stops; of several (``split.held_out``, protocol ratio) the newest is used. The
+specialists get their rows here and never read the split themselves.
 """
 
 # Shape letters in this file: M films, U users, E likes, S rated rows, B users of a batch, R rows of a batch
