@@ -51,7 +51,7 @@ def test_a_number_of_users_is_chosen_and_all_their_queries_are_ranked_in_order(s
 
 def test_orders_without_a_model_are_those_of_each_query(shards: Path) -> None:
     chosen = _chosen_users(shards, "test", RankConfig(max_viewers=0), SEED)
-    found = {frame["system"][0]: frame for frame in _trivial_orders(shards, chosen, SEED)}
+    found = {frame["system"][0]: frame for frame in _trivial_orders(shards, {"test": chosen}, SEED)}
     for system, frame in found.items():
         lists = {(user, cutoff): films for user, cutoff, films in frame.select("user_id", "cutoff", "answers").rows()}
         assert lists.keys() == FILMS.keys()
