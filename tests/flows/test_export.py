@@ -21,13 +21,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from tests.finetune_shards import LETTERS_CONTRACT, write_shards
 from tests.flows.test_trainer import SETTINGS, keep_on_the_cpu
 from tripletune.behaviour.embedding import PROJECTOR, attach_films, with_unknown
+from tripletune.chat import DATE, load_tokenizer
 from tripletune.cli.main import main
 from tripletune.config import RankConfig, RunConfig
-from tripletune.contract import BehaviourSpace, Residual, read_contract, write_contract
+from tripletune.contract import BaseIdentity, BehaviourSpace, Residual, read_contract, write_contract
 from tripletune.evaluate.evaluate import METRICS
 from tripletune.finetune.launch import finetune_adapter
 from tripletune.finetune.training import train
-from tripletune.rank.predict import rank_shards
+from tripletune.rank.predict import rank_examples, rank_shards
 from tripletune.store import runs
 from tripletune.store.paths import MANIFEST
 from tripletune.store.runs import RunRecord
@@ -204,6 +205,50 @@ def test_the_model_card_is_one_of_the_hubs_with_the_runs_figures(root, tmp_path)
     assert "## Licences\n\nThe base model was built by tripletune from random weights." in card.text
 
 
+def test_a_base_model_on_the_hub_is_named_with_its_commit(root, tmp_path, monkeypatch):
+    base, loaded = root / "toy" / "finetune" / STAGES["finetune"] / "base", []
+    commit = BaseIdentity("org/model", "c0ffee", "c0ffee", "")
+    monkeypatch.setattr("tripletune.export.export.locate_base", lambda *_: commit)
+    monkeypatch.setattr(
+        "tripletune.export.export.load_tokenizer", lambda *asked: loaded.append(asked) or load_tokenizer(base)
+    )
+    out = tmp_path / "out"
+    assert export(root, out, "--format", "adapter") == 0
+    assert loaded == [("org/model", "c0ffee", DATE)]
+    config = json.loads((out / "adapter_config.json").read_text())
+    assert (config["base_model_name_or_path"], config["revision"]) == ("org/model", "c0ffee")
+    assert not (out / "base").exists()
+    card = ModelCard.load(out / "README.md")
+    assert card.data.base_model == "org/model"
+    assert "is fetched from the hub: org/model at c0ffee" in card.text
+
+
+def test_an_export_whose_answers_are_titles_writes_what_ranking_wrote(root, tmp_path):
+    def write_titles(folder: Path) -> None:
+        prompt = {**LETTERS_CONTRACT, "answer_style": "titles"}
+        contract = read_contract(folder).model_copy(update={"objective": "sft", "prompt": prompt})
+        write_contract(folder, contract)
+
+    titles, out = changed(root, tmp_path / "titles", write_titles), tmp_path / "out"
+    assert export(titles, out) == 0
+    assert not (out / "label_tokens.json").exists()
+    examples = expected(root)[0].head(2)
+    theirs = rank_examples(
+        examples, titles / "toy" / "finetune" / STAGES["finetune"], tuned=True, constrained=False, batch_size=1
+    )
+    names = run_code(out / "README.md")
+    for chat, text in zip(examples["prompt"], theirs["text"], strict=True):
+        assert text
+        assert names["answer"](chat.to_list()).startswith(text), "ranking stops where no titles could go on"
+
+
+def test_the_guide_shows_the_code_of_the_card(root, tmp_path):
+    out = tmp_path / "out"
+    assert export(root, out) == 0
+    (code,) = re.findall(r"```python\n(.*?)```", (out / "README.md").read_text(), re.S)
+    assert code in (Path(__file__).parents[2] / "docs" / "guides" / "serve.md").read_text()
+
+
 def test_a_run_that_serves_the_sum_with_the_retriever_is_exported_as_text_only(root, tmp_path, capsys):
     def fuse(folder: Path) -> None:
         write_contract(folder, read_contract(folder).model_copy(update={"residual": RESIDUAL}))
@@ -309,9 +354,10 @@ def test_without_a_converter_gguf_says_what_to_install(root, tmp_path, capsys, m
 
 
 def assert_refused(capsys: Any, message: str) -> None:
-    """One line on stderr that holds ``message``."""
-    (line,) = capsys.readouterr().err.splitlines()
-    assert re.search(message, line), line
+    """One line of ours on stderr that holds ``message``, after the progress bars of what was loaded before."""
+    *bars, line = capsys.readouterr().err.splitlines()
+    assert not [bar for bar in bars if "tripletune" in bar]
+    assert re.search(rf"^tripletune: .*{message}", line), line
 
 
 def not_finite(folder: Path) -> None:

@@ -67,7 +67,7 @@ def write_card(folder: Path, card: Card) -> None:
         "## Prompts",
         *_prompts(card, settings),
         "## Use",
-        *usage(card.form, contract, card.base, labelled=bool(card.labels)),
+        *usage(card.form, record.dataset, contract, card.base, labelled=bool(card.labels)),
         "## Licences",
         *_licences(card.base_name, settings.source),
     ]
@@ -117,7 +117,8 @@ def _training(card: Card, settings: RunConfig) -> Iterator[str]:
         "examples": facts.get("examples"),
         "steps": facts.get("steps"),
         "tokens": facts.get("tokens"),
-        "evaluation loss before and after": f"{facts.get('eval_loss_before')}, {facts.get('eval_loss')}",
+        "evaluation loss before": _rounded(facts.get("eval_loss_before")),
+        "evaluation loss after": _rounded(facts.get("eval_loss")),
         "number format": contract.dtype,
         "ratings": _release(settings.source),
         "run": card.record.name,
@@ -126,6 +127,10 @@ def _training(card: Card, settings: RunConfig) -> Iterator[str]:
     shown = [f"| {name} | {value} |" for name, value in rows.items() if value is not None]
     yield "\n".join(["| | |", "|---|---|", *shown])
     yield "`contract.json` has the prompts' settings, the base model's hashes and the fingerprints behind the data."
+
+
+def _rounded(loss: float | None) -> str | None:
+    return None if loss is None else f"{loss:.4f}"
 
 
 def _release(source: SourceConfig) -> str:

@@ -24,7 +24,7 @@ from tripletune.contract import AdapterContract, BaseIdentity, locate_base, read
 from tripletune.errors import InputError
 from tripletune.export.card import LABELS, Card, write_card
 from tripletune.export.carried import not_carried, require_carried
-from tripletune.export.gguf import OUTTYPES, convert, find_converter
+from tripletune.export.gguf import convert, file_name, find_converter
 from tripletune.rank.answerer import style_of
 from tripletune.rank.merge import ADAPTER_WEIGHTS, load_base, merge_adapter, read_adapter
 from tripletune.store.files import sync, write_json, writing_to
@@ -90,7 +90,7 @@ def export_run(
             if script is None:
                 _lift(merged, part)
             else:
-                convert(script, merged, part / f"{record.dataset}-{OUTTYPES[contract.dtype]}.gguf", contract.dtype)
+                convert(script, merged, part / file_name(record.dataset, contract.dtype), contract.dtype)
                 shutil.rmtree(merged)
         if labels:
             write_json(part / LABELS, labels)

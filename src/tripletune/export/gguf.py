@@ -10,11 +10,14 @@ from pathlib import Path
 from tripletune.errors import InputError, MissingArtifactError
 
 SCRIPT = "convert_hf_to_gguf.py"
-_INSTALL = (
-    "git clone https://github.com/ggml-org/llama.cpp && pip install gguf sentencepiece, then --converter llama.cpp"
-)
+_INSTALL = "git clone https://github.com/ggml-org/llama.cpp && pip install sentencepiece, then --converter llama.cpp"
 OUTTYPES = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
 """The converter's name of each number format: weights are written as they are, not quantised."""
+
+
+def file_name(dataset: str, dtype: str) -> str:
+    """Name of the file, after the number format of its weights."""
+    return f"{dataset}-{OUTTYPES[dtype]}.gguf"
 
 
 def find_converter(given: str) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from tripletune.contract import AdapterContract, BaseIdentity
+from tripletune.export.gguf import file_name
 
 _IMPORT = {
     "merged": "from transformers import AutoModelForCausalLM, AutoTokenizer",
@@ -27,16 +28,17 @@ _WRITE = '''def answer(chat):
     return tokenizer.decode(written[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)'''
 
 
-def usage(form: str, contract: AdapterContract, base: BaseIdentity, *, labelled: bool) -> Iterator[str]:
+def usage(form: str, dataset: str, contract: AdapterContract, base: BaseIdentity, *, labelled: bool) -> Iterator[str]:
     """Paragraphs of the section "Use".
 
     Args:
         form: ``merged``, ``adapter`` or ``gguf``.
+        dataset: of the run.
         contract, base: of the adapter.
         labelled: whether candidates have labels of one token each.
     """
     if form == "gguf":
-        yield "```sh\nllama-server --model FILE.gguf --jinja\n```"
+        yield f"```sh\nllama-server --model {file_name(dataset, contract.dtype)} --jinja\n```"
     else:
         yield f"`DIR` is this folder.\n\n```python\n{_code(form, contract.dtype, labelled=labelled)}\n```"
     if form == "merged":
