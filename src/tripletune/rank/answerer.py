@@ -14,8 +14,7 @@ from typing import Any
 
 import polars as pl
 import torch
-from peft import PeftModel, get_peft_model_state_dict
-from transformers import AutoModelForCausalLM, GenerationConfig
+from transformers import GenerationConfig
 
 from tripletune.answer_lines import LineTokens, Names
 from tripletune.behaviour.embedding import attach_films, with_unknown
@@ -26,6 +25,7 @@ from tripletune.contract import AdapterContract, locate_base, read_contract
 from tripletune.errors import ContractError, NonFiniteError
 from tripletune.next_token import next_token_logits
 from tripletune.rank.decoding import AnswerConstraint, read_answer
+from tripletune.rank.merge import load_base, merge_adapter
 from tripletune.schemas.answers import ANSWER_STYLES, NUM_ANSWERS, AnswerStyle
 from tripletune.schemas.rank import PREDICTIONS
 
@@ -75,30 +75,24 @@ class Answerer:
             NonFiniteError: a weight of the adapter is NaN or infinite.
         """
         contract = read_contract(finetuned)
-        _style_of(contract)  # before weights are read
+        style_of(contract)  # before weights are read
         base = locate_base(finetuned, contract)
         tokenizer = load_tokenizer(base.source, base.hub_revision, contract.date_string)
         tokenizer.padding_side = "left"
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
-        model = AutoModelForCausalLM.from_pretrained(
-            base.source,
-            revision=base.hub_revision,
-            dtype=getattr(torch, contract.dtype),
-            use_safetensors=True,
-            trust_remote_code=False,
-        )
+        model = load_base(base, contract.dtype)
         behaviour = None
         if tuned:
             behaviour = _attach_behaviour(model, tokenizer, finetuned, contract, folder_of)
-            model = _merge_adapter(model, finetuned / "adapter")
+            model = merge_adapter(model, finetuned / "adapter")
         model = model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
         return cls(model, tokenizer, LineTokens(tokenizer), contract, tuned, behaviour)
 
     @property
     def style(self) -> AnswerStyle:
         """The style that the adapter was trained to answer in."""
-        return _style_of(self.contract)
+        return style_of(self.contract)
 
     def answer(self, examples: pl.DataFrame, *, constrained: bool, batch_size: int) -> pl.DataFrame:
         """Answer each example; rows of ``ANSWERED`` in the order of ``examples``.
@@ -255,23 +249,12 @@ def _attach_behaviour(
     )
 
 
-def _merge_adapter(model: Any, adapter: Path) -> Any:
-    """The model with the adapter in its weights: one product for each layer, as without an adapter.
+def style_of(contract: AdapterContract) -> AnswerStyle:
+    """The style that an adapter was trained to answer in.
 
     Raises:
-        NonFiniteError: a weight of the adapter is NaN or infinite.
+        ContractError: this version has no such style.
     """
-    model = PeftModel.from_pretrained(model, str(adapter), is_trainable=False)
-    for name, weight in get_peft_model_state_dict(model, save_embedding_layers=False).items():
-        if not torch.isfinite(weight).all():
-            raise NonFiniteError(
-                f"{adapter}: the weight {name} is NaN or infinite, so its answers mean nothing; "
-                f"remove {adapter.parent} and run finetune again with a lower finetune.learning_rate"
-            )
-    return model.merge_and_unload()
-
-
-def _style_of(contract: AdapterContract) -> AnswerStyle:
     stated = contract.prompt.get("answer_style")
     if stated not in ANSWER_STYLES:
         raise ContractError(

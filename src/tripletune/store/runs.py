@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import os
 from datetime import UTC, datetime
@@ -119,7 +120,7 @@ def read_run(root: Path, name: str = "", *, needs: str = "") -> RunRecord:
         needs: a stage whose output must be there for a run to count as the latest.
 
     Raises:
-        MissingArtifactError: there is no such run; the message names those that exist.
+        MissingArtifactError: there is no such run; the message names those of a similar name, or the latest.
     """
     records = list_runs(root)
     for record in reversed(records):
@@ -128,6 +129,9 @@ def read_run(root: Path, name: str = "", *, needs: str = "") -> RunRecord:
     advice = f"make one with: tripletune run --artifacts {root}"
     if not records:
         raise MissingArtifactError(f"no run in {root} yet (outputs of single stages are not a run); {advice}")
+    near = difflib.get_close_matches(name, [record.name for record in reversed(records)], n=3) if name else []
+    if near:
+        raise MissingArtifactError(f"no run {name!r} in {root}; did you mean {', '.join(near)}?")
     known = ", ".join(record.name for record in records[-5:])
     wanted = f"run {name!r}" if name else f"run with a finished '{needs}'"
     raise MissingArtifactError(f"no {wanted} in {root}; runs there: {known}; or {advice}")

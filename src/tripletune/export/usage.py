@@ -1,0 +1,78 @@
+"""How an export is loaded, as text for its model card; the tests run the Python code."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from tripletune.contract import AdapterContract, BaseIdentity
+from tripletune.export.gguf import file_name
+
+_IMPORT = {
+    "merged": "from transformers import AutoModelForCausalLM, AutoTokenizer",
+    "adapter": "from peft import AutoPeftModelForCausalLM\nfrom transformers import AutoTokenizer",
+}
+_CLASS = {"merged": "AutoModelForCausalLM", "adapter": "AutoPeftModelForCausalLM"}
+_ORDER = '''labels = json.loads((folder / "label_tokens.json").read_text())
+
+
+def order(chat, shown):
+    """Labels of the `shown` candidates of a prompt, best first."""
+    inputs = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=True, return_tensors="pt")
+    with torch.inference_mode():
+        logits = model(**inputs).logits[0, -1]
+    return sorted(list(labels)[:shown], key=lambda label: -logits[labels[label]].item())'''
+_WRITE = '''def answer(chat):
+    """The answer's text."""
+    inputs = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=True, return_tensors="pt")
+    written = model.generate(**inputs, generation_config=GenerationConfig.from_pretrained(folder))
+    return tokenizer.decode(written[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)'''
+
+
+def usage(form: str, dataset: str, contract: AdapterContract, base: BaseIdentity, *, labelled: bool) -> Iterator[str]:
+    """Paragraphs of the section "Use".
+
+    Args:
+        form: ``merged``, ``adapter`` or ``gguf``.
+        dataset: of the run.
+        contract, base: of the adapter.
+        labelled: whether candidates have labels of one token each.
+    """
+    if form == "gguf":
+        yield f"```sh\nllama-server --model {file_name(dataset, contract.dtype)} --jinja\n```"
+    else:
+        yield f"`DIR` is this folder.\n\n```python\n{_code(form, contract.dtype, labelled=labelled)}\n```"
+    if form == "merged":
+        yield "```sh\nvllm serve DIR\n```"
+    if form == "adapter":
+        yield _where_the_base_is(base)
+    yield "tripletune's `docs/guides/serve.md` has requests for vLLM and llama.cpp."
+
+
+def _where_the_base_is(base: BaseIdentity) -> str:
+    if base.hub_revision:
+        return f"The base model is fetched from the hub: {base.source} at {base.hub_revision}."
+    return (
+        "The base model is in `base/`, under the full path that this folder was exported to "
+        "(`base_model_name_or_path` of `adapter_config.json`), as PEFT looks for a relative one in the present folder. "
+        "After moving the folder write its new path there, or name the base yourself, which works anywhere: "
+        '`PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(folder / "base", dtype=...), folder)`.'
+    )
+
+
+def _code(form: str, dtype: str, *, labelled: bool) -> str:
+    imports = _IMPORT[form] if labelled else _IMPORT[form].replace("AutoTokenizer", "AutoTokenizer, GenerationConfig")
+    return "\n".join(
+        [
+            *(["import json"] if labelled else []),
+            "from pathlib import Path",
+            "",
+            "import torch",
+            imports,
+            "",
+            'folder = Path("DIR")',
+            "tokenizer = AutoTokenizer.from_pretrained(folder)",
+            f"model = {_CLASS[form]}.from_pretrained(folder, dtype=torch.{dtype}).eval()",
+            *(["", ""] if not labelled else []),
+            _ORDER if labelled else _WRITE,
+        ]
+    )
