@@ -118,14 +118,18 @@ def versions(micro: MicroRun, model: str) -> list[Any]:
     return list(MlflowClient(f"sqlite:///{micro.root / 'mlflow.db'}").search_model_versions(f"name = '{model}'"))
 
 
+def judged_so(micro: MicroRun, fingerprint: str, perfect: str) -> RunPaths:
+    """The run with its own copy of evaluate, in which one system finds every held-out film first and no other any."""
+    paths = copied(micro, "evaluate", fingerprint)
+    scores = pl.read_parquet(paths.folder("evaluate") / "per_viewer.parquet")
+    value = pl.when(row=perfect).then(1.0).otherwise(0.0)
+    scores.with_columns(ndcg_at_5=value).write_parquet(paths.folder("evaluate") / "per_viewer.parquet")
+    sizes_of_today(paths.folder("evaluate"))
+    return paths
+
+
 def test_a_first_adapter_that_is_worse_than_the_retrievers_order_is_not_promoted(micro, caplog):
-    paths = copied(micro, "generate", "1" * 32)
-    answer = pl.col("answers").list.first()
-    for shard in (paths.folder("generate") / "valid").glob("*.parquet"):
-        frame = pl.read_parquet(shard)
-        found = pl.concat_list(answer, pl.col("retrieved").list.set_difference(pl.concat_list(answer)))
-        frame.with_columns(retrieved=found.cast(frame.schema["retrieved"])).write_parquet(shard)
-    sizes_of_today(paths.folder("generate"))
+    paths = judged_so(micro, "1" * 32, "retriever")
     with caplog.at_level(logging.INFO, logger="tripletune"):
         decision = decide(micro, paths, "first-1", promote={"registered_model": "first", "confidence": 0.95})
     assert not decision["promote"]
@@ -140,13 +144,10 @@ def test_a_first_adapter_that_is_worse_than_the_retrievers_order_is_not_promoted
 
 
 def test_a_first_adapter_that_is_worse_than_the_untuned_model_is_not_promoted(micro):
-    paths = copied(micro, "evaluate", "2" * 32)
-    scores = pl.read_parquet(paths.folder("evaluate") / "per_viewer.parquet")
-    perfect = pl.when(row="tuned").then(0.0).when(row="untuned").then(1.0).otherwise(0.0)
-    scores.with_columns(ndcg_at_5=perfect).write_parquet(paths.folder("evaluate") / "per_viewer.parquet")
-    sizes_of_today(paths.folder("evaluate"))
+    paths = judged_so(micro, "2" * 32, "untuned")
     promote = {"registered_model": "first", "confidence": 0.999}
     decision = decide(micro, paths, "first-2", promote=promote)
+    scores = pl.read_parquet(micro.paths.folder("evaluate") / "per_viewer.parquet")
     users = scores.filter(row="tuned", purpose="valid")["user_id"]
     judging = int(judges(users, micro.record.settings().seed).sum())
     assert 0 < judging < 24

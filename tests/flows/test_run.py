@@ -214,7 +214,7 @@ def test_finetune_killed_resumes_and_ends_with_the_same_adapter(micro, tmp_path)
 
     def checkpoint_is_there() -> bool:
         family.update(psutil.Process(process.pid).children(recursive=True))
-        return any(scratch.rglob("trainer_state.json"))
+        return any(scratch.rglob("complete.json"))  # sealed: a checkpoint without it is not taken
 
     kill_when(process, checkpoint_is_there)
     gone, alive = psutil.wait_procs(list(family), timeout=20)

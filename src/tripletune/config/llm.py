@@ -51,8 +51,8 @@ class FinetuneConfig(Section):
     """Objectives over labels: the loss is taken over the sum of the label's centred logit and the retriever's
     calibrated log-score, so that the model learns what the retriever does not know. False: over the logits alone."""
     residual_weight: Annotated[float, Field(gt=0.0, le=4.0)] = 1.0
-    """Weight of the centred logit in that sum while training. Below 1 a training starts near the retriever's order and
-    has less to unlearn: worth it with few examples. What ranking takes is fitted on valid examples afterwards."""
+    """Weight of the centred logit in that sum while training. Below 1 a training starts nearer to the retriever's
+    order and has less to unlearn. What ranking takes is fitted on valid examples afterwards."""
     behaviour_tokens: Literal["none", "sequence", "lightgcn", "rgat"] = "none"
     """Objectives over labels: after each film's title, a token made of the film's vector from this model, by a
     projection that is trained with the adapter (LLaRA). Needs a template whose sections with data are likes, dislikes
