@@ -225,7 +225,7 @@ def draw_generated(folder: Path, users: int = 24, films: int = 40, shown: int = 
     for number, purpose in enumerate(PURPOSES):
         rows = [_draw_example(user, purpose, number, films, shown) for user in range(1, users + 1)]
         (folder / purpose).mkdir(parents=True)
-        types = {"user_id": pl.Int32, **dict.fromkeys(_FILM_LISTS, pl.List(pl.Int32))}
+        types = {"user_id": pl.Int32, "cutoff": pl.Int32, **dict.fromkeys(_FILM_LISTS, pl.List(pl.Int32))}
         pl.DataFrame(rows, schema_overrides=types).write_parquet(folder / purpose / "shard-000.parquet")
 
 
@@ -246,6 +246,7 @@ def _draw_example(user: int, purpose: str, number: int, films: int, shown: int) 
         "example_id": f"{user}:{purpose}",
         "user_id": user,
         "purpose": purpose,
+        "cutoff": 9,
         "prompt": [{"role": "system", "content": "You recommend."}, {"role": "user", "content": content}],
         "completion": [{"role": "assistant", "content": letters[candidates.index(answer)]}],
         "liked": liked,

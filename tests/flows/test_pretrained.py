@@ -52,6 +52,7 @@ def example(user: int, purpose: str) -> dict[str, Any]:
         "example_id": f"{user}:{purpose}",
         "user_id": user,
         "purpose": purpose,
+        "cutoff": 9,
         "prompt": [
             {"role": "system", "content": "Answer with the letter of one film."},
             {"role": "user", "content": "\n".join(lines)},
