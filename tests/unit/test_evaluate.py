@@ -43,8 +43,7 @@ def out(run: Run) -> Path:
 
 @pytest.fixture
 def damaged(run: Run, tmp_path: Path) -> Run:
-    shutil.copytree(run.root, tmp_path / "copy", ignore=shutil.ignore_patterns("evaluate"))
-    return Run(tmp_path / "copy", run.order)
+    return run.copy_to(tmp_path / "copy")
 
 
 def held_out(run: Run, purpose: str) -> dict[int, int]:
@@ -199,8 +198,7 @@ def test_retrievers_that_a_run_may_have_are_measured_where_they_are(damaged: Run
 
 
 def test_a_further_retriever_is_a_row_and_its_training_a_picture_under_its_own_name(run: Run, tmp_path: Path) -> None:
-    further = Run(tmp_path / "copy", run.order)
-    shutil.copytree(run.root, further.root, ignore=shutil.ignore_patterns("evaluate"))
+    further = run.copy_to(tmp_path / "copy")
     rewrite(
         further.retrieve / "rankings.parquet",
         lambda rows: [*rows, *({**row, "retriever": "mine"} for row in rows if row["retriever"] == "lightgcn")],

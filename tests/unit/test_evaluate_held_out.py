@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -64,8 +63,7 @@ def out(run: Run) -> Path:
 
 @pytest.fixture
 def damaged(run: Run, tmp_path: Path) -> Run:
-    shutil.copytree(run.root, tmp_path / "copy", ignore=shutil.ignore_patterns("evaluate"))
-    return Run(tmp_path / "copy", run.order, run.held_out)
+    return run.copy_to(tmp_path / "copy")
 
 
 def answers(run: Run, purpose: str = "test") -> dict[tuple[int, int], int]:

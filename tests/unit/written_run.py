@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import shutil
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,11 @@ class Run:
     """By user all films: the rated ones in order of time, then the rest."""
     held_out: int = 1
     """Valid likes of each user, and test likes."""
+
+    def copy_to(self, root: Path) -> Run:
+        """The same files elsewhere, to be damaged; without what evaluate wrote."""
+        shutil.copytree(self.root, root, ignore=shutil.ignore_patterns("evaluate"))
+        return replace(self, root=root)
 
     @property
     def num_rated(self) -> int:

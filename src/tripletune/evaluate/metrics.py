@@ -95,7 +95,7 @@ def mean_over_cutoffs(values: pl.DataFrame, key: Sequence[str]) -> pl.DataFrame:
         key: columns that a user's rows share, ``user_id`` among them.
 
     Returns:
-        The same columns, Float64 beside the key, in the order of each key's first row.
+        The same columns, Float64 next to the key, in the order of each key's first row.
     """
     names = [name for name in values.columns if name not in key]
     # a list's mean adds in the order of the rows, on any number of threads; of one row it is the value itself
