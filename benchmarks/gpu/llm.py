@@ -271,7 +271,7 @@ def measure(
     epochs: Annotated[int, typer.Option(help="Passes over the training examples.")] = 3,
     seeds: Annotated[list[int] | None, typer.Option(help="Of weights and order; further ones repeat tuned.")] = None,
     device: Annotated[str, typer.Option(help="cuda or cpu.")] = "cuda",
-    minutes: Annotated[float, typer.Option(help=f"Ends by then, at most {MAX_MINUTES:g}.")] = DEFAULT_MINUTES,
+    minutes: Annotated[float, typer.Option(help=f"Ends by then, at most {MAX_MINUTES:g} on a GPU.")] = DEFAULT_MINUTES,
     tiny: Annotated[bool, typer.Option("--tiny", help="Random data and a tiny model: does it run?")] = False,
 ) -> None:
     """Tune and rank on the device, and write the results."""

@@ -1,7 +1,8 @@
 """Plain training loop and scoring of ``llm.py``, for machines without TRL, around the product's own functions.
 
-LoRA on all linear layers, AdamW, cosine with warm-up, bfloat16 autocast on a GPU, batches of similar length, padded on
-the right without a mask. A test compares it with the product's trainer: same losses, same weights in the end.
+LoRA on all linear layers, AdamW, cosine with warm-up, bfloat16 autocast where the device has it, batches of similar
+length, padded on the right without a mask. A test compares it with the product's trainer: same losses, same weights in
+the end.
 """
 
 # Shape letters in this file: B examples of a batch, C candidates, E examples
@@ -24,11 +25,13 @@ from tripletune.finetune.curriculum import Curriculum
 from tripletune.finetune.label_batches import label_logits, pad_labels
 from tripletune.finetune.label_loss import LOSSES, combined_scores, mass_loss
 from tripletune.finetune.length_batches import LengthBatches
+from tripletune.precision import has_bfloat16
 from tripletune.residual import Flags, Floats, fit_weight, mean_loss
 
 LORA_R, LORA_ALPHA, WARM_UP, MAX_NORM = 16, 32, 0.05, 1.0
-TRAIN_TOKENS, RANK_TOKENS = 1 << 15, 1 << 17
-"""Tokens of a forward pass at most, padding included: an estimated 40 GiB in training."""
+TRAIN_TOKENS = {"cuda": 1 << 15, "cpu": 1 << 11}
+RANK_TOKENS = {"cuda": 1 << 17, "cpu": 1 << 14}
+"""Tokens of a forward pass at most, padding included: on a GPU an estimated 40 GiB in training."""
 PAD = 0
 """Any token: nothing sees what stands right of a prompt."""
 Row = dict[str, Any]
@@ -70,14 +73,15 @@ def load_model(
     """A variant's model before its training.
 
     Args:
-        dtype: of the weights; None: as in the product, but float32 where all are trained. Adapters are in float32.
+        dtype: of the weights; None: as in the product for a model that is kept in bfloat16, but float32 where all are
+            trained. Adapters are in float32.
         vectors_RD: film vectors of a variant with behaviour tokens.
     """
-    half = device.type == "cuda" and variant.trains != "all"
+    described = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    half = variant.trains != "all" and (device.type == "cuda" or (described.dtype == torch.bfloat16 and has_bfloat16()))
     dtype = dtype or (torch.bfloat16 if half else torch.float32)
     torch.manual_seed(seed)
     if variant.weights == "random":
-        described = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         model = AutoModelForCausalLM.from_config(described, dtype=dtype, trust_remote_code=False)
     else:
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True, trust_remote_code=False)
@@ -162,7 +166,7 @@ def train(
 
 def _step(model: Any, rows: Sequence[Row], prior: Sequence[float], variant: Variant) -> Iterator[torch.Tensor]:
     """Gradients of the mean loss of the rows, in as many passes as memory asks; the sum of each pass's losses."""
-    size = max(1, TRAIN_TOKENS // max(len(row["input_ids"]) for row in rows))
+    size = max(1, TRAIN_TOKENS[model.device.type] // max(len(row["input_ids"]) for row in rows))
     for start in range(0, len(rows), size):
         batch = _to_device(pad_labels(rows[start : start + size], PAD, prior), model)
         with _autocast(model):
@@ -176,9 +180,9 @@ def _to_device(batch: dict[str, torch.Tensor], model: Any) -> dict[str, torch.Te
 
 
 def _autocast(model: Any) -> torch.autocast:
-    """Bfloat16 on a GPU; on a CPU all stays in float32."""
+    """Bfloat16 on a GPU, and on a CPU whose model has such weights; else all stays in float32."""
     device = model.device.type
-    return torch.autocast(device, torch.bfloat16, enabled=device == "cuda")
+    return torch.autocast(device, torch.bfloat16, enabled=device == "cuda" or model.dtype == torch.bfloat16)
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,7 +221,7 @@ def score(model: Any, rows: Sequence[Row], prior: Sequence[float]) -> Scores:
     model.eval()
     with torch.inference_mode(), _autocast(model):
         while start < len(rows):
-            size = max(1, RANK_TOKENS // len(rows[by_length[start]]["input_ids"]))
+            size = max(1, RANK_TOKENS[model.device.type] // len(rows[by_length[start]]["input_ids"]))
             numbers = by_length[start : start + size]
             batch = pad_labels([rows[number] for number in numbers], PAD, prior)
             read.append((numbers, label_logits(model, _to_device(batch, model))[0]))

@@ -270,7 +270,7 @@ def test_scores_do_not_depend_on_the_batch(script, kit, prompts, monkeypatch):
 
     model, rows = kit.model(script.Variant(epochs=0), 7), prompts.part("test")
     together = script.score(model, rows, prompts.prior)
-    monkeypatch.setattr(llm_training, "RANK_TOKENS", 1)
+    monkeypatch.setattr(llm_training, "RANK_TOKENS", {"cpu": 1})
     alone = script.score(model, rows, prompts.prior)
     np.testing.assert_allclose(alone.logits, together.logits, rtol=1e-4, atol=1e-5)
     assert (alone.targets == together.targets).all()

@@ -87,9 +87,15 @@ def test_a_session_that_is_complete_is_not_cut_afterwards(session, tmp_path, mon
 
 
 @pytest.mark.parametrize("minutes", [0, -1, 12.5, float("nan")])
-def test_no_script_may_ask_for_more_than_twelve_minutes(session, tmp_path, minutes):
-    with pytest.raises(SystemExit, match="--minutes must be above 0 and at most 12"):
-        session.Session("trial", CPU, tmp_path / "results.json", minutes)
+def test_no_script_may_ask_a_gpu_for_more_than_twelve_minutes(session, tmp_path, minutes):
+    with pytest.raises(SystemExit, match="--minutes must be above 0 and at most 12, got"):
+        session.Session("trial", torch.device("cuda"), tmp_path / "results.json", minutes)
+
+
+def test_a_processor_may_take_a_day(session, tmp_path):
+    session.Session("trial", CPU, tmp_path / "results.json", 1440)
+    with pytest.raises(SystemExit, match="--minutes must be above 0 and at most 1440, got 1441"):
+        session.Session("trial", CPU, tmp_path / "results.json", 1441)
 
 
 def test_rates_count_bytes_read_and_written_and_two_operations_per_product(session, monkeypatch):
