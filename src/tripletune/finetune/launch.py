@@ -36,6 +36,7 @@ from tripletune.errors import ConfigError, InputError, TrainingCrash, TrainingDi
 from tripletune.finetune.checkpoints import last_whole
 from tripletune.finetune.job import TrainingJob, columns_read, receive
 from tripletune.finetune.live_log import LiveLog, OnLog
+from tripletune.finetune.token_files import write_token_files
 from tripletune.finetune.trainer_settings import check_trainer_settings
 from tripletune.judges import judges
 from tripletune.processes.supervise import ProcessFailed, clean_environment, end_noted, run_supervised
@@ -101,7 +102,7 @@ def finetune_adapter(
 
     Raises:
         InputError, ConfigError: nothing to train on, no such model or accelerate file, a wrong ``settings.trainer``.
-        TrainingError: the training failed or overran ``timeout_minutes``; a next run resumes.
+        TrainingError: an example does not fit; the training failed or overran ``timeout_minutes``; a next run resumes.
         TrainingDiverged: a loss or a weight is NaN or infinite; the checkpoints are removed, and nothing is published.
     """
     check_trainer_settings(settings.trainer)
@@ -133,6 +134,7 @@ def finetune_adapter(
         if path:
             write_parquet(path, examples)
     if not (job.result.is_file() and job.adapter.is_dir()):
+        write_token_files(job)
         _launch(job, on_log)
     result = json.loads(job.result.read_text(encoding="utf-8"))
     write_parquet(out / "curve.parquet", _curve(result["history"]))
