@@ -12,6 +12,7 @@ import json
 import math
 import shutil
 import time
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from tripletune.errors import TrainingDiverged, TrainingError
 from tripletune.finetune.checkpoints import last_whole, seal, step_of
 from tripletune.finetune.job import TrainingJob, send
 from tripletune.finetune.label_batches import pad_labels
+from tripletune.finetune.ranks import accumulated_batches
 from tripletune.finetune.token_files import EVALUATION, SELECT, TRAIN, TRAIN_TEXT, read_token_files, token_lengths
 from tripletune.finetune.trainers import ChatTrainer, LabelTrainer
 from tripletune.precision import choose_dtype
@@ -51,7 +53,7 @@ def train(job: TrainingJob) -> None:
     """
     transformers.logging.set_verbosity_warning()
     use_cpu = not torch.cuda.is_available()
-    state = PartialState(cpu=use_cpu)
+    state = _open_group(job, use_cpu)
     tokenizer = load_tokenizer(job.base, job.hub_revision)
     films = read_film_tables(job.films) if job.films else None
     train_set, lengths = _training_examples(job)
@@ -84,6 +86,12 @@ def train(job: TrainingJob) -> None:
     state.wait_for_everyone()
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
+
+
+def _open_group(job: TrainingJob, use_cpu: bool) -> PartialState:
+    """Open the ranks' process group, before anything else would open it with the back end's own timeout: NCCL's is 10
+    minutes, in which an evaluation or the writing of a checkpoint may not end."""
+    return PartialState(cpu=use_cpu, timeout=timedelta(minutes=job.settings.ddp_timeout_minutes))
 
 
 class _Messenger(TrainerCallback):  # type: ignore[misc]  # the library has no types
@@ -270,7 +278,7 @@ def _own_arguments(job: TrainingJob, use_cpu: bool, *, evaluate: bool, from_star
         "num_train_epochs": settings.num_train_epochs,
         "per_device_train_batch_size": settings.per_device_train_batch_size,
         "per_device_eval_batch_size": settings.per_device_train_batch_size,
-        "gradient_accumulation_steps": settings.gradient_accumulation_steps,
+        "gradient_accumulation_steps": accumulated_batches(settings, PartialState(cpu=use_cpu).num_processes),
         "gradient_checkpointing": settings.gradient_checkpointing,
         "learning_rate": settings.learning_rate,
         "lr_scheduler_type": "cosine",
