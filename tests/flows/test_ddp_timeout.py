@@ -1,4 +1,4 @@
-"""The ranks' process group has the timeout of the settings: accelerate opens it before the trainer's arguments count."""
+"""The ranks' process group has the timeout of the settings: it is open before the trainer's arguments count."""
 
 from __future__ import annotations
 

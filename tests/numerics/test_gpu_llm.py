@@ -107,7 +107,13 @@ def make_job(kit: Any, prompts: Any, tmp_path: Path, monkeypatch: pytest.MonkeyP
 
     def make(**changes: Any) -> Any:
         settings = FinetuneConfig.model_validate(
-            {"num_train_epochs": 2, "save_steps": 1000, "global_batch": 5, "per_device_train_batch_size": 5, "learning_rate": 1e-2}
+            {
+                "num_train_epochs": 2,
+                "save_steps": 1000,
+                "global_batch": 5,
+                "per_device_train_batch_size": 5,
+                "learning_rate": 1e-2,
+            }
             | changes
         )
         return TrainingJob(

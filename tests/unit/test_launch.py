@@ -20,6 +20,7 @@ from tripletune.finetune.launch import _curve, _explain, finetune_adapter
 from tripletune.processes import lifeline
 from tripletune.processes.supervise import ProcessFailed, clean_environment, end_noted, run_supervised
 
+
 def run(tmp_path: Path, script: str, *arguments: str, deadline: float = 60, taken: list[str] | None = None) -> None:
     run_supervised(
         [sys.executable, "-c", script, *arguments],

@@ -52,9 +52,7 @@ def test_the_shipped_accelerate_files_say_how_many_processes_run(
     assert read_ranks(ACCELERATE / name) == expected
 
 
-def test_gpus_that_a_file_names_by_number_are_those_that_count(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_gpus_that_a_file_names_by_number_are_those_that_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with_gpus(monkeypatch, 8)
     assert read_ranks(write(tmp_path / "some.yaml", gpu_ids="2,5,6")).number == 3
     assert read_ranks(write(tmp_path / "cpu.yaml", use_cpu=True)).number == 1

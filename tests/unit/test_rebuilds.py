@@ -240,7 +240,11 @@ def test_a_setting_rebuilds_the_stages_that_read_it(changed, stages):
 
 @pytest.mark.parametrize(
     ("settings", "stages"),
-    [("num_processes: 4", NOTHING), ("num_processes: auto", NOTHING), ("num_processes: 2\nmixed_precision: bf16", FINETUNE)],
+    [
+        ("num_processes: 4", NOTHING),
+        ("num_processes: auto", NOTHING),
+        ("num_processes: 2\nmixed_precision: bf16", FINETUNE),
+    ],
 )
 def test_the_number_of_processes_rebuilds_nothing_and_other_settings_of_accelerate_do(tmp_path, settings, stages):
     files = []

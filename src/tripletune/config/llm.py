@@ -101,8 +101,7 @@ class FinetuneConfig(Section):
     timeout_minutes: PositiveFloat = 600.0
     """Wall time in minutes after which training is stopped; the next run resumes at its last checkpoint."""
     ddp_timeout_minutes: PositiveFloat = 60.0
-    """Minutes that a process waits for the others, as for one that evaluates or writes, before the training ends with an
-    error. Of several processes only."""
+    """Minutes that one of several processes waits for the others before the training ends with an error."""
     trainer: dict[str, JsonValue] = Field(default={})
     """Further settings of the trainer, as a table: any field of TRL's ``SFTConfig`` with a value of its type, such as
     ``weight_decay`` or ``lr_scheduler_type``. Refused are names that SFTConfig does not have, settings that have a name

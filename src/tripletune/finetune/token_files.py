@@ -186,9 +186,7 @@ def _pieces(job: TrainingJob, one: TokenSet) -> Iterator[_Piece]:
             end = min(first + _ROW_GROUPS, groups.num_row_groups)
             rows = sum(groups.row_group(group).num_rows for group in range(first, end))
             if rows:
-                yield _Piece(
-                    source, first, end, rows, one.purpose, job.tokens / one.name / f"piece-{number:05d}.arrow"
-                )
+                yield _Piece(source, first, end, rows, one.purpose, job.tokens / one.name / f"piece-{number:05d}.arrow")
                 number += 1
 
 
