@@ -146,6 +146,8 @@ class StageRun:
     run_id: str
     _times: dict[int, int] = field(default_factory=dict, repr=False, compare=False)
     """Milliseconds at which each step was first logged."""
+    _taken: set[tuple[str, int]] = field(default_factory=set, repr=False, compare=False)
+    """Name and step of each point of a curve that the store has taken."""
 
     def log_curve(self, step: int, values: Mapping[str, float]) -> None:
         """Log one step of a training curve.
@@ -156,19 +158,22 @@ class StageRun:
         time_ms = self._times.setdefault(step, _now())
         metrics = [Metric(_metric_name(key), float(value), time_ms, step) for key, value in values.items()]
         self.tracker.log(self.run_id, metrics=metrics)
+        self._taken.update((metric.key, metric.step) for metric in metrics)
 
     def log_output(self, paths: RunPaths, stage: str, *, reused: bool) -> None:
-        """Log a finished stage: facts, curve, inputs with their fingerprints as digests, report and metrics file."""
+        """Log a finished stage: facts, inputs with their fingerprints as digests, report and metrics file, and of its
+        curve what ``log_curve`` has not: all of it, but for a training that was logged while it ran."""
         client, manifest = self.tracker.client(), paths.manifest(stage)
         facts = flatten({**manifest["facts"], "stage_seconds": manifest["seconds"]})
         facts["stage_peak_gib"] = manifest["peak_bytes"] / 2**30
-        now = _now()
-        metrics = [Metric(_metric_name(key), float(value), now, 0) for key, value in facts.items() if _number(value)]
+        folder, now = paths.folder(stage), _now()
+        curve = _curve(folder / "curve.parquet", now)
+        drawn = {point.key for point in curve}  # eval_loss is a fact too, which would stand in the curve at step 0
+        numbers = {_metric_name(key): float(value) for key, value in facts.items() if _number(value)}
+        metrics = [Metric(key, value, now, 0) for key, value in numbers.items() if key not in drawn]
         texts = {f"fact.{key}": str(value)[:4000] for key, value in facts.items() if isinstance(value, str)}
         tags = {"reused": str(reused).lower(), "fingerprint": manifest["fingerprint"], **texts}
-        folder = paths.folder(stage)
-        if stage != "finetune" or reused:  # a training of this run has logged its curve while it ran
-            metrics += _curve(folder / "curve.parquet", now)
+        metrics += self._missing(curve)
         self.tracker.log(self.run_id, metrics=metrics, tags=[RunTag(key, value) for key, value in tags.items()])
         parents = [_dataset(f"{paths.dataset}/{name}", paths.fingerprints[name], name) for name in manifest["parents"]]
         outside = _outside_datasets(manifest["ingredients"].get("inputs", {}))
@@ -176,6 +181,12 @@ class StageRun:
         if outside:
             client.log_inputs(self.tracker.parent_run_id, outside)
         self._log_files([folder / page for page in ("report.html", "metrics.json") if (folder / page).is_file()])
+
+    def _missing(self, curve: Sequence[Metric]) -> list[Metric]:
+        """Points that the store has not taken, at the time of their step's first try: where only the answer to it was
+        lost, the store holds an entry that agrees, and keeps one."""
+        left = [point for point in curve if (point.key, point.step) not in self._taken]
+        return [Metric(one.key, one.value, self._times.get(one.step, one.timestamp), one.step) for one in left]
 
     def log_report(self, folder: Path, metrics: Mapping[str, float]) -> None:
         """Log the files and figures of a stage that every run repeats, on the child and on the parent."""

@@ -23,6 +23,7 @@ from tripletune.contract import read_contract, write_contract
 from tripletune.errors import ContractError, MissingArtifactError
 from tripletune.finetune.job import TrainingJob
 from tripletune.finetune.launch import FilmSource, finetune_adapter
+from tripletune.finetune.token_files import write_token_files
 from tripletune.finetune.training import train
 from tripletune.rank.predict import rank_examples
 from tripletune.store.paths import SCRATCH
@@ -35,6 +36,7 @@ SETTINGS = LAUNCHED.model_copy(
         "objective": "listwise",
         "behaviour_tokens": "lightgcn",
         "learning_rate": 0.01,
+        "global_batch": 6,
         "per_device_train_batch_size": 6,
         "save_steps": 5,
         "logging_steps": 5,
@@ -181,6 +183,7 @@ def test_a_killed_training_goes_on_to_the_same_weights(shards, films, adapter, t
     resumed = job.model_copy(update={"out": tmp_path})
     shutil.copytree(job.checkpoints, resumed.checkpoints)
     shutil.rmtree(resumed.checkpoints / "checkpoint-20")
+    write_token_files(resumed)
     train(resumed)
     assert json.loads(resumed.result.read_text())["facts"]["resumed_from_step"] == 15
     ours, theirs = (load_file(one.adapter / "adapter_model.safetensors") for one in (resumed, job))

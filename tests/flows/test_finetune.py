@@ -34,6 +34,7 @@ SETTINGS = FinetuneConfig(
     ),
     accelerate_config=str(ROOT / "configs/accelerate/single.yaml"),
     lora_r=4,
+    global_batch=4,
     per_device_train_batch_size=4,
     num_train_epochs=4,
     save_steps=10,

@@ -19,10 +19,10 @@ from tests.flows.test_trainer import SETTINGS, TINY, Trained, changed, keep_on_t
 from tripletune.config import RankConfig
 from tripletune.contract import read_contract
 from tripletune.errors import TrainingError
-from tripletune.finetune.examples import label_examples, read_examples
 from tripletune.finetune.job import TrainingJob
 from tripletune.finetune.launch import finetune_adapter
 from tripletune.finetune.tiny import write_tiny_llama
+from tripletune.finetune.token_files import TRAIN, read_token_files, write_token_files
 from tripletune.finetune.training import train
 from tripletune.rank.predict import rank_examples, rank_shards
 from tripletune.residual import calibrate_prior
@@ -65,6 +65,7 @@ def trained(world: TrainingJob, tmp_path_factory: pytest.TempPathFactory) -> Tra
     job.scratch.mkdir(parents=True)
     with pytest.MonkeyPatch.context() as patch:
         keep_on_the_cpu(patch)
+        write_token_files(job)
         train(job)
     result = json.loads(job.result.read_text())
     return Trained(job, result["facts"], result["history"], [])
@@ -91,7 +92,8 @@ def untrained_loss(job: TrainingJob, *, residual: float | None) -> float:
 
 @pytest.mark.parametrize(("residual", "batch"), [(1.0, 1), (1.0, 3), (0.2, 3), (None, 3)])
 def test_the_evaluation_loss_is_that_of_the_scores_that_are_ranked_by(world, tmp_path, capsys, residual, batch):
-    settings = {"per_device_train_batch_size": batch, "num_train_epochs": 0.1, "residual": residual is not None}
+    settings = {"global_batch": 2 * batch, "per_device_train_batch_size": batch, "num_train_epochs": 0.1}
+    settings |= {"residual": residual is not None}
     settings |= {"residual_weight": residual} if residual else {}
     facts = run(changed(world, tmp_path, settings), capsys).facts
     assert facts["eval_loss_before"] == pytest.approx(untrained_loss(world, residual=residual), rel=1e-5)
@@ -109,12 +111,12 @@ def test_training_lowers_the_loss_and_weighs_the_scores(world, tmp_path, capsys,
 
 def test_answers_share_the_target_by_their_rating_where_a_run_asks_for_it(world, tmp_path):
     """A like of 5 stars counts 31, one of 4 stars 15; the order of the candidates is the one shown."""
-    tokenizer = AutoTokenizer.from_pretrained(world.base)
     made = {}
     for name in ("even", "rating"):
         job = changed(world, tmp_path / name, {"targets": name})
         assert ("answer_ratings" in job.columns) == (name == "rating")
-        made[name] = label_examples(read_examples(job.train, job), tokenizer, job)
+        write_token_files(job)
+        made[name] = read_token_files(job, TRAIN)
     rows = pl.concat(pl.read_parquet(file) for file in world.train)
     for place, row in enumerate(rows.iter_rows(named=True)):
         stars = dict(zip(row["answers"], row["answer_ratings"], strict=True))
@@ -129,10 +131,10 @@ def test_targets_by_rating_train_another_adapter(world, trained, tmp_path, capsy
     assert any(not torch.equal(weights[name], tensor) for name, tensor in trained.weights().items())
 
 
-@pytest.mark.parametrize(("batch", "accumulated"), [(2, 3), (6, 1)])
-def test_a_step_may_be_cut_into_batches_as_memory_asks(world, trained, tmp_path, capsys, batch, accumulated):
+@pytest.mark.parametrize("batch", [2, 6])
+def test_a_step_may_be_cut_into_batches_as_memory_asks(world, trained, tmp_path, capsys, batch):
     """Six examples a step, here as 3 x 2 or 1 x 6, there as 2 x 3: the same sums in another order."""
-    settings = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": accumulated}
+    settings = {"per_device_train_batch_size": batch}
     ours, theirs = run(changed(world, tmp_path, settings), capsys).weights(), trained.weights()
     for name in ours:
         torch.testing.assert_close(ours[name], theirs[name], rtol=1e-4, atol=1e-5)
@@ -265,6 +267,7 @@ def test_two_processes_learn_what_one_learns_from_batches_of_twice_the_size(tmp_
         out.mkdir()
         changes = {
             "accelerate_config": str(ACCELERATE / config),
+            "global_batch": 8,
             "per_device_train_batch_size": batch,
             "objective": "listwise",
         }

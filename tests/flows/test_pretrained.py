@@ -31,6 +31,7 @@ SETTINGS = FinetuneConfig(
     learning_rate=1e-3,
     warmup_ratio=0.0,
     num_train_epochs=1.0,
+    global_batch=4,
     per_device_train_batch_size=4,
     max_length=256,
     eval_steps=100,

@@ -22,6 +22,7 @@ from tripletune.errors import TrainingError
 from tripletune.finetune.checkpoints import is_whole
 from tripletune.finetune.job import TrainingJob, receive
 from tripletune.finetune.tiny import write_tiny_llama
+from tripletune.finetune.token_files import write_token_files
 from tripletune.finetune.training import train
 
 TINY = TinyLlamaConfig(vocab_size=400, hidden_size=16, intermediate_size=32, num_layers=1, num_heads=2, num_kv_heads=1)
@@ -31,7 +32,7 @@ SETTINGS = FinetuneConfig(
     learning_rate=0.01,
     warmup_ratio=0.25,
     per_device_train_batch_size=3,
-    gradient_accumulation_steps=2,
+    global_batch=6,
     num_train_epochs=4,
     max_length=1024,
     logging_steps=2,
@@ -96,6 +97,7 @@ def changed(job: TrainingJob, out: Path, settings: dict[str, Any] | None = None,
 def run(job: TrainingJob, capsys: pytest.CaptureFixture[str]) -> Trained:
     job.scratch.mkdir(parents=True, exist_ok=True)
     capsys.readouterr()
+    write_token_files(job)
     train(job)
     messages = [receive(line) for line in capsys.readouterr().out.splitlines()]
     result = json.loads(job.result.read_text())
@@ -135,7 +137,7 @@ def untrained_loss(job: TrainingJob) -> float:
 def test_the_evaluation_loss_is_a_mean_over_tokens_whatever_the_batch(world, tmp_path, capsys, batch):
     lengths = [len(ids) - before for ids, before in token_ids(world, (world.evaluation,))]
     assert len(set(lengths)) > 1, "with completions of one length all means are the same"
-    settings = {"per_device_train_batch_size": batch, "num_train_epochs": 0.1}
+    settings = {"global_batch": 2 * batch, "per_device_train_batch_size": batch, "num_train_epochs": 0.1}
     facts = run(changed(world, tmp_path, settings), capsys).facts
     assert facts["eval_loss_before"] == pytest.approx(untrained_loss(world), rel=1e-6)
 
@@ -149,6 +151,7 @@ def trained(world: TrainingJob, tmp_path_factory: pytest.TempPathFactory) -> Tra
         keep_on_the_cpu(patch)
         sent: list[dict[str, Any]] = []
         patch.setattr("tripletune.finetune.training.send", lambda kind, payload: sent.append({"kind": kind, **payload}))
+        write_token_files(job)
         train(job)
     result = json.loads(job.result.read_text())
     return Trained(job, result["facts"], result["history"], sent)
@@ -298,17 +301,19 @@ def test_an_example_of_just_the_greatest_length_is_taken_and_a_longer_one_refuse
         rf"\d+:train:15, has {lengths[-1]}; set finetune.max_length to {lengths[-1]} or more"
     )
     with pytest.raises(TrainingError, match=message):
-        train(changed(world, tmp_path / "long", {"max_length": limit}))
+        write_token_files(changed(world, tmp_path / "long", {"max_length": limit}))
     assert not (tmp_path / "long" / "adapter").exists()
 
 
-def test_a_greatest_length_beyond_the_models_positions_is_refused(world: TrainingJob, tmp_path: Path) -> None:
+def test_a_greatest_length_beyond_the_models_positions_is_refused(
+    world: TrainingJob, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     base = tmp_path / "base"
     shutil.copytree(world.base, base)
     config = json.loads((base / "config.json").read_text())
     (base / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 1023}))
     with pytest.raises(TrainingError, match=r"max_length = 1024 exceeds the 1023 positions of tiny; set it to at most"):
-        train(changed(world, tmp_path / "out", base=str(base)))
+        run(changed(world, tmp_path / "out", base=str(base)), capsys)
 
 
 def test_code_that_comes_with_a_model_is_not_run(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,26 +13,47 @@ from safetensors.torch import load_file
 from tests.finetune_shards import PROMPT_CONTRACT, write_shards
 from tests.flows.test_finetune import SETTINGS
 from tripletune.finetune.launch import finetune_adapter
+from tripletune.store.paths import SCRATCH
 
 ACCELERATE = Path(__file__).parents[2] / "configs" / "accelerate"
+STEPS = 12
 
 
-def test_two_processes_learn_what_one_learns_from_batches_of_twice_the_size(tmp_path: Path) -> None:
-    shards = write_shards(tmp_path / "shards", train=24, valid=8, test=1, long=False)
-    adapters, facts = [], []
-    for config, batch in (("single.yaml", 8), ("cpu-2.yaml", 4)):
-        out = tmp_path / config
-        out.mkdir()
-        settings = SETTINGS.model_copy(
-            update={"accelerate_config": str(ACCELERATE / config), "per_device_train_batch_size": batch}
-        )
-        facts.append(finetune_adapter(shards, out, settings, PROMPT_CONTRACT, {}, 0, None))
-        adapters.append(load_file(out / "adapter" / "adapter_model.safetensors"))
-    one, two = facts
-    assert (one["world_size"], two["world_size"]) == (1, 2)
-    assert one["steps"] == two["steps"] == 12
-    # the evaluation loss is a mean over batches, so it alone depends on their size
-    assert two["train_loss"] == pytest.approx(one["train_loss"], abs=1e-5)
-    for name, tensor in adapters[0].items():
+def tune(folder: Path, out: str, config: str, batch: int) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """Facts and weights of a training by the processes of a file, eight examples a step."""
+    shutil.copyfile(ACCELERATE / config, folder / "mine.yaml")
+    changes = {
+        "accelerate_config": str(folder / "mine.yaml"),
+        "global_batch": 8,
+        "per_device_train_batch_size": batch,
+        "save_steps": 5,
+    }
+    (folder / out).mkdir(exist_ok=True)
+    settings = SETTINGS.model_copy(update=changes)
+    facts = finetune_adapter(folder / "shards", folder / out, settings, PROMPT_CONTRACT, {}, 0, None)
+    return facts, load_file(folder / out / "adapter" / "adapter_model.safetensors")
+
+
+def require_close(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> None:
+    for name, tensor in theirs.items():
         # weights up to 0.3 after 12 steps of sums in another order; a wrong share of the gradient moves them by 1e-2
-        torch.testing.assert_close(adapters[1][name], tensor, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(ours[name], tensor, rtol=1e-5, atol=1e-6)
+
+
+def test_two_processes_learn_what_one_learns_from_steps_of_the_same_size(tmp_path: Path) -> None:
+    write_shards(tmp_path / "shards", train=24, valid=8, test=1, long=False)
+    one, weights = tune(tmp_path, "one", "single.yaml", 4)
+    two, theirs = tune(tmp_path, "two", "cpu-2.yaml", 2)
+    assert (one["world_size"], two["world_size"]) == (1, 2)
+    assert one["steps"] == two["steps"] == STEPS
+    assert two["eval_loss"] == pytest.approx(one["eval_loss"], abs=1e-5)
+    assert two["train_loss"] == pytest.approx(one["train_loss"], abs=1e-5)
+    require_close(theirs, weights)
+
+    scratch = tmp_path / "two" / SCRATCH  # as if it had been stopped after ten steps
+    (scratch / "result.json").unlink()
+    shutil.rmtree(tmp_path / "two" / "adapter")
+    shutil.rmtree(scratch / "checkpoints" / f"checkpoint-{STEPS}")
+    again, resumed = tune(tmp_path, "two", "single.yaml", 2)
+    assert (again["world_size"], again["resumed_from_step"], again["steps"]) == (1, 10, STEPS)
+    require_close(resumed, weights)

@@ -107,7 +107,13 @@ def make_job(kit: Any, prompts: Any, tmp_path: Path, monkeypatch: pytest.MonkeyP
 
     def make(**changes: Any) -> Any:
         settings = FinetuneConfig.model_validate(
-            {"num_train_epochs": 2, "save_steps": 1000, "per_device_train_batch_size": 5, "learning_rate": 1e-2}
+            {
+                "num_train_epochs": 2,
+                "save_steps": 1000,
+                "global_batch": 5,
+                "per_device_train_batch_size": 5,
+                "learning_rate": 1e-2,
+            }
             | changes
         )
         return TrainingJob(
@@ -143,12 +149,14 @@ def test_its_training_is_the_products(script, kit, prompts, make_job, settings, 
 
     from tripletune.behaviour.tables import read_film_tables
     from tripletune.finetune import training
+    from tripletune.finetune.token_files import write_token_files
 
     variant = script.Variant(epochs=2, batch=5, learning_rate=1e-2, **settings, **behaviour)
     named = {"behaviour_tokens": "sequence", "curriculum": variant.curriculum} if variant.behaviour else {}
     job = make_job(**settings, **named)
     films = read_film_tables(job.films) if job.films else None
-    examples, _ = training._training_examples(kit.tokenizer, job, films)
+    write_token_files(job)
+    examples, _ = training._training_examples(job)
     theirs = training._trainer(job, kit.tokenizer, examples, None, films, use_cpu=True, from_start=True)
     ours = kit.model(variant, 1)
     ours.load_state_dict(theirs.model.state_dict())
@@ -170,8 +178,7 @@ def test_its_training_is_the_products(script, kit, prompts, make_job, settings, 
 
 @pytest.mark.parametrize("purpose", ["valid", "test"])
 def test_its_ranked_prompts_with_behaviour_tokens_are_the_products(kit, prompts, make_job, purpose, tmp_path):
-    from tripletune.behaviour.tables import read_film_tables
-    from tripletune.finetune import training
+    from tripletune.finetune.token_files import EVALUATION, read_token_files, write_token_files
 
     job = make_job(objective="listwise", behaviour_tokens="sequence")
     hits = prompts.frame.filter(pl.col("hit"), purpose=purpose)
@@ -179,9 +186,9 @@ def test_its_ranked_prompts_with_behaviour_tokens_are_the_products(kit, prompts,
     hits.select("example_id").join(shard, on="example_id", maintain_order="left").write_parquet(
         tmp_path / "hits.parquet"
     )
-    theirs, _ = training._examples(
-        (tmp_path / "hits.parquet",), kit.tokenizer, job, read_film_tables(job.films), purpose
-    )
+    job = job.model_copy(update={"evaluation": tmp_path / "hits.parquet"})
+    write_token_files(job)
+    theirs = read_token_files(job, EVALUATION)
     mine = kit.with_films(prompts)
     assert [mine.rows[row] for row in hits["row"]] == [dict(row) for row in theirs]
 

@@ -33,6 +33,10 @@ def write(tmp_path: Path, text: str) -> Path:
         ),
         ('dataset = "x"\n[split]\nheld_out = 0\n', "split.held_out = 0: input should be greater than or equal to 1"),
         ('dataset = "../x"\n', "dataset = '../x'"),
+        (
+            'dataset = "x"\n[finetune]\ngradient_accumulation_steps = 4\n',
+            r"unknown key 'gradient_accumulation_steps' in \[finetune\]; its place took global_batch, the examples",
+        ),
         ('dataset = "x"\n[finetune]\nmodel = "a/b"\n', "revision must pin a commit of a/b"),
         ('dataset = "x"\n[finetune]\ntargets = "rating"\n', "targets = 'rating' needs an objective over labels; set"),
         (

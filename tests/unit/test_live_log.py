@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import polars as pl
 import pytest
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
@@ -15,6 +16,7 @@ from mlflow.exceptions import MlflowException
 from tripletune.config import TrackingConfig
 from tripletune.finetune import live_log
 from tripletune.finetune.live_log import LiveLog
+from tripletune.store.paths import RunPaths
 from tripletune.tracking import StageRun, Tracker, stage_run, start_run
 
 POINTS = [(step, {"loss": 10.0 / step, "epoch": step / 5}) for step in range(1, 9)]
@@ -168,3 +170,52 @@ def test_mlflow_holds_each_point_once_also_when_the_error_came_after_the_writing
         history = client.get_metric_history(stage.run_id, name)
         assert [(point.step, point.value) for point in history] == [(step, each[name]) for step, each in POINTS]
     assert [point.step for point in client.get_metric_history(stage.run_id, "eval_loss")] == [s for s, _ in POINTS]
+
+
+CURVE = pl.DataFrame(
+    [(step, name, value) for step, each in [(0, {"eval_loss": 9.0}), *POINTS] for name, value in each.items()],
+    schema={"step": pl.Int32, "metric": pl.String, "value": pl.Float64},
+    orient="row",
+)
+"""Of the training whose live points are ``POINTS``, and of a step before it was killed and resumed."""
+
+
+def logged(stage: StageRun) -> list[tuple[int, str, float]]:
+    client = MlflowClient(stage.tracker.uri)
+    histories = [client.get_metric_history(stage.run_id, name) for name in CURVE["metric"].unique()]
+    return sorted((point.step, point.key, point.value) for history in histories for point in history)
+
+
+@pytest.mark.parametrize("reused", [False, True])
+def test_points_that_a_server_missed_until_the_end_follow_with_the_output(
+    stage: StageRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reused: bool
+) -> None:
+    write, calls, back = Tracker.log, 0, threading.Event()
+
+    def down(self: Tracker, run_id: str, **entries: object) -> None:
+        nonlocal calls
+        calls += 1
+        if calls > 4 and not back.is_set():
+            raise ConnectionError("no route to host")
+        write(self, run_id, **entries)  # type: ignore[arg-type]
+        if calls == 4 and not back.is_set():
+            raise ConnectionError("the answer was lost")
+
+    def make(work: Path) -> dict[str, float]:
+        CURVE.write_parquet(work / "curve.parquet")
+        return {"steps": 8, "eval_loss": 9.0}
+
+    monkeypatch.setattr(Tracker, "log", down)
+    paths = RunPaths(root=tmp_path / "artifacts", dataset="toy", fingerprints={"finetune": "f" * 32})
+    paths.build("finetune", make)
+    if not reused:
+        live = LiveLog(stage.log_curve)
+        for point in POINTS:
+            live.put(*point)
+        assert live.close(0.3) == len(POINTS) - 3
+    back.set()
+    time.sleep(0.1)  # the try that was under way
+    stage.log_output(paths, "finetune", reused=reused)
+    assert logged(stage) == sorted(CURVE.rows())
+    (steps,) = MlflowClient(stage.tracker.uri).get_metric_history(stage.run_id, "steps")
+    assert steps.value == 8

@@ -226,7 +226,8 @@ def test_what_a_section_computes_counts_by_its_value():
         ({"prompt": {"max_liked": 3}}, GENERATE),
         ({"prompt": {"candidate_order": "retrieved"}}, GENERATE),
         ({"finetune": {"tiny": {"num_layers": 1}}}, FINETUNE),
-        ({"finetune": {"timeout_minutes": 1.0}}, NOTHING),
+        ({"finetune": {"timeout_minutes": 1.0, "ddp_timeout_minutes": 2.0}}, NOTHING),
+        ({"finetune": {"global_batch": 16}}, FINETUNE),
         ({"rank": {"max_viewers": 5}}, RANK),
         ({"evaluate": {"confidence": 0.9}}, "evaluate"),
         ({"promote": {"margin": 0.5}, "workers": {"count": 9}, "tracking": {"experiment": "x"}}, NOTHING),
@@ -235,6 +236,27 @@ def test_what_a_section_computes_counts_by_its_value():
 )
 def test_a_setting_rebuilds_the_stages_that_read_it(changed, stages):
     assert rebuilt(config(), lambda: None, config(**changed)) == stages.split()
+
+
+@pytest.mark.parametrize(
+    ("settings", "stages"),
+    [
+        ("num_processes: 4", NOTHING),
+        ("num_processes: auto", NOTHING),
+        ("num_processes: 2\nmixed_precision: bf16", FINETUNE),
+    ],
+)
+def test_the_number_of_processes_rebuilds_nothing_and_other_settings_of_accelerate_do(tmp_path, settings, stages):
+    files = []
+    for folder, text in (("before", "num_processes: 2"), ("after", settings)):
+        (tmp_path / folder).mkdir()
+        files.append(tmp_path / folder / "mine.yaml")
+        files[-1].write_text(text)
+    before, after = (
+        config(finetune={"accelerate_config": str(file), "global_batch": 32, "per_device_train_batch_size": 2})
+        for file in files
+    )
+    assert rebuilt(before, lambda: None, after) == stages.split()
 
 
 def test_every_setting_of_a_run_counts_for_some_stage_or_is_known_not_to():
@@ -246,7 +268,8 @@ def test_every_setting_of_a_run_counts_for_some_stage_or_is_known_not_to():
     sections = ("source", "quality", "promote", "tracking", "specialists", "workers")
     by_content = {"split.frozen", "finetune.accelerate_config", "prompt.template", "dataset"}
     limits = {f"{name}.checkpoint_minutes" for name in ("rgat", "lightgcn", "sasrec", "sequence")} | {
-        "finetune.timeout_minutes"
+        "finetune.timeout_minutes",
+        "finetune.ddp_timeout_minutes",
     }
     lists = ("lightgcn", "ease", "sasrec", "sequence", "text", "slist")
     inside_weights = {f"retrieve.fused_{name}" for name in (*lists, "films")}

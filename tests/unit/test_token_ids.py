@@ -26,6 +26,7 @@ from tripletune.contract import AdapterContract
 from tripletune.finetune import training
 from tripletune.finetune.job import TrainingJob
 from tripletune.finetune.shipped import find_weights
+from tripletune.finetune.token_files import TRAIN, read_token_files, token_lengths, write_token_files
 from tripletune.prompts.template import load_template
 from tripletune.rank.answerer import Answerer
 
@@ -76,7 +77,9 @@ def job_of(base: str, folder: Path, examples: pl.DataFrame, template: str, objec
 def trained_chats(job: TrainingJob) -> list[tuple[list[int], list[int]]]:
     """Objective sft: ids of each example before the first token that is learnt, and from there on."""
     tokenizer = load_tokenizer(job.base)
-    train, lengths = training._examples(job.train, tokenizer, job)
+    write_token_files(job)
+    train = read_token_files(job, TRAIN)
+    lengths = token_lengths(train)
     trainer = training._trainer(job, tokenizer, train, None, use_cpu=True, from_start=True)
     rows = []
     for ids, labels, length in zip(
@@ -212,7 +215,8 @@ def test_an_example_has_the_same_ids_counted_trained_and_ranked(
         return
     assert ranked_labels(answerer, recorder, examples) == before_of
     learnt = job_of(base, tmp_path / "listwise", examples, template, "listwise")
-    labels, _ = training._examples(learnt.train, load_tokenizer(base), learnt)
+    write_token_files(learnt)
+    labels = read_token_files(learnt, TRAIN)
     assert dict(zip(users, labels["input_ids"], strict=True)) == before_of
     recorder.reveals = "token"
     scored = answerer.answer(examples, constrained=True, batch_size=BATCH)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, JsonValue, model_validator
 
@@ -62,7 +63,8 @@ class FinetuneConfig(Section):
     0, and is 1 from there on. 0: all examples have them from the first step."""
     tiny: TinyLlamaConfig = TinyLlamaConfig()
     accelerate_config: str = "configs/accelerate/single.yaml"
-    """File for ``accelerate launch``; sets the number of processes."""
+    """File for ``accelerate launch``; sets the number of processes, ``auto`` for one on each GPU in sight. All its
+    settings but this number count for the fingerprint."""
     lora_r: Positive = 16
     """Rank of the LoRA matrices; all linear layers get them."""
     lora_alpha: Positive = 32
@@ -75,10 +77,12 @@ class FinetuneConfig(Section):
     """Share of all steps over which the learning rate rises."""
     num_train_epochs: PositiveFloat = 3.0
     """Passes over the training examples."""
+    global_batch: Positive = 8
+    """Examples of an optimiser step, in all processes together; a multiple of processes x
+    ``per_device_train_batch_size``, which accumulate the rest. So the number of processes changes no result but for the
+    order of sums."""
     per_device_train_batch_size: Positive = 8
     """Examples per process and forward pass, in training and evaluation."""
-    gradient_accumulation_steps: Positive = 1
-    """Batches per optimiser step."""
     gradient_checkpointing: bool = False
     """Whether activations are recomputed in the backward pass, to save memory."""
     max_length: Positive = 2048
@@ -96,10 +100,16 @@ class FinetuneConfig(Section):
     """Objectives over labels: such valid examples that set the weight of the model's scores next to the retriever's."""
     timeout_minutes: PositiveFloat = 600.0
     """Wall time in minutes after which training is stopped; the next run resumes at its last checkpoint."""
+    ddp_timeout_minutes: PositiveFloat = 60.0
+    """Minutes that one of several processes waits for the others before the training ends with an error."""
     trainer: dict[str, JsonValue] = Field(default={})
     """Further settings of the trainer, as a table: any field of TRL's ``SFTConfig`` with a value of its type, such as
     ``weight_decay`` or ``lr_scheduler_type``. Refused are names that SFTConfig does not have, settings that have a name
     of their own above, and those that the project fixes (seeds, output, precision, truncation, checkpoints)."""
+
+    renamed: ClassVar[Mapping[str, str]] = {
+        "gradient_accumulation_steps": "global_batch, the examples of a step in all processes together"
+    }
 
     @model_validator(mode="after")
     def _resumes_between_logs(self) -> FinetuneConfig:

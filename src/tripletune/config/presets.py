@@ -97,6 +97,8 @@ def explain(error: ValidationError, settings: type[Section], within: Sequence[st
     if kind == "extra_forbidden":
         section = _section(settings, keys[:-1])
         place = f"in [{'.'.join(parts[:-1])}]" if parts[:-1] else "at the top"
+        if parts[-1] in section.renamed:
+            return f"unknown key '{parts[-1]}' {place}; its place took {section.renamed[parts[-1]]}"
         return f"unknown key '{parts[-1]}' {place}; the keys there are: {', '.join(sorted(section.model_fields))}"
     if kind == "missing":
         return f"'{'.'.join(parts)}' is missing; add it"

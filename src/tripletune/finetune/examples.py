@@ -1,86 +1,70 @@
-"""Examples of a training as datasets: whole chats for TRL, or prompts with their candidates' label tokens."""
+"""Columns of token ids of an example, by objective: whole chats with their labels, or prompts with label tokens."""
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
+from itertools import takewhile
 from typing import Any
-
-from datasets import Dataset
 
 from tripletune.answer_lines import LineTokens
 from tripletune.behaviour.tokens import BehaviourTokens
 from tripletune.chat import write_chat
-from tripletune.errors import TrainingError
 from tripletune.finetune.job import TrainingJob
 from tripletune.finetune.label_batches import tokenize_labels
 from tripletune.schemas.answers import answer_style
 
-_TOKENIZED_AT_ONCE = 1000
-"""Columns from which the labels and targets of an example are made."""
+Rows = Mapping[str, Sequence[Any]]
+_NO_LOSS = -100
+"""Label of a token that the loss leaves out, as in transformers."""
 
 
-def read_examples(files: tuple[Path, ...], job: TrainingJob) -> Dataset:
-    """The columns that the job's objective reads."""
-    names = [str(path) for path in files]
-    return Dataset.from_parquet(names, columns=job.columns, cache_dir=str(job.scratch / "datasets"))
+def column_maker(
+    job: TrainingJob, tokenizer: Any, behaviour: BehaviourTokens | None = None
+) -> Callable[[Rows], dict[str, list[Any]]]:
+    """The function that makes the columns of the job's objective from some rows of ``job.columns``.
 
+    Args:
+        job: says the objective.
+        tokenizer: of the base model.
+        behaviour: writes prompts with behaviour tokens; None: as text alone.
 
-def chat_lengths(examples: Dataset, tokenizer: Any, job: TrainingJob) -> list[int]:
-    """Tokens of each chat, prompt and completion.
-
-    Raises:
-        TrainingError: one exceeds ``max_length``.
+    Returns:
+        A function that gives ``input_ids`` and ``labels`` of ``chat_columns``, or the columns of ``tokenize_labels``,
+        and raises what these raise.
     """
-    lengths: list[int] = []
-    for rows in examples.iter(batch_size=_TOKENIZED_AT_ONCE):
-        chats = [prompt + completion for prompt, completion in zip(rows["prompt"], rows["completion"], strict=True)]
-        texts = [write_chat(tokenizer, chat, job.base_name) for chat in chats]
-        lengths += [len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
-    _require_fitting(lengths, examples["example_id"], job)
-    return lengths
-
-
-def label_examples(
-    examples: Dataset, tokenizer: Any, job: TrainingJob, behaviour: BehaviourTokens | None = None
-) -> Dataset:
-    """The columns of ``label_batches.tokenize_labels``.
-
-    Raises:
-        TrainingError: a label is not a single token, no candidate is an answer, or a prompt exceeds ``max_length``.
-    """
+    if not job.settings.scores_labels:
+        return lambda rows: chat_columns(rows, tokenizer, job.base_name)
     lines, style = LineTokens(tokenizer), answer_style(job.answer_style)
-
-    def tokenize(rows: dict[str, list[Any]]) -> dict[str, list[Any]]:
-        """The new columns of some rows."""
-        return tokenize_labels(
-            rows,
-            tokenizer,
-            lines,
-            style,
-            base_name=job.base_name,
-            objective=job.settings.objective,
-            targets=job.settings.targets,
-            behaviour=behaviour,
-        )
-
-    made = examples.map(
-        tokenize,
-        batched=True,
-        batch_size=_TOKENIZED_AT_ONCE,
-        remove_columns=[name for name in examples.column_names if name != "example_id"],
-        load_from_cache_file=False,
-        keep_in_memory=True,
+    return lambda rows: tokenize_labels(
+        rows,
+        tokenizer,
+        lines,
+        style,
+        base_name=job.base_name,
+        objective=job.settings.objective,
+        targets=job.settings.targets,
+        behaviour=behaviour,
     )
-    _require_fitting([len(ids) for ids in made["input_ids"]], made["example_id"], job)
-    return made.remove_columns("example_id")
 
 
-def _require_fitting(lengths: list[int], example_ids: list[str], job: TrainingJob) -> None:
-    longest, limit = max(lengths), job.settings.max_length
-    if longest > limit:
-        too_long = sum(length > limit for length in lengths)
-        raise TrainingError(
-            f"{too_long} of {len(lengths)} examples are longer than finetune.max_length = {limit} tokens, the "
-            f"longest, {example_ids[lengths.index(longest)]}, has {longest}; set finetune.max_length to "
-            f"{longest} or more, or show less (prompt.max_liked, retrieve.num_candidates, retrieve.triples_per_film)"
-        )
+def chat_columns(rows: Rows, tokenizer: Any, base_name: str) -> dict[str, list[Any]]:
+    """Whole chats, as TRL tokenises them: the completion begins where a chat's tokens and its prompt's part.
+
+    Args:
+        rows: columns ``prompt`` and ``completion``.
+        tokenizer: of the base model.
+        base_name: its name in errors.
+
+    Returns:
+        ``input_ids`` of prompt and completion, and ``labels``: the same for the completion, -100 for the prompt.
+    """
+    chats = [prompt + completion for prompt, completion in zip(rows["prompt"], rows["completion"], strict=True)]
+    texts = [write_chat(tokenizer, chat, base_name) for chat in chats]
+    opened = [write_chat(tokenizer, prompt, base_name, opened=True) for prompt in rows["prompt"]]
+    whole: list[list[int]] = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    prompts: list[list[int]] = tokenizer(opened, add_special_tokens=False)["input_ids"]
+    labels = []
+    for ids, prompt in zip(whole, prompts, strict=True):
+        same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(ids, prompt, strict=False)))
+        labels.append([_NO_LOSS] * same + ids[same:])
+    return {"input_ids": whole, "labels": labels}

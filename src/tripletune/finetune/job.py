@@ -63,6 +63,11 @@ class TrainingJob(BaseModel):
         return self.out / SCRATCH
 
     @property
+    def tokens(self) -> Path:
+        """Folder of ``token_files``."""
+        return self.scratch / "tokens"
+
+    @property
     def checkpoints(self) -> Path:
         return self.scratch / "checkpoints"
 

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
-import yaml
 
 from tripletune.behaviour.space import SPACE, align, read_vectors, save_vectors
 from tripletune.behaviour.tables import FILMS, write_film_tables
@@ -36,6 +35,8 @@ from tripletune.errors import ConfigError, InputError, TrainingCrash, TrainingDi
 from tripletune.finetune.checkpoints import last_whole
 from tripletune.finetune.job import TrainingJob, columns_read, receive
 from tripletune.finetune.live_log import LiveLog, OnLog
+from tripletune.finetune.ranks import accumulated_batches, read_ranks, write_launch_config
+from tripletune.finetune.token_files import write_token_files
 from tripletune.finetune.trainer_settings import check_trainer_settings
 from tripletune.judges import judges
 from tripletune.processes.supervise import ProcessFailed, clean_environment, end_noted, run_supervised
@@ -100,11 +101,13 @@ def finetune_adapter(
         (``training._weigh``).
 
     Raises:
-        InputError, ConfigError: nothing to train on, no such model or accelerate file, a wrong ``settings.trainer``.
-        TrainingError: the training failed or overran ``timeout_minutes``; a next run resumes.
+        InputError, ConfigError: nothing to train on, no such model or accelerate file, a wrong ``settings.trainer``, or
+            a ``global_batch`` that the processes cannot share.
+        TrainingError: an example does not fit; the training failed or overran ``timeout_minutes``; a next run resumes.
         TrainingDiverged: a loss or a weight is NaN or infinite; the checkpoints are removed, and nothing is published.
     """
     check_trainer_settings(settings.trainer)
+    accumulated_batches(settings, read_ranks(Path(settings.accelerate_config)).number)
     train = _train_shards(shards)
     evaluation = _valid_examples(shards, settings.max_eval_examples, settings, seed)
     selecting = _valid_examples(shards, settings.max_select_examples if settings.scores_labels else 0, settings, seed)
@@ -133,6 +136,7 @@ def finetune_adapter(
         if path:
             write_parquet(path, examples)
     if not (job.result.is_file() and job.adapter.is_dir()):
+        write_token_files(job)
         _launch(job, on_log)
     result = json.loads(job.result.read_text(encoding="utf-8"))
     write_parquet(out / "curve.parquet", _curve(result["history"]))
@@ -271,7 +275,8 @@ def _take_over(job: TrainingJob) -> None:
     plain = job.model_dump(mode="json")
     try:
         before = json.loads(path.read_text(encoding="utf-8"))
-        before["settings"]["timeout_minutes"] = job.settings.timeout_minutes  # allowing more time must not start over
+        for limit in ("timeout_minutes", "ddp_timeout_minutes"):  # allowing more time must not start over
+            before["settings"][limit] = getattr(job.settings, limit)
         same = before == plain
     except (OSError, ValueError, KeyError, TypeError):
         same = False
@@ -284,8 +289,9 @@ def _take_over(job: TrainingJob) -> None:
 
 
 def _launch(job: TrainingJob, on_log: OnLog | None) -> None:
-    config_file = Path(job.settings.accelerate_config)
-    num_processes, use_cpu = _read_accelerate_config(config_file)
+    named, config_file = Path(job.settings.accelerate_config), job.scratch / "accelerate.yaml"
+    ranks = read_ranks(named)
+    write_launch_config(named, ranks, config_file)
     messages: list[dict[str, Any]] = []
 
     def take(line: str) -> bool:
@@ -303,7 +309,7 @@ def _launch(job: TrainingJob, on_log: OnLog | None) -> None:
         with _live_log(on_log) as live:
             run_supervised(
                 [*launcher, "-m", "tripletune.finetune.train", str(job.scratch / "job.json")],
-                environment=clean_environment(num_processes, use_cpu),
+                environment=clean_environment(ranks.number, ranks.use_cpu),
                 note=job.scratch / "launcher.json",
                 deadline_seconds=60 * job.settings.timeout_minutes,
                 on_line=take,
@@ -343,23 +349,6 @@ def _explain(failure: ProcessFailed, messages: list[dict[str, Any]], settings: F
     reason = messages[0]["message"] if messages else str(failure)
     tail = "\n  ".join(failure.tail)
     return TrainingCrash(f"training failed: {reason}; its last lines were:\n  {tail}")
-
-
-def _read_accelerate_config(path: Path) -> tuple[int, bool]:
-    """Number of processes, and whether they are kept on the CPU."""
-    try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
-        return int(config["num_processes"]), bool(config.get("use_cpu", False))
-    except FileNotFoundError:
-        raise ConfigError(
-            f"finetune.accelerate_config: no file {path} (looked from {Path.cwd()}); "
-            "configs/accelerate/ holds single.yaml, ddp.yaml and cpu-2.yaml"
-        ) from None
-    except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError) as error:
-        raise ConfigError(
-            f"{path}: not an accelerate config with num_processes: {str(error).splitlines()[0]}; "
-            "start from configs/accelerate/single.yaml"
-        ) from None
 
 
 _CURVE_METRICS = ("loss", "grad_norm", "learning_rate", "mean_token_accuracy", "entropy", "epoch")

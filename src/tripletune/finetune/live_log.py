@@ -53,7 +53,7 @@ class LiveLog:
             self._changed.notify()
             left = len(self._points)
         if left:
-            log.warning("%d points of the training's live curve were not delivered; curve.parquet has them all", left)
+            log.warning("%d points of the training's live curve were not delivered; they follow with the output", left)
         return left
 
     def _deliver(self) -> None:

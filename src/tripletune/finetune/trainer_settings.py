@@ -25,6 +25,8 @@ _OURS = {
     "warmup_steps": "finetune.warmup_ratio",
     "max_steps": "finetune.num_train_epochs",
     "activation_checkpointing": "finetune.gradient_checkpointing",
+    "gradient_accumulation_steps": "finetune.global_batch",
+    "ddp_timeout": "finetune.ddp_timeout_minutes",
     "seed": "the run's seed, at the top of the file",
     "data_seed": "the run's seed, at the top of the file",
     "model_init_kwargs": "finetune.model and finetune.revision",

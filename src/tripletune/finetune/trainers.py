@@ -21,6 +21,7 @@ from tripletune.finetune.curriculum import Curriculum
 from tripletune.finetune.label_batches import label_logits
 from tripletune.finetune.label_loss import LOSSES, combined_scores, listwise_loss, mass_loss
 from tripletune.finetune.length_batches import LengthBatches
+from tripletune.finetune.token_files import token_lengths
 from tripletune.residual import Flags, Floats
 
 
@@ -36,7 +37,7 @@ class ChatTrainer(SFTTrainer):  # type: ignore[misc]  # the library has no types
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> LengthBatches | Curriculum:
         examples = self.train_dataset if train_dataset is None else train_dataset
         per_step = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
-        lengths = [len(ids) for ids in examples["input_ids"]]
+        lengths = token_lengths(examples)
         if self._curriculum is None:
             return LengthBatches(lengths, per_step, self.args.data_seed)
         batches = LengthBatches(lengths[len(lengths) // 2 :], per_step, self.args.data_seed)
@@ -74,7 +75,7 @@ class LabelTrainer(ChatTrainer):
             it is taken over the logits alone.
         curriculum: the training set holds each example as text alone and then, in the same order, with behaviour
             tokens, which come in up to this share of the training; None: it holds each example once.
-        arguments, named: of SFTTrainer; the datasets are of ``examples.label_examples``.
+        arguments, named: of SFTTrainer; the datasets hold the columns of ``tokenize_labels``.
 
     The training's loss holds ``mass_loss`` as well. The evaluation's is the listwise one alone, over the same sum as
     the objective, and its accuracy the share of examples whose best label is an answer's: both can be compared between

@@ -2,7 +2,7 @@
 
 LoRA: Hu et al., ICLR 2022, https://arxiv.org/abs/2106.09685, on all linear layers. The loss is taken over the
 completion only, or over the candidates' labels where the answer begins (``finetune.objective``). Nothing is packed and
-nothing is cut: an example that does not fit is refused by name.
+nothing is cut; the stage has tokenised the examples and refused those that do not fit (``token_files``).
 """
 # Shape letters in this file: C candidates, E examples
 
@@ -12,6 +12,7 @@ import json
 import math
 import shutil
 import time
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,9 +31,10 @@ from tripletune.behaviour.tables import FilmTables, read_film_tables
 from tripletune.chat import load_tokenizer
 from tripletune.errors import TrainingDiverged, TrainingError
 from tripletune.finetune.checkpoints import last_whole, seal, step_of
-from tripletune.finetune.examples import chat_lengths, label_examples, read_examples
 from tripletune.finetune.job import TrainingJob, send
 from tripletune.finetune.label_batches import pad_labels
+from tripletune.finetune.ranks import accumulated_batches
+from tripletune.finetune.token_files import EVALUATION, SELECT, TRAIN, TRAIN_TEXT, read_token_files, token_lengths
 from tripletune.finetune.trainers import ChatTrainer, LabelTrainer
 from tripletune.precision import choose_dtype
 from tripletune.residual import fit_weight, mean_loss
@@ -42,19 +44,21 @@ from tripletune.store.files import write_json
 def train(job: TrainingJob) -> None:
     """Train, going on from a whole checkpoint where there is one; the first rank publishes adapter and result.
 
+    Args:
+        job: its examples are read from the files of ``token_files.write_token_files``.
+
     Raises:
-        TrainingError: an example does not fit into ``max_length``, or ``max_length`` not into the model.
+        TrainingError: ``max_length`` does not fit into the model.
         TrainingDiverged: a logged loss, or a weight at a checkpoint or at the end, is NaN or infinite.
     """
     transformers.logging.set_verbosity_warning()
     use_cpu = not torch.cuda.is_available()
-    state = PartialState(cpu=use_cpu)
+    state = _open_group(job, use_cpu)
     tokenizer = load_tokenizer(job.base, job.hub_revision)
     films = read_film_tables(job.films) if job.films else None
-    with state.main_process_first():  # the others then read what it cached
-        train_set, lengths = _training_examples(tokenizer, job, films)
-        eval_set = _examples((job.evaluation,), tokenizer, job, films)[0] if job.evaluation else None
-        select_set = _examples((job.select,), tokenizer, job, films)[0] if job.select else None
+    train_set, lengths = _training_examples(job)
+    eval_set = read_token_files(job, EVALUATION) if job.evaluation else None
+    select_set = read_token_files(job, SELECT) if job.select else None
     resumed = last_whole(job.checkpoints)  # the stage has removed the others
     trainer = _trainer(job, tokenizer, train_set, eval_set, films, use_cpu=use_cpu, from_start=resumed is None)
     started = time.perf_counter()
@@ -82,6 +86,12 @@ def train(job: TrainingJob) -> None:
     state.wait_for_everyone()
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
+
+
+def _open_group(job: TrainingJob, use_cpu: bool) -> PartialState:
+    """Open the ranks' process group, before anything else would open it with the back end's own timeout: NCCL's is 10
+    minutes, in which an evaluation or the writing of a checkpoint may not end."""
+    return PartialState(cpu=use_cpu, timeout=timedelta(minutes=job.settings.ddp_timeout_minutes))
 
 
 class _Messenger(TrainerCallback):  # type: ignore[misc]  # the library has no types
@@ -118,11 +128,11 @@ _WATCHED = {
     "eval_loss": "evaluation loss",
 }
 """Logged figures that must be finite, and what they are called."""
-_OF_LABELS = {
+_TOKENISED = {
     "dataset_kwargs": {"skip_prepare_dataset": True},
     "remove_unused_columns": False,
 }
-"""Arguments of the trainer where the loss is taken over labels."""
+"""Arguments of the trainer for examples whose columns are those of ``token_files``."""
 _ADVICE = "lower finetune.learning_rate (nothing was published)"
 
 
@@ -151,24 +161,13 @@ def _require_finite_weights(model: Any, when: str, advice: str = _ADVICE) -> Non
                 raise TrainingDiverged(f"the {what} {name} is NaN or infinite {when}; {advice}")
 
 
-def _examples(
-    files: tuple[Path, ...], tokenizer: Any, job: TrainingJob, films: FilmTables | None = None, purpose: str = "valid"
-) -> tuple[Dataset, list[int]]:
-    """The examples of some files as the objective takes them, and the tokens of each."""
-    examples = read_examples(files, job)
-    if not job.settings.scores_labels:
-        return examples, chat_lengths(examples, tokenizer, job)
-    behaviour = films.tokens(purpose, tokenizer, job.film_columns, job.base_name) if films else None
-    examples = label_examples(examples, tokenizer, job, behaviour)
-    return examples, [len(ids) for ids in examples["input_ids"]]
-
-
-def _training_examples(tokenizer: Any, job: TrainingJob, films: FilmTables | None) -> tuple[Dataset, list[int]]:
-    """As ``_examples``; where there are behaviour tokens, the examples as text alone first, then with the tokens."""
-    examples, lengths = _examples(job.train, tokenizer, job, films, "train")
-    if films:
-        plain, _ = _examples(job.train, tokenizer, job, None)
-        examples = concatenate_datasets([plain, examples])
+def _training_examples(job: TrainingJob) -> tuple[Dataset, list[int]]:
+    """What the trainer draws from, and the tokens of each example; where there are behaviour tokens, the examples as
+    text alone come first, then with the tokens, which are those that count."""
+    examples = read_token_files(job, TRAIN)
+    lengths = token_lengths(examples)
+    if job.films:
+        examples = concatenate_datasets([read_token_files(job, TRAIN_TEXT), examples])
     return examples, lengths
 
 
@@ -279,7 +278,7 @@ def _own_arguments(job: TrainingJob, use_cpu: bool, *, evaluate: bool, from_star
         "num_train_epochs": settings.num_train_epochs,
         "per_device_train_batch_size": settings.per_device_train_batch_size,
         "per_device_eval_batch_size": settings.per_device_train_batch_size,
-        "gradient_accumulation_steps": settings.gradient_accumulation_steps,
+        "gradient_accumulation_steps": accumulated_batches(settings, PartialState(cpu=use_cpu).num_processes),
         "gradient_checkpointing": settings.gradient_checkpointing,
         "learning_rate": settings.learning_rate,
         "lr_scheduler_type": "cosine",
@@ -303,7 +302,7 @@ def _own_arguments(job: TrainingJob, use_cpu: bool, *, evaluate: bool, from_star
         "bf16": choose_dtype(settings.model) == "bfloat16",
         "report_to": "none",
         "disable_tqdm": True,
-        **(_OF_LABELS if settings.scores_labels else {}),
+        **_TOKENISED,
     }
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from tripletune.config import BASELINES, RETRIEVERS, RunConfig
 from tripletune.errors import ConfigError, InputError, MissingArtifactError
+from tripletune.finetune.ranks import check_ranks, settings_sha256
 from tripletune.models.registry import check_settings
 from tripletune.pipeline.feed import feed_files, release_checksums
 from tripletune.pipeline.registry import reusable_stages
@@ -29,7 +30,8 @@ def resolve(config: RunConfig, artifacts: Path) -> RunPaths:
 
     Raises:
         InputError: a file or folder named by the config does not exist.
-        MissingArtifactError, ConfigError: ``specialists.pin`` names no usable run, there is no such template,
+        MissingArtifactError, ConfigError: ``specialists.pin`` names no usable run, there is no such template, the
+            processes of a training cannot share ``finetune.global_batch``,
             ``finetune.objective`` or ``finetune.behaviour_tokens`` needs another, ``[finetune.trainer]`` cannot be
             handed to the trainer, or ``retrieve.similar_people`` needs a table of users that the release lacks.
     """
@@ -42,6 +44,7 @@ def resolve(config: RunConfig, artifacts: Path) -> RunPaths:
     ingredients: dict[str, Ingredients] = {}
     pinned = _pinned_specialists(config, artifacts)
     inputs = _Inputs(config)  # a wrong name should not show after the specialists have trained
+    check_ranks(config.finetune)
     _check_people(config)
     _check_objective(config)
     _check_behaviour(config)
@@ -162,6 +165,9 @@ class _Inputs:
             _require(key, path)
         if paths.pop("movielens", None):
             checksums |= release_checksums(self._config)
+        launch = paths.pop("accelerate_config", None)
+        if launch:
+            checksums[f"accelerate_config/{launch.name}"] = settings_sha256(launch)
         checksums |= input_checksums(paths, read=_READ)
         if "feed" in wanted:
             checksums |= {f"feed/{file.name}": file.checksum for file in feed_files(self._config)}
