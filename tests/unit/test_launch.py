@@ -16,7 +16,7 @@ from tripletune.config import FinetuneConfig
 from tripletune.errors import ConfigError, InputError, TrainingError
 from tripletune.finetune.checkpoints import SEAL, is_whole, last_whole, seal
 from tripletune.finetune.job import MARKER, receive
-from tripletune.finetune.launch import _curve, _explain, _read_accelerate_config, finetune_adapter
+from tripletune.finetune.launch import _curve, _explain, read_accelerate_config, finetune_adapter
 from tripletune.processes import lifeline
 from tripletune.processes.supervise import ProcessFailed, clean_environment, end_noted, run_supervised
 
@@ -150,15 +150,15 @@ def test_a_crash_starts_with_its_reason_and_ends_with_the_last_lines() -> None:
     ("name", "expected"), [("single.yaml", (1, False)), ("ddp.yaml", (2, False)), ("cpu-2.yaml", (2, True))]
 )
 def test_the_shipped_accelerate_files_say_how_many_processes_run(name: str, expected: tuple[int, bool]) -> None:
-    assert _read_accelerate_config(ACCELERATE / name) == expected
+    assert read_accelerate_config(ACCELERATE / name) == expected
 
 
 def test_a_missing_accelerate_file_is_named_with_those_that_exist(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"single\.yaml"):
-        _read_accelerate_config(tmp_path / "none.yaml")
+        read_accelerate_config(tmp_path / "none.yaml")
     (tmp_path / "bad.yaml").write_text("- 1")
     with pytest.raises(ConfigError, match="num_processes"):
-        _read_accelerate_config(tmp_path / "bad.yaml")
+        read_accelerate_config(tmp_path / "bad.yaml")
 
 
 def test_the_curve_holds_each_metric_of_a_step_once() -> None:

@@ -286,7 +286,7 @@ def _take_over(job: TrainingJob) -> None:
 
 def _launch(job: TrainingJob, on_log: OnLog | None) -> None:
     config_file = Path(job.settings.accelerate_config)
-    num_processes, use_cpu = _read_accelerate_config(config_file)
+    num_processes, use_cpu = read_accelerate_config(config_file)
     messages: list[dict[str, Any]] = []
 
     def take(line: str) -> bool:
@@ -346,7 +346,7 @@ def _explain(failure: ProcessFailed, messages: list[dict[str, Any]], settings: F
     return TrainingCrash(f"training failed: {reason}; its last lines were:\n  {tail}")
 
 
-def _read_accelerate_config(path: Path) -> tuple[int, bool]:
+def read_accelerate_config(path: Path) -> tuple[int, bool]:
     """Number of processes, and whether they are kept on the CPU."""
     try:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
