@@ -53,7 +53,13 @@ def test_a_gpu_training_is_described_before_there_are_shards(tmp_path, capsys):
     where = ("--config", config, "--artifacts", tmp_path / "none")
     code, out, _ = call(capsys, *where, "--gpu", "h100-80gb", "--gpus", 2, "--examples", 64_000)
     assert code == 0
-    for part in ("8,030,261,248", "41,943,040 trained", "2 x H100-80GB", "64,000 of 2,048 tokens", "finetune.max_length"):
+    for part in (
+        "8,030,261,248",
+        "41,943,040 trained",
+        "2 x H100-80GB",
+        "64,000 of 2,048 tokens",
+        "finetune.max_length",
+    ):
         assert part in out
     code, out, _ = call(capsys, *where, "--gpu", "h100-80gb", "--gpus", 2, "--examples", 64_000, "--json")
     found = json.loads(out)
@@ -127,7 +133,7 @@ def test_weights_that_no_setting_makes_fit_name_cards_that_hold_them(tmp_path, c
 def test_on_a_cpu_the_advice_is_about_processes():
     machine = Machine("CPU, 2 cores", "cpu", 2, 0.1 * GIB, "float32")
     tiny = FinetuneConfig(per_device_train_batch_size=1, gradient_checkpointing=True)
-    with pytest.raises(TrainingError, match="use fewer processes or a smaller finetune.model"):
+    with pytest.raises(TrainingError, match=r"use fewer processes or a smaller finetune\.model"):
         estimate(tiny, size_of(find_config(tiny)), TOKENS, machine, mfu=0.4, rates=Rates(1e9, 1e9, 1e9))
 
 

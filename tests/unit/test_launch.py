@@ -16,7 +16,7 @@ from tripletune.config import FinetuneConfig
 from tripletune.errors import ConfigError, InputError, TrainingError
 from tripletune.finetune.checkpoints import SEAL, is_whole, last_whole, seal
 from tripletune.finetune.job import MARKER, receive
-from tripletune.finetune.launch import _curve, _explain, read_accelerate_config, finetune_adapter
+from tripletune.finetune.launch import _curve, _explain, finetune_adapter, read_accelerate_config
 from tripletune.processes import lifeline
 from tripletune.processes.supervise import ProcessFailed, clean_environment, end_noted, run_supervised
 

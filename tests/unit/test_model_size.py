@@ -92,7 +92,7 @@ def test_flops_are_those_that_torch_counts(name, checkpointing, predicted):
     if checkpointing:
         want += size.recomputed_flops(work, RANK)
     # the recomputation stops when all is there that is needed, before the last product of a layer. Of a model that is
-    # not Llama the gradient of the embeddings is counted, which is not computed without checkpointing: 6 % of two layers
+    # not Llama the gradient of the embeddings is counted, which is only computed with checkpointing: 6 % of two layers
     tolerance = (0.01 if checkpointing else 1e-9) if name in LLAMAS else 0.08
     assert forward.get_total_flops() + backward.get_total_flops() == pytest.approx(want, rel=tolerance)
 
@@ -194,5 +194,5 @@ def test_a_card_is_found_however_it_is_written(written):
 
 
 def test_an_unknown_card_is_one_line_with_those_there_are():
-    with pytest.raises(ConfigError, match=r"--gpu 'GTX 1080' is not known; there are H200, .*, T4; of another one give"):
+    with pytest.raises(ConfigError, match=r"--gpu 'GTX 1080' is not known; there are H200, .*, T4; of another one"):
         find_card("GTX 1080")

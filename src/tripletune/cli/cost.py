@@ -57,8 +57,8 @@ def estimate(
     """Say what fine-tuning will take before it starts: parameters, memory of a process, steps, hours and disk.
 
     Nothing is trained, downloaded or written. Lengths and number of the examples are those of the shards, where
-    [bold]tripletune generate[/] has finished for this config, its input and --artifacts; else the settings' bounds, and the
-    assumptions are listed. On a CPU two seconds of products are timed; a GPU's hours are its data sheet's peak times
+    [bold]tripletune generate[/] has finished for this config, its input and --artifacts; else the settings' bounds,
+    and the assumptions are listed. On a CPU two seconds of products are timed; a GPU's hours are its data sheet's peak times
     --mfu (.3 to .5 is usual; training logs what it reached as [bold]mfu[/]).
 
     What needs more memory than there is ends with exit code 2 and one line that says which settings would fit.
@@ -147,7 +147,8 @@ def _table(found: Estimate) -> Table:
         ("model", f"{found.model}, {machine.dtype}"),
         (
             "parameters",
-            f"{size.parameters:,} ({size.embedding_parameters:,} in embeddings), {found.trainable_parameters:,} trained",
+            f"{size.parameters:,} ({size.embedding_parameters:,} in embeddings), "
+            f"{found.trainable_parameters:,} trained",
         ),
         ("machine", f"{machine.ranks} x {machine.name}, {machine.memory_bytes / gib:.1f} GiB a process"),
         (

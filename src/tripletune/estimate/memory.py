@@ -19,13 +19,14 @@ GIB = 2**30
 _FLOAT = 4
 _ADAPTER_BYTES = 3 * _FLOAT
 """Gradient and AdamW's two moments of a trained weight, next to the weight itself."""
-CPU_HEAP = 1.85
-"""Resident memory of the activations over their bytes. glibc's heap keeps what is freed between blocks still in use,
-and the gradients of the backward pass find no hole that fits: see ``benchmarks/estimate.md``."""
+CPU_HEAP = {"float32": 1.9, "bfloat16": 1.6}
+"""Resident memory of the activations over their bytes, by number format. glibc's heap keeps what is freed between
+blocks still in use, with gradient checkpointing as much as without it. Measured, see ``benchmarks/estimate.md``."""
 CUDA_CACHE = 1.1
 """The same of torch's caching allocator. An assumption: not measured here."""
-_IMPORTS = {"cpu": 0.55 * GIB, "cuda": 0.8 * GIB}
-"""On a CPU the libraries in main memory, measured; on a GPU its context with cuBLAS's workspaces, an assumption."""
+_OVERHEAD = {"cpu": 0.7 * GIB, "cuda": 0.8 * GIB}
+"""On a CPU libraries, tokenizer and examples in main memory, measured; on a GPU its context with cuBLAS's workspaces,
+an assumption."""
 _TILE_TOKENS, _TILE_VOCABULARY = 4096, 32768
 """TRL computes the logits of ``sft`` in tiles of this size at most."""
 _TILE_COPIES = 6
@@ -82,15 +83,15 @@ def training_memory(
     places = batch.examples * batch.tokens
     layer = places * layer_bytes(size, rank, dropout, dtype, device) + _casted(size, rank, dtype) / size.layers
     kept = layer + places * size.hidden * (number * size.layers + _FLOAT) if checkpointing else layer * size.layers
-    factor = CPU_HEAP if device == "cpu" else CUDA_CACHE
+    allocator = layer * size.layers * (CPU_HEAP[dtype] - 1) if device == "cpu" else kept * (CUDA_CACHE - 1)
     trained = size.lora_parameters(rank)
     return Memory(
         weights=size.parameters * number,
         adapter=trained * (_FLOAT + _ADAPTER_BYTES),
         activations=kept,
-        allocator=kept * (factor - 1),
+        allocator=allocator,
         logits=_logits(size, batch, device),
-        overhead=_IMPORTS[device],
+        overhead=_OVERHEAD[device],
     )
 
 
@@ -104,10 +105,8 @@ def layer_bytes(size: ModelSize, rank: int, dropout: float, dtype: str, device: 
     maps = 5 * hidden + width + inner  # inputs of q, k, v, gate and up; of o; of down
     maps_of_layer = sum(one.count for one in size.linears) / size.layers
     number = _FLOAT if dtype == "float32" else 2
-    if dtype == "float32" and not dropout:
-        inputs = 2 * hidden + inner  # the output of attention is kept by attention as well
-    else:
-        inputs = maps
+    # in float32 once for q, k and v, once for gate and up; what attention gives is kept by attention itself
+    inputs = 2 * hidden + inner if dtype == "float32" and not dropout else maps
     norms = 2 * _FLOAT * (hidden + 1)
     attention = number * 2 * (width + keys) + _FLOAT * size.heads
     feed_forward = number * 3 * inner

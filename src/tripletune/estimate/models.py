@@ -21,7 +21,7 @@ KNOWN = {
     "Llama-3.2-1B": (128256, 2048, 8192, 16, 32, 8, 64, True),
     "Llama-3.2-3B": (128256, 3072, 8192, 28, 24, 8, 128, True),
 }
-"""Shapes (``_SHAPE``) of models whose config need not be in the cache, by name without organisation and ``Instruct``."""
+"""Shapes (``_SHAPE``) of models whose config need not be in the cache, by name without owner and ``Instruct``."""
 
 
 def find_config(settings: FinetuneConfig, base: Path | None = None) -> Mapping[str, Any]:

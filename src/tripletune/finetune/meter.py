@@ -80,7 +80,8 @@ class Meter:
         self._clock, self._cpu_clock = clock, cpu_clock
         self._since: tuple[float, float] | None = None
         self._is_new = True
-        self._clear()
+        self._work: Tensor | None = None
+        self._seconds = self._waited = self._cpu_seconds = 0.0
         self._all: list[list[Counts]] = []
         """Of each interval, the counts of every rank."""
 
@@ -113,7 +114,7 @@ class Meter:
             tokens, squares, predicted, self._seconds, self._waited, self._cpu_seconds, float(self._peak_bytes())
         )
         ranks = [Counts(*row) for row in self._gather([getattr(mine, one.name) for one in fields(mine)])]
-        self._clear()
+        self._work, self._seconds, self._waited, self._cpu_seconds = None, 0.0, 0.0, 0.0
         if not sum(one.tokens for one in ranks):
             return {}
         self._all.append(ranks)
@@ -143,10 +144,6 @@ class Meter:
             return
         self._since = self._since or asked
         self._waited += now - asked[0]
-
-    def _clear(self) -> None:
-        self._work: Tensor | None = None
-        self._seconds = self._waited = self._cpu_seconds = 0.0
 
 
 def count_batch(batch: Mapping[str, Tensor]) -> Tensor:
