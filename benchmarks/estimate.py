@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -56,6 +55,7 @@ def train(name: str, folder: Path, base: Path, process_time: bool) -> dict[str, 
     from tests.finetune_shards import write_shards
     from tripletune.config import FinetuneConfig
     from tripletune.finetune.job import TrainingJob
+    from tripletune.finetune.meter import peak_of_process
     from tripletune.finetune.tiny import write_tiny_llama
     from tripletune.precision import choose_dtype
 
@@ -93,7 +93,7 @@ def train(name: str, folder: Path, base: Path, process_time: bool) -> dict[str, 
     training._Messenger.on_step_begin = lambda *_, **__: marks.append(clock())
     training._Messenger.on_step_end = lambda *_, **__: marks.append(clock())
     training.train(job)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak = peak_of_process()
     facts = json.loads(job.result.read_text())["facts"]
     return {"peak": peak, "seconds": marks[-1] - marks[-2], "dtype": dtype} | _estimated(
         settings, base, facts, dtype, clock

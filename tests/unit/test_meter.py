@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
+import psutil
 import pytest
 import torch
 
 from tripletune.estimate.model_size import Linear, ModelSize
-from tripletune.finetune.meter import Hardware, Meter, count_batch
+from tripletune.finetune.meter import Hardware, Meter, count_batch, peak_of_process
 
 # one layer with one map of 10 x 5, no LoRA: a token costs 2 x 50 forward and as much backward, a pair of places
 # 4 x 2 forward and twice that backward, a predicted place 2 x 10 x 3 forward and as much backward
@@ -158,3 +163,14 @@ def test_padding_is_not_counted_and_predicted_places_are_those_of_the_completion
     batch = {"attention_mask": mask, "labels": target}
     assert count_batch(batch).tolist() == [6.0, 20.0, 3.0]
     assert count_batch({"last": torch.tensor([4, 0])}).tolist() == [6.0, 26.0, 2.0]
+
+
+def test_the_peak_of_a_process_is_its_own_and_not_that_of_the_one_that_started_it():
+    ballast = np.ones(3 * 2**26)  # 1.5 GiB
+    script = "from tripletune.finetune.meter import peak_of_process; print(peak_of_process())"
+    path = os.pathsep.join(filter(None, sys.path))
+    found = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, env={**os.environ, "PYTHONPATH": path}
+    )
+    assert float(found.stdout) < ballast.nbytes
+    assert peak_of_process() >= max(psutil.Process().memory_info().rss, ballast.nbytes)

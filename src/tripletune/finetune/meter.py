@@ -7,10 +7,13 @@ interval, without evaluations, checkpoints and, after a resume, whatever came be
 from __future__ import annotations
 
 import logging
+import re
 import resource
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -230,10 +233,17 @@ def meter_of(model: Any, accelerator: Any, *, recomputes: bool) -> Meter:
         ),
         gather=gather,
         settle=(lambda: torch.cuda.synchronize(device)) if is_cuda else (lambda: None),
-        peak_bytes=cuda_peak if is_cuda else _peak_of_process,
+        peak_bytes=cuda_peak if is_cuda else peak_of_process,
     )
 
 
-def _peak_of_process() -> float:
-    """Largest resident size so far, loading included: a CPU's memory has no counter to reset."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0  # Linux counts in KiB
+def peak_of_process() -> float:
+    """Largest resident size of this process so far in bytes, loading included: a CPU's memory has no counter to reset.
+
+    Not ``ru_maxrss`` where it can be helped: a process takes that over from the one that started it.
+    """
+    try:
+        text = Path("/proc/self/status").read_text(encoding="utf-8")
+        return 1024.0 * int(re.findall(r"^VmHWM:\s*(\d+) kB$", text, re.MULTILINE)[0])
+    except (OSError, IndexError):
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1.0 if sys.platform == "darwin" else 1024.0)
