@@ -170,7 +170,11 @@ def test_the_peak_of_a_process_is_its_own_and_not_that_of_the_one_that_started_i
     script = "from tripletune.finetune.meter import peak_of_process; print(peak_of_process())"
     path = os.pathsep.join(filter(None, sys.path))
     found = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=True, env={**os.environ, "PYTHONPATH": path}
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "PYTHONPATH": path},
     )
     assert float(found.stdout) < ballast.nbytes
     assert peak_of_process() >= max(psutil.Process().memory_info().rss, ballast.nbytes)

@@ -58,8 +58,8 @@ def estimate(
 
     Nothing is trained, downloaded or written. Lengths and number of the examples are those of the shards, where
     [bold]tripletune generate[/] has finished for this config, its input and --artifacts; else the settings' bounds,
-    and the assumptions are listed. On a CPU two seconds of products are timed; a GPU's hours are its data sheet's peak times
-    --mfu (.3 to .5 is usual; training logs what it reached as [bold]mfu[/]).
+    and the assumptions are listed. On a CPU two seconds of products are timed; a GPU's hours are its data sheet's peak
+    times --mfu (.3 to .5 is usual; training logs what it reached as [bold]mfu[/]).
 
     What needs more memory than there is ends with exit code 2 and one line that says which settings would fit.
 
