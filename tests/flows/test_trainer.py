@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -167,10 +168,12 @@ def test_facts_count_tokens_examples_and_weights(trained: Trained) -> None:
     lengths = [len(ids) for ids, _ in token_ids(trained.job, trained.job.train)]
     # of rank 4 on q, k, v, o, gate, up and down: 4 x (inputs + outputs)
     weights = 4 * (32 + 24 + 24 + 32 + 48 + 48 + 48)
-    got = {name: trained.facts[name] for name in trained.facts if "loss" not in name and name != "seconds"}
+    timed = {"seconds", "tokens_per_second", "peak_memory_gib", "loader_wait_share"}
+    got = {name: trained.facts[name] for name in trained.facts.keys() - timed if "loss" not in name}
     assert got == {
         "steps": STEPS,
         "tokens": 4 * sum(lengths),
+        "tokens_trained": 4 * sum(lengths),
         "longest_tokens": max(lengths),
         "examples": 12,
         "eval_examples": 3,
@@ -181,6 +184,23 @@ def test_facts_count_tokens_examples_and_weights(trained: Trained) -> None:
     }
     assert sum(tensor.numel() for tensor in trained.weights().values()) == weights
     assert 0 < trained.facts["seconds"] < 600
+
+
+def test_each_logged_loss_comes_with_speed_and_memory_and_the_facts_sum_them_up(trained: Trained) -> None:
+    names = ("tokens_per_second", "tokens_per_second_per_gpu", "peak_memory_gib", "loader_wait_seconds", "cpu_cores")
+    for name in names:
+        sent = [(message["step"], message["metrics"][name]) for message in trained.logs if name in message["metrics"]]
+        assert [step for step, _ in sent] == [2, 4, 6, 8]
+        assert all(value > 0 for _, value in sent)
+        assert sent == trained.logged(name)
+    facts, resident = trained.facts, psutil.Process().memory_info().rss / 2**30
+    rates = [rate for _, rate in trained.logged("tokens_per_second")]
+    assert min(rates) <= facts["tokens_per_second"] <= max(rates)
+    # evaluations, four of them here, take time that is not counted
+    assert 0 < facts["tokens_trained"] / facts["tokens_per_second"] < facts["seconds"]
+    assert 0.5 * resident < facts["peak_memory_gib"] < 20
+    assert 0 < facts["loader_wait_share"] < 0.5
+    assert "mfu" not in facts  # no peak is known of a CPU
 
 
 def test_the_last_losses_are_the_facts_and_training_lowers_them(trained: Trained) -> None:
@@ -258,6 +278,8 @@ def test_a_training_goes_on_from_its_last_whole_checkpoint_to_the_same_weights(
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
     assert [step for step, _ in resumed.logged("eval_loss")] == [0, 3, 6, STEPS]
     assert resumed.facts["eval_loss_before"] == trained.facts["eval_loss_before"]
+    # steps 7 and 8 are the last of four passes; the batches before them were skipped
+    assert resumed.facts["tokens_trained"] == trained.facts["tokens_trained"] / 4
     assert not (job.adapter / "left.txt").exists()
 
 

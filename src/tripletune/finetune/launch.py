@@ -96,9 +96,10 @@ def finetune_adapter(
 
     Returns:
         Facts: train_loss, eval_loss, eval_loss_before, steps, seconds, tokens, examples, eval_examples,
-        trainable_parameters, world_size, dtype, resumed_from_step (0 when it started over); with an objective over
-        labels, where valid has users who select, also weight, select_examples, select_loss and select_loss_retriever
-        (``training._weigh``).
+        trainable_parameters, world_size, dtype, resumed_from_step (0 when it started over); of the steps since then
+        tokens_trained, tokens_per_second, peak_memory_gib, loader_wait_share, and on a known GPU mfu (``meter``); with
+        an objective over labels, where valid has users who select, also weight, select_examples, select_loss and
+        select_loss_retriever (``training._weigh``).
 
     Raises:
         InputError, ConfigError: nothing to train on, no such model or accelerate file, a wrong ``settings.trainer``, or

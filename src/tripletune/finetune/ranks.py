@@ -80,8 +80,17 @@ def check_ranks(settings: FinetuneConfig) -> None:
         ConfigError: as ``read_ranks`` for the file, and as ``accumulated_batches`` where the file has a number; with
             ``auto`` for one process.
     """
-    number = _read(Path(settings.accelerate_config))[_NUMBER]
-    accumulated_batches(settings, 1 if number == AUTO else number)
+    accumulated_batches(settings, asked_ranks(Path(settings.accelerate_config)) or 1)
+
+
+def asked_ranks(path: Path) -> int | None:
+    """The number in an accelerate file, whatever this machine has; None: ``auto``.
+
+    Raises:
+        ConfigError: there is no such file, or it is not an accelerate config.
+    """
+    number = _read(path)[_NUMBER]
+    return None if number == AUTO else int(number)
 
 
 def write_launch_config(path: Path, ranks: Ranks, out: Path) -> None:

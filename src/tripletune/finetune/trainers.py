@@ -7,7 +7,7 @@ The library's own evaluation gives means over batches, or over examples of their
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from tripletune.finetune.curriculum import Curriculum
 from tripletune.finetune.label_batches import label_logits
 from tripletune.finetune.label_loss import LOSSES, combined_scores, listwise_loss, mass_loss
 from tripletune.finetune.length_batches import LengthBatches
+from tripletune.finetune.meter import meter_of
 from tripletune.finetune.token_files import token_lengths
 from tripletune.residual import Flags, Floats
 
@@ -34,6 +35,18 @@ class ChatTrainer(SFTTrainer):  # type: ignore[misc]  # the library has no types
     _curriculum: float | None = None
     """See ``LabelTrainer``."""
 
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self.meter = meter_of(self.model, self.accelerator, recomputes=self.args.gradient_checkpointing)
+
+    def get_batch_samples(self, epoch_iterator: Iterator[Any], *arguments: Any, **named: Any) -> Any:
+        return super().get_batch_samples(self.meter.watch(epoch_iterator), *arguments, **named)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs:
+            logs.update(self.meter.read())
+        super().log(logs, start_time)
+
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> LengthBatches | Curriculum:
         examples = self.train_dataset if train_dataset is None else train_dataset
         per_step = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
@@ -44,6 +57,7 @@ class ChatTrainer(SFTTrainer):  # type: ignore[misc]  # the library has no types
         return Curriculum(batches, per_step, self.args.num_train_epochs, self._curriculum, self.args.data_seed)
 
     def evaluation_loop(self, *arguments: Any, metric_key_prefix: str = "eval", **named: Any) -> Any:
+        self.meter.pause()
         self._sums = []
         output = super().evaluation_loop(*arguments, metric_key_prefix=metric_key_prefix, **named)
         loss, right, number = torch.cat(self._sums).sum(dim=0).tolist()

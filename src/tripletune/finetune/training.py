@@ -63,6 +63,7 @@ def train(job: TrainingJob) -> None:
     trainer = _trainer(job, tokenizer, train_set, eval_set, films, use_cpu=use_cpu, from_start=resumed is None)
     started = time.perf_counter()
     trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
+    metered = trainer.meter.facts()
     if eval_set is not None and not _evaluated(trainer.state):
         trainer.evaluate()
     weighed = _weigh(trainer, select_set) if select_set is not None else {}
@@ -80,6 +81,7 @@ def train(job: TrainingJob) -> None:
             "world_size": state.num_processes,
             "dtype": choose_dtype(job.settings.model),
             "resumed_from_step": step_of(resumed) if resumed else 0,
+            **metered,
             **weighed,
         }
         write_json(job.result, {"facts": facts, "history": trainer.state.log_history})

@@ -1,0 +1,1 @@
+"""What a training needs: FLOPs and memory from a model's config alone, before anything starts."""
