@@ -228,6 +228,8 @@ def test_what_a_section_computes_counts_by_its_value():
         ({"finetune": {"tiny": {"num_layers": 1}}}, FINETUNE),
         ({"finetune": {"timeout_minutes": 1.0}}, NOTHING),
         ({"rank": {"max_viewers": 5}}, RANK),
+        ({"rank": {"untuned_viewers": 5}}, RANK),
+        ({"rank": {"workers": 2}}, NOTHING),
         ({"evaluate": {"confidence": 0.9}}, "evaluate"),
         ({"promote": {"margin": 0.5}, "workers": {"count": 9}, "tracking": {"experiment": "x"}}, NOTHING),
     ],
@@ -246,7 +248,8 @@ def test_every_setting_of_a_run_counts_for_some_stage_or_is_known_not_to():
     sections = ("source", "quality", "promote", "tracking", "specialists", "workers")
     by_content = {"split.frozen", "finetune.accelerate_config", "prompt.template", "dataset"}
     limits = {f"{name}.checkpoint_minutes" for name in ("rgat", "lightgcn", "sasrec", "sequence")} | {
-        "finetune.timeout_minutes"
+        "finetune.timeout_minutes",
+        "rank.workers",
     }
     lists = ("lightgcn", "ease", "sasrec", "sequence", "text", "slist")
     inside_weights = {f"retrieve.fused_{name}" for name in (*lists, "films")}
