@@ -271,6 +271,9 @@ def test_a_part_of_the_users_is_compared_on_these_alone(out: Path, damaged: Run,
     before, after = (pl.read_parquet(folder / "comparisons.parquet") for folder in (out, tmp_path / "out"))
     with_it = (pl.col("row_a") == "untuned") | (pl.col("row_b") == "untuned")
     assert after.filter(~with_it).equals(before.filter(~with_it))
+    pair = ("row_a", "row_b", "metric")
+    seen, wanted = (set(frame.filter(group="all").select(pair).iter_rows()) for frame in (after, before))
+    assert seen == wanted
     line = after.filter(with_it).row(
         by_predicate=(pl.col("row_a") == "tuned") & (pl.col("metric") == "ndcg_at_5") & (pl.col("group") == "all"),
         named=True,

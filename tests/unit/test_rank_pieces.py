@@ -88,16 +88,16 @@ def test_a_piece_that_another_holds_is_left_and_taken_when_that_one_is_gone(piec
 
 
 def test_a_piece_that_another_finished_meanwhile_is_not_answered_again(pieces: list[Piece]) -> None:
+    """As it is claimed, not only as the pieces are listed."""
     seen: list[int] = []
-    lock = FileLock(pieces[1].target.with_suffix(".lock"))
-    lock.acquire()
-    thread = threading.Thread(target=answer, args=(pieces, seen, [], []))
-    thread.start()
-    thread.join(0.5)
-    pieces[1].target.touch()
-    lock.release(force=True)
-    thread.join()
-    assert 1 not in seen
+
+    class Finishing(Slow):
+        def answer(self, examples: pl.DataFrame, *, constrained: bool, batch_size: int) -> pl.DataFrame:
+            pieces[3].target.touch()
+            return super().answer(examples, constrained=constrained, batch_size=batch_size)
+
+    answer_pieces(pieces, lambda tuned: Finishing(tuned, seen), 2, lambda took: None)
+    assert seen == [0, 1, 2, 4, 5, 6, 7]
 
 
 @pytest.mark.parametrize(
