@@ -120,7 +120,7 @@ def _family(family: Mapping[str, Any], metrics: pl.DataFrame, comparisons: pl.Da
     of_valid = pl.col("metric").str.starts_with(VALID) == (family["purpose"] == "valid")
     measured = metrics.filter(pl.col("row").is_in(family_rows), _is_ranking_metric(comparisons), of_valid)
     names = measured["metric"].unique(maintain_order=True).to_list()
-    groups = []
+    groups: list[dict[str, Any]] = []
     for group in GROUPS:
         part = measured.filter(pl.col("group") == group)
         if part.height:
