@@ -22,7 +22,7 @@ from prefect.settings import PREFECT_API_URL
 import tripletune
 from tripletune.config import RunConfig, WorkersConfig
 from tripletune.config.presets import load_config
-from tripletune.errors import ConfigError, TrainingCrash, UserError
+from tripletune.errors import ConfigError, RankingCrash, TrainingCrash, UserError
 from tripletune.pipeline.resolve import resolve
 from tripletune.pipeline.stages import require_one_answer
 from tripletune.store.paths import RunPaths, whoami
@@ -36,7 +36,7 @@ def worth_a_retry(task: object, run: object, state: object) -> bool:
     """Whether a failed task is retried: any error but those that the user has to repair."""
     try:
         state.result()  # type: ignore[attr-defined]
-    except TrainingCrash:
+    except (TrainingCrash, RankingCrash):
         return True
     except UserError:
         return False

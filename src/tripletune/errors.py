@@ -43,3 +43,7 @@ class NonFiniteError(UserError):
 
 class TrainingCrash(TrainingError):
     """The training process broke off; the message ends with its last lines. A second try may pass, and resumes."""
+
+
+class RankingCrash(UserError):
+    """All ranking processes died; the message ends with their last lines. A second try may pass, and keeps pieces."""

@@ -21,10 +21,11 @@ from tests.finetune_shards import write_shards
 from tripletune.config import FinetuneConfig, TinyLlamaConfig
 from tripletune.errors import TrainingError
 from tripletune.finetune.checkpoints import is_whole
-from tripletune.finetune.job import TrainingJob, receive
+from tripletune.finetune.job import TrainingJob
 from tripletune.finetune.tiny import write_tiny_llama
 from tripletune.finetune.token_files import write_token_files
 from tripletune.finetune.training import train
+from tripletune.processes.messages import receive
 
 TINY = TinyLlamaConfig(vocab_size=400, hidden_size=16, intermediate_size=32, num_layers=1, num_heads=2, num_kv_heads=1)
 SETTINGS = FinetuneConfig(

@@ -12,12 +12,10 @@ import torch
 from transformers import GenerationConfig
 
 from tests.unit.test_decoding import model, tokenizer
-from tripletune.answer_lines import LineTokens, Names
+from tripletune.answer_lines import LineTokens
 from tripletune.contract import AdapterContract, write_contract
 from tripletune.errors import ContractError, NonFiniteError
 from tripletune.rank.answerer import Answerer
-from tripletune.rank.decoding import read_answer
-from tripletune.schemas import answers
 
 LETTERS = list("ABCDEFGH")
 CONTRACT = AdapterContract(prompt={"answer_style": "letters"}, tokenizer_sha256="", base_model="tiny", base_revision="")
@@ -76,21 +74,54 @@ def test_what_the_models_folder_says_about_generation_changes_no_answer(constrai
     assert texts[0] == texts[1]
 
 
-def test_an_example_is_answered_the_same_beside_one_that_takes_another_way() -> None:
+def test_an_example_is_answered_the_same_next_to_one_that_takes_another_way() -> None:
+    """A prompt whose labels this tokenizer cuts is decoded line by line."""
     tokenizer().padding_side = "left"
     answerer = Answerer(model(), tokenizer(), LineTokens(tokenizer()), CONTRACT)
-    by_label = examples()
-    alone = answerer.answer(by_label, constrained=True, batch_size=1)
-    names = [Names(LETTERS, answers.LETTERS), Names(by_label["candidate_titles"][1].to_list(), answers.TITLES)]
-    chats = [
-        tokenizer().apply_chat_template(one, tokenize=False, add_generation_prompt=True)
-        for one in by_label["prompt"][:2]
-    ]
-    ids = tokenizer()(chats, add_special_tokens=False)["input_ids"]
-    beside = [answer.text for answer in answerer._write(ids, names, constrained=True)]
-    assert beside[0] == alone["text"][0]
-    assert all(read_answer(text, name)[1] for text, name in zip(beside, names, strict=True))
-    assert beside[1].startswith("1. Film ")
+    alone = answerer.answer(examples(), constrained=True, batch_size=1)
+    cut = [f"{letter}QZX" for letter in LETTERS]
+    mixed = examples().with_columns(candidate_letters=pl.Series([LETTERS, cut, LETTERS]))
+    answered = answerer.answer(mixed, constrained=True, batch_size=2)
+    assert answered["text"].gather([0, 2]).to_list() == alone["text"].gather([0, 2]).to_list()
+    assert answered["scores"].is_null().to_list() == [False, True, False]
+    assert answered["valid"].all()
+    assert set(answered["text"][1].split("\n")) < set(cut)
+
+
+@pytest.mark.bytes
+def test_scores_are_the_same_bits_for_any_number_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Products of one thread only: those of several are sums in another order for some shapes."""
+    tokenizer().padding_side = "left"
+    llama, used = model(), set()
+    forward = llama.forward
+    monkeypatch.setattr(llama, "forward", lambda **named: used.add(torch.get_num_threads()) or forward(**named))
+    answerer = Answerer(llama, tokenizer(), LineTokens(tokenizer()), CONTRACT)
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 4):
+            torch.set_num_threads(threads)
+            found.append(answerer.answer(examples(), constrained=True, batch_size=2))
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    assert found[0].equals(found[1])
+    assert found[0].equals(found[2])
+    assert used == {1}
+
+
+def test_labels_are_scored_without_a_mask_on_prompts_padded_on_the_right(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a mask, attention on a CPU is several times slower."""
+    tokenizer().padding_side = "left"
+    llama, given = model(), []
+    forward = llama.forward
+    monkeypatch.setattr(llama, "forward", lambda **named: given.append(named) or forward(**named))
+    answerer = Answerer(llama, tokenizer(), LineTokens(tokenizer()), CONTRACT)
+    answerer.answer(examples(), constrained=True, batch_size=2)
+    assert len(given) == 2
+    assert all("attention_mask" not in named for named in given)
+    pad = tokenizer().pad_token_id
+    assert [(named["input_ids"][:, 0] == pad).any().item() for named in given] == [False, False]
+    assert (given[0]["input_ids"] == pad).any()
 
 
 @pytest.mark.parametrize("prompt", [{}, {"answer_style": "numbers"}])

@@ -6,6 +6,7 @@ import io
 import json
 import math
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,9 @@ from tripletune.cli.inspect import metrics_tables
 from tripletune.config import EvaluateConfig
 from tripletune.errors import InputError
 from tripletune.evaluate.evaluate import evaluate_run
+from tripletune.evaluate.significance import mean_interval
 from tripletune.judges import judges
-from tripletune.promote.decision import promotion_scores
+from tripletune.promote.decision import decide_promotion, promotion_scores
 
 SETTINGS = EvaluateConfig(bootstrap_resamples=200)
 
@@ -222,18 +224,114 @@ def test_a_further_retriever_is_a_row_and_its_training_a_picture_under_its_own_n
     assert "mine " in table.export_text()
 
 
-def test_only_viewers_that_every_system_ranked_are_re_ranked(damaged: Run, tmp_path: Path) -> None:
+@pytest.mark.parametrize("system", ["random", "retriever", "tuned"])
+def test_only_viewers_that_every_system_ranked_are_re_ranked(damaged: Run, tmp_path: Path, system: str) -> None:
     rewrite(
         damaged.rank / "predictions.parquet",
-        lambda rows: [row for row in rows if not (row["system"] == "untuned" and row["user_id"] > 10)],
+        lambda rows: [row for row in rows if not (row["system"] == system and row["user_id"] > 10)],
     )
     facts = evaluate(damaged, tmp_path / "out")
     assert facts["rerank_viewers"] == 10
     assert facts["retrieval_viewers"] == 24
     frame = pl.read_parquet(tmp_path / "out" / "metrics.parquet").filter(
-        pl.col("row") == "tuned", pl.col("metric") == "hr_at_5", pl.col("group") == "all"
+        pl.col("metric") == "hr_at_5", pl.col("group") == "all", pl.col("row").is_in(["tuned", "untuned", "random"])
     )
-    assert frame["num_viewers"].to_list() == [10]
+    assert frame["num_viewers"].to_list() == [10] * 3
+
+
+def untuned_ranks(run: Run, users: Collection[int]) -> Run:
+    rewrite(
+        run.rank / "predictions.parquet",
+        lambda rows: [row for row in rows if row["system"] != "untuned" or row["user_id"] in users],
+    )
+    return run
+
+
+def test_the_untuned_model_may_rank_a_part_of_the_users_and_the_others_keep_theirs(
+    run: Run, out: Path, damaged: Run, tmp_path: Path
+) -> None:
+    sample = {2, 3, 7, 8, 9, 12, 20}  # no unseen user
+    facts = evaluate(untuned_ranks(damaged, sample), tmp_path / "out")
+    before, after = (pl.read_parquet(folder / "metrics.parquet") for folder in (out, tmp_path / "out"))
+    others = pl.col("row") != "untuned"
+    assert after.filter(others).equals(before.filter(others))
+    lists = pl.read_parquet(run.rank / "predictions.parquet").filter(
+        pl.col("user_id").is_in(sample), system="untuned", purpose="test", constrained=True
+    )
+    hr, ndcg = by_hand(dict(lists.select("user_id", "answers").iter_rows()), held_out(run, "test"), 5)
+    assert facts["untuned_hr_at_5"] == pytest.approx(hr, abs=1e-12)
+    assert facts["untuned_ndcg_at_5"] == pytest.approx(ndcg, abs=1e-12)
+    mine = after.filter(pl.col("metric").str.contains("_at_"), row="untuned")
+    assert set(mine.select("group", "num_viewers").iter_rows()) == {("all", 7), ("warm", 7)}
+
+
+def test_a_part_of_the_users_is_compared_on_these_alone(out: Path, damaged: Run, tmp_path: Path) -> None:
+    sample = {2, 3, 7, 8, 9, 12, 20}
+    evaluate(untuned_ranks(damaged, sample), tmp_path / "out")
+    before, after = (pl.read_parquet(folder / "comparisons.parquet") for folder in (out, tmp_path / "out"))
+    with_it = (pl.col("row_a") == "untuned") | (pl.col("row_b") == "untuned")
+    assert after.filter(~with_it).equals(before.filter(~with_it))
+    pair = ("row_a", "row_b", "metric")
+    seen, wanted = (set(frame.filter(group="all").select(pair).iter_rows()) for frame in (after, before))
+    assert seen == wanted
+    line = after.filter(with_it).row(
+        by_predicate=(pl.col("row_a") == "tuned") & (pl.col("metric") == "ndcg_at_5") & (pl.col("group") == "all"),
+        named=True,
+    )
+    values = pl.read_parquet(tmp_path / "out" / "per_viewer.parquet").filter(purpose="test")
+    tuned, untuned = (values.filter(pl.col("user_id").is_in(sample), row=row) for row in ("tuned", "untuned"))
+    assert line["num_viewers"] == untuned.height == tuned.height == 7
+    gain = tuned.sort("user_id")["ndcg_at_5"] - untuned.sort("user_id")["ndcg_at_5"]
+    assert line["difference"] == pytest.approx(gain.mean(), abs=1e-12)
+    interval = mean_interval(gain.to_numpy(), confidence=0.95, resamples=200, seed=3)
+    assert (line["low"], line["high"]) == pytest.approx((interval.low, interval.high), abs=1e-12)
+
+
+def test_tables_state_the_users_of_a_system_that_ranked_a_part(out: Path, damaged: Run, tmp_path: Path) -> None:
+    evaluate(untuned_ranks(damaged, {2, 3, 7, 8, 9, 12, 20}), tmp_path / "out")
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert page.count('<td>untuned <span class="faint">7 users</span></td>') == 2 * 2  # test and valid, all and warm
+    assert "untuned ranked the first of the users alone" in page
+    assert "ranked the first of the users alone" not in (out / "report.html").read_text(encoding="utf-8")
+    table = Console(width=200, record=True, file=io.StringIO())
+    table.print(metrics_tables(tmp_path / "out", SETTINGS))
+    text = table.export_text()
+    assert "re-ranked, 95% interval, 24 test users" in text
+    assert "untuned (7 users)" in text
+    assert "tuned (24" not in text
+
+
+def test_the_promotion_compares_with_the_untuned_model_on_the_users_that_it_ranked(
+    damaged: Run, tmp_path: Path
+) -> None:
+    sample = {2, 3, 7, 8, 9, 12, 20}
+    evaluate(untuned_ranks(damaged, sample), tmp_path / "out")
+    new, untuned = (
+        promotion_scores(tmp_path / "out" / "per_viewer.parquet", 3, (row,)) for row in ("tuned", "untuned")
+    )
+    judging = pl.Series(sorted(sample)).filter(judges(pl.Series(sorted(sample)), 3))
+    assert untuned["user_id"].to_list() == judging.to_list()
+    worse = new.with_columns(ndcg_at_5=pl.lit(0.0))
+    better = untuned.with_columns(ndcg_at_5=pl.lit(1.0))
+    decision = decide_promotion(
+        worse, None, margin=0.0, confidence=0.95, resamples=200, seed=3, baselines=[("the untuned model", better)]
+    )
+    assert f"over {len(judging)} users" in decision.reason
+    assert decision.num_viewers == new.height > len(judging)
+
+
+def test_a_user_whose_queries_a_sampled_system_ranked_in_part_is_not_measured_for_it(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", num_viewers=8, unseen=(), held_out=2)
+    rewrite(
+        run.rank / "predictions.parquet",
+        lambda rows: [
+            row for row in rows if row["system"] != "untuned" or row["user_id"] != 3 or row["cutoff"] % 2 == 0
+        ],
+    )
+    evaluate(run, tmp_path / "out")
+    frame = pl.read_parquet(tmp_path / "out" / "metrics.parquet").filter(metric="hr_at_5", group="all")
+    users = dict(frame.select("row", "num_viewers").iter_rows())
+    assert (users["tuned"], users["untuned"]) == (8, 7)
 
 
 @pytest.mark.parametrize(("num_viewers", "unseen"), [(6, ()), (1, ()), (2, (2,))])

@@ -227,7 +227,7 @@ def test_a_query_that_one_system_did_not_rank_counts_for_none(damaged: Run, tmp_
     last = damaged.cutoffs("test")[-1]
     rewrite(
         damaged.rank / "predictions.parquet",
-        lambda rows: [row for row in rows if not (row["system"] == "untuned" and row["cutoff"] == last)],
+        lambda rows: [row for row in rows if not (row["system"] == "tuned" and row["cutoff"] == last)],
     )
     facts = evaluate(damaged, tmp_path / "out")
     queries = {query: value for query, value in ranked(damaged, "retriever").items() if query[1] != last}

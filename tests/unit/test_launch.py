@@ -15,9 +15,9 @@ import pytest
 from tripletune.config import FinetuneConfig
 from tripletune.errors import InputError, TrainingError
 from tripletune.finetune.checkpoints import SEAL, is_whole, last_whole, seal
-from tripletune.finetune.job import MARKER, receive
 from tripletune.finetune.launch import _curve, _explain, finetune_adapter
 from tripletune.processes import lifeline
+from tripletune.processes.messages import MARKER, receive
 from tripletune.processes.supervise import ProcessFailed, clean_environment, end_noted, run_supervised
 
 

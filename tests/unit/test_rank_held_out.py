@@ -9,7 +9,8 @@ import pytest
 
 from tripletune.config import RankConfig
 from tripletune.contract import Residual
-from tripletune.rank.predict import _COLUMNS, _chosen_users, _examples, _served, _trivial_orders
+from tripletune.rank.pieces import COLUMNS, _chosen_users, examples_of
+from tripletune.rank.predict import _served, _trivial_orders
 from tripletune.schemas.generate import EXAMPLES
 from tripletune.schemas.rank import PREDICTIONS, SERVED
 
@@ -32,7 +33,7 @@ def shards(tmp_path: Path) -> Path:
             {"user_id": user, "cutoff": cutoff, "purpose": purpose, "candidates": sorted(films), "retrieved": films}
             for (user, cutoff), films in FILMS.items()
         ]
-        missing = [pl.lit(None, EXAMPLES[name]).alias(name) for name in _COLUMNS if name not in rows[0]]
+        missing = [pl.lit(None, EXAMPLES[name]).alias(name) for name in COLUMNS if name not in rows[0]]
         frame = pl.DataFrame(rows, schema_overrides={name: EXAMPLES[name] for name in rows[0]}).with_columns(missing)
         (tmp_path / purpose).mkdir()
         frame.sample(fraction=1, shuffle=True, seed=1).write_parquet(tmp_path / purpose / "shard-000.parquet")
@@ -45,7 +46,7 @@ def test_a_number_of_users_is_chosen_and_all_their_queries_are_ranked_in_order(s
     assert chosen["user_id"].is_unique().all()
     users = chosen["user_id"].to_list()
     wanted = [(user, cutoff) for user in users for one, cutoff in FILMS if one == user]
-    assert _examples(shards, "test", chosen).collect().select("user_id", "cutoff").rows() == wanted
+    assert examples_of(shards, "test", chosen).collect().select("user_id", "cutoff").rows() == wanted
     assert len(_chosen_users(shards, "test", RankConfig(max_viewers=0), SEED)) == 3
 
 

@@ -229,6 +229,8 @@ def test_what_a_section_computes_counts_by_its_value():
         ({"finetune": {"timeout_minutes": 1.0, "ddp_timeout_minutes": 2.0}}, NOTHING),
         ({"finetune": {"global_batch": 16}}, FINETUNE),
         ({"rank": {"max_viewers": 5}}, RANK),
+        ({"rank": {"untuned_viewers": 5}}, RANK),
+        ({"rank": {"workers": 2}}, NOTHING),
         ({"evaluate": {"confidence": 0.9}}, "evaluate"),
         ({"promote": {"margin": 0.5}, "workers": {"count": 9}, "tracking": {"experiment": "x"}}, NOTHING),
     ],
@@ -270,6 +272,7 @@ def test_every_setting_of_a_run_counts_for_some_stage_or_is_known_not_to():
     limits = {f"{name}.checkpoint_minutes" for name in ("rgat", "lightgcn", "sasrec", "sequence")} | {
         "finetune.timeout_minutes",
         "finetune.ddp_timeout_minutes",
+        "rank.workers",
     }
     lists = ("lightgcn", "ease", "sasrec", "sequence", "text", "slist")
     inside_weights = {f"retrieve.fused_{name}" for name in (*lists, "films")}

@@ -182,8 +182,10 @@ def _metric_table(frame: pl.DataFrame, title: str, rows: Sequence[str], cutoffs:
         found = cells.get((row, name))
         return f"{found['value']:.3f} ({found['low']:.3f}-{found['high']:.3f})" if found else "-"
 
+    users = dict(frame.filter(pl.col("metric") == names[0]).select("row", "num_viewers").iter_rows())
     for row in rows:
-        table.add_row(row, *(cell(row, name) for name in names))
+        fewer = f" ({users[row]} users)" if users.get(row, viewers) != viewers else ""
+        table.add_row(f"{row}{fewer}", *(cell(row, name) for name in names))
     return table
 
 

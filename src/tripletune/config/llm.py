@@ -169,6 +169,12 @@ class RankConfig(Section):
     """Users ranked per purpose (the first by hash of user); 0 ranks all."""
     unconstrained_viewers: Annotated[int, Field(ge=0)] = 100
     """Test users also ranked without constrained decoding, to measure the share of valid answers."""
+    untuned_viewers: Annotated[int, Field(ge=0)] = 0
+    """Users per purpose that the untuned model ranks too (the first of those ranked); 0 ranks all. It is compared with
+    the others on these users alone."""
+    workers: Positive | Literal["auto"] = "auto"
+    """Processes that share the users: each takes one GPU, or without a GPU an equal part of the threads. auto: one for
+    each GPU that can be seen, and one without a GPU. The predictions do not depend on it."""
 
 
 class EvaluateConfig(Section):

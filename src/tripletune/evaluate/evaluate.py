@@ -12,7 +12,7 @@ same users.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import combinations, product
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,7 +30,7 @@ from tripletune.evaluate.significance import Interval, bootstrap_means, mean_int
 from tripletune.evaluate.tables import CEILING_ROW, ranked_systems, retrieval_rows
 from tripletune.schemas.base import conform
 from tripletune.schemas.query import PURPOSES, QUERY_KEY
-from tripletune.schemas.rank import PREDICTIONS, SYSTEMS
+from tripletune.schemas.rank import PREDICTIONS, SAMPLED, SYSTEMS
 from tripletune.schemas.retrieve import RANKINGS
 from tripletune.store.files import write_json
 from tripletune.store.parquet import ROW_GROUP, parquet_files, scan, write_parquet
@@ -174,7 +174,8 @@ def _answered(predictions: Path, held_out: pl.DataFrame) -> pl.DataFrame:
 
 
 def _rerank_scores(answered: pl.DataFrame, cutoffs: list[int]) -> pl.DataFrame:
-    """Values per user, purpose and system of constrained answers, on the queries that every system ranked."""
+    """Values per user, purpose and system of constrained answers, on the queries that every system ranked; those of
+    ``SAMPLED`` on the part of them that they ranked."""
     constrained = answered.filter(pl.col("constrained")).rename({"system": "row"})
     systems = ranked_systems(constrained["row"])
     lists = pl.concat(
@@ -194,12 +195,17 @@ def _retrieval_lists(rankings: Path) -> pl.DataFrame:
 
 
 def _in_every_row(frame: pl.DataFrame, rows: tuple[str, ...], what: str) -> pl.DataFrame:
-    """Keep only the queries that stand in all rows: means over different ones can't be compared."""
+    """Keep only the queries that stand in all rows: means over different ones can't be compared.
+
+    Rows of ``SAMPLED`` decide over nobody but themselves: such a row keeps the users whose queries it has all.
+    """
     missing = [row for row in rows if row not in frame["row"]]
     if missing:
         raise InputError(f"{what}: no test users of {', '.join(missing)}; run that stage again")
-    kept = frame.filter(pl.col("row").is_in(rows))
-    return kept.filter(pl.col("row").n_unique().over(QUERY_KEY) == len(rows))
+    whole = [row for row in rows if row not in SAMPLED]
+    num_whole = pl.col("row").is_in(whole).sum().over(QUERY_KEY)
+    kept = frame.filter(pl.col("row").is_in(rows)).filter(num_whole == len(whole))
+    return kept.filter(pl.len().over("user_id", "row") == pl.col("cutoff").n_unique().over("user_id"))
 
 
 def _scored(frame: pl.DataFrame, lists: str, cutoffs: list[int]) -> pl.DataFrame:
@@ -217,23 +223,55 @@ def _scores_of(frame: pl.DataFrame, lists: str, cutoffs: list[int]) -> pl.DataFr
     return mean_over_cutoffs(pl.concat([frame.select(KEY), scores], how="horizontal"), KEY)
 
 
+class _Resampled(NamedTuple):
+    """Some rows' values on the same users, and their resampled means; a column for each row and metric."""
+
+    values_UV: Floats
+    means_RV: Floats
+    column: dict[tuple[str, str], int]
+
+
 def _measure_family(
     measured: Measured, frame: pl.DataFrame, rows: tuple[str, ...], settings: EvaluateConfig, seed: int
 ) -> None:
-    """Means of every row and differences of every pair of rows, by group, from one bootstrap of each group."""
+    """Means of every row and differences of every pair of rows, by group, from one bootstrap of each group.
+
+    A row with fewer users is measured on these, and compared with the others on these alone.
+    """
     names = [name for name in frame.columns if name not in KEY]
+    pairs = list(combinations(rows, 2))
     for group in GROUPS:
         part = _group(frame, group)
         if not part.height:
             continue
-        values_UV, means_RV = _measure_means(measured, part, group, rows, names, settings, seed)
-        column = {pair: v for v, pair in enumerate(product(rows, names))}
-        for (row_b, row_a), name in ((pair, name) for pair in combinations(rows, 2) for name in names):
-            a, b = column[row_a, name], column[row_b, name]
-            found = summarise(
-                values_UV[:, a] - values_UV[:, b], means_RV[:, a] - means_RV[:, b], confidence=settings.confidence
-            )
-            measured.comparisons.append((row_a, row_b, name, group, *_numbers(found)))
+        users = {row: part.filter(pl.col("row") == row)["user_id"] for row in rows}
+        everyone = max(map(len, users.values()))
+        whole = tuple(row for row in rows if len(users[row]) == everyone)
+        found = _measure_means(measured, part, group, whole, names, settings, seed)
+        _compare(measured, found, group, [pair for pair in pairs if {*pair} <= {*whole}], names, settings)
+        for row in (row for row in rows if row not in whole and len(users[row])):
+            shared = part.filter(pl.col("user_id").is_in(users[row].implode()))
+            _measure_means(measured, shared, group, (row,), names, settings, seed)
+            found = _resample(shared, rows, names, settings, seed)
+            _compare(measured, found, group, [pair for pair in pairs if row in pair], names, settings)
+
+
+def _compare(
+    measured: Measured,
+    found: _Resampled,
+    group: str,
+    pairs: Sequence[tuple[str, str]],
+    names: list[str],
+    settings: EvaluateConfig,
+) -> None:
+    """Differences of pairs of rows, the second minus the first, over the users that were resampled."""
+    values_UV, means_RV, column = found
+    for (row_b, row_a), name in product(pairs, names):
+        a, b = column[row_a, name], column[row_b, name]
+        difference = summarise(
+            values_UV[:, a] - values_UV[:, b], means_RV[:, a] - means_RV[:, b], confidence=settings.confidence
+        )
+        measured.comparisons.append((row_a, row_b, name, group, *_numbers(difference)))
 
 
 def _measure_means(
@@ -244,14 +282,22 @@ def _measure_means(
     names: list[str],
     settings: EvaluateConfig,
     seed: int,
-) -> tuple[Floats, Floats]:
-    """Measure every row over a group's users; returns values (U, V), by row and metric, and resampled means (R, V)."""
+) -> _Resampled:
+    """Measure every row over a group's users."""
+    found = _resample(part, rows, names, settings, seed)
+    for (row, name), v in found.column.items():
+        mean = summarise(found.values_UV[:, v], found.means_RV[:, v], confidence=settings.confidence)
+        measured.metrics.append((row, group, name, *_numbers(mean)))
+    return found
+
+
+def _resample(
+    part: pl.DataFrame, rows: tuple[str, ...], names: list[str], settings: EvaluateConfig, seed: int
+) -> _Resampled:
+    """One bootstrap of all rows together; each must have the same users."""
     values_UV = np.hstack([_values(part, row, names) for row in rows])
     means_RV = bootstrap_means(values_UV, resamples=settings.bootstrap_resamples, seed=seed)
-    for v, (row, name) in enumerate(product(rows, names)):
-        found = summarise(values_UV[:, v], means_RV[:, v], confidence=settings.confidence)
-        measured.metrics.append((row, group, name, *_numbers(found)))
-    return values_UV, means_RV
+    return _Resampled(values_UV, means_RV, {pair: v for v, pair in enumerate(product(rows, names))})
 
 
 def _numbers(found: Interval) -> tuple[float, float | None, float | None, int]:

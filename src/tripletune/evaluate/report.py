@@ -120,14 +120,22 @@ def _family(family: Mapping[str, Any], metrics: pl.DataFrame, comparisons: pl.Da
     of_valid = pl.col("metric").str.starts_with(VALID) == (family["purpose"] == "valid")
     measured = metrics.filter(pl.col("row").is_in(family_rows), _is_ranking_metric(comparisons), of_valid)
     names = measured["metric"].unique(maintain_order=True).to_list()
-    present = measured["row"].unique().to_list()
-    groups = []
+    groups: list[dict[str, Any]] = []
     for group in GROUPS:
         part = measured.filter(pl.col("group") == group)
         if part.height:
             cells = {(line["row"], line["metric"]): line for line in part.to_dicts()}
-            rows = [(row, [cells[row, name] for name in names]) for row in family_rows if row in present]
-            groups.append({"name": group, "num_viewers": part["num_viewers"][0], "rows": rows})
+            everyone = part["num_viewers"].max()
+            rows = [
+                {
+                    "name": row,
+                    "cells": [cells[row, name] for name in names],
+                    "fewer": _fewer(cells[row, names[0]], everyone),
+                }
+                for row in family_rows
+                if (row, names[0]) in cells
+            ]
+            groups.append({"name": group, "num_viewers": everyone, "rows": rows})
     lines = comparisons.filter(pl.col("row_a").is_in(family_rows), of_valid).to_dicts()
     compared = [line | {"words": _words(line)} for line in lines]
     cutoff = names[-1].rpartition("_at_")[2] if names else ""
@@ -141,10 +149,16 @@ def _family(family: Mapping[str, Any], metrics: pl.DataFrame, comparisons: pl.Da
         "about": family["about"],
         "names": names,
         "groups": groups,
+        "sampled": sorted({row["name"] for group in groups for row in group["rows"] if row["fewer"]}),
         "pictures": [_dots(family["title"], measured, name, limits.get(name)) for name in deepest],
         "compared": [line for line in compared if (line["metric"], line["group"]) == first],
         "compared_more": [line for line in compared if (line["metric"], line["group"]) != first],
     }
+
+
+def _fewer(line: Mapping[str, Any], everyone: Any) -> str:
+    """Number of users of a row that ranked only a part of them, else nothing."""
+    return "" if line["num_viewers"] == everyone else f"{line['num_viewers']:,} users"
 
 
 def _words(line: Mapping[str, Any]) -> str:

@@ -156,9 +156,13 @@ def _results(card: Card) -> str:
         spread = "" if found["low"] is None else f" ({found['low']:.3f} to {found['high']:.3f})"
         return f"{found['value']:.3f}{spread}"
 
-    lines = [f"| {' | '.join((system, *(cell(system, name) for name in names)))} |" for system in systems]
-    head = [f"| {' | '.join(('', *names))} |", "|---" * (len(names) + 1) + "|"]
     users = mine["num_viewers"].max()
+    fewer = {row["row"]: f" ({row['num_viewers']} users)" for row in cells.values() if row["num_viewers"] != users}
+    lines = [
+        f"| {' | '.join((system + fewer.get(system, ''), *(cell(system, name) for name in names)))} |"
+        for system in systems
+    ]
+    head = [f"| {' | '.join(('', *names))} |", "|---" * (len(names) + 1) + "|"]
     note = f"The same candidates of {users!s} test users, ordered by each system; `tuned` is this model's own order."
     return "\n".join([note, "", *head, *lines])
 

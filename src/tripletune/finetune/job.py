@@ -1,14 +1,12 @@
-"""Job file for the training processes, and the messages that they send back.
+"""Job file for the training processes.
 
-The stage and the ranks are different processes. The job is a JSON file; live messages are single lines on standard
-output with a marker, and the result is a file that the first rank writes last.
+The stage and the ranks are different processes. The job is a JSON file; live messages come back by
+``processes.messages``, and the result is a file that the first rank writes last.
 """
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
@@ -19,9 +17,6 @@ _OF_BEHAVIOUR = ["liked", "disliked"]
 _OF_CHATS = ["example_id", "prompt", "completion"]
 _OF_LABELS = ["example_id", "prompt", "candidates", "candidate_titles", "candidate_letters", "answers", "retrieved"]
 _OF_WEIGHTS = ["answer_ratings"]
-
-MARKER = "@tripletune "
-"""Prefix of a line that is a message to the stage rather than log output."""
 
 
 class TrainingJob(BaseModel):
@@ -87,20 +82,3 @@ def columns_read(settings: FinetuneConfig) -> list[str]:
         return _OF_CHATS
     weighted = _OF_WEIGHTS if settings.targets == "rating" else []
     return _OF_LABELS + weighted + (_OF_BEHAVIOUR if settings.has_behaviour else [])
-
-
-def send(kind: str, payload: dict[str, Any]) -> None:
-    """Print one message to the stage."""
-    print(f"{MARKER}{json.dumps({'kind': kind, **payload})}", flush=True)
-
-
-def receive(line: str) -> dict[str, Any] | None:
-    """Parse the message in a line of output; None for ordinary text."""
-    _, marker, text = line.partition(MARKER)
-    if not marker:
-        return None
-    try:
-        message = json.loads(text)
-    except ValueError:  # two ranks wrote into one line
-        return None
-    return message if isinstance(message, dict) and "kind" in message else None

@@ -33,12 +33,13 @@ from tripletune.contract import (
 )
 from tripletune.errors import ConfigError, InputError, TrainingCrash, TrainingDiverged, TrainingError
 from tripletune.finetune.checkpoints import last_whole
-from tripletune.finetune.job import TrainingJob, columns_read, receive
+from tripletune.finetune.job import TrainingJob, columns_read
 from tripletune.finetune.live_log import LiveLog, OnLog
 from tripletune.finetune.ranks import accumulated_batches, read_ranks, write_launch_config
 from tripletune.finetune.token_files import write_token_files
 from tripletune.finetune.trainer_settings import check_trainer_settings
 from tripletune.judges import judges
+from tripletune.processes.messages import receive
 from tripletune.processes.supervise import ProcessFailed, clean_environment, end_noted, run_supervised
 from tripletune.residual import calibrate_prior
 from tripletune.schemas.generate import EXAMPLES

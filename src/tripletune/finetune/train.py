@@ -11,8 +11,9 @@ import sys
 from pathlib import Path
 
 from tripletune.errors import TrainingDiverged, UserError
-from tripletune.finetune.job import TrainingJob, send
+from tripletune.finetune.job import TrainingJob
 from tripletune.processes import lifeline
+from tripletune.processes.messages import send
 
 
 def main(argv: list[str]) -> int:

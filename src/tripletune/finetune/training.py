@@ -31,12 +31,13 @@ from tripletune.behaviour.tables import FilmTables, read_film_tables
 from tripletune.chat import load_tokenizer
 from tripletune.errors import TrainingDiverged, TrainingError
 from tripletune.finetune.checkpoints import last_whole, seal, step_of
-from tripletune.finetune.job import TrainingJob, send
+from tripletune.finetune.job import TrainingJob
 from tripletune.finetune.label_batches import pad_labels
 from tripletune.finetune.ranks import accumulated_batches
 from tripletune.finetune.token_files import EVALUATION, SELECT, TRAIN, TRAIN_TEXT, read_token_files, token_lengths
 from tripletune.finetune.trainers import ChatTrainer, LabelTrainer
 from tripletune.precision import choose_dtype
+from tripletune.processes.messages import send
 from tripletune.residual import fit_weight, mean_loss
 from tripletune.store.files import write_json
 

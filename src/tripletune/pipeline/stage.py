@@ -15,7 +15,8 @@ Names: TypeAlias = tuple[str, ...] | Callable[[RunConfig], tuple[str, ...]]
 """Names, or a function that gives them for a config."""
 
 SHAPE_NO_BYTE = (
-    *("timeout_minutes", "ddp_timeout_minutes", "checkpoint_minutes", "accelerate_config", "frozen", "template"),
+    *("timeout_minutes", "ddp_timeout_minutes", "checkpoint_minutes", "workers", "accelerate_config", "frozen"),
+    "template",
 )
 """Settings that no fingerprint covers; the accelerate config, the frozen queries and the template count by
 content, not by path."""

@@ -183,7 +183,7 @@ def end_noted(note: Path) -> None:
         return
     process = lifeline.find(description)
     if process is not None:
-        log.warning("a training started by an earlier run is still alive (pid %d); ending it first", process.pid)
+        log.warning("a process started by an earlier run is still alive (pid %d); ending it first", process.pid)
         end_tree({process})
     note.unlink(missing_ok=True)
 

@@ -1,12 +1,14 @@
+# Shape letters in this file: B prompts of a batch, V tokens of the vocabulary, C candidates of a prompt
 """Answer prompts in batches with a base model, or with it and an adapter merged into its weights.
 
 Greedy decoding: the same prompt gets the same answer, up to the last bits of float sums, which depend on the batch a
-prompt is padded in; where two titles are that close, another batch may turn them round.
+prompt is padded in; where two titles are that close, another batch may turn them round. Scores of labels are the same
+bits for any number of threads: each batch is computed on one. Written answers are decoded on all threads.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +16,7 @@ from typing import Any
 
 import polars as pl
 import torch
+from torch import Tensor
 from transformers import GenerationConfig
 
 from tripletune.answer_lines import LineTokens, Names
@@ -28,6 +31,7 @@ from tripletune.rank.decoding import AnswerConstraint, read_answer
 from tripletune.rank.merge import load_base, merge_adapter
 from tripletune.schemas.answers import ANSWER_STYLES, NUM_ANSWERS, AnswerStyle
 from tripletune.schemas.rank import PREDICTIONS
+from tripletune.threads import map_blocks
 
 _SHARED = ("user_id", "answers", "scores", "valid", "text")
 ANSWERED = pl.Schema({**{name: PREDICTIONS[name] for name in _SHARED}, "num_tokens": pl.Int32()})
@@ -117,21 +121,17 @@ class Answerer:
         users = examples["user_id"].to_list()
         order = sorted(range(len(ids)), key=lambda row: (len(ids[row]), users[row]))
         rows: dict[int, dict[str, Any]] = {}
-        with self._finite_logits():
-            for start in range(0, len(order), batch_size):
-                batch = order[start : start + batch_size]
-                written = self._write([ids[row] for row in batch], [names[row] for row in batch], constrained)
-                for row, answer in zip(batch, written, strict=True):
-                    found, valid = read_answer(answer.text, names[row])
-                    best = found if answer.order is None else answer.order
-                    rows[row] = {
-                        "user_id": users[row],
-                        "answers": [candidates[row][index] for index in best],
-                        "scores": answer.scores,
-                        "valid": valid,
-                        "text": answer.text,
-                        "num_tokens": answer.num_tokens,
-                    }
+        for row, answer in self._write(ids, names, order, constrained, batch_size):
+            found, valid = read_answer(answer.text, names[row])
+            best = found if answer.order is None else answer.order
+            rows[row] = {
+                "user_id": users[row],
+                "answers": [candidates[row][index] for index in best],
+                "scores": answer.scores,
+                "valid": valid,
+                "text": answer.text,
+                "num_tokens": answer.num_tokens,
+            }
         return pl.DataFrame([rows[row] for row in range(len(rows))], schema=ANSWERED)
 
     @contextmanager
@@ -160,41 +160,56 @@ class Answerer:
         """Whether the adapter was trained on the first label alone."""
         return self.contract.objective != "sft"
 
-    def _write(self, ids: list[list[int]], names: Sequence[Names], constrained: bool) -> list[_Written]:
-        """The answer to each prompt of a batch."""
-        labels = [self.lines.single(row) if constrained else None for row in names]
-        written: dict[int, _Written] = {}
-        # separately, so that an example's answer does not depend on its neighbours in the batch
-        for is_label in (True, False):
-            rows = [row for row, tokens in enumerate(labels) if (tokens is not None) == is_label]
-            if not rows:
-                continue
-            prompts, mine = [ids[row] for row in rows], [names[row] for row in rows]
-            answers = (
-                self._label(prompts, mine, [tokens for tokens in labels if tokens is not None])
-                if is_label
-                else self._generate(prompts, mine, constrained)
-            )
-            written |= dict(zip(rows, answers, strict=True))
-        return [written[row] for row in range(len(ids))]
+    def _write(
+        self, ids: list[list[int]], names: Sequence[Names], order: Sequence[int], constrained: bool, batch_size: int
+    ) -> Iterator[tuple[int, _Written]]:
+        """The answer to each prompt with its row, in batches along ``order``.
 
-    def _label(self, prompts: list[list[int]], names: Sequence[Names], labels: Sequence[list[int]]) -> list[_Written]:
-        """One forward pass: all labels by how likely each is to begin the answer, of which the first are written."""
-        width, pad = max(map(len, prompts)), self.tokenizer.pad_token_id
-        input_ids = torch.tensor([row + [pad] * (width - len(row)) for row in prompts], device=self.model.device)
-        last = torch.tensor([len(row) - 1 for row in prompts], device=self.model.device)
+        Prompts answered by label and prompts answered in writing never share a batch, so an answer does not depend on
+        how its neighbours are answered.
+        """
+        labels = [self.lines.single(row) if constrained else None for row in names]
+        by_label = _batches([row for row in order if labels[row] is not None], batch_size)
+        in_writing = _batches([row for row in order if labels[row] is None], batch_size)
+
+        def score(number: int) -> list[Tensor]:
+            batch = by_label[number]
+            return self._label_logits([ids[row] for row in batch], [labels[row] or [] for row in batch])
+
+        with self._finite_logits():
+            for batch, logits in zip(by_label, self._each(score, len(by_label)), strict=True):
+                for row, logits_C in zip(batch, logits, strict=True):
+                    yield row, self._by_label(logits_C, names[row])
+            for batch in in_writing:
+                answers = self._generate([ids[row] for row in batch], [names[row] for row in batch], constrained)
+                yield from zip(batch, answers, strict=True)
+
+    def _each(self, function: Callable[[int], list[Tensor]], num_batches: int) -> Iterable[list[Tensor]]:
+        """Results batch by batch: one after the other on a GPU, on the CPU each on one thread and several at once."""
+        on_gpu = self.model.device.type == "cuda"
+        return map(function, range(num_batches)) if on_gpu else map_blocks(function, num_batches)
+
+    def _label_logits(self, prompts: list[list[int]], labels: Sequence[list[int]]) -> list[Tensor]:
+        """One forward pass: the logits of each prompt's labels where its answer begins, each of shape (C,)."""
+        width, pad, device = max(map(len, prompts)), self.tokenizer.pad_token_id, self.model.device
+        input_ids = torch.tensor([row + [pad] * (width - len(row)) for row in prompts], device=device)
+        last = torch.tensor([len(row) - 1 for row in prompts], device=device)
+        most = max(map(len, labels))
+        label_ids_BC = torch.tensor([row + row[:1] * (most - len(row)) for row in labels], device=device)
         with torch.inference_mode():
-            logits_BV = next_token_logits(self.model, input_ids, last).cpu()
-        if not torch.isfinite(logits_BV).all():
-            raise self._not_finite()
-        written = []
-        for logits_V, row, tokens in zip(logits_BV, names, labels, strict=True):
-            scores, order = logits_V[tokens].sort(descending=True, stable=True)
-            best = order.tolist()
-            text = "\n".join(row.line(number, index) for number, index in enumerate(best[: row.num_answers], 1))
-            num_tokens = len(self.tokenizer(text, add_special_tokens=False)["input_ids"])
-            written.append(_Written(text, num_tokens, best, scores.tolist()))
-        return written
+            logits_BV = next_token_logits(self.model, input_ids, last)
+            if not torch.isfinite(logits_BV).all():
+                raise self._not_finite()
+            logits_BC = logits_BV.gather(1, label_ids_BC).cpu()
+        return [logits_C[: len(row)] for logits_C, row in zip(logits_BC, labels, strict=True)]
+
+    def _by_label(self, logits_C: Tensor, names: Names) -> _Written:
+        """All labels by how likely each is to begin the answer, of which the first are written."""
+        scores, order = logits_C.sort(descending=True, stable=True)
+        best = order.tolist()
+        text = "\n".join(names.line(number, index) for number, index in enumerate(best[: names.num_answers], 1))
+        num_tokens = len(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        return _Written(text, num_tokens, best, scores.tolist())
 
     def _generate(self, prompts: list[list[int]], names: Sequence[Names], constrained: bool) -> list[_Written]:
         """Greedy decoding, up to and without the end token."""
@@ -227,6 +242,10 @@ class Answerer:
                 total += max(map(len, lines))
             longest = max(longest, total)
         return longest
+
+
+def _batches(rows: list[int], size: int) -> list[list[int]]:
+    return [rows[start : start + size] for start in range(0, len(rows), size)]
 
 
 def _attach_behaviour(

@@ -7,65 +7,40 @@ pieces that survive a kill, since a large model takes hours.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import polars as pl
-from rich.progress import track
+from rich.progress import Progress
 
 from tripletune.config import RankConfig
-from tripletune.contract import Residual, read_contract, require_same
+from tripletune.contract import AdapterContract, Residual, read_contract, require_same
+from tripletune.processes.supervise import end_noted
+from tripletune.rank.pieces import (
+    Answered,
+    Pass,
+    Piece,
+    answer,
+    answer_pieces,
+    choose_users,
+    cut_pieces,
+    examples_of,
+)
 from tripletune.rank.served import add_retriever
+from tripletune.rank.workers.job import RankJob
+from tripletune.rank.workers.launch import answer_in_processes, visible_gpus, worker_environments
 from tripletune.schemas.base import conform
 from tripletune.schemas.rank import PREDICTIONS, SERVED
-from tripletune.stable_hash import VIEWERS, mix, pair_hash_expr
-from tripletune.store.parquet import parquet_files, write_parquet
+from tripletune.stable_hash import pair_hash_expr
+from tripletune.store.parquet import write_parquet
 from tripletune.store.paths import SCRATCH, Facts
-
-if TYPE_CHECKING:
-    from tripletune.rank.answerer import Answerer
 
 FolderOf = Callable[[str], Path]
 """The folder of one of a run's stages, by the stage's name."""
-_COLUMNS = (
-    *("example_id", "user_id", "purpose", "cutoff", "prompt", "candidates", "candidate_titles", "candidate_letters"),
-    *("retrieved", "liked", "disliked"),
-)
-_PIECE = 512
-"""Users in a piece, each with all queries: a kill loses at most one piece."""
 _RANDOM = 5 << 40
 """Added to the seed for the random system, so that it has nothing in common with any other order of the candidates."""
 _ROW_GROUP = 8192
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Pass:
-    """One way of answering, for one purpose."""
-
-    purpose: str
-    tuned: bool
-    constrained: bool
-
-    @property
-    def system(self) -> str:
-        return "tuned" if self.tuned else "untuned"
-
-    @property
-    def name(self) -> str:
-        return f"{self.purpose}-{self.system}-{'constrained' if self.constrained else 'free'}"
-
-
-_PASSES = (  # one model after the other: only one is in memory
-    _Pass(purpose="valid", tuned=True, constrained=True),
-    _Pass(purpose="test", tuned=True, constrained=True),
-    _Pass(purpose="test", tuned=True, constrained=False),
-    _Pass(purpose="valid", tuned=False, constrained=True),
-    _Pass(purpose="test", tuned=False, constrained=True),
-    _Pass(purpose="test", tuned=False, constrained=False),
-)
 
 
 def rank_examples(
@@ -98,9 +73,9 @@ def rank_examples(
     """
     from tripletune.rank.answerer import Answerer  # imports torch and transformers
 
-    way = _Pass(purpose="", tuned=tuned, constrained=constrained)
+    way = Pass(purpose="", tuned=tuned, constrained=constrained)
     answerer = Answerer.load(finetuned, folder_of, tuned=tuned)
-    answered = _answer(answerer, examples, way, batch_size)
+    answered = answer(answerer, examples, way, batch_size)
     residual = answerer.contract.residual
     if residual and tuned and constrained:
         answered = add_retriever(answered, examples["retrieved"], residual).with_columns(system=pl.lit(SERVED))
@@ -138,26 +113,21 @@ def rank_shards(
     """
     contract = read_contract(finetuned)
     require_same(prompt_contract, contract)
-    pieces = out / SCRATCH / "pieces"
-    pieces.mkdir(parents=True, exist_ok=True)
-    chosen = {purpose: _chosen_users(shards, purpose, settings, seed) for purpose in ("valid", "test")}
-    work = list(_pieces(shards, chosen, settings, pieces))
-    answerer: Answerer | None = None
-    seconds, tokens = 0.0, 0
-    for way, target, examples in track(work, description="rank", transient=True):
-        if target.is_file():
-            continue
-        if answerer is None or answerer.tuned != way.tuned:
-            from tripletune.rank.answerer import Answerer  # imports torch and transformers
-
-            answerer = None  # its memory is needed
-            answerer = Answerer.load(finetuned, folder_of, tuned=way.tuned)
-        started = time.perf_counter()
-        answered = _answer(answerer, examples.collect(), way, settings.batch_size)
-        seconds += time.perf_counter() - started
-        tokens += int(answered["num_tokens"].sum())
-        write_parquet(target, answered)
-    written = pl.concat(conform(pl.read_parquet(target), PREDICTIONS) for _, target, _ in work)
+    chosen = choose_users(shards, settings, seed)
+    folder = out / SCRATCH / "pieces"
+    folder.mkdir(parents=True, exist_ok=True)
+    pieces = cut_pieces(shards, chosen, settings, folder)
+    job = RankJob(
+        shards=shards,
+        finetuned=finetuned,
+        pieces=folder,
+        settings=settings,
+        seed=seed,
+        folders=_film_folders(contract, folder_of),
+        environments=worker_environments(settings.workers, visible_gpus()),
+    )
+    took = _answer_all(job, pieces, out / SCRATCH)
+    written = pl.concat(conform(pl.read_parquet(piece.target), PREDICTIONS) for piece in pieces)
     parts = [*_trivial_orders(shards, chosen, seed), written]
     if contract.residual:
         parts += [_served(shards, purpose, users, written, contract.residual) for purpose, users in chosen.items()]
@@ -165,55 +135,58 @@ def rank_shards(
     write_parquet(out / "predictions.parquet", predictions, row_group_size=_ROW_GROUP)
     return {
         "rows": len(predictions),
-        "viewers": {purpose: len(viewers) for purpose, viewers in chosen.items()},
+        "viewers": {purpose: len(users) for purpose, users in chosen.items()},
         "valid_share": _valid_shares(predictions),
-        "seconds": round(seconds, 3),
-        "tokens": tokens,
-        "tokens_per_second": round(tokens / seconds, 1) if seconds else None,
+        "workers": len(job.environments),
+        "seconds": round(took.seconds, 3),
+        "tokens": took.tokens,
+        "tokens_per_second": round(took.tokens / took.seconds, 1) if took.seconds else None,
     }
 
 
-def _chosen_users(shards: Path, purpose: str, settings: RankConfig, seed: int) -> pl.DataFrame:
-    """``user_id, place``: the users to rank, in the order of a hash; ``place`` counts from 0."""
-    users = pl.scan_parquet(parquet_files(shards, purpose)).select(pl.col("user_id").unique()).collect()
-    hashed = users.with_columns(hashed=pl.Series(mix(users["user_id"].to_numpy(), seed + VIEWERS)))
-    ordered = hashed.sort("hashed", "user_id").drop("hashed").with_row_index("place")
-    return ordered.head(settings.max_viewers) if settings.max_viewers else ordered
+def _film_folders(contract: AdapterContract, folder_of: FolderOf | None) -> dict[str, Path]:
+    """Folder of the stage whose film vectors the adapter reads, if it reads any."""
+    if contract.behaviour is None or folder_of is None:
+        return {}
+    return {contract.behaviour.source: folder_of(contract.behaviour.source)}
 
 
-def _pieces(
-    shards: Path, chosen: Mapping[str, pl.DataFrame], settings: RankConfig, folder: Path
-) -> Iterator[tuple[_Pass, Path, pl.LazyFrame]]:
-    """Each pass cut into pieces of users: the way of answering, the piece's file, its examples."""
-    for way in _PASSES:
-        viewers = chosen[way.purpose]
-        if not way.constrained:
-            viewers = viewers.head(settings.unconstrained_viewers)
-        for number, start in enumerate(range(0, len(viewers), _PIECE)):
-            examples = _examples(shards, way.purpose, viewers.slice(start, _PIECE))
-            yield way, folder / f"{way.name}-{number:05d}.parquet", examples
+def _answer_all(job: RankJob, pieces: Sequence[Piece], scratch: Path) -> Answered:
+    """Answer the pieces that are not done, in this process or in several; one line of progress for all.
 
+    Returns:
+        Seconds of the process that answered longest, loading not counted, and the tokens of all.
+    """
+    note = scratch / "launcher.json"
+    end_noted(note)  # of a killed run: it would hold pieces that this one waits for
+    done = [piece for piece in pieces if piece.is_done]
+    seconds, tokens = 0.0, 0
+    with Progress(transient=True) as progress:
+        line = progress.add_task("rank", total=len(pieces), completed=len(done))
+        if len(done) == len(pieces):
+            return Answered(0.0, 0)
+        if len(job.environments) > 1:
+            return answer_in_processes(job, scratch, note, lambda: progress.advance(line))
 
-def _examples(shards: Path, purpose: str, viewers: pl.DataFrame) -> pl.LazyFrame:
-    rows = pl.scan_parquet(parquet_files(shards, purpose)).select(_COLUMNS)
-    return rows.join(viewers.lazy(), on="user_id", how="inner").sort("place", "cutoff")
+        from tripletune.rank.answerer import Answerer  # imports torch and transformers
 
+        def add(answered: Answered) -> None:
+            nonlocal seconds, tokens
+            seconds, tokens = seconds + answered.seconds, tokens + answered.tokens
+            progress.advance(line)
 
-def _answer(answerer: Answerer, examples: pl.DataFrame, way: _Pass, batch_size: int) -> pl.DataFrame:
-    answered = answerer.answer(examples, constrained=way.constrained, batch_size=batch_size)
-    return answered.with_columns(
-        purpose=examples["purpose"],
-        cutoff=examples["cutoff"],
-        system=pl.lit(way.system),
-        constrained=pl.lit(way.constrained),
-    )
+        def load(tuned: bool) -> Answerer:
+            return Answerer.load(job.finetuned, job.folder_of, tuned=tuned)
+
+        answer_pieces(pieces, load, job.settings.batch_size, add)
+    return Answered(seconds, tokens)
 
 
 def _served(
     shards: Path, purpose: str, viewers: pl.DataFrame, answered: pl.DataFrame, residual: Residual
 ) -> pl.DataFrame:
     """Rows of the system ``SERVED``."""
-    retrieved = _examples(shards, purpose, viewers).select("user_id", "cutoff", "retrieved").collect()
+    retrieved = examples_of(shards, purpose, viewers).select("user_id", "cutoff", "retrieved").collect()
     tuned = answered.filter(pl.col("purpose") == purpose, pl.col("system") == "tuned", pl.col("constrained"))
     both = tuned.join(retrieved, on=["user_id", "cutoff"], how="left", validate="1:1", maintain_order="left")
     served = add_retriever(tuned, both["retrieved"], residual)
@@ -222,7 +195,7 @@ def _served(
 
 def _trivial_orders(shards: Path, chosen: Mapping[str, pl.DataFrame], seed: int) -> list[pl.DataFrame]:
     """Rows of the systems ``random`` and ``retriever``."""
-    wanted = [_examples(shards, purpose, viewers) for purpose, viewers in chosen.items()]
+    wanted = [examples_of(shards, purpose, viewers) for purpose, viewers in chosen.items()]
     key = ("purpose", "user_id", "cutoff")
     examples = pl.concat(wanted).select(*key, "candidates", "retrieved").collect()
     shuffled = (
@@ -263,6 +236,6 @@ def _valid_shares(predictions: pl.DataFrame) -> dict[str, float]:
         .sort("purpose", "system", "constrained")
     )
     return {
-        _Pass(purpose=purpose, tuned=system == "tuned", constrained=constrained).name: round(valid, 6)
+        Pass(purpose=purpose, tuned=system == "tuned", constrained=constrained).name: round(valid, 6)
         for purpose, system, constrained, valid in shares.iter_rows()
     }

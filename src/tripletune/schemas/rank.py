@@ -12,6 +12,8 @@ SERVED = "tuned+retriever"
 SYSTEMS = ("random", "retriever", "untuned", "tuned", SERVED)
 ALWAYS = SYSTEMS[:4]
 """Systems of every run."""
+SAMPLED = ("untuned",)
+"""Systems that may rank the first of the users alone: ``rank.untuned_viewers``."""
 PREDICTIONS = columns(
     {
         "user_id": pl.Int32,

@@ -31,6 +31,7 @@ SHAPES_NO_BYTE = (
     "models.training.progress",  # log lines
     "pipeline",  # which stage runs when; a stage's own function counts by itself
     "processes",  # how a subprocess is watched, not what it computes
+    "rank.workers",  # which process answers which piece; a piece is answered by rank.pieces
     "store.fingerprint",
     "store.paths",  # where outputs lie, and that they appear whole
     "store.runs",
