@@ -147,7 +147,14 @@ def test_a_crash_starts_with_its_reason_and_ends_with_the_last_lines() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "expected"), [("single.yaml", (1, False)), ("ddp.yaml", (2, False)), ("cpu-2.yaml", (2, True))]
+    ("name", "expected"),
+    [
+        ("single.yaml", (1, False)),
+        ("ddp.yaml", (2, False)),
+        ("fsdp.yaml", (2, False)),
+        ("cpu-2.yaml", (2, True)),
+        ("cpu-2-fsdp.yaml", (2, True)),
+    ],
 )
 def test_the_shipped_accelerate_files_say_how_many_processes_run(name: str, expected: tuple[int, bool]) -> None:
     assert _read_accelerate_config(ACCELERATE / name) == expected

@@ -39,6 +39,7 @@ from tripletune.finetune.live_log import LiveLog, OnLog
 from tripletune.finetune.trainer_settings import check_trainer_settings
 from tripletune.judges import judges
 from tripletune.processes.supervise import ProcessFailed, clean_environment, end_noted, run_supervised
+from tripletune.quantization import check_quantization
 from tripletune.residual import calibrate_prior
 from tripletune.schemas.generate import EXAMPLES
 from tripletune.stable_hash import mix
@@ -95,7 +96,8 @@ def finetune_adapter(
 
     Returns:
         Facts: train_loss, eval_loss, eval_loss_before, steps, seconds, tokens, examples, eval_examples,
-        trainable_parameters, world_size, dtype, resumed_from_step (0 when it started over); with an objective over
+        trainable_parameters, world_size, dtype, held_share (``sharding.held_share`` of the first process),
+        attention (transformers' name), resumed_from_step (0 when it started over); with an objective over
         labels, where valid has users who select, also weight, select_examples, select_loss and select_loss_retriever
         (``training._weigh``).
 
@@ -105,6 +107,7 @@ def finetune_adapter(
         TrainingDiverged: a loss or a weight is NaN or infinite; the checkpoints are removed, and nothing is published.
     """
     check_trainer_settings(settings.trainer)
+    check_quantization(settings.quantization)
     train = _train_shards(shards)
     evaluation = _valid_examples(shards, settings.max_eval_examples, settings, seed)
     selecting = _valid_examples(shards, settings.max_select_examples if settings.scores_labels else 0, settings, seed)
@@ -187,6 +190,7 @@ def _contract(
         base_revision=base.revision,
         date_string=DATE,
         dtype=dtype,
+        quantization=settings.quantization,
         objective=settings.objective,
         residual=residual,
         behaviour=behaviour,
@@ -353,7 +357,7 @@ def _read_accelerate_config(path: Path) -> tuple[int, bool]:
     except FileNotFoundError:
         raise ConfigError(
             f"finetune.accelerate_config: no file {path} (looked from {Path.cwd()}); "
-            "configs/accelerate/ holds single.yaml, ddp.yaml and cpu-2.yaml"
+            "configs/accelerate/ holds single.yaml, ddp.yaml, fsdp.yaml and others"
         ) from None
     except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError) as error:
         raise ConfigError(
