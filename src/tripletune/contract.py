@@ -69,6 +69,8 @@ class AdapterContract(BaseModel):
     """The day that the chat template writes, where it writes one."""
     dtype: str = "float32"
     """Number format of the base model's weights, in training and in ranking."""
+    quantization: str = "none"
+    """``finetune.quantization`` of the base model's weights, in training and in ranking."""
     objective: str = "sft"
     """``finetune.objective``: an answer is written line by line, or read from the labels' scores."""
     residual: Residual | None = None

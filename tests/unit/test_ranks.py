@@ -42,7 +42,10 @@ def write(path: Path, **settings: object) -> Path:
         ("ddp.yaml", 0, Ranks(1, False)),
         ("ddp.yaml", 1, Ranks(1, False)),
         ("ddp.yaml", 8, Ranks(8, False)),
+        ("fsdp.yaml", 1, Ranks(1, False)),
+        ("fsdp.yaml", 8, Ranks(8, False)),
         ("cpu-2.yaml", 0, Ranks(2, True)),
+        ("cpu-2-fsdp.yaml", 0, Ranks(2, True)),
     ],
 )
 def test_the_shipped_accelerate_files_say_how_many_processes_run(
@@ -79,13 +82,15 @@ def test_a_file_without_a_number_is_refused_and_a_missing_one_named(tmp_path: Pa
 @pytest.mark.parametrize(
     ("ranks", "multi", "number"), [(Ranks(1, False), False, 1), (Ranks(2, False), True, 2), (Ranks(8, False), True, 8)]
 )
+@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
 def test_accelerate_takes_the_copy_with_the_number_in_place_of_auto(
-    tmp_path: Path, ranks: Ranks, multi: bool, number: int
+    tmp_path: Path, kind: str, ranks: Ranks, multi: bool, number: int
 ) -> None:
-    write_launch_config(ACCELERATE / "ddp.yaml", ranks, tmp_path / "copy.yaml")
+    write_launch_config(ACCELERATE / f"{kind}.yaml", ranks, tmp_path / "copy.yaml")
     named = ["--config_file", str(tmp_path / "copy.yaml"), "script.py"]
     arguments, _, _ = _validate_launch_command(launch_command_parser().parse_args(named))
-    assert (arguments.multi_gpu, arguments.num_processes) == (multi, number)
+    shared = arguments.use_fsdp if kind == "fsdp" else arguments.multi_gpu
+    assert (shared, arguments.num_processes) == (multi, number)
 
 
 @pytest.mark.parametrize(

@@ -105,6 +105,7 @@ def test_a_setting_that_cannot_be_handed_on_is_refused_in_one_line(trainer: dict
 def test_everything_that_the_project_sets_is_refused_or_a_mere_default() -> None:
     """A new argument of ours must be thought of: may a user replace it?"""
     defaults = {"lr_scheduler_type", "per_device_eval_batch_size", "dataloader_num_workers", "dataloader_pin_memory"}
+    defaults |= {"gradient_checkpointing_kwargs", "ddp_find_unused_parameters"}
     job = TrainingJob(
         out=Path(), train=(), evaluation=None, base="b", hub_revision=None, base_name="tiny", settings=FinetuneConfig(),
         seed=5,

@@ -65,6 +65,12 @@ class FinetuneConfig(Section):
     accelerate_config: str = "configs/accelerate/single.yaml"
     """File for ``accelerate launch``; sets the number of processes, ``auto`` for one on each GPU in sight. All its
     settings but this number count for the fingerprint."""
+    quantization: Literal["none", "nf4"] = "none"
+    """Format of the frozen base model's weights. nf4: 4 bits each (QLoRA), a quarter of bfloat16's memory; needs the
+    extra ``nf4``. The adapter is ranked with the same weights."""
+    attention: Literal["auto", "sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention"] = "auto"
+    """Attention implementation of the training. auto: FlashAttention where it is installed and the weights are in
+    bfloat16 on a GPU, else PyTorch's own (sdpa). The manifest says which one it was."""
     lora_r: Positive = 16
     """Rank of the LoRA matrices; all linear layers get them."""
     lora_alpha: Positive = 32

@@ -59,7 +59,7 @@ def write_card(folder: Path, card: Card) -> None:
         "what a user liked, hints of recommenders and a list of candidate films; the model says which of them the user "
         "will like.",
         "## What it serves and what it does not",
-        *_limits(contract),
+        *_limits(contract, card.form),
         "## Training",
         *_training(card, settings),
         "## Results",
@@ -88,8 +88,13 @@ def _front_matter(card: Card) -> str:
     return str(data.to_yaml()).strip()
 
 
-def _limits(contract: AdapterContract) -> Iterator[str]:
+def _limits(contract: AdapterContract, form: str) -> Iterator[str]:
     yield "It serves text: a chat in, the language model's own scores or answer out."
+    if contract.quantization == "nf4" and form == "adapter":
+        yield (
+            "The adapter was trained on the base model in 4 bits (NF4, double quantisation). Load the base that way: "
+            "on full weights it is another model, for which nothing was measured."
+        )
     lost = not_carried(contract)
     if lost:
         yield "The run serves more than that:"
@@ -120,6 +125,7 @@ def _training(card: Card, settings: RunConfig) -> Iterator[str]:
         "evaluation loss before": _rounded(facts.get("eval_loss_before")),
         "evaluation loss after": _rounded(facts.get("eval_loss")),
         "number format": contract.dtype,
+        "base model's weights in training": "4 bits (NF4)" if contract.quantization == "nf4" else None,
         "ratings": _release(settings.source),
         "run": card.record.name,
         "tripletune": manifest["tripletune"] if manifest else None,

@@ -155,7 +155,7 @@ def _copy_model(folder: Path, to: Path) -> None:
 
 def _merge(adapter: Path, base: BaseIdentity, tokenizer: Any, contract: AdapterContract, to: Path) -> None:
     """Merged weights with all that belongs to them; ``adapter`` is removed."""
-    model = merge_adapter(load_base(base, contract.dtype), adapter)
+    model = merge_adapter(load_base(base, contract), adapter)
     shutil.rmtree(adapter)
     model.generation_config = _generation(tokenizer, contract)  # that of the base may sample
     model.save_pretrained(to)

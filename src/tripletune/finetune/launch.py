@@ -41,6 +41,7 @@ from tripletune.finetune.trainer_settings import check_trainer_settings
 from tripletune.judges import judges
 from tripletune.processes.messages import receive
 from tripletune.processes.supervise import ProcessFailed, clean_environment, end_noted, run_supervised
+from tripletune.quantization import check_quantization
 from tripletune.residual import calibrate_prior
 from tripletune.schemas.generate import EXAMPLES
 from tripletune.stable_hash import mix
@@ -97,9 +98,10 @@ def finetune_adapter(
 
     Returns:
         Facts: train_loss, eval_loss, eval_loss_before, steps, seconds, tokens, examples, eval_examples,
-        trainable_parameters, world_size, dtype, resumed_from_step (0 when it started over); of the steps since then
-        tokens_trained, tokens_per_second, peak_memory_gib, loader_wait_share, and on a known GPU mfu (``meter``); with
-        an objective over labels, where valid has users who select, also weight, select_examples, select_loss and
+        trainable_parameters, world_size, dtype, held_share (``sharding.held_share`` of the first process), attention
+        (transformers' name), resumed_from_step (0 when it started over); of the steps since then tokens_trained,
+        tokens_per_second, peak_memory_gib, loader_wait_share, and on a known GPU mfu (``meter``); with an objective
+        over labels, where valid has users who select, also weight, select_examples, select_loss and
         select_loss_retriever (``training._weigh``).
 
     Raises:
@@ -110,6 +112,7 @@ def finetune_adapter(
     """
     check_trainer_settings(settings.trainer)
     accumulated_batches(settings, read_ranks(Path(settings.accelerate_config)).number)
+    check_quantization(settings.quantization)
     train = _train_shards(shards)
     evaluation = _valid_examples(shards, settings.max_eval_examples, settings, seed)
     selecting = _valid_examples(shards, settings.max_select_examples if settings.scores_labels else 0, settings, seed)
@@ -193,6 +196,7 @@ def _contract(
         base_revision=base.revision,
         date_string=DATE,
         dtype=dtype,
+        quantization=settings.quantization,
         objective=settings.objective,
         residual=residual,
         behaviour=behaviour,

@@ -99,7 +99,7 @@ def write_launch_config(path: Path, ranks: Ranks, out: Path) -> None:
     One process is no distributed training: accelerate would open a process group for it.
     """
     config = _read(path) | {_NUMBER: ranks.number}
-    if ranks.number == 1 and config.get("distributed_type") == "MULTI_GPU":
+    if ranks.number == 1 and config.get("distributed_type") in ("MULTI_GPU", "FSDP"):
         config["distributed_type"] = "NO"
     write_atomically(out, lambda part: part.write_text(yaml.safe_dump(config), encoding="utf-8"))
 
@@ -119,7 +119,7 @@ def _read(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise ConfigError(
             f"finetune.accelerate_config: no file {path} (looked from {Path.cwd()}); "
-            "configs/accelerate/ holds single.yaml, ddp.yaml and cpu-2.yaml"
+            "configs/accelerate/ holds single.yaml, ddp.yaml, fsdp.yaml and others"
         ) from None
     except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError) as error:
         raise ConfigError(

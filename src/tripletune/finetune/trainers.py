@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate.data_loader import BatchSamplerShard
 from datasets import Dataset
 from torch import Tensor
 from torch.nn import functional
@@ -55,6 +56,10 @@ class ChatTrainer(SFTTrainer):  # type: ignore[misc]  # the library has no types
             return LengthBatches(lengths, per_step, self.args.data_seed)
         batches = LengthBatches(lengths[len(lengths) // 2 :], per_step, self.args.data_seed)
         return Curriculum(batches, per_step, self.args.num_train_epochs, self._curriculum, self.args.data_seed)
+
+    def get_train_dataloader(self) -> Any:
+        """Batches of this process, whose order is that of the epoch also where a resumed training skips some."""
+        return show_sampler(super().get_train_dataloader())
 
     def evaluation_loop(self, *arguments: Any, metric_key_prefix: str = "eval", **named: Any) -> Any:
         self.meter.pause()
@@ -145,6 +150,14 @@ class LabelTrainer(ChatTrainer):
         if self._residual is None:
             return combined_scores(logits_BC, inputs["shown"], None)
         return combined_scores(logits_BC, inputs["shown"], inputs["prior"], self._residual)
+
+
+def show_sampler(loader: Any) -> Any:
+    """The same loader, with its sampler where accelerate looks for it behind the batches that a resumed training skips:
+    with several processes it finds none there, and the epoch would go on in the first one's order."""
+    if isinstance(loader.batch_sampler, BatchSamplerShard):
+        loader.batch_sampler.sampler = loader.batch_sampler.batch_sampler.sampler
+    return loader
 
 
 def _wide(values: Tensor, width: int) -> Floats:

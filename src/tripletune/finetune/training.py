@@ -21,23 +21,34 @@ import numpy as np
 import torch
 import transformers
 from accelerate import PartialState
+from accelerate.utils import gather_object
 from datasets import Dataset, concatenate_datasets
 from peft import LoraConfig
-from transformers import AutoModelForCausalLM, TrainerCallback
+from transformers import TrainerCallback
 from trl import SFTConfig
 
 from tripletune.behaviour.embedding import PROJECTOR, attach_films
 from tripletune.behaviour.tables import FilmTables, read_film_tables
 from tripletune.chat import load_tokenizer
 from tripletune.errors import TrainingDiverged, TrainingError
+from tripletune.finetune.attention import choose_attention
 from tripletune.finetune.checkpoints import last_whole, seal, step_of
 from tripletune.finetune.job import TrainingJob
 from tripletune.finetune.label_batches import pad_labels
 from tripletune.finetune.ranks import accumulated_batches
+from tripletune.finetune.sharding import (
+    held,
+    held_share,
+    reduce_in_float32,
+    share_on_cpu,
+    shares_weights,
+    trained_weights,
+)
 from tripletune.finetune.token_files import EVALUATION, SELECT, TRAIN, TRAIN_TEXT, read_token_files, token_lengths
 from tripletune.finetune.trainers import ChatTrainer, LabelTrainer
 from tripletune.precision import choose_dtype
 from tripletune.processes.messages import send
+from tripletune.quantization import load_causal_lm
 from tripletune.residual import fit_weight, mean_loss
 from tripletune.store.files import write_json
 
@@ -68,8 +79,9 @@ def train(job: TrainingJob) -> None:
     if eval_set is not None and not _evaluated(trainer.state):
         trainer.evaluate()
     weighed = _weigh(trainer, select_set) if select_set is not None else {}
+    model = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
+    _publish_adapter(job, model)
     if state.is_main_process:
-        _publish_adapter(job, trainer.accelerator.unwrap_model(trainer.model))
         facts = {
             **_losses(trainer.state.log_history),
             "steps": trainer.state.global_step,
@@ -81,6 +93,8 @@ def train(job: TrainingJob) -> None:
             "trainable_parameters": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
             "world_size": state.num_processes,
             "dtype": choose_dtype(job.settings.model),
+            "held_share": round(held_share(model), 4),
+            "attention": trainer.model.config._attn_implementation,
             "resumed_from_step": step_of(resumed) if resumed else 0,
             **metered,
             **weighed,
@@ -155,13 +169,17 @@ def _require_finite_losses(metrics: dict[str, float], step: int, job: TrainingJo
 
 
 def _require_finite_weights(model: Any, when: str, advice: str = _ADVICE) -> None:
-    """Stop when a trained weight, or its gradient where there still is one, is NaN or infinite."""
-    for name, weight in model.named_parameters():
-        if not weight.requires_grad:
-            continue
-        for what, values in (("weight", weight), ("gradient of the weight", weight.grad)):
-            if values is not None and not torch.isfinite(values).all():
-                raise TrainingDiverged(f"the {what} {name} is NaN or infinite {when}; {advice}")
+    """Stop when a trained weight, or its gradient where there still is one, is NaN or infinite: in every process,
+    though each may hold but a part of a weight."""
+    bad = [
+        f"{what} {name}"
+        for name, weight in model.named_parameters()
+        if weight.requires_grad
+        for what, values in (("weight", weight), ("gradient of the weight", weight.grad))
+        if values is not None and not torch.isfinite(held(values)).all()
+    ]
+    for first in gather_object(bad):
+        raise TrainingDiverged(f"the {first} is NaN or infinite {when}; {advice}")
 
 
 def _training_examples(job: TrainingJob) -> tuple[Dataset, list[int]]:
@@ -184,15 +202,26 @@ def _trainer(
     use_cpu: bool,
     from_start: bool,
 ) -> ChatTrainer:
+    arguments = _arguments(job, use_cpu, evaluate=evaluation is not None, from_start=from_start)
+    share_on_cpu()
     named: dict[str, Any] = {
         "model": _load_model(job, films),
-        "args": _arguments(job, use_cpu, evaluate=evaluation is not None, from_start=from_start),
+        "args": arguments,
         "train_dataset": train,
         "eval_dataset": evaluation,
         "processing_class": tokenizer,
         "peft_config": _lora(job),
         "callbacks": [_Messenger(job)],
     }
+    trainer = _of_objective(job, tokenizer, films, named)
+    reduce_in_float32(trainer.accelerator)
+    for weight in trainer.model.parameters():
+        if weight.requires_grad:  # TRL rounds those on a quantised base to bfloat16, where small steps are lost
+            weight.data = weight.data.float()
+    return trainer
+
+
+def _of_objective(job: TrainingJob, tokenizer: Any, films: FilmTables | None, named: dict[str, Any]) -> ChatTrainer:
     if not job.settings.scores_labels:
         return ChatTrainer(**named)
     collate = partial(pad_labels, pad=tokenizer.pad_token_id or 0, prior=job.prior)
@@ -226,12 +255,10 @@ def _weigh(trainer: LabelTrainer, examples: Dataset) -> dict[str, float]:
 
 
 def _load_model(job: TrainingJob, films: FilmTables | None) -> Any:
-    model = AutoModelForCausalLM.from_pretrained(
-        job.base,
-        revision=job.hub_revision,
-        dtype=getattr(torch, choose_dtype(job.settings.model)),
-        use_safetensors=True,
-        trust_remote_code=False,
+    dtype, settings = choose_dtype(job.settings.model), job.settings
+    attention = choose_attention(settings.attention, dtype)
+    model = load_causal_lm(
+        job.base, job.hub_revision, dtype, settings.quantization, attention=attention, sharded=shares_weights()
     )
     context = getattr(model.config, "max_position_embeddings", job.settings.max_length)
     if job.settings.max_length > context:
@@ -283,6 +310,8 @@ def _own_arguments(job: TrainingJob, use_cpu: bool, *, evaluate: bool, from_star
         "per_device_eval_batch_size": settings.per_device_train_batch_size,
         "gradient_accumulation_steps": accumulated_batches(settings, PartialState(cpu=use_cpu).num_processes),
         "gradient_checkpointing": settings.gradient_checkpointing,
+        "gradient_checkpointing_kwargs": {"use_reentrant": False},
+        "ddp_find_unused_parameters": False,  # each batch uses every one, also the projector of behaviour tokens
         "learning_rate": settings.learning_rate,
         "lr_scheduler_type": "cosine",
         "warmup_steps": settings.warmup_ratio,  # below 1 it is a share of all steps
@@ -326,14 +355,18 @@ def _losses(history: list[dict[str, float]]) -> dict[str, float | None]:
 
 
 def _publish_adapter(job: TrainingJob, model: Any) -> None:
-    """Write the adapter under a temporary name and rename it: a folder of its final name is whole."""
+    """Write the adapter under a temporary name and rename it: a folder of its final name is whole. Every process must
+    call it, as each may hold but a part of the weights; the first one writes."""
     _require_finite_weights(model, "after the last step")
+    weights = trained_weights(model)
+    if not PartialState().is_main_process:
+        return
     part = job.scratch / "adapter"
     for folder in (part, job.adapter):
         shutil.rmtree(folder, ignore_errors=True)
     # the path of a work folder would be wrong after publishing, and would make the bytes differ between runs
     model.peft_config["default"].base_model_name_or_path = job.base_name
-    model.save_pretrained(str(part), safe_serialization=True, save_embedding_layers=False)
+    model.save_pretrained(str(part), state_dict=weights, safe_serialization=True, save_embedding_layers=False)
     (part / "README.md").unlink(missing_ok=True)
     config = json.loads((part / "adapter_config.json").read_text(encoding="utf-8"))
     config["target_modules"] = sorted(config["target_modules"])  # a set: another order in every process

@@ -34,6 +34,11 @@ def _base(config: RunConfig) -> tuple[str, ...]:
     return ("base",) if config.finetune.is_shipped else ()
 
 
+def _quantizer(config: RunConfig) -> tuple[str, ...]:
+    """The library that quantises the base model, where one does."""
+    return ("bitsandbytes",) if config.finetune.quantization == "nf4" else ()
+
+
 def _unused_sources(config: RunConfig) -> tuple[str, ...]:
     """Modules that ingest imports and does not run: the generator, or the readers of a feed."""
     unused = () if _is_synthetic(config) else ("synthetic",)
@@ -249,9 +254,10 @@ STAGES = (
         part="finetune",
         parents=lambda config: ("generate", *_base(config), *config.behaviour_stages),
         fields=("finetune", "seed"),
-        libraries=(
+        libraries=lambda config: (
             *("torch", "transformers", "trl", "peft", "accelerate", "datasets", "tokenizers"),
             *("polars", "numpy", "scipy"),
+            *_quantizer(config),
         ),
         outside=lambda config: (
             *("accelerate_config", "model"),
@@ -269,7 +275,7 @@ STAGES = (
         part="rank",
         parents=lambda config: ("generate", "finetune", *config.behaviour_stages),
         fields=("rank", "seed"),
-        libraries=("torch", "transformers", "peft", "polars"),
+        libraries=lambda config: ("torch", "transformers", "peft", "polars", *_quantizer(config)),
         headline=("viewers", "rows"),
     ),
     Stage(

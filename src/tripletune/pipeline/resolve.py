@@ -13,6 +13,7 @@ from tripletune.pipeline.feed import feed_files, release_checksums
 from tripletune.pipeline.registry import reusable_stages
 from tripletune.pipeline.stage import Stage
 from tripletune.precision import has_bfloat16
+from tripletune.quantization import check_quantization
 from tripletune.schemas.answers import NUM_LETTERS
 from tripletune.store.fingerprint import TOKENIZER_FILES, Ingredients, fingerprint, input_checksums
 from tripletune.store.paths import RunPaths
@@ -40,6 +41,7 @@ def resolve(config: RunConfig, artifacts: Path) -> RunPaths:
     # a wrong setting should not show after the specialists have trained
     check_settings(config)
     check_trainer_settings(config.finetune.trainer)
+    check_quantization(config.finetune.quantization)
     fingerprints: dict[str, str] = {}
     ingredients: dict[str, Ingredients] = {}
     pinned = _pinned_specialists(config, artifacts)

@@ -85,7 +85,7 @@ class Answerer:
         tokenizer.padding_side = "left"
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
-        model = load_base(base, contract.dtype)
+        model = load_base(base, contract)
         behaviour = None
         if tuned:
             behaviour = _attach_behaviour(model, tokenizer, finetuned, contract, folder_of)

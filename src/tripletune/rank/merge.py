@@ -9,23 +9,21 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import AutoModelForCausalLM
 
-from tripletune.contract import BaseIdentity
+from tripletune.contract import AdapterContract, BaseIdentity
 from tripletune.errors import NonFiniteError
+from tripletune.quantization import dequantized, load_causal_lm
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 
-def load_base(base: BaseIdentity, dtype: str) -> Any:
-    """The base model on the CPU, in a number format of torch's such as ``float32``."""
-    return AutoModelForCausalLM.from_pretrained(
-        base.source,
-        revision=base.hub_revision,
-        dtype=getattr(torch, dtype),
-        use_safetensors=True,
-        trust_remote_code=False,
-    )
+def load_base(base: BaseIdentity, contract: AdapterContract) -> Any:
+    """The base model that the adapter was trained on, with full weights in the contract's number format.
+
+    Where training had them in 4 bits they are the values of those, not the original ones: the adapter has learned on
+    them, and can be merged without rounding to 4 bits again.
+    """
+    return dequantized(load_causal_lm(base.source, base.hub_revision, contract.dtype, contract.quantization))
 
 
 def read_adapter(adapter: Path) -> dict[str, Tensor]:
