@@ -22,6 +22,7 @@ from tripletune.chat import load_tokenizer
 from tripletune.contract import locate_base, read_contract
 from tripletune.finetune.job import TrainingJob
 from tripletune.finetune.launch import finetune_adapter
+from tripletune.finetune.token_files import write_token_files
 from tripletune.finetune.training import train
 from tripletune.next_token import next_token_logits
 from tripletune.rank.merge import load_base, merge_adapter
@@ -102,6 +103,7 @@ def test_a_killed_training_goes_on_to_the_same_weights(
     resumed = job.model_copy(update={"out": tmp_path})
     shutil.copytree(job.checkpoints, resumed.checkpoints)
     shutil.rmtree(resumed.checkpoints / f"checkpoint-{STEPS}")
+    write_token_files(resumed)
     train(resumed)
     assert json.loads(resumed.result.read_text())["facts"]["resumed_from_step"] == 10
     ours, theirs = ((one.adapter / "adapter_model.safetensors").read_bytes() for one in (resumed, job))
