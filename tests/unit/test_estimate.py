@@ -64,7 +64,7 @@ def test_a_gpu_training_is_described_before_there_are_shards(tmp_path, capsys):
     code, out, _ = call(capsys, *where, "--gpu", "h100-80gb", "--gpus", 2, "--examples", 64_000, "--json")
     found = json.loads(out)
     assert code == 0
-    assert found["training"]["steps"] == 3 * 16_000
+    assert found["training"]["steps"] == 3 * 8_000  # of eight examples
     assert found["memory_gib_per_rank"]["weights"] == pytest.approx(8_030_261_248 * 2 / GIB, abs=1e-3)
     assert found["memory_gib_per_rank"]["adapter"] == pytest.approx(41_943_040 * 16 / GIB, abs=1e-3)
     parts = {name: value for name, value in found["memory_gib_per_rank"].items() if name != "total"}
@@ -103,7 +103,7 @@ def test_what_cannot_fit_ends_in_one_line_with_settings_that_do(tmp_path, capsys
     assert (code, out) == (2, "")
     assert err.count("\n") == 1
     assert "A100-40GB has 39.4 GiB for it; set finetune.per_device_train_batch_size = " in err
-    assert ", or gradient_checkpointing = true" in err
+    assert ", or finetune.gradient_checkpointing = true" in err
     # each of the two does fit
     batch = int(err.split("per_device_train_batch_size = ")[1].split()[0])
     for change in ({"per_device_train_batch_size": batch}, {"gradient_checkpointing": True}):
@@ -119,11 +119,16 @@ def test_weights_that_no_setting_makes_fit_name_cards_that_hold_them(tmp_path, c
     where = ("--config", preset(tmp_path, **HUB, max_length=512), "--artifacts", tmp_path / "none")
     code, _, err = call(capsys, *where, "--gpu", "T4")
     assert code == 2
-    assert "even the smallest batch with gradient checkpointing needs" in err
+    assert "and quantization = 'nf4' (" in err  # in 4 bits alone
+    seventy = ("--config", preset(tmp_path, **HUB | {"model": "meta-llama/Llama-3.1-70B"}, max_length=512))
+    code, _, err = call(capsys, *seventy, *where[2:], "--gpu", "T4")
+    assert code == 2
+    assert "even the smallest batch with gradient checkpointing and weights in NF4 needs" in err
     assert "use H200, " in err
     assert "T4," not in err.split("use ")[1]
+    assert "or share the weights: configs/accelerate/fsdp.yaml" in err
     huge = FinetuneConfig(model="meta-llama/Llama-3.1-70B", revision="0" * 40)
-    longer = replace(TOKENS, longest=4000)
+    longer = replace(TOKENS, longest=400_000)
     with pytest.raises(TrainingError, match="no known card holds it"):
         estimate(huge, size_of(find_config(huge)), longer, gpu_machine(find_card("H100"), 8), mfu=0.4, rates=None)
 
@@ -231,3 +236,26 @@ def test_naming_a_card_needs_no_preset_beside_the_shipped_ones(capsys, tmp_path)
     code, out, _ = call(capsys, "--config", config, "--artifacts", tmp_path, "--gpu", "H200", "--json")
     assert code == 0
     assert json.loads(out)["machine"]["ranks"] == 1  # auto, in configs/accelerate/ddp.yaml
+
+
+def test_shared_weights_are_spread_over_the_cards_and_gathered_by_layers():
+    config = find_config(FinetuneConfig(model="meta-llama/Llama-3.1-70B", revision="0" * 40))
+    settings = FinetuneConfig(model="meta-llama/Llama-3.1-70B", revision="0" * 40, gradient_checkpointing=True)
+    machine = gpu_machine(find_card("H100-80GB"), 8, shares_weights=True)
+    size = size_of(config)
+    found = estimate(settings, size, TOKENS, machine, mfu=0.4, rates=None).memory
+    layer, rest = size.linear_parameters / size.layers, size.parameters - size.linear_parameters
+    assert found.weights == pytest.approx(2 * (size.parameters / 8 + 2 * layer + rest))
+    assert found.adapter == pytest.approx(16 * size.lora_parameters(settings.lora_r) / 8)
+    with pytest.raises(TrainingError, match=r"configs/accelerate/fsdp\.yaml|quantization = 'nf4'"):
+        estimate(settings, size, TOKENS, gpu_machine(find_card("H100-80GB"), 8), mfu=0.4, rates=None)
+
+
+def test_weights_in_4_bits_take_an_eighth_of_float32_and_a_map_turned_back():
+    config = find_config(FinetuneConfig(model="meta-llama/Llama-3.1-8B", revision="0" * 40))
+    settings = FinetuneConfig(model="meta-llama/Llama-3.1-8B", revision="0" * 40, quantization="nf4")
+    found = estimate(settings, size_of(config), TOKENS, gpu_machine(find_card("H100"), 1), mfu=0.4, rates=None).memory
+    # 224 maps of 32 layers in blocks of 64; embeddings, head and norms in bfloat16; one feed-forward map turned back
+    linear, largest = 32 * (2 * 4096**2 + 2 * 4096 * 1024 + 3 * 4096 * 14336), 4096 * 14336
+    rest = 8_030_261_248 - linear
+    assert found.weights == pytest.approx(linear * (4 + 8 / 64 + 32 / (64 * 256)) / 8 + 2 * rest + 2 * largest)

@@ -42,10 +42,10 @@ def write(path: Path, **settings: object) -> Path:
         ("ddp.yaml", 0, Ranks(1, False)),
         ("ddp.yaml", 1, Ranks(1, False)),
         ("ddp.yaml", 8, Ranks(8, False)),
-        ("fsdp.yaml", 1, Ranks(1, False)),
-        ("fsdp.yaml", 8, Ranks(8, False)),
+        ("fsdp.yaml", 1, Ranks(1, False, True)),
+        ("fsdp.yaml", 8, Ranks(8, False, True)),
         ("cpu-2.yaml", 0, Ranks(2, True)),
-        ("cpu-2-fsdp.yaml", 0, Ranks(2, True)),
+        ("cpu-2-fsdp.yaml", 0, Ranks(2, True, True)),
     ],
 )
 def test_the_shipped_accelerate_files_say_how_many_processes_run(

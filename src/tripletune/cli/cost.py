@@ -125,14 +125,16 @@ def _machine(
     if any(described) and not all(described):
         raise ConfigError("--memory-gib and --tflops describe a card together; give both")
     file = Path(settings.finetune.accelerate_config)
-    elsewhere = gpus or asked_ranks(file) or 1
+    asked = asked_ranks(file)
+    elsewhere, shared = gpus or asked.number, asked.share_weights
     accumulated_batches(settings.finetune, elsewhere)  # refuses what the processes cannot share
     if gpu:
-        return gpu_machine(find_card(gpu), elsewhere)
+        return gpu_machine(find_card(gpu), elsewhere, shares_weights=shared)
     if memory_gib is not None and tflops is not None:
-        return gpu_machine(Card("the GPU described", "", memory_gib, tflops), elsewhere)
-    here = read_ranks(file)
-    return this_machine(gpus or here.number, choose_dtype(settings.finetune.model), keep_to_cpu=here.use_cpu)
+        return gpu_machine(Card("the GPU described", "", memory_gib, tflops), elsewhere, shares_weights=shared)
+    ranks = gpus or read_ranks(file).number
+    dtype = choose_dtype(settings.finetune.model)
+    return this_machine(ranks, dtype, keep_to_cpu=asked.use_cpu, shares_weights=shared)
 
 
 def _table(found: Estimate) -> Table:

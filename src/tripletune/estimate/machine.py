@@ -42,21 +42,24 @@ class Machine:
     dtype: str
     peak: float | None = None
     """FLOPs a second of a rank's card; None on a CPU, whose rates are measured."""
+    shares_weights: bool = False
+    """Whether each rank holds a part of the weights (FSDP)."""
 
 
-def gpu_machine(card: Card, ranks: int) -> Machine:
+def gpu_machine(card: Card, ranks: int, *, shares_weights: bool = False) -> Machine:
     """Ranks with a card each."""
     dtype = "bfloat16" if card.bfloat16 else "float32"
-    return Machine(card.name, "cuda", ranks, card.memory_gib * GIB, dtype, card.tflops * 1e12)
+    return Machine(card.name, "cuda", ranks, card.memory_gib * GIB, dtype, card.tflops * 1e12, shares_weights)
 
 
-def this_machine(ranks: int, cpu_dtype: str, *, keep_to_cpu: bool) -> Machine:
+def this_machine(ranks: int, cpu_dtype: str, *, keep_to_cpu: bool, shares_weights: bool) -> Machine:
     """What a training here would run on.
 
     Args:
         ranks: processes of the training.
         cpu_dtype: number format of the weights on the CPU.
         keep_to_cpu: the accelerate config does not use GPUs.
+        shares_weights: it has each hold a part of the weights.
 
     Raises:
         ConfigError: there are fewer GPUs than ranks, or a GPU that is not in the table.
@@ -65,7 +68,8 @@ def this_machine(ranks: int, cpu_dtype: str, *, keep_to_cpu: bool) -> Machine:
 
     if keep_to_cpu or not torch.cuda.is_available():
         cores = len(os.sched_getaffinity(0))
-        return Machine(f"CPU, {cores} cores", "cpu", ranks, psutil.virtual_memory().total / ranks, cpu_dtype)
+        memory = psutil.virtual_memory().total / ranks
+        return Machine(f"CPU, {cores} cores", "cpu", ranks, memory, cpu_dtype, shares_weights=shares_weights)
     found = torch.cuda.device_count()
     if ranks > found:
         raise ConfigError(
@@ -80,7 +84,7 @@ def this_machine(ranks: int, cpu_dtype: str, *, keep_to_cpu: bool) -> Machine:
             "(dense bfloat16, from its data sheet)"
         )
     dtype = "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
-    return Machine(about.name, "cuda", ranks, about.total_memory, dtype, card.tflops * 1e12)
+    return Machine(about.name, "cuda", ranks, about.total_memory, dtype, card.tflops * 1e12, shares_weights)
 
 
 def measure_rates(

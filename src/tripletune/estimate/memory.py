@@ -1,6 +1,6 @@
 # Letters in this file, as in transformers' Llama: H hidden width, I feed-forward width, A width of all attention heads,
 # K width of all heads of keys, r rank of the LoRA matrices
-"""Memory of a rank at the peak of a LoRA training step: everything replicated, nothing offloaded.
+"""Memory of a rank at the peak of a LoRA training step; nothing is offloaded.
 
 The activations are what autograd keeps for the backward pass of the code that runs here: transformers' Llama layers
 with PEFT's LoRA on every linear map, in float32, or in bfloat16 under autocast with LoRA in float32. Other dense models
@@ -27,6 +27,10 @@ CUDA_CACHE = 1.1
 _OVERHEAD = {"cpu": 0.7 * GIB, "cuda": 0.8 * GIB}
 """On a CPU libraries, tokenizer and examples in main memory, measured; on a GPU its context with cuBLAS's workspaces,
 an assumption."""
+_NF4_BYTES = 1 / 2 + 1 / 64 + _FLOAT / (64 * 256)
+"""Of a weight in NF4: 4 bits, a byte of scale for each block of 64, and for 256 of these a scale in float32."""
+_LAYERS_GATHERED = 2
+"""Layers whose shared weights are whole at once: the one that computes, and the next one on its way."""
 _TILE_TOKENS, _TILE_VOCABULARY = 4096, 32768
 """TRL computes the logits of ``sft`` in tiles of this size at most."""
 _TILE_COPIES = 6
@@ -44,6 +48,16 @@ class Batch:
     """Places of an example whose logits are computed."""
     tiled: bool
     """Whether its logits are computed in tiles (``sft``), or all are kept (objectives over labels)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Holding:
+    """How a rank holds the weights."""
+
+    quantization: str = "none"
+    """Of the layers' frozen weights: ``none`` or ``nf4``."""
+    sharers: int = 1
+    """Ranks that share all weights (FSDP); 1: each holds them whole."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +81,15 @@ class Memory:
 
 
 def training_memory(
-    size: ModelSize, batch: Batch, *, rank: int, dropout: float, dtype: str, checkpointing: bool, device: Device
+    size: ModelSize,
+    batch: Batch,
+    *,
+    rank: int,
+    dropout: float,
+    dtype: str,
+    checkpointing: bool,
+    device: Device,
+    holding: Holding,
 ) -> Memory:
     """Peak of a training step.
 
@@ -78,6 +100,7 @@ def training_memory(
         dtype: of the frozen weights, ``bfloat16`` or ``float32``.
         checkpointing: the layers' activations are recomputed: the inputs of all and the activations of one are kept.
         device: where it runs.
+        holding: how its ranks hold the weights.
     """
     number = _FLOAT if dtype == "float32" else 2
     places = batch.examples * batch.tokens
@@ -86,13 +109,30 @@ def training_memory(
     allocator = layer * size.layers * (CPU_HEAP[dtype] - 1) if device == "cpu" else kept * (CUDA_CACHE - 1)
     trained = size.lora_parameters(rank)
     return Memory(
-        weights=size.parameters * number,
-        adapter=trained * (_FLOAT + _ADAPTER_BYTES),
+        weights=_weights(size, number, holding),
+        adapter=trained * (_FLOAT + _ADAPTER_BYTES) / holding.sharers,
         activations=kept,
         allocator=allocator,
         logits=_logits(size, batch, device),
         overhead=_OVERHEAD[device],
     )
+
+
+def _weights(size: ModelSize, number: int, holding: Holding) -> float:
+    """Frozen weights with what a step makes of them for a moment: a map turned back from 4 bits, whole layers gathered.
+
+    Embeddings, head and norms are never quantised, and stay gathered during a step.
+    """
+    layers, rest = size.linear_parameters, size.parameters - size.linear_parameters
+    turned_back = 0
+    if holding.quantization == "nf4":
+        of_layers = layers * _NF4_BYTES
+        turned_back = number * max(one.inputs * one.outputs for one in size.linears)
+    else:
+        of_layers = float(layers * number)
+    held = (of_layers + rest * number) / holding.sharers
+    gathered = 0.0 if holding.sharers == 1 else _LAYERS_GATHERED * of_layers / size.layers + rest * number
+    return held + gathered + turned_back
 
 
 def layer_bytes(size: ModelSize, rank: int, dropout: float, dtype: str, device: Device) -> float:

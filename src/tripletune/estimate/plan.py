@@ -11,7 +11,7 @@ from tripletune.config import FinetuneConfig
 from tripletune.errors import TrainingError
 from tripletune.estimate.cards import CARDS
 from tripletune.estimate.machine import Machine, Rates, gpu_machine
-from tripletune.estimate.memory import GIB, Batch, Memory, training_memory
+from tripletune.estimate.memory import GIB, Batch, Holding, Memory, training_memory
 from tripletune.estimate.model_size import ModelSize, Work
 from tripletune.estimate.tokens import Tokens
 
@@ -198,6 +198,7 @@ def _memory(settings: FinetuneConfig, size: ModelSize, tokens: Tokens, machine: 
         dtype=machine.dtype,
         checkpointing=settings.gradient_checkpointing,
         device=machine.device,
+        holding=Holding(settings.quantization, machine.ranks if machine.shares_weights else 1),
     )
 
 
@@ -217,28 +218,46 @@ def _said(settings: FinetuneConfig, machine: Machine, mfu: float, rates: Rates |
         said.append(f"the cards reach {mfu:.0%} of their peak (--mfu), what is computed twice included")
     else:
         said.append(f"products at {rates.products / 1e9:,.0f} GFLOP/s a rank, measured now: other load shows in it")
+    if settings.quantization != "none":
+        said.append("without the time in which 4-bit weights are turned back; their memory has not been measured")
     if settings.has_behaviour:
         said.append("without the projection of behaviour tokens")
     return said
 
 
-def _refuse(settings: FinetuneConfig, size: ModelSize, tokens: Tokens, machine: Machine, memory: Memory) -> str:
-    """One line: what is needed, what there is, and each change alone, or both together, that would fit."""
+def _fitting(
+    tried: FinetuneConfig, settings: FinetuneConfig, size: ModelSize, tokens: Tokens, machine: Machine
+) -> tuple[list[str], FinetuneConfig, float]:
+    """Changes of ``settings`` that fit, with the quantization of ``tried``; the smallest training, and its bytes."""
     fits = []
-    now = settings.per_device_train_batch_size
     for checkpointing in dict.fromkeys((settings.gradient_checkpointing, True)):
-        batch = now
+        batch = settings.per_device_train_batch_size
         while batch:
-            other = {"per_device_train_batch_size": batch, "gradient_checkpointing": checkpointing}
-            need = _memory(settings.model_copy(update=other), size, tokens, machine).total
+            smaller = {"per_device_train_batch_size": batch, "gradient_checkpointing": checkpointing}
+            smallest = tried.model_copy(update=smaller)
+            need = _memory(smallest, size, tokens, machine).total
             if need <= machine.memory_bytes:
+                names = {"per_device_train_batch_size": f"{batch}", "gradient_checkpointing": "true"}
+                names["quantization"] = f"'{tried.quantization}'"
                 changed = [
-                    *([] if batch == now else [f"finetune.per_device_train_batch_size = {batch}"]),
-                    *([] if checkpointing == settings.gradient_checkpointing else ["gradient_checkpointing = true"]),
+                    f"{name} = {value}"
+                    for name, value in names.items()
+                    if getattr(smallest, name) != getattr(settings, name)
                 ]
-                fits.append(f"{' and '.join(changed)} ({need / GIB:.1f} GiB)")
+                fits.append(f"finetune.{' and '.join(changed)} ({need / GIB:.1f} GiB)")
                 break
             batch //= 2
+    return fits, smallest, need
+
+
+def _refuse(settings: FinetuneConfig, size: ModelSize, tokens: Tokens, machine: Machine, memory: Memory) -> str:
+    """One line: what is needed, what there is, and each change alone, or several together, that would fit."""
+    now = settings.per_device_train_batch_size
+    for quantization in dict.fromkeys((settings.quantization, "nf4")):  # nothing is rounded where less does
+        tried = settings.model_copy(update={"quantization": quantization})
+        fits, smallest, need = _fitting(tried, settings, size, tokens, machine)
+        if fits:
+            break
     head = (
         f"finetune.model = {settings.model!r} needs {memory.total / GIB:.1f} GiB of memory a process to train with "
         f"{now} x {tokens.longest:,} tokens, and {machine.name} has {machine.memory_bytes / GIB:.1f} GiB for it; "
@@ -248,11 +267,11 @@ def _refuse(settings: FinetuneConfig, size: ModelSize, tokens: Tokens, machine: 
     least = need / GIB
     if machine.device == "cpu":
         return head + f"even the smallest batch needs {least:.1f} GiB: use fewer processes or a smaller finetune.model"
-    smallest = settings.model_copy(update=other)
     other_cards = [gpu_machine(card, 1) for card in CARDS]
     larger = [one.name for one in other_cards if _memory(smallest, size, tokens, one).total <= one.memory_bytes]
     return head + (
-        f"even the smallest batch with gradient checkpointing needs {least:.1f} GiB: "
+        f"even the smallest batch with gradient checkpointing and weights in NF4 needs {least:.1f} GiB: "
         + (f"use {', '.join(larger)}, or " if larger else "no known card holds it: ")
-        + "use a smaller finetune.model (each process holds all weights, so more GPUs do not help)"
+        + "use a smaller finetune.model"
+        + (", or more GPUs" if machine.shares_weights else ", or share the weights: configs/accelerate/fsdp.yaml")
     )

@@ -29,6 +29,8 @@ class Ranks:
     number: int
     use_cpu: bool
     """Whether they are kept on the CPU, where there may be more of them than GPUs."""
+    share_weights: bool = False
+    """Whether each holds a part of the weights (FSDP)."""
 
 
 def read_ranks(path: Path) -> Ranks:
@@ -42,15 +44,15 @@ def read_ranks(path: Path) -> Ranks:
     config = _read(path)
     use_cpu = bool(config.get("use_cpu", False))
     gpus = 0 if use_cpu else _count_gpus(str(config.get("gpu_ids") or "all"))
-    number = config[_NUMBER]
+    number, shared = config[_NUMBER], config.get("distributed_type") == "FSDP"
     if number == AUTO:
-        return Ranks(max(gpus, 1), use_cpu)
+        return Ranks(max(gpus, 1), use_cpu, shared)
     if not use_cpu and number > max(gpus, 1):
         raise ConfigError(
             f"{path}: {_NUMBER} = {number}, and {_say(gpus, 'GPU')} in sight; set it to {AUTO} or to "
             f"{max(gpus, 1)} at most, or use_cpu to true"
         )
-    return Ranks(number, use_cpu)
+    return Ranks(number, use_cpu, shared)
 
 
 def accumulated_batches(settings: FinetuneConfig, number: int) -> int:
@@ -80,17 +82,18 @@ def check_ranks(settings: FinetuneConfig) -> None:
         ConfigError: as ``read_ranks`` for the file, and as ``accumulated_batches`` where the file has a number; with
             ``auto`` for one process.
     """
-    accumulated_batches(settings, asked_ranks(Path(settings.accelerate_config)) or 1)
+    accumulated_batches(settings, asked_ranks(Path(settings.accelerate_config)).number)
 
 
-def asked_ranks(path: Path) -> int | None:
-    """The number in an accelerate file, whatever this machine has; None: ``auto``.
+def asked_ranks(path: Path) -> Ranks:
+    """What an accelerate file asks for, whatever this machine has; one process for ``auto``.
 
     Raises:
         ConfigError: there is no such file, or it is not an accelerate config.
     """
-    number = _read(path)[_NUMBER]
-    return None if number == AUTO else int(number)
+    config = _read(path)
+    number = 1 if config[_NUMBER] == AUTO else config[_NUMBER]
+    return Ranks(number, bool(config.get("use_cpu", False)), config.get("distributed_type") == "FSDP")
 
 
 def write_launch_config(path: Path, ranks: Ranks, out: Path) -> None:
