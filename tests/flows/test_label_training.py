@@ -157,7 +157,7 @@ def test_weights_are_read_in_the_format_that_the_processor_has(world, tmp_path, 
     loaded = []
     read = AutoModelForCausalLM.from_pretrained
     monkeypatch.setattr(
-        "tripletune.finetune.training.AutoModelForCausalLM.from_pretrained",
+        "transformers.AutoModelForCausalLM.from_pretrained",
         lambda *arguments, **named: loaded.append(read(*arguments, **named)) or loaded[-1],
     )
     facts = run(changed(world, tmp_path, {"model": "some/model", "num_train_epochs": 1}), capsys).facts

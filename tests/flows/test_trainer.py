@@ -181,6 +181,8 @@ def test_facts_count_tokens_examples_and_weights(trained: Trained) -> None:
         "trainable_parameters": weights,
         "world_size": 1,
         "dtype": "float32",
+        "held_share": 1.0,
+        "attention": "sdpa",
         "resumed_from_step": 0,
     }
     assert sum(tensor.numel() for tensor in trained.weights().values()) == weights
