@@ -45,6 +45,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     "retrieve/sampling.py": ("unit/test_sampling.py",),
     "data/split/rules.py": ("unit/test_split_protocols.py", "unit/test_split.py"),
     "rank/decoding.py": ("unit/test_decoding.py",),
+    "ndcg.py": ("numerics/test_metrics.py",),
     "residual.py": ("unit/test_residual.py",),
     "finetune/label_loss.py": ("unit/test_label_loss.py",),
     "prompts/budget.py": ("unit/test_budget_by_hand.py", "unit/test_budget.py"),

@@ -85,6 +85,7 @@ EDITS = [
     ("constrained decoding", "rank/decoding.py", CODE, RANK),
     ("columns of predictions", "schemas/rank.py", CODE, RANK),
     ("a metric", "evaluate/metrics.py", CODE, "evaluate"),
+    ("the metric of a training's evaluations", "ndcg.py", CODE, FINETUNE),
     ("the report's page", "html/templates/report.html.j2", "\n", "evaluate"),
 ]
 

@@ -283,7 +283,7 @@ def _take_over(job: TrainingJob) -> None:
     except (OSError, ValueError, KeyError, TypeError):
         same = False
     if not same:
-        for folder in (job.checkpoints, job.adapter):
+        for folder in (job.checkpoints, job.best, job.adapter):
             shutil.rmtree(folder, ignore_errors=True)
         job.result.unlink(missing_ok=True)
     write_json(path, plain)
@@ -353,7 +353,7 @@ def _explain(failure: ProcessFailed, messages: list[dict[str, Any]], settings: F
     return TrainingCrash(f"training failed: {reason}; its last lines were:\n  {tail}")
 
 
-_CURVE_METRICS = ("loss", "grad_norm", "learning_rate", "mean_token_accuracy", "entropy", "epoch")
+_CURVE_METRICS = ("loss", "grad_norm", "learning_rate", "mean_token_accuracy", "entropy", "epoch", "ndcg")
 """What repeats exactly; times, rates and counters that start over after a resume stay out of the file."""
 
 
