@@ -1,4 +1,4 @@
-"""The evaluated step that ranks best: which one it is, a copy of its weights, and when to stop waiting for a better one.
+"""The evaluated step that ranks best: which one it is, its weights, and when to stop waiting for a better one.
 
 Everything is decided from the Trainer's log, which all ranks have and which lies in each checkpoint, so that ranks
 agree and a resumed training decides as one that was never killed. The step before the first is the base model: it is

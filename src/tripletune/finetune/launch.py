@@ -96,15 +96,15 @@ def finetune_adapter(
         behaviour: the film vectors of behaviour tokens, with ``settings.behaviour_tokens``.
 
     Returns:
-        Facts: train_loss, eval_loss, eval_loss_before, steps, seconds, tokens, examples, eval_examples,
+        Facts: those of ``best.evaluation_facts``, steps, seconds, tokens, examples, eval_examples,
         trainable_parameters, world_size, dtype, resumed_from_step (0 when it started over); of the steps since then
         tokens_trained, tokens_per_second, peak_memory_gib, loader_wait_share, and on a known GPU mfu (``meter``); with
         an objective over labels, where valid has users who select, also weight, select_examples, select_loss and
         select_loss_retriever (``training._weigh``).
 
     Raises:
-        InputError, ConfigError: nothing to train on, no such model or accelerate file, a wrong ``settings.trainer``, or
-            a ``global_batch`` that the processes cannot share.
+        InputError, ConfigError: nothing to train on, nothing to evaluate on where that decides, no such model or
+            accelerate file, a wrong ``settings.trainer``, or a ``global_batch`` that the processes cannot share.
         TrainingError: an example does not fit; the training failed or overran ``timeout_minutes``; a next run resumes.
         TrainingDiverged: a loss or a weight is NaN or infinite; the checkpoints are removed, and nothing is published.
     """
@@ -113,6 +113,7 @@ def finetune_adapter(
     train = _train_shards(shards)
     evaluation = _valid_examples(shards, settings.max_eval_examples, settings, seed)
     selecting = _valid_examples(shards, settings.max_select_examples if settings.scores_labels else 0, settings, seed)
+    _require_evaluation(shards, evaluation, settings)
     scratch = out / SCRATCH
     scratch.mkdir(parents=True, exist_ok=True)
     end_noted(scratch / "launcher.json")
@@ -143,6 +144,8 @@ def finetune_adapter(
     result = json.loads(job.result.read_text(encoding="utf-8"))
     write_parquet(out / "curve.parquet", _curve(result["history"]))
     facts: Facts = result["facts"] | film_facts
+    if facts.get("best_beats_start") is False:
+        log.warning("finetune: no evaluated step is better than the model before training; see curve.parquet")
     residual = _residual(job, facts)
     write_contract(out, _contract(settings, identity, prompt_contract, lineage, facts["dtype"], residual, space))
     return facts
@@ -224,6 +227,16 @@ def _valid_examples(shards: Path, limit: int, settings: FinetuneConfig, seed: in
     chosen = queries.with_columns(order).sort("order", "user_id", "cutoff").head(limit)
     rows = answerable.join(chosen.lazy(), on=["user_id", "cutoff"], how="inner").sort("order", "user_id", "cutoff")
     return rows.select(columns).collect()
+
+
+def _require_evaluation(shards: Path, evaluation: pl.DataFrame, settings: FinetuneConfig) -> None:
+    """Refuse to choose a step by evaluations where there is no example to evaluate on."""
+    if len(evaluation) or (settings.keep == "last" and not settings.patience):
+        return
+    raise InputError(
+        f"{shards / 'valid'}: no example to evaluate on, which finetune.keep = {settings.keep!r} with "
+        f"finetune.patience = {settings.patience} needs; set keep to 'last' and patience to 0, or take more users"
+    )
 
 
 def _prior(train: list[Path], num_candidates: int) -> tuple[float, ...]:
