@@ -66,7 +66,7 @@ class ChatTrainer(SFTTrainer):  # type: ignore[misc]  # the library has no types
         output = super().evaluation_loop(*arguments, metric_key_prefix=metric_key_prefix, **named)
         *sums, number = torch.cat(self._sums).sum(dim=0).tolist()
         means = zip(self._measured, sums, strict=True)
-        output.metrics |= {f"{metric_key_prefix}_{name}": value / number for name, value in means}
+        output.metrics.update({f"{metric_key_prefix}_{name}": value / number for name, value in means})
         return output
 
     def prediction_step(self, model: Any, inputs: Any, *_: Any, **__: Any) -> tuple[Tensor, None, None]:
