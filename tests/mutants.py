@@ -55,6 +55,8 @@ TESTS: dict[str, tuple[str, ...]] = {
     "quality/drift.py": ("unit/test_quality_drift.py",),
     "models/training/loop.py": ("unit/test_fit_files.py", "unit/test_training.py"),
     "finetune/checkpoints.py": ("unit/test_launch.py",),
+    "finetune/best.py": ("unit/test_best.py",),
+    "finetune/label_ndcg.py": ("unit/test_best.py",),
     "finetune/ranks.py": ("unit/test_ranks.py",),
     "finetune/token_files.py": ("unit/test_token_files.py",),
     "finetune/training.py": ("unit/test_diverged.py", "unit/test_trainer_settings.py", "flows/test_trainer.py"),

@@ -182,6 +182,10 @@ def test_facts_count_tokens_examples_and_weights(trained: Trained) -> None:
         "world_size": 1,
         "dtype": "float32",
         "resumed_from_step": 0,
+        "published_step": STEPS,
+        "stopped_early": False,
+        "best_step": STEPS,
+        "best_beats_start": True,
     }
     assert sum(tensor.numel() for tensor in trained.weights().values()) == weights
     assert 0 < trained.facts["seconds"] < 600
