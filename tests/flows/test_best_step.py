@@ -145,6 +145,7 @@ def test_a_training_killed_after_its_best_step_ends_with_the_same_bytes(world, t
     best, stopped = best_step(whole), whole.facts["steps"]
     assert whole.facts["stopped_early"] is True
     assert stopped == best + 3 < 8
+    assert whole.facts["tokens"] == whole.facts["tokens_trained"]
     job = changed(world, tmp_path / "killed", settings)
     job.scratch.mkdir(parents=True)
     script = textwrap.dedent(

@@ -76,7 +76,7 @@ def train(job: TrainingJob) -> None:
             **evaluation_facts(trainer.state, published),
             "steps": trainer.state.global_step,
             "seconds": round(time.perf_counter() - started, 3),
-            "tokens": int(sum(lengths) * job.settings.num_train_epochs),
+            "tokens": int(sum(lengths) * min(trainer.state.epoch, job.settings.num_train_epochs)),
             "longest_tokens": max(lengths),
             "examples": len(lengths),
             "eval_examples": len(eval_set) if eval_set is not None else 0,
