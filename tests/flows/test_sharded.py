@@ -31,6 +31,8 @@ SETTINGS = LAUNCHED.model_copy(
         "global_batch": 8,
         "num_train_epochs": 4,
         "save_steps": 4,
+        "eval_steps": 4,
+        "keep": "best",
         "logging_steps": 1,
         "timeout_minutes": 8,
     }
@@ -86,7 +88,8 @@ def test_shared_weights_are_held_once(trained: dict[str, tuple[Path, dict[str, A
 def test_two_processes_have_the_losses_of_one(trained: dict[str, tuple[Path, dict[str, Any]]], kind: str) -> None:
     one, two = (pl.read_parquet(trained[name][0] / "curve.parquet") for name in ("single.yaml", kind))
     both = one.join(two, on=["step", "metric"], validate="1:1").filter(pl.col("metric").is_in(["loss", "eval_loss"]))
-    assert len(both) == STEPS + 2
+    assert len(both) == STEPS + 4
+    assert trained[kind][1]["published_step"] == trained["single.yaml"][1]["published_step"]
     assert (both["value"] - both["value_right"]).abs().max() < 1e-5
 
 

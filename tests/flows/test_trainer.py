@@ -184,6 +184,10 @@ def test_facts_count_tokens_examples_and_weights(trained: Trained) -> None:
         "held_share": 1.0,
         "attention": "sdpa",
         "resumed_from_step": 0,
+        "published_step": STEPS,
+        "stopped_early": False,
+        "best_step": STEPS,
+        "best_beats_start": True,
     }
     assert sum(tensor.numel() for tensor in trained.weights().values()) == weights
     assert 0 < trained.facts["seconds"] < 600

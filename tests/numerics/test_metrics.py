@@ -9,7 +9,8 @@ import polars as pl
 import pytest
 import pytrec_eval
 
-from tripletune.evaluate.metrics import PROMOTION_CUTOFF, PROMOTION_METRIC, score_lists
+from tripletune.evaluate.metrics import PROMOTION_METRIC, score_lists
+from tripletune.ndcg import PROMOTION_CUTOFF
 
 CUTOFFS = (1, 3, 5, 10)
 

@@ -85,6 +85,7 @@ EDITS = [
     ("constrained decoding", "rank/decoding.py", CODE, RANK),
     ("columns of predictions", "schemas/rank.py", CODE, RANK),
     ("a metric", "evaluate/metrics.py", CODE, "evaluate"),
+    ("the metric of a training's evaluations", "ndcg.py", CODE, FINETUNE),
     ("the report's page", "html/templates/report.html.j2", "\n", "evaluate"),
 ]
 
@@ -228,6 +229,8 @@ def test_what_a_section_computes_counts_by_its_value():
         ({"finetune": {"tiny": {"num_layers": 1}}}, FINETUNE),
         ({"finetune": {"timeout_minutes": 1.0, "ddp_timeout_minutes": 2.0}}, NOTHING),
         ({"finetune": {"global_batch": 16}}, FINETUNE),
+        ({"finetune": {"keep": "best"}}, FINETUNE),
+        ({"finetune": {"patience": 2}}, FINETUNE),
         ({"rank": {"max_viewers": 5}}, RANK),
         ({"rank": {"untuned_viewers": 5}}, RANK),
         ({"rank": {"workers": 2}}, NOTHING),

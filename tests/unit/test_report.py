@@ -101,7 +101,7 @@ def test_the_page_says_what_was_measured(html: str) -> None:
         assert text in html
     assert re.search(r'class="word better">better<', html)
     assert "no difference shown" in html
-    assert html.count("<svg") == 6 + 5 + 1  # two a family; losses and valid curves; relations
+    assert html.count("<svg") == 6 + 6 + 1  # two a family; losses, evaluations and valid curves; relations
     assert "which retrieval did not find" in html
 
 

@@ -95,7 +95,9 @@ def write_run(
     _write_retrieve(run, held_out, rng)
     _write_rank(run, held_out, rng)
     curve = [
-        {"step": step, "metric": name, "value": 3.0 / step} for step in (1, 2, 3) for name in ("loss", "eval_loss")
+        {"step": step, "metric": name, "value": 3.0 / step}
+        for step in (1, 2, 3)
+        for name in ("loss", "eval_loss", "eval_ndcg")
     ]
     write(run.finetune / "curve.parquet", curve, {"step": pl.Int32, "metric": pl.String, "value": pl.Float64})
     return run

@@ -104,6 +104,13 @@ class FinetuneConfig(Section):
     the users who select."""
     max_select_examples: Positive = 1000
     """Objectives over labels: such valid examples that set the weight of the model's scores next to the retriever's."""
+    keep: Literal["last", "best"] = "last"
+    """Which adapter is published: last, that of the last step; best, that of the evaluated step that ranks best, by
+    ``eval_ndcg`` (of equals the lower ``eval_loss``, then the earlier); with sft, whose evaluation ranks nothing, by
+    ``eval_loss``. An evaluation is of ``max_eval_examples`` only: raise them before choosing best."""
+    patience: Annotated[int, Field(ge=0)] = 0
+    """Evaluations in a row without a better one, in the same sense, after which training stops; 0: it takes all
+    steps."""
     timeout_minutes: PositiveFloat = 600.0
     """Wall time in minutes after which training is stopped; the next run resumes at its last checkpoint."""
     ddp_timeout_minutes: PositiveFloat = 60.0

@@ -208,6 +208,7 @@ def _disk(settings: FinetuneConfig, size: ModelSize, tokens: Tokens, machine: Ma
         "base": size.parameters * (4.0 if settings.model == "tiny" else 2.0),
         "adapter": adapter,
         "checkpoints": _CHECKPOINTS * 3 * adapter,  # with AdamW's two moments
+        **({"best": 2 * adapter} if settings.keep == "best" else {}),  # that of the newest checkpoint, and a newer one
         "tokens": tokens.examples * tokens.mean * _TOKEN_BYTES,
     }
 

@@ -24,10 +24,11 @@ import polars as pl
 from tripletune.config import EvaluateConfig
 from tripletune.errors import InputError
 from tripletune.evaluate.cold import KNOWLEDGE_GROUPS, MEASURES, known_films, score_by_knowledge
-from tripletune.evaluate.metrics import PROMOTION_CUTOFF, VALID, mean_over_cutoffs, score_lists
+from tripletune.evaluate.metrics import VALID, mean_over_cutoffs, score_lists
 from tripletune.evaluate.report import GROUPS, write_report
 from tripletune.evaluate.significance import Interval, bootstrap_means, mean_interval, summarise
 from tripletune.evaluate.tables import CEILING_ROW, ranked_systems, retrieval_rows
+from tripletune.ndcg import PROMOTION_CUTOFF
 from tripletune.schemas.base import conform
 from tripletune.schemas.query import PURPOSES, QUERY_KEY
 from tripletune.schemas.rank import PREDICTIONS, SAMPLED, SYSTEMS

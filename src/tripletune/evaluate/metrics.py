@@ -15,12 +15,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 
-BoolArray = npt.NDArray[np.bool_]
-IntArray = npt.NDArray[np.int64]
-FloatArray = npt.NDArray[np.float64]
+from tripletune.ndcg import PROMOTION_CUTOFF, BoolArray, FloatArray, IntArray, ndcg
 
 Metric = Callable[[BoolArray, IntArray], FloatArray]
 """From ``hit_UK`` (is the film at this place of the list relevant?) and ``num_relevant_U`` to a float64 per query,
@@ -32,31 +29,15 @@ def hit_rate(hit_UK: BoolArray, num_relevant_U: IntArray) -> FloatArray:
     return np.where(num_relevant_U > 0, hit_UK.any(axis=1).astype(np.float64), np.nan)
 
 
-def ndcg(hit_UK: BoolArray, num_relevant_U: IntArray) -> FloatArray:
-    """Normalised discounted cumulative gain of the first K films, in [0, 1].
-
-    Binary gain, log2 discount, ideal list cut at K (Jarvelin & Kekalainen, TOIS 2002). With one relevant film this is
-    1 / log2(rank + 1), rank from 1.
-    """
-    k = hit_UK.shape[1]
-    discount_K = 1.0 / np.log2(np.arange(2, k + 2, dtype=np.float64))
-    ideal_by_count = np.concatenate([[np.nan], np.cumsum(discount_K)])  # NaN where nothing is relevant
-    # a sum along the row, not a matrix product: its order, and so its last bit, never depends on BLAS threads
-    gain_U = np.where(hit_UK, discount_K, 0.0).sum(axis=1)
-    ndcg_U: FloatArray = gain_U / ideal_by_count[np.minimum(num_relevant_U, k)]
-    return ndcg_U
-
-
 METRICS: Mapping[str, Metric] = {
     "hr": hit_rate,
     "ndcg": ndcg,
 }
 """Metrics by the name in front of ``_at_<k>``."""
-PROMOTION_CUTOFF = 5
 PROMOTION_METRIC = f"ndcg_at_{PROMOTION_CUTOFF}"
+"""What promotion compares; measured whatever the configured cutoffs."""
 VALID = "valid_"
 """Before the names of re-ranking metrics on valid examples; without it they are of test examples."""
-"""What promotion compares; measured whatever the configured cutoffs."""
 
 
 def metric_names(cutoffs: Sequence[int]) -> list[str]:

@@ -202,11 +202,15 @@ def _knowledge(metrics: pl.DataFrame) -> list[dict[str, Any]]:
 
 def _curves(folders: Mapping[str, Path]) -> list[dict[str, str]]:
     pictures = []
-    tuned = pl.read_parquet(folders["finetune"] / "curve.parquet").filter(pl.col("metric").is_in(["loss", "eval_loss"]))
-    lines = _lines(tuned.with_columns(name=pl.col("metric")), "value")
-    if lines:
-        picture = draw_curves(lines, title="Loss of the language model by step", ylabel="loss")
-        pictures.append({"caption": "Language model: training and evaluation loss", "picture": picture})
+    tuned = pl.read_parquet(folders["finetune"] / "curve.parquet").with_columns(name=pl.col("metric"))
+    for names, ylabel, caption in (
+        (("loss", "eval_loss"), "loss", "training and evaluation loss"),
+        (("eval_ndcg",), "ndcg_at_5", "ndcg_at_5 of the examples evaluated while it trains"),
+    ):
+        lines = _lines(tuned.filter(pl.col("metric").is_in(names)), "value")
+        if lines:
+            picture = draw_curves(lines, title=f"Language model: {ylabel} by step", ylabel=ylabel)
+            pictures.append({"caption": f"Language model: {caption}", "picture": picture})
     others = [stage for stage in folders if stage != "finetune" and (folders[stage] / "curve.parquet").is_file()]
     for stage, name in (CURVE_NAMES | {stage: stage for stage in others if stage not in CURVE_NAMES}).items():
         if stage not in folders:

@@ -122,6 +122,7 @@ def _training(card: Card, settings: RunConfig) -> Iterator[str]:
         "examples": facts.get("examples"),
         "steps": facts.get("steps"),
         "tokens": facts.get("tokens"),
+        "published step": facts.get("published_step"),
         "evaluation loss before": _rounded(facts.get("eval_loss_before")),
         "evaluation loss after": _rounded(facts.get("eval_loss")),
         "number format": contract.dtype,

@@ -67,6 +67,11 @@ class TrainingJob(BaseModel):
         return self.scratch / "checkpoints"
 
     @property
+    def best(self) -> Path:
+        """Folder of ``best.BestKeeper``."""
+        return self.scratch / "best"
+
+    @property
     def adapter(self) -> Path:
         return self.out / "adapter"
 

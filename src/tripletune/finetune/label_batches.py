@@ -90,7 +90,7 @@ def pad_labels(rows: Sequence[dict[str, Any]], pad: int, prior: Sequence[float])
 
     Returns:
         ``input_ids`` (B, L), ``last`` (B,) the place of each prompt's last token, ``label_ids``, ``targets``,
-        ``prior`` and ``shown`` (B, C), and ``labels``, which the Trainer only counts: one for each example.
+        ``places``, ``prior`` and ``shown`` (B, C), and ``labels``, which the Trainer only counts: one for each example.
     """
     lengths = torch.tensor([len(row["input_ids"]) for row in rows])
     width = max(len(row["label_ids"]) for row in rows)
@@ -104,6 +104,7 @@ def pad_labels(rows: Sequence[dict[str, Any]], pad: int, prior: Sequence[float])
         "last": lengths - 1,
         "label_ids": padded([row["label_ids"] for row in rows], width, 0, torch.long),
         "targets": padded([row["targets"] for row in rows], width, 0.0, torch.float32),
+        "places": place_BC,
         "prior": torch.tensor(prior, dtype=torch.float32)[place_BC],
         "shown": torch.arange(width)[None] < torch.tensor([[len(row["label_ids"])] for row in rows]),
         "labels": torch.zeros(len(rows), dtype=torch.long),

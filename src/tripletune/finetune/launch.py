@@ -97,7 +97,7 @@ def finetune_adapter(
         behaviour: the film vectors of behaviour tokens, with ``settings.behaviour_tokens``.
 
     Returns:
-        Facts: train_loss, eval_loss, eval_loss_before, steps, seconds, tokens, examples, eval_examples,
+        Facts: those of ``best.evaluation_facts``, steps, seconds, tokens, examples, eval_examples,
         trainable_parameters, world_size, dtype, held_share (``sharding.held_share`` of the first process), attention
         (transformers' name), resumed_from_step (0 when it started over); of the steps since then tokens_trained,
         tokens_per_second, peak_memory_gib, loader_wait_share, and on a known GPU mfu (``meter``); with an objective
@@ -105,8 +105,8 @@ def finetune_adapter(
         select_loss_retriever (``training._weigh``).
 
     Raises:
-        InputError, ConfigError: nothing to train on, no such model or accelerate file, a wrong ``settings.trainer``, or
-            a ``global_batch`` that the processes cannot share.
+        InputError, ConfigError: nothing to train on, nothing to evaluate on where that decides, no such model or
+            accelerate file, a wrong ``settings.trainer``, or a ``global_batch`` that the processes cannot share.
         TrainingError: an example does not fit; the training failed or overran ``timeout_minutes``; a next run resumes.
         TrainingDiverged: a loss or a weight is NaN or infinite; the checkpoints are removed, and nothing is published.
     """
@@ -116,6 +116,7 @@ def finetune_adapter(
     train = _train_shards(shards)
     evaluation = _valid_examples(shards, settings.max_eval_examples, settings, seed)
     selecting = _valid_examples(shards, settings.max_select_examples if settings.scores_labels else 0, settings, seed)
+    _require_evaluation(shards, evaluation, settings)
     scratch = out / SCRATCH
     scratch.mkdir(parents=True, exist_ok=True)
     end_noted(scratch / "launcher.json")
@@ -146,6 +147,8 @@ def finetune_adapter(
     result = json.loads(job.result.read_text(encoding="utf-8"))
     write_parquet(out / "curve.parquet", _curve(result["history"]))
     facts: Facts = result["facts"] | film_facts
+    if facts.get("best_beats_start") is False:
+        log.warning("finetune: no evaluated step is better than the model before training; see curve.parquet")
     residual = _residual(job, facts)
     write_contract(out, _contract(settings, identity, prompt_contract, lineage, facts["dtype"], residual, space))
     return facts
@@ -230,6 +233,16 @@ def _valid_examples(shards: Path, limit: int, settings: FinetuneConfig, seed: in
     return rows.select(columns).collect()
 
 
+def _require_evaluation(shards: Path, evaluation: pl.DataFrame, settings: FinetuneConfig) -> None:
+    """Refuse to choose a step by evaluations where there is no example to evaluate on."""
+    if len(evaluation) or (settings.keep == "last" and not settings.patience):
+        return
+    raise InputError(
+        f"{shards / 'valid'}: no example to evaluate on, which finetune.keep = {settings.keep!r} with "
+        f"finetune.patience = {settings.patience} needs; set keep to 'last' and patience to 0, or take more users"
+    )
+
+
 def _prior(train: list[Path], num_candidates: int) -> tuple[float, ...]:
     """The retriever's log-score by place, calibrated on the training examples."""
     rows = pl.scan_parquet(train).select("answers", "retrieved").with_row_index("row")
@@ -287,7 +300,7 @@ def _take_over(job: TrainingJob) -> None:
     except (OSError, ValueError, KeyError, TypeError):
         same = False
     if not same:
-        for folder in (job.checkpoints, job.adapter):
+        for folder in (job.checkpoints, job.best, job.adapter):
             shutil.rmtree(folder, ignore_errors=True)
         job.result.unlink(missing_ok=True)
     write_json(path, plain)
@@ -357,7 +370,7 @@ def _explain(failure: ProcessFailed, messages: list[dict[str, Any]], settings: F
     return TrainingCrash(f"training failed: {reason}; its last lines were:\n  {tail}")
 
 
-_CURVE_METRICS = ("loss", "grad_norm", "learning_rate", "mean_token_accuracy", "entropy", "epoch")
+_CURVE_METRICS = ("loss", "grad_norm", "learning_rate", "mean_token_accuracy", "entropy", "epoch", "ndcg")
 """What repeats exactly; times, rates and counters that start over after a resume stay out of the file."""
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -11,7 +12,7 @@ from accelerate import PartialState
 from accelerate.utils import DistributedType
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 
 def shares_weights() -> bool:
@@ -66,3 +67,15 @@ def trained_weights(model: Any) -> dict[str, Tensor]:
     """The weights that are trained, whole, by name; every process must call it."""
     _reshard(model)
     return {name: whole(weight.detach()) for name, weight in model.named_parameters() if weight.requires_grad}
+
+
+def give_weights(model: Any, weights: Mapping[str, Tensor]) -> None:
+    """Set the weights that are trained to those of ``trained_weights``; every process must call it."""
+    _reshard(model)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if weight.requires_grad:
+                value = weights[name].to(weight.device)
+                if isinstance(weight, DTensor):
+                    value = distribute_tensor(value, weight.device_mesh, weight.placements)
+                weight.copy_(value)

@@ -45,7 +45,7 @@ _FIXED = {
     "enable_jit_checkpoint": "a killed training resumes from the last of its own checkpoints",
     **dict.fromkeys(
         ("load_best_model_at_end", "metric_for_best_model", "greater_is_better"),
-        "the adapter is that of the last step; finetune.num_train_epochs says which that is",
+        "finetune.keep says which step's adapter is published",
     ),
     **dict.fromkeys(
         ("do_train", "do_eval", "do_predict", "eval_strategy", "eval_on_start"),

@@ -1,5 +1,5 @@
-# Shape letters in this file: B examples of a batch, C candidates, E examples, L places after the first, V tokens of the
-# vocabulary
+# Shape letters in this file: B examples of a batch, C candidates, E examples, L places after the first, M figures of an
+# evaluation and their number, V tokens of the vocabulary
 """TRL's trainer with this project's objectives, and an evaluation that does not depend on the batch size.
 
 The library's own evaluation gives means over batches, or over examples of their batch's mean.
@@ -21,6 +21,7 @@ from trl import SFTTrainer
 from tripletune.finetune.curriculum import Curriculum
 from tripletune.finetune.label_batches import label_logits
 from tripletune.finetune.label_loss import LOSSES, combined_scores, listwise_loss, mass_loss
+from tripletune.finetune.label_ndcg import label_ndcg
 from tripletune.finetune.length_batches import LengthBatches
 from tripletune.finetune.meter import meter_of
 from tripletune.finetune.token_files import token_lengths
@@ -31,7 +32,10 @@ class ChatTrainer(SFTTrainer):  # type: ignore[misc]  # the library has no types
     """Objective ``sft``: each token of the completion; loss and accuracy are means over tokens, in training as well."""
 
     _sums: list[Tensor]
-    """Shape (B, 3) each: loss, right answers and their number, of each example of a batch."""
+    """Of each batch, what ``_measure`` gave."""
+
+    _measured: tuple[str, ...] = ("loss", "mean_token_accuracy")
+    """Names of the evaluation's figures."""
 
     _curriculum: float | None = None
     """See ``LabelTrainer``."""
@@ -65,18 +69,20 @@ class ChatTrainer(SFTTrainer):  # type: ignore[misc]  # the library has no types
         self.meter.pause()
         self._sums = []
         output = super().evaluation_loop(*arguments, metric_key_prefix=metric_key_prefix, **named)
-        loss, right, number = torch.cat(self._sums).sum(dim=0).tolist()
-        output.metrics[f"{metric_key_prefix}_loss"] = loss / number
-        output.metrics[f"{metric_key_prefix}_mean_token_accuracy"] = right / number
+        *sums, number = torch.cat(self._sums).sum(dim=0).tolist()
+        means = zip(self._measured, sums, strict=True)
+        output.metrics.update({f"{metric_key_prefix}_{name}": value / number for name, value in means})
         return output
 
     def prediction_step(self, model: Any, inputs: Any, *_: Any, **__: Any) -> tuple[Tensor, None, None]:
         with torch.no_grad(), self.compute_loss_context_manager():
-            sums_B3 = self._measure(model, self._prepare_inputs(inputs))
-        self._sums.append(self.accelerator.gather_for_metrics(sums_B3).cpu())  # without what fills up the last batch
-        return sums_B3[:, 0].sum() / sums_B3[:, 2].sum(), None, None
+            sums_BM = self._measure(model, self._prepare_inputs(inputs))
+        self._sums.append(self.accelerator.gather_for_metrics(sums_BM).cpu())  # without what fills up the last batch
+        return sums_BM[:, 0].sum() / sums_BM[:, -1].sum(), None, None
 
     def _measure(self, model: Any, inputs: dict[str, Tensor]) -> Tensor:
+        """Sums over each example of a batch: the figures ``_measured``, and how many values each is a sum of;
+        float64, shape (B, M)."""
         labels_BL = inputs.pop("labels")[:, 1:]
         logits_BLV = model(**inputs, use_cache=False).logits[:, :-1]
         # 0 where a label is -100: the prompt and the padding
@@ -97,11 +103,12 @@ class LabelTrainer(ChatTrainer):
         arguments, named: of SFTTrainer; the datasets hold the columns of ``tokenize_labels``.
 
     The training's loss holds ``mass_loss`` as well. The evaluation's is the listwise one alone, over the same sum as
-    the objective, and its accuracy the share of examples whose best label is an answer's: both can be compared between
-    objectives, and with the prior's.
+    the objective, its accuracy the share of examples whose best label is an answer's, and ``eval_ndcg`` the mean of
+    ``label_ndcg``: all can be compared between objectives, and with the prior's.
     """
 
     loss_is_scaled_for_ga = True
+    _measured = ("loss", "mean_token_accuracy", "ndcg")
 
     def __init__(
         self, *arguments: Any, objective: str, residual: float | None, curriculum: float | None = None, **named: Any
@@ -143,7 +150,8 @@ class LabelTrainer(ChatTrainer):
         logits_BC, _ = label_logits(model, inputs)
         score_BC = self._scores(logits_BC, inputs)
         right_B = inputs["targets"].gather(1, score_BC.argmax(dim=1, keepdim=True))[:, 0] > 0
-        measured = (listwise_loss(score_BC, inputs["targets"]), right_B, torch.ones_like(right_B))
+        ndcg_B = label_ndcg(logits_BC, inputs, self._residual)
+        measured = (listwise_loss(score_BC, inputs["targets"]), right_B, ndcg_B, torch.ones_like(right_B))
         return torch.stack([values_B.double() for values_B in measured], dim=1)
 
     def _scores(self, logits_BC: Tensor, inputs: dict[str, Tensor]) -> Tensor:

@@ -32,7 +32,8 @@ from tripletune.behaviour.tables import FilmTables, read_film_tables
 from tripletune.chat import load_tokenizer
 from tripletune.errors import TrainingDiverged, TrainingError
 from tripletune.finetune.attention import choose_attention
-from tripletune.finetune.checkpoints import last_whole, seal, step_of
+from tripletune.finetune.best import BestKeeper, evaluation_facts, restore_published, resumable
+from tripletune.finetune.checkpoints import seal, step_of
 from tripletune.finetune.job import TrainingJob
 from tripletune.finetune.label_batches import pad_labels
 from tripletune.finetune.ranks import accumulated_batches
@@ -71,22 +72,23 @@ def train(job: TrainingJob) -> None:
     train_set, lengths = _training_examples(job)
     eval_set = read_token_files(job, EVALUATION) if job.evaluation else None
     select_set = read_token_files(job, SELECT) if job.select else None
-    resumed = last_whole(job.checkpoints)  # the stage has removed the others
+    resumed = resumable(job)
     trainer = _trainer(job, tokenizer, train_set, eval_set, films, use_cpu=use_cpu, from_start=resumed is None)
     started = time.perf_counter()
     trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
     metered = trainer.meter.facts()
     if eval_set is not None and not _evaluated(trainer.state):
         trainer.evaluate()
+    published = restore_published(job, trainer)
     weighed = _weigh(trainer, select_set) if select_set is not None else {}
     model = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
     _publish_adapter(job, model)
     if state.is_main_process:
         facts = {
-            **_losses(trainer.state.log_history),
+            **evaluation_facts(trainer.state, published),
             "steps": trainer.state.global_step,
             "seconds": round(time.perf_counter() - started, 3),
-            "tokens": int(sum(lengths) * job.settings.num_train_epochs),
+            "tokens": int(sum(lengths) * min(trainer.state.epoch, job.settings.num_train_epochs)),
             "longest_tokens": max(lengths),
             "examples": len(lengths),
             "eval_examples": len(eval_set) if eval_set is not None else 0,
@@ -211,7 +213,7 @@ def _trainer(
         "eval_dataset": evaluation,
         "processing_class": tokenizer,
         "peft_config": _lora(job),
-        "callbacks": [_Messenger(job)],
+        "callbacks": [_Messenger(job), BestKeeper(job)],
     }
     trainer = _of_objective(job, tokenizer, films, named)
     reduce_in_float32(trainer.accelerator)
@@ -341,17 +343,6 @@ def _own_arguments(job: TrainingJob, use_cpu: bool, *, evaluate: bool, from_star
 def _evaluated(state: Any) -> bool:
     """Whether the last step was evaluated; a run's length need not be a multiple of ``eval_steps``."""
     return any("eval_loss" in entry and entry["step"] == state.global_step for entry in state.log_history)
-
-
-def _losses(history: list[dict[str, float]]) -> dict[str, float | None]:
-    """The last logged training loss, and the evaluation loss before and after."""
-    losses = [entry["loss"] for entry in history if "loss" in entry]
-    evaluations = [entry["eval_loss"] for entry in history if "eval_loss" in entry]
-    return {
-        "train_loss": losses[-1] if losses else None,
-        "eval_loss_before": evaluations[0] if evaluations else None,
-        "eval_loss": evaluations[-1] if evaluations else None,
-    }
 
 
 def _publish_adapter(job: TrainingJob, model: Any) -> None:

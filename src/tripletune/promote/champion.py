@@ -18,7 +18,8 @@ import polars as pl
 from tripletune.config import RunConfig
 from tripletune.contract import read_contract, require_same
 from tripletune.errors import ContractError, NonFiniteError, UserError
-from tripletune.evaluate.metrics import PROMOTION_CUTOFF, PROMOTION_METRIC, mean_over_cutoffs, score_lists
+from tripletune.evaluate.metrics import PROMOTION_METRIC, mean_over_cutoffs, score_lists
+from tripletune.ndcg import PROMOTION_CUTOFF
 from tripletune.promote.decision import PromotionDecision, decide_promotion, promotion_scores
 from tripletune.prompts.engine import prompt_contract
 from tripletune.rank.predict import rank_examples
