@@ -6,6 +6,7 @@ For tokenizers like those of Llama 3, Qwen 3, Gemma 3 and SmolLM2, and for SmolL
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -34,6 +35,15 @@ MODELS = ("llama", "qwen", "gemma", "smollm", "smollm2-135m")
 TEMPLATES = ("hints-first", "letters", "compact")
 POSITIONS = 8192
 BATCH = 16
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Batches that are sent one after the other, in their order; on several threads one may overtake another."""
+    number = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(number)
 
 
 @pytest.fixture(scope="module", params=MODELS)
