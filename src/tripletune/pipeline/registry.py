@@ -269,7 +269,11 @@ STAGES = (
         part="rank",
         parents=lambda config: ("generate", "finetune", *config.behaviour_stages),
         fields=("rank", "seed"),
-        libraries=("torch", "transformers", "peft", "polars"),
+        libraries=lambda config: (
+            *("torch", "transformers", "peft", "polars"),
+            *(("vllm",) if config.rank.backend == "vllm" else ()),
+        ),
+        without=lambda config: () if config.rank.backend == "vllm" else ("rank.vllm_backend",),
         headline=("viewers", "rows"),
     ),
     Stage(
