@@ -1,8 +1,8 @@
 """Part of vLLM's API as of 0.28 to 0.30, computed by transformers on a CPU: what ranking calls, with its parameters.
 
 Put this folder on the path to import it as ``vllm``. Written after vLLM's documentation and source: parameter names,
-defaults and meanings are theirs, and a name that is not theirs raises TypeError, as there. Logits are those of the model
-folder that it is given, one prompt at a time and without a cache.
+defaults and meanings are theirs, and a name that is not theirs raises TypeError, as there. Logits are those of the
+model folder that it is given, one prompt at a time and without a cache.
 """
 
 from __future__ import annotations
