@@ -221,12 +221,12 @@ def test_what_it_cannot_answer_is_refused_before_weights_are_read(
     assert not vllm.STARTED
 
 
-def test_without_vllm_the_extra_is_named(
+def test_without_vllm_the_error_says_how_to_install_it(
     world: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "vllm" else find(name))
-    with pytest.raises(ConfigError, match=r"^rank\.backend = 'vllm' needs vLLM: pip install 'tripletune\[vllm\]', or "):
+    with pytest.raises(ConfigError, match=r"^rank\.backend = 'vllm' needs vLLM, .* pip install 'vllm>=0\.28,<0\.31'"):
         rank(*world, tmp_path / "out", backend="vllm")
 
 

@@ -164,9 +164,9 @@ class RankConfig(Section):
     """Settings of ranking: the model answers the prompts."""
 
     backend: Literal["transformers", "vllm"] = "transformers"
-    """Library that computes the answers. vllm, on GPUs, needs the extra of that name, a template whose answers are
-    letters, and no behaviour tokens; it makes its batches itself. Scores may differ from transformers' in the last
-    bits."""
+    """Library that computes the answers. vllm, on GPUs, is installed apart (docs/gpus.md) and needs a template
+    whose answers are letters, and no behaviour tokens; it makes its batches itself. Scores may differ from those of
+    transformers in the last bits."""
     batch_size: Positive = 32
     """Prompts per batch of ``transformers``."""
     max_viewers: Annotated[int, Field(ge=0)] = 0

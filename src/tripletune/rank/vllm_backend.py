@@ -39,7 +39,10 @@ def require_answerable(finetuned: Path) -> None:
         MissingArtifactError, ContractError: as ``Answerer.load``.
     """
     if importlib.util.find_spec("vllm") is None:
-        raise ConfigError(f"rank.backend = 'vllm' needs vLLM: pip install 'tripletune[vllm]', or {_INSTEAD}")
+        raise ConfigError(
+            "rank.backend = 'vllm' needs vLLM, which is installed apart: pip install 'vllm>=0.28,<0.31', then "
+            f"pip install 'fastapi>=0.139,<0.151' for Prefect; or {_INSTEAD}"
+        )
     contract, _, tokenizer = open_folder(finetuned)
     if contract.behaviour:
         raise ConfigError(

@@ -64,7 +64,7 @@ def input_checksums(
 
 def library_versions(names: Iterable[str]) -> dict[str, str]:
     """Installed versions, without the build: torch 2.13.0 and 2.13.0+cpu are one version, and shards from one machine
-    train on another. A package of an extra may be missing; the stage that needs it says so as it starts.
+    train on another. An optional package may be missing; the stage that needs it says so as it starts.
     """
     return {name: _version(name) for name in names}
 
