@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -63,8 +64,6 @@ def change(finetuned: Path, **fields: Any) -> None:
 @pytest.fixture
 def adapter(world: tuple[Path, Path], tmp_path: Path) -> Path:
     """A copy of the adapter, to change."""
-    import shutil
-
     return Path(shutil.copytree(world[1], tmp_path / "adapter"))
 
 
@@ -174,16 +173,15 @@ def test_logits_that_are_no_numbers_end_the_ranking(
     world: tuple[Path, Path], adapter: Path, vllm: ModuleType, tmp_path: Path, value: float, untuned: bool,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    load = vllm.AutoModelForCausalLM.from_pretrained
+    start = vllm.LLM.__init__
 
-    def broken(folder: str, **named: Any) -> Any:
-        model = load(folder, **named)
-        if (Path(folder).name == "base") is untuned:
-            model.lm_head.weight.data[:] = value
-        return model
+    def broken(self: Any, model: str, **named: Any) -> None:
+        start(self, model, **named)
+        if (Path(model).name == "base") is untuned:
+            self._model.lm_head.weight.data[:] = value
 
-    monkeypatch.setattr(vllm.AutoModelForCausalLM, "from_pretrained", broken)
-    with pytest.raises(NonFiniteError, match="untuned model's logits" if untuned else "tuned model's logits"):
+    monkeypatch.setattr(vllm.LLM, "__init__", broken)
+    with pytest.raises(NonFiniteError, match=f"the {'untuned' if untuned else 'tuned'} model's logits"):
         rank(world[0], adapter, tmp_path / "out", backend="vllm")
     assert not vllm.RUNNING
 
