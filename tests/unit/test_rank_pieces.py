@@ -16,6 +16,8 @@ from tripletune.processes.supervise import ProcessFailed
 from tripletune.rank.pieces import Answered, Pass, Piece, answer_pieces
 from tripletune.rank.workers.launch import _explain, visible_gpus, worker_environments
 
+CLOSED = -1
+
 
 class Slow:
     """Answers nothing, slowly, and keeps count."""
@@ -27,6 +29,9 @@ class Slow:
         time.sleep(0.02)
         self.seen.append(examples["user_id"][0])
         return examples.select("user_id", num_tokens=pl.lit(3))
+
+    def close(self) -> None:
+        self.seen.append(CLOSED)
 
 
 @pytest.fixture
@@ -56,7 +61,7 @@ def test_one_process_answers_each_piece_and_loads_each_model_once(pieces: list[P
     loaded: list[bool] = []
     pieces[2].target.touch()
     answer(pieces, seen, took, loaded)
-    assert seen == [0, 1, 3, 4, 5, 6, 7]
+    assert seen == [0, 1, 3, CLOSED, 4, 5, 6, 7, CLOSED]
     assert loaded == [True, False]
     assert sum(one.tokens for one in took) == 3 * 7
 
@@ -69,7 +74,7 @@ def test_several_share_the_pieces_and_answer_each_once(pieces: list[Piece]) -> N
         thread.start()
     for thread in threads:
         thread.join()
-    assert sorted(number for share in shares for number in share) == list(range(8))
+    assert sorted(number for share in shares for number in share if number != CLOSED) == list(range(8))
     assert all(shares)
 
 
@@ -81,10 +86,10 @@ def test_a_piece_that_another_holds_is_left_and_taken_when_that_one_is_gone(piec
     thread.start()
     thread.join(1.0)
     assert thread.is_alive()
-    assert seen == [0, 2, 3, 4, 5, 6, 7]
+    assert seen == [0, 2, 3, CLOSED, 4, 5, 6, 7]
     lock.release(force=True)
     thread.join()
-    assert seen[-1] == 1
+    assert seen[-3:] == [CLOSED, 1, CLOSED]
 
 
 def test_a_piece_that_another_finished_meanwhile_is_not_answered_again(pieces: list[Piece]) -> None:
@@ -97,7 +102,19 @@ def test_a_piece_that_another_finished_meanwhile_is_not_answered_again(pieces: l
             return super().answer(examples, constrained=constrained, batch_size=batch_size)
 
     answer_pieces(pieces, lambda tuned: Finishing(tuned, seen), 2, lambda took: None)
-    assert seen == [0, 1, 2, 4, 5, 6, 7]
+    assert seen == [0, 1, 2, CLOSED, 4, 5, 6, 7, CLOSED]
+
+
+def test_a_model_is_closed_where_answering_fails(pieces: list[Piece]) -> None:
+    seen: list[int] = []
+
+    class Failing(Slow):
+        def answer(self, examples: pl.DataFrame, *, constrained: bool, batch_size: int) -> pl.DataFrame:
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        answer_pieces(pieces, lambda tuned: Failing(tuned, seen), 2, lambda took: None)
+    assert seen == [CLOSED]
 
 
 @pytest.mark.parametrize(

@@ -234,6 +234,7 @@ def test_what_a_section_computes_counts_by_its_value():
         ({"rank": {"max_viewers": 5}}, RANK),
         ({"rank": {"untuned_viewers": 5}}, RANK),
         ({"rank": {"workers": 2}}, NOTHING),
+        ({"rank": {"backend": "vllm"}}, RANK),
         ({"evaluate": {"confidence": 0.9}}, "evaluate"),
         ({"promote": {"margin": 0.5}, "workers": {"count": 9}, "tracking": {"experiment": "x"}}, NOTHING),
     ],
@@ -241,6 +242,16 @@ def test_what_a_section_computes_counts_by_its_value():
 )
 def test_a_setting_rebuilds_the_stages_that_read_it(changed, stages):
     assert rebuilt(config(), lambda: None, config(**changed)) == stages.split()
+
+
+def test_vllm_and_the_code_that_calls_it_count_where_it_ranks():
+    (stage,) = (stage for stage in reusable_stages(config()) if stage.name == "rank")
+    parents = dict.fromkeys(f"{INGEST} sasrec".split(), "")
+    for backend, counts in (("transformers", False), ("vllm", True)):
+        counted = stage.ingredients(config(rank={"backend": backend}), parents, {})
+        assert ("vllm" in counted["libraries"]) is counts
+        assert ("rank.vllm_backend" in counted["source"]) is counts
+        assert counted["fields"]["rank.backend"] == backend
 
 
 @pytest.mark.parametrize(

@@ -176,8 +176,12 @@ class FinetuneConfig(Section):
 class RankConfig(Section):
     """Settings of ranking: the model answers the prompts."""
 
+    backend: Literal["transformers", "vllm"] = "transformers"
+    """Library that computes the answers. vllm, on GPUs, is installed apart (docs/gpus.md) and needs a template
+    whose answers are letters, and no behaviour tokens; it makes its batches itself. Scores may differ from those of
+    transformers in the last bits."""
     batch_size: Positive = 32
-    """Prompts per batch."""
+    """Prompts per batch of ``transformers``."""
     max_viewers: Annotated[int, Field(ge=0)] = 0
     """Users ranked per purpose (the first by hash of user); 0 ranks all."""
     unconstrained_viewers: Annotated[int, Field(ge=0)] = 100

@@ -112,6 +112,15 @@ class RunConfig(Section):
                 )
         return self
 
+    @model_validator(mode="after")
+    def _ranks_what_it_trains(self) -> RunConfig:
+        if self.rank.backend == "vllm" and self.finetune.has_behaviour:
+            raise ValueError(
+                f"rank.backend = 'vllm' reads text alone, and finetune.behaviour_tokens = "
+                f"{self.finetune.behaviour_tokens!r}; set rank.backend to 'transformers', or behaviour_tokens to 'none'"
+            )
+        return self
+
     @property
     def counted_with(self) -> tuple[str, str] | None:
         """Model and revision whose tokenizer counts the prompts' tokens; None for ``tiny``, trained on the prompts."""

@@ -275,7 +275,11 @@ STAGES = (
         part="rank",
         parents=lambda config: ("generate", "finetune", *config.behaviour_stages),
         fields=("rank", "seed"),
-        libraries=lambda config: ("torch", "transformers", "peft", "polars", *_quantizer(config)),
+        libraries=lambda config: (
+            *("torch", "transformers", "peft", "polars", *_quantizer(config)),
+            *(("vllm",) if config.rank.backend == "vllm" else ()),
+        ),
+        without=lambda config: () if config.rank.backend == "vllm" else ("rank.vllm_backend",),
         headline=("viewers", "rows"),
     ),
     Stage(

@@ -24,7 +24,7 @@ from tripletune.behaviour.embedding import attach_films, with_unknown
 from tripletune.behaviour.space import require_space, vectors_for
 from tripletune.behaviour.tokens import UNKNOWN, BehaviourTokens, prompt_ids
 from tripletune.chat import load_tokenizer
-from tripletune.contract import AdapterContract, locate_base, read_contract
+from tripletune.contract import AdapterContract, BaseIdentity, locate_base, read_contract
 from tripletune.errors import ContractError, NonFiniteError
 from tripletune.next_token import next_token_logits
 from tripletune.rank.decoding import AnswerConstraint, read_answer
@@ -38,7 +38,7 @@ ANSWERED = pl.Schema({**{name: PREDICTIONS[name] for name in _SHARED}, "num_toke
 
 
 @dataclass(frozen=True, slots=True)
-class _Written:
+class Written:
     """One answer: its text, and all candidates (by place) with their scores, best first, where each has one."""
 
     text: str
@@ -78,13 +78,7 @@ class Answerer:
                 this version does not have.
             NonFiniteError: a weight of the adapter is NaN or infinite.
         """
-        contract = read_contract(finetuned)
-        style_of(contract)  # before weights are read
-        base = locate_base(finetuned, contract)
-        tokenizer = load_tokenizer(base.source, base.hub_revision, contract.date_string)
-        tokenizer.padding_side = "left"
-        if tokenizer.pad_token is None:
-            tokenizer.pad_token = tokenizer.eos_token
+        contract, base, tokenizer = open_folder(finetuned)
         model = load_base(base, contract)
         behaviour = None
         if tuned:
@@ -92,6 +86,9 @@ class Answerer:
             model = merge_adapter(model, finetuned / "adapter")
         model = model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
         return cls(model, tokenizer, LineTokens(tokenizer), contract, tuned, behaviour)
+
+    def close(self) -> None:
+        """Give back what does not go with this object; a model in this process does."""
 
     @property
     def style(self) -> AnswerStyle:
@@ -162,7 +159,7 @@ class Answerer:
 
     def _write(
         self, ids: list[list[int]], names: Sequence[Names], order: Sequence[int], constrained: bool, batch_size: int
-    ) -> Iterator[tuple[int, _Written]]:
+    ) -> Iterator[tuple[int, Written]]:
         """The answer to each prompt with its row, in batches along ``order``.
 
         Prompts answered by label and prompts answered in writing never share a batch, so an answer does not depend on
@@ -203,33 +200,36 @@ class Answerer:
             logits_BC = logits_BV.gather(1, label_ids_BC).cpu()
         return [logits_C[: len(row)] for logits_C, row in zip(logits_BC, labels, strict=True)]
 
-    def _by_label(self, logits_C: Tensor, names: Names) -> _Written:
+    def _by_label(self, logits_C: Tensor, names: Names) -> Written:
         """All labels by how likely each is to begin the answer, of which the first are written."""
         scores, order = logits_C.sort(descending=True, stable=True)
         best = order.tolist()
         text = "\n".join(names.line(number, index) for number, index in enumerate(best[: names.num_answers], 1))
         num_tokens = len(self.tokenizer(text, add_special_tokens=False)["input_ids"])
-        return _Written(text, num_tokens, best, scores.tolist())
+        return Written(text, num_tokens, best, scores.tolist())
 
-    def _generate(self, prompts: list[list[int]], names: Sequence[Names], constrained: bool) -> list[_Written]:
+    def _generate(self, prompts: list[list[int]], names: Sequence[Names], constrained: bool) -> list[Written]:
         """Greedy decoding, up to and without the end token."""
         inputs = self.tokenizer.pad({"input_ids": prompts}, return_tensors="pt").to(self.model.device)
         prompt_length = inputs["input_ids"].shape[1]
-        end = self.lines.end
         constraint = AnswerConstraint(self.lines, names, prompt_length) if constrained else None
         one_label = self._names_one and not constrained  # its end token was never trained
         settings = GenerationConfig(
             max_new_tokens=1 if one_label else self._longest_answer(names),  # a longer answer can't be a valid one
             do_sample=False,
             num_beams=1,
-            eos_token_id=end,
+            eos_token_id=self.lines.end,
             pad_token_id=self.tokenizer.pad_token_id,
         )
         with torch.inference_mode():
             output = self.model.generate(**inputs, generation_config=settings, prefix_allowed_tokens_fn=constraint)
-        tokens: list[list[int]] = output[:, prompt_length:].tolist()
-        answers = [row[: row.index(end)] if end in row else row for row in tokens]
-        return [_Written(self.tokenizer.decode(row, skip_special_tokens=True), len(row)) for row in answers]
+        return [self._as_text(row) for row in output[:, prompt_length:].tolist()]
+
+    def _as_text(self, tokens: list[int]) -> Written:
+        """An answer that the model wrote, without its end token and what pads the batch behind it."""
+        end = self.lines.end
+        answer = tokens[: tokens.index(end)] if end in tokens else tokens
+        return Written(self.tokenizer.decode(answer, skip_special_tokens=True), len(answer))
 
     def _longest_answer(self, names: Sequence[Names]) -> int:
         """Tokens the longest possible answer of a batch takes, its end token included."""
@@ -246,6 +246,22 @@ class Answerer:
 
 def _batches(rows: list[int], size: int) -> list[list[int]]:
     return [rows[start : start + size] for start in range(0, len(rows), size)]
+
+
+def open_folder(finetuned: Path) -> tuple[AdapterContract, BaseIdentity, Any]:
+    """Contract of a finetuned folder, its base model and that one's tokenizer; no weights are loaded.
+
+    Raises:
+        MissingArtifactError, ContractError: as ``Answerer.load``.
+    """
+    contract = read_contract(finetuned)
+    style_of(contract)
+    base = locate_base(finetuned, contract)
+    tokenizer = load_tokenizer(base.source, base.hub_revision, contract.date_string)
+    tokenizer.padding_side = "left"
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return contract, base, tokenizer
 
 
 def _attach_behaviour(

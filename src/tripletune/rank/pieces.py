@@ -155,19 +155,25 @@ def answer_pieces(
         on_piece: called after each piece of this process.
     """
     answerer: Answerer | None = None
-    while waiting := [piece for piece in pieces if not piece.is_done]:
-        took_any = False
-        for piece in waiting:
-            with _claim(piece) as is_mine:
-                if not is_mine:
-                    continue
-                took_any = True
-                if answerer is None or answerer.tuned != piece.way.tuned:
-                    answerer = None  # its memory is needed
-                    answerer = load(piece.way.tuned)
-                on_piece(_answer_piece(answerer, piece, batch_size))
-        if not took_any:  # others hold the last ones; wait, in case one of them dies
-            time.sleep(_POLL_SECONDS)
+    try:
+        while waiting := [piece for piece in pieces if not piece.is_done]:
+            took_any = False
+            for piece in waiting:
+                with _claim(piece) as is_mine:
+                    if not is_mine:
+                        continue
+                    took_any = True
+                    if answerer is None or answerer.tuned != piece.way.tuned:
+                        if answerer is not None:
+                            answerer.close()
+                        answerer = None  # its memory is needed
+                        answerer = load(piece.way.tuned)
+                    on_piece(_answer_piece(answerer, piece, batch_size))
+            if not took_any:  # others hold the last ones; wait, in case one of them dies
+                time.sleep(_POLL_SECONDS)
+    finally:
+        if answerer is not None:
+            answerer.close()
 
 
 @contextmanager

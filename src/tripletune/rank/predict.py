@@ -7,6 +7,7 @@ pieces that survive a kill, since a large model takes hours.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -110,6 +111,7 @@ def rank_shards(
 
     Raises:
         ContractError: the adapter was trained on other prompts.
+        ConfigError: ``rank.backend`` can't answer them, see ``vllm_backend.require_answerable``.
     """
     contract = read_contract(finetuned)
     require_same(prompt_contract, contract)
@@ -121,12 +123,16 @@ def rank_shards(
         shards=shards,
         finetuned=finetuned,
         pieces=folder,
+        merged=out / SCRATCH / "merged",
         settings=settings,
         seed=seed,
         folders=_film_folders(contract, folder_of),
         environments=worker_environments(settings.workers, visible_gpus()),
     )
-    took = _answer_all(job, pieces, out / SCRATCH)
+    if settings.backend == "vllm":
+        took = _answer_with_vllm(job, pieces, out / SCRATCH)
+    else:
+        took = _answer_all(job, pieces, out / SCRATCH)
     written = pl.concat(conform(pl.read_parquet(piece.target), PREDICTIONS) for piece in pieces)
     parts = [*_trivial_orders(shards, chosen, seed), written]
     if contract.residual:
@@ -151,6 +157,18 @@ def _film_folders(contract: AdapterContract, folder_of: FolderOf | None) -> dict
     return {contract.behaviour.source: folder_of(contract.behaviour.source)}
 
 
+def _answer_with_vllm(job: RankJob, pieces: Sequence[Piece], scratch: Path) -> Answered:
+    """As ``_answer_all``, with the tuned model's weights in a folder meanwhile; a run that is killed keeps them."""
+    from tripletune.rank.vllm_backend import require_answerable, write_merged  # imports torch and transformers
+
+    require_answerable(job.finetuned)
+    if any(piece.way.tuned and not piece.is_done for piece in pieces):
+        write_merged(job.finetuned, job.merged)
+    took = _answer_all(job, pieces, scratch)
+    shutil.rmtree(job.merged, ignore_errors=True)
+    return took
+
+
 def _answer_all(job: RankJob, pieces: Sequence[Piece], scratch: Path) -> Answered:
     """Answer the pieces that are not done, in this process or in several; one line of progress for all.
 
@@ -168,17 +186,12 @@ def _answer_all(job: RankJob, pieces: Sequence[Piece], scratch: Path) -> Answere
         if len(job.environments) > 1:
             return answer_in_processes(job, scratch, note, lambda: progress.advance(line))
 
-        from tripletune.rank.answerer import Answerer  # imports torch and transformers
-
         def add(answered: Answered) -> None:
             nonlocal seconds, tokens
             seconds, tokens = seconds + answered.seconds, tokens + answered.tokens
             progress.advance(line)
 
-        def load(tuned: bool) -> Answerer:
-            return Answerer.load(job.finetuned, job.folder_of, tuned=tuned)
-
-        answer_pieces(pieces, load, job.settings.batch_size, add)
+        answer_pieces(pieces, job.load, job.settings.batch_size, add)
     return Answered(seconds, tokens)
 
 

@@ -34,7 +34,8 @@ Columns:
     system: one of SYSTEMS
     constrained: whether decoding was constrained to the candidates
     answers: candidates, best first
-    scores: their scores, where the system gives one to each: the labels' logits, or the sum with the retriever's
+    scores: their scores, where the system gives one to each: the labels' logits (with vLLM minus one number
+        for each query: log-probabilities among the candidates), or the sum with the retriever's
     valid: the text is exactly the requested number of distinct candidates and nothing else
     text: output of the model
 """

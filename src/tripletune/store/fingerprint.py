@@ -64,8 +64,16 @@ def input_checksums(
 
 def library_versions(names: Iterable[str]) -> dict[str, str]:
     """Installed versions, without the build: torch 2.13.0 and 2.13.0+cpu are one version, and shards from one machine
-    train on another."""
-    return {name: metadata.version(name).split("+")[0] for name in names}
+    train on another. An optional package may be missing; the stage that needs it says so as it starts.
+    """
+    return {name: _version(name) for name in names}
+
+
+def _version(name: str) -> str:
+    try:
+        return metadata.version(name).split("+")[0]
+    except metadata.PackageNotFoundError:
+        return "not installed"
 
 
 def fingerprint(name: str, ingredients: Ingredients) -> str:

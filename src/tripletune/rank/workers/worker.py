@@ -20,14 +20,13 @@ def main(argv: list[str]) -> int:
     lifeline.hold()
     job, number = RankJob.model_validate_json(Path(argv[0]).read_bytes()), int(argv[1])
 
-    from tripletune.rank.answerer import Answerer  # after the lifeline: imports torch and transformers
     from tripletune.rank.pieces import answer_pieces, choose_users, cut_pieces
 
     pieces = cut_pieces(job.shards, choose_users(job.shards, job.settings, job.seed), job.settings, job.pieces)
     try:
         answer_pieces(
             pieces,
-            lambda tuned: Answerer.load(job.finetuned, job.folder_of, tuned=tuned),
+            job.load,
             job.settings.batch_size,
             lambda answered: send("piece", {"worker": number, **asdict(answered)}),
         )
