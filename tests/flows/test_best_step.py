@@ -214,24 +214,3 @@ def test_two_processes_keep_the_step_that_one_keeps_and_stop_where_it_stops(tmp_
     assert two["best_ndcg"] == pytest.approx(one["best_ndcg"], abs=1e-9)
     for name, tensor in weights[0].items():
         torch.testing.assert_close(weights[1][name], tensor, rtol=1e-4, atol=1e-5)
-
-
-def test_of_written_answers_the_step_with_the_lowest_loss_is_published(tmp_path, capsys, world, checkpoints):
-    shards = write_shards(tmp_path / "shards", train=12, valid=3, test=1, long=False)
-    pl.read_parquet(shards / "valid" / "*.parquet").write_parquet(tmp_path / "evaluation.parquet")
-    job = changed(
-        world,
-        tmp_path / "out",
-        {"objective": "sft", "learning_rate": 1.0, "logging_steps": 1, "save_steps": 1},
-        train=tuple(sorted((shards / "train").glob("*.parquet"))),
-        evaluation=tmp_path / "evaluation.parquet",
-        select=None,
-        prior=(),
-        answer_style="titles",
-    )
-    found = run(job, capsys)
-    best = min((loss, step) for step, loss in found.logged("eval_loss") if step)[1]
-    assert best < 8
-    assert (found.facts["best_step"], found.facts["published_step"]) == (best, best)
-    assert not {"best_ndcg", "eval_ndcg", "eval_ndcg_before"} & found.facts.keys()
-    assert (job.adapter / WEIGHTS).read_bytes() == (checkpoints / f"checkpoint-{best}" / WEIGHTS).read_bytes()
