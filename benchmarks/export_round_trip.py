@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import gc
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -34,6 +34,7 @@ from tripletune.contract import read_contract
 from tripletune.export.card import LABELS
 from tripletune.export.export import export_run
 from tripletune.rank.answerer import Answerer
+from tripletune.store.files import write_json
 from tripletune.store.runs import read_run
 
 SERVER = "xllamacpp"
@@ -161,13 +162,17 @@ def table(found: dict[str, Agreement]) -> str:
     return "\n".join(lines)
 
 
+PATHS = ("run", "gguf", "merged", "adapter", "untuned")
+
+
 def main(
     artifacts: Annotated[Path, typer.Option(help="Artifact root of the run.")],
-    work: Annotated[Path, typer.Option(help="Folder of the exports; those it has are used again.")],
+    work: Annotated[Path, typer.Option(help="Folder of exports and scores; those it has are used again.")],
     run: Annotated[str, typer.Option(help="Name of the run; empty: the latest with an adapter.")] = "",
     converter: Annotated[str, typer.Option(help="llama.cpp's checkout, or its converter.")] = "",
     prompts: Annotated[int, typer.Option(help="Test prompts, drawn at random.")] = 100,
     threads: Annotated[int, typer.Option(help="Threads of torch and llama.cpp.")] = 1,
+    only: Annotated[list[str] | None, typer.Option(help="Paths to score; else all.")] = None,
 ) -> None:
     """Export, score the prompts on each path, and print the table."""
     torch.set_num_threads(threads)
@@ -176,36 +181,36 @@ def main(
     contract = read_contract(finetuned)
     examples = pl.read_parquet(record.paths(artifacts).require("generate") / "test" / "*.parquet").sort("example_id")
     examples = examples.sample(min(prompts, len(examples)), seed=7)
-    reference = by_the_run(finetuned, examples, tuned=True)
-    eps = torch.finfo(getattr(torch, contract.dtype)).eps
-    found: dict[str, Agreement] = {}
 
-    def report(name: str, logits: Logits) -> None:
-        found[name] = compare(reference, logits, eps)
-        print(f"\n{contract.base_model}, {contract.dtype}:\n\n{table(found)}\n", flush=True)
-        gc.collect()
-
-    def exported(form: str) -> Path:
-        if not (work / form).exists():
-            export_run(record, artifacts, work / form, form, text_only=True, converter=converter)
-        return work / form
-
-    def scored(form: str, load: Callable[[Path], Scorer]) -> Logits:
-        folder = exported(form)
+    def scored(name: str) -> Logits:
+        if name in ("run", "untuned"):
+            return by_the_run(finetuned, examples, tuned=name == "run")
+        folder = work / name
+        if not folder.exists():
+            export_run(record, artifacts, folder, name, text_only=True, converter=converter)
         tokens = json.loads((folder / LABELS).read_text(encoding="utf-8"))
-        return label_scores(load(folder), examples, tokens, form)
+        file = next(folder.glob("*.gguf"), None)
+        score = by_llama_cpp(file, threads) if file else by_transformers(folder, name, contract.dtype)
+        return label_scores(score, examples, tokens, name)
 
-    report("untuned", by_the_run(finetuned, examples, tuned=False))
-    for form in ("merged", "adapter"):
-        report(form, scored(form, lambda folder, form=form: by_transformers(folder, form, contract.dtype)))
-    if find_spec(SERVER) is None:
-        print(f"gguf is skipped: {SERVER} is not installed (pip install {SERVER})")
-        return
-    report("gguf", scored("gguf", lambda folder: by_llama_cpp(next(_gguf(folder)), threads)))
+    found: dict[str, Logits] = {}
+    for name in only or PATHS:
+        if name == "gguf" and find_spec(SERVER) is None:
+            print(f"gguf is skipped: {SERVER} is not installed (pip install {SERVER})")
+            continue
+        found[name] = kept(work / f"{name}-{len(examples)}.json", lambda name=name: scored(name))
+        gc.collect()  # before the next model is loaded
+    if "run" in found:
+        eps = torch.finfo(getattr(torch, contract.dtype)).eps
+        agreed = {name: compare(found["run"], one, eps) for name, one in found.items() if name != "run"}
+        print(f"{contract.base_model}, {contract.dtype}:\n\n{table(agreed)}")
 
 
-def _gguf(folder: Path) -> Iterator[Path]:
-    return folder.glob("*.gguf")
+def kept(file: Path, score: Callable[[], Logits]) -> Logits:
+    """Scores from the file, or computed and written to it."""
+    if not file.exists():
+        write_json(file, [scores_C.tolist() for scores_C in score()])
+    return [np.array(scores) for scores in json.loads(file.read_text(encoding="utf-8"))]
 
 
 if __name__ == "__main__":
