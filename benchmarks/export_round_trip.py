@@ -21,8 +21,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
+import httpx
 import numpy as np
 import polars as pl
 import torch
@@ -30,7 +31,8 @@ import typer
 from numpy.typing import NDArray
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tripletune.contract import read_contract
+from tripletune.chat import load_tokenizer
+from tripletune.contract import AdapterContract, locate_base, read_contract
 from tripletune.export.card import LABELS
 from tripletune.export.export import export_run
 from tripletune.rank.answerer import Answerer
@@ -114,8 +116,8 @@ def by_transformers(folder: Path, form: str, dtype: str) -> Scorer:
     return score
 
 
-def by_llama_cpp(file: Path, threads: int) -> Scorer:
-    """The guide's request to llama.cpp's server, which is started in this process."""
+def start_llama_cpp(file: Path, threads: int) -> Any:
+    """llama.cpp's server over a file, in this process; it ends with the object."""
     import xllamacpp
 
     settings = xllamacpp.CommonParams()
@@ -123,7 +125,11 @@ def by_llama_cpp(file: Path, threads: int) -> Scorer:
     settings.n_ctx, settings.n_parallel = 2048, 1
     settings.cpuparams.n_threads = settings.cpuparams_batch.n_threads = threads
     settings.use_jinja, settings.warmup = True, False
-    server = xllamacpp.Server(settings)
+    return xllamacpp.Server(settings)
+
+
+def by_llama_cpp(server: Any) -> Scorer:
+    """The guide's request."""
 
     def score(chat: list[dict[str, str]]) -> dict[int, float]:
         body = {"messages": chat, "temperature": 0, "max_tokens": 1, "logprobs": True, "top_logprobs": _TOP}
@@ -132,6 +138,22 @@ def by_llama_cpp(file: Path, threads: int) -> Scorer:
         return {token["id"]: token["logprob"] for token in first["top_logprobs"]}
 
     return score
+
+
+def same_tokens(server: Any, finetuned: Path, contract: AdapterContract, chats: list[list[dict[str, str]]]) -> int:
+    """Chats that the server's chat template and tokenizer turn into the run's own tokens."""
+
+    def ask(path: str, body: dict[str, Any]) -> Any:
+        return httpx.post(f"{server.listening_address}{path}", json=body).raise_for_status().json()
+
+    base = locate_base(finetuned, contract)
+    tokenizer = load_tokenizer(base.source, base.hub_revision, contract.date_string)
+    same = 0
+    for chat in chats:
+        text = ask("/apply-template", {"messages": chat})["prompt"]
+        ids = ask("/tokenize", {"content": text, "add_special": True, "parse_special": True})["tokens"]
+        same += ids == tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False)
+    return same
 
 
 def label_scores(score: Scorer, examples: pl.DataFrame, tokens: dict[str, int], name: str) -> Logits:
@@ -189,9 +211,12 @@ def main(
         if not folder.exists():
             export_run(record, artifacts, folder, name, text_only=True, converter=converter)
         tokens = json.loads((folder / LABELS).read_text(encoding="utf-8"))
-        file = next(folder.glob("*.gguf"), None)
-        score = by_llama_cpp(file, threads) if file else by_transformers(folder, name, contract.dtype)
-        return label_scores(score, examples, tokens, name)
+        if name != "gguf":
+            return label_scores(by_transformers(folder, name, contract.dtype), examples, tokens, name)
+        server = start_llama_cpp(next(folder.glob("*.gguf")), threads)
+        same = same_tokens(server, finetuned, contract, examples["prompt"].to_list())
+        print(f"gguf: {same} of {len(examples)} prompts have the run's tokens", flush=True)
+        return label_scores(by_llama_cpp(server), examples, tokens, name)
 
     found: dict[str, Logits] = {}
     for name in only or PATHS:
