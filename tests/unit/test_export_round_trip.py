@@ -17,7 +17,7 @@ RUN = np.array([1.0, 8.0, 3.0, 7.9375, 2.0, 5.0, 4.0])
 
 def test_a_constant_added_to_all_scores_changes_nothing():
     found = round_trip.compare([RUN], [RUN - 20], EPS)
-    assert found == round_trip.Agreement(1, 1, 1, 0, 0.0, 0.0)
+    assert found == round_trip.Agreement(1, 1, 1, 0, 0.0, pytest.approx(0.0, abs=1e-12))
 
 
 def test_two_candidates_within_a_step_are_a_tie_and_further_apart_they_are_not():
