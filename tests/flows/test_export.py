@@ -24,7 +24,7 @@ from tripletune.behaviour.embedding import PROJECTOR, attach_films, with_unknown
 from tripletune.chat import DATE, load_tokenizer
 from tripletune.cli.main import main
 from tripletune.config import RankConfig, RunConfig
-from tripletune.contract import BaseIdentity, BehaviourSpace, Residual, read_contract, write_contract
+from tripletune.contract import BaseIdentity, BehaviourSpace, Residual, identify_base, read_contract, write_contract
 from tripletune.evaluate.evaluate import METRICS
 from tripletune.finetune.launch import finetune_adapter
 from tripletune.finetune.training import train
@@ -34,6 +34,8 @@ from tripletune.store.paths import MANIFEST
 from tripletune.store.runs import RunRecord
 
 STAGES = {name: name * 4 for name in ("generate", "finetune", "rank", "evaluate")}
+TIE = 1e-5
+"""Difference of two logits that the order of float32 sums decides: prompts alone have other sums than in a batch."""
 RESIDUAL = Residual(prior=tuple(-float(place) for place in range(20)), weight=0.5)
 
 
@@ -45,7 +47,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     settings = SETTINGS.model_copy(update={"objective": "listwise", "num_train_epochs": 4.0})
 
     def shards(work: Path) -> dict[str, Any]:
-        write_shards(work, train=30, valid=4, test=16, long=False, letters=True)
+        write_shards(work, train=30, valid=4, test=100, long=False, letters=True)
         return {}
 
     made = paths.build("generate", shards)
@@ -126,19 +128,41 @@ def orders_of(names: dict[str, Any], examples: pl.DataFrame) -> list[list[int]]:
     return found
 
 
-def expected(root: Path) -> tuple[pl.DataFrame, list[list[int]]]:
-    """The test examples and the run's own order of each one's candidates."""
+def predicted(root: Path) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """The test examples, and of each the run's own predictions."""
     store = root / "toy"
     examples = pl.read_parquet(store / "generate" / STAGES["generate"] / "test" / "*.parquet").sort("user_id")
     rows = pl.read_parquet(store / "rank" / STAGES["rank"] / "predictions.parquet")
     rows = rows.filter(purpose="test", system="tuned", constrained=True).sort("user_id")
     assert rows["user_id"].to_list() == examples["user_id"].to_list()
-    return examples, rows["answers"].to_list()
+    return examples, rows
+
+
+def expected(root: Path) -> tuple[pl.DataFrame, list[list[int]]]:
+    """The first 16 test examples and the run's own order of each one's candidates."""
+    examples, rows = predicted(root)
+    return examples.head(16), rows["answers"].head(16).to_list()
 
 
 def differing(ours: Sequence[Sequence[int]], theirs: Sequence[Sequence[int]]) -> int:
     """Lists whose first five films differ. A tie of float32 would be one; these prompts have none."""
     return sum(a[:5] != b[:5] for a, b in zip(ours, theirs, strict=True))
+
+
+def lead_turned(order: Sequence[int], answers: Sequence[int], scores: Sequence[float]) -> float:
+    """Largest lead, in the run's own scores, of a film that ``order`` puts behind another; 0 where all agree."""
+    assert sorted(order) == sorted(answers)
+    score = dict(zip(answers, scores, strict=True))
+    ours = [score[film] for film in order]
+    return max(max(ours[place:]) - ours[place] for place in range(len(ours)))
+
+
+def assert_same_orders(ours: Sequence[Sequence[int]], rows: pl.DataFrame) -> None:
+    """The same order of all candidates, but for two films now and then whose scores are as near as rounding."""
+    theirs = zip(ours, rows["answers"].to_list(), rows["scores"].to_list(), strict=True)
+    differences = [lead_turned(*one) for one in theirs if one[0] != one[1]]
+    assert [lead for lead in differences if lead > TIE] == []
+    assert len(differences) <= len(rows) // 20
 
 
 @pytest.mark.parametrize("form", ["merged", "adapter"])
@@ -149,14 +173,37 @@ def test_an_export_orders_candidates_as_the_run_did(root, tmp_path, capsys, form
     printed = capsys.readouterr().out
     assert f"{form} of toy-1" in printed
     assert "not in it" not in printed
+    examples, rows = predicted(root)
+    assert len(rows) == 100
+    assert_same_orders(orders_of(run_code(out / "README.md"), examples), rows)
     examples, theirs = expected(root)
-    ours = orders_of(run_code(out / "README.md"), examples)
-    assert len(theirs) == 16
-    assert differing(ours, theirs) == 0
     untuned = AutoModelForCausalLM.from_pretrained(root / "toy" / "finetune" / STAGES["finetune"] / "base").eval()
     names = run_code(out / "README.md")
     names["order"].__globals__["model"] = untuned
     assert differing(orders_of(names, examples), theirs) > 0, "the base model alone would pass"
+
+
+def write_the_day(folder: Path) -> None:
+    """A base model whose chat template writes a day, as Llama 3.2's, and an adapter trained on another than today's."""
+    template = folder / "base" / "chat_template.jinja"
+    day = "{% if date_string is not defined %}{% set date_string = strftime_now('%d %b %Y') %}{% endif %}"
+    template.write_text(f"{day}Today Date: {{{{ date_string }}}}\n{template.read_text()}")
+    contract = read_contract(folder).model_copy(update={"date_string": "31 Dec 1999"})
+    base = identify_base(str(folder / "base"), "")
+    write_contract(folder, contract.model_copy(update={"tokenizer_sha256": base.tokenizer_sha256}))
+
+
+@pytest.mark.parametrize("form", ["merged", "adapter"])
+def test_an_export_writes_the_day_that_the_adapter_was_trained_on(root, tmp_path, form):
+    dated, out = changed(root, tmp_path / "dated", write_the_day), tmp_path / "out"
+    assert export(dated, out, "--format", form) == 0
+    examples = predicted(root)[0]
+    finetuned = dated / "toy" / "finetune" / STAGES["finetune"]
+    rows = rank_examples(examples, finetuned, tuned=True, constrained=True, batch_size=16)
+    names = run_code(out / "README.md")
+    assert_same_orders(orders_of(names, examples), rows)
+    written = names["tokenizer"].apply_chat_template(examples["prompt"][0].to_list(), tokenize=False)
+    assert "Today Date: 31 Dec 1999\n" in written
 
 
 def test_a_merged_export_is_a_plain_model_folder_with_greedy_settings(root, tmp_path):
