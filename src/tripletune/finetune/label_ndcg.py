@@ -33,7 +33,5 @@ def label_ndcg(logits_BC: Tensor, inputs: Mapping[str, Tensor], weight: float | 
         place_BC = inputs["places"].cpu().numpy()
     order_BK = np.lexsort((place_BC, -score_BC))[:, :PROMOTION_CUTOFF]
     hit_BC = (target_BC > 0) & shown_BC
-    # of fewer candidates than places the ideal list is still cut at K, as in evaluate
-    hit_BK = np.zeros((len(hit_BC), PROMOTION_CUTOFF), dtype=np.bool_)
-    hit_BK[:, : order_BK.shape[1]] = np.take_along_axis(hit_BC, order_BK, axis=1)
+    hit_BK = np.take_along_axis(hit_BC, order_BK, axis=1)
     return torch.from_numpy(ndcg(hit_BK, hit_BC.sum(axis=1))).to(logits_BC.device)
