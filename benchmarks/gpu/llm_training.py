@@ -25,6 +25,7 @@ from tripletune.finetune.curriculum import Curriculum
 from tripletune.finetune.label_batches import label_logits, pad_labels
 from tripletune.finetune.label_loss import LOSSES, combined_scores, mass_loss
 from tripletune.finetune.length_batches import LengthBatches
+from tripletune.next_token import head_in_float32
 from tripletune.precision import has_bfloat16
 from tripletune.residual import Flags, Floats, fit_weight, mean_loss
 
@@ -87,6 +88,7 @@ def load_model(
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True, trust_remote_code=False)
     if vectors_RD is not None:
         attach_films(model, vectors_RD, seed)
+    head_in_float32(model)
     if variant.trains == "lora" and variant.epochs != 0:
         whole = [PROJECTOR] if variant.behaviour else None
         targets = {"target_modules": "all-linear", "modules_to_save": whole, "task_type": "CAUSAL_LM"}

@@ -47,6 +47,7 @@ from tripletune.finetune.sharding import (
 )
 from tripletune.finetune.token_files import EVALUATION, SELECT, TRAIN, TRAIN_TEXT, read_token_files, token_lengths
 from tripletune.finetune.trainers import ChatTrainer, LabelTrainer
+from tripletune.next_token import head_in_float32
 from tripletune.precision import choose_dtype
 from tripletune.processes.messages import send
 from tripletune.quantization import load_causal_lm
@@ -271,6 +272,8 @@ def _load_model(job: TrainingJob, films: FilmTables | None) -> Any:
     if films:
         attach_films(model, films.vectors_RD, job.seed)
     model.register_forward_pre_hook(_without_mask, with_kwargs=True)
+    if settings.scores_labels:  # the loss of sft has its own product
+        head_in_float32(model)
     return model
 
 

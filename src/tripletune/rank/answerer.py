@@ -26,7 +26,7 @@ from tripletune.behaviour.tokens import UNKNOWN, BehaviourTokens, prompt_ids
 from tripletune.chat import load_tokenizer
 from tripletune.contract import AdapterContract, BaseIdentity, locate_base, read_contract
 from tripletune.errors import ContractError, NonFiniteError
-from tripletune.next_token import next_token_logits
+from tripletune.next_token import head_in_float32, next_token_logits
 from tripletune.rank.decoding import AnswerConstraint, read_answer
 from tripletune.rank.merge import load_base, merge_adapter
 from tripletune.schemas.answers import ANSWER_STYLES, NUM_ANSWERS, AnswerStyle
@@ -85,6 +85,7 @@ class Answerer:
             behaviour = _attach_behaviour(model, tokenizer, finetuned, contract, folder_of)
             model = merge_adapter(model, finetuned / "adapter")
         model = model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+        head_in_float32(model)
         return cls(model, tokenizer, LineTokens(tokenizer), contract, tuned, behaviour)
 
     def close(self) -> None:
