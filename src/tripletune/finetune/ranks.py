@@ -7,7 +7,7 @@ examples of a step, so no fingerprint covers it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,17 +42,16 @@ def read_ranks(path: Path) -> Ranks:
         ConfigError: there is no such file, it is not an accelerate config, or it asks for more GPUs than there are.
     """
     config = _read(path)
-    use_cpu = bool(config.get("use_cpu", False))
-    gpus = 0 if use_cpu else _count_gpus(str(config.get("gpu_ids") or "all"))
-    number, shared = config[_NUMBER], config.get("distributed_type") == "FSDP"
-    if number == AUTO:
-        return Ranks(max(gpus, 1), use_cpu, shared)
-    if not use_cpu and number > max(gpus, 1):
+    asked = _asked(config)
+    gpus = 0 if asked.use_cpu else _count_gpus(str(config.get("gpu_ids") or "all"))
+    if config[_NUMBER] == AUTO:
+        return replace(asked, number=max(gpus, 1))
+    if not asked.use_cpu and asked.number > max(gpus, 1):
         raise ConfigError(
-            f"{path}: {_NUMBER} = {number}, and {_say(gpus, 'GPU')} in sight; set it to {AUTO} or to "
+            f"{path}: {_NUMBER} = {asked.number}, and {_say(gpus, 'GPU')} in sight; set it to {AUTO} or to "
             f"{max(gpus, 1)} at most, or use_cpu to true"
         )
-    return Ranks(number, use_cpu, shared)
+    return asked
 
 
 def accumulated_batches(settings: FinetuneConfig, number: int) -> int:
@@ -91,7 +90,10 @@ def asked_ranks(path: Path) -> Ranks:
     Raises:
         ConfigError: there is no such file, or it is not an accelerate config.
     """
-    config = _read(path)
+    return _asked(_read(path))
+
+
+def _asked(config: dict[str, Any]) -> Ranks:
     number = 1 if config[_NUMBER] == AUTO else config[_NUMBER]
     return Ranks(number, bool(config.get("use_cpu", False)), config.get("distributed_type") == "FSDP")
 
