@@ -20,14 +20,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.finetune_shards import LETTERS_CONTRACT, write_shards
 from tests.flows.test_finetune import SETTINGS as LAUNCHED
-from tests.flows.test_trainer import SETTINGS, TINY, Trained, changed, keep_on_the_cpu, run
+from tests.flows.test_label_training import PRIOR, label_job
+from tests.flows.test_trainer import Trained, changed, keep_on_the_cpu, run
 from tripletune.finetune.checkpoints import seal
 from tripletune.finetune.job import TrainingJob
 from tripletune.finetune.launch import _curve, finetune_adapter
-from tripletune.finetune.tiny import write_tiny_llama
-from tripletune.residual import calibrate_prior, fit_weight, mean_loss
+from tripletune.residual import fit_weight, mean_loss
 
-PRIOR = tuple(float(value) for value in calibrate_prior([[0], [1], [2], [5]], 20))
 ROOT = Path(__file__).parents[2]
 WEIGHTS = "adapter_model.safetensors"
 TOO_FAST = 0.1
@@ -42,24 +41,7 @@ def _on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> TrainingJob:
     folder = tmp_path_factory.mktemp("best")
-    shards = write_shards(folder / "shards", train=12, valid=30, test=1, long=False, letters=True)
-    files = tuple(sorted((shards / "train").glob("*.parquet")))
-    pl.read_parquet(shards / "valid" / "*.parquet").write_parquet(folder / "evaluation.parquet")
-    write_tiny_llama(files, folder / "base", TINY, seed=1)
-    changes = {"objective": "listwise", "learning_rate": TOO_FAST, "eval_steps": 1, "keep": "best"}
-    return TrainingJob(
-        out=folder,
-        train=files,
-        evaluation=folder / "evaluation.parquet",
-        select=folder / "evaluation.parquet",
-        prior=PRIOR,
-        answer_style="letters",
-        base=str(folder / "base"),
-        hub_revision=None,
-        base_name="tiny",
-        settings=SETTINGS.model_copy(update=changes),
-        seed=5,
-    )
+    return label_job(folder, valid=30, learning_rate=TOO_FAST, eval_steps=1, keep="best")
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -37,10 +38,9 @@ def _on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     keep_on_the_cpu(monkeypatch)
 
 
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> TrainingJob:
-    folder = tmp_path_factory.mktemp("labels")
-    shards = write_shards(folder / "shards", train=12, valid=4, test=1, long=False, letters=True)
+def label_job(folder: Path, valid: int, **changes: Any) -> TrainingJob:
+    """A training on the labels of 12 prompts, with so many valid ones, that no test has started."""
+    shards = write_shards(folder / "shards", train=12, valid=valid, test=1, long=False, letters=True)
     files = tuple(sorted((shards / "train").glob("*.parquet")))
     pl.read_parquet(shards / "valid" / "*.parquet").write_parquet(folder / "evaluation.parquet")
     write_tiny_llama(files, folder / "base", TINY, seed=1)
@@ -54,9 +54,14 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> TrainingJob:
         base=str(folder / "base"),
         hub_revision=None,
         base_name="tiny",
-        settings=SETTINGS.model_copy(update={"objective": "listwise"}),
+        settings=SETTINGS.model_copy(update={"objective": "listwise", **changes}),
         seed=5,
     )
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> TrainingJob:
+    return label_job(tmp_path_factory.mktemp("labels"), valid=4)
 
 
 @pytest.fixture(scope="module")
