@@ -190,6 +190,7 @@ def test_a_killed_training_goes_on_to_the_same_weights(shards, films, adapter, t
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
+@pytest.mark.slow  # test_sharded.py compares two processes with one as well
 def test_two_processes_learn_what_one_learns_from_batches_of_twice_the_size(shards, films, adapter, tmp_path):
     changes = {"accelerate_config": str(ACCELERATE / "cpu-2.yaml"), "per_device_train_batch_size": 3}
     facts, weights = tuned(shards, films, tmp_path / "two", SETTINGS.model_copy(update=changes))

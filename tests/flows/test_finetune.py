@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import signal
 import subprocess
 import sys
 import textwrap
@@ -14,10 +15,9 @@ from typing import Any
 
 import polars as pl
 import pytest
-import torch
 from safetensors.torch import load_file, save_file
 
-from tests.finetune_shards import PROMPT_CONTRACT, write_shards
+from tests.finetune_shards import LETTERS_CONTRACT, PROMPT_CONTRACT, write_shards
 from tripletune.config import FinetuneConfig, RankConfig, TinyLlamaConfig
 from tripletune.contract import read_contract
 from tripletune.errors import ContractError, NonFiniteError, TrainingDiverged, TrainingError
@@ -92,39 +92,45 @@ def test_the_adapters_files_name_no_path_of_this_machine(trained: tuple[Path, di
     assert not any(str(out).encode() in path.read_bytes() for path in out.glob("*/*") if SCRATCH not in path.parts)
 
 
-@pytest.mark.slow  # test_run.py kills the same by the command line
-def test_a_training_killed_and_run_again_ends_with_the_same_bytes(
-    shards: Path, trained: tuple[Path, dict[str, Any], list[int]], tmp_path: Path
+@pytest.mark.slow  # test_run.py kills one by the command line
+@pytest.mark.parametrize("objective", ["sft", "listwise"])
+def test_a_training_killed_three_times_ends_with_the_bytes_and_the_curve_of_an_undisturbed_one(
+    tmp_path: Path, objective: str
 ) -> None:
-    script = textwrap.dedent(
-        f"""
-        import os, signal
-        from pathlib import Path
-        from tripletune.config import FinetuneConfig
-        from tripletune.finetune.launch import finetune_adapter
+    shards = write_shards(tmp_path / "shards", train=60, valid=12, test=12, long=False, letters=True)
+    settings = SETTINGS.model_copy(update={"objective": objective})
+    undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
+    undisturbed.mkdir()
+    killed.mkdir()
+    finetune_adapter(shards, undisturbed, settings, LETTERS_CONTRACT, LINEAGE, 0, None)
+    for step in (15, 30, 45):
+        script = textwrap.dedent(
+            f"""
+            import os, signal
+            from pathlib import Path
+            from tripletune.config import FinetuneConfig
+            from tripletune.finetune.launch import finetune_adapter
 
-        def on_log(step, metrics):
-            if step >= 15:
-                os.kill(os.getpid(), signal.SIGKILL)
+            def on_log(step, metrics):
+                if step >= {step}:
+                    os.kill(os.getpid(), signal.SIGKILL)
 
-        settings = FinetuneConfig.model_validate_json({SETTINGS.model_dump_json()!r})
-        finetune_adapter(Path({str(shards)!r}), Path({str(tmp_path)!r}), settings, {PROMPT_CONTRACT!r}, {LINEAGE!r}, 0,
-                         on_log)
-        """
-    )
-    killed = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
-    assert killed.returncode == -9, killed.stderr
-    assert not (tmp_path / "adapter").exists()
+            settings = FinetuneConfig.model_validate_json({settings.model_dump_json()!r})
+            finetune_adapter(Path({str(shards)!r}), Path({str(killed)!r}), settings, {LETTERS_CONTRACT!r}, {LINEAGE!r},
+                             0, on_log)
+            """
+        )
+        dead = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+        assert dead.returncode == -signal.SIGKILL, dead.stderr
+        assert not (killed / "adapter").exists()
 
-    facts = finetune_adapter(shards, tmp_path, SETTINGS, PROMPT_CONTRACT, LINEAGE, 0, None)
+    facts = finetune_adapter(shards, killed, settings, LETTERS_CONTRACT, LINEAGE, 0, None)
 
-    assert 10 <= facts["resumed_from_step"] < STEPS
+    assert 40 <= facts["resumed_from_step"] < STEPS
     assert facts["steps"] == STEPS
-    undisturbed, _, _ = trained
-    ours, theirs = (load_file(out / "adapter" / "adapter_model.safetensors") for out in (tmp_path, undisturbed))
-    assert ours.keys() == theirs.keys()
-    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
-    assert published(tmp_path) == published(undisturbed)
+    ours, theirs = (pl.read_parquet(out / "curve.parquet") for out in (killed, undisturbed))
+    assert ours.equals(theirs)
+    assert published(killed) == published(undisturbed)
 
 
 def test_a_finished_training_is_not_repeated(shards: Path, trained: tuple[Path, dict[str, Any], list[int]]) -> None:

@@ -264,6 +264,7 @@ def test_a_prompt_is_ranked_alone_as_among_others_and_as_served(ranked: tuple[Pa
         np.testing.assert_allclose(alone_EC, written_EC, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow  # test_sharded.py compares two processes with one as well
 def test_two_processes_learn_what_one_learns_from_batches_of_twice_the_size(tmp_path: Path) -> None:
     shards = write_shards(tmp_path / "shards", train=24, valid=9, test=1, long=False, letters=True)
     adapters, facts = [], []
