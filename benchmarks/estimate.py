@@ -1,8 +1,8 @@
 """Compare ``tripletune estimate`` with trainings on this CPU: peak memory and seconds of a step.
 
-Each case trains two steps in a process of its own, by the code of the finetune stage, on made-up prompts of about 900
-tokens. Memory is the process's largest resident size. Seconds are of the second step, as the first one warms up: wall
-time, or with ``--process-time`` the process's own time on one core, which other load changes less.
+Each case trains five steps in a process of its own, by the code of the finetune stage, on made-up prompts of about 900
+tokens. Memory is the process's largest resident size. Seconds are the median of all but the first step, which warms
+up: wall time, or with ``--process-time`` the process's own time on one core, which other load changes less.
 
     python -m benchmarks.estimate [--process-time] [--cases tiny-sft smollm2-sft ...] [--out benchmarks/estimate.md]
 """
@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -23,7 +24,7 @@ from typing import Any
 import psutil
 
 ROOT = Path(__file__).parents[1]
-STEPS = 2
+STEPS = 5
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,7 @@ def train(name: str, folder: Path, base: Path, process_time: bool) -> dict[str, 
     from tripletune.finetune.job import TrainingJob
     from tripletune.finetune.meter import peak_of_process
     from tripletune.finetune.tiny import write_tiny_llama
+    from tripletune.finetune.token_files import write_token_files
     from tripletune.precision import choose_dtype
 
     case, clock = CASES[name], time.process_time if process_time else time.perf_counter
@@ -67,6 +69,7 @@ def train(name: str, folder: Path, base: Path, process_time: bool) -> dict[str, 
         model=case.model,
         objective=case.objective,
         num_train_epochs=1,
+        global_batch=case.batch,
         per_device_train_batch_size=case.batch,
         gradient_checkpointing=case.checkpointing,
         logging_steps=1,
@@ -92,12 +95,12 @@ def train(name: str, folder: Path, base: Path, process_time: bool) -> dict[str, 
     marks: list[float] = []
     training._Messenger.on_step_begin = lambda *_, **__: marks.append(clock())
     training._Messenger.on_step_end = lambda *_, **__: marks.append(clock())
+    write_token_files(job, workers=1)
     training.train(job)
+    seconds = statistics.median(end - begin for begin, end in zip(marks[2::2], marks[3::2], strict=True))
     peak = peak_of_process()
     facts = json.loads(job.result.read_text())["facts"]
-    return {"peak": peak, "seconds": marks[-1] - marks[-2], "dtype": dtype} | _estimated(
-        settings, base, facts, dtype, clock
-    )
+    return {"peak": peak, "seconds": seconds, "dtype": dtype} | _estimated(settings, base, facts, dtype, clock)
 
 
 def _estimated(settings: Any, base: Path, facts: dict[str, Any], dtype: str, clock: Any) -> dict[str, Any]:
@@ -168,7 +171,7 @@ def main() -> None:
             call = [sys.executable, "-m", "benchmarks.estimate", "--one", name, f"{scratch}/{name}", str(base)]
             call += ["--process-time"] if options.process_time else []
             environment = os.environ | ({"OMP_NUM_THREADS": "1"} if options.process_time else {})
-            done = subprocess.run(call, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+            done = subprocess.run(call, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True, check=True)
             found[name] = json.loads([line for line in done.stdout.splitlines() if line.startswith('@{"peak')][-1][1:])
             print(table({name: found[name]}).splitlines()[-1], flush=True)
     clock = "the process's own time on one core" if options.process_time else "wall time on all cores"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ class Rates:
     attention: float
     """The same in float32: fused attention on a CPU gains nothing from bfloat16."""
     numbers: float
-    """Numbers a second of an elementwise operation."""
+    """Numbers a second of an elementwise operation, in the weights' number format."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,13 +104,14 @@ def measure_rates(
     from torch.nn.functional import linear
 
     def repeat(act: Callable[[], object]) -> float:
-        """Times a second."""
+        """Times a second, by the median of the times, as now and then another process takes a core."""
         act()
-        start, number = clock(), 0
-        while (passed := clock() - start) < _SECONDS:
+        taken, start = [], clock()
+        while clock() - start < _SECONDS or not taken:
+            before = clock()
             act()
-            number += 1
-        return number / passed
+            taken.append(clock() - before)
+        return 1 / statistics.median(taken)
 
     def product(kind: torch.dtype) -> float:
         x = torch.randn(places, size.hidden).to(kind)
@@ -121,7 +123,7 @@ def measure_rates(
     try:
         products = product(getattr(torch, dtype))
         attention = products if dtype == "float32" else product(torch.float32)
-        x = torch.randn(places, size.intermediate)
+        x = torch.randn(places, size.intermediate).to(getattr(torch, dtype))
         return Rates(products, attention, x.numel() * repeat(lambda: x * x))
     finally:
         torch.set_num_threads(before)

@@ -18,13 +18,14 @@ from tripletune.estimate.tokens import Tokens
 _CHECKPOINTS = 3
 """Two are kept, and the next is written before the oldest goes."""
 _TOKEN_BYTES = 4
-_PASSES = 8
+_PASSES = 22
 """Elementwise passes over a layer's activations, forward and backward, in numbers: norms, rotations, activation
 functions, sums and casts. Measured: see ``benchmarks/estimate.md``."""
-_LOGIT_PASSES = 90
+_LOGIT_PASSES = 300
 """The same over the logits of ``sft``, of which TRL computes every place on a CPU, in plain torch with new arrays."""
-_BATCH_SECONDS = 0.2
-"""Of a batch, whatever its size: Python, and steps of the optimiser that no product is part of."""
+_BATCH_SECONDS, _LAYER_SECONDS = 0.06, 0.015
+"""Of a batch, and of each layer in it, whatever its size: Python, and steps of the optimiser that no product is part
+of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +128,7 @@ def estimate(
         batches = trained.tokens / mean / settings.per_device_train_batch_size
         computing = cpu_seconds(size, trained, settings.lora_r, rates, passes, tiled=tiled)
         times = (
-            (computing + batches * _BATCH_SECONDS) / machine.ranks,
+            (computing + batches * (_BATCH_SECONDS + _LAYER_SECONDS * size.layers)) / machine.ranks,
             cpu_seconds(size, evaluated, settings.lora_r, rates, 1, tiled=tiled) / machine.ranks,
         )
     return Estimate(

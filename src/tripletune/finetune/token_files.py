@@ -42,9 +42,9 @@ TRAIN, TRAIN_TEXT, EVALUATION, SELECT = "train", "train-text", "evaluation", "se
 """Sets of examples: to train on (with behaviour tokens, where there are any, and then as text alone too), to evaluate
 on, and to set the weight of the model's scores."""
 MADE_OF = "made_of.json"
-POOL_FROM = 5000
-"""Examples from which further processes are started. One takes 2.6 CPU seconds for its imports, in which this process
-tokenises about a thousand examples of 1,000 tokens, with the tokenizer's threads on all cores."""
+POOL_FROM = 20_000
+"""Examples from which further processes are started: with fewer, their imports take longer than they save, as the
+tokenizer's own threads use all cores anyway (``benchmarks/tokenize_200k.md``)."""
 _ROW_GROUPS = 4
 """Row groups of a source file in a piece of work: a file of the 32 M release is one."""
 _AT_ONCE = 1000
