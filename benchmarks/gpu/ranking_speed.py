@@ -248,7 +248,7 @@ def measure_prefix(bench: Bench, shape: str, prefix: int, sizes: Sizes) -> dict[
 
         def follow() -> Any:
             hidden = model.model(input_ids=ids[:, prefix:], past_key_values=cache, use_cache=True).last_hidden_state
-            cache.crop(prefix)
+            cache.crop(prefix - length)  # negative: so many tokens are removed
             return hidden
 
         def whole() -> Any:

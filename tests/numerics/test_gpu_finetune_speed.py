@@ -63,7 +63,7 @@ def test_without_a_gpu_it_says_so_and_writes_nothing(script, monkeypatch, capsys
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
-def test_it_trains_on_every_path_in_a_tiny_size(script, device, tmp_path, capfd):
+def test_it_trains_on_every_path_in_a_tiny_size(script, device, tmp_path):
     script.measure(out=tmp_path / "report.json", device=device, tiny=True, steps=2)
     page = json.loads((tmp_path / "report.json").read_text())
     found = page["results"]
