@@ -1,4 +1,4 @@
-"""Speed of fine-tuning a model of Llama 3.1 8B's shape on a GPU: the product next to TRL's defaults, and what limits it.
+"""Speed of fine-tuning Llama 3.1 8B's shape on a GPU: the product next to TRL's defaults, and what limits it.
 
     python benchmarks/gpu/finetune_speed.py measure --out gpu-results/finetune_speed.json    # ends by a deadline
     python benchmarks/gpu/finetune_speed.py report gpu-results/finetune_speed.json           # writes finetune_speed.md
@@ -13,7 +13,7 @@ Tokens are those of the examples, without padding. MFU counts model FLOPs as ``t
 (gradients of frozen weights and what is computed twice are none) over the data sheet's peak; HFU adds what gradient
 checkpointing computes twice; the last share is that of the bfloat16 product of this card. ``peak`` is what tensors took
 at most, ``used`` what the card had given away by the end, the context included; ``estimated`` is the total of
-``tripletune estimate`` for the same batch, where the path is the product's. ``parts`` is the head of ``speed_parts.py``.
+``tripletune estimate`` for the same batch, where the path is the product's. Parts of a step: ``speed_parts.py``.
 """
 
 from __future__ import annotations
@@ -67,9 +67,7 @@ VARIANTS: dict[str, Variant] = {
     "FlashAttention 2": Variant(batch=4, attention="flash_attention_2"),
     "eager attention": Variant(batch=4, attention="eager", checkpointing=True),
     "compiled": Variant(batch=4, compiled=True),
-    "compiled, without dropout, adapter in bfloat16": Variant(
-        batch=4, dropout=0.0, adapter="bfloat16", compiled=True
-    ),
+    "compiled, without dropout, adapter in bfloat16": Variant(batch=4, dropout=0.0, adapter="bfloat16", compiled=True),
     "compiled, 8 examples, checkpointing": Variant(compiled=True, checkpointing=True),
     "FlexAttention, compiled": Variant(batch=4, attention="flex_attention", compiled=True),
     "float8, compiled": Variant(batch=4, weights="float8", compiled=True),
@@ -77,7 +75,14 @@ VARIANTS: dict[str, Variant] = {
     "Liger": Variant(batch=4, liger=True),
 }
 """The most valuable first; Liger last, as it changes transformers for the rest of the process."""
-TINY_NAMES = (MAIN, STOCK, "listwise, 8 examples", "sft, 8 examples, checkpointing", PARTS, "full logits, checkpointing")
+TINY_NAMES = (
+    MAIN,
+    STOCK,
+    "listwise, 8 examples",
+    "sft, 8 examples, checkpointing",
+    PARTS,
+    "full logits, checkpointing",
+)
 TINY_NAMES += ("mixed lengths, sft, own trainer", "listwise, own trainer, as in ml-32m.toml", "FlashAttention 2")
 
 
@@ -195,7 +200,9 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_mar
 def measure(
     out: Annotated[Path, typer.Option(help="Results, as JSON.")],
     device: Annotated[str, typer.Option(help="cuda or cpu.")] = "cuda",
-    only: Annotated[list[str] | None, typer.Option(help="Name of a variant; may be repeated. All, if not given.")] = None,
+    only: Annotated[
+        list[str] | None, typer.Option(help="Name of a variant; may be repeated. All, if not given.")
+    ] = None,
     length: Annotated[int, typer.Option(help="Tokens of the longest example.")] = LENGTH,
     steps: Annotated[int, typer.Option(help="Steps that are timed.")] = 4,
     minutes: Annotated[float, typer.Option(help=f"Ends by then, at most {MAX_MINUTES:g} on a GPU.")] = DEFAULT_MINUTES,

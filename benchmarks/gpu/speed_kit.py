@@ -57,7 +57,7 @@ SHAPES: dict[str, dict[str, Any]] = {
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
         "vocab_size": 600,
-        "max_position_embeddings": 4096,
+        "max_position_embeddings": 131_072,
         "rope_parameters": _LLAMA_3_1,
     },
 }

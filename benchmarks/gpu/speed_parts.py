@@ -22,8 +22,8 @@ from speed_training import (
     build_model,
     collate,
     draw_rows,
-    loss_of,
     lora,
+    loss_of,
     make_optimizer,
     prepare_head,
     update,
@@ -104,7 +104,9 @@ def _time_adapted(linear: Linear, tokens: int, variant: Variant, setup: Setup) -
     bare = nn.Linear(linear.inputs, linear.outputs, bias=False, device=setup.device, dtype=weights_dtype(setup.device))
     settings = lora(variant)
     settings.target_modules, settings.task_type = {"one"}, None
-    wrapped = get_peft_model(nn.ModuleDict({"one": bare}), settings, autocast_adapter_dtype=variant.adapter == "float32")
+    wrapped = get_peft_model(
+        nn.ModuleDict({"one": bare}), settings, autocast_adapter_dtype=variant.adapter == "float32"
+    )
     adapted = wrapped.get_base_model()["one"].train()
     inputs_M = _drawn(setup, tokens, linear.inputs).requires_grad_()
     gradient_M = _drawn(setup, tokens, linear.outputs)

@@ -1,4 +1,4 @@
-"""The benchmark of fine-tuning speed trains what the product trains, counts it right, and goes on where a part fails."""
+"""The benchmark of fine-tuning speed trains as the product does, counts right, and goes on where a part fails."""
 
 from __future__ import annotations
 

@@ -112,7 +112,7 @@ def test_one_model_is_held_at_a_time(script):
 
 
 def test_a_shape_that_does_not_exist_is_refused_by_name(script, tmp_path):
-    with pytest.raises(SystemExit, match="no shape 'llama'; there are: llama-3.1-8b, smollm2-135m, tiny"):
+    with pytest.raises(SystemExit, match=r"no shape 'llama'; there are: llama-3\.1-8b, smollm2-135m, tiny"):
         script.measure(out=tmp_path / "report.json", device="cpu", only=["llama"])
     assert not list(tmp_path.iterdir())
 
