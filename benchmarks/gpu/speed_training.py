@@ -63,7 +63,8 @@ class Variant:
     adapter: str = "float32"
     """Number format of the LoRA matrices; the product has float32."""
     weights: str = "as they are"
-    """Of the layers' linear maps: nf4 (path trainer alone), or float8, whose products are computed in 8 bits."""
+    """Of the layers' linear maps: nf4 (path trainer alone), or float8, whose products are computed in 8 bits; to be
+    compiled, as torchao's own backward pass makes gradients of frozen weights too."""
     liger: bool = False
     """Liger's kernels for norms, rotation and the feed-forward layers' activation."""
     compiled: bool = False

@@ -126,20 +126,30 @@ def test_the_products_head_gives_the_loss_and_the_gradients_of_all_logits(script
         torch.testing.assert_close(gradient, gradients[1][name], rtol=1e-4, atol=1e-7)
 
 
-def test_checkpointing_changes_memory_and_not_the_loss(script, setup):
+def test_checkpointing_keeps_less_and_changes_no_gradient(script, setup):
     import speed_training
 
-    losses = []
+    losses, norms, kept = [], [], []
     for checkpointing in (False, True):
         variant = script.Variant(objective="listwise", batch=2, checkpointing=checkpointing, dropout=0.0)
         model = speed_training.build_model(variant, setup)
         batch = speed_training.collate(speed_training.draw_rows(variant, setup)[:2], variant)
-        loss = speed_training.loss_of(model, batch, variant)
+        sizes: list[int] = []
+
+        def keep(values: torch.Tensor, sizes: list[int] = sizes) -> torch.Tensor:
+            sizes.append(values.numel())
+            return values
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda values: values):
+            loss = speed_training.loss_of(model, batch, variant)
         loss.backward()
-        norm = sum(float(one.grad.square().sum()) for one in model.parameters() if one.grad is not None)
-        losses.append((float(loss.detach()), norm))
+        losses.append(float(loss.detach()))
+        norms.append(sum(float(one.grad.square().sum()) for one in model.parameters() if one.grad is not None))
+        kept.append(sum(sizes))
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
-    assert losses[0][1] > 0
+    assert norms[0] == pytest.approx(norms[1], rel=1e-5)
+    assert norms[0] > 0
+    assert kept[1] < kept[0] / 2
 
 
 @pytest.mark.parametrize(
