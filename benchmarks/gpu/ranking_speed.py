@@ -115,6 +115,7 @@ def load(shape: str, device: torch.device, attention: str, compiled: bool) -> An
     model = random_model(config_of(shape), device, attention).eval()
     head_in_float32(model)
     if compiled:
+        torch.compiler.reset()
         model.model.compile(dynamic=True)
     tokenizer = train_tokenizer(iter([*film_lines(), *[SYSTEM, LIKED, ASKED] * (LINES // 4)]), VOCABULARY)
     tokenizer.padding_side = "left"

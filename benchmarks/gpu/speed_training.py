@@ -150,6 +150,7 @@ def build_model(variant: Variant, setup: Setup) -> Any:
         model.enable_input_require_grads()
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     if variant.compiled:
+        torch.compiler.reset()  # what other variants compiled of the same code would count
         for layer in model.get_base_model().model.layers:
             layer.compile()
     return model.train()
