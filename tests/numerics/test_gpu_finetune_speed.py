@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import tomllib
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.benchmark_scripts import benchmark_script
+from tests.benchmark_scripts import BENCHMARKS, benchmark_script
 from tripletune.estimate.model_size import size_of
 
 CPU = torch.device("cpu")
@@ -88,7 +89,7 @@ def test_it_trains_on_every_path_in_a_tiny_size(script, device, tmp_path):
 
 
 def test_without_trl_the_rest_is_measured_and_its_line_stands_in_the_page(script, monkeypatch, tmp_path):
-    for name in ("trl", "datasets"):
+    for name in ("trl", "datasets", *(name for name in sys.modules if name.startswith(("trl.", "datasets.")))):
         monkeypatch.setitem(sys.modules, name, None)
     names = [script.STOCK, script.MAIN, "listwise, own trainer", "listwise, 8 examples"]
     script.measure(out=tmp_path / "report.json", device="cpu", only=names, steps=1, tiny=True)
@@ -162,6 +163,22 @@ def test_the_shapes_are_those_of_the_releases(script, shape, parameters):
     config = speed_kit.config_of(shape)
     assert size_of(config.to_dict()).parameters == parameters
     assert config.rope_parameters["rope_type"] == ("llama3" if shape == "llama-3.1-8b" else "default")
+
+
+def test_its_settings_are_those_of_the_preset_and_trls_defaults_are_trls(script):
+    import speed_training
+    from trl import SFTConfig
+
+    settings = tomllib.loads((BENCHMARKS.parent / "configs" / "ml-32m.toml").read_text())["finetune"]
+    as_preset = script.VARIANTS["listwise, own trainer, as in ml-32m.toml"]
+    assert (speed_training.LORA_R, speed_training.LORA_ALPHA) == (settings["lora_r"], settings["lora_alpha"])
+    assert as_preset.dropout == script.Variant().dropout == settings["lora_dropout"]
+    assert as_preset.batch == settings["per_device_train_batch_size"]
+    assert (as_preset.objective, as_preset.checkpointing) == (settings["objective"], settings["gradient_checkpointing"])
+    fields, stock = SFTConfig.__dataclass_fields__, script.VARIANTS[script.STOCK]
+    assert fields["per_device_train_batch_size"].default == stock.batch
+    assert fields["gradient_checkpointing"].default == stock.checkpointing
+    assert fields["loss_type"].default == "nll"  # through its fused head
 
 
 def test_work_counts_examples_tokens_squares_and_predicted_places(script):
