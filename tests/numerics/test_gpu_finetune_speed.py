@@ -171,7 +171,7 @@ def test_its_settings_are_those_of_the_preset_and_trls_defaults_are_trls(script)
 
     settings = tomllib.loads((BENCHMARKS.parent / "configs" / "ml-32m.toml").read_text())["finetune"]
     as_preset = script.VARIANTS["listwise, own trainer, as in ml-32m.toml"]
-    assert (speed_training.LORA_R, speed_training.LORA_ALPHA) == (settings["lora_r"], settings["lora_alpha"])
+    assert (settings["lora_r"], settings["lora_alpha"]) == (speed_training.LORA_R, speed_training.LORA_ALPHA)
     assert as_preset.dropout == script.Variant().dropout == settings["lora_dropout"]
     assert as_preset.batch == settings["per_device_train_batch_size"]
     assert (as_preset.objective, as_preset.checkpointing) == (settings["objective"], settings["gradient_checkpointing"])
