@@ -13,7 +13,7 @@ Tokens are those of the examples, without padding. MFU counts model FLOPs as ``t
 (gradients of frozen weights and what is computed twice are none) over the data sheet's peak; HFU adds what gradient
 checkpointing computes twice; the last share is that of the bfloat16 product of this card. ``peak`` is what tensors took
 at most, ``used`` what the card had given away by the end, the context included; ``estimated`` is the total of
-``tripletune estimate`` for the same batch, where the path is the product's. Parts of a step: ``speed_parts.py``.
+``tripletune estimate`` for the same batch, where the product does the same. Parts of a step: ``speed_parts.py``.
 """
 
 from __future__ import annotations
@@ -113,8 +113,9 @@ def work_of(variant: Variant, timed: Timed) -> Work:
 
 
 def estimated_gib(variant: Variant, setup: Setup, size: ModelSize) -> float | None:
-    """The estimate's total for the variant's largest batch; None where the path is not the product's."""
-    if variant.path not in ("ours", "trainer"):
+    """The estimate's total for the variant's largest batch; None for what the product does not do."""
+    other = variant.compiled or variant.liger or variant.weights == "float8" or variant.attention == "eager"
+    if other or variant.adapter != "float32" or variant.path not in ("ours", "trainer"):
         return None
     memory = training_memory(
         size,

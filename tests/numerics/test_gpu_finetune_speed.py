@@ -181,6 +181,21 @@ def test_its_settings_are_those_of_the_preset_and_trls_defaults_are_trls(script)
     assert fields["loss_type"].default == "nll"  # through its fused head
 
 
+def test_memory_is_estimated_for_what_the_product_does(script, tmp_path):
+    import speed_kit
+    import speed_training
+
+    setup = speed_training.Setup("llama-3.1-8b", 1500, 1, torch.device("cuda"), tmp_path)
+    size = size_of(speed_kit.config_of(setup.shape).to_dict())
+    found = {name: script.estimated_gib(variant, setup, size) for name, variant in script.VARIANTS.items()}
+    # 8.03 G weights of 2 bytes, and of 42 M LoRA weights 4 numbers of 4 bytes each, before any activation
+    least = (8_030_261_248 * 2 + 41_943_040 * 16) / 2**30
+    assert least < found["sft, 8 examples, checkpointing"] < found[script.MAIN] < found["sft, 8 examples"] < 139.8
+    assert found["NF4, own trainer"] < found["sft, own trainer"]
+    for name in (script.STOCK, "full logits, checkpointing", "adapter in bfloat16", "compiled", "Liger"):
+        assert found[name] is None
+
+
 def test_work_counts_examples_tokens_squares_and_predicted_places(script):
     import speed_training
 
