@@ -10,10 +10,18 @@ from tasks.stages import run_part
 
 @flow(name="tripletune-finetune-llama")
 def finetune_llama(
-    config: str = "configs/smoke.toml", movielens: str = "", imdb: str = "", artifacts: str = "artifacts"
+    config: str = "configs/smoke.toml",
+    movielens: str = "",
+    imdb: str = "",
+    artifacts: str = "artifacts",
+    run: str = "",
 ) -> str:
-    """Train the adapter for this config and input, and return the run's name; arguments as in ``nightly``."""
-    with open_session(config, movielens=movielens, imdb=imdb, artifacts=artifacts) as session:
+    """Train the adapter for this config and input, and return the run's name; arguments as in ``nightly``.
+
+    With ``run``, the name that ``generate_shards`` returned, train on that run's shards and go on with it: its settings
+    hold, and of ``config`` only ``[store]`` is read.
+    """
+    with open_session(config, movielens=movielens, imdb=imdb, artifacts=artifacts, run=run, part="finetune") as session:
         run_part(session, "finetune")
         return session.run
 

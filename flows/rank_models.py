@@ -10,10 +10,14 @@ from tasks.stages import run_part
 
 @flow(name="tripletune-rank-models")
 def rank_models(
-    config: str = "configs/smoke.toml", movielens: str = "", imdb: str = "", artifacts: str = "artifacts"
+    config: str = "configs/smoke.toml",
+    movielens: str = "",
+    imdb: str = "",
+    artifacts: str = "artifacts",
+    run: str = "",
 ) -> str:
-    """Rank, evaluate and promote, and return the run's name; arguments as in ``nightly``."""
-    with open_session(config, movielens=movielens, imdb=imdb, artifacts=artifacts) as session:
+    """Rank, evaluate and promote, and return the run's name; arguments as in ``finetune_llama``."""
+    with open_session(config, movielens=movielens, imdb=imdb, artifacts=artifacts, run=run, part="rank") as session:
         run_part(session, "rank")
         return session.run
 

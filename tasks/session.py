@@ -23,6 +23,7 @@ import tripletune
 from tripletune.config import RunConfig, WorkersConfig
 from tripletune.config.presets import load_config
 from tripletune.errors import ConfigError, RankingCrash, TrainingCrash, UserError
+from tripletune.pipeline.handover import go_on
 from tripletune.pipeline.resolve import resolve
 from tripletune.pipeline.stages import require_one_answer
 from tripletune.store.paths import RunPaths, whoami
@@ -69,20 +70,31 @@ class Session:
 
 
 @contextmanager
-def open_session(config: str, *, movielens: str, imdb: str, artifacts: str) -> Iterator[Session]:
+def open_session(
+    config: str, *, movielens: str, imdb: str, artifacts: str, run: str = "", part: str = "shards"
+) -> Iterator[Session]:
     """Read the config, resolve every fingerprint, open the MLflow parent; at the end, record how the run went.
 
     Relative paths are taken from the working directory, which a deployment sets to the checkout.
+
+    Args:
+        config, movielens, imdb, artifacts: as in ``nightly``.
+        run: name of a run to go on with, whose recorded settings then hold; of ``config`` only ``[store]`` is read,
+            and no input of an earlier part has to be here. Empty: a new run.
+        part: the first part that the flow runs.
 
     Raises:
         UserError: config or input is wrong; nothing was started.
     """
     require_one_checkout()
-    settings = load_config(Path(config), movielens=movielens, imdb=imdb)
-    require_one_answer(settings)
-    require_workers(settings.workers)
-    paths, tags = resolve(settings, Path(artifacts)), _tags()
-    with recorded_run(settings, paths, tags) as (name, tracker):
+    settings, again, tags = load_config(Path(config), movielens=movielens, imdb=imdb), None, _tags()
+    if run:
+        again, settings, paths = go_on(run, part, settings.store, Path(artifacts))
+    else:
+        require_one_answer(settings)
+        require_workers(settings.workers)
+        paths = resolve(settings, Path(artifacts))
+    with recorded_run(settings, paths, tags, again) as (name, tracker):
         get_run_logger().info("run %s: outputs under %s", name, paths.root / settings.dataset)
         yield Session(name, settings, paths, tracker, tags | {"run": name})
 
@@ -99,6 +111,7 @@ def logged_stage(session: Session, stage: str, work: Callable[[StageRun], Path])
                 # it may also have waited for another process that made it
                 reused = reused or paths.manifest(stage)["made_by"] != whoami()
                 child.log_output(paths, stage, reused=reused)
+                paths.share(stage)
     except BaseException:
         update_run(paths.root, session.run, stage=(stage, "failed"))
         raise

@@ -27,11 +27,11 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunT
 from mlflow.exceptions import MlflowException
 
 from tripletune.config import RunConfig, TrackingConfig
-from tripletune.errors import MissingArtifactError
+from tripletune.errors import MissingArtifactError, UserError
 from tripletune.flatten import flatten
 from tripletune.store.fingerprint import sha256_json
 from tripletune.store.paths import RunPaths
-from tripletune.store.runs import RunRecord, new_run_name, tracking_uri, update_run, utc_now, write_run
+from tripletune.store.runs import RunRecord, new_run_name, share_run, tracking_uri, update_run, utc_now, write_run
 
 CHAMPION = "champion"
 ADAPTER_FILES = "model"
@@ -73,9 +73,15 @@ class Tracker:
 
 
 def start_run(
-    settings: TrackingConfig, root: Path, name: str, *, params: Mapping[str, Any], tags: Mapping[str, str]
+    settings: TrackingConfig,
+    root: Path,
+    name: str,
+    *,
+    params: Mapping[str, Any],
+    tags: Mapping[str, str],
+    again: RunRecord | None = None,
 ) -> Tracker:
-    """Open the parent run.
+    """Open the parent run, or that of an earlier part of the run once more, where this store has it.
 
     A fresh SQLite store is created under a lock: when several processes do it at once most of them fail.
 
@@ -85,6 +91,7 @@ def start_run(
         name: the run's name in the page.
         params: flat settings. Passwords do not belong here, and none of our settings is one.
         tags: git commit, config hash, Prefect's ids, fingerprints.
+        again: record of the run's earlier parts.
     """
     uri = tracking_uri(settings, root)
     root.mkdir(parents=True, exist_ok=True)
@@ -96,31 +103,54 @@ def start_run(
             experiment_id = client.create_experiment(settings.experiment, artifact_location=location)
         else:
             experiment_id = experiment.experiment_id
+    if again and _reopened(client, again.mlflow_run_id):
+        tracker = Tracker(uri, again.mlflow_experiment_id, again.mlflow_run_id)
+        tracker.log(again.mlflow_run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+        return tracker
     run = client.create_run(experiment_id, run_name=name, tags=dict(tags))
     tracker = Tracker(uri, experiment_id, run.info.run_id)
     tracker.log(run.info.run_id, params=[Param(key, str(value)[:6000]) for key, value in params.items()])
     return tracker
 
 
+def _reopened(client: MlflowClient, run_id: str) -> bool:
+    """Whether the store has a run, which then is running again; a machine's own SQLite file has none of another's."""
+    try:
+        client.update_run(run_id, status="RUNNING")
+    except MlflowException as error:
+        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            raise
+        return False
+    return True
+
+
 @contextmanager
-def recorded_run(settings: RunConfig, paths: RunPaths, tags: Mapping[str, str]) -> Iterator[tuple[str, Tracker]]:
-    """A run from start to end: its name, its parent in MLflow and its file under ``artifacts/runs``.
+def recorded_run(
+    settings: RunConfig, paths: RunPaths, tags: Mapping[str, str], again: RunRecord | None = None
+) -> Iterator[tuple[str, Tracker]]:
+    """A run from start to end: its name, its parent in MLflow and its file under ``artifacts/runs``, which a shared
+    store gets when the run begins and when it ends.
 
     Args:
         settings: all of them; they become parameters.
         paths: where the stages read and write; the fingerprints become tags.
         tags: what else the parent carries, such as the git commit and Prefect's ids.
+        again: record of the run's earlier parts, which maybe ran on another machine; None: a new run begins.
+
+    Raises:
+        InputError: the shared store cannot be written.
     """
     root, flat = paths.root, settings.flat()
-    name = new_run_name(root, settings.dataset)
+    name = again.name if again else new_run_name(root, settings.dataset, is_shared=bool(paths.shared))
     fingerprints = {f"fingerprint.{stage}": value for stage, value in paths.fingerprints.items()}
     named = {"run": name, "dataset": settings.dataset, "config.sha256": sha256_json(flat), **tags, **fingerprints}
-    tracker = start_run(settings.tracking, root, name, params=flat, tags=named)
+    tracker = start_run(settings.tracking, root, name, params=flat, tags=named, again=again)
     record = RunRecord(
         name=name,
         dataset=settings.dataset,
         status="running",
-        started=utc_now(),
+        started=again.started if again else utc_now(),
+        stages=again.stages if again else {},
         config=settings.model_dump(mode="json"),
         fingerprints=dict(paths.fingerprints),
         mlflow_run_id=tracker.parent_run_id,
@@ -128,14 +158,25 @@ def recorded_run(settings: RunConfig, paths: RunPaths, tags: Mapping[str, str]) 
     )
     write_run(root, record)
     try:
+        share_run(root, name, paths.shared)
         yield name, tracker
     except BaseException as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:500]
         update_run(root, name, status="failed", finished=utc_now(), error=reason)
         tracker.client().set_terminated(tracker.parent_run_id, status="FAILED")
+        _share_failed(root, name, paths.shared)
         raise
     update_run(root, name, status="completed", finished=utc_now())
     tracker.client().set_terminated(tracker.parent_run_id)
+    share_run(root, name, paths.shared)
+
+
+def _share_failed(root: Path, name: str, address: str) -> None:
+    """Push the record of a run that failed; the reason for that must not give way to trouble with the store."""
+    try:
+        share_run(root, name, address)
+    except UserError as error:
+        logging.getLogger(__name__).warning("the shared store does not know that %s failed: %s", name, error)
 
 
 @dataclass(frozen=True, slots=True)

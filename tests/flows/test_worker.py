@@ -51,7 +51,8 @@ def prefect_env(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, 
     worker = None
     try:
         wait_until(lambda: answers(f"{api}/health"), "the server")
-        call(env, "work-pool", "create", "tripletune", "--type", "process")
+        for pool in ("tripletune", "cpu", "gpu"):
+            call(env, "work-pool", "create", pool, "--type", "process")
         call(env, "--no-prompt", "deploy", "--all")
         start = [PREFECT, "worker", "start", "--pool", "tripletune"]
         worker = subprocess.Popen(start, cwd=ROOT, env=env, stdout=log, stderr=log)

@@ -50,6 +50,22 @@ def test_every_deployment_names_a_preset_that_exists(deployment):
     assert config is None or (ROOT / config) in PRESETS
 
 
+def test_stages_for_gpus_are_on_a_pool_of_their_own_and_take_a_run_by_its_name():
+    pools = {d["name"]: d["work_pool"]["name"] for d in DEPLOYMENTS}
+    assert pools == {
+        **dict.fromkeys(("nightly", "smoke"), "tripletune"),
+        **dict.fromkeys(("generate-shards", "nightly-pools"), "cpu"),
+        **dict.fromkeys(("finetune-llama", "rank-models"), "gpu"),
+    }
+    for name in ("finetune_llama", "rank_models"):
+        (flow,) = (
+            node
+            for node in ast.parse((ROOT / "flows" / f"{name}.py").read_text()).body
+            if isinstance(node, ast.FunctionDef)
+        )
+        assert "run" in [argument.arg for argument in flow.args.args]
+
+
 def test_the_nightly_schedule_has_a_timezone_and_stays_clear_of_daylight_saving():
     nightly = next(d for d in DEPLOYMENTS if d["name"] == "nightly")
     (schedule,) = nightly["schedules"]

@@ -19,8 +19,8 @@ from bad_http_server import BadServer, Behaviour, serving
 
 from tripletune.cli import main as cli
 from tripletune.data.download.fetch import RELEASES, Downloaded, download
-from tripletune.data.download.retries import Patience
 from tripletune.errors import InputError
+from tripletune.store.retries import Patience
 
 BODY = random.Random(1).randbytes(300_000)
 MD5 = hashlib.md5(BODY).hexdigest()
@@ -217,7 +217,7 @@ def test_a_server_that_announces_nothing_is_believed_when_the_checksum_is_right(
 
 def test_attempts_that_bring_nothing_are_counted_and_their_pauses_grow(tmp_path, caplog, monkeypatch):
     pauses: list[float] = []
-    monkeypatch.setattr("tripletune.data.download.retries.time.sleep", pauses.append)
+    monkeypatch.setattr("tripletune.store.retries.time.sleep", pauses.append)
     behave = {1: Behaviour(status=503), 2: Behaviour(status=503), 3: Behaviour(drop_after=5000)}
     with (
         serving(BadServer(BODY, lambda number: behave.get(number, Behaviour(status=503)))) as server,

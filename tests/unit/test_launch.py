@@ -14,7 +14,7 @@ import pytest
 
 from tripletune.config import FinetuneConfig
 from tripletune.errors import InputError, TrainingError
-from tripletune.finetune.checkpoints import SEAL, is_whole, last_whole, seal
+from tripletune.finetune.checkpoints import SEAL, agreed, is_whole, last_whole, seal
 from tripletune.finetune.launch import _curve, _explain, finetune_adapter
 from tripletune.processes import lifeline
 from tripletune.processes.messages import MARKER, receive
@@ -118,6 +118,15 @@ def test_training_goes_on_from_the_last_checkpoint_that_is_whole(tmp_path: Path)
 
 def test_without_checkpoints_training_starts_over(tmp_path: Path) -> None:
     assert last_whole(tmp_path / "none") is None
+
+
+@pytest.mark.parametrize(("theirs", "expected"), [([9], 9), ([9, 9], 9), ([9, 4], None), ([9, 0], None)])
+def test_ranks_resume_only_from_a_step_that_all_of_them_have(
+    tmp_path: Path, theirs: list[int], expected: int | None
+) -> None:
+    mine = checkpoint(tmp_path, 9)
+    assert agreed(mine, lambda own: [*own, *theirs[1:]]) == (mine if expected else None)
+    assert agreed(None, lambda own: [*own, *theirs]) is None
 
 
 def test_a_message_is_told_from_ordinary_output() -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 import yaml
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from accelerate.utils.launch import prepare_multi_gpu_env
 
 from tripletune.config import FinetuneConfig
 from tripletune.errors import ConfigError
@@ -18,6 +19,7 @@ from tripletune.finetune.ranks import (
     accumulated_batches,
     check_ranks,
     read_ranks,
+    require_machine,
     settings_sha256,
     write_launch_config,
 )
@@ -46,6 +48,8 @@ def write(path: Path, **settings: object) -> Path:
         ("fsdp.yaml", 8, Ranks(8, False, True)),
         ("cpu-2.yaml", 0, Ranks(2, True)),
         ("cpu-2-fsdp.yaml", 0, Ranks(2, True, True)),
+        ("machines.yaml", 0, Ranks(2, False, False, 2)),
+        ("machines.yaml", 8, Ranks(16, False, False, 2)),
     ],
 )
 def test_the_shipped_accelerate_files_say_how_many_processes_run(
@@ -143,6 +147,59 @@ def test_the_number_of_processes_counts_for_no_fingerprint_and_other_settings_do
     two.write_text("# a comment\n" + two.read_text())
     assert settings_sha256(auto) == settings_sha256(two)
     assert settings_sha256(auto) != settings_sha256(write(tmp_path / "c.yaml", mixed_precision="bf16"))
+
+
+MEETING = {"num_machines": 2, "main_process_ip": "10.0.0.1", "main_process_port": 29500}
+
+
+def test_processes_of_all_machines_count_together_and_each_machine_has_its_share(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_gpus(monkeypatch, 4)
+    ranks = read_ranks(write(tmp_path / "eight.yaml", num_processes=8, **MEETING))
+    assert (ranks.number, ranks.here) == (8, 4)
+    with pytest.raises(
+        ConfigError, match=r"num_processes = 10 on 2 machines, and 4 GPUs in sight; set it to auto or to 8"
+    ):
+        read_ranks(write(tmp_path / "ten.yaml", num_processes=10, **MEETING))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"distributed_type": "FSDP"}, "distributed_type = FSDP for 2 machines; set it to MULTI_GPU"),
+        ({"main_process_ip": None}, "main_process_ip = None for 2 machines; set it to an address of machine 0"),
+        ({"main_process_port": 0}, "main_process_port = 0 for 2 machines; set it to a free port of machine 0"),
+        ({"rdzv_backend": "c10d"}, "rdzv_backend = c10d for 2 machines; set it to static"),
+        ({"num_processes": 3}, "num_processes = 3 for 2 machines; set it to auto, or a multiple of 2"),
+    ],
+    ids=str,
+)
+def test_machines_that_would_not_meet_are_refused(tmp_path: Path, change: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        read_ranks(write(tmp_path / "two.yaml", **{**MEETING, "use_cpu": True, **change}))
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_only_a_machine_that_the_file_counts_can_join(tmp_path: Path) -> None:
+    two = FinetuneConfig(accelerate_config=str(write(tmp_path / "two.yaml", **MEETING)))
+    require_machine(two, 1)
+    with pytest.raises(ConfigError, match=r"machine 2 cannot join: .* has 2 machines, of which 1 to 1 join"):
+        require_machine(two, 2)
+    with pytest.raises(ConfigError, match="has 1 machine, of which none join"):
+        require_machine(FinetuneConfig(accelerate_config=str(ACCELERATE / "ddp.yaml")), 1)
+
+
+def test_accelerate_starts_a_machines_share_at_the_place_of_the_file(tmp_path: Path) -> None:
+    file = write(tmp_path / "two.yaml", **MEETING)
+    write_launch_config(file, Ranks(8, False, False, 2), tmp_path / "copy.yaml", machine=1)
+    arguments, _, _ = _validate_launch_command(
+        launch_command_parser().parse_args(["--config_file", str(tmp_path / "copy.yaml"), "script.py"])
+    )
+    prepare_multi_gpu_env(arguments)
+    assert (arguments.nproc_per_node, arguments.nnodes, arguments.node_rank) == ("4", "2", 1)
+    assert (arguments.rdzv_backend, arguments.rdzv_endpoint) == ("static", "10.0.0.1:29500")
 
 
 def test_a_plan_counts_no_gpu_and_imports_no_torch() -> None:

@@ -46,6 +46,8 @@ EDITS = [
     ("presets", "config/presets.py", CODE, NOTHING),
     ("the store's folders", "store/paths.py", CODE, NOTHING),
     ("run records", "store/runs.py", CODE, NOTHING),
+    ("access to object storage", "store/objects.py", CODE, NOTHING),
+    ("what machines share", "store/shared.py", CODE, NOTHING),
     ("what is logged to MLflow", "tracking.py", CODE, NOTHING),
     ("the command line", "cli/main.py", CODE, NOTHING),
     ("log lines of a training", "models/training/progress.py", CODE, NOTHING),
@@ -236,6 +238,7 @@ def test_what_a_section_computes_counts_by_its_value():
         ({"rank": {"workers": 2}}, NOTHING),
         ({"rank": {"backend": "vllm"}}, RANK),
         ({"evaluate": {"confidence": 0.9}}, "evaluate"),
+        ({"store": {"shared": "s3://bucket/prefix"}}, NOTHING),
         ({"promote": {"margin": 0.5}, "workers": {"count": 9}, "tracking": {"experiment": "x"}}, NOTHING),
     ],
     ids=str,
@@ -257,14 +260,19 @@ def test_vllm_and_the_code_that_calls_it_count_where_it_ranks():
 @pytest.mark.parametrize(
     ("settings", "stages"),
     [
-        ("num_processes: 4", NOTHING),
-        ("num_processes: auto", NOTHING),
-        ("num_processes: 2\nmixed_precision: bf16", FINETUNE),
+        ("num_processes: 4\ndistributed_type: MULTI_GPU", NOTHING),
+        ("num_processes: auto\ndistributed_type: MULTI_GPU", NOTHING),
+        (
+            "num_processes: 4\nnum_machines: 2\nmachine_rank: 1\nmain_process_ip: host\nmain_process_port: 9\n"
+            "distributed_type: MULTI_GPU",
+            NOTHING,
+        ),
+        ("num_processes: 2\ndistributed_type: MULTI_GPU\nmixed_precision: bf16", FINETUNE),
     ],
 )
 def test_the_number_of_processes_rebuilds_nothing_and_other_settings_of_accelerate_do(tmp_path, settings, stages):
     files = []
-    for folder, text in (("before", "num_processes: 2"), ("after", settings)):
+    for folder, text in (("before", "num_processes: 2\ndistributed_type: MULTI_GPU"), ("after", settings)):
         (tmp_path / folder).mkdir()
         files.append(tmp_path / folder / "mine.yaml")
         files[-1].write_text(text)
@@ -281,7 +289,7 @@ def test_every_setting_of_a_run_counts_for_some_stage_or_is_known_not_to():
     counted: set[str] = set()
     for stage in reusable_stages(settings):
         counted |= stage.ingredients(settings, dict.fromkeys(f"{INGEST} sasrec".split(), ""), {})["fields"].keys()
-    sections = ("source", "quality", "promote", "tracking", "specialists", "workers")
+    sections = ("source", "quality", "promote", "tracking", "store", "specialists", "workers")
     by_content = {"split.frozen", "finetune.accelerate_config", "prompt.template", "dataset"}
     limits = {f"{name}.checkpoint_minutes" for name in ("rgat", "lightgcn", "sasrec", "sequence")} | {
         "finetune.timeout_minutes",

@@ -5,27 +5,21 @@ from __future__ import annotations
 import gzip
 import hashlib
 import itertools
-import os
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
-import boto3
 import moto.settings
 import pytest
 import s3fs
-from moto.server import ThreadedMotoServer
 
-from tripletune.data.download.retries import Patience
-from tripletune.data.feed import stores
+from tests.s3 import SECRET
 from tripletune.data.feed.remote import SourceFile, fetch, list_files
 from tripletune.errors import InputError
+from tripletune.store import objects
+from tripletune.store.retries import Patience
 
 BODY = b"userId,movieId,rating,timestamp\n" + b"".join(b"%d,1,4.0,1000000000\n" % user for user in range(2000))
 HASTY = Patience(tries=3, pause=0.0)
-SECRET = "wJalrXUtnFEMIsecret"
-
-numbers = itertools.count(1)
 
 
 def files_in(folder: Path, *names: str) -> Path:
@@ -201,45 +195,6 @@ def test_a_bucket_has_to_be_written_out(url):
 # --- S3 ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    moto_server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    moto_server.start()
-    host, port = moto_server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    moto_server.stop()
-
-
-class Bucket:
-    """A bucket of the local server."""
-
-    def __init__(self, endpoint: str) -> None:
-        self.name = f"feed-{next(numbers)}"
-        self.client = boto3.client("s3", endpoint_url=endpoint)
-        self.client.create_bucket(Bucket=self.name)
-
-    def put(self, **objects: bytes) -> None:
-        for key, body in objects.items():
-            self.client.put_object(Bucket=self.name, Key=key, Body=body)
-
-    def url(self, key: str) -> str:
-        return f"s3://{self.name}/{key}"
-
-
-@pytest.fixture
-def bucket(server, monkeypatch) -> Iterator[Bucket]:
-    for name in [name for name in os.environ if name.startswith("AWS_")]:
-        monkeypatch.delenv(name)
-    settings = {"ACCESS_KEY_ID": "key", "SECRET_ACCESS_KEY": SECRET, "DEFAULT_REGION": "us-east-1"}
-    settings |= {"ENDPOINT_URL": server, "EC2_METADATA_DISABLED": "true", "CONFIG_FILE": "/none"}
-    settings |= {"SHARED_CREDENTIALS_FILE": "/none"}
-    for name, value in settings.items():
-        monkeypatch.setenv(f"AWS_{name}", value)
-    s3fs.S3FileSystem.clear_instance_cache()
-    yield Bucket(server)
-    s3fs.S3FileSystem.clear_instance_cache()
-
-
 def test_a_glob_lists_objects_by_name_without_reading_them(bucket, monkeypatch):
     bucket.put(**{"in/2.csv": BODY, "in/1.csv": b"x", "in/sub/3.csv": b"x", "in/.tmp.csv": b"x", "other/4.csv": b"x"})
     monkeypatch.setattr(s3fs.S3FileSystem, "open", None)
@@ -357,7 +312,7 @@ def flaky(monkeypatch, fails) -> list[int]:
         return read(self, start, end)
 
     monkeypatch.setattr(s3fs.core.S3File, "_fetch_range", fetch_range)
-    monkeypatch.setattr(stores, "_CHUNK", 8000)
+    monkeypatch.setattr(objects, "_CHUNK", 8000)
     return begun
 
 

@@ -105,7 +105,7 @@ def _find(inputs: Inputs) -> tuple[RunConfig, Path | None, Path | None]:
     except (InputError, MissingArtifactError):
         return settings, None, None
     done = {
-        stage: paths.folder(stage) if stage in paths.fingerprints and paths.is_done(stage) else None
+        stage: paths.folder(stage) if stage in paths.fingerprints and paths.is_here(stage) else None
         for stage in ("generate", "base")
     }
     return settings, done["generate"], done["base"]

@@ -35,10 +35,18 @@ def plan_table(paths: RunPaths) -> Table:
         if stage.never_reused:
             table.add_row(stage.name, "[yellow]make[/]", "", f"never reused: {stage.never_reused}")
         elif stage.name in paths.fingerprints:
-            done = paths.is_done(stage.name)
-            what, reasons = ("[green]reuse[/]", []) if done else ("[yellow]make[/]", _reasons(paths, stage.name))
+            what, reasons = _planned(paths, stage.name)
             table.add_row(stage.name, what, paths.fingerprints[stage.name][:10], "\n".join(reasons))
     return table
+
+
+def _planned(paths: RunPaths, stage: str) -> tuple[str, list[str]]:
+    """What a run would do, and why; the shared store is asked where there is one, and nothing is fetched."""
+    if paths.is_here(stage):
+        return "[green]reuse[/]", []
+    if paths.is_shared(stage):
+        return "[green]fetch[/]", [f"finished in {paths.shared}"]
+    return "[yellow]make[/]", _reasons(paths, stage)
 
 
 def _reasons(paths: RunPaths, stage: str) -> list[str]:
@@ -87,7 +95,7 @@ def show_run(record: RunRecord, root: Path) -> Group:
             facts,
         )
     parts: list[RenderableType] = [lines, table]
-    if "evaluate" in record.fingerprints and paths.is_done("evaluate"):
+    if "evaluate" in record.fingerprints and paths.is_here("evaluate"):
         parts.append(metrics_tables(paths.folder("evaluate"), record.settings().evaluate))
     return Group(*parts)
 

@@ -99,7 +99,7 @@ def gc(
     """List the outputs that no kept run refers to, and with --delete remove them.
 
     Kept are the newest runs of each dataset, runs named with --keep-run, runs still running, and runs whose
-    specialists a kept one pins. Run files, promotion decisions and MLflow's store are never touched.
+    specialists a kept one pins. Run files, promotion decisions, MLflow's store and the shared store are never touched.
     """
     from tripletune.cli.inspect import garbage_table
     from tripletune.pipeline.garbage import find_garbage, kept_runs, remove
@@ -108,6 +108,8 @@ def gc(
     garbage = find_garbage(artifacts, kept)
     screen = console()
     screen.print(garbage_table(garbage, kept))
+    for address in sorted({run.paths(artifacts).shared for run in kept} - {""}):
+        say(f"{address} is not touched: a run that needs a removed output fetches it from there if it was pushed")
     if not garbage:
         return
     if not delete:

@@ -2,8 +2,27 @@
 
 from __future__ import annotations
 
-from tripletune.cli.app import Inputs, console, say, takes_inputs
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tripletune.cli.app import (
+    ARTIFACTS,
+    CONFIG,
+    ArtifactsOption,
+    ConfigOption,
+    ImdbOption,
+    Inputs,
+    MovielensOption,
+    app,
+    console,
+    say,
+    takes_inputs,
+)
+from tripletune.config.presets import load_config
 from tripletune.pipeline import stages
+from tripletune.pipeline.handover import go_on
 from tripletune.pipeline.registry import STAGES
 from tripletune.pipeline.stage import Stage
 from tripletune.store.runs import update_run
@@ -18,6 +37,7 @@ def _add_command(stage: Stage) -> None:
 
         settings, paths = inputs.resolve()
         folder = stage.run(paths, settings)
+        paths.share(stage.name)
         say(headline(stage.name, paths.manifest(stage.name)["facts"]))
         say(str(folder))
 
@@ -52,3 +72,31 @@ def promote(inputs: Inputs) -> None:
         folder = stages.run_promote(paths, settings, run=name, child=child)
     update_run(inputs.artifacts, name, stage=("promote", "made"))
     console().print((folder / "decision.json").read_text(encoding="utf-8"), markup=False)
+
+
+@app.command(rich_help_panel=PANEL)
+def join(
+    machine: Annotated[int, typer.Option("--machine", min=1, help="Number of this machine, from 1; 0 runs finetune.")],
+    run: Annotated[
+        str, typer.Option("--run", help="Name of the run that trains; empty: the one of this config and input.")
+    ] = "",
+    config: ConfigOption = CONFIG,
+    movielens: MovielensOption = "",
+    imdb: ImdbOption = "",
+    artifacts: ArtifactsOption = ARTIFACTS,
+) -> None:
+    """Lend this machine's processes to a finetune over several machines, and end with it; machine 0 publishes.
+
+    The shards are read here: from the shared store, or from an artifact folder of this machine. With --run the settings
+    are those recorded, and of --config only [store] is read.
+    """
+    from tripletune.finetune.ranks import require_machine
+
+    if run:
+        _, settings, paths = go_on(run, "finetune", load_config(Path(config)).store, artifacts)
+    else:
+        inputs = Inputs(config=config, movielens=movielens, imdb=imdb, artifacts=artifacts)
+        settings, paths = inputs.resolve()
+    require_machine(settings.finetune, machine)
+    stages.join_finetune(paths, settings, machine)
+    say(f"machine {machine} is done; machine 0 publishes {paths.folder('finetune')}")

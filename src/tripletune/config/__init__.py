@@ -46,7 +46,7 @@ from tripletune.config.prompts import (
     SampleConfig,
     WorkersConfig,
 )
-from tripletune.config.run import RunConfig, TrackingConfig
+from tripletune.config.run import RunConfig, StoreConfig, TrackingConfig
 
 __all__ = [
     "BASELINES",
@@ -79,6 +79,7 @@ __all__ = [
     "SourceConfig",
     "SpecialistsConfig",
     "SplitConfig",
+    "StoreConfig",
     "SyntheticConfig",
     "TextConfig",
     "TinyLlamaConfig",

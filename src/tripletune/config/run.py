@@ -41,6 +41,14 @@ class TrackingConfig(Section):
         return self
 
 
+class StoreConfig(Section):
+    """Artifact store."""
+
+    shared: str = ""
+    """Object storage that machines share in place of a disk, such as ``s3://bucket/prefix``: finished outputs and run
+    files are pushed there, and fetched where a run needs them. Empty: ``TRIPLETUNE_SHARED_STORE`` if set, else none."""
+
+
 class RunConfig(Section):
     """All settings of a run."""
 
@@ -70,6 +78,7 @@ class RunConfig(Section):
     evaluate: EvaluateConfig = EvaluateConfig()
     promote: PromoteConfig = PromoteConfig()
     tracking: TrackingConfig = TrackingConfig()
+    store: StoreConfig = StoreConfig()
     specialists: SpecialistsConfig = SpecialistsConfig()
     workers: WorkersConfig = WorkersConfig()
 

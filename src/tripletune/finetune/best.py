@@ -81,7 +81,7 @@ class BestKeeper(TrainerCallback):  # type: ignore[misc]  # the library has no t
             return
         if self._keeps and best.step == state.global_step:
             weights = trained_weights(model)  # of every rank, each of which may hold but a part
-            if state.is_world_process_zero:
+            if state.is_local_process_zero:  # of each machine, on whose disk the others read nothing
                 _save(self._folder, best, weights)
                 self._remove_all_but(best, self._at_checkpoint)
             PartialState().wait_for_everyone()  # a rank that trained on could read the file before it is whole
@@ -92,7 +92,7 @@ class BestKeeper(TrainerCallback):  # type: ignore[misc]  # the library has no t
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._at_checkpoint = best_of(state.log_history)
-        if self._keeps and state.is_world_process_zero:
+        if self._keeps and state.is_local_process_zero:
             self._remove_all_but(self._at_checkpoint)
 
     def _remove_all_but(self, *kept: Best | None) -> None:

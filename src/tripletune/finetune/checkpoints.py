@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 from tripletune.store.files import write_json
@@ -39,6 +40,20 @@ def is_whole(checkpoint: Path) -> bool:
 def step_of(checkpoint: Path) -> int:
     """Optimiser step of a checkpoint."""
     return int(checkpoint.name.removeprefix(_PREFIX))
+
+
+def agreed(checkpoint: Path | None, gather: Callable[[list[int]], list[int]]) -> Path | None:
+    """The checkpoint to resume from, if all ranks have one of the same step; None, to start over, if not.
+
+    Machines keep checkpoints of their own, and one may have been killed before its last was whole. Ranks of different
+    steps would wait for each other for ever.
+
+    Args:
+        checkpoint: of this rank.
+        gather: joins the lists of all ranks; each must call this.
+    """
+    steps = set(gather([step_of(checkpoint) if checkpoint else 0]))
+    return checkpoint if len(steps) == 1 else None
 
 
 def last_whole(folder: Path) -> Path | None:

@@ -80,6 +80,7 @@ def finetune_adapter(
     *,
     base: Path | None = None,
     behaviour: FilmSource | None = None,
+    machine: int = 0,
 ) -> Facts:
     """Train an adapter, or go on from the last whole checkpoint that a killed run left in ``out``.
 
@@ -95,13 +96,15 @@ def finetune_adapter(
             repeats no step it kept. When it raises, the training goes on and it is called with the same point again.
         base: folder of the stage ``base``, where the base model is the shipped one.
         behaviour: the film vectors of behaviour tokens, with ``settings.behaviour_tokens``.
+        machine: number of this machine, where the accelerate file has several. Each makes base model and token files by
+            itself; but for machine 0 it then only lends its processes, and ``out`` gets no adapter.
 
     Returns:
-        Facts: those of ``best.evaluation_facts``, steps, seconds, tokens, examples, eval_examples,
-        trainable_parameters, world_size, dtype, held_share (``sharding.held_share`` of the first process), attention
-        (transformers' name), resumed_from_step (0 when it started over); of the steps since then tokens_trained,
-        tokens_per_second, peak_memory_gib, loader_wait_share, and on a known GPU mfu (``meter``); with an objective
-        over labels, where valid has users who select, also weight, select_examples, select_loss and
+        No facts but on machine 0. There, those of ``best.evaluation_facts``, steps, seconds, tokens, examples,
+        eval_examples, trainable_parameters, world_size, dtype, held_share (``sharding.held_share`` of the first
+        process), attention (transformers' name), resumed_from_step (0 when it started over); of the steps since then
+        tokens_trained, tokens_per_second, peak_memory_gib, loader_wait_share, and on a known GPU mfu (``meter``); with
+        an objective over labels, where valid has users who select, also weight, select_examples, select_loss and
         select_loss_retriever (``training._weigh``).
 
     Raises:
@@ -143,7 +146,9 @@ def finetune_adapter(
             write_parquet(path, examples)
     if not (job.result.is_file() and job.adapter.is_dir()):
         write_token_files(job)
-        _launch(job, on_log)
+        _launch(job, on_log, machine)
+    if machine:
+        return Facts()
     result = json.loads(job.result.read_text(encoding="utf-8"))
     write_parquet(out / "curve.parquet", _curve(result["history"]))
     facts: Facts = result["facts"] | film_facts
@@ -307,10 +312,10 @@ def _take_over(job: TrainingJob) -> None:
     last_whole(job.checkpoints)
 
 
-def _launch(job: TrainingJob, on_log: OnLog | None) -> None:
+def _launch(job: TrainingJob, on_log: OnLog | None, machine: int = 0) -> None:
     named, config_file = Path(job.settings.accelerate_config), job.scratch / "accelerate.yaml"
     ranks = read_ranks(named)
-    write_launch_config(named, ranks, config_file)
+    write_launch_config(named, ranks, config_file, machine)
     messages: list[dict[str, Any]] = []
 
     def take(line: str) -> bool:
@@ -324,11 +329,13 @@ def _launch(job: TrainingJob, on_log: OnLog | None) -> None:
         return True
 
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config_file)]
+    if ranks.machines > 1:  # which by torchrun's own limit wait ten minutes for each other
+        launcher += ["--rdzv_conf", f"timeout={round(60 * job.settings.ddp_timeout_minutes)}"]
     try:
         with _live_log(on_log) as live:
             run_supervised(
                 [*launcher, "-m", "tripletune.finetune.train", str(job.scratch / "job.json")],
-                environment=clean_environment(ranks.number, ranks.use_cpu),
+                environment=clean_environment(ranks.here, ranks.use_cpu),
                 note=job.scratch / "launcher.json",
                 deadline_seconds=60 * job.settings.timeout_minutes,
                 on_line=take,

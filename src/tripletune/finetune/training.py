@@ -33,7 +33,7 @@ from tripletune.chat import load_tokenizer
 from tripletune.errors import TrainingDiverged, TrainingError
 from tripletune.finetune.attention import choose_attention
 from tripletune.finetune.best import BestKeeper, evaluation_facts, restore_published, resumable
-from tripletune.finetune.checkpoints import seal, step_of
+from tripletune.finetune.checkpoints import agreed, seal, step_of
 from tripletune.finetune.job import TrainingJob
 from tripletune.finetune.label_batches import pad_labels
 from tripletune.finetune.ranks import accumulated_batches
@@ -73,7 +73,7 @@ def train(job: TrainingJob) -> None:
     train_set, lengths = _training_examples(job)
     eval_set = read_token_files(job, EVALUATION) if job.evaluation else None
     select_set = read_token_files(job, SELECT) if job.select else None
-    resumed = resumable(job)
+    resumed = agreed(resumable(job), gather_object)
     trainer = _trainer(job, tokenizer, train_set, eval_set, films, use_cpu=use_cpu, from_start=resumed is None)
     started = time.perf_counter()
     trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
@@ -137,7 +137,7 @@ class _Messenger(TrainerCallback):  # type: ignore[misc]  # the library has no t
     def on_save(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
         _require_finite_weights(model, f"after step {state.global_step}")
         PartialState().wait_for_everyone()
-        if state.is_world_process_zero:
+        if state.is_local_process_zero:
             seal(Path(args.output_dir) / f"checkpoint-{state.global_step}")
 
 
@@ -331,6 +331,7 @@ def _own_arguments(job: TrainingJob, use_cpu: bool, *, evaluate: bool, from_star
         "save_strategy": "steps",
         "save_steps": settings.save_steps,
         "save_total_limit": 2,
+        "save_on_each_node": True,  # machines share no disk, and each resumes from its own
         "seed": job.seed,
         "data_seed": job.seed,
         "dataloader_num_workers": 0,

@@ -102,7 +102,7 @@ PARSED = Stage(
     name="parsed",
     run=parse_feed,
     part="shards",
-    without=("data.feed.remote", "data.feed.stores"),  # where the bytes come from; their checksum counts
+    without=("data.feed.remote",),  # where the bytes come from; their checksum counts
     libraries=("polars", "pyarrow"),
     fields=("source.feed.columns", "ingest.rating_min", "ingest.rating_max", "ingest.earliest", "ingest.latest"),
 )

@@ -2,6 +2,7 @@
 
 A run is kept when it is among the newest of its dataset, was named, is still running, or when a kept run pins its
 specialists. Run files, promotion decisions and everything in MLflow stay: they are small, and they are the history.
+Only this machine's artifact root is looked at: the shared store keeps what is removed here.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from filelock import FileLock, Timeout
 
 from tripletune.errors import InputError
 from tripletune.pipeline.feed import PARSED
-from tripletune.store.paths import MANIFEST
+from tripletune.store.paths import MANIFEST, WORK
 from tripletune.store.runs import RunRecord, list_runs
 
 GOING_ON = timedelta(days=2)
@@ -27,7 +28,7 @@ NO_STAGES = ("runs", "quality", "promote")
 
 @dataclass(frozen=True, slots=True)
 class Removable:
-    """A stage's output, or the work folder of a stopped run."""
+    """A stage's output, or a folder in which a stopped run made or fetched one."""
 
     dataset: str
     stage: str
@@ -82,7 +83,7 @@ def find_garbage(root: Path, kept: Iterable[RunRecord]) -> list[Removable]:
     feeds = {checksum for folder in needed for checksum in _feed_checksums(folder)}
     found = []
     for folder in _outputs(root):
-        finished = folder.with_name(folder.name.removesuffix(".work"))
+        finished = _finished(folder)
         is_feed = folder.parent.name == PARSED.name and _made_of(folder).get("file") in feeds
         if finished not in needed and not is_feed:
             found.append(Removable(folder.parents[1].name, folder.parent.name, folder, _size(folder)))
@@ -97,8 +98,14 @@ def _outputs(root: Path) -> Iterator[Path]:
 
 def _is_output(folder: Path) -> bool:
     """Whether the store made it: a fingerprint's folder, finished or at work. Nothing else is ever touched."""
-    name = folder.name.removesuffix(".work")
-    return len(name) == 32 and set(name) <= set("0123456789abcdef")
+    name = _finished(folder).name
+    is_fingerprint = len(name) == 32 and set(name) <= set("0123456789abcdef")
+    return is_fingerprint and (folder.name == name or folder.name.endswith(WORK))
+
+
+def _finished(folder: Path) -> Path:
+    """The finished output that a work folder belongs to; a finished one itself."""
+    return folder.with_name(folder.name.split(".")[0])
 
 
 def _feed_checksums(folder: Path) -> list[str]:
@@ -128,7 +135,7 @@ def remove(garbage: Iterable[Removable]) -> tuple[list[Removable], list[Removabl
     """
     removed, held = [], []
     for one in garbage:
-        finished = one.folder.with_name(one.folder.name.removesuffix(".work"))
+        finished = _finished(one.folder)
         try:
             with FileLock(finished.with_name(f"{finished.name}.lock"), timeout=0):
                 (one.folder / MANIFEST).unlink(missing_ok=True)

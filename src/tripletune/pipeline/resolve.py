@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from tripletune.config import BASELINES, RETRIEVERS, RunConfig
 from tripletune.errors import ConfigError, InputError, MissingArtifactError
@@ -17,7 +18,7 @@ from tripletune.quantization import check_quantization
 from tripletune.schemas.answers import NUM_LETTERS
 from tripletune.store.fingerprint import TOKENIZER_FILES, Ingredients, fingerprint, input_checksums
 from tripletune.store.paths import RunPaths
-from tripletune.store.runs import read_run
+from tripletune.store.runs import read_run, shared_store
 from tripletune.store.sources import PACKAGE
 
 PAGES = PACKAGE / "html" / "templates"
@@ -26,8 +27,14 @@ DUMPS = frozenset(f"{table}.tsv.gz" for table in ("title.basics", "title.crew", 
 MODEL_FILES = TOKENIZER_FILES | {"config.json", "model.safetensors.index.json"}
 
 
-def resolve(config: RunConfig, artifacts: Path) -> RunPaths:
+def resolve(config: RunConfig, artifacts: Path, given: Mapping[str, str] = MappingProxyType({})) -> RunPaths:
     """Compute every stage's fingerprint.
+
+    Args:
+        config: of the run.
+        artifacts: the artifact root.
+        given: fingerprints of the first stages, where an earlier part of the run has computed them: the inputs of
+            these stages need not be here, and what concerns them alone is not checked again.
 
     Raises:
         InputError: a file or folder named by the config does not exist.
@@ -42,20 +49,31 @@ def resolve(config: RunConfig, artifacts: Path) -> RunPaths:
     check_settings(config)
     check_trainer_settings(config.finetune.trainer)
     check_quantization(config.finetune.quantization)
+    shared = shared_store(config.store)
     fingerprints: dict[str, str] = {}
     ingredients: dict[str, Ingredients] = {}
-    pinned = _pinned_specialists(config, artifacts)
+    pinned = {} if given else _pinned_specialists(config, artifacts)
     inputs = _Inputs(config)  # a wrong name should not show after the specialists have trained
     check_ranks(config.finetune)
-    _check_people(config)
     _check_objective(config)
     _check_behaviour(config)
-    _check_tokenizer(config)
+    if not given:
+        _check_people(config)
+        _check_tokenizer(config)
     for stage in reusable_stages(config):
+        if stage.name in given:
+            fingerprints[stage.name] = given[stage.name]
+            continue
         parts = stage.ingredients(config, fingerprints, inputs.of(stage))
         ingredients[stage.name] = parts
         fingerprints[stage.name] = pinned.get(stage.name) or fingerprint(stage.name, parts)
-    return RunPaths(root=artifacts, dataset=config.dataset, fingerprints=fingerprints, ingredients=ingredients)
+    return RunPaths(
+        root=artifacts,
+        dataset=config.dataset,
+        fingerprints=fingerprints,
+        ingredients=ingredients,
+        shared=shared,
+    )
 
 
 def _check_objective(config: RunConfig) -> None:
@@ -208,7 +226,7 @@ _READ: dict[str, Callable[[Path], bool]] = {
 def _pinned_specialists(config: RunConfig, artifacts: Path) -> dict[str, str]:
     if not config.specialists.pin:
         return {}
-    run = read_run(artifacts, config.specialists.pin)
+    run = read_run(artifacts, config.specialists.pin, store=config.store)
     if run.dataset != config.dataset:
         raise ConfigError(
             f"specialists.pin = {run.name!r} is a run of dataset {run.dataset!r}, not of {config.dataset!r}; "
@@ -223,7 +241,8 @@ def _pinned_specialists(config: RunConfig, artifacts: Path) -> dict[str, str]:
             f"pin a run that has, {other}or remove the pin for one run"
         )
     pinned = {stage: run.fingerprints[stage] for stage in config.specialist_stages}
-    kept = RunPaths(root=artifacts, dataset=run.dataset, fingerprints=pinned)
+    shared = shared_store(config.store)
+    kept = RunPaths(root=artifacts, dataset=run.dataset, fingerprints=pinned, shared=shared)
     for stage in pinned:
         if not kept.is_done(stage):
             raise MissingArtifactError(

@@ -367,6 +367,18 @@ def tokenizer_of(paths: RunPaths, config: RunConfig) -> tuple[str, str] | None:
 
 def run_finetune(paths: RunPaths, config: RunConfig, on_log: LogCurve | None = None) -> Path:
     """LoRA-tune the language model in a subprocess; the curve is live in MLflow."""
+    return paths.build("finetune", _finetune(paths, config, on_log))
+
+
+def join_finetune(paths: RunPaths, config: RunConfig, machine: int) -> None:
+    """Lend this machine's processes to a training over several machines, of which machine 0 publishes the adapter."""
+    paths.assist("finetune", machine, _finetune(paths, config, machine=machine))
+
+
+def _finetune(
+    paths: RunPaths, config: RunConfig, on_log: LogCurve | None = None, machine: int = 0
+) -> Callable[[Path], Facts]:
+    """What fills a work folder of the stage."""
     from tripletune.finetune.launch import FilmSource, finetune_adapter
     from tripletune.prompts.engine import prompt_contract
     from tripletune.prompts.template import load_template
@@ -377,19 +389,17 @@ def run_finetune(paths: RunPaths, config: RunConfig, on_log: LogCurve | None = N
     if config.finetune.has_behaviour:
         source = config.finetune.behaviour_tokens
         behaviour = FilmSource(source, paths.require(source), load_template(config.prompt.template).slots)
-    return paths.build(
-        "finetune",
-        lambda work: finetune_adapter(
-            generate,
-            work,
-            config.finetune,
-            prompt_contract(config.prompt, config.retrieve),
-            dict(paths.fingerprints),
-            config.seed,
-            on_log,
-            base=base,
-            behaviour=behaviour,
-        ),
+    return lambda work: finetune_adapter(
+        generate,
+        work,
+        config.finetune,
+        prompt_contract(config.prompt, config.retrieve),
+        dict(paths.fingerprints),
+        config.seed,
+        on_log,
+        base=base,
+        behaviour=behaviour,
+        machine=machine,
     )
 
 

@@ -4,6 +4,8 @@
 file lock, writes ``manifest.json`` last, and is renamed into place; a valid manifest means done. A second run that
 wants the same output waits on the lock and then reuses it. A work folder left by a killed run is handed to the next
 one as it is, so a stage that finishes its files one by one (temporary name, then a rename) goes on where it was.
+
+With a shared store (``store.shared``) an output that is finished there and not here is fetched when it is asked for.
 """
 
 from __future__ import annotations
@@ -12,11 +14,12 @@ import json
 import os
 import shutil
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow.parquet as pq
 from filelock import FileLock
@@ -26,9 +29,15 @@ from tripletune.store.files import make_folder, remove_leftovers, sync, write_js
 from tripletune.store.fingerprint import Ingredients, sha256_file
 from tripletune.store.meter import Meter
 
+if TYPE_CHECKING:
+    from tripletune.store.shared import SharedOutput
+
 MANIFEST = "manifest.json"
 SCRATCH = "_scratch"
 """Folder inside a work folder for what must survive a kill but is not part of the output; removed before publishing."""
+
+WORK = ".work"
+"""Ending of the folders in which an output is made or fetched; what stands before the first dot is its fingerprint."""
 
 Facts = dict[str, Any]
 """Counts and metrics that a stage reports in addition to its files; plain JSON data."""
@@ -70,12 +79,14 @@ class RunPaths:
         dataset: name of the dataset; runs of one dataset share outputs.
         fingerprints: one per stage; made by ``pipeline.resolve``.
         ingredients: what each fingerprint was made of; stands in the manifests.
+        shared: address of the shared store, from ``runs.shared_store``; empty: there is none.
     """
 
     root: Path
     dataset: str
     fingerprints: Mapping[str, str]
     ingredients: Mapping[str, Ingredients] = field(default_factory=dict)
+    shared: str = ""
 
     def folder(self, stage: str) -> Path:
         """Where the stage's finished output is, or will be.
@@ -87,23 +98,57 @@ class RunPaths:
             raise MissingArtifactError(f"this run has no {stage!r}; an older version made it: run it again")
         return self.root / self.dataset / stage / self.fingerprints[stage]
 
-    def is_done(self, stage: str) -> bool:
-        """Whether the stage's output is finished and whole (sizes are checked, hashes are not)."""
+    def is_here(self, stage: str) -> bool:
+        """Whether the stage's output is finished and whole on this machine (sizes are checked, hashes are not)."""
         return read_manifest(self.folder(stage)) is not None
 
+    def is_shared(self, stage: str) -> bool:
+        """Whether there is a shared store that has the stage's output; InputError where it cannot be asked."""
+        return bool(self.shared) and self._in_store(stage).is_there()
+
+    def is_done(self, stage: str) -> bool:
+        """Whether the stage's output is finished: here, or in the shared store, from which it is then fetched.
+
+        Raises:
+            InputError: the shared store cannot be read, or its output is damaged: nothing was published here.
+        """
+        return self.is_here(stage) or self._fetch(stage)
+
     def require(self, stage: str) -> Path:
-        """The folder of a finished stage.
+        """The folder of a finished stage; raises InputError like ``is_done``.
 
         Raises:
             MissingArtifactError: it has not finished; the message gives the command that produces it.
         """
         folder = self.folder(stage)
-        if read_manifest(folder) is None:
+        if not self.is_done(stage):
+            places = f"{folder} and {self.shared}" if self.shared else folder
             raise MissingArtifactError(
-                f"no finished '{stage}' output for this config and input (looked in {folder}); "
+                f"no finished '{stage}' output for this config and input (looked in {places}); "
                 f"produce it with: tripletune {stage}, with the same --config, --movielens, --imdb and --artifacts"
             )
         return folder
+
+    def share(self, stage: str) -> None:
+        """Push a finished output to the shared store, where there is one and it lacks it; raises like ``is_done``."""
+        if self.shared:
+            self._in_store(stage).push(self.folder(stage))
+
+    def _in_store(self, stage: str) -> SharedOutput:
+        from tripletune.store.shared import SharedOutput  # imports what only a shared store needs
+
+        return SharedOutput(self.shared, self.dataset, stage, self.folder(stage).name)
+
+    def _fetch(self, stage: str) -> bool:
+        if not self.is_shared(stage):
+            return False
+        folder = self.folder(stage)
+        with _alone(folder):
+            if read_manifest(folder) is None:
+                work = folder.with_name(f"{folder.name}.fetch{WORK}")
+                self._in_store(stage).fetch(work)
+                _publish(work, folder)
+        return True
 
     def manifest(self, stage: str) -> dict[str, Any]:
         """The manifest of a finished stage; raises MissingArtifactError like ``require``."""
@@ -125,31 +170,44 @@ class RunPaths:
             InputError: the store's folders cannot be made.
         """
         folder = self.folder(stage)
-        if read_manifest(folder) is not None:
+        if self.is_done(stage):
             return folder
-        make_folder(folder.parent, "--artifacts")
-        with writing_to(folder.parent, "--artifacts"):
-            held = FileLock(folder.with_name(f"{folder.name}.lock")).acquire()
-        with held:
+        with _alone(folder):
             if read_manifest(folder) is not None:
                 return folder
-            if folder.exists():  # damaged: files that its manifest names are not there
-                shutil.rmtree(folder)
-            work = folder.with_name(f"{folder.name}.work")
+            work = folder.with_name(f"{folder.name}{WORK}")
             make_folder(work, "--artifacts")
             (work / MANIFEST).unlink(missing_ok=True)  # of a run killed during publish: its files are rebuilt
             remove_leftovers(work)
             with Meter() as meter:
                 facts = make(work)
-            self._publish(stage, work, folder, facts, meter)
+            self._describe(stage, work, facts, meter)
+            _publish(work, folder)
         return folder
 
-    def _publish(self, stage: str, work: Path, folder: Path, facts: Facts, meter: Meter) -> None:
+    def assist(self, stage: str, machine: int, help_to_make: Callable[[Path], object]) -> None:
+        """Help to make an output that another machine publishes.
+
+        Args:
+            stage: its name.
+            machine: number of this machine, 1 or more; names a work folder and a lock of its own, so that machines may
+                share a disk.
+            help_to_make: fills the work folder it is given. When it raises, the folder stays for the next try.
+        """
+        folder = self.folder(stage)
+        mine = folder.with_name(f"{folder.name}.machine{machine}{WORK}")
+        with _alone(mine):
+            make_folder(mine, "--artifacts")
+            help_to_make(mine)
+            shutil.rmtree(mine)
+
+    def _describe(self, stage: str, work: Path, facts: Facts, meter: Meter) -> None:
+        """Write the manifest of a work folder, last of all."""
         shutil.rmtree(work / SCRATCH, ignore_errors=True)
         remove_leftovers(work)
         ingredients = self.ingredients.get(stage, {})
         files = {
-            path.relative_to(work).as_posix(): _describe(path)
+            path.relative_to(work).as_posix(): _described(path)
             for path in sorted(work.rglob("*"))
             if path.is_file() and path.name != MANIFEST and path.suffix != ".part"
         }
@@ -169,11 +227,27 @@ class RunPaths:
             "tripletune": metadata.version("tripletune"),
         }
         write_json(work / MANIFEST, manifest)
-        work.rename(folder)
-        sync(folder.parent)
 
 
-def _describe(path: Path) -> dict[str, Any]:
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Hold the lock of a folder that is about to be made; another process that wants it waits."""
+    make_folder(folder.parent, "--artifacts")
+    with writing_to(folder.parent, "--artifacts"):
+        held = FileLock(folder.with_name(f"{folder.name}.lock")).acquire()
+    with held:
+        yield
+
+
+def _publish(work: Path, folder: Path) -> None:
+    """Rename a whole work folder into place, instead of a damaged output: files that its manifest names are gone."""
+    if folder.exists():
+        shutil.rmtree(folder)
+    work.rename(folder)
+    sync(folder.parent)
+
+
+def _described(path: Path) -> dict[str, Any]:
     described: dict[str, Any] = {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
     if path.suffix == ".parquet":
         parquet = pq.ParquetFile(path)

@@ -1,10 +1,16 @@
-"""Run records, ``artifacts/runs/<run>.json``: which outputs a run used, and how it ended."""
+"""Run records, ``artifacts/runs/<run>.json``: which outputs a run used, and how it ended.
+
+With a shared store a record is pushed there when a flow begins and ends, so that another machine can go on with the run
+by its name; of a run that is named, the record there is the newest.
+"""
 
 from __future__ import annotations
 
 import difflib
 import json
 import os
+import re
+import secrets
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -12,9 +18,10 @@ from typing import Any, Literal
 from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from tripletune.config import RunConfig, TrackingConfig
-from tripletune.errors import MissingArtifactError
+from tripletune.config import RunConfig, StoreConfig, TrackingConfig
+from tripletune.errors import ConfigError, InputError, MissingArtifactError
 from tripletune.store.files import make_folder, write_json
+from tripletune.store.objects import PROTOCOLS, holds_secret
 from tripletune.store.paths import RunPaths
 
 
@@ -43,7 +50,8 @@ class RunRecord(BaseModel):
 
     def paths(self, root: Path) -> RunPaths:
         """Where the run's outputs are."""
-        return RunPaths(root=root, dataset=self.dataset, fingerprints=self.fingerprints)
+        shared = shared_store(StoreConfig(shared=self.config.get("store", {}).get("shared", "")))
+        return RunPaths(root=root, dataset=self.dataset, fingerprints=self.fingerprints, shared=shared)
 
 
 def tracking_uri(settings: TrackingConfig, root: Path) -> str:
@@ -51,15 +59,35 @@ def tracking_uri(settings: TrackingConfig, root: Path) -> str:
     return settings.uri or os.environ.get("MLFLOW_TRACKING_URI", "") or f"sqlite:///{(root / 'mlflow.db').resolve()}"
 
 
+def shared_store(settings: StoreConfig) -> str:
+    """Address of the configured shared store, or of the one that ``TRIPLETUNE_SHARED_STORE`` names; empty: none.
+
+    Raises:
+        ConfigError: it is no address of object storage, or may hold credentials, and then is not repeated.
+    """
+    address = settings.shared or os.environ.get("TRIPLETUNE_SHARED_STORE", "")
+    where = "store.shared" if settings.shared else "TRIPLETUNE_SHARED_STORE"
+    if holds_secret(address):
+        raise ConfigError(
+            f"{where} has an @, or a ? and later a =, as a password or a signature brings, and settings are logged; "
+            "set credentials in the environment or in a profile"
+        )
+    if address and not re.fullmatch(r"(s3|gs|abfs)://[^/*?\[\s]+(/[^*?\[\s]+)*/?", address):
+        raise ConfigError(f"{where} = {address!r}: give a bucket and a folder in it, with one of {PROTOCOLS}")
+    return address.rstrip("/")
+
+
 def utc_now() -> str:
     """The present second, UTC, ISO 8601."""
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def new_run_name(root: Path, dataset: str) -> str:
-    """Reserve ``<dataset>-<UTC time>``, with a number behind it when two runs start in one second."""
+def new_run_name(root: Path, dataset: str, *, is_shared: bool = False) -> str:
+    """Reserve ``<dataset>-<UTC time>``, with a number behind it when two runs start in one second; with a shared store
+    also four random digits, as runs of other machines may start in that second."""
     make_folder(root / "runs", "--artifacts")
     base = f"{dataset}-{datetime.now(UTC).strftime('%Y%m%d-%H%M%S')}"
+    base += f"-{secrets.token_hex(2)}" if is_shared else ""
     for name in (base, *(f"{base}-{number}" for number in range(2, 1000))):
         try:
             (root / "runs" / f"{name}.json").touch(exist_ok=False)
@@ -78,9 +106,47 @@ def write_run(root: Path, record: RunRecord) -> None:
 def update_run(root: Path, name: str, *, stage: tuple[str, str] | None = None, **changes: str) -> None:
     """Change fields of a run's file; ``stage`` adds how one stage ended. Parallel stages take turns."""
     with FileLock(root / "runs" / f".{name}.lock"):
-        record = read_run(root, name)
+        record = _find(list_runs(root), root, name)
         stages = record.stages | (dict([stage]) if stage else {})
         write_run(root, RunRecord.model_validate(record.model_dump() | changes | {"stages": stages}))
+
+
+def share_run(root: Path, name: str, address: str) -> None:
+    """Push a run's file to the shared store; without an address, do nothing.
+
+    Raises:
+        InputError: the store cannot be written.
+    """
+    if address:
+        from tripletune.store.shared import push_run  # imports what only a shared store needs
+
+        push_run(address, root / "runs" / f"{name}.json")
+
+
+def _fetch_run(address: str, name: str) -> RunRecord | None:
+    """The record of a run in the shared store. Its names become paths, so they are checked: it is data from elsewhere.
+
+    Raises:
+        InputError: the store cannot be read, or what it holds is no record of this run.
+    """
+    from tripletune.store.shared import fetch_run
+
+    content = fetch_run(address, name)
+    if content is None:
+        return None
+    try:
+        record = RunRecord.model_validate_json(content)
+        RunConfig.model_validate({"dataset": record.dataset})  # a name, and no path
+        is_plain = all(
+            re.fullmatch(r"[a-z][a-z0-9_]*", stage) and re.fullmatch(r"[0-9a-f]{32}", value)
+            for stage, value in record.fingerprints.items()
+        )
+        if record.name != name or not is_plain:
+            raise ValueError("its name, a stage or a fingerprint is none")
+    except ValueError as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"{address}/runs/{name}.json is no file of run {name!r} ({reason}); delete it there") from None
+    return record
 
 
 def list_runs(root: Path) -> list[RunRecord]:
@@ -106,32 +172,46 @@ def earlier_run(paths: RunPaths, stage: str, *, but: str = "") -> RunRecord | No
         is_other = record.name != but and record.dataset == paths.dataset and record.status == "completed"
         is_other &= stage in record.stages  # a run of another part has the fingerprint, but did not run it
         made_another = record.fingerprints.get(stage, paths.fingerprints[stage]) != paths.fingerprints[stage]
-        if is_other and made_another and record.paths(paths.root).is_done(stage):
+        if is_other and made_another and record.paths(paths.root).is_here(stage):
             return record
     return None
 
 
-def read_run(root: Path, name: str = "", *, needs: str = "") -> RunRecord:
-    """A run by name, or the latest one.
+def read_run(root: Path, name: str = "", *, needs: str = "", store: StoreConfig | None = None) -> RunRecord:
+    """A run by name, from the shared store where that has it; or the latest one of this artifact root.
 
     Args:
         root: the artifact root.
         name: of the run; empty takes the latest.
-        needs: a stage whose output must be there for a run to count as the latest.
+        needs: a stage whose output must be here for a run to count as the latest.
+        store: settings of the shared store; None: those of the environment alone.
 
     Raises:
         MissingArtifactError: there is no such run; the message names those of a similar name, or the latest.
+        InputError, ConfigError: the shared store cannot be read, or its address is wrong.
     """
-    records = list_runs(root)
+    address = shared_store(store or StoreConfig()) if name else ""
+    if address and re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+        found = _fetch_run(address, name)
+        if found is not None:
+            return found
+    return _find(list_runs(root), root, name, needs, address)
+
+
+def _find(records: list[RunRecord], root: Path, name: str, needs: str = "", address: str = "") -> RunRecord:
+    """One of these records, oldest first, as ``read_run`` says."""
     for record in reversed(records):
-        if record.name == name or (not name and (not needs or record.paths(root).is_done(needs))):
+        if record.name == name or (not name and (not needs or record.paths(root).is_here(needs))):
             return record
+    places = f"{root} or {address}" if address else root
     advice = f"make one with: tripletune run --artifacts {root}"
+    if not records and address:
+        raise MissingArtifactError(f"no run {name!r} in {places}; give the name that the machine that began it printed")
     if not records:
-        raise MissingArtifactError(f"no run in {root} yet (outputs of single stages are not a run); {advice}")
+        raise MissingArtifactError(f"no run in {places} yet (outputs of single stages are not a run); {advice}")
     near = difflib.get_close_matches(name, [record.name for record in reversed(records)], n=3) if name else []
     if near:
-        raise MissingArtifactError(f"no run {name!r} in {root}; did you mean {', '.join(near)}?")
+        raise MissingArtifactError(f"no run {name!r} in {places}; did you mean {', '.join(near)}?")
     known = ", ".join(record.name for record in records[-5:])
     wanted = f"run {name!r}" if name else f"run with a finished '{needs}'"
-    raise MissingArtifactError(f"no {wanted} in {root}; runs there: {known}; or {advice}")
+    raise MissingArtifactError(f"no {wanted} in {places}; runs there: {known}; or {advice}")

@@ -33,8 +33,11 @@ SHAPES_NO_BYTE = (
     "processes",  # how a subprocess is watched, not what it computes
     "rank.workers",  # which process answers which piece; a piece is answered by rank.pieces
     "store.fingerprint",
+    "store.objects",  # where bytes come from; their checksums count
     "store.paths",  # where outputs lie, and that they appear whole
+    "store.retries",  # how often a network is asked again
     "store.runs",
+    "store.shared",
     "store.meter",
     "store.sources",
     "tracking",  # what is logged

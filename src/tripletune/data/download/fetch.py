@@ -17,8 +17,8 @@ import httpx
 from filelock import FileLock, Timeout
 
 from tripletune.data.download.partial import PartialFile
-from tripletune.data.download.retries import Interrupted, Patience, keep_trying
 from tripletune.errors import InputError
+from tripletune.store.retries import Interrupted, Patience, keep_trying
 
 log = logging.getLogger(__name__)
 

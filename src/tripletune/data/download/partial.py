@@ -9,8 +9,8 @@ from typing import IO, Any
 
 import httpx
 
-from tripletune.data.download.retries import Interrupted
 from tripletune.store.files import write_atomically, write_json
+from tripletune.store.retries import Interrupted
 
 _CONTENT_RANGE = re.compile(r"bytes (?:(?P<first>\d+)-\d+|\*)/(?P<total>\d+|\*)")
 

@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from tripletune.data.download.retries import Interrupted, Patience, keep_trying
-from tripletune.data.feed.stores import WILD, Entry, Store, holds_secret
 from tripletune.errors import InputError
 from tripletune.store.files import write_atomically
 from tripletune.store.fingerprint import sha256_file
+from tripletune.store.objects import WILD, Entry, Store, append_rest, changed, gives_up, holds_secret
+from tripletune.store.retries import Patience, keep_trying
 
 SUFFIXES = (".csv", ".csv.gz", ".parquet")
 """File name endings (any case) that are read when a pattern names a folder."""
@@ -174,16 +174,12 @@ def _told_apart(matches: list[_Match]) -> list[_Match]:
 
 def _described(match: _Match) -> SourceFile:
     if match.entry:
-        return SourceFile(match.url, match.name, match.entry.size, _version(match.entry))
+        return SourceFile(match.url, match.name, match.entry.size, match.entry.version)
     path = Path(match.url)
     try:
         return SourceFile(match.url, match.name, path.stat().st_size, sha256_file(path))
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror}); check that it is there and readable") from None
-
-
-def _version(entry: Entry) -> str:
-    return f"etag:{entry.etag}:{entry.size}"
 
 
 def fetch(file: SourceFile, scratch: Path, *, patience: Patience | None = None) -> Path:
@@ -205,7 +201,7 @@ def fetch(file: SourceFile, scratch: Path, *, patience: Patience | None = None) 
     if not file.is_remote:
         path = Path(file.url)
         if not path.is_file() or path.stat().st_size != file.size:
-            raise _changed(file)
+            raise changed(file.url)
         return path
     identity = hashlib.sha256(f"{file.url} {file.checksum}".encode()).hexdigest()[:16]
     target = scratch / f"{identity}-{_last(file.url)}"
@@ -214,36 +210,13 @@ def fetch(file: SourceFile, scratch: Path, *, patience: Patience | None = None) 
         if not target.exists():
             scratch.mkdir(parents=True, exist_ok=True)
             part.touch()
-            keep_trying(
-                lambda: _append_rest(file, part), reached=lambda: part.stat().st_size, patience=patience or Patience()
-            )
+            with gives_up("run it again"):
+                keep_trying(
+                    lambda: append_rest(file.url, file.checksum, file.size, part),
+                    reached=lambda: part.stat().st_size,
+                    patience=patience or Patience(),
+                )
             write_atomically(target, part.replace)
-    except Interrupted as error:
-        raise InputError(f"{error}; check the network and AWS_ENDPOINT_URL, and run it again") from None
     except OSError as error:
         raise InputError(f"cannot write {target} ({error.strerror or error}); make room and run it again") from None
     return target
-
-
-def _append_rest(file: SourceFile, part: Path) -> None:
-    """One attempt: append the missing bytes, and check that all are of the listed version."""
-    store = Store(file.url)
-    _require_unchanged(store, file, part)
-    with part.open("ab") as sink:
-        for chunk in store.chunks(first=part.stat().st_size):
-            sink.write(chunk)
-    _require_unchanged(store, file, part)
-    size = part.stat().st_size
-    if size != file.size:
-        part.write_bytes(b"")
-        raise Interrupted(f"{file.url} brought {size:,} bytes, and it has {file.size:,}")
-
-
-def _require_unchanged(store: Store, file: SourceFile, part: Path) -> None:
-    if _version(store.entry_now()) != file.checksum:
-        part.write_bytes(b"")  # it may hold bytes of both versions
-        raise _changed(file)
-
-
-def _changed(file: SourceFile) -> InputError:
-    return InputError(f"{file.url} is gone or has changed since this run began; run it again when nothing writes to it")

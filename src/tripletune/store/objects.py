@@ -1,4 +1,4 @@
-"""Access to object stores through fsspec: listing, file versions, bytes, and one-line errors.
+"""Access to object stores through fsspec: listing, file versions, bytes in both directions, and one-line errors.
 
 Credentials and endpoint come from the sources of s3fs: the environment (``AWS_*``) or a profile. None is taken from a
 URL (``holds_secret`` detects URLs that may contain any), and none appears in a message.
@@ -7,19 +7,19 @@ URL (``holds_secret`` detects URLs that may contain any), and none appears in a 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-import fsspec  # type: ignore[import-untyped]
-
-from tripletune.data.download.retries import Interrupted
 from tripletune.errors import InputError
+from tripletune.store.retries import Interrupted
 
 WILD = re.compile(r"[*?\[]")
 
 _SECRET = re.compile(r"@|\?.*=", re.DOTALL)
+PROTOCOLS = "s3://, gs:// and abfs://"
 _PACKAGES = {"s3": "tripletune[s3]", "gs": "gcsfs", "abfs": "adlfs"}
 _CHUNK = 8 << 20
 _NO_CREDENTIALS = ("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound", "CredentialRetrievalError")
@@ -34,6 +34,11 @@ class Entry:
     etag: str
     """Empty for a folder."""
     is_folder: bool = False
+
+    @property
+    def version(self) -> str:
+        """Equal only for equal bytes."""
+        return f"etag:{self.etag}:{self.size}"
 
 
 def holds_secret(url: str) -> bool:
@@ -59,14 +64,13 @@ class Store:
         self.path = self.path.rstrip("/")
         bucket = self.path.split("/")[0]
         if self.protocol not in _PACKAGES:
-            raise InputError(
-                f"{self.protocol}://{bucket}/...: files are read from local paths, s3://, gs:// and abfs://; "
-                "copy it to one of them"
-            )
+            raise InputError(f"{self.protocol}://{bucket}/...: object stores are {PROTOCOLS}; copy it to one of them")
         if not bucket or WILD.search(bucket):
             raise InputError(f"{url}: the bucket has to be written out, as in {self.protocol}://bucket/ratings-*.csv")
         self.url = url
         try:
+            import fsspec  # type: ignore[import-untyped]  # commands that use no store need not wait for it
+
             with _explained(url):
                 self._files = fsspec.filesystem(self.protocol, use_listings_cache=False)
         except ImportError:
@@ -108,6 +112,15 @@ class Store:
         with _interruptions(self.url):
             return self._entry(self._files.info(self.path))
 
+    def find(self) -> Entry | None:
+        """Current entry of the file, None where there is none; raises like ``entry_now``."""
+        with _interruptions(self.url):
+            try:
+                info = self._files.info(self.path)
+            except FileNotFoundError:
+                return None
+            return None if info["type"] == "directory" else self._entry(info)
+
     def chunks(self, first: int) -> Iterator[bytes]:
         """Read the file from byte ``first`` on, 8 MiB at a time; raises like ``entry_now``."""
         with (
@@ -117,6 +130,22 @@ class Store:
             source.seek(first)
             while chunk := source.read(_CHUNK):
                 yield chunk
+
+    def upload(self, path: Path, report: Callable[[int], object] = lambda num_bytes: None) -> None:
+        """Write a local file's bytes to this URL, which has them all or stays as it was; raises like ``entry_now``.
+
+        Args:
+            path: the file.
+            report: called with the number of bytes of each part that the store has taken.
+        """
+        from fsspec.callbacks import Callback  # type: ignore[import-untyped]
+
+        class Reported(Callback):  # type: ignore[misc]  # the library has no types
+            def relative_update(self, inc: int = 1) -> None:
+                report(inc)
+
+        with _interruptions(self.url):
+            self._files.put_file(str(path), self.path, callback=Reported())
 
     def _entries(self, infos: Any) -> list[Entry]:
         # the web console marks a folder by an object whose key ends in a slash
@@ -130,6 +159,55 @@ class Store:
         if not etag:
             raise InputError(f"{url}: the store gives no ETag, so a change would not be noticed; copy it to local disk")
         return Entry(url, info["size"], etag)
+
+
+def append_rest(
+    url: str, version: str, size: int, part: Path, report: Callable[[int], object] = lambda num_bytes: None
+) -> None:
+    """One attempt to fetch a file: append the missing bytes, and check that all are of one version.
+
+    Args:
+        url: of the file.
+        version: ``Entry.version`` of the bytes that are wanted.
+        size: of the file.
+        part: the bytes so far; emptied where they cannot belong to that version.
+        report: called with the number of bytes of each part that arrived.
+
+    Raises:
+        InputError: the file is gone or has another version, or access is denied.
+        Interrupted: any other failure.
+    """
+    store = Store(url)
+    _require_unchanged(store, version, part)
+    with part.open("ab") as sink:
+        for chunk in store.chunks(first=part.stat().st_size):
+            sink.write(chunk)
+            report(len(chunk))
+    _require_unchanged(store, version, part)
+    found = part.stat().st_size
+    if found != size:
+        part.write_bytes(b"")
+        raise Interrupted(f"{url} brought {found:,} bytes, and it has {size:,}")
+
+
+def _require_unchanged(store: Store, version: str, part: Path) -> None:
+    if store.entry_now().version != version:
+        part.write_bytes(b"")  # it may hold bytes of both versions
+        raise changed(store.url)
+
+
+def changed(url: str) -> InputError:
+    """The error for a file that is no longer what was listed."""
+    return InputError(f"{url} is gone or has changed since this run began; run it again when nothing writes to it")
+
+
+@contextmanager
+def gives_up(advice: str) -> Iterator[None]:
+    """Turn the last ``Interrupted`` of ``keep_trying`` into a one-line InputError that ends in ``advice``."""
+    try:
+        yield
+    except Interrupted as error:
+        raise InputError(f"{error}; check the network and AWS_ENDPOINT_URL, and {advice}") from None
 
 
 @contextmanager
