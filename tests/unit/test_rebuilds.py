@@ -233,6 +233,8 @@ def test_what_a_section_computes_counts_by_its_value():
         ({"finetune": {"patience": 2}}, FINETUNE),
         ({"rank": {"max_viewers": 5}}, RANK),
         ({"rank": {"untuned_viewers": 5}}, RANK),
+        ({"rank": {"quantized": ["int8"]}}, RANK),
+        ({"rank": {"quantized_viewers": 5}}, RANK),
         ({"rank": {"workers": 2}}, NOTHING),
         ({"rank": {"backend": "vllm"}}, RANK),
         ({"evaluate": {"confidence": 0.9}}, "evaluate"),

@@ -209,10 +209,27 @@ class EvaluateConfig(Section):
 
 class PromoteConfig(Section):
     """Rule by which this run's adapter replaces the champion."""
+    quantized: tuple[Literal["int8", "nf4"], ...] = ()
+    """Formats in which the tuned model ranks once more, its merged weights rounded by bitsandbytes (extra ``nf4``):
+    int8, LLM.int8 with 8 bits for weights and activations; nf4, 4 bits for weights. Each is a row of the report, such
+    as ``tuned-int8``, compared with ``tuned`` on the same users; what is served and promoted stays as it is."""
+    quantized_viewers: Annotated[int, Field(ge=0)] = 0
+    """Users per purpose that each of these ranks (the first of those ranked); 0 ranks all."""
 
     registered_model: Name | Literal[""] = ""
     """Name in the MLflow registry. Empty: ``tripletune-<dataset>``; adapters of two datasets never compete."""
     margin: Annotated[float, Field(ge=0.0)] = 0.01
+    @model_validator(mode="after")
+    def _quantizes_what_it_loads(self) -> RankConfig:
+        if len(set(self.quantized)) < len(self.quantized):
+            raise ValueError(f"quantized = {list(self.quantized)} names a format twice; name each once")
+        if self.quantized and self.backend == "vllm":
+            raise ValueError(
+                "quantized needs backend = 'transformers', whose weights bitsandbytes rounds; set backend to it, or "
+                "quantized to []"
+            )
+        return self
+
     """Amount by which the new adapter's ndcg_at_5 may be below the champion's, at the one-sided bound."""
     confidence: Annotated[float, Field(gt=0.5, lt=1.0)] = 0.95
     """Confidence of the one-sided bound."""

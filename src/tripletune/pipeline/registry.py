@@ -276,10 +276,14 @@ STAGES = (
         parents=lambda config: ("generate", "finetune", *config.behaviour_stages),
         fields=("rank", "seed"),
         libraries=lambda config: (
-            *("torch", "transformers", "peft", "polars", *_quantizer(config)),
+            *("torch", "transformers", "peft", "polars"),
+            *(("bitsandbytes",) if config.rank.quantized else _quantizer(config)),
             *(("vllm",) if config.rank.backend == "vllm" else ()),
         ),
-        without=lambda config: () if config.rank.backend == "vllm" else ("rank.vllm_backend",),
+        without=lambda config: (
+            *(() if config.rank.backend == "vllm" else ("rank.vllm_backend",)),
+            *(() if config.rank.quantized else ("rank.quantize",)),
+        ),
         headline=("viewers", "rows"),
     ),
     Stage(

@@ -13,7 +13,7 @@ from tripletune.pipeline.feed import feed_files, release_checksums
 from tripletune.pipeline.registry import reusable_stages
 from tripletune.pipeline.stage import Stage
 from tripletune.precision import has_bfloat16
-from tripletune.quantization import check_quantization
+from tripletune.quantization import check_quantization, require_bitsandbytes
 from tripletune.schemas.answers import NUM_LETTERS
 from tripletune.store.fingerprint import TOKENIZER_FILES, Ingredients, fingerprint, input_checksums
 from tripletune.store.paths import RunPaths
@@ -44,6 +44,8 @@ def resolve(config: RunConfig, artifacts: Path) -> RunPaths:
     check_quantization(config.finetune.quantization)
     fingerprints: dict[str, str] = {}
     ingredients: dict[str, Ingredients] = {}
+    if config.rank.quantized:
+        require_bitsandbytes(f"rank.quantized = {list(config.rank.quantized)}", "set it to []")
     pinned = _pinned_specialists(config, artifacts)
     inputs = _Inputs(config)  # a wrong name should not show after the specialists have trained
     check_ranks(config.finetune)
