@@ -284,7 +284,7 @@ def test_every_setting_of_a_run_counts_for_some_stage_or_is_known_not_to():
     for stage in reusable_stages(settings):
         counted |= stage.ingredients(settings, dict.fromkeys(f"{INGEST} sasrec".split(), ""), {})["fields"].keys()
     sections = ("source", "quality", "promote", "tracking", "specialists", "workers")
-    by_content = {"split.frozen", "finetune.accelerate_config", "prompt.template", "dataset"}
+    by_content = {"split.frozen", "finetune.accelerate_config", "finetune.teacher", "prompt.template", "dataset"}
     limits = {f"{name}.checkpoint_minutes" for name in ("rgat", "lightgcn", "sasrec", "sequence")} | {
         "finetune.timeout_minutes",
         "finetune.ddp_timeout_minutes",

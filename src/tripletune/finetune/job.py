@@ -38,6 +38,8 @@ class TrainingJob(BaseModel):
     """File of film vectors for behaviour tokens; None without them."""
     film_columns: tuple[str, ...] = ()
     """Columns that list the films with such tokens, in the prompt's order."""
+    teacher: Path | None = None
+    """Folder with a teacher's scores, a file of ``schemas.teach.TAUGHT`` for each training shard; None: no teacher."""
     answer_style: str = "titles"
     """Style of the answers, a key of ``ANSWER_STYLES``."""
     base: str

@@ -80,6 +80,7 @@ def finetune_adapter(
     *,
     base: Path | None = None,
     behaviour: FilmSource | None = None,
+    teacher: Path | None = None,
 ) -> Facts:
     """Train an adapter, or go on from the last whole checkpoint that a killed run left in ``out``.
 
@@ -95,6 +96,7 @@ def finetune_adapter(
             repeats no step it kept. When it raises, the training goes on and it is called with the same point again.
         base: folder of the stage ``base``, where the base model is the shipped one.
         behaviour: the film vectors of behaviour tokens, with ``settings.behaviour_tokens``.
+        teacher: folder of the stage ``teach``, with ``settings.teacher``.
 
     Returns:
         Facts: those of ``best.evaluation_facts``, steps, seconds, tokens, examples, eval_examples,
@@ -130,6 +132,7 @@ def finetune_adapter(
         prior=_prior(train, int(prompt_contract["num_candidates"])) if settings.scores_labels else (),
         films=scratch / FILMS if space else None,
         film_columns=space.columns if space else (),
+        teacher=teacher / "train" if teacher else None,
         answer_style=str(prompt_contract["answer_style"]),
         base=identity.source,
         hub_revision=identity.hub_revision,

@@ -34,6 +34,7 @@ from tripletune.errors import TrainingDiverged, TrainingError
 from tripletune.finetune.attention import choose_attention
 from tripletune.finetune.best import BestKeeper, evaluation_facts, restore_published, resumable
 from tripletune.finetune.checkpoints import seal, step_of
+from tripletune.finetune.distillation import Distillation
 from tripletune.finetune.job import TrainingJob
 from tripletune.finetune.label_batches import pad_labels
 from tripletune.finetune.ranks import accumulated_batches
@@ -234,6 +235,7 @@ def _of_objective(job: TrainingJob, tokenizer: Any, films: FilmTables | None, na
         objective=job.settings.objective,
         residual=job.settings.residual_weight if job.settings.residual else None,
         curriculum=job.settings.curriculum if films else None,
+        teacher=Distillation(job.settings.teacher_weight, job.settings.teacher_temperature) if job.teacher else None,
     )
 
 

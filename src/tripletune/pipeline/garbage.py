@@ -1,7 +1,8 @@
 """Find and remove the stage outputs that no kept run refers to, for ``tripletune gc``.
 
 A run is kept when it is among the newest of its dataset, was named, is still running, or when a kept run pins its
-specialists. Run files, promotion decisions and everything in MLflow stay: they are small, and they are the history.
+specialists or learns from its adapter. Run files, promotion decisions and everything in MLflow stay: they are small,
+and they are the history.
 """
 
 from __future__ import annotations
@@ -60,9 +61,10 @@ def kept_runs(root: Path, *, newest: int, named: Sequence[str]) -> list[RunRecor
         if name not in runs:
             raise InputError(f"no run {name!r} in {root}; runs there: {', '.join(list(runs)[-5:]) or 'none'}")
         kept[name] = runs[name]
-        pinned = runs[name].config.get("specialists", {}).get("pin", "")
+        config = runs[name].config
+        pinned = (config.get("specialists", {}).get("pin", ""), config.get("finetune", {}).get("teacher", ""))
         # a pin whose run file is gone protects nothing, and is no reason to stop
-        wanted += [pinned] if pinned in runs else []
+        wanted += [one for one in pinned if one in runs]
     return sorted(kept.values(), key=lambda run: (run.started, run.name))
 
 

@@ -12,6 +12,7 @@ from tripletune.models.registry import check_settings
 from tripletune.pipeline.feed import feed_files, release_checksums
 from tripletune.pipeline.registry import reusable_stages
 from tripletune.pipeline.stage import Stage
+from tripletune.pipeline.teacher import TEACHER_FILES, teacher_folder
 from tripletune.precision import has_bfloat16
 from tripletune.quantization import check_quantization, require_bitsandbytes
 from tripletune.schemas.answers import NUM_LETTERS
@@ -35,6 +36,7 @@ def resolve(config: RunConfig, artifacts: Path) -> RunPaths:
             processes of a training cannot share ``finetune.global_batch``,
             ``finetune.objective`` or ``finetune.behaviour_tokens`` needs another, ``[finetune.trainer]`` cannot be
             handed to the trainer, or ``retrieve.similar_people`` needs a table of users that the release lacks.
+        ContractError: ``finetune.teacher`` was trained on other prompts.
     """
     from tripletune.finetune.trainer_settings import check_trainer_settings
 
@@ -42,12 +44,13 @@ def resolve(config: RunConfig, artifacts: Path) -> RunPaths:
     check_settings(config)
     check_trainer_settings(config.finetune.trainer)
     check_quantization(config.finetune.quantization)
-    fingerprints: dict[str, str] = {}
-    ingredients: dict[str, Ingredients] = {}
     if config.rank.quantized:
         require_bitsandbytes(f"rank.quantized = {list(config.rank.quantized)}", "set it to []")
+    fingerprints: dict[str, str] = {}
+    ingredients: dict[str, Ingredients] = {}
     pinned = _pinned_specialists(config, artifacts)
-    inputs = _Inputs(config)  # a wrong name should not show after the specialists have trained
+    # a wrong name should not show after the specialists have trained
+    inputs = _Inputs(config, teacher_folder(config, artifacts))
     check_ranks(config.finetune)
     _check_people(config)
     _check_objective(config)
@@ -142,7 +145,7 @@ class _Inputs:
         InputError: a named path does not exist. ConfigError: there is no such template.
     """
 
-    def __init__(self, config: RunConfig) -> None:
+    def __init__(self, config: RunConfig, teacher: Path | None) -> None:
         from tripletune.prompts.template import load_template
 
         self._config = config
@@ -157,6 +160,7 @@ class _Inputs:
             "model": finetune.model if finetune.names_a_folder else "",
             "tokenizer": finetune.model if finetune.names_a_folder else "",
             "text_model": config.text.model if config.text.names_a_folder else "",
+            "teacher": str(teacher or ""),
         }
         self._paths = {key: Path(text) for key, text in named.items() if text}
 
@@ -204,6 +208,7 @@ _READ: dict[str, Callable[[Path], bool]] = {
     "imdb": lambda below: below.name in DUMPS,
     "tokenizer": lambda below: len(below.parts) == 1 and below.name in TOKENIZER_FILES,
     "model": _is_model_file,
+    "teacher": lambda below: below.as_posix() in TEACHER_FILES,
 }
 
 

@@ -365,6 +365,23 @@ def tokenizer_of(paths: RunPaths, config: RunConfig) -> tuple[str, str] | None:
     return (str(paths.require("base")), "") if config.finetune.is_shipped else config.counted_with
 
 
+def run_teach(paths: RunPaths, config: RunConfig) -> Path:
+    """Score the training prompts' candidates with the teacher, the tuned model that finetune.teacher names."""
+    from tripletune.pipeline.teacher import teacher_folder
+    from tripletune.prompts.engine import prompt_contract
+    from tripletune.rank.teach import score_training
+
+    teacher = teacher_folder(config, paths.root)
+    if teacher is None:
+        raise ConfigError(
+            "finetune.teacher names no model to learn from (or finetune.teacher_weight is 0); set it to a run's name "
+            "or to the folder of a finetune stage"
+        )
+    generate = paths.require("generate")
+    contract = prompt_contract(config.prompt, config.retrieve)
+    return paths.build("teach", lambda work: score_training(generate, teacher, work, config.rank, contract))
+
+
 def run_finetune(paths: RunPaths, config: RunConfig, on_log: LogCurve | None = None) -> Path:
     """LoRA-tune the language model in a subprocess; the curve is live in MLflow."""
     from tripletune.finetune.launch import FilmSource, finetune_adapter
@@ -389,6 +406,7 @@ def run_finetune(paths: RunPaths, config: RunConfig, on_log: LogCurve | None = N
             on_log,
             base=base,
             behaviour=behaviour,
+            teacher=paths.require("teach") if config.finetune.has_teacher else None,
         ),
     )
 
