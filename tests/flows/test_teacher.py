@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import polars as pl
 import pytest
 import torch
 from peft import PeftModel
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from tests.adapters import write_adapter
@@ -74,11 +77,17 @@ def taught(shards: Path, teacher: Path, tmp_path_factory: pytest.TempPathFactory
     return out
 
 
-def served_by_hand(folder: Path, row: dict[str, Any]) -> np.ndarray:
-    """The sum that an adapter's folder serves, by candidate in the order shown: LoRA next to the base's weights."""
+@cache
+def loaded(folder: Path) -> tuple[Any, Any]:
+    """An adapter next to its base's weights, and the tokenizer."""
     base = AutoModelForCausalLM.from_pretrained(folder / "base", dtype=torch.float32)
     model = PeftModel.from_pretrained(base, str(folder / "adapter")).eval()
-    tokenizer = load_tokenizer(str(folder / "base"), None)
+    return model, load_tokenizer(str(folder / "base"), None)
+
+
+def served_by_hand(folder: Path, row: dict[str, Any]) -> np.ndarray:
+    """The sum that an adapter's folder serves, by candidate in the order shown: LoRA next to the base's weights."""
+    model, tokenizer = loaded(folder)
     ids = tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True, return_dict=False)
     with torch.no_grad():
         logits = model(input_ids=torch.tensor([ids])).logits[0, -1]
@@ -120,7 +129,7 @@ def test_the_token_files_hold_the_scores_in_the_order_shown(world: TrainingJob, 
     assert TRAIN_TEXT not in {path.name for path in job.tokens.iterdir()}
 
 
-@pytest.mark.parametrize(("weight", "temperature"), [(0.4, 1.0), (1.0, 3.0)])
+@pytest.mark.parametrize(("weight", "temperature"), [(0.4, 3.0)])
 def test_the_loss_of_the_first_step_is_that_of_the_formula(
     world: TrainingJob, taught: Path, tmp_path: Path, capsys: Any, weight: float, temperature: float
 ) -> None:
@@ -163,10 +172,6 @@ def test_a_teacher_of_no_weight_changes_no_byte(world: TrainingJob, taught: Path
         for name, folder in (("without", None), ("with", taught / "train"))
     ]
     assert adapters[0].read_bytes() == adapters[1].read_bytes()
-    louder = run(
-        changed(world, tmp_path / "louder", settings | {"teacher_weight": 0.5}, teacher=taught / "train"), capsys
-    )
-    assert (louder.job.adapter / "adapter_model.safetensors").read_bytes() != adapters[0].read_bytes()
 
 
 def a_config(**finetune: Any) -> RunConfig:
@@ -228,11 +233,14 @@ def test_what_shapes_a_teachers_scores_counts_and_where_it_lies_does_not(shards:
 
     prompts = prompt_contract(a_config().prompt, a_config().retrieve)
     first, same = (write_adapter(tmp_path / name, shards, prompts, seed=1) for name in ("first", "same"))
-    other = write_adapter(tmp_path / "other", shards, prompts, seed=3)
+    other = Path(shutil.copytree(first, tmp_path / "other"))
+    weights = load_file(other / "adapter" / "adapter_model.safetensors")
+    save_file({name: 2 * weight for name, weight in weights.items()}, other / "adapter" / "adapter_model.safetensors")
     one = fingerprints(teacher=str(first))
     assert fingerprints(teacher=str(same)) == one
-    assert fingerprints(teacher=str(other))["teach"] != one["teach"]
-    assert fingerprints(teacher=str(other))["finetune"] != one["finetune"]
+    another = fingerprints(teacher=str(other))
+    assert another["teach"] != one["teach"]
+    assert another["finetune"] != one["finetune"]
     lighter = fingerprints(teacher=str(first), teacher_weight=0.1)
     assert lighter["teach"] == one["teach"]
     assert lighter["finetune"] != one["finetune"]
@@ -261,34 +269,34 @@ def test_a_teacher_that_cannot_teach_is_refused_before_anything_runs(shards: Pat
 
 
 @pytest.mark.slow
-def test_a_student_comes_nearer_to_its_teacher_than_one_without(tmp_path: Path) -> None:
-    """On prompts that neither was trained on: the divergence of the scores that both serve."""
-    shards = write_shards(tmp_path / "shards", train=60, valid=12, test=40, long=False, letters=True)
-    label_training = {"objective": "listwise", "residual": False, "num_train_epochs": 10.0}
-    settings = LAUNCHED.model_copy(update=label_training)
-    folders = {name: tmp_path / name for name in ("teacher", "teach", "alone", "taught")}
+def test_a_student_learns_a_teachers_order_that_no_answer_tells_it(tmp_path: Path) -> None:
+    """The teacher's weights are random, so its order of the training prompts' candidates is known from it alone."""
+    shards = write_shards(tmp_path / "shards", train=16, valid=4, test=1, long=False, letters=True)
+    teacher = write_adapter(tmp_path / "teacher", shards, LETTERS_CONTRACT, seed=7)
+    folders = {name: tmp_path / name for name in ("teach", "alone", "taught")}
     for folder in folders.values():
         folder.mkdir()
-    finetune_adapter(shards, folders["teacher"], settings, LETTERS_CONTRACT, {}, 0)
-    facts = score_training(shards, folders["teacher"], folders["teach"], RANK, LETTERS_CONTRACT)
-    assert facts["right_share"] > 0.3
-    smaller = settings.model_copy(update={"tiny": settings.tiny.model_copy(update={"hidden_size": 32})})
-    finetune_adapter(shards, folders["alone"], smaller, LETTERS_CONTRACT, {}, 1)
-    learning = smaller.model_copy(update={"teacher": "it", "teacher_weight": 1.0})
-    finetune_adapter(shards, folders["taught"], learning, LETTERS_CONTRACT, {}, 1, teacher=folders["teach"])
-    examples = pl.read_parquet(shards / "test" / "*.parquet")
-    log_shares = {}
-    for name in ("teacher", "alone", "taught"):
-        contract = read_contract(folders[name])
-        write_contract(folders[name], contract.model_copy(update={"residual": None}))
-        rows = rank_examples(examples, folders[name], tuned=True, constrained=True, batch_size=8)
+    score_training(shards, teacher, folders["teach"], RANK, LETTERS_CONTRACT)
+    label_training = {"objective": "listwise", "residual": False, "num_train_epochs": 40.0, "learning_rate": 0.02}
+    settings = LAUNCHED.model_copy(
+        update={**label_training, "tiny": LAUNCHED.tiny.model_copy(update={"hidden_size": 32}), "teacher_weight": 1.0}
+    )
+    finetune_adapter(shards, folders["alone"], settings, LETTERS_CONTRACT, {}, 1)
+    finetune_adapter(shards, folders["taught"], settings, LETTERS_CONTRACT, {}, 1, teacher=folders["teach"])
+    examples = pl.read_parquet(shards / "train" / "*.parquet")
+
+    def log_shares(folder: Path) -> torch.Tensor:
+        """Of the candidates in the order shown, by the language model's own scores."""
+        write_contract(folder, read_contract(folder).model_copy(update={"residual": None}))
+        rows = rank_examples(examples, folder, tuned=True, constrained=True, batch_size=8)
         scores = [
             [dict(zip(films, found, strict=True))[film] for film in shown]
             for films, found, shown in zip(rows["answers"], rows["scores"], examples["candidates"], strict=True)
         ]
-        log_shares[name] = torch.log_softmax(torch.tensor(scores, dtype=torch.float64), dim=1)
+        return torch.log_softmax(torch.tensor(scores, dtype=torch.float64), dim=1)
+
+    wanted = log_shares(teacher)
     divergence = {
-        name: (log_shares["teacher"].exp() * (log_shares["teacher"] - log_shares[name])).sum(1).mean().item()
-        for name in ("alone", "taught")
+        name: (wanted.exp() * (wanted - log_shares(folders[name]))).sum(1).mean().item() for name in ("alone", "taught")
     }
-    assert divergence["taught"] < 0.7 * divergence["alone"], divergence
+    assert divergence["taught"] < 0.5 * divergence["alone"], divergence
