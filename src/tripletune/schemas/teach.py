@@ -11,6 +11,7 @@ TAUGHT = columns({"example_id": pl.String, "films": pl.List(pl.Int32), "scores":
 generate's shard of that name.
 
 Columns:
+    example_id: that of generate
     films: the candidates, best first
     scores: their scores in the order that the teacher serves: its labels' logits, or the sum with the retriever's
 """
