@@ -40,6 +40,12 @@ class FinetuneConfig(Section):
     folder."""
     revision: str = ""
     """Commit of the model on the hub; required for a Hugging Face id."""
+    start: Literal["base", "champion"] = "base"
+    """Weights that training starts from. champion: those of the dataset's champion, trained on with the examples that
+    neither it nor its ancestors were trained on; from the base model where there is no champion yet."""
+    fresh_every: Positive = 7
+    """With ``start = "champion"``: of so many trainings in a row one starts from the base model and reads all examples;
+    promotion compares the two (docs/language_model.md)."""
     objective: Literal["sft", "listwise", "ranknet", "lambdarank"] = "sft"
     """sft: each token of the completion. The others need a template whose answers are letters and learn what ranking
     reads, the candidates' scores at their labels: listwise, a softmax over the candidates whose target the answers

@@ -45,6 +45,8 @@ class TrainingJob(BaseModel):
     hub_revision: str | None
     base_name: str
     """Name of the base model in the adapter's config: valid on every machine."""
+    start: Path | None = None
+    """Folder of the adapter that training starts from; None: fresh LoRA matrices."""
     settings: FinetuneConfig
     seed: int
 

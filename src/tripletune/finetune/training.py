@@ -45,6 +45,7 @@ from tripletune.finetune.sharding import (
     shares_weights,
     trained_weights,
 )
+from tripletune.finetune.start import load_start
 from tripletune.finetune.token_files import EVALUATION, SELECT, TRAIN, TRAIN_TEXT, read_token_files, token_lengths
 from tripletune.finetune.trainers import ChatTrainer, LabelTrainer
 from tripletune.next_token import head_in_float32
@@ -221,6 +222,8 @@ def _trainer(
     for weight in trainer.model.parameters():
         if weight.requires_grad:  # TRL rounds those on a quantised base to bfloat16, where small steps are lost
             weight.data = weight.data.float()
+    if job.start:
+        load_start(trainer.model, job.start)
     return trainer
 
 
@@ -228,12 +231,13 @@ def _of_objective(job: TrainingJob, tokenizer: Any, films: FilmTables | None, na
     if not job.settings.scores_labels:
         return ChatTrainer(**named)
     collate = partial(pad_labels, pad=tokenizer.pad_token_id or 0, prior=job.prior)
+    curriculum = 0.0 if job.start else job.settings.curriculum  # an earlier adapter has been through it
     return LabelTrainer(
         **named,
         data_collator=collate,
         objective=job.settings.objective,
         residual=job.settings.residual_weight if job.settings.residual else None,
-        curriculum=job.settings.curriculum if films else None,
+        curriculum=curriculum if films else None,
     )
 
 

@@ -1,7 +1,9 @@
 """Find and remove the stage outputs that no kept run refers to, for ``tripletune gc``.
 
 A run is kept when it is among the newest of its dataset, was named, is still running, or when a kept run pins its
-specialists. Run files, promotion decisions and everything in MLflow stay: they are small, and they are the history.
+specialists. A champion's adapter is kept whoever made it: later runs start from it, and it holds the record of what its
+ancestors were trained on, so that these may go. Run files, promotion decisions and everything in MLflow stay: they are
+small, and they are the history.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from filelock import FileLock, Timeout
 
 from tripletune.errors import InputError
 from tripletune.pipeline.feed import PARSED
+from tripletune.store.champion import standing_outputs
 from tripletune.store.paths import MANIFEST
 from tripletune.store.runs import RunRecord, list_runs
 
@@ -76,9 +79,9 @@ def _is_young(run: RunRecord) -> bool:
 def find_garbage(root: Path, kept: Iterable[RunRecord]) -> list[Removable]:
     """Outputs and leftovers under ``root`` that no kept run refers to, by dataset and stage.
 
-    A parsed file of a feed stays while a kept run's ingest was made of it.
+    A parsed file of a feed stays while a kept run's ingest was made of it, and a champion's adapter while it is one.
     """
-    needed = {run.paths(root).folder(stage) for run in kept for stage in run.fingerprints}
+    needed = {run.paths(root).folder(stage) for run in kept for stage in run.fingerprints} | standing_outputs(root)
     feeds = {checksum for folder in needed for checksum in _feed_checksums(folder)}
     found = []
     for folder in _outputs(root):

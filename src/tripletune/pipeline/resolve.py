@@ -12,6 +12,7 @@ from tripletune.models.registry import check_settings
 from tripletune.pipeline.feed import feed_files, release_checksums
 from tripletune.pipeline.registry import reusable_stages
 from tripletune.pipeline.stage import Stage
+from tripletune.pipeline.warm import from_champion
 from tripletune.precision import has_bfloat16
 from tripletune.quantization import check_quantization
 from tripletune.schemas.answers import NUM_LETTERS
@@ -34,7 +35,8 @@ def resolve(config: RunConfig, artifacts: Path) -> RunPaths:
         MissingArtifactError, ConfigError: ``specialists.pin`` names no usable run, there is no such template, the
             processes of a training cannot share ``finetune.global_batch``,
             ``finetune.objective`` or ``finetune.behaviour_tokens`` needs another, ``[finetune.trainer]`` cannot be
-            handed to the trainer, or ``retrieve.similar_people`` needs a table of users that the release lacks.
+            handed to the trainer, ``retrieve.similar_people`` needs a table of users that the release lacks, or the
+            champion that ``finetune.start`` asks for is gone or of other settings.
     """
     from tripletune.finetune.trainer_settings import check_trainer_settings
 
@@ -53,6 +55,8 @@ def resolve(config: RunConfig, artifacts: Path) -> RunPaths:
     _check_tokenizer(config)
     for stage in reusable_stages(config):
         parts = stage.ingredients(config, fingerprints, inputs.of(stage))
+        if stage.name == "finetune":
+            parts = from_champion(parts, config, artifacts)
         ingredients[stage.name] = parts
         fingerprints[stage.name] = pinned.get(stage.name) or fingerprint(stage.name, parts)
     return RunPaths(root=artifacts, dataset=config.dataset, fingerprints=fingerprints, ingredients=ingredients)

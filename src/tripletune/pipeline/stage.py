@@ -16,10 +16,10 @@ Names: TypeAlias = tuple[str, ...] | Callable[[RunConfig], tuple[str, ...]]
 
 SHAPE_NO_BYTE = (
     *("timeout_minutes", "ddp_timeout_minutes", "checkpoint_minutes", "workers", "accelerate_config", "frozen"),
-    "template",
+    *("template", "start", "fresh_every"),
 )
 """Settings that no fingerprint covers; the accelerate config, the frozen queries and the template count by
-content, not by path."""
+content, not by path, and the start of a training by the champion's fingerprint (``pipeline.warm``)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -367,7 +367,9 @@ def tokenizer_of(paths: RunPaths, config: RunConfig) -> tuple[str, str] | None:
 
 def run_finetune(paths: RunPaths, config: RunConfig, on_log: LogCurve | None = None) -> Path:
     """LoRA-tune the language model in a subprocess; the curve is live in MLflow."""
+    from tripletune.audit.ancestors import refuse_trained_on
     from tripletune.finetune.launch import FilmSource, finetune_adapter
+    from tripletune.pipeline.warm import resolved_start
     from tripletune.prompts.engine import prompt_contract
     from tripletune.prompts.template import load_template
 
@@ -377,9 +379,14 @@ def run_finetune(paths: RunPaths, config: RunConfig, on_log: LogCurve | None = N
     if config.finetune.has_behaviour:
         source = config.finetune.behaviour_tokens
         behaviour = FilmSource(source, paths.require(source), load_template(config.prompt.template).slots)
-    return paths.build(
-        "finetune",
-        lambda work: finetune_adapter(
+
+    def make(work: Path) -> Facts:
+        start = resolved_start(paths, config)
+        if start.champion:
+            refuse_trained_on(start.champion.folder, generate)
+        elif start.reason:
+            log.info("finetune: from the base model: %s", start.reason)
+        return finetune_adapter(
             generate,
             work,
             config.finetune,
@@ -389,8 +396,10 @@ def run_finetune(paths: RunPaths, config: RunConfig, on_log: LogCurve | None = N
             on_log,
             base=base,
             behaviour=behaviour,
-        ),
-    )
+            champion=start.champion,
+        )
+
+    return paths.build("finetune", make)
 
 
 def run_rank(paths: RunPaths, config: RunConfig) -> Path:
