@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,7 +58,7 @@ class Champion:
         return [*self.facts.get("ancestors", []), {"fingerprint": self.fingerprint, "run": self.run}]
 
 
-def select_new(train: Sequence[Path], champion: Champion | None, folder: Path) -> tuple[list[Path], Facts]:
+def select_new(train: list[Path], champion: Champion | None, folder: Path) -> tuple[list[Path], Facts]:
     """The examples to train on: all, or those that are new to a champion, copied into files of their own.
 
     Args:
@@ -72,7 +71,7 @@ def select_new(train: Sequence[Path], champion: Champion | None, folder: Path) -
     """
     if champion is None:
         total = pl.scan_parquet(train).select(pl.len()).collect().item()
-        return list(train), {**_started_from(None), "examples_new": total, "examples_known": 0}
+        return train, {**_started_from(None), "examples_new": total, "examples_known": 0}
     earlier = read_rows(champion.folder / TRAINED_EXAMPLES_NAME, TRAINED_EXAMPLES).select(_KEY).unique()
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -94,7 +93,7 @@ def _started_from(champion: Champion | None) -> Facts:
     return {"start": "champion", "ancestors": champion.chain, "warm_runs": champion.since}
 
 
-def write_trained_examples(out: Path, files: Sequence[Path], champion: Champion | None) -> None:
+def write_trained_examples(out: Path, files: list[Path], champion: Champion | None) -> None:
     """Write ``TRAINED_EXAMPLES``: those of these files, next to the champion's.
 
     Args:

@@ -49,7 +49,7 @@ def from_champion(parts: Ingredients, config: RunConfig, root: Path) -> Ingredie
     standing = standing_champion(root, config.dataset, model_name(config))
     if standing is None:
         return parts
-    own = _manifest(standing, config, root)["ingredients"]
+    own: Ingredients = _manifest(standing, config, root)["ingredients"]
     others = {name: value for name, value in own["inputs"].items() if name not in (ADAPTER, SINCE)}
     if fingerprint(STAGE, {**own, "inputs": others}) == fingerprint(STAGE, parts):
         return own
