@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -37,14 +38,14 @@ class Nights:
         self._settings["retrieve"] = {"retriever": "lightgcn"}
         self._settings["promote"]["margin"] = 1.0  # whatever is trained is promoted
         write_release(self.release, RunConfig.model_validate(self._settings).synthetic, 3)
+        shutil.copyfile(self.release / "ratings.csv", self.feed / "night-0.csv")
 
     def config(self, pin: str = "", **split: Any) -> RunConfig:
         settings = json.loads(json.dumps(self._settings))
         settings["finetune"] |= {"start": "champion", "fresh_every": 2}
         settings["split"] |= split
-        settings["source"] = {"movielens": str(self.release)}
-        if any(self.feed.iterdir()):
-            settings["source"]["feed"] = {"ratings": [f"{self.feed}/*.csv"]}
+        feed = {"ratings": [f"{self.feed}/*.csv"]}
+        settings["source"] = {"movielens": str(self.release), "feed": feed}
         settings["specialists"] = {"pin": pin}
         return RunConfig.model_validate(settings)
 
