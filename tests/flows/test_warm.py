@@ -58,7 +58,9 @@ def warm_job(fresh: Trained, out: Path) -> TrainingJob:
     return changed(fresh.job, out, start=fresh.job.adapter, train=fresh.job.train[:1])
 
 
-def test_it_starts_from_the_earlier_weights_with_a_schedule_of_its_own_and_resumes_to_the_same(fresh, tmp_path, capsys):
+def test_it_starts_from_the_earlier_weights_with_a_schedule_of_its_own_and_resumes_to_the_same(
+    fresh: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     warm = run(warm_job(fresh, tmp_path / "warm"), capsys)
     assert fresh.facts["eval_loss"] < fresh.facts["eval_loss_before"]
     assert warm.facts["eval_loss_before"] == pytest.approx(fresh.facts["eval_loss"], rel=1e-6)
@@ -84,7 +86,9 @@ def peft_model(base: str, seed: int, rank: int = 4) -> Any:
     return get_peft_model(model, config)
 
 
-def test_the_projector_of_behaviour_tokens_comes_with_the_matrices_and_nothing_is_left_out(fresh, tmp_path):
+def test_the_projector_of_behaviour_tokens_comes_with_the_matrices_and_nothing_is_left_out(
+    fresh: Trained, tmp_path: Path
+) -> None:
     trained, started = peft_model(fresh.job.base, 1), peft_model(fresh.job.base, 2)
     for weight in trained.parameters():
         if weight.requires_grad:

@@ -22,6 +22,7 @@ from tripletune.pipeline.warm import resolved_start
 from tripletune.promote.decision import PromotionDecision, decide_promotion
 from tripletune.promote.fresh import decide_against_chain
 from tripletune.prompts.engine import prompt_contract
+from tripletune.schemas.base import conform
 from tripletune.schemas.finetune import TRAINED_EXAMPLES, TRAINED_EXAMPLES_NAME
 from tripletune.schemas.generate import EXAMPLES
 from tripletune.store.champion import Standing, standing_champion, standing_outputs
@@ -212,7 +213,7 @@ def as_champion(folder: Path, run: str = "r", *, ancestors: int = 0) -> Champion
 
 
 def change(file: Path, *columns: pl.Expr) -> None:
-    pl.read_parquet(file).with_columns(*columns).cast(dict(EXAMPLES)).write_parquet(file)
+    conform(pl.read_parquet(file).with_columns(*columns), EXAMPLES).write_parquet(file)
 
 
 def test_only_examples_are_new_that_ask_for_something_else(shards: Path, tmp_path: Path) -> None:
