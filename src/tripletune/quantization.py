@@ -28,10 +28,22 @@ def check_quantization(quantization: str) -> None:
     Raises:
         ConfigError: bitsandbytes is not installed.
     """
-    if quantization == "nf4" and find_spec("bitsandbytes") is None:
-        raise ConfigError(
-            f"finetune.quantization = 'nf4' needs the package bitsandbytes; {INSTALL}, or set it to 'none'"
-        )
+    if quantization == "nf4":
+        require_bitsandbytes("finetune.quantization = 'nf4'", "set it to 'none'")
+
+
+def require_bitsandbytes(setting: str, instead: str) -> None:
+    """Refuse a setting that needs bitsandbytes where it is not installed; imports nothing.
+
+    Args:
+        setting: as the message names it.
+        instead: what to do without the package.
+
+    Raises:
+        ConfigError: it is not installed.
+    """
+    if find_spec("bitsandbytes") is None:
+        raise ConfigError(f"{setting} needs the package bitsandbytes; {INSTALL}, or {instead}")
 
 
 def load_causal_lm(

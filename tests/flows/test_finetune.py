@@ -69,7 +69,8 @@ def published(out: Path) -> dict[str, str]:
 
 def test_training_publishes_adapter_contract_curve_and_base(trained: tuple[Path, dict[str, Any], list[int]]) -> None:
     out, facts, logged = trained
-    assert {path.name for path in out.iterdir()} == {"adapter", "base", "contract.json", "curve.parquet", SCRATCH}
+    files = {"adapter", "base", "contract.json", "curve.parquet", "trained_examples.parquet", SCRATCH}
+    assert {path.name for path in out.iterdir()} == files
     assert facts["steps"] == STEPS
     assert facts["world_size"] == 1
     assert facts["resumed_from_step"] == 0

@@ -27,7 +27,7 @@ from tripletune.finetune.token_files import TRAIN, read_token_files, write_token
 from tripletune.finetune.training import train
 from tripletune.rank.predict import rank_examples, rank_shards
 from tripletune.residual import calibrate_prior
-from tripletune.schemas.rank import SYSTEMS
+from tripletune.schemas.rank import ALWAYS, SERVED
 
 PRIOR = tuple(float(value) for value in calibrate_prior([[0], [1], [2], [5]], 20))
 ACCELERATE = Path(__file__).parents[2] / "configs" / "accelerate"
@@ -245,7 +245,7 @@ def test_ranking_scores_every_candidate_with_and_without_the_retriever(ranked: t
     assert len(contract.residual.prior) == 20
     rows = pl.read_parquet(rank / "predictions.parquet").filter(pl.col("constrained"))
     found = set(rows.select(pl.col("purpose").cast(pl.String), "system").iter_rows())
-    assert found == {(purpose, system) for purpose in ("valid", "test") for system in SYSTEMS}
+    assert found == {(purpose, system) for purpose in ("valid", "test") for system in (*ALWAYS, SERVED)}
     assert rows.filter(pl.col("answers").list.n_unique() != 20).is_empty()
     scored = rows.filter(pl.col("scores").is_not_null())
     assert set(scored["system"]) == {"untuned", "tuned", "tuned+retriever"}

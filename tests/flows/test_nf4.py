@@ -16,10 +16,12 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from tests.finetune_shards import LETTERS_CONTRACT, write_shards
+from tests.flows.test_export import run_code, write_record
 from tests.flows.test_finetune import SETTINGS as LAUNCHED
 from tests.flows.test_trainer import keep_on_the_cpu
 from tripletune.chat import load_tokenizer
 from tripletune.contract import locate_base, read_contract
+from tripletune.export.export import export_run
 from tripletune.finetune.job import TrainingJob
 from tripletune.finetune.launch import finetune_adapter
 from tripletune.finetune.token_files import write_token_files
@@ -163,3 +165,27 @@ def test_an_evaluation_leaves_the_weights_as_they_are(trained: tuple[Path, dict[
         model.eval()(input_ids=ids)
         after = model.train()(input_ids=ids).logits
     assert torch.equal(before, after)
+
+
+@pytest.mark.parametrize("form", ["merged", "adapter"])
+def test_an_export_has_the_logits_that_are_ranked_by(
+    trained: tuple[Path, dict[str, Any]], examples: pl.DataFrame, tmp_path: Path, form: str
+) -> None:
+    """With the code of its model card, which loads an adapter's base in 4 bits."""
+    out, _ = trained
+    record = write_record(tmp_path, "nf4-1")
+
+    def copied(work: Path) -> dict[str, Any]:
+        shutil.copytree(out, work, dirs_exist_ok=True, ignore=shutil.ignore_patterns(SCRATCH))
+        return {}
+
+    record.paths(tmp_path).build("finetune", copied)
+    exported = export_run(record, tmp_path, tmp_path / "out", form, text_only=True).folder
+    names = run_code(exported / "README.md")
+    in_four_bits = any("4bit" in type(module).__name__ for module in names["model"].modules())
+    assert in_four_bits == (form == "adapter")
+    contract = read_contract(out)
+    merged = merge_adapter(load_base(locate_base(out, contract), contract), out / "adapter")
+    # float32 sums of the same numbers in another order
+    wanted = next_logits(merged, out, examples)
+    torch.testing.assert_close(next_logits(names["model"], out, examples), wanted, rtol=1e-4, atol=1e-4)

@@ -181,6 +181,33 @@ def test_a_champion_with_broken_weights_counts_as_none(micro, caplog):
     assert "version 1 can answer nothing" in caplog.text
 
 
+def say_of(folder: Path, **facts: Any) -> None:
+    """Change facts of a finished output."""
+    manifest = json.loads((folder / MANIFEST).read_text())
+    write_json(folder / MANIFEST, manifest | {"facts": manifest["facts"] | facts})
+
+
+def test_a_champion_that_started_warm_and_is_no_better_gives_way_to_a_fresh_adapter(micro):
+    """The same weights twice, and no margin: the usual rule refuses, but who started warm has to be the better one."""
+    warm = copied(micro, "finetune", "5" * 32)
+    say_of(warm.folder("finetune"), start="champion", ancestors=[{"fingerprint": "4" * 32, "run": "r"}])
+    fresh = copied(micro, "finetune", "6" * 32)
+    say_of(fresh.folder("finetune"), start="base", ancestors=[])
+    named = {"registered_model": "chain", "margin": 0.0}
+    assert decide(micro, warm, "chain-1", promote=named)["promote"]
+    other = copied(micro, "finetune", "7" * 32)
+    say_of(other.folder("finetune"), start="champion", ancestors=[{"fingerprint": "4" * 32, "run": "r"}])
+    assert not decide(micro, other, "chain-2", promote=named)["promote"]
+    ended = decide(micro, fresh, "chain-3", promote=named)
+    assert ended["promote"]
+    assert "the champion of 1 warm trainings is better by +0.0000" in ended["reason"]
+    assert ended["reason"].endswith("is not above 0, so the chain ends")
+    assert not ended["kept_against_fresh"]
+
+    say_of(other.folder("finetune"), same_as="6" * 32)
+    assert decide(micro, other, "chain-4", promote=named)["reason"] == "this adapter is the champion already"
+
+
 def test_a_store_that_fails_never_looks_like_a_first_night(micro, monkeypatch):
     from mlflow.exceptions import MlflowException
 

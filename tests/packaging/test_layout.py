@@ -123,20 +123,27 @@ def test_only_tracking_imports_mlflow_and_only_flows_and_tasks_import_prefect():
         assert "mlflow" not in imported or path.name == "tracking.py", path
 
 
-def test_every_stage_has_a_command_and_a_task_and_reads_settings_that_exist():
+def test_every_stage_has_a_command_and_a_task_and_reads_settings_that_exist(tmp_path):
     from tasks.stages import TASKS
     from tripletune.cli.main import app
     from tripletune.config import RunConfig
+    from tripletune.contract import AdapterContract, write_contract
     from tripletune.pipeline.registry import STAGES
     from tripletune.pipeline.resolve import resolve
+    from tripletune.prompts.engine import prompt_contract
 
     names = {stage.name for stage in STAGES}
     commands = {command.name or command.callback.__name__ for command in app.registered_commands}
     assert names <= commands
     assert names == TASKS.keys()
     # computing every fingerprint proves that each source and setting exists
-    further = {"retrieve": {"fused_sasrec": 1.0}, "finetune": {"model": "smollm2-135m"}}
+    finetune = {"model": "smollm2-135m", "objective": "listwise", "teacher": str(tmp_path)}
+    further = {"retrieve": {"fused_sasrec": 1.0}, "prompt": {"template": "letters"}, "finetune": finetune}
     every = RunConfig.model_validate({"dataset": "x", **further})
+    prompts = prompt_contract(every.prompt, every.retrieve)
+    write_contract(
+        tmp_path, AdapterContract(prompt=prompts, tokenizer_sha256="", base_model="big", base_revision="abc")
+    )
     assert resolve(every, ROOT / "artifacts").fingerprints.keys() == names - {"quality", "promote"}
 
 

@@ -49,7 +49,7 @@ def model(*, broken: float | None = None, frozen: bool = False) -> torch.nn.Modu
 
 
 def state(step: int) -> Any:
-    return SimpleNamespace(global_step=step, is_world_process_zero=True)
+    return SimpleNamespace(global_step=step, is_world_process_zero=True, is_local_process_zero=True)
 
 
 @pytest.mark.parametrize("name", ["loss", "grad_norm", "train_loss", "eval_loss"])
@@ -73,7 +73,7 @@ def test_only_the_first_rank_sends_logs_and_none_without_a_number(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     messenger = _Messenger(job(tmp_path))
-    second = SimpleNamespace(global_step=5, is_world_process_zero=False)
+    second = SimpleNamespace(global_step=5, is_world_process_zero=False, is_local_process_zero=False)
     messenger.on_log(None, second, None, logs={"loss": 1.5})
     messenger.on_log(None, state(5), None, logs={"epoch": "one"})
     messenger.on_log(None, state(5), None, logs=None)

@@ -22,6 +22,7 @@ from tripletune.evaluate.evaluate import evaluate_run
 from tripletune.evaluate.significance import mean_interval
 from tripletune.judges import judges
 from tripletune.promote.decision import decide_promotion, promotion_scores
+from tripletune.schemas.rank import SYSTEMS
 
 SETTINGS = EvaluateConfig(bootstrap_resamples=200)
 
@@ -332,6 +333,54 @@ def test_a_user_whose_queries_a_sampled_system_ranked_in_part_is_not_measured_fo
     frame = pl.read_parquet(tmp_path / "out" / "metrics.parquet").filter(metric="hr_at_5", group="all")
     users = dict(frame.select("row", "num_viewers").iter_rows())
     assert (users["tuned"], users["untuned"]) == (8, 7)
+
+
+def add_rounded(run: Run, users: dict[str, set[int]]) -> Run:
+    """Rows of the tuned model with rounded weights, which orders the candidates the other way round."""
+
+    def rewritten(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        tuned = [row for row in rows if row["system"] == "tuned" and row["constrained"]]
+        return rows + [
+            row | {"system": system, "answers": row["answers"][::-1]}
+            for system, ranked in users.items()
+            for row in tuned
+            if row["user_id"] in ranked
+        ]
+
+    rewrite(run.rank / "predictions.parquet", rewritten)
+    return run
+
+
+def test_systems_of_different_parts_of_the_users_are_compared_on_the_smaller(
+    run: Run, out: Path, damaged: Run, tmp_path: Path
+) -> None:
+    parts = {"tuned-int8": {2, 3, 7, 8}, "tuned-nf4": {2, 3}}
+    evaluate(untuned_ranks(add_rounded(damaged, parts), {2, 3, 7, 8, 9, 12, 20}), tmp_path / "out")
+    frame = pl.read_parquet(tmp_path / "out" / "comparisons.parquet").filter(metric="ndcg_at_5", group="all")
+    users = {(a, b): number for a, b, number in frame.select("row_a", "row_b", "num_viewers").iter_rows()}
+    assert len(users) == frame.height
+    assert len({pair for pair in users if pair[0] in SYSTEMS}) == 6 * 5 // 2
+    assert users["tuned", "untuned"] == 7
+    assert users["tuned-int8", "tuned"] == users["tuned-int8", "untuned"] == users["tuned-int8", "retriever"] == 4
+    assert users["tuned-nf4", "tuned-int8"] == users["tuned-nf4", "untuned"] == users["tuned-nf4", "random"] == 2
+    values = pl.read_parquet(tmp_path / "out" / "per_viewer.parquet").filter(purpose="test")
+    both = [values.filter(pl.col("user_id").is_in([2, 3, 7, 8]), row=row) for row in ("tuned-int8", "tuned")]
+    gain = both[0].sort("user_id")["ndcg_at_5"] - both[1].sort("user_id")["ndcg_at_5"]
+    line = frame.row(by_predicate=(pl.col("row_a") == "tuned-int8") & (pl.col("row_b") == "tuned"), named=True)
+    assert line["difference"] == pytest.approx(gain.mean(), abs=1e-12) != 0
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert "tuned-int8, tuned-nf4, untuned ranked the first of the users alone" in page
+    others = ~pl.col("row").is_in(["untuned", *parts])
+    before, after = (pl.read_parquet(folder / "metrics.parquet").filter(others) for folder in (out, tmp_path / "out"))
+    assert after.equals(before)
+
+
+def test_two_systems_of_the_same_part_of_the_users_are_compared_once(damaged: Run, tmp_path: Path) -> None:
+    sample = {2, 3, 7, 8}
+    evaluate(untuned_ranks(add_rounded(damaged, {"tuned-int8": sample}), sample), tmp_path / "out")
+    frame = pl.read_parquet(tmp_path / "out" / "comparisons.parquet").filter(metric="ndcg_at_5", group="all")
+    assert frame.select("row_a", "row_b").is_unique().all()
+    assert frame.filter(row_a="tuned-int8", row_b="untuned")["num_viewers"].to_list() == [4]
 
 
 @pytest.mark.parametrize(("num_viewers", "unseen"), [(6, ()), (1, ()), (2, (2,))])

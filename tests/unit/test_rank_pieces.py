@@ -13,7 +13,7 @@ from filelock import FileLock
 from tripletune.config import RankConfig
 from tripletune.errors import ConfigError
 from tripletune.processes.supervise import ProcessFailed
-from tripletune.rank.pieces import Answered, Pass, Piece, answer_pieces
+from tripletune.rank.pieces import Answered, Pass, Piece, answer_pieces, passes_of
 from tripletune.rank.workers.launch import _explain, visible_gpus, worker_environments
 
 CLOSED = -1
@@ -22,8 +22,8 @@ CLOSED = -1
 class Slow:
     """Answers nothing, slowly, and keeps count."""
 
-    def __init__(self, tuned: bool, seen: list[int]) -> None:
-        self.tuned, self.seen = tuned, seen
+    def __init__(self, seen: list[int]) -> None:
+        self.seen = seen
 
     def answer(self, examples: pl.DataFrame, *, constrained: bool, batch_size: int) -> pl.DataFrame:
         time.sleep(0.02)
@@ -47,10 +47,10 @@ def pieces(tmp_path: Path) -> list[Piece]:
     ]
 
 
-def answer(pieces: list[Piece], seen: list[int], took: list[Answered], loaded: list[bool]) -> None:
-    def load(tuned: bool) -> Slow:
-        loaded.append(tuned)
-        return Slow(tuned, seen)
+def answer(pieces: list[Piece], seen: list[int], took: list[Answered], loaded: list[str]) -> None:
+    def load(way: Pass) -> Slow:
+        loaded.append(way.system)
+        return Slow(seen)
 
     answer_pieces(pieces, load, 2, took.append)
 
@@ -58,11 +58,11 @@ def answer(pieces: list[Piece], seen: list[int], took: list[Answered], loaded: l
 def test_one_process_answers_each_piece_and_loads_each_model_once(pieces: list[Piece]) -> None:
     seen: list[int] = []
     took: list[Answered] = []
-    loaded: list[bool] = []
+    loaded: list[str] = []
     pieces[2].target.touch()
     answer(pieces, seen, took, loaded)
     assert seen == [0, 1, 3, CLOSED, 4, 5, 6, 7, CLOSED]
-    assert loaded == [True, False]
+    assert loaded == ["tuned", "untuned"]
     assert sum(one.tokens for one in took) == 3 * 7
 
 
@@ -101,7 +101,7 @@ def test_a_piece_that_another_finished_meanwhile_is_not_answered_again(pieces: l
             pieces[3].target.touch()
             return super().answer(examples, constrained=constrained, batch_size=batch_size)
 
-    answer_pieces(pieces, lambda tuned: Finishing(tuned, seen), 2, lambda took: None)
+    answer_pieces(pieces, lambda way: Finishing(seen), 2, lambda took: None)
     assert seen == [0, 1, 2, CLOSED, 4, 5, 6, 7, CLOSED]
 
 
@@ -113,7 +113,7 @@ def test_a_model_is_closed_where_answering_fails(pieces: list[Piece]) -> None:
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        answer_pieces(pieces, lambda tuned: Failing(tuned, seen), 2, lambda took: None)
+        answer_pieces(pieces, lambda way: Failing(seen), 2, lambda took: None)
     assert seen == [CLOSED]
 
 
@@ -159,6 +159,19 @@ def test_a_pass_answers_for_the_users_that_its_settings_name(tuned: bool, constr
     assert way.num_users(settings, 10) == 10
     everyone = RankConfig(unconstrained_viewers=100)
     assert way.num_users(everyone, 50) == 50
+
+
+def test_each_format_of_the_weights_is_a_system_that_ranks_its_own_part_of_the_users() -> None:
+    settings = RankConfig(quantized=("nf4", "int8"), quantized_viewers=7, untuned_viewers=20)
+    assert passes_of(RankConfig()) == passes_of(settings)[:6]
+    rounded = passes_of(settings)[6:]
+    assert [way.name for way in rounded] == [
+        *("valid-tuned-nf4-constrained", "test-tuned-nf4-constrained"),
+        *("valid-tuned-int8-constrained", "test-tuned-int8-constrained"),
+    ]
+    assert [way.num_users(settings, 50) for way in rounded] == [7] * 4
+    assert rounded[0].num_users(RankConfig(quantized=("nf4",)), 50) == 50
+    assert Pass(purpose="test", tuned=True, constrained=True).num_users(settings, 50) == 50
 
 
 def test_the_last_lines_of_processes_that_died_are_shown() -> None:

@@ -230,11 +230,14 @@ def test_what_a_section_computes_counts_by_its_value():
         ({"prompt": {"candidate_order": "retrieved"}}, GENERATE),
         ({"finetune": {"tiny": {"num_layers": 1}}}, FINETUNE),
         ({"finetune": {"timeout_minutes": 1.0, "ddp_timeout_minutes": 2.0}}, NOTHING),
+        ({"finetune": {"start": "champion", "fresh_every": 3}}, NOTHING),  # there is no champion
         ({"finetune": {"global_batch": 16}}, FINETUNE),
         ({"finetune": {"keep": "best"}}, FINETUNE),
         ({"finetune": {"patience": 2}}, FINETUNE),
         ({"rank": {"max_viewers": 5}}, RANK),
         ({"rank": {"untuned_viewers": 5}}, RANK),
+        ({"rank": {"quantized": ["int8"]}}, RANK),
+        ({"rank": {"quantized_viewers": 5}}, RANK),
         ({"rank": {"workers": 2}}, NOTHING),
         ({"rank": {"backend": "vllm"}}, RANK),
         ({"evaluate": {"confidence": 0.9}}, "evaluate"),
@@ -290,10 +293,12 @@ def test_every_setting_of_a_run_counts_for_some_stage_or_is_known_not_to():
     for stage in reusable_stages(settings):
         counted |= stage.ingredients(settings, dict.fromkeys(f"{INGEST} sasrec".split(), ""), {})["fields"].keys()
     sections = ("source", "quality", "promote", "tracking", "store", "specialists", "workers")
-    by_content = {"split.frozen", "finetune.accelerate_config", "prompt.template", "dataset"}
+    by_content = {"split.frozen", "finetune.accelerate_config", "finetune.teacher", "prompt.template", "dataset"}
     limits = {f"{name}.checkpoint_minutes" for name in ("rgat", "lightgcn", "sasrec", "sequence")} | {
         "finetune.timeout_minutes",
         "finetune.ddp_timeout_minutes",
+        "finetune.start",
+        "finetune.fresh_every",
         "rank.workers",
     }
     lists = ("lightgcn", "ease", "sasrec", "sequence", "text", "slist")

@@ -11,6 +11,7 @@ from rich.text import Text
 
 from tripletune.cli.app import ARTIFACTS, ArtifactsOption, RunOption, app, console
 from tripletune.errors import UserError
+from tripletune.schemas.finetune import TRAINED_EXAMPLES_NAME
 from tripletune.store.files import make_folder
 from tripletune.store.paths import MANIFEST, RunPaths
 from tripletune.store.request_time import request_time_note
@@ -37,6 +38,7 @@ def audit(
     artifacts: ArtifactsOption = ARTIFACTS,
 ) -> None:
     """Prove on the written shards that no answer leaked; exit code 1 and the example ids if one did."""
+    from tripletune.audit.ancestors import ancestor_leaks
     from tripletune.audit.audit import audit_shards, stated_inline, stated_style
     from tripletune.audit.leaks import MAX_PER_KIND, format_leaks, write_leaks
     from tripletune.prompts.template import load_template
@@ -49,6 +51,8 @@ def audit(
     style = stated_style(shards) or load_template(record.settings().prompt.template).answers
     limit, inline = None if out else MAX_PER_KIND, stated_inline(shards)
     leaks = audit_shards(shards, split, retrieve, trained, style=style, inline=inline, limit=limit)
+    if "finetune" in paths.fingerprints and (paths.folder("finetune") / TRAINED_EXAMPLES_NAME).is_file():
+        leaks += ancestor_leaks(paths.folder("finetune"), shards, limit=limit)
     if out:
         make_folder(out.parent, "--out")
         write_leaks(out, leaks)

@@ -99,7 +99,8 @@ def gc(
     """List the outputs that no kept run refers to, and with --delete remove them.
 
     Kept are the newest runs of each dataset, runs named with --keep-run, runs still running, and runs whose
-    specialists a kept one pins. Run files, promotion decisions, MLflow's store and the shared store are never touched.
+    specialists a kept one pins or whose adapter it learns from. Run files, promotion decisions, MLflow's store and the
+    shared store are never touched.
     """
     from tripletune.cli.inspect import garbage_table
     from tripletune.pipeline.garbage import find_garbage, kept_runs, remove

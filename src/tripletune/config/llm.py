@@ -40,6 +40,12 @@ class FinetuneConfig(Section):
     folder."""
     revision: str = ""
     """Commit of the model on the hub; required for a Hugging Face id."""
+    start: Literal["base", "champion"] = "base"
+    """Weights that training starts from. champion: those of the dataset's champion, trained on with the examples that
+    neither it nor its ancestors were trained on; from the base model where there is no champion yet."""
+    fresh_every: Positive = 7
+    """With ``start = "champion"``: of so many trainings in a row one starts from the base model and reads all examples;
+    promotion compares the two (docs/language_model.md)."""
     objective: Literal["sft", "listwise", "ranknet", "lambdarank"] = "sft"
     """sft: each token of the completion. The others need a template whose answers are letters and learn what ranking
     reads, the candidates' scores at their labels: listwise, a softmax over the candidates whose target the answers
@@ -61,6 +67,15 @@ class FinetuneConfig(Section):
     curriculum: Share = 1.0
     """Share of the training in which behaviour tokens come in: the share of examples that have them rises evenly from
     0, and is 1 from there on. 0: all examples have them from the first step."""
+    teacher: str = ""
+    """Objectives over labels: a tuned model to learn from, the name of a run or the folder of its ``finetune`` stage.
+    It must have been trained on prompts of the same template and settings; its base model may be any. Empty: none."""
+    teacher_weight: Share = 0.5
+    """Share of the loss that compares the scores with the teacher's: the cross-entropy between both softmaxes over the
+    candidates. 0: the objective's alone; 1: the teacher's alone."""
+    teacher_temperature: PositiveFloat = 1.0
+    """Divides the scores of both in that comparison, which is then multiplied by its square. Above 1 the order of
+    unlikely candidates counts more."""
     tiny: TinyLlamaConfig = TinyLlamaConfig()
     accelerate_config: str = "configs/accelerate/single.yaml"
     """File for ``accelerate launch``; sets the number of processes, ``auto`` for one on each GPU in sight. All its
@@ -138,6 +153,7 @@ class FinetuneConfig(Section):
         for name, value, off in (
             ("targets", self.targets, "even"),
             ("behaviour_tokens", self.behaviour_tokens, "none"),
+            ("teacher", self.teacher, ""),
         ):
             if value != off and not self.scores_labels:
                 raise ValueError(
@@ -150,6 +166,16 @@ class FinetuneConfig(Section):
     def has_behaviour(self) -> bool:
         """Whether films have behaviour tokens."""
         return self.behaviour_tokens != "none"
+
+    @property
+    def has_teacher(self) -> bool:
+        """Whether the training learns from a teacher's scores."""
+        return bool(self.teacher) and self.teacher_weight > 0
+
+    @property
+    def teacher_is_a_folder(self) -> bool:
+        """Whether ``teacher`` is a folder and not the name of a run."""
+        return "/" in self.teacher or Path(self.teacher).is_dir()
 
     @property
     def scores_labels(self) -> bool:
@@ -189,9 +215,26 @@ class RankConfig(Section):
     untuned_viewers: Annotated[int, Field(ge=0)] = 0
     """Users per purpose that the untuned model ranks too (the first of those ranked); 0 ranks all. It is compared with
     the others on these users alone."""
+    quantized: tuple[Literal["int8", "nf4"], ...] = ()
+    """Formats in which the tuned model ranks once more, its merged weights rounded by bitsandbytes (extra ``nf4``):
+    int8, LLM.int8 with 8 bits for weights and activations; nf4, 4 bits for weights. Each is a row of the report, such
+    as ``tuned-int8``, compared with ``tuned`` on the same users; what is served and promoted stays as it is."""
+    quantized_viewers: Annotated[int, Field(ge=0)] = 0
+    """Users per purpose that each of these ranks (the first of those ranked); 0 ranks all."""
     workers: Positive | Literal["auto"] = "auto"
     """Processes that share the users: each takes one GPU, or without a GPU an equal part of the threads. auto: one for
     each GPU that can be seen, and one without a GPU. The predictions do not depend on it."""
+
+    @model_validator(mode="after")
+    def _quantizes_what_it_loads(self) -> RankConfig:
+        if len(set(self.quantized)) < len(self.quantized):
+            raise ValueError(f"quantized = {list(self.quantized)} names a format twice; name each once")
+        if self.quantized and self.backend == "vllm":
+            raise ValueError(
+                "quantized needs backend = 'transformers', whose weights bitsandbytes rounds; set backend to it, or "
+                "quantized to []"
+            )
+        return self
 
 
 class EvaluateConfig(Section):

@@ -106,7 +106,8 @@ def measure_rates(
     def repeat(act: Callable[[], object]) -> float:
         """Times a second, by the median of the times, as now and then another process takes a core."""
         act()
-        taken, start = [], clock()
+        taken: list[float] = []
+        start = clock()
         while clock() - start < _SECONDS or not taken:
             before = clock()
             act()

@@ -237,10 +237,10 @@ def _measure_family(
 ) -> None:
     """Means of every row and differences of every pair of rows, by group, from one bootstrap of each group.
 
-    A row with fewer users is measured on these, and compared with the others on these alone.
+    A row with fewer users is measured on these, and compared on these alone with the rows that have them all: of two
+    such rows the pair is over the users of the smaller, as both hold the first users of one order.
     """
     names = [name for name in frame.columns if name not in KEY]
-    pairs = list(combinations(rows, 2))
     for group in GROUPS:
         part = _group(frame, group)
         if not part.height:
@@ -249,12 +249,17 @@ def _measure_family(
         everyone = max(map(len, users.values()))
         whole = tuple(row for row in rows if len(users[row]) == everyone)
         found = _measure_means(measured, part, group, whole, names, settings, seed)
-        _compare(measured, found, group, [pair for pair in pairs if {*pair} <= {*whole}], names, settings)
-        for row in (row for row in rows if row not in whole and len(users[row])):
+        _compare(measured, found, group, list(combinations(whole, 2)), names, settings)
+        compared = set(combinations(whole, 2))
+        fewer = [row for row in rows if row not in whole and len(users[row])]
+        for row in sorted(fewer, key=lambda row: len(users[row]), reverse=True):
             shared = part.filter(pl.col("user_id").is_in(users[row].implode()))
             _measure_means(measured, shared, group, (row,), names, settings, seed)
-            found = _resample(shared, rows, names, settings, seed)
-            _compare(measured, found, group, [pair for pair in pairs if row in pair], names, settings)
+            having = tuple(other for other in rows if users[row].is_in(users[other].implode()).all())
+            found = _resample(shared, having, names, settings, seed)
+            pairs = [pair for pair in combinations(having, 2) if row in pair and pair not in compared]
+            _compare(measured, found, group, pairs, names, settings)
+            compared |= {*pairs}
 
 
 def _compare(

@@ -12,6 +12,12 @@ _IMPORT = {
     "adapter": "from peft import AutoPeftModelForCausalLM\nfrom transformers import AutoTokenizer",
 }
 _CLASS = {"merged": "AutoModelForCausalLM", "adapter": "AutoPeftModelForCausalLM"}
+_FOUR_BITS = """base = BitsAndBytesConfig(  # as it was trained; on full weights the adapter belongs to no model
+    load_in_4bit=True,
+    bnb_4bit_quant_type="nf4",
+    bnb_4bit_use_double_quant=True,
+    bnb_4bit_compute_dtype=torch.{dtype},
+)"""
 _ORDER = '''labels = json.loads((folder / "label_tokens.json").read_text())
 
 
@@ -19,12 +25,12 @@ def order(chat, shown):
     """Labels of the `shown` candidates of a prompt, best first."""
     inputs = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=True, return_tensors="pt")
     with torch.inference_mode():
-        logits = model(**inputs).logits[0, -1]
+        logits = model(**inputs.to(model.device)).logits[0, -1]
     return sorted(list(labels)[:shown], key=lambda label: -logits[labels[label]].item())'''
 _WRITE = '''def answer(chat):
     """The answer's text."""
     inputs = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=True, return_tensors="pt")
-    written = model.generate(**inputs, generation_config=GenerationConfig.from_pretrained(folder))
+    written = model.generate(**inputs.to(model.device), generation_config=GenerationConfig.from_pretrained(folder))
     return tokenizer.decode(written[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)'''
 
 
@@ -40,27 +46,32 @@ def usage(form: str, dataset: str, contract: AdapterContract, base: BaseIdentity
     if form == "gguf":
         yield f"```sh\nllama-server --model {file_name(dataset, contract.dtype)} --jinja\n```"
     else:
-        yield f"`DIR` is this folder.\n\n```python\n{_code(form, contract.dtype, labelled=labelled)}\n```"
+        yield f"`DIR` is this folder.\n\n```python\n{_code(form, contract, labelled=labelled)}\n```"
     if form == "merged":
         yield "```sh\nvllm serve DIR\n```"
     if form == "adapter":
-        yield _where_the_base_is(base)
+        yield _where_the_base_is(base, in_four_bits=contract.quantization == "nf4")
     yield "tripletune's `docs/guides/serve.md` has requests for vLLM and llama.cpp."
 
 
-def _where_the_base_is(base: BaseIdentity) -> str:
+def _where_the_base_is(base: BaseIdentity, *, in_four_bits: bool) -> str:
     if base.hub_revision:
         return f"The base model is fetched from the hub: {base.source} at {base.hub_revision}."
     return (
         "The base model is in `base/`, under the full path that this folder was exported to "
         "(`base_model_name_or_path` of `adapter_config.json`), as PEFT looks for a relative one in the present folder. "
         "After moving the folder write its new path there, or name the base yourself, which works anywhere: "
-        '`PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(folder / "base", dtype=...), folder)`.'
+        '`PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(folder / "base", dtype=...'
+        f"{', quantization_config=base' if in_four_bits else ''}), folder)`."
     )
 
 
-def _code(form: str, dtype: str, *, labelled: bool) -> str:
+def _code(form: str, contract: AdapterContract, *, labelled: bool) -> str:
     imports = _IMPORT[form] if labelled else _IMPORT[form].replace("AutoTokenizer", "AutoTokenizer, GenerationConfig")
+    in_four_bits = form == "adapter" and contract.quantization == "nf4"
+    if in_four_bits:
+        imports = imports.replace("AutoTokenizer", "AutoTokenizer, BitsAndBytesConfig")
+    named = f"folder, dtype=torch.{contract.dtype}{', quantization_config=base' if in_four_bits else ''}"
     return "\n".join(
         [
             *(["import json"] if labelled else []),
@@ -71,7 +82,8 @@ def _code(form: str, dtype: str, *, labelled: bool) -> str:
             "",
             'folder = Path("DIR")',
             "tokenizer = AutoTokenizer.from_pretrained(folder)",
-            f"model = {_CLASS[form]}.from_pretrained(folder, dtype=torch.{dtype}).eval()",
+            *([_FOUR_BITS.format(dtype=contract.dtype)] if in_four_bits else []),
+            f"model = {_CLASS[form]}.from_pretrained({named}).eval()",
             *(["", ""] if not labelled else []),
             _ORDER if labelled else _WRITE,
         ]

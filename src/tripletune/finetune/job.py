@@ -38,6 +38,8 @@ class TrainingJob(BaseModel):
     """File of film vectors for behaviour tokens; None without them."""
     film_columns: tuple[str, ...] = ()
     """Columns that list the films with such tokens, in the prompt's order."""
+    teacher: Path | None = None
+    """Folder with a teacher's scores, a file of ``schemas.teach.TAUGHT`` for each training shard; None: no teacher."""
     answer_style: str = "titles"
     """Style of the answers, a key of ``ANSWER_STYLES``."""
     base: str
@@ -45,6 +47,8 @@ class TrainingJob(BaseModel):
     hub_revision: str | None
     base_name: str
     """Name of the base model in the adapter's config: valid on every machine."""
+    start: Path | None = None
+    """Folder of the adapter that training starts from; None: fresh LoRA matrices."""
     settings: FinetuneConfig
     seed: int
 

@@ -90,7 +90,8 @@ def pad_labels(rows: Sequence[dict[str, Any]], pad: int, prior: Sequence[float])
 
     Returns:
         ``input_ids`` (B, L), ``last`` (B,) the place of each prompt's last token, ``label_ids``, ``targets``,
-        ``places``, ``prior`` and ``shown`` (B, C), and ``labels``, which the Trainer only counts: one for each example.
+        ``places``, ``prior`` and ``shown`` (B, C), and ``labels``, which the Trainer only counts: one for each example;
+        also ``taught`` (B, C) of examples that a teacher has scored.
     """
     lengths = torch.tensor([len(row["input_ids"]) for row in rows])
     width = max(len(row["label_ids"]) for row in rows)
@@ -99,6 +100,9 @@ def pad_labels(rows: Sequence[dict[str, Any]], pad: int, prior: Sequence[float])
         return torch.tensor([[*row, *([fill] * (to - len(row)))] for row in values], dtype=dtype)
 
     place_BC = padded([row["places"] for row in rows], width, 0, torch.long)
+    taught = (
+        {"taught": padded([row["taught"] for row in rows], width, 0.0, torch.float32)} if "taught" in rows[0] else {}
+    )
     return {
         "input_ids": padded([row["input_ids"] for row in rows], int(lengths.max()), pad, torch.long),
         "last": lengths - 1,
@@ -109,6 +113,7 @@ def pad_labels(rows: Sequence[dict[str, Any]], pad: int, prior: Sequence[float])
         "shown": torch.arange(width)[None] < torch.tensor([[len(row["label_ids"])] for row in rows]),
         "labels": torch.zeros(len(rows), dtype=torch.long),
         "shift_labels": torch.zeros(len(rows), dtype=torch.long),
+        **taught,
     }
 
 

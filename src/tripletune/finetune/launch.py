@@ -18,10 +18,10 @@ from typing import Any
 
 import polars as pl
 
-from tripletune.behaviour.space import SPACE, align, read_vectors, save_vectors
+from tripletune.behaviour.space import SPACE, align, load_vectors, read_vectors, save_vectors
 from tripletune.behaviour.tables import FILMS, write_film_tables
 from tripletune.chat import DATE
-from tripletune.config import SHIPPED, FinetuneConfig
+from tripletune.config import FinetuneConfig
 from tripletune.contract import (
     TINY,
     AdapterContract,
@@ -31,13 +31,14 @@ from tripletune.contract import (
     identify_base,
     write_contract,
 )
-from tripletune.errors import ConfigError, InputError, TrainingCrash, TrainingDiverged, TrainingError
+from tripletune.errors import ConfigError, ContractError, InputError, TrainingCrash, TrainingDiverged, TrainingError
 from tripletune.finetune.checkpoints import last_whole
 from tripletune.finetune.job import TrainingJob, columns_read
 from tripletune.finetune.live_log import LiveLog, OnLog
 from tripletune.finetune.ranks import accumulated_batches, read_ranks, write_launch_config
 from tripletune.finetune.token_files import write_token_files
 from tripletune.finetune.trainer_settings import check_trainer_settings
+from tripletune.finetune.warm import Champion, require_same_base, reuse_champion, select_new, write_trained_examples
 from tripletune.judges import judges
 from tripletune.processes.messages import receive
 from tripletune.processes.supervise import ProcessFailed, clean_environment, end_noted, run_supervised
@@ -81,13 +82,15 @@ def finetune_adapter(
     base: Path | None = None,
     behaviour: FilmSource | None = None,
     machine: int = 0,
+    teacher: Path | None = None,
+    champion: Champion | None = None,
 ) -> Facts:
     """Train an adapter, or go on from the last whole checkpoint that a killed run left in ``out``.
 
     Args:
         shards: the generate stage's folder, with ``train/`` and ``valid/``.
-        out: work folder. Filled with ``adapter/``, ``contract.json``, ``curve.parquet`` and ``base/``, unless the base
-            model lies elsewhere.
+        out: work folder. Filled with ``adapter/``, ``contract.json``, ``curve.parquet``, ``trained_examples.parquet``
+            and ``base/``, unless the base model lies elsewhere.
         settings: the ``[finetune]`` section.
         prompt_contract: what the adapter's prompts must have in common; plain data, stored as it is.
         lineage: fingerprints of the stages behind the shards.
@@ -98,20 +101,25 @@ def finetune_adapter(
         behaviour: the film vectors of behaviour tokens, with ``settings.behaviour_tokens``.
         machine: number of this machine, where the accelerate file has several. Each makes base model and token files by
             itself; but for machine 0 it then only lends its processes, and ``out`` gets no adapter.
+        teacher: folder of the stage ``teach``, with ``settings.teacher``.
+        champion: the adapter to go on from, with what is new to it; its output is taken over where nothing is. None: a
+            fresh adapter is trained on all examples.
 
     Returns:
-        No facts but on machine 0. There, those of ``best.evaluation_facts``, steps, seconds, tokens, examples,
-        eval_examples, trainable_parameters, world_size, dtype, held_share (``sharding.held_share`` of the first
-        process), attention (transformers' name), resumed_from_step (0 when it started over); of the steps since then
-        tokens_trained, tokens_per_second, peak_memory_gib, loader_wait_share, and on a known GPU mfu (``meter``); with
-        an objective over labels, where valid has users who select, also weight, select_examples, select_loss and
-        select_loss_retriever (``training._weigh``).
+        No facts but on machine 0. There, those of ``warm.select_new`` and ``best.evaluation_facts``, steps,
+        seconds, tokens, examples, eval_examples, trainable_parameters, world_size, dtype, held_share
+        (``sharding.held_share`` of the first process), attention (transformers' name), resumed_from_step (0
+        when it started over); of the steps since then tokens_trained, tokens_per_second, peak_memory_gib,
+        loader_wait_share, and on a known GPU mfu (``meter``); with an objective over labels, where valid has
+        users who select, also weight, select_examples, select_loss and select_loss_retriever
+        (``training._weigh``).
 
     Raises:
         InputError, ConfigError: nothing to train on, nothing to evaluate on where that decides, no such model or
             accelerate file, a wrong ``settings.trainer``, or a ``global_batch`` that the processes cannot share.
         TrainingError: an example does not fit; the training failed or overran ``timeout_minutes``; a next run resumes.
         TrainingDiverged: a loss or a weight is NaN or infinite; the checkpoints are removed, and nothing is published.
+        ConfigError: base model or film vectors are not those of the champion.
     """
     check_trainer_settings(settings.trainer)
     accumulated_batches(settings, read_ranks(Path(settings.accelerate_config)).number)
@@ -123,20 +131,29 @@ def finetune_adapter(
     scratch = out / SCRATCH
     scratch.mkdir(parents=True, exist_ok=True)
     end_noted(scratch / "launcher.json")
+    chosen, start_facts = select_new(train, champion, scratch / "new")
+    if champion and not chosen:
+        return reuse_champion(champion, out)
+    if champion and settings.model == TINY:
+        base = champion.folder / "base"  # it was built from the prompts of the chain's first run
     identity, base_name = _prepare_base(train, out, settings, seed, base)
-    space, film_facts = _prepare_films(behaviour, out) if behaviour else (None, Facts())
+    if champion:
+        require_same_base(champion, identity)
+    space, film_facts = _prepare_films(behaviour, out, champion) if behaviour else (None, Facts())
     job = TrainingJob(
         out=out,
-        train=tuple(train),
+        train=tuple(chosen),
         evaluation=scratch / "evaluation.parquet" if len(evaluation) else None,
         select=scratch / "select.parquet" if len(selecting) else None,
         prior=_prior(train, int(prompt_contract["num_candidates"])) if settings.scores_labels else (),
         films=scratch / FILMS if space else None,
         film_columns=space.columns if space else (),
+        teacher=teacher / "train" if teacher else None,
         answer_style=str(prompt_contract["answer_style"]),
         base=identity.source,
         hub_revision=identity.hub_revision,
         base_name=base_name,
+        start=champion.adapter if champion else None,
         settings=settings,
         seed=seed,
     )
@@ -151,7 +168,8 @@ def finetune_adapter(
         return Facts()
     result = json.loads(job.result.read_text(encoding="utf-8"))
     write_parquet(out / "curve.parquet", _curve(result["history"]))
-    facts: Facts = result["facts"] | film_facts
+    write_trained_examples(out, chosen, champion)
+    facts: Facts = result["facts"] | film_facts | start_facts
     if facts.get("best_beats_start") is False:
         log.warning("finetune: no evaluated step is better than the model before training; see curve.parquet")
     residual = _residual(job, facts)
@@ -159,24 +177,31 @@ def finetune_adapter(
     return facts
 
 
-def _prepare_films(source: FilmSource, out: Path) -> tuple[BehaviourSpace, Facts]:
-    """Write the film vectors: those of fit a, which the projector is trained on and ranking needs again, and for the
-    training those of fit b in the same space, for examples of valid.
+def _prepare_films(source: FilmSource, out: Path, champion: Champion | None) -> tuple[BehaviourSpace, Facts]:
+    """Write the film vectors: those whose space the projector is trained in, which ranking needs again, and for the
+    training those of fit a and, for examples of valid, of fit b in that space. It is fit a's own, or the champion's.
 
     Returns:
         What the contract says of them; facts behaviour_films and behaviour_cosine.
     """
     first = read_vectors(source.folder, source.stage, "a")
-    second = align(read_vectors(source.folder, source.stage, "b"), first)
-    save_vectors(out / SPACE, first)
+    reference = first
+    if champion:
+        reference = load_vectors(champion.folder / SPACE)
+        try:
+            first = align(first, reference).vectors
+        except ContractError as error:
+            raise ConfigError(f"finetune.start = 'champion': {error}, with finetune.start = 'base'") from None
+    second = align(read_vectors(source.folder, source.stage, "b"), reference)
+    save_vectors(out / SPACE, reference)
     write_film_tables(out / SCRATCH / FILMS, first, second.vectors)
     log.info(
-        "finetune: film vectors of %s, fit b turned into the space of fit a: mean cosine %.2f of %s films",
+        "finetune: film vectors of %s, fit b turned into the adapter's space: mean cosine %.2f of %s films",
         source.stage,
         second.cosine,
         f"{second.shared:,}",
     )
-    space = BehaviourSpace(source=source.stage, space=first.space, columns=source.columns)
+    space = BehaviourSpace(source=source.stage, space=reference.space, columns=source.columns)
     return space, {"behaviour_films": second.shared, "behaviour_cosine": round(second.cosine, 4)}
 
 
@@ -266,14 +291,14 @@ def _prepare_base(
     train: list[Path], out: Path, settings: FinetuneConfig, seed: int, base: Path | None
 ) -> tuple[BaseIdentity, str]:
     """The base model's identity and a name for it that does not depend on where the work folder is."""
+    if base is not None:
+        _link(base, out / "base")
+        return identify_base(str(out / "base"), ""), settings.model
     if settings.model == TINY:
         from tripletune.finetune.tiny import write_tiny_llama  # transformers takes seconds to import
 
         write_tiny_llama(train, out / "base", settings.tiny, seed)
         return identify_base(str(out / "base"), ""), TINY
-    if base is not None:
-        _link(base, out / "base")
-        return identify_base(str(out / "base"), ""), SHIPPED
     if not Path(settings.model).is_dir() and not settings.revision:
         raise ConfigError(
             f"finetune.model = {settings.model!r} is no local folder, and a Hugging Face id needs finetune.revision"
@@ -299,7 +324,8 @@ def _take_over(job: TrainingJob) -> None:
     plain = job.model_dump(mode="json")
     try:
         before = json.loads(path.read_text(encoding="utf-8"))
-        for limit in ("timeout_minutes", "ddp_timeout_minutes"):  # allowing more time must not start over
+        # allowing more time must not start over; and what training starts from is job.start
+        for limit in ("timeout_minutes", "ddp_timeout_minutes", "start", "fresh_every"):
             before["settings"][limit] = getattr(job.settings, limit)
         same = before == plain
     except (OSError, ValueError, KeyError, TypeError):

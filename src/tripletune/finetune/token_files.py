@@ -29,6 +29,7 @@ import pyarrow.parquet as pq
 from tripletune.behaviour.tables import read_film_tables
 from tripletune.chat import DATE, load_tokenizer
 from tripletune.errors import TrainingCrash, TrainingError
+from tripletune.finetune.distillation import Taught, read_taught, taught_scores
 from tripletune.finetune.examples import column_maker
 from tripletune.finetune.job import TrainingJob
 from tripletune.processes import lifeline
@@ -56,6 +57,7 @@ _KINDS = {
     "label_ids": pa.list_(pa.int32()),
     "targets": pa.list_(pa.float64()),
     "places": pa.list_(pa.int32()),
+    "taught": pa.list_(pa.float32()),
 }
 
 log = logging.getLogger(__name__)
@@ -166,6 +168,7 @@ def _made_of(job: TrainingJob, one: TokenSet) -> dict[str, Any]:
     base = Path(job.base)
     read = {"tokenizer": lambda below: len(below.parts) == 1 and below.name in TOKENIZER_FILES}
     named = [path.name for path in one.sources]
+    taught = {"teacher": [sha256_file(path) for path in _taught_files(job, one.sources)]} if job.teacher else {}
     films = {"films": sha256_file(job.films), "columns": list(job.film_columns)} if job.films and one.purpose else {}
     return {
         "examples": list(map(list, zip(named, map(sha256_file, one.sources), strict=True))),
@@ -175,7 +178,13 @@ def _made_of(job: TrainingJob, one: TokenSet) -> dict[str, Any]:
         "targets": job.settings.targets,
         "answer_style": job.answer_style,
         "behaviour": {"purpose": one.purpose, **films},
+        **taught,
     }
+
+
+def _taught_files(job: TrainingJob, sources: Sequence[Path]) -> list[Path]:
+    """The teacher's files for those of some sources that are trained on."""
+    return [job.teacher / source.name for source in sources if job.teacher and source in job.train]
 
 
 def _pieces(job: TrainingJob, one: TokenSet) -> Iterator[_Piece]:
@@ -203,16 +212,19 @@ class _Writer:
         make = self._maker(piece.purpose)
         source = pq.ParquetFile(piece.source)
         batches = source.iter_batches(_AT_ONCE, row_groups=range(piece.first, piece.end), columns=self._job.columns)
+        taught = next(map(read_taught, _taught_files(self._job, [piece.source])), None)
 
         def write(part: Path) -> None:
             with pa.OSFile(str(part), "wb") as sink:
-                _write_stream(sink, (self._tokenised(batch, make) for batch in batches))
+                _write_stream(sink, (self._tokenised(batch, make, taught) for batch in batches))
 
         write_atomically(piece.out, write, unique=True)
 
-    def _tokenised(self, batch: pa.RecordBatch, make: Any) -> pa.RecordBatch:
+    def _tokenised(self, batch: pa.RecordBatch, make: Any, taught: Taught | None) -> pa.RecordBatch:
         rows = batch.to_pydict()
         columns = {"example_id": rows["example_id"], **make(rows)}
+        if taught is not None:
+            columns["taught"] = taught_scores(rows, taught)
         return pa.record_batch({name: pa.array(values, _KINDS[name]) for name, values in columns.items()})
 
     def _maker(self, purpose: str) -> Any:

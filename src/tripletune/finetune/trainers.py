@@ -19,6 +19,7 @@ from torch.nn import functional
 from trl import SFTTrainer
 
 from tripletune.finetune.curriculum import Curriculum
+from tripletune.finetune.distillation import Distillation
 from tripletune.finetune.label_batches import label_logits
 from tripletune.finetune.label_loss import LOSSES, combined_scores, listwise_loss, mass_loss
 from tripletune.finetune.label_ndcg import label_ndcg
@@ -100,28 +101,38 @@ class LabelTrainer(ChatTrainer):
             it is taken over the logits alone.
         curriculum: the training set holds each example as text alone and then, in the same order, with behaviour
             tokens, which come in up to this share of the training; None: it holds each example once.
+        teacher: how the scores of a teacher enter the loss, which the training set then holds; None: there are none.
         arguments, named: of SFTTrainer; the datasets hold the columns of ``tokenize_labels``.
 
-    The training's loss holds ``mass_loss`` as well. The evaluation's is the listwise one alone, over the same sum as
-    the objective, its accuracy the share of examples whose best label is an answer's, and ``eval_ndcg`` the mean of
-    ``label_ndcg``: all can be compared between objectives, and with the prior's.
+    The training's loss holds ``mass_loss`` as well, and what compares with a teacher. The evaluation's is the listwise
+    one alone, over the same sum as the objective, its accuracy the share of examples whose best label is an answer's,
+    and ``eval_ndcg`` the mean of ``label_ndcg``: all can be compared between objectives, and with the prior's.
     """
 
     loss_is_scaled_for_ga = True
     _measured = ("loss", "mean_token_accuracy", "ndcg")
 
     def __init__(
-        self, *arguments: Any, objective: str, residual: float | None, curriculum: float | None = None, **named: Any
+        self,
+        *arguments: Any,
+        objective: str,
+        residual: float | None,
+        curriculum: float | None = None,
+        teacher: Distillation | None = None,
+        **named: Any,
     ) -> None:
         self._loss: Callable[[Tensor, Tensor], Tensor] = LOSSES[objective]
-        self._residual, self._curriculum = residual, curriculum
+        self._residual, self._curriculum, self._teacher = residual, curriculum, teacher
         super().__init__(*arguments, **named)
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         logits_BC, logits_BV = label_logits(model, inputs)
-        loss_B = self._loss(self._scores(logits_BC, inputs), inputs["targets"])
+        score_BC = self._scores(logits_BC, inputs)
+        loss_B = self._loss(score_BC, inputs["targets"])
+        if self._teacher is not None:
+            loss_B = self._teacher.mix(loss_B, score_BC, inputs["taught"], inputs["shown"])
         loss_B = loss_B + mass_loss(logits_BV, logits_BC, inputs["shown"])
         loss = loss_B.sum() / (len(loss_B) if num_items_in_batch is None else num_items_in_batch)
         if num_items_in_batch is not None and self.args.average_tokens_across_devices:

@@ -34,6 +34,7 @@ from tripletune.errors import TrainingDiverged, TrainingError
 from tripletune.finetune.attention import choose_attention
 from tripletune.finetune.best import BestKeeper, evaluation_facts, restore_published, resumable
 from tripletune.finetune.checkpoints import agreed, seal, step_of
+from tripletune.finetune.distillation import Distillation
 from tripletune.finetune.job import TrainingJob
 from tripletune.finetune.label_batches import pad_labels
 from tripletune.finetune.ranks import accumulated_batches
@@ -45,6 +46,7 @@ from tripletune.finetune.sharding import (
     shares_weights,
     trained_weights,
 )
+from tripletune.finetune.start import load_start
 from tripletune.finetune.token_files import EVALUATION, SELECT, TRAIN, TRAIN_TEXT, read_token_files, token_lengths
 from tripletune.finetune.trainers import ChatTrainer, LabelTrainer
 from tripletune.next_token import head_in_float32
@@ -221,6 +223,8 @@ def _trainer(
     for weight in trainer.model.parameters():
         if weight.requires_grad:  # TRL rounds those on a quantised base to bfloat16, where small steps are lost
             weight.data = weight.data.float()
+    if job.start:
+        load_start(trainer.model, job.start)
     return trainer
 
 
@@ -228,12 +232,14 @@ def _of_objective(job: TrainingJob, tokenizer: Any, films: FilmTables | None, na
     if not job.settings.scores_labels:
         return ChatTrainer(**named)
     collate = partial(pad_labels, pad=tokenizer.pad_token_id or 0, prior=job.prior)
+    curriculum = 0.0 if job.start else job.settings.curriculum  # an earlier adapter has been through it
     return LabelTrainer(
         **named,
         data_collator=collate,
         objective=job.settings.objective,
         residual=job.settings.residual_weight if job.settings.residual else None,
-        curriculum=job.settings.curriculum if films else None,
+        curriculum=curriculum if films else None,
+        teacher=Distillation(job.settings.teacher_weight, job.settings.teacher_temperature) if job.teacher else None,
     )
 
 

@@ -1,8 +1,10 @@
 """Find and remove the stage outputs that no kept run refers to, for ``tripletune gc``.
 
 A run is kept when it is among the newest of its dataset, was named, is still running, or when a kept run pins its
-specialists. Run files, promotion decisions and everything in MLflow stay: they are small, and they are the history.
-Only this machine's artifact root is looked at: the shared store keeps what is removed here.
+specialists or learns from its adapter. A champion's adapter is kept whoever made it: later runs start from it, and it
+holds the record of what its ancestors were trained on, so that these may go. Run files, promotion decisions and
+everything in MLflow stay: they are small, and they are the history. Only this machine's artifact root is looked at: the
+shared store keeps what is removed here.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from filelock import FileLock, Timeout
 
 from tripletune.errors import InputError
 from tripletune.pipeline.feed import PARSED
+from tripletune.store.champion import standing_outputs
 from tripletune.store.paths import MANIFEST, WORK
 from tripletune.store.runs import RunRecord, list_runs
 
@@ -61,9 +64,10 @@ def kept_runs(root: Path, *, newest: int, named: Sequence[str]) -> list[RunRecor
         if name not in runs:
             raise InputError(f"no run {name!r} in {root}; runs there: {', '.join(list(runs)[-5:]) or 'none'}")
         kept[name] = runs[name]
-        pinned = runs[name].config.get("specialists", {}).get("pin", "")
+        config = runs[name].config
+        pinned = (config.get("specialists", {}).get("pin", ""), config.get("finetune", {}).get("teacher", ""))
         # a pin whose run file is gone protects nothing, and is no reason to stop
-        wanted += [pinned] if pinned in runs else []
+        wanted += [one for one in pinned if one in runs]
     return sorted(kept.values(), key=lambda run: (run.started, run.name))
 
 
@@ -77,9 +81,9 @@ def _is_young(run: RunRecord) -> bool:
 def find_garbage(root: Path, kept: Iterable[RunRecord]) -> list[Removable]:
     """Outputs and leftovers under ``root`` that no kept run refers to, by dataset and stage.
 
-    A parsed file of a feed stays while a kept run's ingest was made of it.
+    A parsed file of a feed stays while a kept run's ingest was made of it, and a champion's adapter while it is one.
     """
-    needed = {run.paths(root).folder(stage) for run in kept for stage in run.fingerprints}
+    needed = {run.paths(root).folder(stage) for run in kept for stage in run.fingerprints} | standing_outputs(root)
     feeds = {checksum for folder in needed for checksum in _feed_checksums(folder)}
     found = []
     for folder in _outputs(root):

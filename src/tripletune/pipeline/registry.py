@@ -249,10 +249,32 @@ STAGES = (
         never_reused="it compares with the last run",
     ),
     Stage(
+        name="teach",
+        run=stages.run_teach,
+        part="finetune",
+        parents=("generate",),
+        fields=("rank.backend", "rank.batch_size"),
+        libraries=lambda config: (
+            *("torch", "transformers", "peft", "polars", "bitsandbytes"),
+            *(("vllm",) if config.rank.backend == "vllm" else ()),
+        ),
+        outside=("teacher",),
+        also=("rank.answerer",),  # loaded by processes of its own
+        without=lambda config: (
+            "rank.quantize",
+            *(() if config.rank.backend == "vllm" else ("rank.vllm_backend",)),
+        ),
+        needed=lambda config: config.finetune.has_teacher,
+        headline=("teacher", "examples", "right_share"),
+    ),
+    Stage(
         name="finetune",
         run=stages.run_finetune,
         part="finetune",
-        parents=lambda config: ("generate", *_base(config), *config.behaviour_stages),
+        parents=lambda config: (
+            *("generate", *_base(config), *config.behaviour_stages),
+            *(("teach",) if config.finetune.has_teacher else ()),
+        ),
         fields=("finetune", "seed"),
         libraries=lambda config: (
             *("torch", "transformers", "trl", "peft", "accelerate", "datasets", "tokenizers"),
@@ -276,10 +298,14 @@ STAGES = (
         parents=lambda config: ("generate", "finetune", *config.behaviour_stages),
         fields=("rank", "seed"),
         libraries=lambda config: (
-            *("torch", "transformers", "peft", "polars", *_quantizer(config)),
+            *("torch", "transformers", "peft", "polars"),
+            *(("bitsandbytes",) if config.rank.quantized else _quantizer(config)),
             *(("vllm",) if config.rank.backend == "vllm" else ()),
         ),
-        without=lambda config: () if config.rank.backend == "vllm" else ("rank.vllm_backend",),
+        without=lambda config: (
+            *(() if config.rank.backend == "vllm" else ("rank.vllm_backend",)),
+            *(() if config.rank.quantized else ("rank.quantize",)),
+        ),
         headline=("viewers", "rows"),
     ),
     Stage(

@@ -13,8 +13,10 @@ from tripletune.models.registry import check_settings
 from tripletune.pipeline.feed import feed_files, release_checksums
 from tripletune.pipeline.registry import reusable_stages
 from tripletune.pipeline.stage import Stage
+from tripletune.pipeline.teacher import TEACHER_FILES, teacher_folder
+from tripletune.pipeline.warm import from_champion
 from tripletune.precision import has_bfloat16
-from tripletune.quantization import check_quantization
+from tripletune.quantization import check_quantization, require_bitsandbytes
 from tripletune.schemas.answers import NUM_LETTERS
 from tripletune.store.fingerprint import TOKENIZER_FILES, Ingredients, fingerprint, input_checksums
 from tripletune.store.paths import RunPaths
@@ -41,7 +43,9 @@ def resolve(config: RunConfig, artifacts: Path, given: Mapping[str, str] = Mappi
         MissingArtifactError, ConfigError: ``specialists.pin`` names no usable run, there is no such template, the
             processes of a training cannot share ``finetune.global_batch``,
             ``finetune.objective`` or ``finetune.behaviour_tokens`` needs another, ``[finetune.trainer]`` cannot be
-            handed to the trainer, or ``retrieve.similar_people`` needs a table of users that the release lacks.
+            handed to the trainer, ``retrieve.similar_people`` needs a table of users that the release lacks, or the
+            champion that ``finetune.start`` asks for is gone or of other settings.
+        ContractError: ``finetune.teacher`` was trained on other prompts.
     """
     from tripletune.finetune.trainer_settings import check_trainer_settings
 
@@ -49,11 +53,14 @@ def resolve(config: RunConfig, artifacts: Path, given: Mapping[str, str] = Mappi
     check_settings(config)
     check_trainer_settings(config.finetune.trainer)
     check_quantization(config.finetune.quantization)
+    if config.rank.quantized:
+        require_bitsandbytes(f"rank.quantized = {list(config.rank.quantized)}", "set it to []")
     shared = shared_store(config.store)
     fingerprints: dict[str, str] = {}
     ingredients: dict[str, Ingredients] = {}
     pinned = {} if given else _pinned_specialists(config, artifacts)
-    inputs = _Inputs(config)  # a wrong name should not show after the specialists have trained
+    # a wrong name should not show after the specialists have trained
+    inputs = _Inputs(config, teacher_folder(config, artifacts))
     check_ranks(config.finetune)
     _check_objective(config)
     _check_behaviour(config)
@@ -65,6 +72,8 @@ def resolve(config: RunConfig, artifacts: Path, given: Mapping[str, str] = Mappi
             fingerprints[stage.name] = given[stage.name]
             continue
         parts = stage.ingredients(config, fingerprints, inputs.of(stage))
+        if stage.name == "finetune":
+            parts = from_champion(parts, config, artifacts)
         ingredients[stage.name] = parts
         fingerprints[stage.name] = pinned.get(stage.name) or fingerprint(stage.name, parts)
     return RunPaths(
@@ -158,7 +167,7 @@ class _Inputs:
         InputError: a named path does not exist. ConfigError: there is no such template.
     """
 
-    def __init__(self, config: RunConfig) -> None:
+    def __init__(self, config: RunConfig, teacher: Path | None) -> None:
         from tripletune.prompts.template import load_template
 
         self._config = config
@@ -173,6 +182,7 @@ class _Inputs:
             "model": finetune.model if finetune.names_a_folder else "",
             "tokenizer": finetune.model if finetune.names_a_folder else "",
             "text_model": config.text.model if config.text.names_a_folder else "",
+            "teacher": str(teacher or ""),
         }
         self._paths = {key: Path(text) for key, text in named.items() if text}
 
@@ -220,6 +230,7 @@ _READ: dict[str, Callable[[Path], bool]] = {
     "imdb": lambda below: below.name in DUMPS,
     "tokenizer": lambda below: len(below.parts) == 1 and below.name in TOKENIZER_FILES,
     "model": _is_model_file,
+    "teacher": lambda below: below.as_posix() in TEACHER_FILES,
 }
 
 

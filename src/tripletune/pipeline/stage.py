@@ -16,10 +16,10 @@ Names: TypeAlias = tuple[str, ...] | Callable[[RunConfig], tuple[str, ...]]
 
 SHAPE_NO_BYTE = (
     *("timeout_minutes", "ddp_timeout_minutes", "checkpoint_minutes", "workers", "accelerate_config", "frozen"),
-    "template",
+    *("template", "teacher", "teacher_is_a_folder", "start", "fresh_every"),
 )
-"""Settings that no fingerprint covers; the accelerate config, the frozen queries and the template count by
-content, not by path."""
+"""Settings that no fingerprint covers; the accelerate config, the frozen queries, the template and the teacher count by
+content, not by path, and the start of a training by the champion's fingerprint (``pipeline.warm``)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

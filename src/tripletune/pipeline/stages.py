@@ -365,6 +365,23 @@ def tokenizer_of(paths: RunPaths, config: RunConfig) -> tuple[str, str] | None:
     return (str(paths.require("base")), "") if config.finetune.is_shipped else config.counted_with
 
 
+def run_teach(paths: RunPaths, config: RunConfig) -> Path:
+    """Score the training prompts' candidates with the teacher, the tuned model that finetune.teacher names."""
+    from tripletune.pipeline.teacher import teacher_folder
+    from tripletune.prompts.engine import prompt_contract
+    from tripletune.rank.teach import score_training
+
+    teacher = teacher_folder(config, paths.root)
+    if teacher is None:
+        raise ConfigError(
+            "finetune.teacher names no model to learn from (or finetune.teacher_weight is 0); set it to a run's name "
+            "or to the folder of a finetune stage"
+        )
+    generate = paths.require("generate")
+    contract = prompt_contract(config.prompt, config.retrieve)
+    return paths.build("teach", lambda work: score_training(generate, teacher, work, config.rank, contract))
+
+
 def run_finetune(paths: RunPaths, config: RunConfig, on_log: LogCurve | None = None) -> Path:
     """LoRA-tune the language model in a subprocess; the curve is live in MLflow."""
     return paths.build("finetune", _finetune(paths, config, on_log))
@@ -379,7 +396,9 @@ def _finetune(
     paths: RunPaths, config: RunConfig, on_log: LogCurve | None = None, machine: int = 0
 ) -> Callable[[Path], Facts]:
     """What fills a work folder of the stage."""
+    from tripletune.audit.ancestors import refuse_trained_on
     from tripletune.finetune.launch import FilmSource, finetune_adapter
+    from tripletune.pipeline.warm import resolved_start
     from tripletune.prompts.engine import prompt_contract
     from tripletune.prompts.template import load_template
 
@@ -389,18 +408,29 @@ def _finetune(
     if config.finetune.has_behaviour:
         source = config.finetune.behaviour_tokens
         behaviour = FilmSource(source, paths.require(source), load_template(config.prompt.template).slots)
-    return lambda work: finetune_adapter(
-        generate,
-        work,
-        config.finetune,
-        prompt_contract(config.prompt, config.retrieve),
-        dict(paths.fingerprints),
-        config.seed,
-        on_log,
-        base=base,
-        behaviour=behaviour,
-        machine=machine,
-    )
+
+    def make(work: Path) -> Facts:
+        start = resolved_start(paths, config)
+        if start.champion:
+            refuse_trained_on(start.champion.folder, generate)
+        elif start.reason:
+            log.info("finetune: from the base model: %s", start.reason)
+        return finetune_adapter(
+            generate,
+            work,
+            config.finetune,
+            prompt_contract(config.prompt, config.retrieve),
+            dict(paths.fingerprints),
+            config.seed,
+            on_log,
+            base=base,
+            behaviour=behaviour,
+            machine=machine,
+            teacher=paths.require("teach") if config.finetune.has_teacher else None,
+            champion=start.champion,
+        )
+
+    return make
 
 
 def run_rank(paths: RunPaths, config: RunConfig) -> Path:

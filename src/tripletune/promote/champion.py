@@ -21,10 +21,12 @@ from tripletune.errors import ContractError, NonFiniteError, UserError
 from tripletune.evaluate.metrics import PROMOTION_METRIC, mean_over_cutoffs, score_lists
 from tripletune.ndcg import PROMOTION_CUTOFF
 from tripletune.promote.decision import PromotionDecision, decide_promotion, promotion_scores
+from tripletune.promote.fresh import decide_against_chain
 from tripletune.prompts.engine import prompt_contract
 from tripletune.rank.predict import rank_examples
+from tripletune.store.champion import DECISION, model_name
 from tripletune.store.files import write_json
-from tripletune.store.paths import SCRATCH, RunPaths
+from tripletune.store.paths import SCRATCH, RunPaths, read_manifest
 from tripletune.store.shards import shard_files
 from tripletune.tracking import Champion, StageRun, download_champion, find_champion, promote_adapter
 
@@ -56,7 +58,7 @@ def promote_or_keep(paths: RunPaths, config: RunConfig, *, run: str, child: Stag
     current = find_champion(child.tracker, model)
     if current is None:
         decision = _decide(paths, config, scores, None)
-    elif current.fingerprint == fingerprint:
+    elif current.fingerprint in (fingerprint, paths.manifest("finetune")["facts"].get("same_as")):
         decision = PromotionDecision(False, "this adapter is the champion already", 0.0, 0.0, scores.height)
     else:
         decision = _compare(paths, config, scores, child, current, folder / SCRATCH)
@@ -65,7 +67,7 @@ def promote_or_keep(paths: RunPaths, config: RunConfig, *, run: str, child: Stag
         tags = {"fingerprint": fingerprint, "dataset": paths.dataset, "run": run, "decision": decision.reason}
         version = promote_adapter(child.tracker, child, model, adapter, tags)
     write_json(
-        folder / "decision.json",
+        folder / DECISION,
         {
             **asdict(decision),
             "model": model,
@@ -79,11 +81,6 @@ def promote_or_keep(paths: RunPaths, config: RunConfig, *, run: str, child: Stag
     return folder
 
 
-def model_name(config: RunConfig) -> str:
-    """Name in the registry; adapters of two datasets never compete."""
-    return config.promote.registered_model or f"tripletune-{config.dataset}"
-
-
 def _compare(
     paths: RunPaths, config: RunConfig, scores: pl.DataFrame, child: StageRun, champion: Champion, scratch: Path
 ) -> PromotionDecision:
@@ -91,18 +88,31 @@ def _compare(
         folder = download_champion(child.tracker, champion, scratch)
         require_same(prompt_contract(config.prompt, config.retrieve), read_contract(folder))
         theirs = _champion_scores(paths, config, scores, folder)
+        manifest = read_manifest(folder)
+        warm_runs = len(manifest["facts"].get("ancestors", [])) if manifest else 0
     except ContractError as error:
         reason = f"version {champion.version} is kept: its contract no longer fits this run's prompts ({error})"
         return PromotionDecision(False, reason, None, None, 0)
     except NonFiniteError as error:
         log.warning("promote: version %s can answer nothing, so it counts as no champion: %s", champion.version, error)
-        theirs = None
+        theirs, warm_runs = None, 0
     except UserError as error:
         reason = f"version {champion.version} is kept: it could not be ranked ({error})"
         return PromotionDecision(False, reason, None, None, 0)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-    return _decide(paths, config, scores, theirs)
+    decision = _decide(paths, config, scores, theirs)
+    if theirs is None or not warm_runs or paths.manifest("finetune")["facts"].get("start") != "base":
+        return decision
+    return decide_against_chain(
+        decision,
+        scores,
+        theirs,
+        warm_runs,
+        confidence=config.promote.confidence,
+        resamples=config.evaluate.bootstrap_resamples,
+        seed=config.seed,
+    )
 
 
 def _decide(paths: RunPaths, config: RunConfig, scores: pl.DataFrame, theirs: pl.DataFrame | None) -> PromotionDecision:

@@ -32,6 +32,8 @@ class PromotionDecision:
     difference: float | None
     lower_bound: float | None
     num_viewers: int
+    kept_against_fresh: bool = False
+    """Whether a champion that started warm was clearly better than this fresh adapter (``promote.fresh``)."""
 
 
 SERVED_OR_TUNED = (SERVED, "tuned")

@@ -64,7 +64,14 @@ class Answerer:
         self.model.generation_config = GenerationConfig()
 
     @classmethod
-    def load(cls, finetuned: Path, folder_of: Callable[[str], Path] | None = None, *, tuned: bool = True) -> Answerer:
+    def load(
+        cls,
+        finetuned: Path,
+        folder_of: Callable[[str], Path] | None = None,
+        *,
+        tuned: bool = True,
+        quantization: str = "none",
+    ) -> Answerer:
         """Load the model of a finetuned folder, on the GPU where there is one.
 
         Args:
@@ -72,6 +79,8 @@ class Answerer:
             folder_of: the run's folder of a stage, whose film vectors the adapter's behaviour tokens are made of.
             tuned: with the adapter, merged into the weights: LoRA's own products cost a third of a forward pass.
                 Without it the base model answers, to text alone.
+            quantization: format that the weights are rounded to when the adapter is in them, see ``quantize``; none:
+                they stay as they are.
 
         Raises:
             MissingArtifactError, ContractError: no adapter, its base model has changed, or it answers in a style that
@@ -84,7 +93,12 @@ class Answerer:
         if tuned:
             behaviour = _attach_behaviour(model, tokenizer, finetuned, contract, folder_of)
             model = merge_adapter(model, finetuned / "adapter")
-        model = model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        if quantization != "none":
+            from tripletune.rank.quantize import quantize  # imports a library that only such a ranking needs
+
+            quantize(model, quantization, device)
+        model = model.to(device).eval()
         head_in_float32(model)
         return cls(model, tokenizer, LineTokens(tokenizer), contract, tuned, behaviour)
 

@@ -18,8 +18,10 @@ import polars as pl
 from filelock import FileLock, Timeout
 
 from tripletune.config import RankConfig
+from tripletune.schemas.rank import QUANTIZED
 from tripletune.stable_hash import VIEWERS, mix
 from tripletune.store.parquet import parquet_files, write_parquet
+from tripletune.store.shards import shard_files
 
 if TYPE_CHECKING:
     from tripletune.rank.answerer import Answerer
@@ -33,6 +35,8 @@ PURPOSES = ("valid", "test")
 _USERS = 128
 """Users in a piece, each with all queries: few enough that a few hundred users keep several processes busy, and enough
 for batches of equal length."""
+_EXAMPLES = 512
+"""Training examples in a piece."""
 _POLL_SECONDS = 0.2
 
 
@@ -43,9 +47,13 @@ class Pass:
     purpose: str
     tuned: bool
     constrained: bool
+    quantization: str = "none"
+    """Format of the weights, a key of ``QUANTIZED``; none: that of the contract."""
 
     @property
     def system(self) -> str:
+        if self.quantization in QUANTIZED:
+            return QUANTIZED[self.quantization]
         return "tuned" if self.tuned else "untuned"
 
     @property
@@ -57,6 +65,8 @@ class Pass:
         limits = [ranked]
         if not self.tuned and settings.untuned_viewers:
             limits.append(settings.untuned_viewers)
+        if self.quantization in QUANTIZED and settings.quantized_viewers:
+            limits.append(settings.quantized_viewers)
         if not self.constrained:
             limits.append(settings.unconstrained_viewers)
         return min(limits)
@@ -70,6 +80,16 @@ _PASSES = (  # one model after the other: only one is in memory
     Pass(purpose="test", tuned=False, constrained=True),
     Pass(purpose="test", tuned=False, constrained=False),
 )
+
+
+def passes_of(settings: RankConfig) -> tuple[Pass, ...]:
+    """All ways of answering that the settings ask for, one model after the other."""
+    rounded = (
+        Pass(purpose=purpose, tuned=True, constrained=True, quantization=quantization)
+        for quantization in settings.quantized
+        for purpose in PURPOSES
+    )
+    return (*_PASSES, *rounded)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,12 +143,29 @@ def cut_pieces(shards: Path, chosen: Mapping[str, pl.DataFrame], settings: RankC
         folder: of the pieces' files.
     """
     pieces = []
-    for way in _PASSES:
+    for way in passes_of(settings):
         users = chosen[way.purpose]
         users = users.head(way.num_users(settings, len(users)))
         for number, start in enumerate(range(0, len(users), _USERS)):
             examples = examples_of(shards, way.purpose, users.slice(start, _USERS))
             pieces.append(Piece(way, folder / f"{way.name}-{number:05d}.parquet", examples))
+    return pieces
+
+
+def cut_training(shards: Path, folder: Path) -> list[Piece]:
+    """The training examples in the order of the shards, for the tuned model; no piece has examples of two files.
+
+    Args:
+        shards: the generate stage's folder.
+        folder: of the pieces' files, whose names begin with their shard's.
+    """
+    way = Pass(purpose="train", tuned=True, constrained=True)
+    pieces = []
+    for shard in shard_files(shards / "train"):
+        rows = pl.scan_parquet(shard).select(COLUMNS)
+        for number, start in enumerate(range(0, rows.select(pl.len()).collect().item(), _EXAMPLES)):
+            target = folder / f"{shard.stem}-{number:05d}.parquet"
+            pieces.append(Piece(way, target, rows.slice(start, _EXAMPLES)))
     return pieces
 
 
@@ -144,17 +181,18 @@ def answer(answerer: Answerer, examples: pl.DataFrame, way: Pass, batch_size: in
 
 
 def answer_pieces(
-    pieces: Sequence[Piece], load: Callable[[bool], Answerer], batch_size: int, on_piece: Callable[[Answered], None]
+    pieces: Sequence[Piece], load: Callable[[Pass], Answerer], batch_size: int, on_piece: Callable[[Answered], None]
 ) -> None:
     """Answer all pieces, next to other processes that may do the same; on return every piece is done.
 
     Args:
         pieces: of ``cut_pieces``.
-        load: the model, tuned or not; called when a piece needs another one than the last.
+        load: the model of a pass; called when a piece needs that of another system than the last.
         batch_size: prompts answered together.
         on_piece: called after each piece of this process.
     """
     answerer: Answerer | None = None
+    loaded = ""
     try:
         while waiting := [piece for piece in pieces if not piece.is_done]:
             took_any = False
@@ -163,11 +201,11 @@ def answer_pieces(
                     if not is_mine:
                         continue
                     took_any = True
-                    if answerer is None or answerer.tuned != piece.way.tuned:
+                    if answerer is None or loaded != piece.way.system:
                         if answerer is not None:
                             answerer.close()
                         answerer = None  # its memory is needed
-                        answerer = load(piece.way.tuned)
+                        answerer, loaded = load(piece.way), piece.way.system
                     on_piece(_answer_piece(answerer, piece, batch_size))
             if not took_any:  # others hold the last ones; wait, in case one of them dies
                 time.sleep(_POLL_SECONDS)

@@ -1,36 +1,27 @@
 """The rank stage: every system's answers for every query of every user, in one table.
 
 Systems: ``random`` and ``retriever`` order the candidates without a language model; ``untuned`` is the base model and
-``tuned`` the same with the adapter; ``tuned+retriever`` adds the retriever's scores to its own. Answers are written in
-pieces that survive a kill, since a large model takes hours.
+``tuned`` the same with the adapter, and ``tuned-int8`` that one with rounded weights (``rank.quantized``);
+``tuned+retriever`` adds the retriever's scores to its own. Answers are written in pieces that survive a kill, since a
+large model takes hours.
 """
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import polars as pl
-from rich.progress import Progress
 
 from tripletune.config import RankConfig
 from tripletune.contract import AdapterContract, Residual, read_contract, require_same
-from tripletune.processes.supervise import end_noted
-from tripletune.rank.pieces import (
-    Answered,
-    Pass,
-    Piece,
-    answer,
-    answer_pieces,
-    choose_users,
-    cut_pieces,
-    examples_of,
-)
+from tripletune.quantization import require_bitsandbytes
+from tripletune.rank.answering import answer_job
+from tripletune.rank.pieces import Pass, answer, choose_users, cut_pieces, examples_of
 from tripletune.rank.served import add_retriever
 from tripletune.rank.workers.job import RankJob
-from tripletune.rank.workers.launch import answer_in_processes, visible_gpus, worker_environments
+from tripletune.rank.workers.launch import visible_gpus, worker_environments
 from tripletune.schemas.base import conform
 from tripletune.schemas.rank import PREDICTIONS, SERVED
 from tripletune.stable_hash import pair_hash_expr
@@ -111,10 +102,13 @@ def rank_shards(
 
     Raises:
         ContractError: the adapter was trained on other prompts.
-        ConfigError: ``rank.backend`` can't answer them, see ``vllm_backend.require_answerable``.
+        ConfigError: ``rank.backend`` can't answer them, see ``vllm_backend.require_answerable``, or ``rank.quantized``
+            needs a library that is not installed.
     """
     contract = read_contract(finetuned)
     require_same(prompt_contract, contract)
+    if settings.quantized:
+        require_bitsandbytes(f"rank.quantized = {list(settings.quantized)}", "set it to []")
     chosen = choose_users(shards, settings, seed)
     folder = out / SCRATCH / "pieces"
     folder.mkdir(parents=True, exist_ok=True)
@@ -129,10 +123,7 @@ def rank_shards(
         folders=_film_folders(contract, folder_of),
         environments=worker_environments(settings.workers, visible_gpus()),
     )
-    if settings.backend == "vllm":
-        took = _answer_with_vllm(job, pieces, out / SCRATCH)
-    else:
-        took = _answer_all(job, pieces, out / SCRATCH)
+    took = answer_job(job, pieces, out / SCRATCH)
     written = pl.concat(conform(pl.read_parquet(piece.target), PREDICTIONS) for piece in pieces)
     parts = [*_trivial_orders(shards, chosen, seed), written]
     if contract.residual:
@@ -155,44 +146,6 @@ def _film_folders(contract: AdapterContract, folder_of: FolderOf | None) -> dict
     if contract.behaviour is None or folder_of is None:
         return {}
     return {contract.behaviour.source: folder_of(contract.behaviour.source)}
-
-
-def _answer_with_vllm(job: RankJob, pieces: Sequence[Piece], scratch: Path) -> Answered:
-    """As ``_answer_all``, with the tuned model's weights in a folder meanwhile; a run that is killed keeps them."""
-    from tripletune.rank.vllm_backend import require_answerable, write_merged  # imports torch and transformers
-
-    require_answerable(job.finetuned)
-    if any(piece.way.tuned and not piece.is_done for piece in pieces):
-        write_merged(job.finetuned, job.merged)
-    took = _answer_all(job, pieces, scratch)
-    shutil.rmtree(job.merged, ignore_errors=True)
-    return took
-
-
-def _answer_all(job: RankJob, pieces: Sequence[Piece], scratch: Path) -> Answered:
-    """Answer the pieces that are not done, in this process or in several; one line of progress for all.
-
-    Returns:
-        Seconds of the process that answered longest, loading not counted, and the tokens of all.
-    """
-    note = scratch / "launcher.json"
-    end_noted(note)  # of a killed run: it would hold pieces that this one waits for
-    done = [piece for piece in pieces if piece.is_done]
-    seconds, tokens = 0.0, 0
-    with Progress(transient=True) as progress:
-        line = progress.add_task("rank", total=len(pieces), completed=len(done))
-        if len(done) == len(pieces):
-            return Answered(0.0, 0)
-        if len(job.environments) > 1:
-            return answer_in_processes(job, scratch, note, lambda: progress.advance(line))
-
-        def add(answered: Answered) -> None:
-            nonlocal seconds, tokens
-            seconds, tokens = seconds + answered.seconds, tokens + answered.tokens
-            progress.advance(line)
-
-        answer_pieces(pieces, job.load, job.settings.batch_size, add)
-    return Answered(seconds, tokens)
 
 
 def _served(

@@ -9,11 +9,13 @@ from tripletune.schemas.query import PURPOSES
 
 SERVED = "tuned+retriever"
 """The tuned model's scores and the retriever's, added up; of adapters whose contract says how."""
-SYSTEMS = ("random", "retriever", "untuned", "tuned", SERVED)
+QUANTIZED = {"int8": "tuned-int8", "nf4": "tuned-nf4"}
+"""The tuned model with rounded weights, by format; of runs whose ``rank.quantized`` names it."""
+SYSTEMS = ("random", "retriever", "untuned", "tuned", *QUANTIZED.values(), SERVED)
 ALWAYS = SYSTEMS[:4]
 """Systems of every run."""
-SAMPLED = ("untuned",)
-"""Systems that may rank the first of the users alone: ``rank.untuned_viewers``."""
+SAMPLED = ("untuned", *QUANTIZED.values())
+"""Systems that may rank the first of the users alone: ``rank.untuned_viewers``, ``rank.quantized_viewers``."""
 PREDICTIONS = columns(
     {
         "user_id": pl.Int32,

@@ -12,6 +12,7 @@ from tripletune.config import RankConfig
 
 if TYPE_CHECKING:
     from tripletune.rank.answerer import Answerer
+    from tripletune.rank.pieces import Pass, Piece
 
 
 class RankJob(BaseModel):
@@ -27,6 +28,8 @@ class RankJob(BaseModel):
     """Folder with the tuned model's merged weights; there is one for ``rank.backend = "vllm"`` alone."""
     settings: RankConfig
     seed: int
+    teaches: bool = False
+    """The training examples are answered, by the tuned model, in place of the held-out ones."""
     folders: dict[str, Path]
     """Folders of the stages whose film vectors the adapter reads, by stage."""
     environments: tuple[dict[str, str], ...]
@@ -37,13 +40,21 @@ class RankJob(BaseModel):
         """The folder of a stage; None where the adapter reads no film vectors."""
         return self.folders.__getitem__ if self.folders else None
 
-    def load(self, tuned: bool) -> Answerer:
-        """The model that answers, tuned or not."""
+    def cut(self) -> list[Piece]:
+        """The job's pieces."""
+        from tripletune.rank.pieces import choose_users, cut_pieces, cut_training
+
+        if self.teaches:
+            return cut_training(self.shards, self.pieces)
+        return cut_pieces(self.shards, choose_users(self.shards, self.settings, self.seed), self.settings, self.pieces)
+
+    def load(self, way: Pass) -> Answerer:
+        """The model that answers in a pass."""
         # both import torch and transformers, which takes seconds
         if self.settings.backend == "vllm":
             from tripletune.rank.vllm_backend import VllmAnswerer
 
-            return VllmAnswerer.open(self.finetuned, self.merged, tuned=tuned)
+            return VllmAnswerer.open(self.finetuned, self.merged, tuned=way.tuned)
         from tripletune.rank.answerer import Answerer
 
-        return Answerer.load(self.finetuned, self.folder_of, tuned=tuned)
+        return Answerer.load(self.finetuned, self.folder_of, tuned=way.tuned, quantization=way.quantization)

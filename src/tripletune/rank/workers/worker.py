@@ -20,12 +20,11 @@ def main(argv: list[str]) -> int:
     lifeline.hold()
     job, number = RankJob.model_validate_json(Path(argv[0]).read_bytes()), int(argv[1])
 
-    from tripletune.rank.pieces import answer_pieces, choose_users, cut_pieces
+    from tripletune.rank.pieces import answer_pieces
 
-    pieces = cut_pieces(job.shards, choose_users(job.shards, job.settings, job.seed), job.settings, job.pieces)
     try:
         answer_pieces(
-            pieces,
+            job.cut(),
             job.load,
             job.settings.batch_size,
             lambda answered: send("piece", {"worker": number, **asdict(answered)}),

@@ -1,0 +1,83 @@
+"""The champion of a dataset as its promotions left it, read from their decisions in the store.
+
+The registry's alias is the authority on what is served, but asking it needs a server, and fingerprints are computed
+without one. Each promotion notes what the alias was and whether it moved it; an alias moved by hand is therefore seen
+from the next promotion on.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tripletune.config import RunConfig
+from tripletune.store.runs import list_runs
+
+PROMOTE = "promote"
+DECISION = "decision.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """A champion, and what later promotions say of it."""
+
+    fingerprint: str
+    """Of the finetune output that it is."""
+    run: str
+    """That promoted it; empty where no run of the store did."""
+    beat_fresh: bool
+    """Whether an adapter that was trained from the base model was compared with it and refused (``promote.fresh``)."""
+
+
+def model_name(config: RunConfig) -> str:
+    """Name in the registry; adapters of two datasets never compete."""
+    return config.promote.registered_model or f"tripletune-{config.dataset}"
+
+
+def standing_champion(root: Path, dataset: str, model: str) -> Standing | None:
+    """The champion after the newest promotion; None: there was none, or none was promoted.
+
+    Args:
+        root: the artifact root.
+        dataset: of the runs.
+        model: name in the registry.
+    """
+    champion, beat_fresh = None, False
+    for run, decision in _decisions(root, dataset, model):
+        after = decision["adapter"] if decision["promote"] else decision["champion_before"]
+        champion = after if champion is None else champion
+        if champion is None:
+            return None
+        if after != champion:  # another one's time: the alias was moved by hand since
+            break
+        beat_fresh |= bool(decision.get("kept_against_fresh", False))
+        if decision["promote"]:
+            return Standing(champion, run, beat_fresh)
+    return None if champion is None else Standing(champion, "", beat_fresh)
+
+
+def _decisions(root: Path, dataset: str, model: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Run and decision of each promotion that asked about this model, newest run first."""
+    for record in reversed(list_runs(root)):
+        if record.dataset == dataset:
+            decision = _read(root / dataset / PROMOTE / record.name / DECISION)
+            if decision.get("model") == model:
+                yield record.name, decision
+
+
+def standing_outputs(root: Path) -> set[Path]:
+    """The finetune outputs that are champions, of every dataset and model of a store."""
+    decided = {(path.parents[2].name, _read(path).get("model", "")) for path in root.glob(f"*/{PROMOTE}/*/{DECISION}")}
+    found = ((dataset, standing_champion(root, dataset, model)) for dataset, model in sorted(decided))
+    return {root / dataset / "finetune" / one.fingerprint for dataset, one in found if one}
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        decision: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return decision if {"promote", "adapter", "champion_before"} <= decision.keys() else {}
+    except (OSError, ValueError, AttributeError):  # of a run that has not promoted, or was killed as it did
+        return {}
