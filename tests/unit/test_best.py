@@ -108,7 +108,9 @@ class Training:
         self.job.scratch.mkdir(parents=True, exist_ok=True)
         self.model = torch.nn.Linear(2, 2)
         self.model.bias.requires_grad_(False)
-        self.state = SimpleNamespace(global_step=0, max_steps=100, log_history=[], is_world_process_zero=True, is_local_process_zero=True)
+        self.state = SimpleNamespace(
+            global_step=0, max_steps=100, log_history=[], is_world_process_zero=True, is_local_process_zero=True
+        )
         self.begin()
 
     def begin(self) -> None:
