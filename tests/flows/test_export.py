@@ -55,7 +55,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     def adapter_alone(work: Path) -> dict[str, Any]:
         with pytest.MonkeyPatch.context() as patch:  # in this process: starting another takes longer than the training
             keep_on_the_cpu(patch)
-            patch.setattr("tripletune.finetune.launch._launch", lambda job, on_log: train(job))
+            patch.setattr("tripletune.finetune.launch._launch", lambda job, on_log, machine: train(job))
             facts = finetune_adapter(made, work, settings, LETTERS_CONTRACT, {}, 0)
         write_contract(work, read_contract(work).model_copy(update={"residual": None}))
         return facts

@@ -64,6 +64,7 @@ def example(user: int, purpose: str) -> dict[str, Any]:
         "candidate_titles": titles,
         "candidate_letters": letters,
         "retrieved": retrieved,
+        "liked": [len(SERIES) + answer],  # the first film of the series
     }
 
 

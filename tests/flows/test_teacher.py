@@ -219,7 +219,7 @@ def test_the_stages_find_a_teacher_by_its_runs_name_and_learn_from_it(
     paths.build("generate", copied)
     scored = run_teach(paths, config)
     assert paths.manifest("teach")["facts"]["examples"] == 12
-    monkeypatch.setattr("tripletune.finetune.launch._launch", lambda job, on_log: train(job))
+    monkeypatch.setattr("tripletune.finetune.launch._launch", lambda job, on_log, machine: train(job))
     adapter = run_finetune(paths, config)
     assert read_contract(adapter).lineage["teach"] == scored.name
     learning = teaching.model_copy(update={"name": "small-1", "started": "2099-01-01T00:00:00Z"})
