@@ -12,7 +12,7 @@ difference between the reference's logits of two candidates that stand the other
 format at the size of the prompt's logits. Up to one step, the two are a tie that rounding decides.
 """
 
-# Shape letters in this file: P prompts, C candidates of a prompt
+# Shape letters in this file: P prompts, C candidates of a prompt, V tokens of the vocabulary, H hidden width
 from __future__ import annotations
 
 import gc
@@ -106,12 +106,13 @@ def by_transformers(folder: Path, form: str, dtype: str) -> Scorer:
     tokenizer = AutoTokenizer.from_pretrained(folder)
     kind = AutoModelForCausalLM if form == "merged" else AutoPeftModelForCausalLM
     model = kind.from_pretrained(folder, dtype=getattr(torch, dtype)).eval()
+    head_VH = model.get_output_embeddings().weight.detach().float()
 
     def score(chat: list[dict[str, str]]) -> dict[int, float]:
         inputs = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=True, return_tensors="pt")
         with torch.inference_mode():
-            logits_V = model(**inputs, logits_to_keep=1).logits[0, -1].double()
-        return dict(enumerate(logits_V.tolist()))
+            hidden_H = model(**inputs, output_hidden_states=True, logits_to_keep=1).hidden_states[-1][0, -1]
+            return dict(enumerate((head_VH @ hidden_H.float()).tolist()))
 
     return score
 

@@ -183,6 +183,26 @@ def test_an_export_orders_candidates_as_the_run_did(root, tmp_path, capsys, form
     assert differing(orders_of(names, examples), theirs) > 0, "the base model alone would pass"
 
 
+def test_the_code_of_a_card_does_not_round_scores(root, tmp_path):
+    """A model in bfloat16: the order is that of its last hidden state with the labels' rows in float64."""
+    out = tmp_path / "out"
+    assert export(root, out) == 0
+    names = run_code(out / "README.md")
+    model = names["model"].to(torch.bfloat16)
+    head = model.get_output_embeddings()
+    seen: list[torch.Tensor] = []
+    head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0][0, -1].double()))
+    examples, _ = predicted(root)
+    rounded = 0
+    for row, order in zip(examples.iter_rows(named=True), orders_of(names, examples), strict=True):
+        rows = head.weight.detach()[list(names["labels"].values())[: len(order)]]
+        scores = rows.double() @ seen.pop(0)
+        exact = scores.argsort(descending=True, stable=True)
+        assert order == [row["candidates"][place] for place in exact.tolist()]
+        rounded += scores.bfloat16().argsort(descending=True, stable=True).tolist() != exact.tolist()
+    assert rounded > 0, "rounded scores would pass"
+
+
 def write_the_day(folder: Path) -> None:
     """A base model whose chat template writes a day, as Llama 3.2's, and an adapter trained on another than today's."""
     template = folder / "base" / "chat_template.jinja"

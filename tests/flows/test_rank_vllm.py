@@ -109,6 +109,7 @@ def test_each_model_has_an_engine_of_its_own_which_ends_before_the_next_begins(
     for args in (tuned, untuned):
         assert (args.tokenizer, args.load_format, args.generation_config) == (base, "safetensors", "vllm")
         assert (args.dtype, args.logprobs_mode, args.max_logprobs) == ("float32", "processed_logprobs", 20)
+        assert args.hf_overrides == {"head_dtype": "float32"}  # or labels with logits near 28 share them
         assert args.enable_prefix_caching
         assert not args.trust_remote_code
     assert not vllm.RUNNING

@@ -120,6 +120,7 @@ class _EngineArgs:
     max_logprobs: int = 20
     logprobs_mode: str = "raw_logprobs"
     disable_log_stats: bool = True
+    hf_overrides: dict[str, Any] = field(default_factory=dict)
     additional_config: dict[str, Any] = field(default_factory=dict)
 
 
@@ -188,8 +189,10 @@ class LLM:
 
     def _next(self, ids: list[int], params: SamplingParams) -> tuple[int, dict[int, Logprob]]:
         """The likeliest token, and the log-probabilities that are asked for: its own and the highest."""
+        head_dtype = getattr(torch, self.args.hf_overrides.get("head_dtype", self.args.dtype))
         with torch.inference_mode():
-            logits_V = self._model(torch.tensor([ids])).logits[0, -1].float()
+            hidden_H = self._model.base_model(torch.tensor([ids])).last_hidden_state[0, -1]
+            logits_V = (self._model.lm_head.weight.to(head_dtype) @ hidden_H.to(head_dtype)).float()
         allowed_V = logits_V
         if params.allowed_token_ids is not None:
             allowed_V = torch.full_like(logits_V, -torch.inf)

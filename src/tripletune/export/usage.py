@@ -18,15 +18,19 @@ _FOUR_BITS = """base = BitsAndBytesConfig(  # as it was trained; on full weights
     bnb_4bit_use_double_quant=True,
     bnb_4bit_compute_dtype=torch.{dtype},
 )"""
+FLOAT32_HEAD = """--hf-overrides '{"head_dtype": "float32"}'"""
+"""vLLM's option for logits in float32, which 0.28 has for models that generate."""
 _ORDER = '''labels = json.loads((folder / "label_tokens.json").read_text())
 
 
 def order(chat, shown):
     """Labels of the `shown` candidates of a prompt, best first."""
     inputs = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=True, return_tensors="pt")
+    head = model.get_output_embeddings().weight[list(labels.values())[:shown]]
     with torch.inference_mode():
-        logits = model(**inputs.to(model.device)).logits[0, -1]
-    return sorted(list(labels)[:shown], key=lambda label: -logits[labels[label]].item())'''
+        hidden = model(**inputs.to(model.device), output_hidden_states=True, logits_to_keep=1).hidden_states[-1][0, -1]
+        scores = (head.float() @ hidden.float()).tolist()  # bfloat16 would round most of them to another one's
+    return [label for _, label in sorted(zip(scores, labels), key=lambda pair: -pair[0])]'''
 _WRITE = '''def answer(chat):
     """The answer's text."""
     inputs = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=True, return_tensors="pt")
@@ -48,7 +52,7 @@ def usage(form: str, dataset: str, contract: AdapterContract, base: BaseIdentity
     else:
         yield f"`DIR` is this folder.\n\n```python\n{_code(form, contract, labelled=labelled)}\n```"
     if form == "merged":
-        yield "```sh\nvllm serve DIR\n```"
+        yield f"```sh\nvllm serve DIR {FLOAT32_HEAD}\n```"
     if form == "adapter":
         yield _where_the_base_is(base, in_four_bits=contract.quantization == "nf4")
     yield "tripletune's `docs/guides/serve.md` has requests for vLLM and llama.cpp."

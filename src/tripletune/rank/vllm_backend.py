@@ -112,6 +112,7 @@ class VllmAnswerer(Answerer):
             load_format="safetensors",
             generation_config="vllm",  # and not the folder's, which may stop or penalise
             dtype=contract.dtype,
+            hf_overrides={"head_dtype": "float32"},  # as head_in_float32
             max_model_len=contract.prompt.get("max_tokens") or None,  # None: the model's own
             enable_prefix_caching=True,
             logprobs_mode="processed_logprobs",  # after the restriction to the labels
