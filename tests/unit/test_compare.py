@@ -45,6 +45,7 @@ def test_a_planted_gain_is_found_and_equal_runs_are_not(store):
     assert len(verdicts) == 8
     assert {verdict for (run, _, _), verdict in verdicts.items() if run == "b"} == {"no difference shown"}
     assert {verdict for (run, _, _), verdict in verdicts.items() if run == "c"} == {"better"}
+    assert {line.verdict for line in compared(store, "c", "a").lines} == {"worse"}
 
 
 def test_numbers_are_those_of_the_users_values(store):
