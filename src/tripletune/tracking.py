@@ -274,8 +274,8 @@ def log_comparison(record: RunRecord, root: Path, baseline: str, files: Sequence
         if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             raise
         raise MissingArtifactError(
-            f"MLflow's store {uri} has no run {record.mlflow_run_id!r} of {record.name}; set MLFLOW_TRACKING_URI to the "
-            "store that the run was logged to"
+            f"MLflow's store {uri} has no run {record.mlflow_run_id!r} of {record.name}; set MLFLOW_TRACKING_URI to "
+            "the store that the run was logged to"
         ) from None
     return f"{folder} of run {record.mlflow_run_id}"
 
