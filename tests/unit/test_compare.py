@@ -195,6 +195,13 @@ def test_wrong_calls_end_in_one_line(store, arguments, message, capsys):
     assert error.count("\n") == 1
 
 
+def test_a_run_that_was_not_evaluated_is_named(store, capsys):
+    record = write_compared(store, "half", {"test": values_of(NUM_USERS, 5)})
+    (record.paths(store).folder("evaluate") / "manifest.json").unlink()
+    assert main(["compare", "a", "half", "--artifacts", str(store)]) == 2
+    assert "tripletune: run half is completed and has no finished 'evaluate' output in" in capsys.readouterr().err
+
+
 def test_a_run_of_another_root_is_named_with_its_root(store, tmp_path_factory):
     elsewhere = tmp_path_factory.mktemp("elsewhere")
     write_compared(elsewhere, "a", {"test": values_of(NUM_USERS, 1)})

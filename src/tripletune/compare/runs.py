@@ -8,7 +8,7 @@ from typing import Any
 
 import polars as pl
 
-from tripletune.errors import InputError, UserError
+from tripletune.errors import InputError, MissingArtifactError, UserError
 from tripletune.flatten import flatten
 from tripletune.promote.decision import SERVED_OR_TUNED
 from tripletune.schemas.query import PURPOSES
@@ -65,7 +65,13 @@ def read_scores(given: str, artifacts: Path, row: str = "") -> RunScores:
     folder = Path(root) if root else artifacts
     record = read_run(folder, name)
     paths = record.paths(folder)
-    evaluate, generate = paths.require("evaluate"), paths.require("generate")
+    for stage in ("generate", "evaluate"):
+        if not paths.is_done(stage):
+            raise MissingArtifactError(
+                f"run {given} is {record.status} and has no finished '{stage}' output in {paths.folder(stage)}; finish "
+                "it with tripletune run and its --config, --movielens, --imdb and --artifacts"
+            )
+    evaluate, generate = paths.folder("evaluate"), paths.folder("generate")
     per_user = pl.read_parquet(evaluate / "per_viewer.parquet")
     rows = per_user["row"].unique().sort().to_list()
     chosen = row or next((name for name in SERVED_OR_TUNED if name in rows), SERVED_OR_TUNED[-1])
