@@ -255,6 +255,31 @@ class StageRun:
             self.tracker.log(run_id, metrics=metrics, tags=[RunTag("promotion", reason[:4000])])
 
 
+def log_comparison(record: RunRecord, root: Path, baseline: str, files: Sequence[Path]) -> str:
+    """Log a comparison's files on the parent run of a compared run, in the artifact folder ``compared/<baseline>``.
+
+    Returns:
+        Where they are, for people.
+
+    Raises:
+        MissingArtifactError: the run's MLflow store has no such run, as where another machine has its SQLite file.
+    """
+    settings = record.settings().tracking
+    uri = tracking_uri(settings, root)
+    client, folder = MlflowClient(uri), f"compared/{baseline.replace('/', '_')}"
+    try:
+        for path in files:
+            client.log_artifact(record.mlflow_run_id, str(path), folder)
+    except MlflowException as error:
+        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            raise
+        raise MissingArtifactError(
+            f"MLflow's store {uri} has no run {record.mlflow_run_id!r} of {record.name}; set MLFLOW_TRACKING_URI to "
+            "the store that the run was logged to"
+        ) from None
+    return f"{folder} of run {record.mlflow_run_id}"
+
+
 def _now() -> int:
     return int(time.time() * 1000)
 

@@ -79,7 +79,8 @@ def draw_dots(dots: Sequence[Dot], *, title: str, xlabel: str, limit: float | No
         axes.axvline(limit, color=INK, linestyle=(0, (4, 3)), linewidth=1)
     axes.set_yticks(range(len(rows)), rows)
     axes.set_ylim(len(rows) - 0.5, -0.5)
-    axes.set_xlim(left=0)
+    if all(dot.value >= 0 and (dot.low or 0) >= 0 for dot in dots):  # shares, not differences
+        axes.set_xlim(left=0)
     axes.set_xlabel(xlabel)
     _legend(axes, len(series))
     return _svg(figure, title)
