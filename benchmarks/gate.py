@@ -4,10 +4,10 @@
 
 A run's adapter has a true quality (its ndcg_at_5 over all possible users); promotion sees some hundred users. A query's
 relevant film has a score that all rankers share in part, and its place in the list of 20 follows from it; a ranker of
-higher quality shifts it. Queries are new in each run, or frozen: the same users, and each adapter keeps its luck with them.
-Decisions are those of ``tripletune.promote.decision``. The earlier rule is the same function with the champion as the
-one reference, an absolute margin of .01 and nothing else; its first adapter passes. "by value" is the new rule, but for
-the title of best version, which goes to the higher value on the users at hand.
+higher quality shifts it. Queries are new in each run, or frozen: the same users, and each adapter keeps its luck with
+them. Decisions are those of ``tripletune.promote.decision``. The earlier rule is the same function with the champion as
+the one reference, an absolute margin of .01 and nothing else; its first adapter passes. "by value" is the new rule, but
+for the title of best version, which goes to the higher value on the users at hand.
 """
 
 # Shape letters in this file: U users, P places of a list
@@ -36,8 +36,8 @@ REPORT = Path(__file__).with_name("gate.md")
 PLACES, TOP = 20, 5
 GAIN_P = np.array([1 / np.log2(place + 2) for place in range(TOP)])
 OWN = 0.25
-"""Share of a ranker's own noise in a score's variance: two adapters of equal quality then differ by about .15 (standard
-deviation over users), as two adapters of ml-latest-small do."""
+"""Share of a ranker's own noise in a score's variance: two adapters of equal quality then differ by about .16 (standard
+deviation over users)."""
 FINDABLE = 0.35
 """Queries whose relevant film is among the candidates."""
 QUALITY, RETRIEVER, UNTUNED, TRAINING = 0.075, 0.070, 0.045, 0.003

@@ -29,7 +29,7 @@ class Standing:
     run: str
     """That promoted it; empty where no run of the store did."""
     beat_fresh: bool
-    """Whether an adapter that was trained from the base model was compared with it and refused (``promote.decision``)."""
+    """Whether an adapter that was trained from the base model was compared with it and refused, as clearly worse."""
 
 
 def model_name(config: RunConfig) -> str:
