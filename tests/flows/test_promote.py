@@ -123,6 +123,19 @@ def dry_run(micro: MicroRun, paths: RunPaths) -> dict[str, Any]:
     return preview
 
 
+def test_a_dry_run_prints_the_decision_and_records_no_run(micro, tmp_path):
+    config = tmp_path / "other.toml"
+    config.write_text(micro.config.read_text().replace("[promote]", '[promote]\nregistered_model = "nobody"'))
+    runs = sorted((micro.root / "runs").iterdir())
+    done = micro.call("promote", "--dry-run", "--config", str(config))
+    assert done.returncode == 0, done.stderr
+    decision = json.loads(done.stdout)
+    assert (decision["promote"], decision["is_best"], decision["version"]) == (True, True, "")
+    assert [one["name"] for one in decision["comparisons"]] == ["champion", "best", "earlier", "retriever", "untuned"]
+    assert sorted((micro.root / "runs").iterdir()) == runs
+    assert not versions(micro, "nobody")
+
+
 def test_a_decision_stands_with_all_its_numbers_in_tags_metrics_file_and_show(micro, monkeypatch):
     decision = decide(micro, micro.paths, "recorded-1", promote={"registered_model": "recorded"})
     tags = held(micro, "recorded").tags

@@ -17,7 +17,6 @@ from tripletune.cli.app import (
     Inputs,
     MovielensOption,
     app,
-    console,
     say,
     takes_inputs,
 )
@@ -81,12 +80,12 @@ def promote(
         from tripletune.promote.champion import preview
 
         found = preview(paths, settings, open_registry(settings.tracking, artifacts))
-        console().print(json.dumps(found, indent=2), markup=False)
+        say(json.dumps(found, indent=2))
         return
     with recorded_run(settings, paths, {}) as (name, tracker), stage_run(tracker, "promote", {"run": name}) as child:
         folder = stages.run_promote(paths, settings, run=name, child=child)
     update_run(artifacts, name, stage=("promote", "made"))
-    console().print((folder / "decision.json").read_text(encoding="utf-8"), markup=False)
+    say((folder / "decision.json").read_text(encoding="utf-8"))
 
 
 @app.command(rich_help_panel=PANEL)
