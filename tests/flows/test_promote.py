@@ -107,6 +107,7 @@ def test_the_alias_moves_only_to_an_adapter_that_is_not_worse(micro, twin):
 
     within_margin = decide(micro, twin, "contest-4")
     assert within_margin == preview | {"version": "2"}
+    assert verdicts(within_margin)["earlier"] == "skipped"
     assert within_margin["num_viewers"] > 2
     assert within_margin["difference"] == within_margin["lower_bound"] == 0.0
     assert champion(micro) == ("2", ANOTHER)
