@@ -67,10 +67,11 @@ unconstrained_viewers = 4
 [evaluate]
 bootstrap_resamples = 200
 
-# of 24 users one to three get a hit, whoever ranks: only this sure is it that nothing clearly worse is promoted first,
-# and that another processor's last bits do not leave the run without a champion
+# of 24 users one to three get a hit, whoever ranks: only with such a margin is it sure that another processor's last
+# bits do not leave the run without a champion
 [promote]
-confidence = 0.999
+relative_margin = 1000.0
+min_users = 2
 """
 
 

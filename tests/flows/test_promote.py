@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,7 +25,7 @@ from tripletune.pipeline.stages import run_promote
 from tripletune.promote import champion as promotion
 from tripletune.store.files import write_json
 from tripletune.store.paths import MANIFEST, RunPaths
-from tripletune.tracking import StageRun, recorded_run, stage_run
+from tripletune.tracking import StageRun, open_registry, recorded_run, stage_run
 
 ANOTHER = "f" * 32
 MODEL = "contest"
@@ -55,47 +57,120 @@ def decide(micro: MicroRun, paths: RunPaths, run: str, **changes: Any) -> dict[s
     return decision
 
 
-def champion_run(micro: MicroRun) -> str:
-    client = MlflowClient(f"sqlite:///{micro.root / 'mlflow.db'}")
-    return str(client.get_model_version_by_alias(MODEL, "champion").run_id)
+def held(micro: MicroRun, model: str = MODEL, alias: str = "champion") -> Any:
+    """The version that holds an alias."""
+    return MlflowClient(f"sqlite:///{micro.root / 'mlflow.db'}").get_model_version_by_alias(model, alias)
 
 
-def champion(micro: MicroRun) -> tuple[str, str]:
-    client = MlflowClient(f"sqlite:///{micro.root / 'mlflow.db'}")
-    version = client.get_model_version_by_alias(MODEL, "champion")
+def champion(micro: MicroRun, alias: str = "champion") -> tuple[str, str]:
+    version = held(micro, alias=alias)
     return str(version.version), version.tags["fingerprint"]
+
+
+def verdicts(decision: dict[str, Any]) -> dict[str, str]:
+    return {one["name"]: one["verdict"] for one in decision["comparisons"]}
 
 
 def test_the_alias_moves_only_to_an_adapter_that_is_not_worse(micro, twin):
     first = decide(micro, micro.paths, "contest-1")
-    assert first["reason"] == "there is no champion yet"
-    assert champion(micro) == ("1", micro.record.fingerprints["finetune"])
+    skipped = "; skipped champion: there is no champion yet; skipped best: there is no version yet; skipped earlier: "
+    assert first["reason"] == f"not worse than retriever, untuned{skipped}no version is 7 days old yet"
+    assert champion(micro) == champion(micro, "best") == ("1", micro.record.fingerprints["finetune"])
 
-    # equal on every user: the bound is 0, which is not above -0
-    strict = decide(micro, twin, "contest-2", promote={"margin": 0.0})
-    assert not strict["promote"]
-    assert strict["difference"] == strict["lower_bound"] == 0.0
+    few = decide(micro, twin, "contest-2", promote={"min_users": 10_000})
+    assert not few["promote"]
+    assert "users of valid judge, and promote.min_users is 10000" in few["reason"]
     assert champion(micro)[0] == "1"
 
     prompt = micro.record.settings().prompt.model_copy(update={"template": "published"})
     foreign = decide(micro, twin, "contest-3", prompt=prompt)
     assert not foreign["promote"]
-    assert "version 1 is kept: its contract no longer fits this run's prompts" in foreign["reason"]
+    assert "the contract of version 1 no longer fits this run's prompts" in foreign["reason"]
     assert "template" in foreign["reason"]
+    assert (verdicts(foreign)["champion"], verdicts(foreign)["best"]) == ("failed", "skipped")
     assert champion(micro)[0] == "1"
 
     gone = micro.root / "micro" / "finetune" / "gone"
-    files = next((micro.root / "mlflow").glob(f"{champion_run(micro)}/artifacts/model"))
+    files = next((micro.root / "mlflow").glob(f"{held(micro).run_id}/artifacts/model"))
     files.rename(gone)
     lost = decide(micro, twin, "contest-lost")
     gone.rename(files)
     assert "version 1 is kept: it could not be ranked" in lost["reason"]
+    assert verdicts(lost)["best"] == "failed"
     assert not list((micro.root / "micro" / "promote").glob("*/_scratch"))
 
-    within_margin = decide(micro, twin, "contest-4", promote={"margin": 0.01})
-    assert within_margin["promote"]
+    before = sorted((micro.root / "micro" / "promote").glob("*/*"))
+    preview = dry_run(micro, twin)
+    assert preview["promote"]
+    assert champion(micro)[0] == "1"
+    assert sorted((micro.root / "micro" / "promote").glob("*/*")) == before
+
+    within_margin = decide(micro, twin, "contest-4")
+    assert within_margin == preview | {"version": "2"}
+    assert verdicts(within_margin)["earlier"] == "skipped"
     assert within_margin["num_viewers"] > 2
+    assert within_margin["difference"] == within_margin["lower_bound"] == 0.0
     assert champion(micro) == ("2", ANOTHER)
+    assert champion(micro, "best") == ("1", micro.record.fingerprints["finetune"])  # as good is not better
+
+
+def dry_run(micro: MicroRun, paths: RunPaths) -> dict[str, Any]:
+    config = micro.record.settings()
+    promote = config.promote.model_copy(update={"registered_model": MODEL})
+    config = config.model_copy(update={"promote": promote})
+    preview: dict[str, Any] = json.loads(
+        json.dumps(promotion.preview(paths, config, open_registry(config.tracking, micro.root)))
+    )
+    return preview
+
+
+def test_a_dry_run_prints_the_decision_and_records_no_run(micro, tmp_path):
+    config = tmp_path / "other.toml"
+    config.write_text(micro.config.read_text().replace("[promote]", '[promote]\nregistered_model = "nobody"'))
+    runs = sorted((micro.root / "runs").iterdir())
+    done = micro.call("promote", "--dry-run", "--config", str(config))
+    assert done.returncode == 0, done.stderr
+    decision = json.loads(done.stdout)
+    assert (decision["promote"], decision["is_best"], decision["version"]) == (True, True, "")
+    assert [one["name"] for one in decision["comparisons"]] == ["champion", "best", "earlier", "retriever", "untuned"]
+    assert sorted((micro.root / "runs").iterdir()) == runs
+    assert not versions(micro, "nobody")
+
+
+def test_a_decision_stands_with_all_its_numbers_in_tags_metrics_file_and_show(micro, monkeypatch):
+    decision = decide(micro, micro.paths, "recorded-1", promote={"registered_model": "recorded"})
+    tags = held(micro, "recorded").tags
+    assert tags["decision"] == decision["reason"]
+    assert float(tags["valid_ndcg_at_5"]) == pytest.approx(decision["value"], abs=1e-4)
+    for one in decision["comparisons"]:
+        assert tags[f"gate.{one['name']}"] == f"{one['verdict']}: {one['reason']}"
+    client = MlflowClient(f"sqlite:///{micro.root / 'mlflow.db'}")
+    run = client.get_run(held(micro, "recorded").run_id)
+    (retriever,) = [one for one in decision["comparisons"] if one["name"] == "retriever"]
+    assert run.data.metrics["retriever_difference"] == retriever["difference"]
+    assert run.data.metrics["retriever_lower_bound"] == retriever["lower_bound"]
+    assert "champion_difference" not in run.data.metrics
+    assert "decision.json" in [file.path for file in client.list_artifacts(run.info.run_id)]
+
+    shown = micro.call("show", micro.record.name).stdout
+    assert "promoted as version 1, the best version: not worse than retriever, untuned" in shown
+    assert re.search(r"retriever +│ +│ 0\.\d{4} │ [+-]0\.\d{4} +│", shown), shown
+    assert re.search(r"champion +│.*skipped │ there is no champion yet", shown), shown
+
+
+def test_the_champion_of_a_week_ago_is_compared_with_and_the_best_keeps_its_title(micro, twin, monkeypatch):
+    named = {"registered_model": "weeks"}
+    decide(micro, micro.paths, "weeks-1", promote=named)
+    decide(micro, twin, "weeks-2", promote=named)
+    third = copied(micro, "finetune", "8" * 32)
+    days = 8 * 24 * 60 * 60
+    now = time.time
+    monkeypatch.setattr("tripletune.promote.references.time.time", lambda: now() + days)
+    decision = decide(micro, third, "weeks-3", promote=named)
+    versions = {one["name"]: one["version"] for one in decision["comparisons"]}
+    assert versions == {"champion": "2", "best": "1", "earlier": "2", "retriever": "", "untuned": ""}
+    assert verdicts(decision)["earlier"] == "passed"
+    assert (held(micro, "weeks").version, held(micro, "weeks", "best").version) == (3, 1)
 
 
 def sizes_of_today(folder: Path) -> None:
@@ -128,32 +203,25 @@ def judged_so(micro: MicroRun, fingerprint: str, perfect: str) -> RunPaths:
     return paths
 
 
-def test_a_first_adapter_that_is_worse_than_the_retrievers_order_is_not_promoted(micro, caplog):
-    paths = judged_so(micro, "1" * 32, "retriever")
+@pytest.mark.parametrize("floor", ["retriever", "untuned"])
+def test_a_first_adapter_that_is_worse_than_a_floor_is_not_promoted(micro, caplog, floor):
+    paths = judged_so(micro, ("1" if floor == "retriever" else "2") * 32, floor)
+    named = {"registered_model": "first", "relative_margin": 0.1}
     with caplog.at_level(logging.INFO, logger="tripletune"):
-        decision = decide(micro, paths, "first-1", promote={"registered_model": "first", "confidence": 0.95})
-    assert not decision["promote"]
-    assert "there is no champion yet, and this adapter is worse than the retriever's order" in decision["reason"]
-    assert decision["version"] == ""
-    assert decision["champion_before"] is None
-    assert not versions(micro, "first")
-    assert f"not promoted: {decision['reason']}" in caplog.text
-    client = MlflowClient(f"sqlite:///{micro.root / 'mlflow.db'}")
-    tagged = [run.data.tags.get("promotion") for run in client.search_runs([micro.record.mlflow_experiment_id])]
-    assert tagged.count(decision["reason"]) == 2  # the child and its parent
-
-
-def test_a_first_adapter_that_is_worse_than_the_untuned_model_is_not_promoted(micro):
-    paths = judged_so(micro, "2" * 32, "untuned")
-    promote = {"registered_model": "first", "confidence": 0.999}
-    decision = decide(micro, paths, "first-2", promote=promote)
+        decision = decide(micro, paths, f"first-{floor}", promote=named)
     scores = pl.read_parquet(micro.paths.folder("evaluate") / "per_viewer.parquet")
     users = scores.filter(row="tuned", purpose="valid")["user_id"]
     judging = int(judges(users, micro.record.settings().seed).sum())
     assert 0 < judging < 24
     assert not decision["promote"]
-    assert f"worse than the untuned model: ndcg_at_5 differs by -1.0000 over {judging} users" in decision["reason"]
+    (failed,) = [one for one in decision["comparisons"] if one["verdict"] == "failed"]
+    assert (failed["name"], failed["difference"], failed["num_viewers"]) == (floor, -1.0, judging)
+    assert (decision["version"], decision["champion_before"]) == ("", None)
     assert not versions(micro, "first")
+    assert f"not promoted: {decision['reason']}" in caplog.text
+    client = MlflowClient(f"sqlite:///{micro.root / 'mlflow.db'}")
+    tagged = [run.data.tags.get("promotion") for run in client.search_runs([micro.record.mlflow_experiment_id])]
+    assert tagged.count(decision["reason"]) == 2  # the child and its parent
 
 
 def test_the_untuned_model_ranks_the_valid_users_that_the_tuned_one_ranks(micro):
@@ -187,21 +255,46 @@ def say_of(folder: Path, **facts: Any) -> None:
     write_json(folder / MANIFEST, manifest | {"facts": manifest["facts"] | facts})
 
 
+def unsure(micro: MicroRun, paths: RunPaths, fingerprint: str) -> RunPaths:
+    """The run with an evaluate in which every second user likes the adapter more, every other one less, and the floors
+    are far below."""
+    copied(micro, "evaluate", fingerprint)
+    other = RunPaths(
+        root=paths.root, dataset=paths.dataset, fingerprints={**paths.fingerprints, "evaluate": fingerprint}
+    )
+    file = other.folder("evaluate") / "per_viewer.parquet"
+    scores = pl.read_parquet(file).sort("row", "purpose", "user_id")
+    noise = pl.int_range(pl.len()).over("row", "purpose") % 2 - 0.5
+    value = pl.when(pl.col("row") == "tuned").then(pl.col("ndcg_at_5") + noise).otherwise(-9.0)
+    scores.with_columns(ndcg_at_5=value).write_parquet(file)
+    sizes_of_today(other.folder("evaluate"))
+    return other
+
+
 def test_a_champion_that_started_warm_and_is_no_better_gives_way_to_a_fresh_adapter(micro):
-    """The same weights twice, and no margin: the usual rule refuses, but who started warm has to be the better one."""
+    """The same weights, measured with noise, and no margin: the usual rule refuses, but who started warm has to be the
+    better one."""
     warm = copied(micro, "finetune", "5" * 32)
     say_of(warm.folder("finetune"), start="champion", ancestors=[{"fingerprint": "4" * 32, "run": "r"}])
     fresh = copied(micro, "finetune", "6" * 32)
     say_of(fresh.folder("finetune"), start="base", ancestors=[])
-    named = {"registered_model": "chain", "margin": 0.0}
+    named = {"registered_model": "chain"}
     assert decide(micro, warm, "chain-1", promote=named)["promote"]
     other = copied(micro, "finetune", "7" * 32)
     say_of(other.folder("finetune"), start="champion", ancestors=[{"fingerprint": "4" * 32, "run": "r"}])
-    assert not decide(micro, other, "chain-2", promote=named)["promote"]
-    ended = decide(micro, fresh, "chain-3", promote=named)
+    strict = named | {"relative_margin": 0.0}
+    refused = decide(micro, unsure(micro, other, "a" * 32), "chain-2", promote=strict)
+    assert verdicts(refused) | {"earlier": "skipped"} == {
+        "champion": "failed",
+        "best": "failed",
+        "earlier": "skipped",
+        "retriever": "passed",
+        "untuned": "passed",
+    }
+    ended = decide(micro, unsure(micro, fresh, "b" * 32), "chain-3", promote=strict)
     assert ended["promote"]
-    assert "the champion of 1 warm trainings is better by +0.0000" in ended["reason"]
-    assert ended["reason"].endswith("is not above 0, so the chain ends")
+    assert "the champion has 1 warm trainings behind it" in ended["comparisons"][0]["reason"]
+    assert ended["comparisons"][0]["reason"].endswith("is not below 0, so the chain ends")
     assert not ended["kept_against_fresh"]
 
     say_of(other.folder("finetune"), same_as="6" * 32)
@@ -211,7 +304,7 @@ def test_a_champion_that_started_warm_and_is_no_better_gives_way_to_a_fresh_adap
 def test_a_store_that_fails_never_looks_like_a_first_night(micro, monkeypatch):
     from mlflow.exceptions import MlflowException
 
-    from tripletune.tracking import Tracker, find_champion
+    from tripletune.tracking import Tracker, find_version
 
     class Broken:
         def get_model_version_by_alias(self, name: str, alias: str) -> None:
@@ -219,4 +312,4 @@ def test_a_store_that_fails_never_looks_like_a_first_night(micro, monkeypatch):
 
     monkeypatch.setattr(Tracker, "client", lambda self: Broken())
     with pytest.raises(MlflowException, match="locked"):
-        find_champion(Tracker("sqlite://", "0", "0"), MODEL)
+        find_version(Tracker("sqlite://", "0", "0"), MODEL)

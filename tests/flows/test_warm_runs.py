@@ -36,7 +36,6 @@ class Nights:
         self._settings["synthetic"] |= {"viewers": 60, "movies": 60}
         self._settings["rank"] |= {"max_viewers": 8}
         self._settings["retrieve"] = {"retriever": "lightgcn"}
-        self._settings["promote"]["margin"] = 1.0  # whatever is trained is promoted
         write_release(self.release, RunConfig.model_validate(self._settings).synthetic, 3)
         shutil.copyfile(self.release / "ratings.csv", self.feed / "night-0.csv")
 

@@ -37,6 +37,10 @@ def write(tmp_path: Path, text: str) -> Path:
             'dataset = "x"\n[finetune]\ngradient_accumulation_steps = 4\n',
             r"unknown key 'gradient_accumulation_steps' in \[finetune\]; its place took global_batch, the examples",
         ),
+        (
+            'dataset = "x"\n[promote]\nmargin = 0.01\n',
+            r"unknown key 'margin' in \[promote\]; its place took relative_margin, a share of the reference's value",
+        ),
         ('dataset = "x"\n[finetune]\nmodel = "a/b"\n', "revision must pin a commit of a/b"),
         ('dataset = "x"\n[finetune]\ntargets = "rating"\n', "targets = 'rating' needs an objective over labels; set"),
         (

@@ -21,7 +21,7 @@ from tripletune.errors import InputError
 from tripletune.evaluate.evaluate import evaluate_run
 from tripletune.evaluate.significance import mean_interval
 from tripletune.judges import judges
-from tripletune.promote.decision import decide_promotion, promotion_scores
+from tripletune.promote.decision import UNTUNED, Reference, Rule, decide_promotion, promotion_scores
 from tripletune.schemas.rank import SYSTEMS
 
 SETTINGS = EvaluateConfig(bootstrap_resamples=200)
@@ -314,9 +314,8 @@ def test_the_promotion_compares_with_the_untuned_model_on_the_users_that_it_rank
     assert untuned["user_id"].to_list() == judging.to_list()
     worse = new.with_columns(ndcg_at_5=pl.lit(0.0))
     better = untuned.with_columns(ndcg_at_5=pl.lit(1.0))
-    decision = decide_promotion(
-        worse, None, margin=0.0, confidence=0.95, resamples=200, seed=3, baselines=[("the untuned model", better)]
-    )
+    rule = Rule(0.0, 0.95, min_users=2, resamples=200, seed=3)
+    decision = decide_promotion(worse, [Reference(UNTUNED, better, sampled=True)], rule)
     assert f"over {len(judging)} users" in decision.reason
     assert decision.num_viewers == new.height > len(judging)
 

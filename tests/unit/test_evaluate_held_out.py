@@ -20,8 +20,8 @@ from tripletune.errors import InputError
 from tripletune.evaluate.cold import known_films
 from tripletune.evaluate.metrics import mean_over_cutoffs
 from tripletune.judges import judges
-from tripletune.promote.champion import _measure
 from tripletune.promote.decision import promotion_scores
+from tripletune.promote.references import _measure
 
 SEED, NUM_CUTOFFS = 3, 3
 FEW = {4: 1, 7: 2, 10: 1, 11: 1}

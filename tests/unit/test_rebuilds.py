@@ -242,7 +242,7 @@ def test_what_a_section_computes_counts_by_its_value():
         ({"rank": {"backend": "vllm"}}, RANK),
         ({"evaluate": {"confidence": 0.9}}, "evaluate"),
         ({"store": {"shared": "s3://bucket/prefix"}}, NOTHING),
-        ({"promote": {"margin": 0.5}, "workers": {"count": 9}, "tracking": {"experiment": "x"}}, NOTHING),
+        ({"promote": {"relative_margin": 0.5}, "workers": {"count": 9}, "tracking": {"experiment": "x"}}, NOTHING),
     ],
     ids=str,
 )

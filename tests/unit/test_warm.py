@@ -19,8 +19,7 @@ from tripletune.finetune.warm import Champion, reuse_champion, select_new, write
 from tripletune.pipeline.garbage import find_garbage, kept_runs
 from tripletune.pipeline.resolve import resolve
 from tripletune.pipeline.warm import resolved_start
-from tripletune.promote.decision import PromotionDecision, decide_promotion
-from tripletune.promote.fresh import decide_against_chain
+from tripletune.promote.decision import CHAMPION, PromotionDecision, Reference, Rule, decide_promotion
 from tripletune.prompts.engine import prompt_contract
 from tripletune.schemas.base import conform
 from tripletune.schemas.finetune import TRAINED_EXAMPLES, TRAINED_EXAMPLES_NAME
@@ -303,18 +302,18 @@ def against_chain(lead: float, noise: float, users: int = 400) -> PromotionDecis
     drawn_U = RNG.normal(0, noise, users)
     fresh = pl.DataFrame({"user_id": np.arange(users), "ndcg_at_5": 0.5 - lead + drawn_U - drawn_U.mean()})
     champion = pl.DataFrame({"user_id": np.arange(users), "ndcg_at_5": np.full(users, 0.5)})
-    usual = decide_promotion(fresh, champion, margin=0.01, confidence=0.95, resamples=500, seed=0)
-    return decide_against_chain(usual, fresh, champion, 3, confidence=0.95, resamples=500, seed=0)
+    rule = Rule(0.02, 0.95, min_users=50, resamples=500, seed=0)
+    return decide_promotion(fresh, [Reference(CHAMPION, champion, version="3", warm_runs=3)], rule)
 
 
 @pytest.mark.parametrize(
     ("lead", "noise", "users", "promote", "reason"),
     [
-        (-0.05, 0.02, 400, True, "differs from the champion's by"),
-        (0.005, 0.02, 400, True, "differs from the champion's by"),  # clearly worse, but not by the margin
-        (0.05, 0.02, 400, False, "is above 0, so the chain goes on"),
-        (0.05, 0.4, 50, True, "is not above 0, so the chain ends"),  # nobody can tell
-        (0.05, 0.4, 1, False, "only 1 users"),
+        (-0.05, 0.02, 400, True, "not worse than champion"),
+        (0.005, 0.02, 400, True, "not worse than champion"),  # clearly worse, but not by the margin
+        (0.05, 0.02, 400, False, "is below 0, so the chain goes on"),
+        (0.05, 0.4, 50, True, "is not below 0, so the chain ends"),  # nobody can tell
+        (0.05, 0.4, 49, False, "only 49 users"),
     ],
 )
 def test_a_warm_champion_stays_only_where_it_is_clearly_better_than_a_fresh_adapter(
@@ -322,8 +321,8 @@ def test_a_warm_champion_stays_only_where_it_is_clearly_better_than_a_fresh_adap
 ) -> None:
     decision = against_chain(lead, noise, users)
     assert decision.promote is promote
-    assert reason in decision.reason
-    assert decision.kept_against_fresh is (reason == "is above 0, so the chain goes on")
+    assert reason in " ".join([decision.reason, *(one.reason for one in decision.comparisons)])
+    assert decision.kept_against_fresh is (reason == "is below 0, so the chain goes on")
 
 
 def test_fingerprints_with_a_champion_need_no_torch() -> None:

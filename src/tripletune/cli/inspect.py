@@ -19,6 +19,7 @@ from tripletune.evaluate.metrics import metric_names
 from tripletune.evaluate.tables import ranked_systems, retrieval_rows
 from tripletune.pipeline.garbage import Removable
 from tripletune.pipeline.registry import BY_NAME, STAGES
+from tripletune.store.champion import read_decision
 from tripletune.store.fingerprint import differences
 from tripletune.store.paths import MANIFEST, RunPaths, read_manifest
 from tripletune.store.runs import RunRecord, tracking_uri
@@ -97,7 +98,28 @@ def show_run(record: RunRecord, root: Path) -> Group:
     parts: list[RenderableType] = [lines, table]
     if "evaluate" in record.fingerprints and paths.is_here("evaluate"):
         parts.append(metrics_tables(paths.folder("evaluate"), record.settings().evaluate))
+    if decision := read_decision(root, record.dataset, record.name):
+        parts.append(promotion_table(decision))
     return Group(*parts)
+
+
+def promotion_table(decision: Mapping[str, Any]) -> Group:
+    """A promotion decision: its reason, and every comparison with its numbers (none in decisions of older versions).
+
+    Args:
+        decision: as ``decision.json`` has it.
+    """
+    verdict = "promoted" if decision["promote"] else "not promoted"
+    verdict += f" as version {decision['version']}" if decision.get("version") else ""
+    verdict += ", the best version" if decision.get("is_best") else ""
+    line = Text(f"{verdict}: {decision['reason']}")
+    numbers = ("value", "difference", "lower_bound", "allowed")
+    table = Table("compared with", "version", *numbers, "users", "verdict", "why skipped", title_justify="left")
+    for one in decision.get("comparisons", ()):
+        shown = ["" if one[name] is None else f"{one[name]:{'' if name == 'value' else '+'}.4f}" for name in numbers]
+        why = "" if one["difference"] is not None else one["reason"]
+        table.add_row(one["name"], one["version"], *shown, str(one["num_viewers"] or ""), one["verdict"], Text(why))
+    return Group(line, table) if table.rows else Group(line)
 
 
 def _fact_lines(key: str, value: Any) -> list[str]:

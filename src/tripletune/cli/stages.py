@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -16,7 +17,6 @@ from tripletune.cli.app import (
     Inputs,
     MovielensOption,
     app,
-    console,
     say,
     takes_inputs,
 )
@@ -60,18 +60,32 @@ def quality(inputs: Inputs) -> None:
     say(str(folder / "quality.html"))
 
 
-@takes_inputs("promote", panel=PANEL)
-def promote(inputs: Inputs) -> None:
+@app.command(rich_help_panel=PANEL)
+def promote(
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the decision; move no alias, and record no run.")
+    ] = False,
+    config: ConfigOption = CONFIG,
+    movielens: MovielensOption = "",
+    imdb: ImdbOption = "",
+    artifacts: ArtifactsOption = ARTIFACTS,
+) -> None:
     """Move the champion alias in the MLflow registry to this adapter, or print the reason why not."""
-    from tripletune.tracking import recorded_run, stage_run
+    from tripletune.tracking import open_registry, recorded_run, stage_run
 
-    settings, paths = inputs.resolve()
+    settings, paths = Inputs(config=config, movielens=movielens, imdb=imdb, artifacts=artifacts).resolve()
     for stage in ("generate", "finetune", "evaluate"):
         paths.require(stage)
+    if dry_run:
+        from tripletune.promote.champion import preview
+
+        found = preview(paths, settings, open_registry(settings.tracking, artifacts))
+        say(json.dumps(found, indent=2))
+        return
     with recorded_run(settings, paths, {}) as (name, tracker), stage_run(tracker, "promote", {"run": name}) as child:
         folder = stages.run_promote(paths, settings, run=name, child=child)
-    update_run(inputs.artifacts, name, stage=("promote", "made"))
-    console().print((folder / "decision.json").read_text(encoding="utf-8"), markup=False)
+    update_run(artifacts, name, stage=("promote", "made"))
+    say((folder / "decision.json").read_text(encoding="utf-8"))
 
 
 @app.command(rich_help_panel=PANEL)

@@ -255,7 +255,15 @@ class PromoteConfig(Section):
 
     registered_model: Name | Literal[""] = ""
     """Name in the MLflow registry. Empty: ``tripletune-<dataset>``; adapters of two datasets never compete."""
-    margin: Annotated[float, Field(ge=0.0)] = 0.01
-    """Amount by which the new adapter's ndcg_at_5 may be below the champion's, at the one-sided bound."""
+    relative_margin: Annotated[float, Field(ge=0.0)] = 0.1
+    """How much worse than each reference the new adapter's ndcg_at_5 may be, at the one-sided bound, as a share of the
+    reference's value. The references: the champion, the best version, the champion of ``earlier_days`` ago, the
+    retriever's own order and the untuned model."""
     confidence: Annotated[float, Field(gt=0.5, lt=1.0)] = 0.95
-    """Confidence of the one-sided bound."""
+    """Confidence of the one-sided bounds."""
+    min_users: Annotated[int, Field(ge=2)] = 50
+    """Users of valid who judge, about half of those ranked; with fewer nothing is promoted."""
+    earlier_days: Positive = 7
+    """Days since which a version has been there to be the earlier champion."""
+
+    renamed: ClassVar[Mapping[str, str]] = {"margin": "relative_margin, a share of the reference's value"}

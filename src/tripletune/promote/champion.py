@@ -1,47 +1,87 @@
-"""Promotion: this run's adapter against the champion, both on this run's valid prompts.
+"""Promotion: move the champion alias to this run's adapter, or give the reason why not.
 
-The champion is ranked again, because its old figures belong to other prompts. The alias moves only when the new one
-is not worse by more than a margin; a champion whose contract no longer fits these prompts is kept. Where there is no
-champion, or its weights are not finite, the adapter is compared with the retriever's order and the untuned model
-(``promote.decision`` has the rules).
+``promote.references`` gathers what the adapter is compared with, ``promote.decision`` decides from the values alone;
+here the registry is asked and changed, and the decision is recorded with all its numbers.
 """
 
 from __future__ import annotations
 
 import logging
-import shutil
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-
-import polars as pl
+from tempfile import TemporaryDirectory
+from typing import Any
 
 from tripletune.config import RunConfig
-from tripletune.contract import read_contract, require_same
-from tripletune.errors import ContractError, NonFiniteError, UserError
-from tripletune.evaluate.metrics import PROMOTION_METRIC, mean_over_cutoffs, score_lists
-from tripletune.ndcg import PROMOTION_CUTOFF
-from tripletune.promote.decision import PromotionDecision, decide_promotion, promotion_scores
-from tripletune.promote.fresh import decide_against_chain
-from tripletune.prompts.engine import prompt_contract
-from tripletune.rank.predict import rank_examples
+from tripletune.evaluate.metrics import PROMOTION_METRIC
+from tripletune.promote.decision import Comparison, PromotionDecision, Rule, decide_promotion, promotion_scores
+from tripletune.promote.references import PER_VIEWER, Versions, find_versions, gather_references
 from tripletune.store.champion import DECISION, model_name
 from tripletune.store.files import write_json
-from tripletune.store.paths import SCRATCH, RunPaths, read_manifest
-from tripletune.store.shards import shard_files
-from tripletune.tracking import Champion, StageRun, download_champion, find_champion, promote_adapter
-
-PER_VIEWER = "per_viewer.parquet"
-"""File of the evaluate stage with each user's values."""
+from tripletune.store.paths import SCRATCH, RunPaths
+from tripletune.tracking import StageRun, Tracker, promote_adapter
 
 log = logging.getLogger(__name__)
 
 
-def promote_or_keep(paths: RunPaths, config: RunConfig, *, run: str, child: StageRun) -> Path:
-    """Compare, decide, move the alias or not, and write ``decision.json``.
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """A decision and the versions that it compared with."""
+
+    decision: PromotionDecision
+    versions: Versions
+
+    def record(self, config: RunConfig, adapter: str, version: str) -> dict[str, Any]:
+        """The decision as it is written: all numbers of each comparison, and what the registry held before it.
+
+        Args:
+            config: names the model.
+            adapter: fingerprint of the adapter that asked.
+            version: that it became; empty: none.
+        """
+        champion, best = self.versions.champion, self.versions.best
+        return {
+            **asdict(self.decision),
+            "model": model_name(config),
+            "adapter": adapter,
+            "champion_before": champion and champion.fingerprint,
+            "best_before": best and best.fingerprint,
+            "version": version,
+        }
+
+
+def judge(paths: RunPaths, config: RunConfig, tracker: Tracker, scratch: Path) -> Judged:
+    """Compare this run's adapter with what it must not be worse than, and decide; the registry is only read.
 
     Args:
         paths: outputs of the run whose adapter asks to be promoted.
-        config: settings; ``promote`` holds model name, margin and confidence.
+        config: settings; ``promote`` holds the rule.
+        tracker: the store with the registry.
+        scratch: folder for earlier versions' files; gone afterwards.
+    """
+    scores = promotion_scores(paths.require("evaluate") / PER_VIEWER, config.seed)
+    versions = find_versions(tracker, model_name(config), config.promote.earlier_days)
+    own = (paths.fingerprints["finetune"], paths.manifest("finetune")["facts"].get("same_as"))
+    if versions.champion and versions.champion.fingerprint in own:
+        same = PromotionDecision(False, "this adapter is the champion already", num_viewers=scores.height)
+        return Judged(same, versions)
+    rule = Rule(
+        config.promote.relative_margin,
+        config.promote.confidence,
+        config.promote.min_users,
+        config.evaluate.bootstrap_resamples,
+        config.seed,
+    )
+    references = gather_references(paths, config, scores, tracker, versions, scratch)
+    return Judged(decide_promotion(scores, references, rule), versions)
+
+
+def promote_or_keep(paths: RunPaths, config: RunConfig, *, run: str, child: StageRun) -> Path:
+    """Compare, decide, move the aliases or not, and write ``decision.json``.
+
+    Args:
+        paths: outputs of the run whose adapter asks to be promoted.
+        config: settings; ``promote`` holds model name and rule.
         run: name of the run; names the decision's folder.
         child: MLflow run of this stage; holds the files of a promoted adapter.
 
@@ -50,107 +90,48 @@ def promote_or_keep(paths: RunPaths, config: RunConfig, *, run: str, child: Stag
     """
     folder = paths.root / paths.dataset / "promote" / run
     folder.mkdir(parents=True, exist_ok=True)
-    model, fingerprint = model_name(config), paths.fingerprints["finetune"]
-    adapter, scores = (
-        paths.require("finetune"),
-        promotion_scores(paths.require("evaluate") / PER_VIEWER, config.seed),
-    )
-    current = find_champion(child.tracker, model)
-    if current is None:
-        decision = _decide(paths, config, scores, None)
-    elif current.fingerprint in (fingerprint, paths.manifest("finetune")["facts"].get("same_as")):
-        decision = PromotionDecision(False, "this adapter is the champion already", 0.0, 0.0, scores.height)
-    else:
-        decision = _compare(paths, config, scores, child, current, folder / SCRATCH)
-    version = ""
+    fingerprint, adapter = paths.fingerprints["finetune"], paths.require("finetune")
+    judged = judge(paths, config, child.tracker, folder / SCRATCH)
+    decision, version = judged.decision, ""
     if decision.promote:
-        tags = {"fingerprint": fingerprint, "dataset": paths.dataset, "run": run, "decision": decision.reason}
-        version = promote_adapter(child.tracker, child, model, adapter, tags)
-    write_json(
-        folder / DECISION,
-        {
-            **asdict(decision),
-            "model": model,
-            "adapter": fingerprint,
-            "champion_before": current and current.fingerprint,
-            "version": version,
-        },
-    )
+        tags = {"fingerprint": fingerprint, "dataset": paths.dataset, "run": run, **_tags(decision)}
+        best = "" if decision.is_best or judged.versions.best is None else judged.versions.best.number
+        version = promote_adapter(child.tracker, child, model_name(config), adapter, tags, best=best)
+    write_json(folder / DECISION, judged.record(config, fingerprint, version))
+    for one in decision.comparisons:
+        log.info("promote: %s: %s: %s", one.name, one.verdict, one.reason)
     log.info("promote: %s: %s", "promoted" if decision.promote else "not promoted", decision.reason)
-    child.log_decision(decision.reason, decision.difference, decision.lower_bound)
+    child.log_decision(decision.reason, _numbers(decision), folder / DECISION)
     return folder
 
 
-def _compare(
-    paths: RunPaths, config: RunConfig, scores: pl.DataFrame, child: StageRun, champion: Champion, scratch: Path
-) -> PromotionDecision:
-    try:
-        folder = download_champion(child.tracker, champion, scratch)
-        require_same(prompt_contract(config.prompt, config.retrieve), read_contract(folder))
-        theirs = _champion_scores(paths, config, scores, folder)
-        manifest = read_manifest(folder)
-        warm_runs = len(manifest["facts"].get("ancestors", [])) if manifest else 0
-    except ContractError as error:
-        reason = f"version {champion.version} is kept: its contract no longer fits this run's prompts ({error})"
-        return PromotionDecision(False, reason, None, None, 0)
-    except NonFiniteError as error:
-        log.warning("promote: version %s can answer nothing, so it counts as no champion: %s", champion.version, error)
-        theirs, warm_runs = None, 0
-    except UserError as error:
-        reason = f"version {champion.version} is kept: it could not be ranked ({error})"
-        return PromotionDecision(False, reason, None, None, 0)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-    decision = _decide(paths, config, scores, theirs)
-    if theirs is None or not warm_runs or paths.manifest("finetune")["facts"].get("start") != "base":
-        return decision
-    return decide_against_chain(
-        decision,
-        scores,
-        theirs,
-        warm_runs,
-        confidence=config.promote.confidence,
-        resamples=config.evaluate.bootstrap_resamples,
-        seed=config.seed,
-    )
+def preview(paths: RunPaths, config: RunConfig, tracker: Tracker) -> dict[str, Any]:
+    """What promotion would decide now, as ``decision.json`` would have it; nothing is written or moved.
+
+    Args:
+        paths, config: as in ``promote_or_keep``.
+        tracker: the store with the registry.
+    """
+    with TemporaryDirectory(prefix="tripletune-promote-") as scratch:
+        judged = judge(paths, config, tracker, Path(scratch) / SCRATCH)
+    return judged.record(config, paths.fingerprints["finetune"], "")
 
 
-def _decide(paths: RunPaths, config: RunConfig, scores: pl.DataFrame, theirs: pl.DataFrame | None) -> PromotionDecision:
-    measured = paths.require("evaluate") / PER_VIEWER
-    return decide_promotion(
-        scores,
-        theirs,
-        margin=config.promote.margin,
-        confidence=config.promote.confidence,
-        resamples=config.evaluate.bootstrap_resamples,
-        seed=config.seed,
-        baselines=[
-            ("the retriever's order", promotion_scores(measured, config.seed, ("retriever",))),
-            ("the untuned model", promotion_scores(measured, config.seed, ("untuned",))),
-        ],
-    )
+def _tags(decision: PromotionDecision) -> dict[str, str]:
+    """What a version says of its promotion."""
+    value = {} if decision.value is None else {f"valid_{PROMOTION_METRIC}": f"{decision.value:.4f}"}
+    return {
+        "decision": decision.reason[:4000],
+        **value,
+        "valid_users": str(decision.num_viewers),
+        **{f"gate.{one.name}": f"{one.verdict}: {one.reason}"[:4000] for one in decision.comparisons},
+    }
 
 
-def _champion_scores(paths: RunPaths, config: RunConfig, scores: pl.DataFrame, champion: Path) -> pl.DataFrame:
-    examples = _valid_examples(paths, scores)
-    predictions = rank_examples(
-        examples,
-        champion,
-        tuned=True,
-        constrained=True,
-        batch_size=config.rank.batch_size,
-        folder_of=paths.require,
-    )
-    return _measure(examples, predictions["answers"])
+def _numbers(decision: PromotionDecision) -> dict[str, float | None]:
+    """Metrics of a decision, by name."""
 
+    def of(one: Comparison) -> dict[str, float | None]:
+        return {f"{one.name}_difference": one.difference, f"{one.name}_lower_bound": one.lower_bound}
 
-def _valid_examples(paths: RunPaths, scores: pl.DataFrame) -> pl.DataFrame:
-    """The valid examples of the users that were ranked."""
-    shards = shard_files(paths.require("generate") / "valid")
-    return pl.read_parquet(shards).join(scores.select("user_id"), on="user_id", how="semi")
-
-
-def _measure(examples: pl.DataFrame, answers: pl.Series) -> pl.DataFrame:
-    """``user_id`` and ``ndcg_at_5``, of one answer per example: users in the order of their first example."""
-    metrics = score_lists(answers, examples["answers"], [PROMOTION_CUTOFF])
-    return mean_over_cutoffs(examples.select("user_id").hstack(metrics.select(PROMOTION_METRIC)), ("user_id",))
+    return {key: value for one in decision.comparisons for key, value in of(one).items()}

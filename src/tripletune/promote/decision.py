@@ -1,12 +1,10 @@
 """Decision whether a new adapter takes the champion's place, from values per user alone.
 
-Not "better than": a nightly model that is as good, and trained on fresher ratings, should go in. So the test is one of
-non-inferiority: the one-sided lower bound of the paired difference must be above minus the margin.
-
-The first adapter has no champion to be compared with. It is refused only when it is clearly worse than what can be had
-without it, the retriever's order or the untuned model: the one-sided upper bound of the paired difference is below 0.
-Non-inferiority would ask a few hundred users for more than they can show (on the 500 of the smoke run the bounds of the
-difference to the retriever are -.025 and +.007), and nothing would ever be promoted.
+Every comparison is paired by user and has a one-sided bound. An adapter goes in when it is *shown* not to be worse than
+each reference by a share of the reference's value: where the users cannot tell, it stays out. Not "better than": a
+model that is as good and trained on fresher ratings should go in. Only the title of best version demands superiority,
+since it is what later adapters are held to: with a title by value alone, or by non-inferiority, quality could walk
+downhill by less than the margin each time (benchmarks/gate.md).
 """
 
 from __future__ import annotations
@@ -14,30 +12,95 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
+import numpy as np
 import polars as pl
 
 from tripletune.evaluate.metrics import PROMOTION_METRIC as METRIC
-from tripletune.evaluate.significance import mean_interval
+from tripletune.evaluate.significance import FloatArray, bootstrap_means
 from tripletune.judges import judges
 from tripletune.schemas.rank import SERVED
+
+SERVED_OR_TUNED = (SERVED, "tuned")
+"""What is served: the tuned model with the retriever's scores where there are any, else alone."""
+CHAMPION, BEST, EARLIER, RETRIEVER, UNTUNED = "champion", "best", "earlier", "retriever", "untuned"
+"""Names of the references: the version that is served, the best one, the champion of some days ago, the retriever's
+own order and the untuned model."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """Settings of the decision; ``PromoteConfig`` has their meaning."""
+
+    relative_margin: float
+    confidence: float
+    min_users: int
+    resamples: int
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """What a new adapter is compared with."""
+
+    name: str
+    scores: pl.DataFrame | None
+    """``user_id`` and ``ndcg_at_5``, each user once; None: there is nothing to compare with, and ``why`` says why."""
+    why: str = ""
+    blocks: bool = False
+    """Without scores: whether nothing may pass it, as where its files did not arrive."""
+    other_contract: bool = False
+    """Without scores: whether its contract does not fit the prompts."""
+    version: str = ""
+    """In the registry; empty: it is no version."""
+    warm_runs: int = 0
+    """If the new adapter is fresh and the champion is not: trainings of the champion's chain after its fresh one."""
+    sampled: bool = False
+    """Whether it ranked a part of the users by a setting; too few of them skip the comparison instead of failing it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """One comparison with all its numbers, which are None where it was skipped or could not be made."""
+
+    name: str
+    version: str
+    verdict: Literal["passed", "failed", "skipped"]
+    reason: str
+    value: float | None = None
+    """Mean of the reference over the users."""
+    difference: float | None = None
+    """New adapter minus reference."""
+    lower_bound: float | None = None
+    upper_bound: float | None = None
+    """One-sided bounds of the difference, each at the rule's confidence."""
+    allowed: float | None = None
+    """What the lower bound may not be below."""
+    num_viewers: int = 0
+    is_better: bool = False
+    """Whether the new adapter is shown to be better: the lower bound is above 0."""
+    reversed_burden: bool = False
+    """Whether it passes unless the reference is clearly better: a fresh adapter against a warm chain."""
 
 
 @dataclass(frozen=True, slots=True)
 class PromotionDecision:
-    """The decision and what it rests on; the numbers are None where there was no champion to compare with."""
+    """The decision and what it rests on."""
 
     promote: bool
     reason: str
-    difference: float | None
-    lower_bound: float | None
-    num_viewers: int
+    difference: float | None = None
+    """From the champion, as ``lower_bound``; both None where it was not compared with."""
+    lower_bound: float | None = None
+    num_viewers: int = 0
+    value: float | None = None
+    """Mean of the new adapter over the users who judge."""
+    is_best: bool = False
+    """Whether the new version takes the title of best version."""
     kept_against_fresh: bool = False
-    """Whether a champion that started warm was clearly better than this fresh adapter (``promote.fresh``)."""
-
-
-SERVED_OR_TUNED = (SERVED, "tuned")
-"""What is served: the tuned model with the retriever's scores where there are any, else alone."""
+    """Whether a champion that started warm was clearly better than this fresh adapter."""
+    comparisons: tuple[Comparison, ...] = ()
 
 
 def promotion_scores(per_viewer: Path, seed: int, systems: tuple[str, ...] = SERVED_OR_TUNED) -> pl.DataFrame:
@@ -49,78 +112,127 @@ def promotion_scores(per_viewer: Path, seed: int, systems: tuple[str, ...] = SER
     Args:
         per_viewer: evaluate/per_viewer.parquet.
         seed: the run's.
-        systems: the first of them that ranked.
+        systems: the first of them that ranked; no row where none did.
     """
     valid = pl.scan_parquet(per_viewer).filter(pl.col("purpose") == "valid").collect()
-    system = next(name for name in systems if name in valid["row"])
+    system = next((name for name in systems if name in valid["row"]), systems[0])
     rows = valid.filter(pl.col("row") == system).select("user_id", METRIC)
     return rows.filter(judges(rows["user_id"], seed)).sort("user_id")
 
 
-def decide_promotion(
-    new: pl.DataFrame,
-    champion: pl.DataFrame | None,
-    *,
-    margin: float,
-    confidence: float,
-    resamples: int,
-    seed: int,
-    baselines: Sequence[tuple[str, pl.DataFrame]] = (),
-) -> PromotionDecision:
-    """Promote when the new adapter is not worse than the champion by ``margin`` or more; without one, than no baseline.
+def decide_promotion(new: pl.DataFrame, references: Sequence[Reference], rule: Rule) -> PromotionDecision:
+    """Promote when no comparison fails; a skipped one does not, and stands in the decision with its reason.
 
     Args:
-        new, champion: ``user_id`` and ``ndcg_at_5``, each user once with the mean over its cutoffs; only users in
-            both are compared.
-        margin: how much worse than the champion the mean may be.
-        confidence: of the one-sided bound.
-        resamples, seed: of the bootstrap.
-        baselines: what the first adapter must not be clearly worse than: a name and a frame like ``new``.
+        new: ``user_id`` and ``ndcg_at_5`` of the new adapter, each user once with the mean over its cutoffs.
+        references: what it must not be worse than; in each comparison only users in both count.
+        rule: margin, confidence, the least number of users and the bootstrap.
 
     Returns:
-        A refusal, with the reason, also when fewer than two users are in both.
+        A refusal, with the reason, also when fewer than ``min_users`` judge or a value is not finite.
     """
-    if champion is None:
-        return _decide_first(new, baselines, confidence=confidence, resamples=resamples, seed=seed)
-    both = new.join(champion, on="user_id", suffix="_champion", validate="1:1").sort("user_id")
-    if both.height < 2:
-        reason = f"only {both.height} users were ranked by both; at least 2 are needed to compare"
-        return PromotionDecision(False, reason, None, None, both.height)
-    gain_U = (both[METRIC] - both[f"{METRIC}_champion"]).to_numpy()
-    interval = mean_interval(gain_U, confidence=confidence, resamples=resamples, seed=seed)
-    assert interval.lower_bound is not None
-    promote = interval.lower_bound > -margin
-    verdict = "above" if promote else "not above"
-    reason = (
-        f"{METRIC} differs from the champion's by {interval.value:+.4f} over {both.height} users; the one-sided "
-        f"{confidence:.0%} bound {interval.lower_bound:+.4f} is {verdict} the allowed {-margin:+.4f}"
+    infinite = int((~new[METRIC].is_finite().fill_null(False)).sum())
+    if infinite:
+        reason = f"{METRIC} on valid is not finite for {infinite} of {new.height} users; rank and evaluate again"
+        return PromotionDecision(False, reason, num_viewers=new.height)
+    if new.height < rule.min_users:
+        reason = (
+            f"only {new.height} users of valid judge, and promote.min_users is {rule.min_users}; raise "
+            "rank.max_viewers, or lower it"
+        )
+        return PromotionDecision(False, reason, num_viewers=new.height)
+    made = tuple(_compare(new, reference, rule) for reference in references)
+    failed = [one for one in made if one.verdict == "failed"]
+    champion = next((one for one in made if one.name == CHAMPION), None)
+    best = next((one for one in made if one.name == BEST), None)
+    return PromotionDecision(
+        promote=not failed,
+        reason="; ".join(one.reason for one in failed) or _passed(made),
+        difference=champion.difference if champion else None,
+        lower_bound=champion.lower_bound if champion else None,
+        num_viewers=champion.num_viewers if champion and champion.difference is not None else new.height,
+        value=_mean(new),
+        is_best=not failed and (best is None or best.verdict == "skipped" or best.is_better),
+        kept_against_fresh=bool(
+            champion and champion.reversed_burden and champion.verdict == "failed" and champion.difference is not None
+        ),
+        comparisons=made,
     )
-    return PromotionDecision(promote, reason, interval.value, interval.lower_bound, both.height)
 
 
-def _decide_first(
-    first: pl.DataFrame,
-    baselines: Sequence[tuple[str, pl.DataFrame]],
-    *,
-    confidence: float,
-    resamples: int,
-    seed: int,
-) -> PromotionDecision:
-    """Refuse the first adapter when a baseline is better on the same users, at the one-sided bound."""
+def _mean(frame: pl.DataFrame) -> float:
+    return float(frame[METRIC].to_numpy().mean())
 
-    def refuse(reason: str) -> PromotionDecision:
-        return PromotionDecision(False, f"there is no champion yet, and {reason}", None, None, first.height)
 
-    for name, baseline in baselines:
-        both = first.join(baseline, on="user_id", suffix="_baseline", validate="1:1").sort("user_id")
-        if both.height < 2:
-            return refuse(f"only {both.height} users were ranked by it and by {name}; at least 2 are needed to compare")
-        loss_U = (both[f"{METRIC}_baseline"] - both[METRIC]).to_numpy()
-        interval = mean_interval(loss_U, confidence=confidence, resamples=resamples, seed=seed)
-        assert interval.lower_bound is not None
-        if interval.lower_bound > 0:  # the upper bound of the difference, with its sign turned
-            return refuse(
-                f"this adapter is worse than {name}: {METRIC} differs by {-interval.value:+.4f} over {both.height} "
-                f"users, and the one-sided {confidence:.0%} bound {-interval.lower_bound:+.4f} is below 0"
-            )
-    return PromotionDecision(True, "there is no champion yet", None, None, first.height)
+def _passed(made: Sequence[Comparison]) -> str:
+    passed = ", ".join(one.name for one in made if one.verdict == "passed")
+    skipped = "".join(f"; skipped {one.name}: {one.reason}" for one in made if one.verdict == "skipped")
+    return f"not worse than {passed or 'anything'}{skipped}"
+
+
+def _compare(new: pl.DataFrame, reference: Reference, rule: Rule) -> Comparison:
+    name, version = reference.name, reference.version
+    if reference.scores is None:
+        return Comparison(name, version, "failed" if reference.blocks else "skipped", reference.why)
+    both = new.join(reference.scores, on="user_id", suffix="_reference", validate="1:1").sort("user_id")
+    if both.height < max(2, rule.min_users):
+        reason = f"only {both.height} users were ranked by both this adapter and {_named(reference)}, and "
+        reason += f"promote.min_users is {rule.min_users}"
+        return Comparison(name, version, "skipped" if reference.sampled else "failed", reason, num_viewers=both.height)
+    theirs_U = both[f"{METRIC}_reference"].to_numpy()
+    if not np.isfinite(theirs_U).all():
+        reason = f"{METRIC} of {_named(reference)} is not finite; rank and evaluate again"
+        return Comparison(name, version, "failed", reason, num_viewers=both.height)
+    return _measured(reference, both[METRIC].to_numpy() - theirs_U, float(theirs_U.mean()), rule)
+
+
+def _measured(reference: Reference, gain_U: FloatArray, value: float, rule: Rule) -> Comparison:
+    error = 1.0 - rule.confidence
+    means_R = bootstrap_means(gain_U[:, None], resamples=rule.resamples, seed=rule.seed)[:, 0]
+    lower, upper = (float(bound) for bound in np.quantile(means_R, [error, 1.0 - error]))
+    allowed = -rule.relative_margin * value
+    not_worse, chain = lower >= allowed, reference.warm_runs > 0
+    passes = not_worse or (chain and upper >= 0)
+    difference = float(gain_U.mean())
+    return Comparison(
+        reference.name,
+        reference.version,
+        "passed" if passes else "failed",
+        _reason(reference, (difference, lower, upper, allowed), len(gain_U), rule),
+        value,
+        difference,
+        lower,
+        upper,
+        allowed,
+        len(gain_U),
+        is_better=lower > 0,
+        reversed_burden=chain,
+    )
+
+
+def _reason(reference: Reference, numbers: tuple[float, float, float, float], users: int, rule: Rule) -> str:
+    difference, lower, upper, allowed = numbers
+    side = "not below" if lower >= allowed else "below"
+    text = (
+        f"{METRIC} differs from that of {_named(reference)} by {difference:+.4f} over {users} users; the one-sided "
+        f"{rule.confidence:.0%} bound {lower:+.4f} is {side} the allowed {allowed:+.4f}"
+    )
+    if reference.warm_runs and lower < allowed:
+        verdict = "below 0, so the chain goes on" if upper < 0 else "not below 0, so the chain ends"
+        text += f"; this adapter is fresh and the champion has {reference.warm_runs} warm trainings behind it: "
+        text += f"the upper bound {upper:+.4f} is {verdict}"
+    return text
+
+
+_WORDS = {
+    CHAMPION: "the champion",
+    BEST: "the best version",
+    EARLIER: "an earlier champion",
+    RETRIEVER: "the retriever's order",
+    UNTUNED: "the untuned model",
+}
+
+
+def _named(reference: Reference) -> str:
+    words = _WORDS.get(reference.name, reference.name)
+    return f"{words} (version {reference.version})" if reference.version else words

@@ -29,7 +29,7 @@ class Standing:
     run: str
     """That promoted it; empty where no run of the store did."""
     beat_fresh: bool
-    """Whether an adapter that was trained from the base model was compared with it and refused (``promote.fresh``)."""
+    """Whether an adapter that was trained from the base model was compared with it and refused, as clearly worse."""
 
 
 def model_name(config: RunConfig) -> str:
@@ -63,9 +63,14 @@ def _decisions(root: Path, dataset: str, model: str) -> Iterator[tuple[str, dict
     """Run and decision of each promotion that asked about this model, newest run first."""
     for record in reversed(list_runs(root)):
         if record.dataset == dataset:
-            decision = _read(root / dataset / PROMOTE / record.name / DECISION)
+            decision = read_decision(root, dataset, record.name)
             if decision.get("model") == model:
                 yield record.name, decision
+
+
+def read_decision(root: Path, dataset: str, run: str) -> dict[str, Any]:
+    """A run's promotion decision as it was written; empty where it has made none."""
+    return _read(root / dataset / PROMOTE / run / DECISION)
 
 
 def standing_outputs(root: Path) -> set[Path]:

@@ -1,0 +1,154 @@
+"""What a new adapter is compared with: earlier versions, ranked again on this run's valid prompts, and two baselines.
+
+A version's old figures belong to other prompts, so each one is ranked again. One that cannot answer these prompts
+(another contract, weights that are not finite) gives nothing to compare with; a champion of another contract is kept.
+One whose files do not arrive may be there all the same, so nothing passes it.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import polars as pl
+
+from tripletune.config import RunConfig
+from tripletune.contract import read_contract, require_same
+from tripletune.errors import ContractError, NonFiniteError, UserError
+from tripletune.evaluate.metrics import PROMOTION_METRIC, mean_over_cutoffs, score_lists
+from tripletune.ndcg import PROMOTION_CUTOFF
+from tripletune.promote.decision import BEST, CHAMPION, EARLIER, RETRIEVER, UNTUNED, Reference, promotion_scores
+from tripletune.prompts.engine import prompt_contract
+from tripletune.rank.predict import rank_examples
+from tripletune.store.paths import RunPaths, read_manifest
+from tripletune.store.shards import shard_files
+from tripletune.tracking import BEST as BEST_ALIAS
+from tripletune.tracking import Tracker, Version, download_version, find_version, find_version_before
+
+PER_VIEWER = "per_viewer.parquet"
+"""File of the evaluate stage with each user's values."""
+_DAY_MS = 24 * 60 * 60 * 1000
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Versions:
+    """The registry's versions that a new adapter is compared with; None: there is none."""
+
+    champion: Version | None
+    best: Version | None
+    """The champion where no version holds the title yet."""
+    earlier: Version | None
+
+
+def find_versions(tracker: Tracker, model: str, earlier_days: int) -> Versions:
+    """The champion, the best version, and the champion of so many days ago."""
+    champion = find_version(tracker, model)
+    best = find_version(tracker, model, BEST_ALIAS) or champion
+    earlier = find_version_before(tracker, model, int(time.time() * 1000) - earlier_days * _DAY_MS)
+    return Versions(champion, best, earlier)
+
+
+def gather_references(
+    paths: RunPaths, config: RunConfig, scores: pl.DataFrame, tracker: Tracker, versions: Versions, scratch: Path
+) -> list[Reference]:
+    """The references of this run's adapter, with their values for the users who judge it.
+
+    Args:
+        paths: outputs of the run whose adapter asks to be promoted.
+        config: its settings.
+        scores: its own values.
+        tracker: where the versions' files are.
+        versions: to compare with; each is ranked once, whatever it is called.
+        scratch: folder for their files; gone afterwards.
+    """
+    named = (
+        (CHAMPION, versions.champion, "there is no champion yet"),
+        (BEST, versions.best, "there is no version yet"),
+        (EARLIER, versions.earlier, f"no version is {config.promote.earlier_days} days old yet"),
+    )
+    ranked: dict[str, Reference] = {}
+    references = []
+    for name, version, why in named:
+        if version is None:
+            references.append(Reference(name, None, why))
+            continue
+        if version.number not in ranked:
+            try:
+                ranked[version.number] = _rank_version(paths, config, scores, tracker, version, scratch)
+            finally:
+                shutil.rmtree(scratch, ignore_errors=True)
+        found = ranked[version.number]
+        # nobody can say whether a new adapter is as good as a champion of another contract: a human moves the alias
+        references.append(replace(found, name=name, blocks=found.blocks or (name == CHAMPION and found.other_contract)))
+    return [*_reverse_burden(references, paths), *_baselines(paths, config)]
+
+
+def _rank_version(
+    paths: RunPaths, config: RunConfig, scores: pl.DataFrame, tracker: Tracker, version: Version, scratch: Path
+) -> Reference:
+    """A version's values on this run's valid prompts, or why there are none."""
+    missing = Reference("", None, version=version.number)
+    try:
+        folder = download_version(tracker, version, scratch)
+        require_same(prompt_contract(config.prompt, config.retrieve), read_contract(folder))
+        theirs = _version_scores(paths, config, scores, folder)
+        manifest = read_manifest(folder)
+    except ContractError as error:
+        why = f"the contract of version {version.number} no longer fits this run's prompts ({error})"
+        return replace(missing, why=why, other_contract=True)
+    except NonFiniteError as error:
+        why = f"version {version.number} can answer nothing, so it counts as none ({error})"
+        log.warning("promote: %s", why)
+        return replace(missing, why=why)
+    except UserError as error:
+        why = f"version {version.number} is kept: it could not be ranked ({error})"
+        return replace(missing, why=why, blocks=True)
+    warm_runs = len(manifest["facts"].get("ancestors", [])) if manifest else 0
+    return Reference("", theirs, version=version.number, warm_runs=warm_runs)
+
+
+def _reverse_burden(references: list[Reference], paths: RunPaths) -> list[Reference]:
+    """Only where a fresh adapter meets a champion that started warm do the versions have the burden of proof."""
+    champion = next(one for one in references if one.name == CHAMPION)
+    is_fresh = paths.manifest("finetune")["facts"].get("start") == "base"
+    return [replace(one, warm_runs=champion.warm_runs if is_fresh else 0) for one in references]
+
+
+def _baselines(paths: RunPaths, config: RunConfig) -> list[Reference]:
+    """The retriever's order and the untuned model, as evaluate measured them."""
+    measured = paths.require("evaluate") / PER_VIEWER
+    untuned = promotion_scores(measured, config.seed, ("untuned",))
+    return [
+        Reference(RETRIEVER, promotion_scores(measured, config.seed, ("retriever",))),
+        Reference(UNTUNED, untuned, sampled=True),
+    ]
+
+
+def _version_scores(paths: RunPaths, config: RunConfig, scores: pl.DataFrame, version: Path) -> pl.DataFrame:
+    examples = _valid_examples(paths, scores)
+    predictions = rank_examples(
+        examples,
+        version,
+        tuned=True,
+        constrained=True,
+        batch_size=config.rank.batch_size,
+        folder_of=paths.require,
+    )
+    return _measure(examples, predictions["answers"])
+
+
+def _valid_examples(paths: RunPaths, scores: pl.DataFrame) -> pl.DataFrame:
+    """The valid examples of the users who judge."""
+    shards = shard_files(paths.require("generate") / "valid")
+    return pl.read_parquet(shards).join(scores.select("user_id"), on="user_id", how="semi")
+
+
+def _measure(examples: pl.DataFrame, answers: pl.Series) -> pl.DataFrame:
+    """``user_id`` and ``ndcg_at_5``, of one answer per example: users in the order of their first example."""
+    metrics = score_lists(answers, examples["answers"], [PROMOTION_CUTOFF])
+    return mean_over_cutoffs(examples.select("user_id").hstack(metrics.select(PROMOTION_METRIC)), ("user_id",))
