@@ -240,6 +240,12 @@ def test_the_page_has_scoped_headers_escapes_names_and_scrolls_wide_tables(store
     assert "http" not in re.sub(r"http://www.w3.org/\S+", "", page)
 
 
+def test_the_picture_shows_losses_left_of_zero(store, tmp_path):
+    assert main(["compare", "c", "a", "--artifacts", str(store), "--out", str(tmp_path / "out")]) == 0
+    minus = "\N{MINUS SIGN}0."  # as matplotlib writes the ticks
+    assert minus in (tmp_path / "out/comparison.html").read_text()
+
+
 def test_a_metric_that_one_run_did_not_measure_is_no_part_of_the_family(store):
     path = read_scores("b", store).record.paths(store).folder("evaluate") / "per_viewer.parquet"
     frame = pl.read_parquet(path).with_columns(mrr_at_5=pl.col("ndcg_at_5"))
