@@ -9,6 +9,7 @@ import sys
 import textwrap
 import threading
 import time
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
 
 import polars as pl
@@ -92,6 +93,27 @@ def test_a_killed_process_is_told_in_one_line_and_the_next_try_goes_on(world: Tr
     assert len(list((job.tokens / TRAIN).glob("*.arrow"))) == 5
 
 
+def test_a_process_killed_while_another_starts_is_told_too(
+    world: TrainingJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pool of two breaks then in mid-start: it would wait for the second for ever, or close what it is handed."""
+    started: list[SpawnProcess] = []
+    real_start = SpawnProcess.start
+
+    def start(process: SpawnProcess) -> None:
+        if started:
+            started[0].kill()
+            time.sleep(1)
+        real_start(process)
+        started.append(process)
+
+    monkeypatch.setattr(SpawnProcess, "start", start)
+    with pytest.raises(TrainingCrash, match="a process that tokenises was killed"):
+        write_token_files(world.model_copy(update={"out": tmp_path}), 2)
+    assert len(started) == 2
+    assert not any(process.is_alive() for process in started)
+
+
 def test_a_stage_killed_outright_leaves_none_of_them(world: TrainingJob, tmp_path: Path) -> None:
     script = textwrap.dedent(
         f"""
@@ -102,7 +124,8 @@ def test_a_stage_killed_outright_leaves_none_of_them(world: TrainingJob, tmp_pat
         """
     )
     stage = subprocess.Popen([sys.executable, "-c", script], env=os.environ)
-    end, children = time.monotonic() + 120, []
+    end = time.monotonic() + 120
+    children: list[int] = []
     while len(children) < 2 and time.monotonic() < end:
         found = psutil.Process(stage.pid).children()
         children = [child.pid for child in found if "spawn_main" in " ".join(child.cmdline())]

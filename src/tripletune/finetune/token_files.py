@@ -8,6 +8,7 @@ the number of processes. What a set was made from lies next to it; a resumed run
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import logging
 import multiprocessing
@@ -15,7 +16,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
@@ -246,15 +247,20 @@ def _write_stream(sink: pa.NativeFile, batches: Iterator[pa.RecordBatch]) -> Non
 
 
 def _write_in_processes(job: TrainingJob, pieces: Sequence[_Piece], workers: int) -> None:
-    """Write pieces in processes of their own.
+    """Write pieces in processes of their own, each of which takes every ``workers``-th piece.
 
-    They are started anew ("spawn"): a fork would copy locks that threads of torch, polars or an orchestrator hold.
+    They are started anew ("spawn"): a fork would copy locks that threads of torch, polars or an orchestrator hold. Each
+    is a pool of one: a pool that loses a process while it still starts another one closes the pipes that this one is
+    being handed, or waits for it for ever.
     """
     identity = lifeline.describe(psutil.Process())
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, context, initializer=_begin, initargs=(job, identity))
+    pools = [ProcessPoolExecutor(1, context, initializer=_begin, initargs=(job, identity)) for _ in range(workers)]
+    tasks: list[Future[None]] = []
     try:
-        for task in [pool.submit(_write_piece, piece) for piece in pieces]:
+        for pool, piece in zip(itertools.cycle(pools), pieces, strict=False):
+            tasks.append(pool.submit(_write_piece, piece))
+        for task in tasks:
             task.result()  # the first error in the order of the examples
     except BrokenProcessPool:
         raise TrainingCrash(
@@ -262,7 +268,10 @@ def _write_in_processes(job: TrainingJob, pieces: Sequence[_Piece], workers: int
             "core; run again to go on from the files that are whole, with more memory or fewer cores"
         ) from None
     finally:
-        pool.shutdown(cancel_futures=True)
+        for task in tasks:
+            task.cancel()
+        for pool in pools:
+            pool.shutdown()
 
 
 _job: TrainingJob | None = None
