@@ -98,6 +98,7 @@ def example(
         "ranking": retrieved[:10],
         "similar": [],
         "triples": [],
+        "topics": [],
         "template_id": "test",
         "template_sha256": "0" * 64,
         "lightgcn": "a" * 32,

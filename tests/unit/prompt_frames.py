@@ -83,6 +83,16 @@ def frames(
                 "candidates": shown,
                 "ranking": shown[9::-1],
                 "similar": similar if user % 5 else [],
+                "topics": [
+                    {
+                        "relation": relation,
+                        "entity": f"e:{place}",
+                        "entity_name": name,
+                        "films": 9 - place,
+                        "recent": place,
+                    }
+                    for place, (relation, name) in enumerate(zip(relations, names[: user % 6], strict=False))
+                ],
                 "liked": liked,
                 "disliked": disliked if user % 3 else [],
                 "answer": shown[user % 7],

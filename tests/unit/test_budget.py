@@ -18,7 +18,7 @@ from tripletune.prompts.template import load_template
 from tripletune.schemas.generate import EXAMPLES
 
 KEPT = ("candidates", "candidate_titles", "candidate_letters", "retrieved", "ranking", "answers", "completion")
-LISTS = ("liked", "disliked", "similar", "triples")
+LISTS = ("liked", "disliked", "similar", "triples", "topics")
 
 
 def tokens_of(row: dict[str, Any], template: str, form: str, tokenizer: Any = None) -> int:
@@ -30,7 +30,7 @@ def tokens_of(row: dict[str, Any], template: str, form: str, tokenizer: Any = No
     }
     placed = row["retrieved"] if template == "compact" else row["ranking"]
     picks = list(dict.fromkeys([*row["answers"], *placed, *row["candidates"]]))[:5]
-    schema = films | {"triples": EXAMPLES["triples"]}
+    schema = films | {name: EXAMPLES[name] for name in ("triples", "topics")}
     alone = pl.DataFrame({name: [{**row, "completion": picks}[name]] for name in schema}, schema=schema)
     rendered = render_prompts(alone, load_template(template), form, titles).row(0, named=True)
     return len(ids_of_whole(tokenizer or llama_like_tokenizer(), rendered))
@@ -38,19 +38,23 @@ def tokens_of(row: dict[str, Any], template: str, form: str, tokenizer: Any = No
 
 def without_one(row: dict[str, Any], template: str) -> dict[str, Any]:
     """The documented order, one film at a time."""
-    liked, disliked, similar = (list(row[name]) for name in ("liked", "disliked", "similar"))
+    liked, disliked, similar, topics = (list(row[name]) for name in ("liked", "disliked", "similar", "topics"))
+    gone: Any = None
     if len(liked) > 5:
         gone = liked.pop()
     elif disliked:
-        gone = disliked.pop()
+        disliked.pop()
     elif similar and template != "compact":
-        gone = similar.pop()
+        similar.pop()
+    elif topics:
+        topics.pop()
     else:
         assert len(liked) > 1
         gone = liked.pop()
     stays = {*liked, *row["candidates"]}
     triples = [triple for triple in row["triples"] if triple["movie_id"] in stays or triple["movie_id"] != gone]
-    return {**row, "liked": liked, "disliked": disliked, "similar": similar, "triples": triples}
+    films = {"liked": liked, "disliked": disliked, "similar": similar}
+    return {**row, **films, "triples": triples, "topics": topics}
 
 
 @pytest.mark.parametrize(
@@ -61,6 +65,7 @@ def without_one(row: dict[str, Any], template: str) -> dict[str, Any]:
         ("published", "arrow", 0.35),
         ("japanese", "sentence", 0.35),
         ("letters", "arrow", 0.7),
+        ("topics", "arrow", 0.1),
         ("compact", "arrow", 0.3),
         ("hint-2-only", "arrow", 0.1),
         ("likes-only", "arrow", 0.1),
@@ -84,7 +89,8 @@ def test_just_so_much_is_left_out_as_must_be_in_the_stated_order(template, form,
 
 
 @pytest.mark.parametrize(
-    ("template", "share"), [("hints-first", 0.2), ("letters", 0.6), ("compact", 0.3), ("likes-only", 0.1)]
+    ("template", "share"),
+    [("topics", 0.1), ("hints-first", 0.2), ("letters", 0.6), ("compact", 0.3), ("likes-only", 0.1)],
 )
 def test_no_more_is_left_out_where_whole_conversations_are_counted(template, share):
     tokenizer = like("joining")
@@ -127,7 +133,7 @@ def nothing_left(row: dict[str, Any], template: str) -> dict[str, Any]:
     stays = {*liked, *row["candidates"]}
     triples = [triple for triple in row["triples"] if triple["movie_id"] in stays]
     similar = row["similar"] if template == "compact" else []
-    return {**row, "liked": liked, "disliked": [], "similar": similar, "triples": triples}
+    return {**row, "liked": liked, "disliked": [], "similar": similar, "triples": triples, "topics": []}
 
 
 def test_a_budget_with_room_for_all_changes_nothing():

@@ -45,7 +45,15 @@ def example(user: int, **films: list[int]) -> dict[str, Any]:
     facts = [
         {"movie_id": film, "relation": "genre", "entity": "g", "entity_name": f"{film}"} for film in row["triples"]
     ]
-    return {"example_id": f"{user}:test", "user_id": user, "purpose": "test", "cutoff": 9, **row, "triples": facts}
+    return {
+        "example_id": f"{user}:test",
+        "user_id": user,
+        "purpose": "test",
+        "cutoff": 9,
+        **row,
+        "triples": facts,
+        "topics": [],
+    }
 
 
 # film 4 is liked and a candidate, film 3 has two facts; nobody of them has every section full

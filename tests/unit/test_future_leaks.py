@@ -30,7 +30,7 @@ from tripletune.schemas.query import QUERY_KEY
 from tripletune.schemas.retrieve import DAY, RECENT, REQUERIED
 from tripletune.store.request_time import reading_request_time
 
-SETTINGS = RetrieveConfig(retriever="sequence", similar_viewers=5)
+SETTINGS = RetrieveConfig(retriever="sequence", similar_viewers=5, num_topics=4)
 SMALL = SequenceConfig(dim=8, heads=2, layers=1, max_length=10, max_steps=20, eval_every=10, batch_viewers=16)
 BEFORE = histories._before
 
@@ -71,7 +71,7 @@ def test_a_clean_run_has_no_leak_and_every_purpose_and_list_was_computed_again(w
     assert again["purpose"].unique().sort().to_list() == ["train", "valid", "test"]
     assert set(again["retriever"]) == {
         *("popularity", RECENT, "rgat", "lightgcn", "sequence"),
-        *("candidates", "ranking", "similar"),
+        *("candidates", "ranking", "similar", "topics"),
     }
     assert again["user_id"].n_unique() > 30
 
@@ -134,7 +134,7 @@ def test_a_list_that_knows_the_answer_is_found(world, monkeypatch):
 
     monkeypatch.setattr(histories, "_before", too_long)
     found = lists(audit(world), KINDS["ratings"])
-    assert found >= {"popularity", RECENT, "rgat", "lightgcn", "sequence", "candidates"}
+    assert found >= {"topics", "popularity", RECENT, "rgat", "lightgcn", "sequence", "candidates"}
 
 
 def test_popularity_that_counts_the_answers_is_found(world, monkeypatch):

@@ -25,7 +25,10 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
     def shorten(rows: list[Row]) -> None:
         rows[0]["triples"] = rows[0]["triples"][4:]
-        rows[1] |= {"liked": rows[1]["liked"][:2], "shortened": {"liked": 6, "disliked": 1, "similar": 0, "triples": 0}}
+        rows[1] |= {
+            "liked": rows[1]["liked"][:2],
+            "shortened": {"liked": 6, "disliked": 1, "similar": 0, "triples": 0, "topics": 0},
+        }
 
     rewrite(run.generate / "test" / "shard-000.parquet", shorten)
     return run
@@ -146,7 +149,7 @@ def test_triples_lengths_and_what_was_left_out(measures: Measures, rows: list[Ro
     assert figures["triples"]["candidates_without"] == pytest.approx(4 / (20 * len(rows)), abs=1e-6)
     assert figures["shortened"] == {
         "examples": 1,
-        **{f"left_out_{name}": number for name, number in zip(SLOTS, (6, 1, 0, 0), strict=True)},
+        **{f"left_out_{name}": number for name, number in zip(SLOTS, (6, 1, 0, 0, 0), strict=True)},
     }
     chars = sorted(sum(len(message["content"]) for message in row["prompt"] + row["completion"]) for row in rows)
     length = next(line for line in figures["lengths"] if line["purpose"] == "all")
@@ -155,7 +158,7 @@ def test_triples_lengths_and_what_was_left_out(measures: Measures, rows: list[Ro
     assert length["q50"] in chars[len(chars) // 2 - 1 : len(chars) // 2 + 1]
 
 
-SLOTS = ("liked", "disliked", "similar", "triples")
+SLOTS = ("liked", "disliked", "similar", "triples", "topics")
 
 
 def test_prompts_that_say_the_same_are_named(tmp_path: Path) -> None:

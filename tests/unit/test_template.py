@@ -36,7 +36,8 @@ def test_a_shipped_template_is_known_by_its_name_and_asks_last_of_all(name):
     assert template.id == name
     assert template.language == ("ja" if name == "japanese" else "en")
     assert template.answer_style == ("letters" if name in ("letters", "compact") else "titles")
-    assert set(template.columns) - {"retrieved"} == set(ABLATIONS.get(name, SLOTS))
+    assert set(template.columns) - {"retrieved"} == set(ABLATIONS.get(name, SLOTS)) - ({"topics"} - {name})
+    assert bool(template.topic) == (name == "topics")
     assert bool(template.inline) == (name == "compact")
     assert template.texts[-1].strip()
 

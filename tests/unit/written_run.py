@@ -198,6 +198,7 @@ def example(run: Run, user: int, purpose: str, cutoff: int, unseen: tuple[int, .
             {"movie_id": film, "relation": "genre", "entity": f"genre:{film % 5}", "entity_name": f"Genre {film % 5}"}
             for film in (*candidates, *likes[:2])
         ],
+        "topics": [],
         "template_id": "hints-first",
         "template_sha256": "0" * 64,
         "lightgcn": "1" * 32,

@@ -13,9 +13,9 @@ import polars as pl
 from tripletune.audit.rules import Finding
 from tripletune.errors import InputError
 from tripletune.schemas.generate import EXAMPLE_ID
-from tripletune.schemas.hints import FILM_HINTS
+from tripletune.schemas.hints import RETRIEVED_HINTS
 from tripletune.schemas.query import QUERY_KEY
-from tripletune.schemas.retrieve import REQUERIED, RETRIEVED
+from tripletune.schemas.retrieve import REQUERIED, as_numbers
 from tripletune.store.parquet import parquet_files, read_rows, scan
 
 KINDS = {
@@ -23,7 +23,7 @@ KINDS = {
     "ratings": "list changes with the ratings from the cutoff on",
 }
 """By ``REQUERIED.change``."""
-_COLUMNS = ("candidates", *(hint.name for hint in FILM_HINTS))
+_COLUMNS = {"candidates": pl.col("candidates"), **{hint.name: as_numbers(hint) for hint in RETRIEVED_HINTS}}
 _JOINED = ("fused", *_COLUMNS)
 """Lists that other lists go into."""
 
@@ -71,8 +71,5 @@ def _written(retrieve: Path, requeried: pl.DataFrame) -> pl.DataFrame:
     named = [name for name in _COLUMNS if name in requeried["retriever"]]
     if named:
         retrieved = scan(parquet_files(retrieve, "retrieved")).join(asked, on=QUERY_KEY, how="semi")
-        parts += [
-            retrieved.select(*QUERY_KEY, retriever=pl.lit(name), written=pl.col(name).cast(RETRIEVED[name]))
-            for name in named
-        ]
+        parts += [retrieved.select(*QUERY_KEY, retriever=pl.lit(name), written=_COLUMNS[name]) for name in named]
     return pl.concat(parts).collect()

@@ -10,9 +10,10 @@ from typing import NamedTuple
 
 import polars as pl
 
-from tripletune.schemas.hint import EVIDENCE, Hint
-from tripletune.schemas.hints import HINTS
+from tripletune.schemas.hint import EVIDENCE, NEWEST_LIKES, Hint
+from tripletune.schemas.hints import HINTS, TOPIC_HINTS
 from tripletune.schemas.query import ANSWER_LABEL, FIT_LABELS, FIT_OF
+from tripletune.schemas.split import LIKE_LABELS
 
 MASKED = ("candidates", "retrieved", *(hint.name for hint in HINTS if hint.masked))
 """Columns that may not hold films that the user rated before the cutoff."""
@@ -38,12 +39,10 @@ def pair(first: str) -> pl.Expr:
 
 
 def listed_films(hint: Hint) -> pl.Expr:
-    """Films in a hint's column, as a list of movie ids."""
-    match hint.kind:
-        case "films":
-            return pl.col(hint.name)
-        case "triples":
-            return pl.col(hint.name).list.eval(pl.element().struct.field("movie_id"))
+    """Films in the column of a hint of films or triples, as a list of movie ids."""
+    if hint.kind == "triples":
+        return pl.col(hint.name).list.eval(pl.element().struct.field("movie_id"))
+    return pl.col(hint.name)
 
 
 def liked_films(trained: pl.LazyFrame) -> dict[str, pl.DataFrame]:
@@ -160,6 +159,7 @@ def column_findings(
     yield from _example_findings(examples, rows, purpose)
     yield from _rating_findings(examples, rows)
     yield from _order_findings(examples, listed, facts, purpose)
+    yield from _topic_findings(examples, rows)
     yield from _evidence_findings(listed)
     yield from _label_findings(listed, films, purpose)
 
@@ -239,6 +239,30 @@ def _membership_findings(listed: pl.DataFrame) -> Iterator[Finding]:
         yield Finding(2, f"{column} name a film outside {' and '.join(within)}", _details(outside))
 
 
+def _topic_findings(examples: pl.DataFrame, rows: pl.DataFrame) -> Iterator[Finding]:
+    """Rule 2: topics count likes before the cutoff, of which there are at least as many; that they are the right ones
+    is for ``requeried`` to show."""
+    if not TOPIC_HINTS:
+        return
+    before = examples.select("example_id", "user_id", "cutoff").join(
+        rows.filter(pl.col("label").is_in(LIKE_LABELS)), on="user_id"
+    )
+    likes = before.filter(pl.col("position") < pl.col("cutoff")).group_by("example_id").len("likes")
+    for hint in TOPIC_HINTS:
+        told = examples.select("example_id", topic=hint.name).explode("topic", empty_as_null=False).unnest("topic")
+        known = told.join(likes, on="example_id", how="left", maintain_order="left").with_columns(
+            pl.col("likes").fill_null(0)
+        )
+        films, recent = pl.col("films"), pl.col("recent")
+        wrong = (
+            (films < 1) | (films > pl.col("likes")) | (recent < 0) | (recent > pl.min_horizontal(films, NEWEST_LIKES))
+        )
+        detail = pl.format("{} {}: {} of {} likes, {} recent", "relation", "entity", "films", "likes", "recent")
+        bad = known.filter(wrong | (pl.struct("example_id", "relation", "entity").is_duplicated()))
+        by_example = bad.group_by("example_id", maintain_order=True).agg(detail=detail.str.join(", "))
+        yield Finding(2, f"{hint.name} that the likes before the cutoff cannot have", by_example)
+
+
 def _evidence_findings(listed: pl.DataFrame) -> Iterator[Finding]:
     """Rule 3: an answer is never in the evidence."""
     answers = listed.filter(pl.col("column") == "answers").select("shown")
@@ -267,7 +291,7 @@ def _listed(examples: pl.DataFrame) -> pl.DataFrame:
     """One row per film and column of an example: ``example_id, row, cutoff, column, movie_id`` and two join keys:
     ``pair`` of user and film, ``shown`` of example and film."""
     films = {name: pl.col(name) for name in ("answers", *EVIDENCE, "candidates", "retrieved")}
-    films |= {hint.name: listed_films(hint) for hint in HINTS}
+    films |= {hint.name: listed_films(hint) for hint in HINTS if hint.kind != "topics"}
     names = pl.Enum(list(films))
     numbered = examples.with_row_index("row")
     parts = [

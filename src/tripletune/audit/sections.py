@@ -2,7 +2,8 @@
 
 A forged hint (a film or a fact added, exchanged or removed in the text) breaks this. A section is a run of lines of
 data. A film's title is only available if the film is a candidate somewhere in the group of shards. The line of a fact
-must begin with its film and contain its entity's name, with any words of the template for the relation.
+must begin with its film and contain its entity's name, with any words of the template for the relation. The line of a
+topic must contain its entity's name and, as the next numbers, its counts.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from tripletune.audit.rules import Finding, listed_films
 from tripletune.schemas.hint import Hint
 
 _KEY = ("row", "section", "column")
+_OPTIONAL = pl.DataFrame(schema={"movie_id": pl.Int32, "entity": pl.String, "counts": pl.List(pl.String)})
 
 
 def section_finding(
@@ -25,7 +27,7 @@ def section_finding(
         lines: ``lines.prompt_lines`` of at least these texts.
         titles: ``lines.named_films``.
         films: the columns that a section of the prompt lists, film by film.
-        facts: the hints of triples that a section lists.
+        facts: the hints of triples and topics that a section lists.
     """
     data = lines.filter(pl.col("section").is_not_null(), pl.col("row").is_in(texts["row"].implode()))
     items = _items(texts, titles, films, facts)
@@ -45,20 +47,26 @@ def section_finding(
 
 
 def _items(texts: pl.DataFrame, titles: pl.DataFrame, films: tuple[str, ...], facts: tuple[Hint, ...]) -> pl.DataFrame:
-    """Items of the columns: ``row, column, movie_id, entity, title``, column by column; ``entity`` for facts only."""
+    """Items of the columns, column by column: ``row, column, movie_id, entity, counts, title``; ``entity`` for facts
+    and topics only, and topics have ``counts`` instead of a film."""
     lists = {name: {"movie_id": pl.col(name)} for name in films}
     for hint in facts:
-        entities = pl.col(hint.name).list.eval(pl.element().struct.field("entity_name"))
-        lists[hint.name] = {"movie_id": listed_films(hint), "entity": entities}
+        field = pl.element().struct.field
+        lists[hint.name] = {"entity": pl.col(hint.name).list.eval(field("entity_name"))}
+        if hint.kind == "topics":
+            counts = pl.concat_list(field("films"), field("recent")).cast(pl.List(pl.String))
+            lists[hint.name]["counts"] = pl.col(hint.name).list.eval(counts)
+        else:
+            lists[hint.name]["movie_id"] = listed_films(hint)
     names = pl.Enum(list(lists))
     parts = [
         texts.select("row", pl.lit(name, names).alias("column"), **columns)
-        .filter(pl.col("movie_id").list.len() > 0)
+        .filter(pl.col(next(iter(columns))).list.len() > 0)
         .explode(*columns, empty_as_null=False)
         for name, columns in lists.items()
     ]
     known = titles.filter(pl.col("said").is_not_null()).select("title", movie_id="said")
-    whole = pl.concat([*parts, pl.DataFrame(schema={"entity": pl.String})], how="diagonal")
+    whole = pl.concat([*parts, _OPTIONAL], how="diagonal")
     return whole.join(known, on="movie_id", how="left", maintain_order="left")
 
 
@@ -78,7 +86,10 @@ def _matching(lines: pl.DataFrame, items: pl.DataFrame, sections: pl.DataFrame, 
         for name, start in (("line", "start"), ("item", "start_of_column"))
     }
     at = pairs.select("pair", **places).explode("line", "item", empty_as_null=False)
-    said, listed = lines.select("line", "said")[at["line"]], items.select("movie_id", "entity", "title")[at["item"]]
+    said, listed = (
+        lines.select("line", "said")[at["line"]],
+        items.select("movie_id", "entity", "counts", "title")[at["item"]],
+    )
     agree = _agreeing(pl.concat([at.select("pair"), said, listed], how="horizontal")).group_by("pair").len()
     return pairs.join(agree, on="pair").filter(pl.col("len") == pl.col("length")).select(_KEY)
 
@@ -95,6 +106,8 @@ def _agreeing(pairs: pl.DataFrame) -> pl.DataFrame:
     film = pl.col("said").eq_missing(pl.col("movie_id")) | (pl.col("said").is_null() & pl.col("title").is_null())
     begins = pl.col("title").is_null() | pl.col("line").str.starts_with(pl.col("title"))
     fact = begins & pl.col("line").str.contains(pl.col("entity"), literal=True)
+    after = pl.col("line").str.splitn(pl.col("entity"), 2).struct.field("field_1")
+    fact &= pl.col("counts").is_null() | (after.str.extract_all(r"\d+").list.head(2) == pl.col("counts"))
     is_film = pl.col("entity").is_null()
     return pl.concat([pairs.filter(is_film).filter(film), pairs.filter(~is_film).filter(fact)])
 

@@ -16,7 +16,7 @@ from tripletune.audit.rules import Finding, pair
 from tripletune.audit.sections import section_finding
 from tripletune.schemas.answers import NUM_ANSWERS, AnswerStyle
 from tripletune.schemas.hint import EVIDENCE
-from tripletune.schemas.hints import FILM_HINTS, TRIPLE_HINTS
+from tripletune.schemas.hints import FILM_HINTS, TOPIC_HINTS, TRIPLE_HINTS
 from tripletune.schemas.inline import NO_INLINE, Inline
 from tripletune.store.parquet import joined
 
@@ -43,7 +43,7 @@ def text_findings(
         "answers",
         *NAMING,
         "retrieved",
-        *(hint.name for hint in TRIPLE_HINTS),
+        *(hint.name for hint in (*TRIPLE_HINTS, *TOPIC_HINTS)),
         titles="candidate_titles",
         labels="candidate_letters",
         names="candidate_letters" if style.is_labelled else "candidate_titles",
@@ -110,7 +110,7 @@ def _prompt_findings(
     yield Finding(2, "prompt names a film that its columns do not", _named(found.filter(~is_answer)))
     # an example that is reported already is not reported again
     rest = texts.join(found, on="row", how="anti", maintain_order="left")
-    facts = tuple(hint for hint in TRIPLE_HINTS if hint.name not in inline.columns)
+    facts = (*(hint for hint in TRIPLE_HINTS if hint.name not in inline.columns), *TOPIC_HINTS)
     yield section_finding(rest, lines, titles, naming, facts)
 
 

@@ -79,6 +79,9 @@ class RetrieveConfig(Section):
     product, without relation or user; most-shared: the entity most of the user's likes have in common; random; none."""
     triples_per_film: Annotated[int, Field(ge=0, le=5)] = 1
     """Triples chosen for a film in hint 2; 0 chooses none."""
+    num_topics: Annotated[int, Field(ge=0, le=20)] = 0
+    """Topics (facts that many of the user's likes share) found for a template that shows them, such as ``topics``; 0
+    looks for none."""
     purposes: Annotated[tuple[Literal["train", "valid", "test"], ...], Field(min_length=1)] = ("train", "valid", "test")
     """Purposes for which examples are made."""
     ranked_viewers: Annotated[int, Field(ge=0)] = 10_000

@@ -64,6 +64,7 @@ def resolve(config: RunConfig, artifacts: Path, given: Mapping[str, str] = Mappi
     check_ranks(config.finetune)
     _check_objective(config)
     _check_behaviour(config)
+    _check_topics(config)
     if not given:
         _check_people(config)
         _check_tokenizer(config)
@@ -103,6 +104,17 @@ def _check_objective(config: RunConfig) -> None:
         raise ConfigError(
             f"finetune.objective = {objective!r} needs labels of one letter, and more than {NUM_LETTERS} candidates "
             f"have two; set retrieve.num_candidates = {number} to {NUM_LETTERS} or less"
+        )
+
+
+def _check_topics(config: RunConfig) -> None:
+    """Refuse a template of topics where none are looked for."""
+    from tripletune.prompts.template import load_template
+
+    if load_template(config.prompt.template).topic and not config.retrieve.num_topics:
+        raise ConfigError(
+            f"prompt.template = {config.prompt.template!r} shows topics, and retrieve.num_topics = 0 looks for none; "
+            "set retrieve.num_topics to 6 or so, or take another template"
         )
 
 

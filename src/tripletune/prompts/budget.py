@@ -1,8 +1,8 @@
 """Token budget: shorten the prompts that exceed it.
 
 Films are dropped one by one, in this order, until prompt and completion fit: the oldest likes, down to the newest five;
-the oldest dislikes; the last films of the hints that may be shortened (films of similar users), in the order of
-``HINTS``; the older ones of the five newest likes, but for the newest. A dropped like loses its facts of hint 2 as
+the oldest dislikes; the last lines of the hints that may be shortened (films of similar users, topics), in the order
+of ``HINTS``; the older ones of the five newest likes, but for the newest. A dropped like loses its facts of hint 2 as
 well. Candidates, facts about them, inline hints, the other hints (hint 1's ranking) and the template's text are never
 shortened: a prompt that is too long with these alone is an error that names the example.
 """
@@ -21,9 +21,9 @@ from tripletune.prompts.render import Lines
 from tripletune.prompts.tokens import TokenCounter, Tokens
 from tripletune.schemas.generate import EXAMPLE_ID, EXAMPLES, SHORTENED
 from tripletune.schemas.hint import EVIDENCE
-from tripletune.schemas.hints import FILM_HINTS
+from tripletune.schemas.hints import RETRIEVED_HINTS
 
-_HINTS = tuple(hint.name for hint in FILM_HINTS if hint.shortened)
+_HINTS = tuple(hint.name for hint in RETRIEVED_HINTS if hint.shortened)
 DROPPABLE = (*EVIDENCE, *_HINTS)
 _NEWEST = 5
 

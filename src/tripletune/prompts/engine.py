@@ -23,7 +23,8 @@ from tripletune.prompts.tokens import TokenCounter, load_counter
 from tripletune.schemas.answers import NUM_ANSWERS
 from tripletune.schemas.base import conform
 from tripletune.schemas.generate import EXAMPLE_ID, EXAMPLES
-from tripletune.schemas.hints import FILM_HINTS, HINTS, SPECIALISTS
+from tripletune.schemas.hint import TOPIC, TOPICS
+from tripletune.schemas.hints import FILM_HINTS, HINTS, SPECIALISTS, TOPIC_HINTS
 from tripletune.schemas.query import QUERY_KEY
 from tripletune.stable_hash import pair_hash_expr
 
@@ -108,6 +109,9 @@ def build_examples(
     for hint in FILM_HINTS:
         if hint.name in frame.template.columns and hint.name not in frame.template.slots:
             asked = _with_candidates_alone(asked, hint.name)
+    for hint in TOPIC_HINTS:
+        if hint.name not in absent:
+            asked = _with_clean_topics(asked, hint.name)
     asked, lines, counts = _within_budget(_with_completion(asked, frame.template), frame)
     rendered = join_prompts(asked, lines, frame.template, frame.titles)
     if frame.counter:
@@ -210,6 +214,18 @@ def _with_candidates_alone(asked: pl.DataFrame, column: str) -> pl.DataFrame:
     return joined.with_columns(pl.col(column).fill_null(_NO_FILMS))
 
 
+def _with_clean_topics(asked: pl.DataFrame, column: str) -> pl.DataFrame:
+    """The column with names that can stand in a prompt."""
+    numbered = asked.with_row_index("row")
+    topics = numbered.select("row", topic=column).explode("topic", empty_as_null=False).unnest("topic")
+    clean = topics.join(
+        clean_names(topics["entity_name"]), left_on="entity_name", right_on="name", maintain_order="left"
+    ).with_columns(entity_name="clean")
+    lists = clean.group_by("row", maintain_order=True).agg(pl.struct(*TOPIC.to_schema()).alias(column))
+    joined = numbered.drop(column).join(lists, on="row", how="left", maintain_order="left").drop("row")
+    return joined.with_columns(pl.col(column).fill_null(pl.lit([], dtype=TOPICS)))
+
+
 def _with_completion(asked: pl.DataFrame, template: Template) -> pl.DataFrame:
     """Replace ``hits`` by ``completion``, the films to answer with: the hits, then candidates in an order that can be
     read from the prompt. That is the retriever's where candidates' lines show their place in it, else that of
@@ -258,12 +274,13 @@ def prompt_contract(prompt: PromptConfig, retrieve: RetrieveConfig) -> dict[str,
         "num_candidates": _KERAG_FILMS if kerag else retrieve.num_candidates,
         "retriever": retrieve.retriever,
         "retriever_settings": _retriever_settings(retrieve),
-        **{name: getattr(retrieve, name) for hint in HINTS for name in hint.settings},
+        **{name: getattr(retrieve, name) for hint in HINTS for name in hint.settings if name != "num_topics"},
         "triples_for_liked": prompt.triples_for_liked,
         "max_liked": prompt.max_liked,
         "max_disliked": prompt.max_disliked,
         "max_tokens": prompt.max_tokens,
         **_candidate_order(prompt),
+        **_num_topics(retrieve),
     }
 
 
@@ -271,6 +288,11 @@ def _candidate_order(prompt: PromptConfig) -> dict[str, Any]:
     """The setting, unless it is the default: contracts of adapters of older versions, all of them shuffled, do not have
     it."""
     return {} if prompt.candidate_order == "shuffled" else {"candidate_order": prompt.candidate_order}
+
+
+def _num_topics(retrieve: RetrieveConfig) -> dict[str, Any]:
+    """The setting, unless there are no topics: contracts of adapters of older versions do not have it."""
+    return {"num_topics": retrieve.num_topics} if retrieve.num_topics else {}
 
 
 def _retriever_settings(retrieve: RetrieveConfig) -> dict[str, Any]:

@@ -77,6 +77,10 @@ def _origins(
     if hint and hint.kind == "films":
         about = [(movie, hint.origin.format(place=place)) for place, movie in enumerate(items, start=1)]
         return [f"hint {hint.number}: movie {movie}, {origin}" for movie, origin in about]
+    if hint and hint.kind == "topics":
+        return [
+            f"hint {hint.number}: {item['relation']} {item['entity']}, {item['films']} liked films" for item in items
+        ]
     match slot:
         case "triples":
             return [f"hint 2: movie {item['movie_id']}, {_fact(item, scores)}" for item in items]

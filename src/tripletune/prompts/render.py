@@ -6,6 +6,7 @@ Columnar throughout: a section's lines lie one after the other for all examples,
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -53,7 +54,7 @@ def draw_lines(examples: pl.DataFrame, template: Template, form: TripleForm, tit
     Args:
         examples: lists of movie ids of the template's columns, ``candidates`` in the order shown, and ``completion``
             (the films to answer with); ``triples``, a list of structs with ``movie_id, relation, entity_name`` whose
-            names are clean already. Any list may be empty.
+            names are clean already, as are those of topics. Any list may be empty.
         template: fixed text, words and order of the sections.
         form: form of a triple, ``Heat (1995) - directed by - Michael Mann`` or a sentence.
         titles: ``movie_id, display`` from ``sanitise.display_titles``.
@@ -63,6 +64,8 @@ def draw_lines(examples: pl.DataFrame, template: Template, form: TripleForm, tit
         listed, hint = examples[slot], HINT_OF.get(slot)
         if hint and hint.kind == "triples":
             lines[slot] = _triple_lines(listed, form, template.wording, titles)
+        elif hint and hint.kind == "topics":
+            lines[slot] = _topic_lines(listed, template)
         elif hint:
             lines[slot] = _film_lines(listed, _numbers(listed) if hint.numbered else _bullet(), titles)
         elif slot == "candidates":
@@ -218,3 +221,21 @@ def _triple_lines(triples: pl.Series, form: TripleForm, wording: Wording, titles
         (_bullet(), lines["display"], lines["between"].str.strip_chars(), lines["ending"]) if is_apart else (texts,)
     )
     return Lines(texts, _starts(triples), pieces)
+
+
+def _topic_lines(topics: pl.Series, template: Template) -> Lines:
+    """Lines such as ``- directed by Michael Mann: 7 liked films, 2 of the newest 10``."""
+    flat = topics.explode(empty_as_null=False).struct.unnest()
+    words = words_of_relations(flat["relation"].unique().sort(), "arrow", template.wording, inline=True)
+    told = flat.join(words, on="relation", how="left", maintain_order="left")
+    values = {
+        "fact": pl.concat_str("between", "entity_name", "end"),
+        "films": pl.col("films").cast(pl.String),
+        "recent": pl.col("recent").cast(pl.String),
+    }
+    parts = [
+        values[part] if place % 2 else pl.lit(part)  # a slot follows each text
+        for place, part in enumerate(re.split(r"\{(\w+)\}", template.topic))
+    ]
+    lines = told.select(pl.concat_str(pl.lit(f"{BULLET} "), *parts)).to_series()
+    return Lines(lines, _starts(topics), (lines,))

@@ -2,7 +2,8 @@
 
 A file has front matter and parts. The front matter names the template, its language, its answer style and the order of
 its sections; each part ``[section]`` holds that section's text. A section of data has its slot once, alone on a line,
-in place of the lines of data. The part ``[inline]`` names the columns that candidates' lines show instead. A file with
+in place of the lines of data. The part ``[inline]`` names the columns that candidates' lines show instead, the part
+``[topic]`` holds the words of a topic. A file with
 ``base`` inherits everything it does not define from the shipped template of that name, so a variant holds only the
 differences. Braces that hold no slot's name are refused, so that a misspelt slot can't reach a model as text.
 """
@@ -16,10 +17,10 @@ from pathlib import Path
 
 from tripletune.config.base import is_path
 from tripletune.errors import ConfigError
-from tripletune.prompts.wording import TripleForm, Wording, parse_inline, parse_wording
+from tripletune.prompts.wording import TripleForm, Wording, check_topic, parse_inline, parse_wording
 from tripletune.schemas.answers import ANSWER_STYLES, AnswerStyle
 from tripletune.schemas.hint import EVIDENCE
-from tripletune.schemas.hints import HINTS
+from tripletune.schemas.hints import HINTS, TOPIC_HINTS
 from tripletune.schemas.inline import Inline, Words
 from tripletune.store.fingerprint import sha256_json
 
@@ -29,7 +30,7 @@ SLOTS = (*EVIDENCE, *(hint.name for hint in HINTS), "candidates")
 _SECTIONS = (*SLOTS, "answer")
 _NEEDED = ("candidates", "answer")
 _FIELDS = ("language", "answers", "sections")
-_PARTS = ("system", *_SECTIONS, "inline", "words")
+_PARTS = ("system", *_SECTIONS, "inline", "topic", "words")
 _LAYOUT = re.compile(r"---\n(?P<front>.*?)\n---\n(?P<parts>\[.*)", re.DOTALL)
 _PART = re.compile(r"^\[([a-z]+)\]\n", re.MULTILINE)
 _SLOT = re.compile(r"\{([^{}\n]*)\}")
@@ -54,6 +55,8 @@ class Template:
     wording: Wording
     inline: Words = ()
     """Columns that the lines of candidates show after the title, and their words, in this order."""
+    topic: str = ""
+    """Words of a topic's line; empty where the template has no section of topics."""
 
     @property
     def answer_style(self) -> str:
@@ -220,6 +223,9 @@ def _assemble(file: _File, where: str) -> Template:
     said = {"language": language, "answers": style, "system": file.parts["system"], "texts": texts, "slots": slots}
     if inline:  # a template without inline hints keeps its hash, and adapters their contract
         said["inline"] = inline
+    topic = _topic(file, slots, where)
+    if topic:  # likewise
+        said["topic"] = topic
     return Template(
         id=file.front["id"],
         sha256=sha256_json({**said, "words": sorted(words.split("\n"))}),
@@ -230,7 +236,18 @@ def _assemble(file: _File, where: str) -> Template:
         slots=slots,
         wording=wording,
         inline=inline,
+        topic=topic,
     )
+
+
+def _topic(file: _File, slots: tuple[str, ...], where: str) -> str:
+    """The words of a topic, if the template shows topics."""
+    if not any(hint.name in slots for hint in TOPIC_HINTS):
+        return ""
+    if "topic" not in file.parts:
+        raise ConfigError(f"template {where} has a section of topics and no part [topic]{_hint()}")
+    check_topic(file.parts["topic"], where)
+    return file.parts["topic"]
 
 
 def _check_slots(section: str, text: str, where: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -10,13 +11,13 @@ import polars as pl
 
 from tripletune.errors import ConfigError
 from tripletune.prompts.sanitise import clean_text
-from tripletune.schemas.hints import HINT_OF
+from tripletune.schemas.hints import HINT_OF, HINTS
 from tripletune.schemas.inline import FACT, NAME, OTHER, PLACE, RELATION, Words
 from tripletune.schemas.knowledge import RELATION_NAMES
 
 TripleForm = Literal["arrow", "sentence"]
 
-_INLINE = ("retrieved", *HINT_OF)
+_INLINE = ("retrieved", *(hint.name for hint in HINTS if hint.kind != "topics"))
 """Columns that a candidate's line may show."""
 
 
@@ -153,6 +154,23 @@ def _inline_slot(column: str) -> str:
     if hint is None or hint.numbered:
         return PLACE
     return FACT if hint.kind == "triples" else ""
+
+
+_TOPIC = re.compile(r"\{fact\}[^{}\d\n]*\{films\}[^{}\d\n]*\{recent\}[^{}\n]*")
+
+
+def check_topic(words: str, where: str) -> None:
+    """Refuse words of a topic without the fact, the liked films that share it and those of them among the newest likes,
+    in this order and with no other number between them.
+
+    Raises:
+        ConfigError: they are of another form.
+    """
+    if not _TOPIC.fullmatch(words):
+        raise ConfigError(
+            f"template {where}: the part [topic] must be one line that begins with {{fact}} and then holds {{films}} "
+            "and {recent}, with no digits before {recent} and no other braces"
+        )
 
 
 def words_of_relations(

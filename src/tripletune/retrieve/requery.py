@@ -16,9 +16,9 @@ from tripletune.retrieve.histories import find_answers, find_history, find_seen,
 from tripletune.retrieve.recent import RecentLikes
 from tripletune.retrieve.retriever import Retriever
 from tripletune.schemas.base import conform
-from tripletune.schemas.hints import FILM_HINTS
+from tripletune.schemas.hints import RETRIEVED_HINTS
 from tripletune.schemas.query import QUERY_KEY
-from tripletune.schemas.retrieve import DAY, REQUERIED
+from tripletune.schemas.retrieve import DAY, REQUERIED, as_numbers
 from tripletune.stable_hash import mix
 
 USERS = 96
@@ -111,5 +111,6 @@ def _ask(
     for (name,), lists in rankings.group_by("retriever"):
         yield str(name), lists
     if retriever.settings.candidates != "kerag":  # which puts the answers among the candidates
-        for column in ("candidates", *(hint.name for hint in FILM_HINTS)):
-            yield column, retrieved.select(*QUERY_KEY, top=column)
+        yield "candidates", retrieved.select(*QUERY_KEY, top="candidates")
+        for hint in RETRIEVED_HINTS:
+            yield hint.name, retrieved.select(*QUERY_KEY, top=as_numbers(hint))

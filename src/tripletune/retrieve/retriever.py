@@ -31,8 +31,10 @@ from tripletune.retrieve.people import People
 from tripletune.retrieve.profiles import RelationTable
 from tripletune.retrieve.rankings import FilmEvidence, as_lists, as_rows, rank_by_popularity, rank_by_rgat
 from tripletune.retrieve.similar import Neighbours
+from tripletune.retrieve.topics import TopicTable
 from tripletune.retrieve.triples import TripleTable, choose_triples, read_triples
 from tripletune.schemas.base import conform
+from tripletune.schemas.hint import TOPICS
 from tripletune.schemas.query import FIT_OF, QUERY_KEY
 from tripletune.schemas.retrieve import CHOICES, RANKINGS, RETRIEVED
 from tripletune.store.request_time import reading_request_time
@@ -88,6 +90,8 @@ class Retriever:
     first_stages: dict[str, FirstStage]
     evidence: dict[str, FilmEvidence]
     relations: dict[str, RelationTable]
+    topics: dict[str, TopicTable]
+    """Empty where no topics are looked for."""
     reads_request_time: bool = False
     """Whether a list reads when its query is asked; the queries have ``asked_at`` then."""
 
@@ -137,6 +141,11 @@ class Retriever:
             tables = {fit: TripleTable.build(facts[fit], triples, seed) for fit in fits}
             evidence = {fit: FilmEvidence.build(facts[fit]) for fit in fits}
             relations = {fit: RelationTable.build(table, facts[fit]) for fit, table in tables.items()}
+        found = neighbours.result()
+        topics = {}
+        if settings.num_topics:
+            movie_M = catalogue.movie_ids(np.arange(len(catalogue)))
+            topics = {fit: TopicTable.build(tables[fit], movie_M, found[fit].like_counts_M) for fit in fits}
         return cls(
             settings=settings,
             num_liked_triples=num_liked_triples,
@@ -144,10 +153,11 @@ class Retriever:
             lightgcn=films,
             rgat=facts,
             tables=tables,
-            neighbours=neighbours.result(),
+            neighbours=found,
             first_stages=stages,
             evidence=evidence,
             relations=relations,
+            topics=topics,
             reads_request_time=bool(reading_request_time(trained)),
         )
 
@@ -198,7 +208,7 @@ class Retriever:
     ) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
         retrieved, choices, rankings = [RETRIEVED.to_frame()], [CHOICES.to_frame()], [RANKINGS.to_frame()]
         for batch in self._batches(queries, history, seen):
-            found = self._find_films(batch, answers)
+            found = self._with_topics(self._find_films(batch, answers), batch.fit, history)
             retrieved.append(conform(found, RETRIEVED))
             choices.append(
                 conform(self._choose(batch, films_to_explain(found, history, self.num_liked_triples)), CHOICES)
@@ -246,6 +256,11 @@ class Retriever:
         columns |= compute_hints(inputs)
         lists = [as_lists(fit.catalogue.movie_ids(films)).alias(name) for name, films in columns.items()]
         return batch.queries.with_columns(lists)
+
+    def _with_topics(self, found: pl.DataFrame, fit: str, history: pl.DataFrame) -> pl.DataFrame:
+        if fit not in self.topics:
+            return found.with_columns(topics=pl.lit([], dtype=TOPICS))
+        return found.with_columns(self.topics[fit].find(found, history, self.settings.num_topics).alias("topics"))
 
     def _rank(self, batch: _Batch, answers: pl.DataFrame) -> pl.DataFrame:
         fit, evidence, num = self.lightgcn[batch.fit], self.evidence[batch.fit], len(batch.queries)

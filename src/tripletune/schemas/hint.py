@@ -1,4 +1,4 @@
-"""Declaration of a hint: a list of films or triples that a specialist adds to a prompt.
+"""Declaration of a hint: a list of films, triples or topics that a specialist adds to a prompt.
 
 A declaration is data, used by everything that handles hints: the columns of retrieve and generate are assembled from
 ``hints.HINTS``, a template may have a section of a hint's name, ``prompts`` draws the lines of its kind, the token
@@ -13,10 +13,17 @@ from typing import Literal
 
 import polars as pl
 
-HintKind = Literal["films", "triples"]
+HintKind = Literal["films", "triples", "topics"]
 
 TRIPLE = pl.Struct({"movie_id": pl.Int32, "relation": pl.String, "entity": pl.String, "entity_name": pl.String})
-DTYPES: dict[HintKind, pl.DataType] = {"films": pl.List(pl.Int32), "triples": pl.List(TRIPLE)}
+TOPIC = pl.Struct(
+    {"relation": pl.String, "entity": pl.String, "entity_name": pl.String, "films": pl.Int32, "recent": pl.Int32}
+)
+"""A fact that many liked films share, the number of these films, and how many of them are among the newest likes."""
+TOPICS = pl.List(TOPIC)
+NEWEST_LIKES = 10
+"""Likes that count as recent in a topic; the templates' words say the number."""
+DTYPES: dict[HintKind, pl.DataType] = {"films": pl.List(pl.Int32), "triples": pl.List(TRIPLE), "topics": TOPICS}
 """Type of a hint's column, by kind."""
 EVIDENCE = ("liked", "disliked")
 """Columns and sections of the films that the user rated before the cutoff, newest first."""
@@ -59,7 +66,7 @@ class Hint:
     """Number of the hint in text, as in "hint 1"; two sections may share one."""
     specialist: Specialist
     kind: HintKind
-    """films: a column of this name in retrieve's rows; triples: those that retrieve chose (``CHOICES``)."""
+    """films, topics: a column of this name in retrieve's rows; triples: those that retrieve chose (``CHOICES``)."""
     meaning: str
     """Description of the column for the data card."""
     numbered: bool = False
@@ -72,7 +79,7 @@ class Hint:
     settings: tuple[str, ...] = ()
     """Fields of ``[retrieve]`` that shape it, in which prompts and adapter must agree."""
     shortened: bool
-    """Whether the token budget may drop lines: the last films, or the triples about a like that is dropped."""
+    """Whether the token budget may drop lines: the last films or topics, or the triples about a dropped like."""
     masked: bool
     """Audit rule: it holds no film that the user rated before the cutoff."""
     within: tuple[str, ...] = ()

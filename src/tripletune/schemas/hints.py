@@ -41,10 +41,23 @@ HINTS = (
         masked=False,
         within=("candidates", "liked"),
     ),
+    Hint(
+        name="topics",
+        number=3,
+        specialist=RGAT,
+        kind="topics",
+        meaning="facts that many of the user's likes share, of those that the R-GAT was trained on",
+        settings=("num_topics",),
+        shortened=True,
+        masked=False,
+    ),
 )
 """Every hint, in the order of the columns. The token budget drops their lines in this order too."""
 HINT_OF = {hint.name: hint for hint in HINTS}
 FILM_HINTS = tuple(hint for hint in HINTS if hint.kind == "films")
+TOPIC_HINTS = tuple(hint for hint in HINTS if hint.kind == "topics")
+RETRIEVED_HINTS = (*FILM_HINTS, *TOPIC_HINTS)
+"""Hints that are columns of retrieve's rows."""
 TRIPLE_HINTS = tuple(hint for hint in HINTS if hint.kind == "triples")
 SPECIALISTS = tuple(dict.fromkeys(hint.specialist for hint in HINTS))
 """Every specialist that writes a hint, in the order of the columns."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import polars as pl
 
 from tripletune.schemas.base import columns
-from tripletune.schemas.hints import FILM_HINTS
+from tripletune.schemas.hint import Hint
+from tripletune.schemas.hints import RETRIEVED_HINTS
 from tripletune.schemas.query import PURPOSES
 
 RETRIEVED = columns(
@@ -15,16 +16,16 @@ RETRIEVED = columns(
         "unseen": pl.Boolean,
         "cutoff": pl.Int32,
         "candidates": pl.List(pl.Int32),
-        **{hint.name: hint.dtype for hint in FILM_HINTS},
+        **{hint.name: hint.dtype for hint in RETRIEVED_HINTS},
     }
 )
 """retrieve/retrieved/shard=NNN.parquet, sorted by query. All columns are computed from the user's rows with
 ``position < cutoff``, the position of the first answer. ``candidates`` in the retriever's order (shown shuffled),
 ``ranking`` is hint 1 (the first candidates in LightGCN's order, for every retriever), ``similar`` films that similar
-users liked."""
+users liked, ``topics`` facts that many of the likes share."""
 RETRIEVED_COLUMNS = {
     "candidates": "films in the retriever's order",
-    **{hint.name: f"hint {hint.number}: {hint.meaning}" for hint in FILM_HINTS},
+    **{hint.name: f"hint {hint.number}: {hint.meaning}" for hint in RETRIEVED_HINTS},
 }
 """What the columns of ``RETRIEVED`` hold that only it has."""
 
@@ -164,5 +165,14 @@ were changed. The audit compares them with those of ``RANKINGS`` and ``RETRIEVED
 Columns:
     change: what was changed: the times alone, or films and ratings
     retriever: name of the list, or of the column of ``RETRIEVED``
-    top: the films, best first
+    top: the films, best first; of a column of topics three numbers for each: films, recent, bytes of the entity's key
 """
+
+
+def as_numbers(hint: Hint) -> pl.Expr:
+    """A hint's column of ``RETRIEVED`` in the form of ``REQUERIED.top``."""
+    if hint.kind != "topics":
+        return pl.col(hint.name).cast(REQUERIED["top"])
+    field = pl.element().struct.field
+    numbers = pl.concat_list(field("films"), field("recent"), field("entity").str.len_bytes().cast(pl.Int32))
+    return pl.col(hint.name).list.eval(numbers.explode(empty_as_null=False)).cast(REQUERIED["top"])
