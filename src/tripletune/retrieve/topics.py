@@ -2,9 +2,11 @@
 """Topics of a user's likes: the facts that more of them share than the likes of all users do.
 
 A long history is summed up in a few lines, such as ``directed by Hayao Miyazaki: 7 liked films, 2 of the newest 10``.
-Topics are chosen one by one. A fact's excess is the number of likes that no earlier topic covers and that have the
-fact, less the number to be expected if these were drawn from the likes of all users in the fit; the fact with the
-largest excess is the next topic and covers its films. A topic's counts are of all likes before the cutoff.
+Topics are chosen one by one. Of the likes that no earlier topic covers n have a fact, and m are to be expected if they
+were drawn from the likes of all users in the fit; the fact with the largest log-likelihood ratio n ln(n / m) - (n - m)
+(Dunning 1993, https://aclanthology.org/J93-1003, as for Poisson counts) is the next topic and covers its films. It is
+large for broad facts and for striking ones: the excess n - m alone finds hardly any but decades and genres. A topic's
+counts are of all likes before the cutoff.
 
 Likes are counted and not modelled, so that counts of an earlier cutoff and of the likes since then add up to those of
 today; nothing has to be kept from run to run.
@@ -25,6 +27,8 @@ from tripletune.schemas.query import QUERY_KEY
 
 MIN_FILMS = 3
 """Likes that a topic covers at least; two films share some fact by chance."""
+MIN_RATIO = 3.0
+"""Log-likelihood ratio of a topic at least: the likes are 20 times as probable as if the user liked what all do."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,7 +39,7 @@ class TopicTable:
     """``movie_id, fact``, unique; ``fact`` is a row of ``facts``."""
     facts: pl.DataFrame
     """Columns ``relation, entity, entity_name, share``; sorted by the first two. ``share``: of the likes in the rows of
-    the fit, those of films that have the fact."""
+    the fit, those of films that have the fact, and of one more for each fact, so that none is 0."""
 
     @classmethod
     def build(cls, table: TripleTable, movie_M: Ints, likes_M: Ints) -> TopicTable:
@@ -49,11 +53,11 @@ class TopicTable:
         told = table.text.with_columns(movie_id=np.repeat(table.films, np.diff(table.offsets)))
         told = told.cast({"movie_id": pl.Int32}).unique(["movie_id", "relation", "entity"], maintain_order=True)
         popular = pl.DataFrame({"movie_id": movie_M, "likes": likes_M}).cast({"movie_id": pl.Int32})
-        num_likes = max(int(likes_M.sum()), 1)
+        num_likes = int(likes_M.sum())
         facts = (
             told.join(popular, on="movie_id", how="left")
             .group_by("relation", "entity")
-            .agg(pl.col("entity_name").min(), share=pl.col("likes").sum() / num_likes)
+            .agg(pl.col("entity_name").min(), share=(pl.col("likes").sum() + 1) / (num_likes + 1))
             .sort("relation", "entity")
             .with_row_index("fact")
         )
@@ -61,7 +65,7 @@ class TopicTable:
         return cls(films=films, facts=facts.drop("fact"))
 
     def find(self, queries: pl.DataFrame, history: pl.DataFrame, num_topics: int) -> pl.Series:
-        """Topics of each query, the one with the largest excess first.
+        """Topics of each query, the most striking one first.
 
         Args:
             queries: ``QUERY_KEY``, unique.
@@ -102,9 +106,11 @@ class TopicTable:
                 .filter(pl.col("len") >= MIN_FILMS)
                 .join(films, on="row")
                 .join(shares, on="fact")
-                .with_columns(excess=pl.col("len") - pl.col("of_row") * pl.col("share"))
-                .filter(pl.col("excess") > 0)
-                .sort("row", "excess", "fact", descending=[False, True, False])
+                .with_columns(expected=pl.col("of_row") * pl.col("share"))
+                .filter(pl.col("len") > pl.col("expected"))
+                .with_columns(ratio=_ratio(pl.col("len"), pl.col("expected")))
+                .filter(pl.col("ratio") >= MIN_RATIO)
+                .sort("row", "ratio", "fact", descending=[False, True, False])
                 .unique("row", keep="first", maintain_order=True)
             )
             if best.is_empty():
@@ -112,6 +118,11 @@ class TopicTable:
             yield best.select("row", "fact", place=pl.lit(place, pl.Int32))
             covered = uncovered.join(best, on=["row", "fact"], how="semi")
             uncovered = uncovered.join(covered, on=["row", "movie_id"], how="anti")
+
+
+def _ratio(found: pl.Expr, expected: pl.Expr) -> pl.Expr:
+    """Log-likelihood ratio, rounded, as logarithms differ by processor in their last bits."""
+    return (found * (found / expected).log() - (found - expected)).round(9)
 
 
 _NONE_CHOSEN = pl.DataFrame(schema={"row": pl.UInt32, "fact": pl.UInt32, "place": pl.Int32})
