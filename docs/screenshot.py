@@ -16,6 +16,7 @@ from PIL import Image
 
 from tripletune.errors import UserError
 from tripletune.store.runs import read_run
+from tripletune.summary import summarise_run
 
 PICTURE = Path(__file__).parent / "report.png"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
@@ -53,7 +54,7 @@ def main() -> None:
     parser.add_argument("--run", default="", help="name of a run; empty: the latest that has a report")
     given = parser.parse_args()
     record = read_run(given.artifacts, given.run, needs="evaluate")
-    photograph(record.paths(given.artifacts).require("evaluate") / "report.html", PICTURE)
+    photograph(summarise_run(record, given.artifacts).page, PICTURE)
     print(f"{PICTURE}: {PICTURE.stat().st_size / 1024:.0f} KiB, of {record.name}")
 
 

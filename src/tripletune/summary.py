@@ -44,6 +44,8 @@ class Changes:
     """What differs from the last run of the dataset."""
 
     last: str
+    rows: tuple[str, ...]
+    """The rows that are compared, the last run's first: what each serves."""
     lines: list[Line]
     """``PROMOTION_METRIC`` of test and valid on the shared users; none where the values were not compared."""
     settings: list[Difference]
@@ -83,10 +85,11 @@ def summarise_run(record: RunRecord, root: Path) -> Summary:
     changes = _changes(record, root)
     of_run = [_promotion(record, root), _since(changes)]
     facts = run_facts(record)
-    values = {"last": "", "lines": [], "not_compared": "", "differing": []}
+    values: dict[str, Any] = {"last": "", "rows": (), "lines": [], "not_compared": "", "differing": []}
     if changes:
         values = {
             "last": changes.last,
+            "rows": changes.rows,
             "lines": changes.lines,
             "not_compared": changes.not_compared,
             "differing": difference_tables(changes.settings, changes.inputs, changes.stages),
@@ -151,16 +154,19 @@ def _promotion(record: RunRecord, root: Path) -> Verdict:
 def _since(changes: Changes | None) -> Verdict:
     question = "Is it better than the last run?"
     if changes is None:
-        return Verdict(question, "not known", "There is no earlier completed run of this dataset whose outputs are here.")
+        return Verdict(question, "not known", "No earlier completed run of this dataset has its outputs here.")
     if not (changes.stages or changes.not_compared):
         return Verdict(question, "not shown", f"Every output is the same as in {changes.last}.")
-    differ = [f"{len(of_kind)} {name}" for name, of_kind in (("settings", changes.settings), ("inputs", changes.inputs))]
+    differ = [
+        f"{len(of_kind)} {name}" for name, of_kind in (("settings", changes.settings), ("inputs", changes.inputs))
+    ]
     other = f"{', '.join(differ)} and {len(changes.stages)} stages differ from {changes.last}"
     test = next((line for line in changes.lines if line.purpose == "test"), None)
     if test is None:
         return Verdict(question, "not known", f"{other}; {changes.not_compared or 'no test query is shared'}.")
     text = (
-        f"{test.metric} {signed(test.difference)} (p adjusted {test.p_adjusted:.3f}, {test.num_users:,} shared users), "
+        f"{test.metric} of {changes.rows[1]} minus that run's {changes.rows[0]}: {signed(test.difference)} "
+        f"(p adjusted {test.p_adjusted:.3f}, {test.num_users:,} shared users), "
         f"{test.mean:.3f} against {test.baseline_mean:.3f}; {other}."
     )
     return Verdict(question, WORDS[test.verdict], text)
@@ -194,6 +200,7 @@ def _changes(record: RunRecord, root: Path) -> Changes | None:
         why = str(error)
     return Changes(
         last=last.name,
+        rows=tuple(run.row for run in runs),
         lines=lines,
         settings=differing_settings(runs),
         inputs=differing_inputs(runs),

@@ -13,6 +13,7 @@ from typing import Any
 import polars as pl
 import pytest
 from rich.console import Console
+from scipy.stats import binomtest
 from written_run import UNSEEN, Run, rewrite, write_run
 
 from tripletune.cli.inspect import metrics_tables
@@ -423,3 +424,17 @@ def test_a_viewer_answered_twice_is_refused(damaged: Run, tmp_path: Path) -> Non
 def test_a_cutoff_deeper_than_the_lists_is_refused(run: Run, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="cut-off of 30"):
         evaluate(run, tmp_path / "out", EvaluateConfig().model_copy(update={"retrieval_cutoffs": (30,)}))
+
+
+def test_a_share_of_users_has_its_exact_interval_and_a_mean_its_bootstrap(out: Path) -> None:
+    lines = pl.read_parquet(out / "metrics.parquet").filter(pl.col("group") == "all").to_dicts()
+    found = {(line["row"], line["metric"]): line for line in lines}
+    for key in (("tuned", "hr_at_5"), ("popularity", "hr_at_10"), ("retrieval", "ceiling")):
+        line = found[key]
+        hits = round(line["value"] * line["num_viewers"])
+        exact = binomtest(hits, line["num_viewers"]).proportion_ci(0.95, method="exact")
+        assert (line["low"], line["high"]) == pytest.approx((exact.low, exact.high), abs=1e-12)
+    values = pl.read_parquet(out / "per_viewer.parquet").filter(pl.col("row") == "tuned", pl.col("purpose") == "test")
+    mean = mean_interval(values.sort("user_id")["ndcg_at_5"].to_numpy(), confidence=0.95, resamples=200, seed=3)
+    line = found["tuned", "ndcg_at_5"]
+    assert (line["low"], line["high"]) == pytest.approx((mean.low, mean.high), abs=1e-12)

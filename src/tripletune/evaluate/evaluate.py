@@ -24,8 +24,8 @@ import polars as pl
 from tripletune.config import EvaluateConfig
 from tripletune.errors import InputError
 from tripletune.evaluate.cold import KNOWLEDGE_GROUPS, MEASURES, known_films, score_by_knowledge
-from tripletune.evaluate.metrics import VALID, mean_over_cutoffs, score_lists
 from tripletune.evaluate.families import GROUPS
+from tripletune.evaluate.metrics import VALID, mean_over_cutoffs, score_lists
 from tripletune.evaluate.report import write_report
 from tripletune.evaluate.significance import (
     Interval,

@@ -133,7 +133,7 @@ def _dataset(folders: Mapping[str, Path]) -> str:
 
 
 def _facts(folders: Mapping[str, Path], seed: int) -> list[tuple[str, str]]:
-    """Model, prompts and data by what the stages' manifests say, each with its label; of a work folder the seed alone."""
+    """Model, prompts and data from the stages' manifests, each with its label; of work folders the seed alone."""
 
     def of(stage: str, part: str) -> Mapping[str, Any]:
         manifest = read_manifest(folders[stage]) or {}

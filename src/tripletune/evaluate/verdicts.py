@@ -45,7 +45,7 @@ def verdicts(metrics: pl.DataFrame, comparisons: pl.DataFrame) -> list[Verdict]:
     hints = Verdict(
         "Did the hints help?",
         "not known",
-        "One run can't tell: compare it with a run on the same questions whose template has no hints, such as hints-off "
+        "One run can't tell: compare it with a run on the same queries whose template has no hints, such as hints-off "
         "(tripletune compare).",
     )
     return [*found, hints]
@@ -63,7 +63,7 @@ def _compared(question: str, a: str, b: str, metrics: pl.DataFrame, comparisons:
     same = all(name in values and values[name]["num_viewers"] == line["num_viewers"] for name in (a, b))
     means = f", {values[a]['value']:.3f} against {values[b]['value']:.3f}" if same else ""
     if line["low"] is None:
-        text = f"{PROMOTION_METRIC} of {a} minus {b}: {signed(line['difference'])}{means}; {users}, too few for an interval."
+        text = f"{PROMOTION_METRIC} of {a} minus {b}: {signed(line['difference'])}{means}; {users}, so no interval."
         return Verdict(question, "not known", text)
     if line["low"] == line["high"] == 0:
         return Verdict(question, "no", f"{PROMOTION_METRIC} of {a} and {b} is the same for each of {users}{means}.")
