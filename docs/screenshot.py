@@ -25,13 +25,18 @@ SIZE = (1200, 1055)
 COLOURS = 64
 
 
+def find_browser() -> str | None:
+    """Path of the first of ``BROWSERS`` that is installed."""
+    return next((found for name in BROWSERS if (found := shutil.which(name))), None)
+
+
 def photograph(page: Path, picture: Path, size: tuple[int, int] = SIZE) -> None:
     """Write a PNG of the top of a local HTML page.
 
     Raises:
         UserError: no browser is installed, or it wrote no picture.
     """
-    browser = next((found for name in BROWSERS if (found := shutil.which(name))), None)
+    browser = find_browser()
     if browser is None:
         raise UserError(f"no browser found (looked for {', '.join(BROWSERS)}); install Debian's package chromium")
     with tempfile.TemporaryDirectory() as scratch:
