@@ -11,11 +11,10 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from tripletune.compare.compare import Line, compare_runs
 from tripletune.compare.differences import (
     Difference,
     difference_tables,
@@ -32,6 +31,9 @@ from tripletune.html.pages import render_page
 from tripletune.store.champion import read_decision
 from tripletune.store.files import make_folder, write_atomically
 from tripletune.store.runs import RunRecord, list_runs, run_page
+
+if TYPE_CHECKING:
+    from tripletune.compare.compare import Line
 
 SLOT = re.compile(r"<!--run: (\w+)-->\n.*?<!--run: end \1-->\n?", re.DOTALL)
 """A place of the report that a run fills; data can't forge one, as its ``<`` is escaped."""
@@ -193,6 +195,8 @@ def _changes(record: RunRecord, root: Path) -> Changes | None:
     try:
         runs = [read_scores(one.name, root) for one in (last, record)]
         if last.fingerprints["evaluate"] != record.fingerprints["evaluate"]:
+            from tripletune.compare.compare import compare_runs  # takes scipy.stats: a second that others need not wait
+
             metrics, confidence = [PROMOTION_METRIC], settings.confidence
             found = compare_runs(runs, metrics=metrics, confidence=confidence, resamples=settings.bootstrap_resamples)
             lines = found.lines

@@ -20,11 +20,12 @@ from tripletune.html.pages import render_page
 from tripletune.quality.report import report_quality
 
 STYLE = render_page("templates/style.html.j2")
-GOOD = f"""<!doctype html><html lang="en"><head><meta name="viewport"><title>t</title>{STYLE}</head><body><h1>one</h1>
+GOOD = f"""<!doctype html><html lang="en"><head><meta name="viewport"><title>t</title>{STYLE}</head><body>
+<main><h1>one</h1>
 <a href="#x">x</a><h2 id="x">two</h2><pre tabindex="0">p</pre>
 <div class="wide" tabindex="0" role="group" aria-label="l"><table>
 <caption>c</caption><tr><th scope="col">h</th></tr></table></div>
-</body></html>"""
+</main></body></html>"""
 
 
 def test_a_good_page_has_no_fault() -> None:
