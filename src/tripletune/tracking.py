@@ -250,7 +250,9 @@ class StageRun:
         last = max((point.step for point in curve), default=0)
         drawn = {point.key for point in curve}  # eval_loss is a fact too, which would be one more point of the curve
         numbers = {_metric_name(key): float(value) for key, value in facts.items() if _number(value)}
-        metrics = [Metric(key, value, now, last) for key, value in numbers.items() if key not in drawn]
+        # figures that a training logs as it runs, such as its speed, end at the last step, with one value there
+        figures = [key for key in numbers if key not in drawn and (key, last) not in self._taken]
+        metrics = [Metric(key, numbers[key], now, last) for key in figures]
         texts = {f"fact.{key}": str(value)[:4000] for key, value in facts.items() if isinstance(value, str)}
         tags = {"reused": str(reused).lower(), "fingerprint": manifest["fingerprint"], **texts}
         metrics += self._missing(curve)
@@ -316,11 +318,11 @@ def log_comparison(record: RunRecord, root: Path, baseline: str, files: Sequence
             f"MLflow's store {uri} has no run {record.mlflow_run_id!r} of {record.name}; set MLFLOW_TRACKING_URI to "
             "the store that the run was logged to"
         ) from None
-    _add_link(client, record, f"compared with {baseline}", f"{folder}/comparison.html")
+    add_link(client, record, f"compared with {baseline}", f"{folder}/comparison.html")
     return f"{folder} of run {record.mlflow_run_id}"
 
 
-def _add_link(client: MlflowClient, record: RunRecord, label: str, path: str) -> None:
+def add_link(client: MlflowClient, record: RunRecord, label: str, path: str) -> None:
     """Add a link to an artifact to a run's description, once."""
     link = f"[{label}]({Tracker('', record.mlflow_experiment_id, record.mlflow_run_id).link(path)})"
     note = client.get_run(record.mlflow_run_id).data.tags.get(DESCRIPTION, "")

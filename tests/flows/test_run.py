@@ -161,8 +161,10 @@ def test_mlflow_has_one_parent_with_a_child_per_stage_and_the_lineage(micro):
     curve = pl.read_parquet(micro.paths.folder("finetune") / "curve.parquet")
     points = client.get_metric_history(finetune.info.run_id, "eval_loss")
     assert [point.step for point in points] == curve.filter(pl.col("metric") == "eval_loss")["step"].to_list()
-    (train_loss,) = client.get_metric_history(finetune.info.run_id, "train_loss")
-    assert train_loss.step == curve["step"].max()
+    for name in ("train_loss", "steps", "tokens_per_second"):
+        logged = [point.step for point in client.get_metric_history(finetune.info.run_id, name)]
+        assert 0 not in logged
+        assert logged.count(curve["step"].max()) == 1
 
 
 def test_the_run_has_a_page_of_its_own_and_a_description_in_mlflow(micro):
