@@ -195,7 +195,7 @@ def test_retrievers_that_a_run_may_have_are_measured_where_they_are(damaged: Run
     assert not [name for name in facts if name.startswith("ease-plain")]
     frame = pl.read_parquet(tmp_path / "out" / "comparisons.parquet")
     assert {"popularity", "lightgcn", "rgat"} == set(frame.filter(pl.col("row_a") == "ease")["row_b"])
-    assert "<td>ease</td>" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert '<th scope="row">ease</th>' in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     table = Console(width=200, record=True, file=io.StringIO())
     table.print(metrics_tables(tmp_path / "out", SETTINGS))
     assert "ease " in table.export_text()
@@ -216,7 +216,7 @@ def test_a_further_retriever_is_a_row_and_its_training_a_picture_under_its_own_n
     )
     assert facts["mine_ndcg_at_10"] == facts["lightgcn_ndcg_at_10"]
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
-    assert "<td>mine</td>" in page
+    assert '<th scope="row">mine</th>' in page
     assert "mine: training loss" in page
     assert "finetune: " not in page
     frame = pl.read_parquet(tmp_path / "out" / "comparisons.parquet")
@@ -292,7 +292,9 @@ def test_a_part_of_the_users_is_compared_on_these_alone(out: Path, damaged: Run,
 def test_tables_state_the_users_of_a_system_that_ranked_a_part(out: Path, damaged: Run, tmp_path: Path) -> None:
     evaluate(untuned_ranks(damaged, {2, 3, 7, 8, 9, 12, 20}), tmp_path / "out")
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
-    assert page.count('<td>untuned <span class="faint">7 users</span></td>') == 2 * 2  # test and valid, all and warm
+    assert (
+        page.count('<th scope="row">untuned <span class="faint">7 users</span></th>') == 2 * 2
+    )  # test and valid, all and warm
     assert "untuned ranked the first of the users alone" in page
     assert "ranked the first of the users alone" not in (out / "report.html").read_text(encoding="utf-8")
     table = Console(width=200, record=True, file=io.StringIO())

@@ -209,10 +209,6 @@ def test_cases_name_no_user(html: str) -> None:
     assert "&lt;/pre&gt;&lt;script&gt;" in cases
 
 
-def test_the_same_inputs_give_the_same_bytes(run: Run, html: str, tmp_path: Path) -> None:
-    assert build(run, tmp_path / "again") == html
-
-
 def test_a_run_without_triples_has_a_report(run: Run, tmp_path: Path) -> None:
     for path in (run.rgat / "attention.parquet", run.retrieve / "choices" / "shard-000.parquet"):
         pl.read_parquet(path).clear().write_parquet(path)

@@ -25,7 +25,7 @@ from tripletune.config import EvaluateConfig
 from tripletune.errors import InputError
 from tripletune.evaluate.cold import KNOWLEDGE_GROUPS, MEASURES, known_films, score_by_knowledge
 from tripletune.evaluate.families import GROUPS
-from tripletune.evaluate.metrics import VALID, mean_over_cutoffs, score_lists
+from tripletune.evaluate.metrics import VALID, is_share_metric, mean_over_cutoffs, score_lists
 from tripletune.evaluate.report import write_report
 from tripletune.evaluate.significance import (
     Interval,
@@ -301,7 +301,7 @@ def _measure_means(
     found = _resample(part, rows, names, settings, seed)
     for (row, name), v in found.column.items():
         values_U = found.values_UV[:, v]
-        if is_share(values_U):
+        if is_share_metric(name) and is_share(values_U):
             mean = share_interval(values_U, confidence=settings.confidence)
         else:
             mean = summarise(values_U, found.means_RV[:, v], confidence=settings.confidence)

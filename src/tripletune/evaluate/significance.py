@@ -90,7 +90,7 @@ def mean_interval(values_U: FloatArray, *, confidence: float, resamples: int, se
 
 
 def is_share(values_U: FloatArray) -> bool:
-    """Whether a mean of these values is a share of users: each is 0 or 1."""
+    """Whether each value is 0 or 1, as of a user with one query; of a user with several it is a mean."""
     return bool(((values_U == 0.0) | (values_U == 1.0)).all())
 
 
