@@ -195,8 +195,8 @@ def test_what_helped_hurts_when_the_two_orders_change_places(run: Run, tmp_path:
 def test_a_user_with_several_queries_is_one_case(tmp_path: Path) -> None:
     run = write_run(tmp_path, held_out=3)
     found = worth_reading(run.generate, run.rank)
-    prompts = [case["prompt"][1]["content"].split("Which of these")[0] for kind in found.values() for case in kind]
-    users = [text.split("disliked")[1] for text in prompts]  # every user has disliked other films
+    prompts = [case["prompt"][1]["content"] for kind in found.values() for case in kind]
+    users = [text.split("disliked:\n")[1].split("\n\n")[0] for text in prompts]  # the same in all of a user's prompts
     assert len(users) == len(set(users)) > 2
 
 
