@@ -104,6 +104,15 @@ def test_a_last_run_on_other_queries_is_named_with_the_reason(root: Path) -> Non
     assert "share no questions" in page
 
 
+def test_a_last_run_that_cannot_be_read_is_named_with_the_reason(root: Path) -> None:
+    write_evaluated(root, "odd", 2, 0.0, "2026-01-05T00:00:00Z", rows=("retriever",))
+    write_evaluated(root, "after", 3, 0.0, "2026-01-06T00:00:00Z")
+    page = page_of(root, "after")
+    assert words(page)["Is it better than the last run?"] == "not known"
+    assert "run odd has no row" in page
+    assert "Every output is the same" not in page
+
+
 @pytest.mark.parametrize(
     ("decision", "word", "text"),
     [
