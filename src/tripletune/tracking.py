@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -36,6 +37,10 @@ from tripletune.store.runs import RunRecord, new_run_name, share_run, tracking_u
 
 CHAMPION, BEST = "champion", "best"
 """Aliases of the version that is served, and of the one that later adapters are held to."""
+DESCRIPTION = "mlflow.note.content"
+"""Tag that MLflow's page shows as the run's description."""
+MAX_TAG = 8000
+"""Characters of a tag that every store takes."""
 ADAPTER_FILES = "model"
 """Artifact folder of the promote child: adapter, contract and, for a local base, the base."""
 
@@ -72,6 +77,21 @@ class Tracker:
             client.log_batch(run_id, params=params[start : start + 100])
         for start in range(0, len(tags), 100):
             client.log_batch(run_id, tags=tags[start : start + 100])
+
+    def describe(self, text: str, pages: Mapping[str, str] = MappingProxyType({})) -> None:
+        """Set the description of the parent run, which its page shows as Markdown.
+
+        Args:
+            text: Markdown.
+            pages: artifacts of the parent by what they are called; each becomes a link that MLflow's page opens.
+        """
+        links = [f"[{label}]({self.link(path)})" for label, path in pages.items()]
+        note = f"{text}\n{' · '.join(links)}\n" if links else text
+        self.log(self.parent_run_id, tags=[RunTag(DESCRIPTION, note[:MAX_TAG])])
+
+    def link(self, path: str) -> str:
+        """Where MLflow's page shows an artifact of the parent, relative to the page."""
+        return f"#/experiments/{self.experiment_id}/runs/{self.parent_run_id}/artifacts/{path}"
 
 
 def start_run(
@@ -111,7 +131,7 @@ def start_run(
         return tracker
     run = client.create_run(experiment_id, run_name=name, tags=dict(tags))
     tracker = Tracker(uri, experiment_id, run.info.run_id)
-    tracker.log(run.info.run_id, params=[Param(key, str(value)[:6000]) for key, value in params.items()])
+    tracker.log(run.info.run_id, params=_params(params))
     return tracker
 
 
@@ -167,6 +187,8 @@ def recorded_run(
         started=again.started if again else utc_now(),
         stages=again.stages if again else {},
         config=settings.model_dump(mode="json"),
+        commit=tags.get("git.commit", ""),
+        dirty=tags.get("git.dirty") == "true",
         fingerprints=dict(paths.fingerprints),
         mlflow_run_id=tracker.parent_run_id,
         mlflow_experiment_id=tracker.experiment_id,
@@ -178,6 +200,7 @@ def recorded_run(
     except BaseException as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:500]
         update_run(root, name, status="failed", finished=utc_now(), error=reason)
+        tracker.describe(f"**Failed:** {reason}\n")
         tracker.client().set_terminated(tracker.parent_run_id, status="FAILED")
         _share_failed(root, name, paths.shared)
         raise
@@ -224,9 +247,12 @@ class StageRun:
         facts["stage_peak_gib"] = manifest["peak_bytes"] / 2**30
         folder, now = paths.folder(stage), _now()
         curve = _curve(folder / "curve.parquet", now)
-        drawn = {point.key for point in curve}  # eval_loss is a fact too, which would stand in the curve at step 0
+        last = max((point.step for point in curve), default=0)
+        drawn = {point.key for point in curve}  # eval_loss is a fact too, which would be one more point of the curve
         numbers = {_metric_name(key): float(value) for key, value in facts.items() if _number(value)}
-        metrics = [Metric(key, value, now, 0) for key, value in numbers.items() if key not in drawn]
+        # figures that a training logs as it runs, such as its speed, end at the last step, with one value there
+        figures = [key for key in numbers if key not in drawn and (key, last) not in self._taken]
+        metrics = [Metric(key, numbers[key], now, last) for key in figures]
         texts = {f"fact.{key}": str(value)[:4000] for key, value in facts.items() if isinstance(value, str)}
         tags = {"reused": str(reused).lower(), "fingerprint": manifest["fingerprint"], **texts}
         metrics += self._missing(curve)
@@ -292,7 +318,20 @@ def log_comparison(record: RunRecord, root: Path, baseline: str, files: Sequence
             f"MLflow's store {uri} has no run {record.mlflow_run_id!r} of {record.name}; set MLFLOW_TRACKING_URI to "
             "the store that the run was logged to"
         ) from None
+    add_link(client, record, f"compared with {baseline}", f"{folder}/comparison.html")
     return f"{folder} of run {record.mlflow_run_id}"
+
+
+def add_link(client: MlflowClient, record: RunRecord, label: str, path: str) -> None:
+    """Add a link to an artifact to a run's description, once."""
+    link = f"[{label}]({Tracker('', record.mlflow_experiment_id, record.mlflow_run_id).link(path)})"
+    note = client.get_run(record.mlflow_run_id).data.tags.get(DESCRIPTION, "")
+    if link not in note:
+        client.set_tag(record.mlflow_run_id, DESCRIPTION, f"{note}\n{link}\n"[-MAX_TAG:])
+
+
+def _params(flat: Mapping[str, Any]) -> list[Param]:
+    return [Param(key, str(value)[:6000]) for key, value in flat.items()]
 
 
 def _now() -> int:
@@ -336,14 +375,25 @@ def _dataset(name: str, digest: str, context: str) -> DatasetInput:
 
 
 @contextmanager
-def stage_run(tracker: Tracker, stage: str, tags: Mapping[str, str]) -> Iterator[StageRun]:
-    """Open the child run of a stage; it ends as FAILED when the block raises."""
+def stage_run(
+    tracker: Tracker, stage: str, tags: Mapping[str, str], *, name: str = "", params: Mapping[str, Any] | None = None
+) -> Iterator[StageRun]:
+    """Open the child run of a stage; it ends as FAILED when the block raises.
+
+    Args:
+        tracker: store and parent.
+        stage: its name, also a tag.
+        tags: of the child.
+        name: in MLflow's page; empty: the stage's.
+        params: flat settings of the stage.
+    """
     client = tracker.client()
     run = client.create_run(
         tracker.experiment_id,
-        run_name=stage,
+        run_name=name or stage,
         tags={"mlflow.parentRunId": tracker.parent_run_id, "stage": stage, **tags},
     )
+    tracker.log(run.info.run_id, params=_params(params or {}))
     try:
         yield StageRun(tracker, run.info.run_id)
     except BaseException:

@@ -85,7 +85,7 @@ def losses(uri: str) -> list[tuple[int, float]]:
     client = MlflowClient(uri, registry_uri=uri)
     experiment = client.get_experiment_by_name("tripletune")
     runs = client.search_runs([experiment.experiment_id]) if experiment else []
-    found = [run for run in runs if run.info.run_name == "finetune"]
+    found = [run for run in runs if run.data.tags.get("stage") == "finetune"]
     return (
         [(point.step, point.value) for point in client.get_metric_history(found[0].info.run_id, "loss")]
         if found

@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import subprocess
+import tempfile
 import time
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from tripletune.config import RunConfig
 from tripletune.schemas.generate import EXAMPLES
 from tripletune.schemas.rank import PREDICTIONS
 from tripletune.store.paths import read_manifest
+from tripletune.store.runs import run_page
 
 
 def shard_hashes(micro: MicroRun, root: Path | None = None) -> dict[str, str]:
@@ -152,6 +154,38 @@ def test_mlflow_has_one_parent_with_a_child_per_stage_and_the_lineage(micro):
     assert children["generate"].data.metrics["examples.test"] > 0
     losses = client.get_metric_history(children["finetune"].info.run_id, "loss")
     assert len({point.step for point in losses}) > 1
+    finetune = children["finetune"]
+    assert finetune.info.run_name == "finetune tiny sft"
+    assert finetune.data.params["finetune.lora_r"] == parent.data.params["finetune.lora_r"]
+    assert all(name.startswith("finetune.") for name in finetune.data.params)
+    curve = pl.read_parquet(micro.paths.folder("finetune") / "curve.parquet")
+    points = client.get_metric_history(finetune.info.run_id, "eval_loss")
+    assert [point.step for point in points] == curve.filter(pl.col("metric") == "eval_loss")["step"].to_list()
+    for name in ("train_loss", "steps", "tokens_per_second"):
+        logged = [point.step for point in client.get_metric_history(finetune.info.run_id, name)]
+        assert 0 not in logged
+        assert logged.count(curve["step"].max()) == 1
+
+
+def test_the_run_has_a_page_of_its_own_and_a_description_in_mlflow(micro):
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{micro.root / 'mlflow.db'}")
+    tags = client.get_run(micro.record.mlflow_run_id).data.tags
+    page = run_page(micro.root, micro.record).read_text(encoding="utf-8")
+    for text in (
+        micro.record.name,
+        micro.record.started[:10],
+        micro.record.commit[:10],
+        "Version 1 of tripletune-micro",
+    ):
+        assert text in page
+    assert tags["git.dirty"] == str(micro.record.dirty).lower()
+    assert "**Did tuning help?**" in tags["mlflow.note.content"]
+    assert f"/runs/{micro.record.mlflow_run_id}/artifacts/report.html" in tags["mlflow.note.content"]
+    with tempfile.TemporaryDirectory() as folder:
+        logged = Path(client.download_artifacts(micro.record.mlflow_run_id, "report.html", folder))
+        assert logged.read_text(encoding="utf-8") == page
 
 
 def test_the_champion_reloads_from_the_registry_with_the_same_answers(micro, tmp_path):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 from scipy import stats
 
 from tripletune.evaluate import significance
-from tripletune.evaluate.significance import bootstrap_means, mean_interval
+from tripletune.evaluate.significance import bootstrap_means, is_share, mean_interval, share_interval
 
 
 @pytest.mark.parametrize("confidence", [0.9, 0.95])
@@ -119,3 +121,25 @@ def test_no_more_indices_than_a_block_are_drawn_at_a_time(
     monkeypatch.setattr(np.random, "default_rng", Counting)
     bootstrap_means(np.zeros((num_users, 1)), resamples=20, seed=0)
     assert (max(drawn), sum(drawn)) == (most, 20 * num_users)  # a single resample of many users is never cut
+
+
+@pytest.mark.parametrize(("hits", "users"), [(0, 20), (1, 20), (7, 20), (20, 20), (34, 150), (1, 2)])
+@pytest.mark.parametrize("confidence", [0.8, 0.95])
+def test_the_interval_of_a_share_is_scipys_exact_one(hits: int, users: int, confidence: float) -> None:
+    values_U = np.zeros(users)
+    values_U[:hits] = 1.0
+    found = share_interval(values_U, confidence=confidence)
+    exact = stats.binomtest(hits, users).proportion_ci(confidence, method="exact")
+    assert (found.low, found.high) == pytest.approx((exact.low, exact.high), abs=1e-12)
+    one_sided = stats.binomtest(hits, users, alternative="greater").proportion_ci(confidence, method="exact")
+    assert found.lower_bound == pytest.approx(one_sided.low, abs=1e-12)
+    assert found.value == hits / users
+
+
+def test_only_zeros_and_ones_are_a_share() -> None:
+    assert is_share(np.array([0.0, 1.0]))
+    assert not is_share(np.array([0.0, 0.5]))
+    assert share_interval(np.ones(1), confidence=0.9).low is None
+    for values in ([0.5], [math.nan], []):
+        with pytest.raises(ValueError, match="a share needs users"):
+            share_interval(np.array(values), confidence=0.9)

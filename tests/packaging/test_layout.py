@@ -89,7 +89,8 @@ def test_the_wheel_holds_tripletune_alone_with_its_templates(tmp_path):
     names = zipfile.ZipFile(wheel).namelist()
     tops = {name.split("/")[0] for name in names}
     assert {top for top in tops if not top.endswith(".dist-info")} == {"tripletune"}
-    shipped = {path.relative_to(ROOT / "src").as_posix() for path in (ROOT / "src").rglob("*templates/*")}
+    found = [path for path in (ROOT / "src").rglob("*templates/**/*") if path.is_file()]
+    shipped = {path.relative_to(ROOT / "src").as_posix() for path in found}
     assert shipped
     assert shipped <= set(names)
 

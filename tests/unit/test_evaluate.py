@@ -13,6 +13,7 @@ from typing import Any
 import polars as pl
 import pytest
 from rich.console import Console
+from scipy.stats import binomtest
 from written_run import UNSEEN, Run, rewrite, write_run
 
 from tripletune.cli.inspect import metrics_tables
@@ -194,7 +195,7 @@ def test_retrievers_that_a_run_may_have_are_measured_where_they_are(damaged: Run
     assert not [name for name in facts if name.startswith("ease-plain")]
     frame = pl.read_parquet(tmp_path / "out" / "comparisons.parquet")
     assert {"popularity", "lightgcn", "rgat"} == set(frame.filter(pl.col("row_a") == "ease")["row_b"])
-    assert "<td>ease</td>" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert '<th scope="row">ease</th>' in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     table = Console(width=200, record=True, file=io.StringIO())
     table.print(metrics_tables(tmp_path / "out", SETTINGS))
     assert "ease " in table.export_text()
@@ -215,7 +216,7 @@ def test_a_further_retriever_is_a_row_and_its_training_a_picture_under_its_own_n
     )
     assert facts["mine_ndcg_at_10"] == facts["lightgcn_ndcg_at_10"]
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
-    assert "<td>mine</td>" in page
+    assert '<th scope="row">mine</th>' in page
     assert "mine: training loss" in page
     assert "finetune: " not in page
     frame = pl.read_parquet(tmp_path / "out" / "comparisons.parquet")
@@ -291,7 +292,9 @@ def test_a_part_of_the_users_is_compared_on_these_alone(out: Path, damaged: Run,
 def test_tables_state_the_users_of_a_system_that_ranked_a_part(out: Path, damaged: Run, tmp_path: Path) -> None:
     evaluate(untuned_ranks(damaged, {2, 3, 7, 8, 9, 12, 20}), tmp_path / "out")
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
-    assert page.count('<td>untuned <span class="faint">7 users</span></td>') == 2 * 2  # test and valid, all and warm
+    assert (
+        page.count('<th scope="row">untuned <span class="faint">7 users</span></th>') == 2 * 2
+    )  # test and valid, all and warm
     assert "untuned ranked the first of the users alone" in page
     assert "ranked the first of the users alone" not in (out / "report.html").read_text(encoding="utf-8")
     table = Console(width=200, record=True, file=io.StringIO())
@@ -423,3 +426,17 @@ def test_a_viewer_answered_twice_is_refused(damaged: Run, tmp_path: Path) -> Non
 def test_a_cutoff_deeper_than_the_lists_is_refused(run: Run, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="cut-off of 30"):
         evaluate(run, tmp_path / "out", EvaluateConfig().model_copy(update={"retrieval_cutoffs": (30,)}))
+
+
+def test_a_share_of_users_has_its_exact_interval_and_a_mean_its_bootstrap(out: Path) -> None:
+    lines = pl.read_parquet(out / "metrics.parquet").filter(pl.col("group") == "all").to_dicts()
+    found = {(line["row"], line["metric"]): line for line in lines}
+    for key in (("tuned", "hr_at_5"), ("popularity", "hr_at_10"), ("retrieval", "ceiling")):
+        line = found[key]
+        hits = round(line["value"] * line["num_viewers"])
+        exact = binomtest(hits, line["num_viewers"]).proportion_ci(0.95, method="exact")
+        assert (line["low"], line["high"]) == pytest.approx((exact.low, exact.high), abs=1e-12)
+    values = pl.read_parquet(out / "per_viewer.parquet").filter(pl.col("row") == "tuned", pl.col("purpose") == "test")
+    mean = mean_interval(values.sort("user_id")["ndcg_at_5"].to_numpy(), confidence=0.95, resamples=200, seed=3)
+    line = found["tuned", "ndcg_at_5"]
+    assert (line["low"], line["high"]) == pytest.approx((mean.low, mean.high), abs=1e-12)

@@ -248,8 +248,8 @@ def test_predictions_at_another_cutoff_and_queries_answered_twice_are_refused(da
 def test_the_report_shows_each_example_with_its_own_answers(run: Run, out: Path) -> None:
     page = (out / "report.html").read_text(encoding="utf-8")
     assert "a user's value is the mean over the user's held-out cutoffs" in page
-    parts = page.split("<h2>Examples</h2>")[1].split("<h3>")[1:]
+    parts = page.split('<section id="examples"')[1].split("</section>")[0].split("<h3>")[1:]
     first = run.cutoffs("test")[0]
     assert [part.split()[0] for part in parts] == [f"1:test:{first + place}" for place in range(3)]
     for part in parts:
-        assert part.count("<td>tuned") == 2  # constrained and free
+        assert part.count('<th scope="row">tuned') == 2  # constrained and free

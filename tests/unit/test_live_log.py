@@ -17,7 +17,8 @@ from tripletune.config import TrackingConfig
 from tripletune.finetune import live_log
 from tripletune.finetune.live_log import LiveLog
 from tripletune.store.paths import RunPaths
-from tripletune.tracking import StageRun, Tracker, stage_run, start_run
+from tripletune.store.runs import RunRecord
+from tripletune.tracking import StageRun, Tracker, add_link, stage_run, start_run
 
 POINTS = [(step, {"loss": 10.0 / step, "epoch": step / 5}) for step in range(1, 9)]
 
@@ -218,4 +219,43 @@ def test_points_that_a_server_missed_until_the_end_follow_with_the_output(
     stage.log_output(paths, "finetune", reused=reused)
     assert logged(stage) == sorted(CURVE.rows())
     (steps,) = MlflowClient(stage.tracker.uri).get_metric_history(stage.run_id, "steps")
-    assert steps.value == 8
+    assert (steps.step, steps.value) == (8, 8)  # with the last point of the curve
+
+
+def test_a_child_carries_its_settings_and_the_parent_a_description(stage: StageRun) -> None:
+    tracker, client = stage.tracker, MlflowClient(stage.tracker.uri)
+    with stage_run(tracker, "finetune", {}, name="finetune tiny sft", params={"finetune.lora_r": 8}) as child:
+        pass
+    made = client.get_run(child.run_id)
+    assert (made.info.run_name, made.data.tags["stage"]) == ("finetune tiny sft", "finetune")
+    assert made.data.params == {"finetune.lora_r": "8"}
+    tracker.describe("**what**\n", {"report": "report.html"})
+    note = client.get_run(tracker.parent_run_id).data.tags["mlflow.note.content"]
+    path = f"#/experiments/{tracker.experiment_id}/runs/{tracker.parent_run_id}/artifacts/report.html"
+    assert note == f"**what**\n\n[report]({path})\n"
+    record = RunRecord(
+        name="one", dataset="toy", status="completed", started="", config={"tracking": {"uri": tracker.uri}},
+        fingerprints={}, mlflow_run_id=tracker.parent_run_id, mlflow_experiment_id=tracker.experiment_id,
+    )  # fmt: skip
+    for _ in range(2):
+        add_link(client, record, "compared with two", "compared/two/comparison.html")
+    note = client.get_run(tracker.parent_run_id).data.tags["mlflow.note.content"]
+    assert note.startswith("**what**")
+    assert note.count("[compared with two](#/experiments/") == 1
+
+
+def test_a_figure_ends_at_the_last_step_and_has_one_value_there(stage: StageRun, tmp_path: Path) -> None:
+    def make(work: Path) -> dict[str, float]:
+        CURVE.write_parquet(work / "curve.parquet")
+        return {"eval_loss": 9.0, "train_loss": 7.0, "tokens_per_second": 11.0, "examples": 3}
+
+    paths = RunPaths(root=tmp_path / "artifacts", dataset="toy", fingerprints={"finetune": "f" * 32})
+    paths.build("finetune", make)
+    stage.log_curve(5, {"tokens_per_second": 10.0})
+    stage.log_curve(8, {"train_loss": 2.0})
+    stage.log_output(paths, "finetune", reused=False)
+    client = MlflowClient(stage.tracker.uri)
+    expected = {"tokens_per_second": [(5, 10.0), (8, 11.0)], "train_loss": [(8, 2.0)], "examples": [(8, 3.0)]}
+    for name, points in expected.items():
+        assert [(one.step, one.value) for one in client.get_metric_history(stage.run_id, name)] == points
+    assert client.get_run(stage.run_id).data.metrics["tokens_per_second"] == 11.0

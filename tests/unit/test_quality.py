@@ -12,6 +12,7 @@ import pytest
 from test_report import Tags
 from written_run import Run, rewrite, write_run
 
+from tests.page_rules import faults
 from tripletune.config import QualityConfig
 from tripletune.errors import DriftError, InputError
 from tripletune.quality.report import Quality, refuse_drift, report_quality
@@ -55,6 +56,7 @@ def test_the_page_is_whole_fetches_nothing_and_is_the_same_every_time(clean: Run
     spoil(run)
     first, again = (report(run, tmp_path / name, before=clean) for name in ("one", "two"))
     html = first.page.read_text(encoding="utf-8")
+    assert faults(html) == []
     tags = Tags()
     tags.feed(html)
     assert tags.open == []

@@ -56,6 +56,7 @@ EDITS = [
     ("a stage that is never reused", "promote/decision.py", CODE, NOTHING),
     ("another stage that is never reused", "quality/drift.py", CODE, NOTHING),
     ("its page", "html/templates/quality.html.j2", "\n", NOTHING),
+    ("what a run adds to the report", "html/templates/run.html.j2", "\n", NOTHING),
     ("readers of a feed, where there is none", "data/feed/parse.py", CODE, NOTHING),
     ("a function of no stage in the stages' module", "pipeline/stages.py", "\ndef run_other() -> None: ...\n", NOTHING),
     # what can
@@ -89,6 +90,7 @@ EDITS = [
     ("a metric", "evaluate/metrics.py", CODE, "evaluate"),
     ("the metric of a training's evaluations", "ndcg.py", CODE, FINETUNE),
     ("the report's page", "html/templates/report.html.j2", "\n", "evaluate"),
+    ("a section of the report", "html/templates/report/cases.html.j2", "\n", "evaluate"),
 ]
 
 

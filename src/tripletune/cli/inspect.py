@@ -22,7 +22,7 @@ from tripletune.pipeline.registry import BY_NAME, STAGES
 from tripletune.store.champion import read_decision
 from tripletune.store.fingerprint import differences
 from tripletune.store.paths import MANIFEST, RunPaths, read_manifest
-from tripletune.store.runs import RunRecord, tracking_uri
+from tripletune.store.runs import RunRecord, run_page, tracking_uri
 
 FEW_USERS = 100
 """Fewer test users are pointed out: with a hit rate of .1 the 95 % interval is then wider than +-.06."""
@@ -231,7 +231,7 @@ def where_things_are(record: RunRecord, root: Path, config: RunConfig) -> Text:
         f"shards     {paths.folder('generate')}\n"
         f"quality    {root / record.dataset / 'quality' / record.name / 'quality.html'}\n"
         f"adapter    {paths.folder('finetune') / 'adapter'}\n"
-        f"report     {paths.folder('evaluate') / 'report.html'}\n"
+        f"report     {run_page(root, record)}\n"
         f"MLflow     {store}open {page}/#/experiments/{_experiment(record)}\n"
         f"Prefect    PREFECT_SERVER_ANALYTICS_ENABLED=false .venv/bin/prefect server start\n"
         f"           then open http://127.0.0.1:4200/runs\n"

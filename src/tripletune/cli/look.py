@@ -1,4 +1,4 @@
-"""Commands that read a run's outputs: ``show``, ``audit``, ``prompt`` and ``recommend``."""
+"""Commands that read a run's outputs: ``show``, ``report``, ``audit``, ``prompt`` and ``recommend``."""
 
 from __future__ import annotations
 
@@ -27,6 +27,19 @@ def show(
     from tripletune.cli.inspect import show_run
 
     console().print(show_run(read_run(artifacts, run), artifacts))
+
+
+@app.command(rich_help_panel="Look")
+def report(
+    run: Annotated[str, typer.Argument(help="Name of a run; empty: the latest that is evaluated.")] = "",
+    artifacts: ArtifactsOption = ARTIFACTS,
+) -> None:
+    """Write a run's report again, as after its promotion, and print its verdicts and where it is."""
+    from tripletune.summary import summarise_run
+
+    found = summarise_run(read_run(artifacts, run, needs="evaluate"), artifacts)
+    console().print(found.markdown(), markup=False, soft_wrap=True)
+    console().print(str(found.page), markup=False, soft_wrap=True)
 
 
 @app.command(rich_help_panel="Look")

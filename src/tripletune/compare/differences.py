@@ -52,6 +52,17 @@ def differing_stages(runs: Sequence[RunScores], first: RunScores) -> list[Differ
     return [Difference(one.name, one.values, _because(one.name, runs, first)) for one in found]
 
 
+def difference_tables(
+    settings: Sequence[Difference], inputs: Sequence[Difference], stages: Sequence[Difference]
+) -> list[tuple[str, list[tuple[str, ...]]]]:
+    """Titles with rows: what is named, its value in each run, and the cause where one is known."""
+    return [
+        ("Settings", [(one.name, *one.values) for one in settings]),
+        ("Inputs", [(one.name, *one.values) for one in inputs]),
+        ("Stages", [(one.name, *one.values, one.because) for one in stages]),
+    ]
+
+
 def _inputs(run: RunScores) -> dict[str, str]:
     of_stages = (run.ingredients(stage).get("inputs", {}) for stage in run.record.fingerprints)
     return {name: checksum[:SHORT] for inputs in of_stages for name, checksum in inputs.items()}

@@ -8,6 +8,7 @@ from itertools import groupby
 from pathlib import Path
 
 from tripletune.compare.compare import Comparison, Line
+from tripletune.compare.differences import difference_tables
 from tripletune.html.pages import write_page
 from tripletune.html.pictures import Dot, draw_dots
 from tripletune.store.files import make_folder, write_atomically, write_json
@@ -101,12 +102,8 @@ def _named(line: Line) -> str:
 
 
 def differing(found: Comparison) -> list[tuple[str, list[tuple[str, ...]]]]:
-    """Titles with rows: what is named, its value in each run, and the cause where one is known."""
-    return [
-        ("Settings", [(one.name, *one.values) for one in found.settings]),
-        ("Inputs", [(one.name, *one.values) for one in found.inputs]),
-        ("Stages", [(one.name, *one.values, one.because) for one in found.stages]),
-    ]
+    """Tables of what differs between the runs."""
+    return difference_tables(found.settings, found.inputs, found.stages)
 
 
 def p_value(value: float) -> str:

@@ -3,8 +3,8 @@
 Retrieval is ranked over the whole catalogue, re-ranking over the same queries for every system, and a held-out film
 that retrieval missed counts 0 for all of them. A user's value is the mean over the user's held-out cutoffs
 (``mean_over_cutoffs``), taken right after scoring: intervals and comparisons are over users, which makes them clustered
-by user. Every number is a mean over users with a bootstrap interval; every pair of rows of a family is compared on the
-same users.
+by user. Every number is a mean over users with a bootstrap interval, or a share of users with an exact one; every pair
+of rows of a family is compared on the same users.
 """
 
 # Shape letters in this file:
@@ -24,9 +24,17 @@ import polars as pl
 from tripletune.config import EvaluateConfig
 from tripletune.errors import InputError
 from tripletune.evaluate.cold import KNOWLEDGE_GROUPS, MEASURES, known_films, score_by_knowledge
-from tripletune.evaluate.metrics import VALID, mean_over_cutoffs, score_lists
-from tripletune.evaluate.report import GROUPS, write_report
-from tripletune.evaluate.significance import Interval, bootstrap_means, mean_interval, summarise
+from tripletune.evaluate.families import GROUPS
+from tripletune.evaluate.metrics import VALID, is_share_metric, mean_over_cutoffs, score_lists
+from tripletune.evaluate.report import write_report
+from tripletune.evaluate.significance import (
+    Interval,
+    bootstrap_means,
+    is_share,
+    mean_interval,
+    share_interval,
+    summarise,
+)
 from tripletune.evaluate.tables import CEILING_ROW, ranked_systems, retrieval_rows
 from tripletune.ndcg import PROMOTION_CUTOFF
 from tripletune.schemas.base import conform
@@ -292,7 +300,11 @@ def _measure_means(
     """Measure every row over a group's users."""
     found = _resample(part, rows, names, settings, seed)
     for (row, name), v in found.column.items():
-        mean = summarise(found.values_UV[:, v], found.means_RV[:, v], confidence=settings.confidence)
+        values_U = found.values_UV[:, v]
+        if is_share_metric(name) and is_share(values_U):
+            mean = share_interval(values_U, confidence=settings.confidence)
+        else:
+            mean = summarise(values_U, found.means_RV[:, v], confidence=settings.confidence)
         measured.metrics.append((row, group, name, *_numbers(mean)))
     return found
 
@@ -337,9 +349,12 @@ def _measure_shares(
             if not part.height:
                 continue
             values_U = part.sort("user_id")[column].to_numpy()
-            found = mean_interval(
-                values_U, confidence=settings.confidence, resamples=settings.bootstrap_resamples, seed=seed
-            )
+            if is_share(values_U):
+                found = share_interval(values_U, confidence=settings.confidence)
+            else:  # of a user with several queries
+                found = mean_interval(
+                    values_U, confidence=settings.confidence, resamples=settings.bootstrap_resamples, seed=seed
+                )
             measured.metrics.append((row, group, metric, *_numbers(found)))
 
 

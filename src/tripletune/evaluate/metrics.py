@@ -38,11 +38,18 @@ PROMOTION_METRIC = f"ndcg_at_{PROMOTION_CUTOFF}"
 """What promotion compares; measured whatever the configured cutoffs."""
 VALID = "valid_"
 """Before the names of re-ranking metrics on valid examples; without it they are of test examples."""
+SHARES = ("hr", "recall")
+"""Metrics, without ``_at_<k>``, that are 0 or 1 for a query: their means over users of one query each are shares."""
 
 
 def metric_names(cutoffs: Sequence[int]) -> list[str]:
     """The columns of ``score_lists``: ``hr_at_<k>``, ``ndcg_at_<k>``, for each cut-off in turn."""
     return [f"{name}_at_{k}" for k in cutoffs for name in METRICS]
+
+
+def is_share_metric(name: str) -> bool:
+    """Whether a metric is one of ``SHARES``, of test or valid."""
+    return name.removeprefix(VALID).partition("_at_")[0] in SHARES
 
 
 def score_lists(lists: pl.Series, relevant: pl.Series, cutoffs: Sequence[int]) -> pl.DataFrame:

@@ -1,4 +1,4 @@
-"""Percentile bootstrap over users: intervals of means and of paired differences of means.
+"""Intervals over users: percentile bootstrap of means and of paired differences of means, exact ones of shares.
 
 One set of resampled users serves all columns at once, so every comparison is paired and a full table of rows,
 metrics and pairs costs one pass. The indices are drawn as ``scipy.stats.bootstrap`` draws them, so that the same seed
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from scipy.special import betaincinv
 
 FloatArray = npt.NDArray[np.float64]
 BLOCK = 1 << 22
@@ -22,7 +23,7 @@ BLOCK = 1 << 22
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """A mean, or a difference of means, with its percentile interval.
+    """A mean, or a difference of means, with its percentile interval; a share with its exact one.
 
     ``low`` and ``high`` are None with fewer than two users: one user shows nothing about others. ``lower_bound``
     is the one-sided bound: with the given confidence the true value is above it.
@@ -86,3 +87,34 @@ def mean_interval(values_U: FloatArray, *, confidence: float, resamples: int, se
     """
     means_RV = bootstrap_means(values_U[:, None], resamples=resamples, seed=seed)
     return summarise(values_U, means_RV[:, 0], confidence=confidence)
+
+
+def is_share(values_U: FloatArray) -> bool:
+    """Whether each value is 0 or 1, as of a user with one query; of a user with several it is a mean."""
+    return bool(((values_U == 0.0) | (values_U == 1.0)).all())
+
+
+def share_interval(values_U: FloatArray, *, confidence: float) -> Interval:
+    """A share of users with its exact interval (Clopper & Pearson 1934); at 0 and 1 too, where a bootstrap has width 0.
+
+    Args:
+        values_U: 0 or 1 for each user.
+        confidence: each bound holds with (1 + confidence) / 2, the one-sided ``lower_bound`` with ``confidence``.
+
+    Raises:
+        ValueError: no user, or another value.
+    """
+    num_viewers = len(values_U)
+    if num_viewers == 0 or not is_share(values_U):
+        raise ValueError("a share needs users, and 0 or 1 for each")
+    count = int(values_U.sum())
+    share = count / num_viewers
+    if num_viewers < 2:
+        return Interval(share, None, None, None, num_viewers)
+
+    def lower(tail: float) -> float:
+        return float(betaincinv(count, num_viewers - count + 1, tail)) if count else 0.0
+
+    tail = (1.0 - confidence) / 2
+    high = float(betaincinv(count + 1, num_viewers - count, 1.0 - tail)) if count < num_viewers else 1.0
+    return Interval(share, lower(tail), high, lower(1.0 - confidence), num_viewers)

@@ -10,12 +10,11 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from tripletune.store.files import write_atomically
 
 
-def write_page(path: Path, template: str, **values: Any) -> None:
-    """Write a page.
+def render_page(template: str, **values: Any) -> str:
+    """A page, or a part of one.
 
     Args:
-        path: the HTML file.
-        template: below ``tripletune/html``; pages share ``templates/style.html.j2``.
+        template: below ``tripletune/html``; pages share ``templates/style.html.j2`` and ``templates/macros.html.j2``.
         values: every variable that the template names.
     """
     environment = Environment(
@@ -25,5 +24,10 @@ def write_page(path: Path, template: str, **values: Any) -> None:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    html = environment.get_template(template).render(**values)
+    return environment.get_template(template).render(**values)
+
+
+def write_page(path: Path, template: str, **values: Any) -> None:
+    """Write a page; arguments as in ``render_page``."""
+    html = render_page(template, **values)
     write_atomically(path, lambda part: part.write_text(html, encoding="utf-8"))

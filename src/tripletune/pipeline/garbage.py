@@ -26,7 +26,7 @@ from tripletune.store.runs import RunRecord, list_runs
 
 GOING_ON = timedelta(days=2)
 """How long a run whose record has status ``running`` counts as running; a killed one keeps that status for ever."""
-NO_STAGES = ("runs", "quality", "promote")
+NO_STAGES = ("runs", "quality", "promote", "report")
 
 
 @dataclass(frozen=True, slots=True)

@@ -314,7 +314,7 @@ STAGES = (
         part="rank",
         parents=lambda config: ("split", "rank", "generate", "retrieve", *config.trained_stages, "finetune"),
         fields=("evaluate", "seed"),
-        libraries=("polars", "numpy", "matplotlib", "jinja2"),
+        libraries=("polars", "numpy", "scipy", "matplotlib", "jinja2"),
         outside=("page",),
         headline=("retrieval_ceiling", "retriever_ndcg_at_5", "untuned_ndcg_at_5", "tuned_ndcg_at_5"),
     ),

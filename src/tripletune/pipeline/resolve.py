@@ -218,7 +218,13 @@ class _Inputs:
         if "processor" in wanted:
             checksums |= {"processor/bfloat16": "yes" if has_bfloat16() else "no"}
         if "page" in wanted:
-            checksums |= input_checksums({"page": PAGES / "report.html.j2", "style": PAGES / "style.html.j2"})
+            files = {
+                "page": "report.html.j2",
+                "style": "style.html.j2",
+                "macros": "macros.html.j2",
+                "section": "report",
+            }
+            checksums |= input_checksums({key: PAGES / name for key, name in files.items()})
         return dict(sorted(checksums.items()))
 
 

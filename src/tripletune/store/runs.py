@@ -41,6 +41,10 @@ class RunRecord(BaseModel):
     fingerprints: dict[str, str]
     stages: dict[str, str] = {}
     """``made``, ``reused`` or ``failed``, for each stage that this run has reached."""
+    commit: str = ""
+    """Of the checkout that ran it; empty where that is not known."""
+    dirty: bool = False
+    """Whether files of the checkout were not committed as they were."""
     mlflow_run_id: str = ""
     mlflow_experiment_id: str = ""
 
@@ -77,6 +81,11 @@ def shared_store(settings: StoreConfig) -> str:
     return address.rstrip("/")
 
 
+def run_page(root: Path, record: RunRecord) -> Path:
+    """The run's own report, which ``summary`` writes."""
+    return root / record.dataset / "report" / record.name / "report.html"
+
+
 def utc_now() -> str:
     """The present second, UTC, ISO 8601."""
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
@@ -106,9 +115,18 @@ def write_run(root: Path, record: RunRecord) -> None:
 def update_run(root: Path, name: str, *, stage: tuple[str, str] | None = None, **changes: str) -> None:
     """Change fields of a run's file; ``stage`` adds how one stage ended. Parallel stages take turns."""
     with FileLock(root / "runs" / f".{name}.lock"):
-        record = _find(list_runs(root), root, name)
+        record = local_run(root, name)
         stages = record.stages | (dict([stage]) if stage else {})
         write_run(root, RunRecord.model_validate(record.model_dump() | changes | {"stages": stages}))
+
+
+def local_run(root: Path, name: str) -> RunRecord:
+    """A run of this artifact root as it is recorded here, which is newer than the shared store's while it runs.
+
+    Raises:
+        MissingArtifactError: there is no such run.
+    """
+    return _find(list_runs(root), root, name)
 
 
 def share_run(root: Path, name: str, address: str) -> None:
