@@ -11,6 +11,8 @@ from typing import Any
 
 import polars as pl
 
+from tripletune.evaluate.answers.audit import AnswerAudits
+from tripletune.evaluate.answers.section import answers_section
 from tripletune.evaluate.asked import asked_users
 from tripletune.evaluate.cold import KNOWLEDGE_GROUPS, MEASURES
 from tripletune.evaluate.metrics import VALID
@@ -72,6 +74,7 @@ def write_report(
     metrics: pl.DataFrame,
     comparisons: pl.DataFrame,
     folders: Mapping[str, Path],
+    audits: AnswerAudits,
     *,
     confidence: float,
     seed: int,
@@ -82,6 +85,7 @@ def write_report(
         path: the HTML file.
         metrics, comparisons: rows of ``METRICS`` and ``COMPARISONS`` of evaluate.
         folders: of ``split, rank, generate, retrieve, finetune`` and of the stages that train a model, by stage.
+        audits: of the answers.
         confidence: of the intervals.
         seed: of the run.
     """
@@ -98,6 +102,7 @@ def write_report(
         request_time=request_time_note(folders),
         knowledge=_knowledge(metrics),
         shares=_shares(metrics, comparisons),
+        answers=answers_section(audits),
         curves=_curves(folders),
         attention=_attention(folders),
         examples=_examples(folders["generate"], folders["rank"]),

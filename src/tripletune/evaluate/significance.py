@@ -1,4 +1,4 @@
-"""Percentile bootstrap over users: intervals of means and of paired differences of means.
+"""Percentile bootstrap over users: intervals of means and of paired differences; Holm's correction of p-values.
 
 One set of resampled users serves all columns at once, so every comparison is paired and a full table of rows,
 metrics and pairs costs one pass. The indices are drawn as ``scipy.stats.bootstrap`` draws them, so that the same seed
@@ -86,3 +86,16 @@ def mean_interval(values_U: FloatArray, *, confidence: float, resamples: int, se
     """
     means_RV = bootstrap_means(values_U[:, None], resamples=resamples, seed=seed)
     return summarise(values_U, means_RV[:, 0], confidence=confidence)
+
+
+def holm(p_values: FloatArray) -> FloatArray:
+    """P-values adjusted for their number, in the same order (Holm 1979).
+
+    Those at most ``alpha`` are significant together: the chance of one or more false ones is at most ``alpha``, however
+    the tests depend on each other.
+    """
+    order = np.argsort(p_values, kind="stable")
+    steps = p_values[order] * np.arange(len(p_values), 0, -1)
+    adjusted = np.empty_like(p_values)
+    adjusted[order] = np.minimum(np.maximum.accumulate(steps), 1.0)
+    return adjusted

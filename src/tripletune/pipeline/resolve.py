@@ -206,7 +206,8 @@ class _Inputs:
         if "processor" in wanted:
             checksums |= {"processor/bfloat16": "yes" if has_bfloat16() else "no"}
         if "page" in wanted:
-            checksums |= input_checksums({"page": PAGES / "report.html.j2", "style": PAGES / "style.html.j2"})
+            pages = {"page": "report", "style": "style", "answers": "answers"}
+            checksums |= input_checksums({name: PAGES / f"{page}.html.j2" for name, page in pages.items()})
         return dict(sorted(checksums.items()))
 
 
