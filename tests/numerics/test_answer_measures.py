@@ -101,6 +101,18 @@ def test_even_spreads_are_rejected_at_the_level(chosen: int, num_lists: int) -> 
     assert np.mean(np.array(p_values) < 0.05) == pytest.approx(0.05, abs=0.031)
 
 
+def test_a_user_with_several_queries_counts_once() -> None:
+    placed, systems = innocent_answers(1, 60, seed=10)
+    later = placed.with_columns(cutoff=pl.col("cutoff") + 1, list=pl.col("list") + 60, answered=pl.col("shown"))
+    found = audit_positions(pl.concat([placed, later]), systems, LABELS, settings=SETTINGS, seed=0)
+    assert {line.num_users for line in found.lines} == {60}
+    first = audit_positions(placed, systems, LABELS, settings=SETTINGS, seed=0)
+    tau, tau_of_first = (next(line.value for line in one.lines if line.measure == "tau") for one in (found, first))
+    assert tau == pytest.approx((1 + tau_of_first) / 2)  # the later queries copy the order shown
+    places, places_of_first = ([line for line in one.lines if line.measure == "first"] for one in (found, first))
+    assert places == places_of_first
+
+
 def test_gini_is_that_of_all_pairs() -> None:
     count = np.array([0, 0, 3, 1, 7, 0, 2])
     pairs = np.abs(count[:, None] - count[None, :]).sum() / (2 * len(count) ** 2 * count.mean())

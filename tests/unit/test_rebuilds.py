@@ -89,6 +89,10 @@ EDITS = [
     ("a metric", "evaluate/metrics.py", CODE, "evaluate"),
     ("the metric of a training's evaluations", "ndcg.py", CODE, FINETUNE),
     ("the report's page", "html/templates/report.html.j2", "\n", "evaluate"),
+    ("an audit of the answers", "evaluate/answers/groups.py", CODE, "evaluate"),
+    ("their section of the page", "html/templates/answers.html.j2", "\n", "evaluate"),
+    ("popularity of films", "store/popularity.py", CODE, "evaluate"),
+    ("age groups", "schemas/ages.py", CODE, RETRIEVE),
 ]
 
 

@@ -25,6 +25,7 @@ ATTRIBUTES = ("activity", "taste", "gender", "age")
 """activity: likes known at the query; taste: their mean popularity; gender and age: as the release has them."""
 ROUNDING = 1e-12
 """Difference of means that counts as none: sums were added up in another order."""
+_ORDER = {name: place for place, name in enumerate((*TERCILES, *AGE_NAMES))}
 BESIDE = "retriever"
 """The system whose gap a verdict names too: candidates that miss the film are not the model's doing."""
 
@@ -169,7 +170,7 @@ def _measure(
     seed: int,
 ) -> Iterator[Line]:
     """Means of each group, and the gaps of those that can be judged; both sides of a gap are resampled apart."""
-    names = groups.drop_nulls().unique().sort().to_list()
+    names = sorted(groups.drop_nulls().unique().to_list(), key=lambda name: (_ORDER.get(name, 0), name))
     is_known_U = groups.is_not_null().to_numpy()
     member_KU = {name: (groups == name).fill_null(value=False).to_numpy() for name in names}
     columns = [(row, metric) for row in systems for metric in metrics]

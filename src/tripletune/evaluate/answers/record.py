@@ -108,5 +108,5 @@ def said_p(p_value: float) -> str:
 
 def plain(value: float, decimals: int = 2) -> str:
     """A number without the zero before its point, as in the rest of the report."""
-    text = f"{value:.{decimals}f}"
+    text = f"{round(value, decimals) + 0.0:.{decimals}f}"  # no -.00
     return text.replace("0.", ".", 1) if text.startswith(("0.", "-0.")) else text

@@ -8,6 +8,7 @@ from typing import Any
 import polars as pl
 
 from tripletune.evaluate.answers.audit import AnswerAudits
+from tripletune.evaluate.answers.genres import REFERENCE
 from tripletune.evaluate.answers.groups import LEAST_USERS
 from tripletune.evaluate.answers.popularity import CANDIDATES, HELD_OUT
 from tripletune.evaluate.answers.written import KINDS
@@ -40,7 +41,10 @@ def answers_section(audits: AnswerAudits) -> dict[str, Any]:
     groups = frame.filter(pl.col("audit") == "groups")
     return {
         "verdicts": [
-            {"title": title, "lines": [one._asdict() for one in audits.verdicts if one.audit == audit]}
+            {
+                "title": title,
+                "lines": [one._asdict() for one in audits.verdicts if one.audit == audit and one.row != REFERENCE],
+            }
             for audit, title in AUDITS.items()
         ],
         "positions": _rows(frame, "positions", systems, ("tau", "first_chi_square", "five_chi_square")),
