@@ -16,6 +16,7 @@ from tripletune.config import EvaluateConfig
 from tripletune.evaluate.answers.audit import audit_answers
 from tripletune.evaluate.answers.groups import describe_users, terciles
 from tripletune.evaluate.answers.record import said_p
+from tripletune.evaluate.answers.section import answers_section
 from tripletune.evaluate.answers.titles import TitleIndex, title_key
 from tripletune.evaluate.answers.written import (
     FORM,
@@ -301,3 +302,17 @@ def test_users_are_described_by_what_was_known_at_their_first_query() -> None:
 
 def test_a_p_value_is_written_as_in_the_report() -> None:
     assert [said_p(value) for value in (0.0004, 0.0312, 1.0)] == ["p < .001", "p = .031", "p = 1.000"]
+
+
+@pytest.mark.parametrize("num_users", [0, 1, 3])
+def test_a_run_with_few_users_is_audited_as_far_as_they_reach(num_users: int, tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", num_viewers=3, unseen=())
+    few = pl.read_parquet(run.rank / "predictions.parquet").filter(pl.col("user_id") <= num_users)
+    few.write_parquet(run.rank / "predictions.parquet")
+    rows = [(user, row, 0.5) for row in ("random", "retriever", "untuned", "tuned") for user in range(1, num_users + 1)]
+    scores = pl.DataFrame(rows, {"user_id": pl.Int32, "row": pl.String, "ndcg_at_5": pl.Float64}, orient="row")
+    folders = {stage: run.root / stage for stage in ("ingest", "split", "generate", "rank")}
+    found = audit_answers(folders, scores, tmp_path, SETTINGS, 0)
+    assert {one.state for one in found.verdicts if one.audit == "groups"} == ({"not judged"} if num_users else set())
+    assert "found" not in {one.state for one in found.verdicts if one.audit != "written"}
+    assert bool(answers_section(found)) == bool(num_users)

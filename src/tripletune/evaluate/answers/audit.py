@@ -60,7 +60,7 @@ class AnswerAudits(Audited):
         }
 
 
-class _Asked(NamedTuple):
+class _Queries(NamedTuple):
     """The test queries that were ranked."""
 
     examples: pl.DataFrame
@@ -84,29 +84,29 @@ def audit_answers(
     """
     predictions = conform(pl.read_parquet(folders["rank"] / "predictions.parquet"), PREDICTIONS)
     predictions = predictions.filter(pl.col("purpose") == "test")
-    asked = _asked(folders, predictions)
+    queries = _queries_of(folders, predictions)
     # both trivial orders name only candidates
     trivial = pl.col("system").is_in(["random", "retriever"])
-    constrained = predictions.filter(pl.col("constrained") | trivial).join(asked.examples, on=QUERY, how="semi")
+    constrained = predictions.filter(pl.col("constrained") | trivial).join(queries.examples, on=QUERY, how="semi")
     systems = [name for name in ranked_systems(constrained["system"]) if name in constrained["system"]]
     found = AnswerAudits()
     if systems:
-        placed = place_candidates(constrained.select(*QUERY, "system", "answers"), asked.examples)
+        placed = place_candidates(constrained.select(*QUERY, "system", "answers"), queries.examples)
         popularity = film_popularity(folders["split"])["test"]
-        found.add(_positions(placed, asked.examples, systems, settings, seed))
-        found.add(_films(folders, asked, placed, popularity, systems, settings, seed))
+        found.add(_positions(placed, queries.examples, systems, settings, seed))
+        found.add(_films(folders, queries, placed, popularity, systems, settings, seed))
         people = conform(pl.read_parquet(folders["ingest"] / "users.parquet"), USERS)
-        users = describe_users(asked.likes, asked.examples.select(QUERY), popularity, people)
+        users = describe_users(queries.likes, queries.examples.select(QUERY), popularity, people)
         found.add(audit_groups(scores, users, systems, settings=settings, seed=seed))
         found.ranges.update(name_ranges(users))
-        _written(found, folders, asked, predictions.filter(~pl.col("constrained") & ~trivial), settings)
+        _written(found, folders, queries, predictions.filter(~pl.col("constrained") & ~trivial), settings)
     write_parquet(out / "answers.parquet", found.frame())
     told = {"verdicts": [verdict._asdict() for verdict in found.verdicts], "ranges": found.ranges}
     write_json(out / "answers.json", told | {"invented": found.invented})
     return found
 
 
-def _asked(folders: Mapping[str, Path], predictions: pl.DataFrame) -> _Asked:
+def _queries_of(folders: Mapping[str, Path], predictions: pl.DataFrame) -> _Queries:
     columns = ("candidates", "candidate_titles", "candidate_letters", "retrieved")
     ranked = predictions.select(QUERY).unique()
     examples = (
@@ -117,13 +117,13 @@ def _asked(folders: Mapping[str, Path], predictions: pl.DataFrame) -> _Asked:
         .collect()
         .sort(QUERY)
     )
-    queries = examples.select(QUERY)
+    keys = examples.select(QUERY)
     # unlike a join alone, the filter lets the reader skip other users' rows
     rows = scan(list(split_files(folders["split"]).values())).filter(
-        pl.col("user_id").is_in(queries["user_id"].unique().implode()), pl.col("label").is_in(LIKE_LABELS)
+        pl.col("user_id").is_in(keys["user_id"].unique().implode()), pl.col("label").is_in(LIKE_LABELS)
     )
-    likes = rows.join(queries.lazy(), on="user_id").filter(pl.col("position") < pl.col("cutoff"))
-    return _Asked(examples, likes.select(*QUERY, "movie_id", "position").collect().sort(*QUERY, "position"))
+    likes = rows.join(keys.lazy(), on="user_id").filter(pl.col("position") < pl.col("cutoff"))
+    return _Queries(examples, likes.select(*QUERY, "movie_id", "position").collect().sort(*QUERY, "position"))
 
 
 def _positions(
@@ -141,7 +141,7 @@ def _positions(
 
 def _films(
     folders: Mapping[str, Path],
-    asked: _Asked,
+    queries: _Queries,
     placed: pl.DataFrame,
     popularity: pl.DataFrame,
     systems: Sequence[str],
@@ -152,7 +152,7 @@ def _films(
     num_users = num_fit_users(folders["split"], "test")
     found = audit_popularity(
         placed,
-        asked.examples.select(*QUERY, "movie_id"),
+        queries.examples.select(*QUERY, "movie_id"),
         film_measures(popularity, num_users),
         systems,
         num_films=len(read_catalogue(folders["split"])),
@@ -161,17 +161,17 @@ def _films(
         seed=seed,
     )
     genres = _movies(folders).select("movie_id", "genres")
-    found.add(audit_genres(placed, asked.likes, genres, systems, settings=settings, seed=seed))
+    found.add(audit_genres(placed, queries.likes, genres, systems, settings=settings, seed=seed))
     return found
 
 
 def _written(
-    found: AnswerAudits, folders: Mapping[str, Path], asked: _Asked, answers: pl.DataFrame, settings: EvaluateConfig
+    found: AnswerAudits, folders: Mapping[str, Path], queries: _Queries, answers: pl.DataFrame, settings: EvaluateConfig
 ) -> None:
     texts = answers.select(*QUERY, "system", "text", "valid").join(
-        asked.examples.select(*QUERY, "candidate_titles", "candidate_letters"), on=QUERY, maintain_order="left"
+        queries.examples.select(*QUERY, "candidate_titles", "candidate_letters"), on=QUERY, maintain_order="left"
     )
-    is_labelled = bool(asked.examples["candidate_letters"].list.len().sum())
+    is_labelled = bool(queries.examples["candidate_letters"].list.len().sum())
     style = LETTERS if is_labelled else TITLES
     audited, invented = audit_written(texts, style, _movies(folders)["title"], SYSTEMS, settings)
     found.add(audited)

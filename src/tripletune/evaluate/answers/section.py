@@ -18,21 +18,14 @@ from tripletune.schemas.rank import SERVED
 
 DRAWN = ("untuned", "tuned", SERVED)
 """Systems whose first answers are drawn by place."""
-AUDITS = {
-    "positions": "Positions",
-    "popularity": "Popularity",
-    "genres": "Genres",
-    "groups": "Groups",
-    "written": "Written answers",
-}
-"""Titles of the audits, in the order of the section."""
+AUDITS = ("positions", "popularity", "genres", "groups", "written")
 
 
 def answers_section(audits: AnswerAudits) -> dict[str, Any]:
     """Context of the section, empty where nothing was ranked.
 
     Returns:
-        ``verdicts`` by audit, and a table for each: its columns, and rows of lines of ``LINES`` by measure or part.
+        ``verdicts`` by audit, and for each audit the rows of its table: lines of ``LINES`` by measure or part.
     """
     if not audits.verdicts:
         return {}
@@ -40,13 +33,10 @@ def answers_section(audits: AnswerAudits) -> dict[str, Any]:
     systems = list(dict.fromkeys(verdict.row for verdict in audits.verdicts))
     groups = frame.filter(pl.col("audit") == "groups")
     return {
-        "verdicts": [
-            {
-                "title": title,
-                "lines": [one._asdict() for one in audits.verdicts if one.audit == audit and one.row != REFERENCE],
-            }
-            for audit, title in AUDITS.items()
-        ],
+        "verdicts": {
+            audit: [one._asdict() for one in audits.verdicts if one.audit == audit and one.row != REFERENCE]
+            for audit in AUDITS
+        },
         "positions": _rows(frame, "positions", systems, ("tau", "first_chi_square", "five_chi_square")),
         "places": _places(frame),
         "popularity": _rows(
