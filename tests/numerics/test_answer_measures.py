@@ -113,6 +113,19 @@ def test_a_user_with_several_queries_counts_once() -> None:
     assert places == places_of_first
 
 
+def test_places_are_counted_among_whole_answers_of_one_length() -> None:
+    placed, systems = innocent_answers(1, 60, seed=11)
+    shorter = (pl.col("user_id") < 5) & (pl.col("shown") > 5)
+    incomplete = (pl.col("user_id") == 9) & (pl.col("answered") > 2)
+    odd = placed.filter(~shorter).with_columns(
+        num_candidates=pl.when(pl.col("user_id") < 5).then(6).otherwise("num_candidates"),
+        in_five=pl.col("in_five") & ~incomplete,
+    )
+    found = audit_positions(odd, systems, LABELS, settings=SETTINGS, seed=0)
+    by_measure = {line.measure: line.num_users for line in found.lines}
+    assert by_measure == {"top": 54, "first": 54, "five": 54, "first_chi_square": 54, "five_chi_square": 54, "tau": 60}
+
+
 def test_gini_is_that_of_all_pairs() -> None:
     count = np.array([0, 0, 3, 1, 7, 0, 2])
     pairs = np.abs(count[:, None] - count[None, :]).sum() / (2 * len(count) ** 2 * count.mean())

@@ -171,6 +171,8 @@ def test_groups_that_are_too_small_are_not_judged(audits: dict[str, Any]) -> Non
     # all users are of one age and know equally many likes, so neither splits them
     assert {"gender: F", "gender: M", "taste: low"} <= judged
     assert {"age: 25 to 34", "activity: middle"} <= measured - judged
+    # 14 rated films, two of them disliked, and the one that is asked for
+    assert audits["told"]["ranges"]["activity: middle"] == "11 to 11 likes"
     assert "not judged" in (audits["out"] / "report.html").read_text(encoding="utf-8")
 
 

@@ -93,53 +93,48 @@ def audit_positions(
 def _audit_system(
     placed: pl.DataFrame, system: str, labels: Sequence[str], settings: EvaluateConfig, seed: int
 ) -> Audited:
-    first_query = placed.filter(pl.col("cutoff") == pl.col("cutoff").min().over("user_id"))
-    # places are compared among lists of one length: the most frequent, of equally frequent ones the longest
-    lengths = first_query.group_by("num_candidates").agg(lists=pl.col("list").n_unique())
-    length = lengths.sort("lists", "num_candidates", descending=True)["num_candidates"][0]
-    same = first_query.filter(pl.col("num_candidates") == length)
+    same, length = _comparable(placed)
     num_lists = same["list"].n_unique()
-    audited, p_values, statistics, top = Audited(), dict[str, float](), dict[str, float](), ("", 0.0)
-    for measure, chosen in (("first", pl.col("answered") == 0), ("five", pl.col("in_five"))):
-        places = same.filter(chosen)["shown"].to_numpy()
-        count_C = np.bincount(places, minlength=length)
-        shares = count_C / num_lists
+    audited, tests, top = Audited(), dict[str, ChiSquare](), ("", 0.0)
+    for measure, chosen in (("first", pl.col("answered") == 0), ("five", pl.col("in_five"))) if num_lists else ():
+        count_C = np.bincount(same.filter(chosen)["shown"].to_numpy(), minlength=length)
+        shares_C = count_C / num_lists
         if measure == "first":
-            top = labels[int(shares.argmax())], float(shares.max())
+            top = labels[int(shares_C.argmax())], float(shares_C.max())
             audited.lines.append(Line(NAME, system, "top", *top, num_users=num_lists))
         audited.lines.extend(
             Line(NAME, system, measure, labels[place], float(share), num_users=num_lists)
-            for place, share in enumerate(shares)
+            for place, share in enumerate(shares_C)
         )
         if found := even_spread(count_C, num_lists, 1 if measure == "first" else min(NUM_ANSWERS, length)):
-            statistics[measure], p_values[measure] = found.statistic, found.p_value
+            tests[measure] = found
     tau_U = user_means(correlate(placed, "shown"), ["tau"])["tau"].to_numpy()
-    if not len(tau_U) or not p_values:
+    if not len(tau_U) or not tests:
         words = f"too few users ({num_lists}) or candidates ({length}) to test"
         audited.verdicts.append(Verdict(NAME, system, "not judged", words))
         return audited
-    tau = interval_of(tau_U, settings, seed)
-    p_values["tau"] = symmetry_p_value(tau_U)
+    p_values = {measure: test.p_value for measure, test in tests.items()} | {"tau": symmetry_p_value(tau_U)}
     adjusted = dict(zip(p_values, holm(np.array([*p_values.values()])).tolist(), strict=True))
-    audited.lines.extend(
-        Line(
-            NAME,
-            system,
-            f"{measure}_chi_square",
-            "",
-            value,
-            None,
-            None,
-            p_values[measure],
-            adjusted[measure],
-            num_lists,
+    for measure, test in tests.items():
+        both = test.p_value, adjusted[measure]
+        audited.lines.append(
+            Line(NAME, system, f"{measure}_chi_square", "", test.statistic, None, None, *both, num_lists)
         )
-        for measure, value in statistics.items()
-    )
-    tau_p = p_values["tau"], adjusted["tau"]
-    audited.lines.append(Line(NAME, system, "tau", "", tau.value, tau.low, tau.high, *tau_p, len(tau_U)))
+    tau, both = interval_of(tau_U, settings, seed), (p_values["tau"], adjusted["tau"])
+    audited.lines.append(Line(NAME, system, "tau", "", tau.value, tau.low, tau.high, *both, len(tau_U)))
     audited.verdicts.append(_verdict(system, adjusted, top, tau.value, length, 1 - settings.confidence))
     return audited
+
+
+def _comparable(placed: pl.DataFrame) -> tuple[pl.DataFrame, int]:
+    """Lists whose places can be counted together, and their number of candidates: of each user's first query, of the
+    most frequent length (of equally frequent ones the longest), and with five films named."""
+    first_query = placed.filter(pl.col("cutoff") == pl.col("cutoff").min().over("user_id"))
+    lengths = first_query.group_by("num_candidates").agg(lists=pl.col("list").n_unique())
+    length = int(lengths.sort("lists", "num_candidates", descending=True)["num_candidates"][0])
+    num_named = pl.col("in_five").sum().over("list")
+    whole = first_query.filter(pl.col("num_candidates") == length, num_named == min(NUM_ANSWERS, length))
+    return whole, length
 
 
 def _verdict(
