@@ -28,8 +28,9 @@ from tripletune.retrieve.histories import (
     read_fit_likes,
     read_rows,
 )
-from tripletune.retrieve.people import AGE_GROUP, People
+from tripletune.retrieve.people import People
 from tripletune.retrieve.similar import Neighbours
+from tripletune.schemas.ages import AGE_GROUP
 from tripletune.schemas.query import FIT_OF, QUERY_KEY
 from tripletune.store.shards import split_files
 

@@ -33,7 +33,7 @@ def evaluate(root: Path) -> None:
     run, out, settings = write_run(root), root / "evaluate", EvaluateConfig(bootstrap_resamples=200)
     out.mkdir()
     folders = {**run.specialists, "finetune": run.finetune}
-    evaluate_run(run.rank, run.generate, run.retrieve, run.split, out, settings, 0, folders)
+    evaluate_run(run.rank, run.generate, run.retrieve, run.split, out, settings, 0, folders, ingest=run.ingest)
     console = Console(width=200)
     console.print(metrics_tables(out, settings))
     metrics, comparisons = (pl.read_parquet(out / f"{name}.parquet") for name in ("metrics", "comparisons"))

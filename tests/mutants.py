@@ -39,7 +39,9 @@ PACKAGE = "src/tripletune"
 
 TESTS: dict[str, tuple[str, ...]] = {
     "evaluate/metrics.py": ("numerics/test_metrics.py",),
-    "evaluate/significance.py": ("numerics/test_significance.py",),
+    "evaluate/significance.py": ("numerics/test_significance.py", "numerics/test_paired.py"),
+    "evaluate/answers/positions.py": ("numerics/test_answer_measures.py", "unit/test_answer_audits.py"),
+    "evaluate/answers/groups.py": ("numerics/test_answer_measures.py", "unit/test_answer_audits.py"),
     "retrieve/fuse.py": ("unit/test_fuse.py",),
     "models/serving/topk.py": ("unit/test_topk.py",),
     "retrieve/sampling.py": ("unit/test_sampling.py",),

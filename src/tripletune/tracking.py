@@ -262,7 +262,9 @@ class StageRun:
         client.log_inputs(self.run_id, [*parents, *outside])
         if outside:
             client.log_inputs(self.tracker.parent_run_id, outside)
-        self._log_files([folder / page for page in ("report.html", "metrics.json") if (folder / page).is_file()])
+        self._log_files(
+            [folder / page for page in ("report.html", "metrics.json", "answers.json") if (folder / page).is_file()]
+        )
 
     def _missing(self, curve: Sequence[Metric]) -> list[Metric]:
         """Points that the store has not taken, at the time of their step's first try: where only the answer to it was

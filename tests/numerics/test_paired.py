@@ -7,7 +7,8 @@ import pytest
 from scipy import stats
 
 from tripletune.compare import paired
-from tripletune.compare.paired import detectable_difference, holm, sign_flip_p_values, wilcoxon_p_value
+from tripletune.compare.paired import detectable_difference, sign_flip_p_values, wilcoxon_p_value
+from tripletune.evaluate.significance import holm
 
 
 def sign_flip(differences: np.ndarray, resamples: int = 10_000, seed: int = 1) -> float:

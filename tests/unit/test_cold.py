@@ -24,7 +24,7 @@ def evaluate(run: Run) -> tuple[pl.DataFrame, str]:
     out = run.root / "evaluate"
     out.mkdir()
     trained = {**run.specialists, "finetune": run.finetune}
-    evaluate_run(run.rank, run.generate, run.retrieve, run.split, out, SETTINGS, 3, trained)
+    evaluate_run(run.rank, run.generate, run.retrieve, run.split, out, SETTINGS, 3, trained, ingest=run.ingest)
     return pl.read_parquet(out / "metrics.parquet"), (out / "report.html").read_text(encoding="utf-8")
 
 

@@ -31,7 +31,7 @@ SETTINGS = EvaluateConfig(bootstrap_resamples=200)
 def evaluate(run: Run, out: Path, settings: EvaluateConfig = SETTINGS) -> dict[str, Any]:
     out.mkdir(exist_ok=True)
     trained = {**run.specialists, "finetune": run.finetune}
-    return evaluate_run(run.rank, run.generate, run.retrieve, run.split, out, settings, 3, trained)
+    return evaluate_run(run.rank, run.generate, run.retrieve, run.split, out, settings, 3, trained, ingest=run.ingest)
 
 
 @pytest.fixture(scope="module")
@@ -180,7 +180,8 @@ def test_a_written_answer_goes_on_with_the_other_candidates_in_the_retrievers_or
 def test_the_same_inputs_give_the_same_bytes(run: Run, out: Path, tmp_path: Path) -> None:
     evaluate(run, tmp_path / "again")
     names = sorted(path.name for path in out.iterdir())
-    assert names == ["comparisons.parquet", "metrics.json", "metrics.parquet", "per_viewer.parquet", "report.html"]
+    tables = ["answers.parquet", "comparisons.parquet", "metrics.parquet", "per_viewer.parquet"]
+    assert names == sorted([*tables, "answers.json", "metrics.json", "report.html"])
     for name in names:
         assert (out / name).read_bytes() == (tmp_path / "again" / name).read_bytes(), name
 
@@ -212,7 +213,15 @@ def test_a_further_retriever_is_a_row_and_its_training_a_picture_under_its_own_n
     trained = {**further.specialists, "mine": tmp_path / "mine", "finetune": further.finetune}
     (tmp_path / "out").mkdir()
     facts = evaluate_run(
-        further.rank, further.generate, further.retrieve, further.split, tmp_path / "out", SETTINGS, 3, trained
+        further.rank,
+        further.generate,
+        further.retrieve,
+        further.split,
+        tmp_path / "out",
+        SETTINGS,
+        3,
+        trained,
+        ingest=further.ingest,
     )
     assert facts["mine_ndcg_at_10"] == facts["lightgcn_ndcg_at_10"]
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")

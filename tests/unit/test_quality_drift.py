@@ -13,7 +13,8 @@ from scipy import stats
 from written_run import write_run
 
 from tripletune.quality.drift import Shift, find_shifts, in_bins, stability_index
-from tripletune.quality.measures import Measures, film_popularity, measure_shards
+from tripletune.quality.measures import Measures, measure_shards
+from tripletune.store.popularity import film_popularity
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,8 @@ from scipy import stats
 from written_run import NUM_RATED, Run, rewrite, write_run
 
 from tripletune.quality.figures import figures_of, headline, positions
-from tripletune.quality.measures import Measures, film_popularity, measure_shards
+from tripletune.quality.measures import Measures, measure_shards
+from tripletune.store.popularity import film_popularity
 
 Row = dict[str, Any]
 LEARNED = {"train": ("graph",), "valid": ("graph", "target"), "test": ("graph", "target")}

@@ -91,6 +91,9 @@ EDITS = [
     ("the metric of a training's evaluations", "ndcg.py", CODE, FINETUNE),
     ("the report's page", "html/templates/report.html.j2", "\n", "evaluate"),
     ("a section of the report", "html/templates/report/cases.html.j2", "\n", "evaluate"),
+    ("an audit of the answers", "evaluate/answers/groups.py", CODE, "evaluate"),
+    ("popularity of films", "store/popularity.py", CODE, "evaluate"),
+    ("age groups", "schemas/ages.py", CODE, RETRIEVE),
 ]
 
 

@@ -32,6 +32,7 @@ def build(run: Run, out: Path) -> str:
         EvaluateConfig(bootstrap_resamples=100),
         3,
         {**run.specialists, "finetune": run.finetune},
+        ingest=run.ingest,
     )
     return (out / "report.html").read_text(encoding="utf-8")
 
@@ -107,7 +108,7 @@ def test_the_page_says_what_was_measured(html: str) -> None:
     assert "<dt>seed</dt><dd>3</dd>" in html
     assert re.search(r'class="word better">better<', html)
     assert "no difference shown" in html
-    assert html.count("<svg") == 6 + 6 + 1  # two a family; losses, evaluations and valid curves; relations
+    assert html.count("<svg") == 6 + 6 + 1 + 1  # two a family; losses, evaluations and valid curves; relations; places
     assert "which retrieval did not find" in html
 
 

@@ -12,14 +12,17 @@ import polars as pl
 
 from tripletune.schemas.base import conform
 from tripletune.schemas.generate import EXAMPLES
+from tripletune.schemas.ingest import MOVIES, USERS
 from tripletune.schemas.rank import PREDICTIONS
 from tripletune.schemas.retrieve import CHOICES, RANKINGS, REQUERIED
 from tripletune.schemas.rgat import ATTENTION
 from tripletune.schemas.split import SPLIT
 from tripletune.schemas.training import CURVE, TRAINED_ON
+from tripletune.store.catalogue import write_catalogue
 
 NUM_VIEWERS, NUM_FILMS, NUM_RATED = 24, 60, 14
 UNSEEN = (5, 17)
+GENRES = ("Drama", "Comedy", "Action", "Horror")
 CUTOFF = {"train": 10, "valid": 12, "test": 13}
 DISLIKED = (1, 4)
 """Positions that hold a dislike; positions 10 and 11 are target, 12 valid, 13 test, the others graph. With ``held_out``
@@ -75,6 +78,7 @@ def write_run(
     rng = np.random.default_rng(7)
     order = {user: (rng.permutation(NUM_FILMS) + 1).tolist() for user in range(1, num_viewers + 1)}
     run = Run(root, order, held_out)
+    _write_ingest(run)
     _write_split(run, unseen)
     _write_fits(run, unseen)
     examples = [
@@ -116,6 +120,16 @@ def rewrite(path: Path, change: Any) -> None:
     conform(pl.DataFrame(rows, schema=frame.schema), frame.schema).write_parquet(path)
 
 
+def _write_ingest(run: Run) -> None:
+    films = [
+        {"movie_id": film, "title": title(film), "year": 1950 + film, "genres": [GENRES[film % 4], GENRES[film % 3]]}
+        for film in range(1, NUM_FILMS + 1)
+    ]
+    films = [{**film, "genres": list(dict.fromkeys(film["genres"]))} for film in films]
+    write(run.ingest / "movies.parquet", films, MOVIES)
+    write(run.ingest / "users.parquet", [], USERS)
+
+
 def _write_split(run: Run, unseen: tuple[int, ...]) -> None:
     rows = [
         {
@@ -132,6 +146,7 @@ def _write_split(run: Run, unseen: tuple[int, ...]) -> None:
     ]
     for shard in (0, 1):
         write(run.split / f"shard=00{shard}" / "part.parquet", [r for r in rows if r["user_id"] % 2 == shard], SPLIT)
+    write_catalogue(run.split, range(1, NUM_FILMS + 1))
 
 
 def _write_fits(run: Run, unseen: tuple[int, ...]) -> None:

@@ -18,10 +18,10 @@ import numpy.typing as npt
 import polars as pl
 
 from tripletune.compare.differences import Difference, differing_inputs, differing_settings, differing_stages
-from tripletune.compare.paired import detectable_difference, holm, sign_flip_p_values, wilcoxon_p_value
+from tripletune.compare.paired import detectable_difference, sign_flip_p_values, wilcoxon_p_value
 from tripletune.compare.runs import COMPARED, UNIT, RunScores, same_questions
 from tripletune.errors import UserError
-from tripletune.evaluate.significance import bootstrap_means, summarise
+from tripletune.evaluate.significance import bootstrap_means, holm, summarise
 from tripletune.store.fingerprint import sha256_json
 
 Floats = npt.NDArray[np.float64]

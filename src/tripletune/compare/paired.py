@@ -1,4 +1,4 @@
-"""Tests of paired differences: a randomisation test, Wilcoxon's, Holm's correction, and the detectable difference.
+"""Tests of paired differences: a randomisation test, Wilcoxon's, and the detectable difference.
 
 All take one difference for each user, so that several questions of a user count as one observation. Each is symmetric:
 negated differences have the same p-value, as the signs that are drawn depend on nothing but number and seed.
@@ -74,19 +74,6 @@ def wilcoxon_p_value(difference_U: Floats) -> float:
     rounded_U = difference_U.round(DECIMALS)
     rounded_U = rounded_U[rounded_U != 0]
     return float(wilcoxon(rounded_U).pvalue) if len(rounded_U) else 1.0
-
-
-def holm(p_values: Floats) -> Floats:
-    """P-values adjusted for their number, in the same order (Holm 1979).
-
-    Those at most ``alpha`` are significant together: the chance of one or more false ones is at most ``alpha``, however
-    the tests depend on each other.
-    """
-    order = np.argsort(p_values, kind="stable")
-    steps = p_values[order] * np.arange(len(p_values), 0, -1)
-    adjusted = np.empty_like(p_values)
-    adjusted[order] = np.minimum(np.maximum.accumulate(steps), 1.0)
-    return adjusted
 
 
 def detectable_difference(difference_U: Floats, *, confidence: float, power: float) -> float | None:

@@ -23,6 +23,7 @@ import polars as pl
 
 from tripletune.config import EvaluateConfig
 from tripletune.errors import InputError
+from tripletune.evaluate.answers.audit import audit_answers
 from tripletune.evaluate.cold import KNOWLEDGE_GROUPS, MEASURES, known_films, score_by_knowledge
 from tripletune.evaluate.families import GROUPS
 from tripletune.evaluate.metrics import VALID, is_share_metric, mean_over_cutoffs, score_lists
@@ -93,6 +94,8 @@ def evaluate_run(
     settings: EvaluateConfig,
     seed: int,
     trained: Mapping[str, Path],
+    *,
+    ingest: Path,
 ) -> Facts:
     """Measure a run and write the report.
 
@@ -101,15 +104,16 @@ def evaluate_run(
         shards: the generate stage's folder; its test and valid examples hold the held-out films.
         retrieve: its rankings and choices.
         split: its rows tell which films the fits know.
-        out: receives per_viewer, metrics and comparisons.parquet, metrics.json, report.html.
+        out: receives per_viewer, metrics, comparisons and answers.parquet, metrics.json, answers.json, report.html.
         settings: cut-offs, resamples and confidence.
         seed: of the bootstrap.
         trained: folders of ``finetune`` and of the stages that train a model: their curves and R-GAT's attention go
             into the report.
+        ingest: its films and users, for the audits of the answers.
 
     Returns:
         The means under flat names: ``<row>_<metric>`` for all users, ``..._warm``, ``..._unseen`` and ``..._cold`` for
-        the groups; a ``+`` is written ``_with_``.
+        the groups; a ``+`` is written ``_with_``. With them the headline figures of the audits of the answers.
 
     Raises:
         InputError: a system or retriever is missing, a query was ranked twice, or a cut-off is deeper than the lists.
@@ -136,13 +140,15 @@ def evaluate_run(
     per_viewer = pl.concat([retrieval, reranked], how="diagonal").sort("row", "purpose", "user_id", maintain_order=True)
     for name, frame in (("per_viewer", per_viewer), ("metrics", metrics), ("comparisons", comparisons)):
         write_parquet(out / f"{name}.parquet", frame, row_group_size=ROW_GROUP)
-    facts = _flat(metrics) | {
+    folders = {"rank": predictions, "generate": shards, "retrieve": retrieve, "split": split, **trained}
+    audits = audit_answers({**folders, "ingest": ingest}, on_test, out, settings, seed)
+    facts = _flat(metrics) | audits.facts()
+    facts |= {
         "retrieval_viewers": retrieval["user_id"].n_unique(),
         "rerank_viewers": on_test["user_id"].n_unique(),
     }
     write_json(out / "metrics.json", facts)
-    folders = {"rank": predictions, "generate": shards, "retrieve": retrieve, "split": split, **trained}
-    write_report(out / "report.html", metrics, comparisons, folders, confidence=settings.confidence, seed=seed)
+    write_report(out / "report.html", metrics, comparisons, folders, audits, confidence=settings.confidence, seed=seed)
     return facts
 
 

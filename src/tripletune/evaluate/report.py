@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 
 import polars as pl
 
+from tripletune.evaluate.answers.audit import AnswerAudits
+from tripletune.evaluate.answers.section import answers_section
 from tripletune.evaluate.asked import asked_users
 from tripletune.evaluate.cases import worth_reading
 from tripletune.evaluate.cold import KNOWLEDGE_GROUPS, MEASURES
@@ -50,6 +52,8 @@ class Evaluated:
     """Rows of ``METRICS`` and ``COMPARISONS`` of evaluate."""
     folders: Mapping[str, Path]
     """Of ``split, rank, generate, retrieve, finetune`` and of the stages that train a model, by stage."""
+    audits: AnswerAudits
+    """Of the answers."""
 
 
 class Section(NamedTuple):
@@ -77,6 +81,7 @@ RESULTS = (
     Section("cases", "Cases worth reading", "cases", lambda given: _cases(given)),
 )
 AUDITS = (
+    Section("answers", "The answers", "answers", lambda given: answers_section(given.audits)),
     Section("users", "Users asked", "users", lambda given: _users(given)),
     Section(
         "cold", "Warm users, unseen users and cold films", "cold", lambda given: {"groups": _knowledge(given.metrics)}
@@ -98,6 +103,7 @@ def write_report(
     metrics: pl.DataFrame,
     comparisons: pl.DataFrame,
     folders: Mapping[str, Path],
+    audits: AnswerAudits,
     *,
     confidence: float,
     seed: int,
@@ -106,11 +112,11 @@ def write_report(
 
     Args:
         path: the HTML file.
-        metrics, comparisons, folders: as in ``Evaluated``.
+        metrics, comparisons, folders, audits: as in ``Evaluated``.
         confidence: of the intervals.
         seed: of the run.
     """
-    given = Evaluated(metrics=metrics, comparisons=comparisons, folders=folders)
+    given = Evaluated(metrics=metrics, comparisons=comparisons, folders=folders, audits=audits)
     parts = {
         title: [(section, part) for section in sections if (part := section.context(given)) is not None]
         for title, sections in SECTIONS.items()

@@ -1,4 +1,5 @@
-"""Intervals over users: percentile bootstrap of means and of paired differences of means, exact ones of shares.
+"""Intervals over users: percentile bootstrap of means and of paired differences of means, exact ones of shares;
+Holm's correction of p-values.
 
 One set of resampled users serves all columns at once, so every comparison is paired and a full table of rows,
 metrics and pairs costs one pass. The indices are drawn as ``scipy.stats.bootstrap`` draws them, so that the same seed
@@ -118,3 +119,16 @@ def share_interval(values_U: FloatArray, *, confidence: float) -> Interval:
     tail = (1.0 - confidence) / 2
     high = float(betaincinv(count + 1, num_viewers - count, 1.0 - tail)) if count < num_viewers else 1.0
     return Interval(share, lower(tail), high, lower(1.0 - confidence), num_viewers)
+
+
+def holm(p_values: FloatArray) -> FloatArray:
+    """P-values adjusted for their number, in the same order (Holm 1979).
+
+    Those at most ``alpha`` are significant together: the chance of one or more false ones is at most ``alpha``, however
+    the tests depend on each other.
+    """
+    order = np.argsort(p_values, kind="stable")
+    steps = p_values[order] * np.arange(len(p_values), 0, -1)
+    adjusted = np.empty_like(p_values)
+    adjusted[order] = np.minimum(np.maximum.accumulate(steps), 1.0)
+    return adjusted

@@ -447,14 +447,17 @@ def run_rank(paths: RunPaths, config: RunConfig) -> Path:
 
 
 def run_evaluate(paths: RunPaths, config: RunConfig) -> Path:
-    """Metrics with intervals, comparisons between all rows, and the HTML report."""
+    """Metrics with intervals, comparisons between all rows, audits of the answers, and the HTML report."""
     from tripletune.evaluate.evaluate import evaluate_run
 
     trained = {stage: paths.require(stage) for stage in (*config.trained_stages, "finetune")}
     rank, generate, retrieve, split = (paths.require(stage) for stage in ("rank", "generate", "retrieve", "split"))
+    ingest = paths.require("ingest")
     return paths.build(
         "evaluate",
-        lambda work: evaluate_run(rank, generate, retrieve, split, work, config.evaluate, config.seed, trained),
+        lambda work: evaluate_run(
+            rank, generate, retrieve, split, work, config.evaluate, config.seed, trained, ingest=ingest
+        ),
     )
 
 

@@ -1,7 +1,7 @@
 """Measures of the shards, taken in one pass, a file at a time: one row of numbers per example is kept, and no text.
 
-Popularity is a quantile: the share of all likes that belong to films with fewer likes, so that films drawn in
-proportion to their likes spread evenly over the ten tenths.
+Popularity is the quantile of ``store.popularity``, so that films drawn in proportion to their likes spread evenly over
+the ten tenths.
 """
 
 from __future__ import annotations
@@ -14,9 +14,8 @@ import polars as pl
 
 from tripletune.quality.text import find_flaws
 from tripletune.schemas.generate import COMPLETION_CHARS, EXAMPLES, LEFT_OUT, PROMPT_CHARS
-from tripletune.schemas.query import FIT_LABELS, FIT_OF, PURPOSES
-from tripletune.store.parquet import joined, parquet_files, read_rows, scan
-from tripletune.store.shards import split_files
+from tripletune.schemas.query import PURPOSES
+from tripletune.store.parquet import joined, parquet_files, read_rows
 
 TENTHS = 10
 PLACES = ("purpose", "num_candidates", "place")
@@ -43,26 +42,6 @@ class Measures:
     """``example_id, kind, line`` from ``text.find_flaws``; empty where the text was not read."""
     titles: pl.DataFrame
     """``count, other_script`` of the candidates' titles: all, and those with a letter outside the Latin script."""
-
-
-def film_popularity(split: Path) -> dict[str, pl.DataFrame]:
-    """By purpose, popularity of films in the rows of the fit that writes its hints: ``movie_id, likes, quantile``."""
-    rows = scan(list(split_files(split).values())).filter(~pl.col("unseen"))
-    counts = (
-        rows.group_by("movie_id", pl.col("label").cast(pl.String))
-        .agg(likes=pl.len().cast(pl.Int64))
-        .collect(engine="streaming")
-    )
-    by_fit = {fit: _quantiles(counts.filter(pl.col("label").is_in(labels))) for fit, labels in FIT_LABELS.items()}
-    return {purpose: by_fit[fit] for purpose, fit in FIT_OF.items()}
-
-
-def _quantiles(counts: pl.DataFrame) -> pl.DataFrame:
-    films = counts.group_by("movie_id").agg(pl.col("likes").sum())
-    levels = films.group_by("likes").agg(mass=pl.col("likes").sum()).sort("likes")
-    # films of equal likes share the middle of their interval
-    middle = (pl.col("mass").cum_sum() - pl.col("mass") / 2) / pl.col("mass").sum()
-    return films.join(levels.select("likes", quantile=middle), on="likes").sort("movie_id")
 
 
 def measure_shards(generate: Path, popularity: Mapping[str, pl.DataFrame], *, read_text: bool) -> Measures:

@@ -14,10 +14,11 @@ from tripletune.config import QualityConfig
 from tripletune.errors import DriftError, InputError
 from tripletune.quality.drift import Shift, find_shifts
 from tripletune.quality.figures import figures_of, headline
-from tripletune.quality.measures import Measures, film_popularity, measure_shards
+from tripletune.quality.measures import Measures, measure_shards
 from tripletune.quality.page import write_quality_page
 from tripletune.store.files import write_json
 from tripletune.store.paths import read_manifest
+from tripletune.store.popularity import film_popularity
 
 PAGE, FIGURES = "quality.html", "quality.json"
 

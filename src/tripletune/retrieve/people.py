@@ -13,11 +13,7 @@ from torch import Tensor
 from tripletune.errors import InputError
 from tripletune.models.serving.topk import Ints
 from tripletune.retrieve.places import Places
-
-AGES = (18, 25, 35, 45, 50, 56)
-"""First age of each group but the youngest, in years: those of MovieLens 1M, which stores them in place of ages."""
-AGE_GROUP = pl.sum_horizontal(pl.col("age") >= first for first in AGES).alias("age_group")
-"""Number of a user's age group, the youngest 0."""
+from tripletune.schemas.ages import AGE_GROUP
 
 
 class People:
