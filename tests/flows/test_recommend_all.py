@@ -58,7 +58,7 @@ def test_the_file_says_which_model_version_and_run_answered(micro: MicroRun, all
 def test_it_is_what_recommend_prints_for_one_user(micro: MicroRun, all_users: Path) -> None:
     found = pl.read_parquet(all_users)
     with answering(micro.root) as who:
-        for user in everybody(micro)[::50]:
+        for user in everybody(micro)[::60]:
             alone = recommend_to_user(who, user)
             mine = found.filter(user_id=user).sort("place")
             assert mine["title"].to_list() == [film.title for film in alone]
