@@ -13,6 +13,7 @@ from typing import Any
 import polars as pl
 import pyarrow.parquet as pq
 import pytest
+from polars.testing import assert_frame_equal
 
 from tests.flows.conftest import ROOT, MicroRun
 from tripletune.cli.recommend import read_users, recommend_to_all, recommend_to_user
@@ -94,6 +95,16 @@ def test_a_call_that_broke_off_goes_on_with_what_it_had_to_the_same_bytes(
     assert written == ["shard-001.parquet", "shard-002.parquet"]
     assert out.read_bytes() == all_users.read_bytes()
     assert not work.exists()
+
+
+def test_pieces_of_a_bucket_keep_their_users(
+    micro: MicroRun, all_users: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tripletune.rank.pieces._EXAMPLES", 16)
+    with answering(micro.root) as who:
+        recommend_to_all(who, tmp_path / "recs.parquet")
+    assert pq.ParquetFile(tmp_path / "recs.parquet").num_row_groups > pq.ParquetFile(all_users).num_row_groups
+    assert_frame_equal(pl.read_parquet(tmp_path / "recs.parquet"), pl.read_parquet(all_users))
 
 
 def test_what_another_model_or_list_of_users_left_behind_is_not_used(
