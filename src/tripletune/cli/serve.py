@@ -14,7 +14,7 @@ from tripletune.errors import UserError
 from tripletune.store.runs import read_run
 
 
-@app.command(rich_help_panel="Look")
+@app.command(rich_help_panel="Serve")
 def recommend(
     user: Annotated[int | None, typer.Option("--user", help="A user id of the release.")] = None,
     like: Annotated[list[str] | None, typer.Option("--like", help="A title, oldest first; repeat it.")] = None,
@@ -61,7 +61,7 @@ def recommend(
         say(who.sentence())
 
 
-@app.command(rich_help_panel="Serve elsewhere")
+@app.command(rich_help_panel="Serve")
 def rollback(
     why: Annotated[str, typer.Option("--why", help="Reason, for whoever reads the registry.")],
     to: Annotated[
