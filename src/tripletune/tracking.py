@@ -1,8 +1,7 @@
-"""MLflow logging and model registry; the only module that imports MLflow.
+"""MLflow logging. Only this module, ``versions`` and the model file of ``serve`` import MLflow.
 
 One parent run per flow run, a child per stage. Everything goes through ``MlflowClient`` with explicit run ids: stages
-run in threads, and the fluent API's "active run" leaves stray runs there. The adapter's own files are the registered
-model: ``mlflow.transformers`` reloads a PEFT model over a local base with wrong weights.
+run in threads, and the fluent API's "active run" leaves stray runs there.
 """
 
 from __future__ import annotations
@@ -20,12 +19,12 @@ from types import MappingProxyType
 from typing import Any
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
 import polars as pl
 from filelock import FileLock
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
-from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
 from tripletune.config import RunConfig, TrackingConfig
@@ -35,17 +34,13 @@ from tripletune.store.fingerprint import sha256_json
 from tripletune.store.paths import RunPaths
 from tripletune.store.runs import RunRecord, new_run_name, share_run, tracking_uri, update_run, utc_now, write_run
 
-CHAMPION, BEST = "champion", "best"
-"""Aliases of the version that is served, and of the one that later adapters are held to."""
 DESCRIPTION = "mlflow.note.content"
 """Tag that MLflow's page shows as the run's description."""
 MAX_TAG = 8000
 """Characters of a tag that every store takes."""
-ADAPTER_FILES = "model"
-"""Artifact folder of the promote child: adapter, contract and, for a local base, the base."""
 
-# the store's "creating tables" lines would stand between the progress of the stages
-for _name in ("mlflow.store.db.utils", "alembic"):
+# the store's "creating tables" lines and those of a model's checks would stand between the progress of the stages
+for _name in ("mlflow.store.db.utils", "alembic", "mlflow.pyfunc"):
     logging.getLogger(_name).setLevel(logging.WARNING)
 
 
@@ -289,13 +284,13 @@ class StageRun:
         batch = [Metric(key, float(value), now, 0) for key, value in metrics.items() if value is not None]
         self.tracker.log(self.tracker.parent_run_id, metrics=batch)
 
-    def log_decision(self, reason: str, numbers: Mapping[str, float | None], file: Path) -> None:
-        """Log a promotion's outcome, on the child and the parent: tag, metrics and file."""
+    def log_decision(self, reason: str, numbers: Mapping[str, float | None], files: Sequence[Path]) -> None:
+        """Log a promotion's outcome, on the child and the parent: tag, metrics and files."""
         now = _now()
         metrics = [Metric(_metric_name(key), value, now, 0) for key, value in numbers.items() if value is not None]
         for run_id in (self.run_id, self.tracker.parent_run_id):
             self.tracker.log(run_id, metrics=metrics, tags=[RunTag("promotion", reason[:4000])])
-        self._log_files([file])
+        self._log_files(files)
 
 
 def log_comparison(record: RunRecord, root: Path, baseline: str, files: Sequence[Path]) -> str:
@@ -402,88 +397,3 @@ def stage_run(
         client.set_terminated(run.info.run_id, status="FAILED")
         raise
     client.set_terminated(run.info.run_id)
-
-
-@dataclass(frozen=True, slots=True)
-class Version:
-    """A version of the registered model."""
-
-    number: str
-    fingerprint: str
-    """Of the finetune output it is."""
-    run_id: str
-
-
-def find_version(tracker: Tracker, model: str, alias: str = CHAMPION) -> Version | None:
-    """The version that holds an alias, or None when the registry has no such model or no version of it holds it.
-
-    Raises:
-        MlflowException: the store did not answer; that must never look like "no champion yet".
-    """
-    try:
-        found = tracker.client().get_model_version_by_alias(model, alias)
-    except MlflowException as error:
-        unknown_alias = error.error_code == "INVALID_PARAMETER_VALUE" and "alias" in str(error).lower()
-        if error.error_code == "RESOURCE_DOES_NOT_EXIST" or unknown_alias:
-            return None
-        raise
-    return _version(found)
-
-
-def find_version_before(tracker: Tracker, model: str, time_ms: int) -> Version | None:
-    """The champion at a time, as promotions left it: each makes a version. An alias that was moved by hand is not seen.
-
-    Args:
-        tracker: the store.
-        model: name in the registry; a name it does not know has no version.
-        time_ms: milliseconds since 1970.
-    """
-    found = tracker.client().search_model_versions(f"name = '{model}'", max_results=10_000)
-    before = [one for one in found if one.creation_timestamp <= time_ms]
-    newest = max(before, key=lambda one: (one.creation_timestamp, int(one.version)), default=None)
-    return _version(newest) if newest else None
-
-
-def _version(found: ModelVersion) -> Version:
-    return Version(str(found.version), found.tags.get("fingerprint", ""), found.run_id or "")
-
-
-def download_version(tracker: Tracker, version: Version, folder: Path) -> Path:
-    """Copy a version's adapter, contract and, if it has one, its base below ``folder``.
-
-    Raises:
-        MissingArtifactError: its files are gone.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        return Path(tracker.client().download_artifacts(version.run_id, ADAPTER_FILES, str(folder)))
-    except (MlflowException, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise MissingArtifactError(f"version {version.number}: its files cannot be had ({reason})") from None
-
-
-def promote_adapter(
-    tracker: Tracker, stage: StageRun, model: str, folder: Path, tags: Mapping[str, str], *, best: str = ""
-) -> str:
-    """Register an adapter's files as a new version and move the champion alias to it; returns the version.
-
-    Args:
-        tracker, stage: store, and the child run that holds the files.
-        model: name in the registry.
-        folder: the finetune output.
-        tags: of the version.
-        best: the version that is and stays the best one; empty: the new one is.
-    """
-    client = tracker.client()
-    try:
-        client.create_registered_model(model)
-    except MlflowException:
-        client.get_registered_model(model)  # it exists; anything else raises here
-    client.log_artifacts(stage.run_id, str(folder), ADAPTER_FILES)
-    run = client.get_run(stage.run_id)
-    source = f"{run.info.artifact_uri}/{ADAPTER_FILES}"
-    version = client.create_model_version(model, source, run_id=stage.run_id, tags=dict(tags))
-    # the title first: killed between the two, later adapters are held to more and not to less
-    client.set_registered_model_alias(model, BEST, best or version.version)
-    client.set_registered_model_alias(model, CHAMPION, version.version)
-    return str(version.version)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,11 @@ from tripletune.finetune.job import TrainingJob
 from tripletune.finetune.launch import FilmSource, finetune_adapter
 from tripletune.finetune.token_files import write_token_files
 from tripletune.finetune.training import train
+from tripletune.rank.answerer import Answerer
 from tripletune.rank.predict import rank_examples
+from tripletune.serve.answers import ServedModel
+from tripletune.serve.layout import copy_film_vectors
+from tripletune.serve.package import signature
 from tripletune.store.paths import SCRATCH
 
 WIDTH, NUM_FILMS = 8, 150
@@ -94,6 +99,26 @@ def scores(shards: Path, adapter: Path, films: Path, *, tuned: bool = True, batc
             for row, shown in zip(answered.iter_rows(named=True), examples["candidates"].to_list(), strict=True)
         ]
     )
+
+
+def test_a_registered_version_answers_with_the_vectors_that_it_holds_as_rank_with_the_runs(
+    shards, films, adapter, tmp_path
+):
+    out, _ = adapter
+    copy_film_vectors(films, tmp_path / "films")
+    assert not (tmp_path / "films" / "fit_a.safetensors").exists()
+    system = pl.read_parquet(shards / "test" / "*.parquet")["prompt"][0][0]["content"]
+    template = SimpleNamespace(system=system, texts=(), id="test", sha256="0" * 64)  # these prompts have none
+    model = ServedModel(Answerer.load(out, lambda stage: tmp_path / "films"), template, batch_size=3)
+    wanted = signature(read_contract(out)).inputs.input_names()
+    assert wanted[:3] == ["prompt", "candidates", "liked"]
+    rows = pl.read_parquet(shards / "test" / "*.parquet").sort("user_id").drop("retrieved", "template_sha256")
+    answers = model.answer(rows.select(set(wanted) & set(rows.columns)).to_dicts())
+    found = [
+        [dict(zip(answer["answers"], answer["scores"], strict=True))[film] for film in shown]
+        for answer, shown in zip(answers, rows["candidates"].to_list(), strict=True)
+    ]
+    assert np.array(found) == pytest.approx(scores(shards, out, films), abs=1e-5)
 
 
 def test_the_projector_is_trained_with_the_adapter_and_stands_in_its_contract(shards, films, adapter):

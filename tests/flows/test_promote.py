@@ -26,6 +26,7 @@ from tripletune.promote import champion as promotion
 from tripletune.store.files import write_json
 from tripletune.store.paths import MANIFEST, RunPaths
 from tripletune.tracking import StageRun, open_registry, recorded_run, stage_run
+from tripletune.versions import Entry, register_version
 
 ANOTHER = "f" * 32
 MODEL = "contest"
@@ -62,6 +63,11 @@ def held(micro: MicroRun, model: str = MODEL, alias: str = "champion") -> Any:
     return MlflowClient(f"sqlite:///{micro.root / 'mlflow.db'}").get_model_version_by_alias(model, alias)
 
 
+def files_of(version: Any) -> Path:
+    """Folder of a version's files in the store."""
+    return Path(version.source.removeprefix("file://"))
+
+
 def champion(micro: MicroRun, alias: str = "champion") -> tuple[str, str]:
     version = held(micro, alias=alias)
     return str(version.version), version.tags["fingerprint"]
@@ -80,18 +86,8 @@ def test_the_alias_moves_only_to_an_adapter_that_is_not_worse(micro, twin):
     few = decide(micro, twin, "contest-2", promote={"min_users": 10_000})
     assert not few["promote"]
     assert "users of valid judge, and promote.min_users is 10000" in few["reason"]
-    assert champion(micro)[0] == "1"
-
-    prompt = micro.record.settings().prompt.model_copy(update={"template": "published"})
-    foreign = decide(micro, twin, "contest-3", prompt=prompt)
-    assert not foreign["promote"]
-    assert "the contract of version 1 no longer fits this run's prompts" in foreign["reason"]
-    assert "template" in foreign["reason"]
-    assert (verdicts(foreign)["champion"], verdicts(foreign)["best"]) == ("failed", "skipped")
-    assert champion(micro)[0] == "1"
-
     gone = micro.root / "micro" / "finetune" / "gone"
-    files = next((micro.root / "mlflow").glob(f"{held(micro).run_id}/artifacts/model"))
+    files = files_of(held(micro))
     files.rename(gone)
     lost = decide(micro, twin, "contest-lost")
     gone.rename(files)
@@ -106,12 +102,63 @@ def test_the_alias_moves_only_to_an_adapter_that_is_not_worse(micro, twin):
     assert sorted((micro.root / "micro" / "promote").glob("*/*")) == before
 
     within_margin = decide(micro, twin, "contest-4")
-    assert within_margin == preview | {"version": "2"}
+    assert within_margin == preview | {"version": "2", "run": "contest-4", "decided": within_margin["decided"]}
     assert verdicts(within_margin)["earlier"] == "skipped"
     assert within_margin["num_viewers"] > 2
     assert within_margin["difference"] == within_margin["lower_bound"] == 0.0
     assert champion(micro) == ("2", ANOTHER)
     assert champion(micro, "best") == ("1", micro.record.fingerprints["finetune"])  # as good is not better
+
+
+def test_after_a_change_of_the_contract_each_side_ranks_prompts_of_its_own(micro, twin):
+    """The challenger's values are the champion's own, measured by evaluate: asked in its own way, the champion must
+    have the same value for every user."""
+    named = {"registered_model": "contracts"}
+    decide(micro, micro.paths, "contracts-1", promote=named)
+    prompt = micro.record.settings().prompt.model_copy(update={"template": "letters", "max_liked": 3})
+    decision = decide(micro, twin, "contracts-2", prompt=prompt, promote={**named, "relative_margin": 0.0})
+    made = {one["name"]: one for one in decision["comparisons"]}
+    assert made["champion"]["own_contract"]
+    assert made["best"]["own_contract"]
+    assert (made["champion"]["difference"], made["champion"]["upper_bound"]) == (0.0, 0.0)
+    assert made["champion"]["value"] == made["best"]["value"] == decision["value"]
+    assert made["champion"]["num_viewers"] == decision["num_viewers"]
+    assert "(version 1), each on prompts of its own contract, by +0.0000" in made["champion"]["reason"]
+    assert not made["retriever"]["own_contract"]
+    assert "on prompts of its own" in (micro.root / "micro" / "promote" / "contracts-2" / "decision.html").read_text()
+
+
+@pytest.mark.parametrize("fault", ["template", "models", "settings", "kerag"])
+def test_a_champion_whose_own_prompts_cannot_be_made_is_kept_and_the_best_is_skipped(micro, twin, tmp_path, fault):
+    name = f"kept-{fault}"
+    decide(micro, micro.paths, f"{name}-1", promote={"registered_model": name})
+    prompts = files_of(held(micro, name)) / "artifacts" / "prompts"
+    settings = json.loads((prompts / "settings.json").read_text())
+    config: dict[str, Any] = {}
+    if fault == "template":
+        (file,) = prompts.glob("*.txt")
+        file.write_text(file.read_text().replace("You recommend", "You suggest"))
+        reason = "its own cannot be made any more (the adapter was trained on other prompts: template_sha256"
+    elif fault == "models":
+        write_json(prompts / "settings.json", settings | {"retrieve": settings["retrieve"] | {"retriever": "sasrec"}})
+        reason = "retriever: the adapter has"
+    elif fault == "settings":
+        write_json(prompts / "settings.json", settings | {"dataset": 7})
+        reason = "is none of this package's settings"
+    else:
+        config["retrieve"] = micro.record.settings().retrieve.model_copy(update={"candidates": "kerag"})
+        reason = "one of them puts the answers among the candidates"
+    prompt = micro.record.settings().prompt.model_copy(update={"template": "letters"})
+    decision = decide(micro, twin, f"{name}-2", prompt=prompt, promote={"registered_model": name}, **config)
+    assert not decision["promote"]
+    assert "the contract of version 1 no longer fits this run's prompts" in decision["reason"]
+    assert reason in decision["reason"]
+    assert (verdicts(decision)["champion"], verdicts(decision)["best"]) == ("failed", "skipped")
+    assert champion_number(micro, name) == "1"
+
+
+def champion_number(micro: MicroRun, model: str) -> str:
+    return str(held(micro, model).version)
 
 
 def dry_run(micro: MicroRun, paths: RunPaths) -> dict[str, Any]:
@@ -150,7 +197,8 @@ def test_a_decision_stands_with_all_its_numbers_in_tags_metrics_file_and_show(mi
     assert run.data.metrics["retriever_difference"] == retriever["difference"]
     assert run.data.metrics["retriever_lower_bound"] == retriever["lower_bound"]
     assert "champion_difference" not in run.data.metrics
-    assert "decision.json" in [file.path for file in client.list_artifacts(run.info.run_id)]
+    logged = [file.path for file in client.list_artifacts(run.info.run_id)]
+    assert {"decision.json", "decision.html"} <= set(logged)
 
     shown = micro.call("show", micro.record.name).stdout
     assert "promoted as version 1, the best version: not worse than retriever, untuned" in shown
@@ -238,9 +286,9 @@ def test_a_champion_with_broken_weights_counts_as_none(micro, caplog):
     sizes_of_today(broken.folder("finetune"))
     config = micro.record.settings()
     with child_run(micro, config) as child:
-        promotion.promote_adapter(
-            child.tracker, child, "broken", broken.folder("finetune"), {"fingerprint": broken.fingerprints["finetune"]}
-        )
+        tags = {"fingerprint": broken.fingerprints["finetune"]}
+        entry = Entry(model="broken", description="", tags=tags, metrics={})
+        register_version(child, entry, broken.folder("finetune"))  # the adapter alone, as older packages did
     with caplog.at_level(logging.INFO, logger="tripletune"):
         decision = decide(micro, micro.paths, "after-broken", promote={"registered_model": "broken"})
     assert decision["promote"]
@@ -304,7 +352,8 @@ def test_a_champion_that_started_warm_and_is_no_better_gives_way_to_a_fresh_adap
 def test_a_store_that_fails_never_looks_like_a_first_night(micro, monkeypatch):
     from mlflow.exceptions import MlflowException
 
-    from tripletune.tracking import Tracker, find_version
+    from tripletune.tracking import Tracker
+    from tripletune.versions import find_version
 
     class Broken:
         def get_model_version_by_alias(self, name: str, alias: str) -> None:

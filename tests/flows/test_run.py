@@ -189,14 +189,15 @@ def test_the_run_has_a_page_of_its_own_and_a_description_in_mlflow(micro):
 
 
 def test_the_champion_reloads_from_the_registry_with_the_same_answers(micro, tmp_path):
-    from mlflow import MlflowClient
-
     from tripletune.rank.predict import rank_examples
+    from tripletune.tracking import open_registry
+    from tripletune.versions import download_version, find_version
 
-    client = MlflowClient(f"sqlite:///{micro.root / 'mlflow.db'}")
-    version = client.get_model_version_by_alias("tripletune-micro", "champion")
-    assert version.tags["fingerprint"] == micro.record.fingerprints["finetune"]
-    folder = Path(client.download_artifacts(version.run_id, "model", str(tmp_path)))
+    tracker = open_registry(micro.record.settings().tracking, micro.root)
+    version = find_version(tracker, "tripletune-micro")
+    assert version is not None
+    assert version.fingerprint == micro.record.fingerprints["finetune"]
+    folder = download_version(tracker, version, tmp_path / "version").adapter
     examples = pl.read_parquet(sorted((micro.paths.folder("generate") / "test").glob("*.parquet"))).head(4)
     settings = {"tuned": True, "constrained": True, "batch_size": 4}
     ours = rank_examples(examples, micro.paths.folder("finetune"), **settings)

@@ -115,7 +115,7 @@ def test_shares_of_valid_answers_are_by_system_and_decoding(out: Path) -> None:
 
 
 def test_promotion_reads_the_tuned_model_on_valid_answers(run: Run, out: Path) -> None:
-    scores = promotion_scores(out / "per_viewer.parquet", seed=3)
+    scores = promotion_scores(out, seed=3)
     users = pl.Series(sorted(run.order))
     judging = users.filter(judges(users, 3))
     assert scores["user_id"].to_list() == judging.to_list()
@@ -319,9 +319,7 @@ def test_the_promotion_compares_with_the_untuned_model_on_the_users_that_it_rank
 ) -> None:
     sample = {2, 3, 7, 8, 9, 12, 20}
     evaluate(untuned_ranks(damaged, sample), tmp_path / "out")
-    new, untuned = (
-        promotion_scores(tmp_path / "out" / "per_viewer.parquet", 3, (row,)) for row in ("tuned", "untuned")
-    )
+    new, untuned = (promotion_scores(tmp_path / "out", 3, row) for row in ("tuned", "untuned"))
     judging = pl.Series(sorted(sample)).filter(judges(pl.Series(sorted(sample)), 3))
     assert untuned["user_id"].to_list() == judging.to_list()
     worse = new.with_columns(ndcg_at_5=pl.lit(0.0))

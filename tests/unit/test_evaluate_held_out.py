@@ -202,7 +202,7 @@ def test_cutoffs_taken_for_users_would_narrow_the_interval(run: Run, out: Path, 
 
 
 def test_promotion_compares_the_means_of_users(run: Run, out: Path) -> None:
-    scores = promotion_scores(out / "per_viewer.parquet", seed=SEED)
+    scores = promotion_scores(out, seed=SEED)
     rows = pl.read_parquet(run.rank / "predictions.parquet").filter(purpose="valid", system="tuned", constrained=True)
     wanted = answers(run, "valid")
     queries = {

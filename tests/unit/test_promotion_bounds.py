@@ -8,6 +8,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from tripletune.evaluate.per_user import PER_USER
 from tripletune.judges import judges
 from tripletune.promote.decision import (
     CHAMPION,
@@ -73,13 +74,18 @@ def test_only_the_tuned_models_valid_answers_count_in_order_of_user(tmp_path: Pa
         (3, "retriever", "valid", 0.625),
         (9, "retriever", "test", 0.125),
     ]
-    pl.DataFrame(rows, schema=["user_id", "row", "purpose", "ndcg_at_5"], orient="row").write_parquet(tmp_path / "p")
+    plain, summed = tmp_path / "plain", tmp_path / "summed"
+    plain.mkdir()
+    summed.mkdir()
+    pl.DataFrame(rows, schema=["user_id", "row", "purpose", "ndcg_at_5"], orient="row").write_parquet(plain / PER_USER)
     users = pl.Series([3, 7], dtype=pl.Int64)
     seed = next(seed for seed in range(100) if judges(users, seed).all())
-    assert promotion_scores(tmp_path / "p", seed).rows() == [(3, 0.25), (7, 0.5)]
+    assert promotion_scores(plain, seed).rows() == [(3, 0.25), (7, 0.5)]
     served = [*rows, (3, "tuned+retriever", "valid", 0.125), (7, "tuned+retriever", "valid", 0.0)]
-    pl.DataFrame(served, schema=["user_id", "row", "purpose", "ndcg_at_5"], orient="row").write_parquet(tmp_path / "s")
-    assert promotion_scores(tmp_path / "s", seed).rows() == [(3, 0.125), (7, 0.0)]
-    assert promotion_scores(tmp_path / "p", seed, ("random",)).is_empty()
+    pl.DataFrame(served, schema=["user_id", "row", "purpose", "ndcg_at_5"], orient="row").write_parquet(
+        summed / PER_USER
+    )
+    assert promotion_scores(summed, seed).rows() == [(3, 0.125), (7, 0.0)]
+    assert promotion_scores(plain, seed, "random").is_empty()
     seed = next(seed for seed in range(100) if judges(users, seed).to_list() == [False, True])
-    assert promotion_scores(tmp_path / "p", seed).rows() == [(7, 0.5)]
+    assert promotion_scores(plain, seed).rows() == [(7, 0.5)]

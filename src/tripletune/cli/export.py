@@ -12,7 +12,7 @@ from tripletune.errors import UserError
 from tripletune.store.runs import read_run
 
 
-@app.command(rich_help_panel="Serve elsewhere")
+@app.command(rich_help_panel="Serve")
 def export(
     out: Annotated[Path, typer.Option("--out", help="A new folder; appears when everything in it is written.")],
     form: Annotated[str, typer.Option("--format", help="merged, adapter or gguf.")] = "merged",

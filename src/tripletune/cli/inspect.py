@@ -19,6 +19,8 @@ from tripletune.evaluate.metrics import metric_names
 from tripletune.evaluate.tables import ranked_systems, retrieval_rows
 from tripletune.pipeline.garbage import Removable
 from tripletune.pipeline.registry import BY_NAME, STAGES
+from tripletune.promote.pages import NUMBERS, decision_rows
+from tripletune.promote.pages import headline as headline_of
 from tripletune.store.champion import read_decision
 from tripletune.store.fingerprint import differences
 from tripletune.store.paths import MANIFEST, RunPaths, read_manifest
@@ -109,16 +111,13 @@ def promotion_table(decision: Mapping[str, Any]) -> Group:
     Args:
         decision: as ``decision.json`` has it.
     """
-    verdict = "promoted" if decision["promote"] else "not promoted"
-    verdict += f" as version {decision['version']}" if decision.get("version") else ""
-    verdict += ", the best version" if decision.get("is_best") else ""
-    line = Text(f"{verdict}: {decision['reason']}")
-    numbers = ("value", "difference", "lower_bound", "allowed")
-    table = Table("compared with", "version", *numbers, "users", "verdict", "why skipped", title_justify="left")
-    for one in decision.get("comparisons", ()):
-        shown = ["" if one[name] is None else f"{one[name]:{'' if name == 'value' else '+'}.4f}" for name in numbers]
-        why = "" if one["difference"] is not None else one["reason"]
-        table.add_row(one["name"], one["version"], *shown, str(one["num_viewers"] or ""), one["verdict"], Text(why))
+    line = Text(headline_of(decision))
+    table = Table("compared with", "version", *NUMBERS, "users", "verdict", "why skipped", title_justify="left")
+    for row in decision_rows(decision):
+        why = "" if row.difference else row.reason
+        numbers = (getattr(row, name) for name in NUMBERS)
+        contract = " (its own prompts)" if row.contract else ""
+        table.add_row(f"{row.name}{contract}", row.version, *numbers, row.users, row.verdict, Text(why))
     return Group(line, table) if table.rows else Group(line)
 
 

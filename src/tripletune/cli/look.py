@@ -1,4 +1,4 @@
-"""Commands that read a run's outputs: ``show``, ``report``, ``audit``, ``prompt`` and ``recommend``."""
+"""Commands that read a run's outputs: ``show``, ``report``, ``audit`` and ``prompt``."""
 
 from __future__ import annotations
 
@@ -107,25 +107,4 @@ def prompt(
     table = Table("line", "comes from", box=None, pad_edge=False)
     for line, origin in explain_prompt(record.paths(artifacts), record.settings(), user, purpose, cutoff):
         table.add_row(Text(line), Text(origin, style="dim"))
-    console().print(table)
-
-
-@app.command(rich_help_panel="Look")
-def recommend(
-    user: Annotated[int | None, typer.Option("--user", help="A user id of the release.")] = None,
-    like: Annotated[list[str] | None, typer.Option("--like", help="A title, oldest first; repeat it.")] = None,
-    run: RunOption = "",
-    artifacts: ArtifactsOption = ARTIFACTS,
-) -> None:
-    """Top five for --user ID, or for anybody who likes --like "Heat (1995)" --like ...; each with its reason."""
-    from tripletune.cli.recommend import recommend_to_stranger, recommend_to_user
-
-    if (user is None) == (not like):
-        raise UserError("give either --user ID or one or more --like TITLE")
-    record = read_run(artifacts, run, needs="finetune")
-    paths, settings = record.paths(artifacts), record.settings()
-    found = recommend_to_stranger(paths, settings, like) if like else recommend_to_user(paths, settings, user or 0)
-    table = Table("", "film", "because")
-    for place, film in enumerate(found, start=1):
-        table.add_row(str(place), Text(film.title), Text(film.reason))
     console().print(table)

@@ -1,4 +1,4 @@
-"""Recommend to one user: a user of the data, or a list of liked titles.
+"""Recommend: to a user of the data, to a list of liked titles, or to all users.
 
 The same retriever, the same prompt function and the same constrained decoding as the shards and the ranking, on all of
 the user's rows: no vector is looked up by user, so a user whom no fit has seen is served in the same way.
@@ -9,32 +9,29 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import polars as pl
 
 from tripletune.config import RunConfig
-from tripletune.contract import read_contract, require_same
 from tripletune.errors import InputError
+from tripletune.pipeline.answering import Answering
 from tripletune.pipeline.stages import tokenizer_of
-from tripletune.prompts.engine import Frame, build_examples, prompt_contract
-from tripletune.prompts.evidence import collect_evidence
 from tripletune.prompts.explain import TripleKey, explain_lines
 from tripletune.prompts.template import load_template
 from tripletune.rank.predict import rank_examples
-from tripletune.retrieve.histories import find_history, find_seen, read_rows
-from tripletune.retrieve.retriever import Retriever
+from tripletune.retrieve.histories import read_rows
 from tripletune.schemas.answers import NUM_ANSWERS
-from tripletune.schemas.hints import SPECIALISTS
-from tripletune.schemas.query import PURPOSES, QUERY_KEY
+from tripletune.schemas.query import QUERY_KEY
 from tripletune.schemas.split import SPLIT
+from tripletune.serve.batch import Batch, facts_of, recommend_all, titles_of
+from tripletune.serve.prompting import Prompter, queries_of_today
 from tripletune.store.paths import RunPaths
 from tripletune.store.shards import shard_files, split_files
 
 NOBODY = -1
 """User id of a user who is only a list of films; no release has it."""
-TODAY = "test"
-"""Purpose whose fit (b, on everything up to valid) and hints serve a live recommendation."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,31 +43,35 @@ class Recommendation:
     """The triple that matters most to this user, or a note that the film has none."""
 
 
-def recommend_to_user(paths: RunPaths, config: RunConfig, user: int) -> list[Recommendation]:
+def recommend_to_user(who: Answering, user: int) -> list[Recommendation]:
     """Top five for a user of the data, from all of the user's ratings.
+
+    Args:
+        who: answers, see ``pipeline.answering``.
+        user: id.
 
     Raises:
         InputError: no such user; the message gives the range of ids.
     """
-    rows = read_rows(list(split_files(paths.require("split")).values()))
+    rows = read_rows(list(split_files(who.paths.require("split")).values()))
     mine = rows.filter(pl.col("user_id") == user).collect()
     if mine.is_empty():
         span = rows.select(low=pl.col("user_id").min(), high=pl.col("user_id").max()).collect().row(0)
         raise InputError(f"--user {user}: no ratings of this user; ids in this run are {span[0]} to {span[1]}")
-    return _recommend(paths, config, mine)
+    return _recommend(who, mine)
 
 
-def recommend_to_stranger(paths: RunPaths, config: RunConfig, liked: Sequence[str]) -> list[Recommendation]:
+def recommend_to_stranger(who: Answering, liked: Sequence[str]) -> list[Recommendation]:
     """Top five for a user the system has never seen.
 
     Args:
-        paths, config: of the run whose specialists and adapter answer.
+        who: answers, see ``pipeline.answering``.
         liked: titles as in the release, oldest first; case and surrounding spaces do not matter.
 
     Raises:
         InputError: a title is unknown (the nearest ones are named) or belongs to several films.
     """
-    movies = pl.read_parquet(paths.require("ingest") / "movies.parquet", columns=["movie_id", "title"])
+    movies = pl.read_parquet(who.paths.require("ingest") / "movies.parquet", columns=["movie_id", "title"])
     films = list(dict.fromkeys(_find_film(title, movies) for title in liked))
     data = {
         "user_id": [NOBODY] * len(films),
@@ -82,7 +83,7 @@ def recommend_to_stranger(paths: RunPaths, config: RunConfig, liked: Sequence[st
         "unseen": [True] * len(films),
     }
     columns = {name: SPLIT[name] for name in data}
-    return _recommend(paths, config, pl.DataFrame(data, schema=columns))
+    return _recommend(who, pl.DataFrame(data, schema=columns))
 
 
 def _find_film(title: str, movies: pl.DataFrame) -> int:
@@ -101,55 +102,67 @@ def _find_film(title: str, movies: pl.DataFrame) -> int:
     )
 
 
-def _recommend(paths: RunPaths, config: RunConfig, rows: pl.DataFrame) -> list[Recommendation]:
-    adapter = paths.require("finetune")
-    require_same(prompt_contract(config.prompt, config.retrieve), read_contract(adapter))
-    queries = rows.group_by("user_id").agg(
-        pl.lit(TODAY, dtype=PURPOSES).alias("purpose"), pl.col("unseen").first(), cutoff=pl.col("position").max() + 1
+def _recommend(who: Answering, rows: pl.DataFrame) -> list[Recommendation]:
+    prompter = Prompter.load(who.paths, who.config, tokenizer_of(who.paths, who.config))
+    examples = prompter.prompts(rows, queries_of_today(rows))
+    ranked = rank_examples(
+        examples, who.adapter, tuned=True, constrained=True, batch_size=1, folder_of=who.paths.require
     )
-    retriever = Retriever.load(
-        paths.require("knowledge"),
-        {stage: paths.require(stage) for stage in ("lightgcn", "rgat", *config.retrieve.lists)},
-        config.retrieve,
-        num_liked_triples=config.prompt.triples_for_liked,
-        seed=config.seed,
-        fits=("b",),
-        fusion=paths.require("fusion") if config.retrieve.learns_weights else None,
-        ingest=paths.require("ingest") if config.retrieve.similar_people else None,
-    )
-    nothing = pl.DataFrame(
-        schema={
-            "user_id": pl.Int32,
-            "purpose": PURPOSES,
-            "cutoff": pl.Int32,
-            "movie_id": pl.Int32,
-            "rating": pl.Float32,
-        }
-    )
-    retrieved, choices = retriever.retrieve_users(
-        queries, find_history(rows, queries), find_seen(rows, queries), nothing
-    )
-    evidence = collect_evidence(
-        rows,
-        retrieved,
-        dislike=config.split.dislike,
-        max_liked=config.prompt.max_liked,
-        max_disliked=config.prompt.max_disliked,
-    )
-    specialists = {one.stage: paths.fingerprints[one.stage] for one in SPECIALISTS}
-    frame = Frame.load(paths.require("ingest"), config.prompt, specialists, config.seed, tokenizer_of(paths, config))
-    examples = build_examples(retrieved, choices, evidence, nothing, frame)
-    ranked = rank_examples(examples, adapter, tuned=True, constrained=True, batch_size=1, folder_of=paths.require)
-    return _explain(examples, ranked["answers"][0].to_list()[:NUM_ANSWERS])
-
-
-def _explain(examples: pl.DataFrame, answers: list[int]) -> list[Recommendation]:
     example = examples.row(0, named=True)
-    titles = dict(zip(example["candidates"], example["candidate_titles"], strict=True))
-    facts: dict[int, str] = {}
-    for triple in example["triples"]:
-        facts.setdefault(triple["movie_id"], f"{triple['relation']}: {triple['entity_name']}")
-    return [Recommendation(titles[movie], facts.get(movie, "no fact is known")) for movie in answers]
+    titles, facts = titles_of(example), facts_of(example)
+    best = ranked["answers"][0].to_list()[:NUM_ANSWERS]
+    return [Recommendation(titles[movie], facts.get(movie, "no fact is known")) for movie in best]
+
+
+def read_users(path: Path) -> pl.Series:
+    """Ids of a text file, one on each line; empty lines and repeated ids count for nothing.
+
+    Raises:
+        InputError: there is no such file, or a line is no id.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(
+            f"--users {path}: cannot be read ({error}); give a text file with an id on each line"
+        ) from None
+    ids: list[int] = []
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            if not (line.strip().isascii() and line.strip().isdigit() and int(line) < 2**31):
+                raise InputError(
+                    f"--users {path}, line {number}: {line.strip()!r} is no user id; write one on each line"
+                )
+            ids.append(int(line))
+    if not ids:
+        raise InputError(f"--users {path}: no user id in it; write one on each line")
+    return pl.Series("user_id", ids, dtype=SPLIT["user_id"]).unique().sort()
+
+
+def recommend_to_all(who: Answering, out: Path, *, users: Path | None = None, workers: int = 0) -> int:
+    """Recommend to all users of the data, or to those of a file; returns their number.
+
+    Args:
+        who: answers, see ``pipeline.answering``.
+        out: the Parquet file, see ``serve.batch``.
+        users: see ``read_users``; None: all.
+        workers: processes that answer; 0: as ``rank.workers`` has it.
+
+    Raises:
+        UserError: as ``serve.batch.recommend_all`` and ``read_users``.
+    """
+    config = who.config
+    if workers:
+        config = config.model_copy(update={"rank": config.rank.model_copy(update={"workers": workers})})
+    batch = Batch(
+        paths=who.paths,
+        config=config,
+        adapter=who.adapter,
+        answered_by=who.described(),
+        tokenizer=tokenizer_of(who.paths, who.config),
+        users=read_users(users) if users else None,
+    )
+    return recommend_all(batch, out)
 
 
 def explain_prompt(

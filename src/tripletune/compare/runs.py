@@ -9,8 +9,8 @@ from typing import Any
 import polars as pl
 
 from tripletune.errors import InputError, MissingArtifactError, UserError
+from tripletune.evaluate.per_user import PER_USER, scan_per_user, served_row
 from tripletune.flatten import flatten
-from tripletune.promote.decision import SERVED_OR_TUNED
 from tripletune.schemas.query import PURPOSES
 from tripletune.store.parquet import parquet_files, scan
 from tripletune.store.paths import read_manifest
@@ -72,15 +72,15 @@ def read_scores(given: str, artifacts: Path, row: str = "") -> RunScores:
                 "it with tripletune run and its --config, --movielens, --imdb and --artifacts"
             )
     evaluate, generate = paths.folder("evaluate"), paths.folder("generate")
-    per_user = pl.read_parquet(evaluate / "per_viewer.parquet")
+    per_user = scan_per_user(evaluate).collect()
     rows = per_user["row"].unique().sort().to_list()
-    chosen = row or next((name for name in SERVED_OR_TUNED if name in rows), SERVED_OR_TUNED[-1])
+    chosen = row or served_row(rows)
     if chosen not in rows:
         raise UserError(f"run {given} has no row {chosen!r}; name one of its rows with --row: {', '.join(rows)}")
     of_row = per_user.filter(pl.col("row") == chosen).drop("row", "unseen")
     scores = of_row.join(_asked(generate), on=UNIT, how="left", validate="1:1")
     if scores["asked"].has_nulls():
-        raise InputError(f"{evaluate / 'per_viewer.parquet'}: a user has no question in {generate}; run evaluate again")
+        raise InputError(f"{evaluate / PER_USER}: a user has no question in {generate}; run evaluate again")
     kept = [column.name for column in scores if column.null_count() < len(column)]
     return RunScores(name=given, root=folder, record=record, row=chosen, scores=scores.select(kept))
 

@@ -18,12 +18,10 @@ import numpy as np
 import polars as pl
 
 from tripletune.evaluate.metrics import PROMOTION_METRIC as METRIC
+from tripletune.evaluate.per_user import scan_per_user, served_row
 from tripletune.evaluate.significance import FloatArray, bootstrap_means
 from tripletune.judges import judges
-from tripletune.schemas.rank import SERVED
 
-SERVED_OR_TUNED = (SERVED, "tuned")
-"""What is served: the tuned model with the retriever's scores where there are any, else alone."""
 CHAMPION, BEST, EARLIER, RETRIEVER, UNTUNED = "champion", "best", "earlier", "retriever", "untuned"
 """Names of the references: the version that is served, the best one, the champion of some days ago, the retriever's
 own order and the untuned model."""
@@ -51,7 +49,9 @@ class Reference:
     blocks: bool = False
     """Without scores: whether nothing may pass it, as where its files did not arrive."""
     other_contract: bool = False
-    """Without scores: whether its contract does not fit the prompts."""
+    """Without scores: whether neither this run's prompts nor prompts of its own contract could be ranked."""
+    own_contract: bool = False
+    """Whether it ranked prompts of its own contract, which is not this run's."""
     version: str = ""
     """In the registry; empty: it is no version."""
     warm_runs: int = 0
@@ -82,6 +82,8 @@ class Comparison:
     """Whether the new adapter is shown to be better: the lower bound is above 0."""
     reversed_burden: bool = False
     """Whether it passes unless the reference is clearly better: a fresh adapter against a warm chain."""
+    own_contract: bool = False
+    """Whether the reference ranked prompts of its own contract."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,20 +105,19 @@ class PromotionDecision:
     comparisons: tuple[Comparison, ...] = ()
 
 
-def promotion_scores(per_viewer: Path, seed: int, systems: tuple[str, ...] = SERVED_OR_TUNED) -> pl.DataFrame:
+def promotion_scores(evaluate: Path, seed: int, row: str = "") -> pl.DataFrame:
     """What the decision compares: ``user_id, ndcg_at_5`` of a system on valid examples.
 
     Valid and not test: a champion chosen by its test score would make that score a biased one. And of the users in
     valid only those who judge (``tripletune.judges``): the others selected the weight between both scores.
 
     Args:
-        per_viewer: evaluate/per_viewer.parquet.
+        evaluate: folder of the finished stage.
         seed: the run's.
-        systems: the first of them that ranked; no row where none did.
+        row: of its tables; empty: the one that the run serves.
     """
-    valid = pl.scan_parquet(per_viewer).filter(pl.col("purpose") == "valid").collect()
-    system = next((name for name in systems if name in valid["row"]), systems[0])
-    rows = valid.filter(pl.col("row") == system).select("user_id", METRIC)
+    valid = scan_per_user(evaluate).filter(pl.col("purpose") == "valid").collect()
+    rows = valid.filter(pl.col("row") == (row or served_row(valid["row"].unique().to_list()))).select("user_id", METRIC)
     return rows.filter(judges(rows["user_id"], seed)).sort("user_id")
 
 
@@ -207,6 +208,7 @@ def _measured(reference: Reference, gain_U: FloatArray, value: float, rule: Rule
         len(gain_U),
         is_better=lower > 0,
         reversed_burden=chain,
+        own_contract=reference.own_contract,
     )
 
 
@@ -235,4 +237,5 @@ _WORDS = {
 
 def _named(reference: Reference) -> str:
     words = _WORDS.get(reference.name, reference.name)
-    return f"{words} (version {reference.version})" if reference.version else words
+    version = f" (version {reference.version})" if reference.version else ""
+    return f"{words}{version}{', each on prompts of its own contract,' if reference.own_contract else ''}"

@@ -1,8 +1,9 @@
-"""What a new adapter is compared with: earlier versions, ranked again on this run's valid prompts, and two baselines.
+"""What a new adapter is compared with: earlier versions, ranked again on this run's valid queries, and two baselines.
 
-A version's old figures belong to other prompts, so each one is ranked again. One that cannot answer these prompts
-(another contract, weights that are not finite) gives nothing to compare with; a champion of another contract is kept.
-One whose files do not arrive may be there all the same, so nothing passes it.
+A version's old figures belong to other queries, so each one is ranked again: on this run's prompts, or where its
+contract is another one on prompts of its own. One that can do neither, or whose weights are not finite, gives nothing
+to compare with; a champion that is not comparable is kept. One whose files do not arrive may be there all the same, so
+nothing passes it.
 """
 
 from __future__ import annotations
@@ -21,15 +22,15 @@ from tripletune.errors import ContractError, NonFiniteError, UserError
 from tripletune.evaluate.metrics import PROMOTION_METRIC, mean_over_cutoffs, score_lists
 from tripletune.ndcg import PROMOTION_CUTOFF
 from tripletune.promote.decision import BEST, CHAMPION, EARLIER, RETRIEVER, UNTUNED, Reference, promotion_scores
+from tripletune.promote.own_prompts import own_examples
 from tripletune.prompts.engine import prompt_contract
 from tripletune.rank.predict import rank_examples
 from tripletune.store.paths import RunPaths, read_manifest
 from tripletune.store.shards import shard_files
-from tripletune.tracking import BEST as BEST_ALIAS
-from tripletune.tracking import Tracker, Version, download_version, find_version, find_version_before
+from tripletune.tracking import Tracker
+from tripletune.versions import BEST as BEST_ALIAS
+from tripletune.versions import Version, download_version, find_version, find_version_before, list_versions
 
-PER_VIEWER = "per_viewer.parquet"
-"""File of the evaluate stage with each user's values."""
 _DAY_MS = 24 * 60 * 60 * 1000
 
 log = logging.getLogger(__name__)
@@ -43,14 +44,16 @@ class Versions:
     best: Version | None
     """The champion where no version holds the title yet."""
     earlier: Version | None
+    rolled_back: tuple[Version, ...] = ()
 
 
 def find_versions(tracker: Tracker, model: str, earlier_days: int) -> Versions:
-    """The champion, the best version, and the champion of so many days ago."""
+    """The champion, the best version, the champion of so many days ago, and the versions that were taken back."""
     champion = find_version(tracker, model)
     best = find_version(tracker, model, BEST_ALIAS) or champion
     earlier = find_version_before(tracker, model, int(time.time() * 1000) - earlier_days * _DAY_MS)
-    return Versions(champion, best, earlier)
+    rolled_back = tuple(one for one in list_versions(tracker, model) if one.is_rolled_back)
+    return Versions(champion, best, earlier, rolled_back)
 
 
 def gather_references(
@@ -91,25 +94,36 @@ def gather_references(
 def _rank_version(
     paths: RunPaths, config: RunConfig, scores: pl.DataFrame, tracker: Tracker, version: Version, scratch: Path
 ) -> Reference:
-    """A version's values on this run's valid prompts, or why there are none."""
+    """A version's values on this run's valid queries, or why there are none."""
     missing = Reference("", None, version=version.number)
+    differs = ""
     try:
-        folder = download_version(tracker, version, scratch)
-        require_same(prompt_contract(config.prompt, config.retrieve), read_contract(folder))
-        theirs = _version_scores(paths, config, scores, folder)
-        manifest = read_manifest(folder)
-    except ContractError as error:
-        why = f"the contract of version {version.number} no longer fits this run's prompts ({error})"
-        return replace(missing, why=why, other_contract=True)
+        files = download_version(tracker, version, scratch)
+        contract = read_contract(files.adapter)
+        examples = _valid_examples(paths, scores)
+        try:
+            require_same(prompt_contract(config.prompt, config.retrieve), contract)
+        except ContractError as error:
+            differs = str(error)
+            log.info("promote: version %s ranks prompts of its own contract: %s", version.number, differs)
+            examples = own_examples(paths, config, examples, version, files, contract)
+        theirs = _version_scores(paths, config, examples, files.adapter)
+        manifest = read_manifest(files.adapter)
     except NonFiniteError as error:
         why = f"version {version.number} can answer nothing, so it counts as none ({error})"
         log.warning("promote: %s", why)
         return replace(missing, why=why)
     except UserError as error:
+        if differs:
+            why = f"the contract of version {version.number} no longer fits this run's prompts ({differs}), "
+            return replace(missing, why=f"{why}and its own cannot be made any more ({error})", other_contract=True)
+        if isinstance(error, ContractError):
+            why = f"version {version.number} no longer belongs to its base model ({error})"
+            return replace(missing, why=why, other_contract=True)
         why = f"version {version.number} is kept: it could not be ranked ({error})"
         return replace(missing, why=why, blocks=True)
     warm_runs = len(manifest["facts"].get("ancestors", [])) if manifest else 0
-    return Reference("", theirs, version=version.number, warm_runs=warm_runs)
+    return Reference("", theirs, version=version.number, warm_runs=warm_runs, own_contract=bool(differs))
 
 
 def _reverse_burden(references: list[Reference], paths: RunPaths) -> list[Reference]:
@@ -121,19 +135,17 @@ def _reverse_burden(references: list[Reference], paths: RunPaths) -> list[Refere
 
 def _baselines(paths: RunPaths, config: RunConfig) -> list[Reference]:
     """The retriever's order and the untuned model, as evaluate measured them."""
-    measured = paths.require("evaluate") / PER_VIEWER
-    untuned = promotion_scores(measured, config.seed, ("untuned",))
+    evaluate = paths.require("evaluate")
     return [
-        Reference(RETRIEVER, promotion_scores(measured, config.seed, ("retriever",))),
-        Reference(UNTUNED, untuned, sampled=True),
+        Reference(RETRIEVER, promotion_scores(evaluate, config.seed, "retriever")),
+        Reference(UNTUNED, promotion_scores(evaluate, config.seed, "untuned"), sampled=True),
     ]
 
 
-def _version_scores(paths: RunPaths, config: RunConfig, scores: pl.DataFrame, version: Path) -> pl.DataFrame:
-    examples = _valid_examples(paths, scores)
+def _version_scores(paths: RunPaths, config: RunConfig, examples: pl.DataFrame, adapter: Path) -> pl.DataFrame:
     predictions = rank_examples(
         examples,
-        version,
+        adapter,
         tuned=True,
         constrained=True,
         batch_size=config.rank.batch_size,

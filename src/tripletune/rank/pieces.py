@@ -36,7 +36,7 @@ _USERS = 128
 """Users in a piece, each with all queries: few enough that a few hundred users keep several processes busy, and enough
 for batches of equal length."""
 _EXAMPLES = 512
-"""Training examples in a piece."""
+"""Examples in a piece of a ranking of all of them."""
 _POLL_SECONDS = 0.2
 
 
@@ -152,16 +152,17 @@ def cut_pieces(shards: Path, chosen: Mapping[str, pl.DataFrame], settings: RankC
     return pieces
 
 
-def cut_training(shards: Path, folder: Path) -> list[Piece]:
-    """The training examples in the order of the shards, for the tuned model; no piece has examples of two files.
+def cut_all(shards: Path, purpose: str, folder: Path) -> list[Piece]:
+    """All examples of a purpose in the order of the shards, for the tuned model; no piece has examples of two files.
 
     Args:
-        shards: the generate stage's folder.
+        shards: the generate stage's folder, or one of the same layout.
+        purpose: whose examples are answered.
         folder: of the pieces' files, whose names begin with their shard's.
     """
-    way = Pass(purpose="train", tuned=True, constrained=True)
+    way = Pass(purpose=purpose, tuned=True, constrained=True)
     pieces = []
-    for shard in shard_files(shards / "train"):
+    for shard in shard_files(shards / purpose):
         rows = pl.scan_parquet(shard).select(COLUMNS)
         for number, start in enumerate(range(0, rows.select(pl.len()).collect().item(), _EXAMPLES)):
             target = folder / f"{shard.stem}-{number:05d}.parquet"

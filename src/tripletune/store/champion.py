@@ -14,10 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from tripletune.config import RunConfig
+from tripletune.store.files import write_json
 from tripletune.store.runs import list_runs
 
 PROMOTE = "promote"
 DECISION = "decision.json"
+ROLLBACKS = "rollbacks"
+"""Folder next to those of the runs' decisions."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +49,7 @@ def standing_champion(root: Path, dataset: str, model: str) -> Standing | None:
         model: name in the registry.
     """
     champion, beat_fresh = None, False
-    for run, decision in _decisions(root, dataset, model):
+    for run, decision in _steps(root, dataset, model):
         after = decision["adapter"] if decision["promote"] else decision["champion_before"]
         champion = after if champion is None else champion
         if champion is None:
@@ -59,13 +62,38 @@ def standing_champion(root: Path, dataset: str, model: str) -> Standing | None:
     return None if champion is None else Standing(champion, "", beat_fresh)
 
 
-def _decisions(root: Path, dataset: str, model: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Run and decision of each promotion that asked about this model, newest run first."""
-    for record in reversed(list_runs(root)):
+def _steps(root: Path, dataset: str, model: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Run and decision of each promotion and rollback of this model, newest first; of a rollback the run that had
+    promoted the version that serves again."""
+    steps = []
+    for record in list_runs(root):
         if record.dataset == dataset:
             decision = read_decision(root, dataset, record.name)
             if decision.get("model") == model:
-                yield record.name, decision
+                steps.append((decision.get("decided", record.started), record.name, decision))
+    for path in sorted((root / dataset / PROMOTE / ROLLBACKS).glob("*.json")):
+        step = _read(path)
+        if step.get("model") == model:
+            steps.append((step["decided"], step["run"], step))
+    # of one second the later in the list came later: runs by name, then rollbacks, which take back what is there
+    by_time = sorted(enumerate(steps), key=lambda step: (step[1][0], step[0]), reverse=True)
+    for _, (_, run, decision) in by_time:
+        yield run, decision
+
+
+def write_rollback(folder: Path, step: dict[str, Any]) -> Path:
+    """Note a rollback below the decisions of a dataset; returns the file.
+
+    Args:
+        folder: of the decisions, ``<root>/<dataset>/promote``.
+        step: with ``model``, ``from`` and ``to`` (versions), ``adapter`` and ``champion_before`` (fingerprints),
+            ``run`` and ``decided``.
+    """
+    below = folder / ROLLBACKS
+    below.mkdir(parents=True, exist_ok=True)
+    path = below / f"{step['decided'].replace(':', '')}-{step['from']}-{step['to']}.json"
+    write_json(path, {**step, "promote": True})
+    return path
 
 
 def read_decision(root: Path, dataset: str, run: str) -> dict[str, Any]:

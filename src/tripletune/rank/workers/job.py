@@ -28,8 +28,8 @@ class RankJob(BaseModel):
     """Folder with the tuned model's merged weights; there is one for ``rank.backend = "vllm"`` alone."""
     settings: RankConfig
     seed: int
-    teaches: bool = False
-    """The training examples are answered, by the tuned model, in place of the held-out ones."""
+    all_of: str = ""
+    """Purpose of which every example is answered, by the tuned model alone; empty: the stage's passes."""
     folders: dict[str, Path]
     """Folders of the stages whose film vectors the adapter reads, by stage."""
     environments: tuple[dict[str, str], ...]
@@ -42,10 +42,10 @@ class RankJob(BaseModel):
 
     def cut(self) -> list[Piece]:
         """The job's pieces."""
-        from tripletune.rank.pieces import choose_users, cut_pieces, cut_training
+        from tripletune.rank.pieces import choose_users, cut_all, cut_pieces
 
-        if self.teaches:
-            return cut_training(self.shards, self.pieces)
+        if self.all_of:
+            return cut_all(self.shards, self.all_of, self.pieces)
         return cut_pieces(self.shards, choose_users(self.shards, self.settings, self.seed), self.settings, self.pieces)
 
     def load(self, way: Pass) -> Answerer:

@@ -1,0 +1,1 @@
+"""What serves a tuned model: prompts of any user, answers to prompts, and recommendations to all users."""
