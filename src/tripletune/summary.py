@@ -28,6 +28,7 @@ from tripletune.errors import InputError, UserError
 from tripletune.evaluate.metrics import PROMOTION_METRIC
 from tripletune.evaluate.verdicts import Verdict, signed, verdicts
 from tripletune.html.pages import render_page
+from tripletune.promote.pages import promotion_part
 from tripletune.store.champion import read_decision
 from tripletune.store.files import make_folder, write_atomically
 from tripletune.store.runs import RunRecord, list_runs, run_page
@@ -96,7 +97,9 @@ def summarise_run(record: RunRecord, root: Path) -> Summary:
             "not_compared": changes.not_compared,
             "differing": difference_tables(changes.settings, changes.inputs, changes.stages),
         }
-    part = render_page("templates/run.html.j2", facts=facts, verdicts=of_run, **values)
+    decision = read_decision(root, record.dataset, record.name)
+    promotion = promotion_part(decision) if decision else None
+    part = render_page("templates/run.html.j2", facts=facts, verdicts=of_run, promotion=promotion, **values)
     page = run_page(root, record)
     make_folder(page.parent, "--artifacts")
     html = _filled(evaluate / "report.html", part)
