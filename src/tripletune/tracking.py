@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -141,7 +142,13 @@ def _reopened(client: MlflowClient, run_id: str) -> bool:
 
 @contextmanager
 def recorded_run(
-    settings: RunConfig, paths: RunPaths, tags: Mapping[str, str], again: RunRecord | None = None
+    settings: RunConfig,
+    paths: RunPaths,
+    tags: Mapping[str, str],
+    again: RunRecord | None = None,
+    *,
+    overrides: Sequence[str] = (),
+    belongs: Mapping[str, str] = MappingProxyType({}),
 ) -> Iterator[tuple[str, Tracker]]:
     """A run from start to end: its name, its parent in MLflow and its file under ``artifacts/runs``, which a shared
     store gets when the run begins and when it ends.
@@ -151,6 +158,8 @@ def recorded_run(
         paths: where the stages read and write; the fingerprints become tags.
         tags: what else the parent carries, such as the git commit and Prefect's ids.
         again: record of the run's earlier parts, which maybe ran on another machine; None: a new run begins.
+        overrides: settings that were given in place of the preset's, as ``section.key=value``; a tag too.
+        belongs: further tags, which the run's file has as well.
 
     Raises:
         InputError: the shared store cannot be written.
@@ -159,6 +168,7 @@ def recorded_run(
     name = again.name if again else new_run_name(root, settings.dataset, is_shared=bool(paths.shared))
     fingerprints = {f"fingerprint.{stage}": value for stage, value in paths.fingerprints.items()}
     named = {"run": name, "dataset": settings.dataset, "config.sha256": sha256_json(flat), **tags, **fingerprints}
+    named |= {**belongs, **({"config.set": "; ".join(overrides)} if overrides else {})}
     tracker = start_run(settings.tracking, root, name, params=flat, tags=named, again=again)
     record = RunRecord(
         name=name,
@@ -167,6 +177,8 @@ def recorded_run(
         started=again.started if again else utc_now(),
         stages=again.stages if again else {},
         config=settings.model_dump(mode="json"),
+        overrides=again.overrides if again else tuple(overrides),
+        tags=again.tags if again else dict(belongs),
         fingerprints=dict(paths.fingerprints),
         mlflow_run_id=tracker.parent_run_id,
         mlflow_experiment_id=tracker.experiment_id,

@@ -31,7 +31,7 @@ def run(inputs: Inputs) -> None:
     nightly = importlib.import_module("flows.nightly").nightly
     _log_mistakes_in_one_line()
     guard_this_process()
-    options = {**asdict(inputs), "artifacts": str(inputs.artifacts)}
+    options = {**asdict(inputs), "artifacts": str(inputs.artifacts), "set": list(inputs.set)}
     _print_summary(read_run(inputs.artifacts, nightly(**options)), inputs.artifacts)
 
 
@@ -59,7 +59,7 @@ def plan(inputs: Inputs) -> None:
     from tripletune.cli.inspect import plan_table
 
     _, paths = inputs.resolve()
-    console().print(plan_table(paths))
+    console().print(plan_table(paths, inputs.set))
 
 
 @app.command(rich_help_panel="Run")

@@ -38,6 +38,10 @@ class RunRecord(BaseModel):
     finished: str = ""
     error: str = ""
     config: dict[str, Any]
+    overrides: tuple[str, ...] = ()
+    """Settings that were given in place of the preset's, as ``section.key=value``; ``config`` has them."""
+    tags: dict[str, str] = {}
+    """What the run belongs to, such as ``ablation.set`` and ``ablation.member``."""
     fingerprints: dict[str, str]
     stages: dict[str, str] = {}
     """``made``, ``reused`` or ``failed``, for each stage that this run has reached."""
