@@ -77,7 +77,7 @@ def test_of_two_with_one_name_the_last_holds_and_others_keep_the_presets_values(
 
 
 def test_a_source_given_twice_is_refused():
-    with pytest.raises(ConfigError, match="--set source.imdb=a and --imdb name one thing"):
+    with pytest.raises(ConfigError, match=r"--set source.imdb=a and --imdb name one thing"):
         load_config(SMOKE, ["source.imdb=a"], imdb="b")
     assert load_config(SMOKE, ["source.imdb=a"], imdb="").source.imdb == "a"
 
@@ -85,7 +85,7 @@ def test_a_source_given_twice_is_refused():
 def test_a_preset_without_the_table_is_named(tmp_path):
     preset = tmp_path / "wrong.toml"
     preset.write_text('dataset = "x"\nrank = 3\n')
-    with pytest.raises(ConfigError, match="'rank' should be a table; --set rank.batch_size=3 sets a key of it"):
+    with pytest.raises(ConfigError, match=r"'rank' should be a table; --set rank.batch_size=3 sets a key of it"):
         load_config(preset, ["rank.batch_size=3"])
 
 

@@ -26,7 +26,7 @@ def load_config(path: Path, overrides: Sequence[str] = (), **source: str) -> Run
 
     Args:
         path: the preset.
-        overrides: settings in place of the preset's, each as ``section.key=value``; of two with one name the last holds.
+        overrides: settings in place of the preset's, as ``section.key=value``; of two with one name the last holds.
         source: values for ``[source]`` from the command line; empty ones are ignored.
 
     Raises:
