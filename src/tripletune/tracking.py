@@ -37,6 +37,8 @@ from tripletune.store.runs import RunRecord, new_run_name, share_run, tracking_u
 
 CHAMPION, BEST = "champion", "best"
 """Aliases of the version that is served, and of the one that later adapters are held to."""
+PARENT = "mlflow.parentRunId"
+"""Tag that makes a run the child of another one."""
 ADAPTER_FILES = "model"
 """Artifact folder of the promote child: adapter, contract and, for a local base, the base."""
 
@@ -198,6 +200,46 @@ def recorded_run(
     share_run(root, name, paths.shared)
 
 
+@contextmanager
+def ablation_run(
+    settings: RunConfig, root: Path, name: str, tags: Mapping[str, str], member: RunRecord | None = None
+) -> Iterator[Tracker]:
+    """The run of an ablation set, parent of its members' runs; it ends as FAILED when the block raises.
+
+    Args:
+        settings: of the base; they become parameters.
+        root: the artifact root.
+        name: of the set, in the page.
+        tags: of the run.
+        member: a run of the set that was begun earlier, whose parent is opened once more; None: a new parent.
+    """
+    again = member and member.model_copy(update={"mlflow_run_id": member.tags[PARENT]})
+    tracker = start_run(settings.tracking, root, name, params=settings.flat(), tags=tags, again=again)
+    try:
+        yield tracker
+    except BaseException:
+        tracker.client().set_terminated(tracker.parent_run_id, status="FAILED")
+        raise
+    tracker.client().set_terminated(tracker.parent_run_id)
+
+
+def log_ablation(tracker: Tracker, files: Sequence[Path], differences: Mapping[str, float]) -> None:
+    """Log the results of an ablation set on its own run.
+
+    Args:
+        tracker: whose parent run is the set's.
+        files: become artifacts.
+        differences: of each member from the base, by name.
+    """
+    now = _now()
+    for path in files:
+        tracker.client().log_artifact(tracker.parent_run_id, str(path))
+    tracker.log(
+        tracker.parent_run_id,
+        metrics=[Metric(_metric_name(key), value, now, 0) for key, value in differences.items()],
+    )
+
+
 def _share_failed(root: Path, name: str, address: str) -> None:
     """Push the record of a run that failed; the reason for that must not give way to trouble with the store."""
     try:
@@ -354,7 +396,7 @@ def stage_run(tracker: Tracker, stage: str, tags: Mapping[str, str]) -> Iterator
     run = client.create_run(
         tracker.experiment_id,
         run_name=stage,
-        tags={"mlflow.parentRunId": tracker.parent_run_id, "stage": stage, **tags},
+        tags={PARENT: tracker.parent_run_id, "stage": stage, **tags},
     )
     try:
         yield StageRun(tracker, run.info.run_id)

@@ -48,6 +48,11 @@ class RunRecord(BaseModel):
     mlflow_run_id: str = ""
     mlflow_experiment_id: str = ""
 
+    @property
+    def is_ablation(self) -> bool:
+        """Whether it is a member of an ablation set, and taken for the latest run only where it is named."""
+        return "ablation.set" in self.tags
+
     def settings(self) -> RunConfig:
         """The config the run was started with."""
         return RunConfig.model_validate(self.config)
@@ -174,6 +179,7 @@ def earlier_run(paths: RunPaths, stage: str, *, but: str = "") -> RunRecord | No
     """
     for record in reversed(list_runs(paths.root)):
         is_other = record.name != but and record.dataset == paths.dataset and record.status == "completed"
+        is_other &= not record.is_ablation  # no predecessor of a usual run
         is_other &= stage in record.stages  # a run of another part has the fingerprint, but did not run it
         made_another = record.fingerprints.get(stage, paths.fingerprints[stage]) != paths.fingerprints[stage]
         if is_other and made_another and record.paths(paths.root).is_here(stage):
@@ -186,7 +192,7 @@ def read_run(root: Path, name: str = "", *, needs: str = "", store: StoreConfig 
 
     Args:
         root: the artifact root.
-        name: of the run; empty takes the latest.
+        name: of the run; empty takes the latest that is no member of an ablation set.
         needs: a stage whose output must be here for a run to count as the latest.
         store: settings of the shared store; None: those of the environment alone.
 
@@ -205,7 +211,8 @@ def read_run(root: Path, name: str = "", *, needs: str = "", store: StoreConfig 
 def _find(records: list[RunRecord], root: Path, name: str, needs: str = "", address: str = "") -> RunRecord:
     """One of these records, oldest first, as ``read_run`` says."""
     for record in reversed(records):
-        if record.name == name or (not name and (not needs or record.paths(root).is_here(needs))):
+        is_latest = not name and not record.is_ablation and (not needs or record.paths(root).is_here(needs))
+        if record.name == name or is_latest:
             return record
     places = f"{root} or {address}" if address else root
     advice = f"make one with: tripletune run --artifacts {root}"
