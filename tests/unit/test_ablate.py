@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+import html
 import json
 import re
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -55,8 +59,19 @@ def two(tmp_path: Path) -> Path:
     return path
 
 
-def planned(path: Path, root: Path, **more: object) -> Plan:
-    return plan_set(load_set(path), path.stem, SMOKE, root, **more)  # type: ignore[arg-type]
+def planned(path: Path, root: Path, **more: Sequence[str]) -> Plan:
+    """The plan of a set on the smoke preset; fingerprints, which do not depend on the root, are computed once."""
+    plan = _planned(path.read_bytes(), path.stem, tuple((name, tuple(value)) for name, value in more.items()))
+    members = [replace(one, paths=replace(one.paths, root=root)) for one in plan.members]
+    return replace(plan, members=tuple(members))
+
+
+@functools.cache
+def _planned(content: bytes, name: str, more: tuple[tuple[str, tuple[str, ...]], ...]) -> Plan:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"{name}.toml"
+        path.write_bytes(content)
+        return plan_set(load_set(path), name, SMOKE, Path(folder), **dict(more))
 
 
 class Runner:
@@ -227,7 +242,7 @@ def test_the_three_files_say_the_same(two, tmp_path):
     assert data["table"] == [list(row) for row in rows(found)]
     for row in data["table"]:
         assert f"| {' | '.join(row)} |" in text
-        assert all(f">{cell}<" in page for cell in row)
+        assert all(f">{html.escape(cell)}<" in page for cell in row)
     assert r"order <b>\|</b>" in text
     assert "order &lt;b&gt;|&lt;/b&gt;" in page
     assert [one["state"] for one in data["members"]] == ["ran"] * 3
@@ -240,8 +255,9 @@ def test_the_three_files_say_the_same(two, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (("why = \"Two", "hwy = \"Two"), "two.toml: (why is missing; add it|hwy: unknown key; the keys there are why, config)"),
-        (('set = ["prompt.triple_form=sentence"]', "sets = []"), "member 'sentence', sets: unknown key; the keys there are name"),
+        (('why = "Two', 'hwy = "Two'), "two.toml: why is missing; add it"),
+        (('row = "tuned"', 'rwo = "tuned"'), "two.toml: rwo: unknown key; the keys there are why, config"),
+        (('set = ["prompt.triple_form=sentence"]', "sets = []"), "member 'sentence', sets: unknown key; the keys"),
         (('name = "order"', 'name = "sentence"'), "member: the name 'sentence' is there twice"),
         (('name = "order"', 'name = "base"'), "the name 'base' is there twice .'base' is the unchanged run's"),
         (("why = \"the retriever's order\"", ""), "member 'order', why is missing; add it"),
