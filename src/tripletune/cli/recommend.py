@@ -21,6 +21,7 @@ from tripletune.prompts.engine import Frame, build_examples, prompt_contract
 from tripletune.prompts.evidence import collect_evidence
 from tripletune.prompts.explain import TripleKey, explain_lines
 from tripletune.prompts.template import load_template
+from tripletune.prompts.worked import read_worked
 from tripletune.rank.predict import rank_examples
 from tripletune.retrieve.histories import find_history, find_seen, read_rows
 from tripletune.retrieve.retriever import Retriever
@@ -137,7 +138,9 @@ def _recommend(paths: RunPaths, config: RunConfig, rows: pl.DataFrame) -> list[R
         max_disliked=config.prompt.max_disliked,
     )
     specialists = {one.stage: paths.fingerprints[one.stage] for one in SPECIALISTS}
-    frame = Frame.load(paths.require("ingest"), config.prompt, specialists, config.seed, tokenizer_of(paths, config))
+    worked = read_worked(paths.require("generate")) if config.prompt.worked_examples else None
+    tokenizer = tokenizer_of(paths, config)
+    frame = Frame.load(paths.require("ingest"), config.prompt, specialists, config.seed, tokenizer, worked)
     examples = build_examples(retrieved, choices, evidence, nothing, frame)
     ranked = rank_examples(examples, adapter, tuned=True, constrained=True, batch_size=1, folder_of=paths.require)
     return _explain(examples, ranked["answers"][0].to_list()[:NUM_ANSWERS])
@@ -177,6 +180,10 @@ def explain_prompt(
         there = ", ".join(map(str, found["cutoff"]))
         raise InputError(f"--cutoff {cutoff}: no such {purpose} example of user {user}; there are {there}")
     example, template = asked.row(0, named=True), load_template(config.prompt.template)
+    worked = ""
+    if config.prompt.worked_examples:
+        worked = read_worked(paths.require("generate")).text
+        template = template.with_worked(worked)
     if template.sha256 != example["template_sha256"]:
         raise InputError(
             f"prompt.template = {config.prompt.template!r} is no longer what these prompts were made with; restore it, "
@@ -188,6 +195,7 @@ def explain_prompt(
         template,
         positions=_positions(paths, user),
         scores=_scores(paths, example),
+        worked=worked,
     )
     answer = [(line, "completion") for line in example["completion"][0]["content"].split("\n")]
     truth = ", ".join(map(str, example["answers"]))

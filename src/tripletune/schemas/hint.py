@@ -30,6 +30,8 @@ _TAKEN = (
     "prompt",
     "system",
     "words",
+    "worked",
+    "answered",
     "inline",
 )
 _NAME = re.compile(r"[a-z]+")
