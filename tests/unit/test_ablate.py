@@ -309,10 +309,11 @@ REACHED = {
                   "kerag-candidates": FROM_RETRIEVE, "no-knowledge-graph": f"text sequence fusion {FROM_RETRIEVE}",
                   "recranker-sampling": FROM_RETRIEVE, "uniform-sampling": FROM_RETRIEVE},
     "prompt": dict.fromkeys(("published-order", "retriever-order", "letters", "sentence-form", "no-dislikes"), PROMPTS),
+    "few-shot": {**dict.fromkeys(("one-shot", "two-shot", "four-shot"), PROMPTS), "tuned": ""},
     "model": {"no-tuning": "", "served": "", "other-base": PROMPTS, "sft": LLM, "behaviour-tokens": LLM},
 }  # fmt: skip
 """By shipped set and member, the stages that differ from the base's."""
-BASES = {"hints-compact": COMPACT, "model": (*COMPACT, "finetune.model=smollm2-135m")}
+BASES = {"hints-compact": COMPACT, "few-shot": COMPACT, "model": (*COMPACT, "finetune.model=smollm2-135m")}
 """Settings that make the smoke preset a base as the set wants it."""
 
 
