@@ -16,7 +16,7 @@ import pytest
 
 from tests.unit.compared_runs import values_of, write_questions, write_rows
 from tripletune.ablate.plan import Plan, Planned, plan_set, stages_of
-from tripletune.ablate.results import collect, difference_metrics, rows, write_results
+from tripletune.ablate.results import collect, counted, difference_metrics, rows, write_results
 from tripletune.ablate.run import ID, MEMBER, SET, MemberFailed, begun_run, refuse_failures, run_set
 from tripletune.ablate.sets import find_config, load_set
 from tripletune.cli.app import CHECKOUT
@@ -169,7 +169,11 @@ def test_a_killed_set_goes_on_with_the_member_that_was_at_work(two, tmp_path):
     assert [again.of(name) for name in ("base", "sentence", "order")] == ["", LLM, PROMPTS]
     third = run_set(planned(two, tmp_path), Runner(), {})
     assert [one.state for one in third] == ["finished before"] * 3
-    assert [one.run for one in third] == [one.run for one in outcomes]
+    assert [(one.run, one.stages) for one in third] == [(one.run, one.stages) for one in outcomes]
+    made = sum(one.count("made") for one in outcomes)
+    assert counted(third) == f"Stages: 0 made in 0 s, 0 reused; members that had finished made {made} before; " + (
+        "no output was made twice."
+    )
 
 
 def test_a_changed_set_runs_what_has_changed(two, tmp_path):
@@ -285,6 +289,12 @@ def test_a_wrong_member_is_refused_before_anything_runs(two, tmp_path, change, m
     with pytest.raises(ConfigError, match=message):
         planned(two, tmp_path)
     assert list_runs(tmp_path) == []
+
+
+def test_a_metric_that_is_not_measured_is_refused_before_anything_runs(two, tmp_path):
+    two.write_text(TWO.replace("ndcg_at_5", "ndcg_at_7"))
+    with pytest.raises(ConfigError, match="metrics names 'ndcg_at_7', which no run measures; there are hr_at_3, ndcg"):
+        planned(two, tmp_path)
 
 
 def test_the_config_is_the_given_one_or_the_sets_from_any_directory(two, tmp_path, monkeypatch):

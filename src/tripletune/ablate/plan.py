@@ -14,6 +14,7 @@ from tripletune.ablate.sets import BASE, AblationSet, Member
 from tripletune.config import RunConfig
 from tripletune.config.presets import load_config
 from tripletune.errors import ConfigError, UserError
+from tripletune.evaluate.metrics import metric_names
 from tripletune.pipeline.resolve import resolve
 from tripletune.pipeline.stages import require_one_answer
 from tripletune.store.fingerprint import sha256_json
@@ -90,7 +91,8 @@ def plan_set(
 
     Raises:
         UserError: settings or inputs of the base are wrong; or of a member, and then the line begins with its name.
-        ConfigError: a member changes nothing, or the dataset, or there is none of the given name.
+        ConfigError: a member changes nothing, or the dataset, there is none of the given name, or no metric of the
+            set's.
     """
     unknown = [one for one in only if one not in [member.name for member in found.member]]
     if unknown:
@@ -113,6 +115,7 @@ def plan_set(
         )
 
     base = planned(Member.model_construct(name=BASE, why="the unchanged run", set=(), row=""))
+    _refuse_unmeasured(found.metrics, base)
     members = [base]
     for member in chosen:
         try:
@@ -130,6 +133,14 @@ def plan_set(
         metrics=found.metrics,
         members=tuple(members),
     )
+
+
+def _refuse_unmeasured(metrics: Sequence[str], base: Planned) -> None:
+    """Metrics are read at the end; a wrong name should not show after hours."""
+    known = metric_names(base.settings.evaluate.rerank_cutoffs)
+    unknown = [name for name in metrics if name not in known]
+    if unknown:
+        raise ConfigError(f"metrics names {unknown[0]!r}, which no run measures; there are {', '.join(known)}")
 
 
 def _refuse_useless(one: Planned, base: Planned) -> None:

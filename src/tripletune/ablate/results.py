@@ -19,18 +19,8 @@ from tripletune.store.files import make_folder, write_atomically, write_json
 
 FILES = ("ablation.json", "ablation.md", "ablation.html")
 CONFIDENCE, RESAMPLES = 0.95, 10_000
-HEADS = (
-    "member",
-    "metric",
-    "base",
-    "member's",
-    "difference",
-    "interval",
-    "p",
-    "p adjusted",
-    "detectable",
-    "the member is",
-)
+SAID = "the member is"
+HEADS = ("member", "metric", "difference", "interval", "p adjusted", SAID, "base", "member's", "p", "detectable")
 MEMBER_HEADS = ("member", "changes", "asks", "row", "run", "ended", "stages made", "stages reused", "seconds")
 
 
@@ -81,7 +71,7 @@ def write_results(folder: Path, found: Results) -> list[Path]:
     Raises:
         InputError: the folder cannot be made.
     """
-    make_folder(folder, "--out")
+    make_folder(folder, "--artifacts")
     as_json, as_markdown, as_html = (folder / name for name in FILES)
     write_json(as_json, plain(found))
     text = "\n".join(_markdown(found)) + "\n"
@@ -93,6 +83,7 @@ def write_results(folder: Path, found: Results) -> list[Path]:
         verdict=said(found),
         about=about(found.comparison) if found.comparison else [],
         heads=HEADS,
+        verdict_head=SAID,
         rows=rows(found),
         member_heads=MEMBER_HEADS,
         members=member_rows(found),
@@ -157,14 +148,14 @@ def _cells(line: Line) -> tuple[str, ...]:
     return (
         line.run,
         f"{line.metric}, {line.purpose}",
-        f"{line.baseline_mean:.4f}",
-        f"{line.mean:.4f}",
         signed(line.difference),
         interval,
-        p_value(line.p_value),
         p_value(line.p_adjusted),
-        "-" if line.detectable is None else f"{line.detectable:.4f}",
         line.verdict,
+        f"{line.baseline_mean:.4f}",
+        f"{line.mean:.4f}",
+        p_value(line.p_value),
+        "-" if line.detectable is None else f"{line.detectable:.4f}",
     )
 
 
@@ -194,9 +185,12 @@ def _made(one: Outcome) -> str:
 
 def counted(outcomes: Sequence[Outcome]) -> str:
     """How many stages were made and reused, in one sentence."""
-    made, reused = (sum(one.count(how) for one in outcomes) for how in ("made", "reused"))
-    seconds = sum(one.seconds for one in outcomes)
-    return f"Stages: {made} made in {seconds:,.0f} s, {reused} reused; no output was made twice."
+    now = [one for one in outcomes if one.state == "ran"]
+    made, reused = (sum(one.count(how) for one in now) for how in ("made", "reused"))
+    before = sum(one.count("made") for one in outcomes if one.state == "finished before")
+    earlier = f"; members that had finished made {before} before" if before else ""
+    seconds = sum(one.seconds for one in now)
+    return f"Stages: {made} made in {seconds:,.0f} s, {reused} reused{earlier}; no output was made twice."
 
 
 def _markdown(found: Results) -> list[str]:

@@ -35,7 +35,7 @@ class MemberFailed(UserError):
     """Members of a set failed; the others were run and compared."""
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
     """How a member ended."""
 
@@ -45,7 +45,7 @@ class Outcome:
     """Name of its run; of ``same run`` that of another member with the same outputs. Empty where none began."""
     error: str = ""
     stages: dict[str, str] = field(default_factory=dict)
-    """``made`` or ``reused`` by stage, as its run's file has it; empty where it did not run now."""
+    """``made`` or ``reused`` by stage, as its run's file has it; empty where it has no run of its own."""
     seconds: float = 0.0
     """Time of the stages it made, from their manifests."""
 
@@ -85,7 +85,13 @@ def _known(one: Planned, plan: Plan, outcomes: list[Outcome]) -> Outcome | None:
         if other.planned.paths.fingerprints == one.paths.fingerprints and other.state != "failed":
             return Outcome(planned=one, state="same run", run=other.run)
     record = finished_run(one, plan)
-    return Outcome(planned=one, state="finished before", run=record.name) if record else None
+    return _of_record(one, record, "finished before") if record else None
+
+
+def _of_record(one: Planned, record: RunRecord, state: Literal["ran", "finished before"]) -> Outcome:
+    made = [stage for stage, how in record.stages.items() if how == "made"]
+    seconds = sum(one.paths.manifest(stage)["seconds"] for stage in made)
+    return Outcome(planned=one, state=state, run=record.name, stages=dict(record.stages), seconds=seconds)
 
 
 def finished_run(one: Planned, plan: Plan) -> RunRecord | None:
@@ -108,11 +114,7 @@ def _run_one(one: Planned, plan: Plan, run_member: RunMember, tags: Mapping[str,
             log.exception("ablation %s: %s", plan.name, one.name)
         begun = begun_run(plan, one.name)
         return Outcome(planned=one, state="failed", run=begun.name if begun else "", error=reason)
-    record = read_run(one.paths.root, run)
-    outcome = Outcome(planned=one, state="ran", run=run, stages=dict(record.stages))
-    made = (stage for stage, state in record.stages.items() if state == "made")
-    outcome.seconds = sum(one.paths.manifest(stage)["seconds"] for stage in made)
-    return outcome
+    return _of_record(one, read_run(one.paths.root, run), "ran")
 
 
 def begun_run(plan: Plan, member: str = "") -> RunRecord | None:
