@@ -15,13 +15,16 @@ def finetune_llama(
     imdb: str = "",
     artifacts: str = "artifacts",
     run: str = "",
+    set: list[str] | None = None,
 ) -> str:
     """Train the adapter for this config and input, and return the run's name; arguments as in ``nightly``.
 
     With ``run``, the name that ``generate_shards`` returned, train on that run's shards and go on with it: its settings
     hold, and of ``config`` only ``[store]`` is read.
     """
-    with open_session(config, movielens=movielens, imdb=imdb, artifacts=artifacts, run=run, part="finetune") as session:
+    with open_session(
+        config, movielens=movielens, imdb=imdb, artifacts=artifacts, overrides=set or (), run=run, part="finetune"
+    ) as session:
         run_part(session, "finetune")
         return session.run
 

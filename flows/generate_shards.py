@@ -11,10 +11,14 @@ from tasks.stages import run_part
 
 @flow(name="tripletune-generate-shards", task_runner=ThreadPoolTaskRunner(max_workers=2))
 def generate_shards(
-    config: str = "configs/smoke.toml", movielens: str = "", imdb: str = "", artifacts: str = "artifacts"
+    config: str = "configs/smoke.toml",
+    movielens: str = "",
+    imdb: str = "",
+    artifacts: str = "artifacts",
+    set: list[str] | None = None,
 ) -> str:
     """Make the shards and return the run's name; arguments as in ``nightly``."""
-    with open_session(config, movielens=movielens, imdb=imdb, artifacts=artifacts) as session:
+    with open_session(config, movielens=movielens, imdb=imdb, artifacts=artifacts, overrides=set or ()) as session:
         run_part(session, "shards")
         return session.run
 

@@ -11,7 +11,11 @@ from tasks.stages import run_part
 
 @flow(name="tripletune-nightly", task_runner=ThreadPoolTaskRunner(max_workers=2))
 def nightly(
-    config: str = "configs/smoke.toml", movielens: str = "", imdb: str = "", artifacts: str = "artifacts"
+    config: str = "configs/smoke.toml",
+    movielens: str = "",
+    imdb: str = "",
+    artifacts: str = "artifacts",
+    set: list[str] | None = None,
 ) -> str:
     """Run every stage whose output is not there yet, and return the run's name.
 
@@ -20,8 +24,9 @@ def nightly(
         movielens: a MovieLens zip or folder; empty takes the config's, or the synthetic release.
         imdb: a folder with IMDb's four dumps; empty takes the config's, or none.
         artifacts: the artifact root.
+        set: settings in place of the config's, each as ``section.key=value``.
     """
-    with open_session(config, movielens=movielens, imdb=imdb, artifacts=artifacts) as session:
+    with open_session(config, movielens=movielens, imdb=imdb, artifacts=artifacts, overrides=set or ()) as session:
         for part in ("shards", "finetune", "rank"):
             run_part(session, part)
         return session.run

@@ -10,14 +10,18 @@ from tasks.deployed import run_deployed
 
 @flow(name="tripletune-nightly-pools")
 def nightly_pools(
-    config: str = "configs/smoke.toml", movielens: str = "", imdb: str = "", artifacts: str = "artifacts"
+    config: str = "configs/smoke.toml",
+    movielens: str = "",
+    imdb: str = "",
+    artifacts: str = "artifacts",
+    set: list[str] | None = None,
 ) -> str:
     """Make the shards, hand them over by the run's name, and return it; arguments as in ``nightly``.
 
     The deployments that go on with the run read ``config`` of their own checkout, for ``[store]`` alone, and have an
     artifact root of their own.
     """
-    run = generate_shards(config=config, movielens=movielens, imdb=imdb, artifacts=artifacts)
+    run = generate_shards(config=config, movielens=movielens, imdb=imdb, artifacts=artifacts, set=set)
     for deployment in ("tripletune-finetune-llama/finetune-llama", "tripletune-rank-models/rank-models"):
         run_deployed(deployment, run=run, config=config)
     return run

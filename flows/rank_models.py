@@ -15,9 +15,12 @@ def rank_models(
     imdb: str = "",
     artifacts: str = "artifacts",
     run: str = "",
+    set: list[str] | None = None,
 ) -> str:
     """Rank, evaluate and promote, and return the run's name; arguments as in ``finetune_llama``."""
-    with open_session(config, movielens=movielens, imdb=imdb, artifacts=artifacts, run=run, part="rank") as session:
+    with open_session(
+        config, movielens=movielens, imdb=imdb, artifacts=artifacts, overrides=set or (), run=run, part="rank"
+    ) as session:
         run_part(session, "rank")
         return session.run
 

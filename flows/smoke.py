@@ -8,9 +8,9 @@ from flows.nightly import nightly
 
 
 @flow(name="tripletune-smoke")
-def smoke(artifacts: str = "artifacts", config: str = "configs/smoke.toml") -> str:
-    """Run the nightly flow on the smoke preset and return the run's name."""
-    return nightly(config=config, artifacts=artifacts)
+def smoke(artifacts: str = "artifacts", config: str = "configs/smoke.toml", set: list[str] | None = None) -> str:
+    """Run the nightly flow on the smoke preset and return the run's name; arguments as in ``nightly``."""
+    return nightly(config=config, artifacts=artifacts, set=set)
 
 
 if __name__ == "__main__":

@@ -7,11 +7,12 @@ import importlib.util
 import os
 import socket
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
+from types import MappingProxyType
 from urllib.parse import urlsplit
 
 from prefect import get_run_logger, task
@@ -21,6 +22,7 @@ from prefect.settings import PREFECT_API_URL
 
 import tripletune
 from tripletune.config import RunConfig, WorkersConfig
+from tripletune.config.overrides import only_store
 from tripletune.config.presets import load_config
 from tripletune.errors import ConfigError, RankingCrash, TrainingCrash, UserError
 from tripletune.pipeline.handover import go_on
@@ -72,7 +74,15 @@ class Session:
 
 @contextmanager
 def open_session(
-    config: str, *, movielens: str, imdb: str, artifacts: str, run: str = "", part: str = "shards"
+    config: str,
+    *,
+    movielens: str,
+    imdb: str,
+    artifacts: str,
+    overrides: Sequence[str] = (),
+    run: str = "",
+    part: str = "shards",
+    belongs: Mapping[str, str] = MappingProxyType({}),
 ) -> Iterator[Session]:
     """Read the config, resolve every fingerprint, open the MLflow parent; at the end, record how the run went.
 
@@ -80,22 +90,26 @@ def open_session(
 
     Args:
         config, movielens, imdb, artifacts: as in ``nightly``.
+        overrides: settings in place of the config's, each as ``section.key=value``; with ``run`` of ``[store]`` alone.
         run: name of a run to go on with, whose recorded settings then hold; of ``config`` only ``[store]`` is read,
             and no input of an earlier part has to be here. Empty: a new run.
         part: the first part that the flow runs.
+        belongs: further tags of the run, in MLflow and in its file.
 
     Raises:
         UserError: config or input is wrong; nothing was started.
     """
     require_one_checkout()
-    settings, again, tags = load_config(Path(config), movielens=movielens, imdb=imdb), None, _tags()
+    settings = load_config(Path(config), overrides, movielens=movielens, imdb=imdb)
+    again, tags = None, _tags()
     if run:
+        only_store(overrides)
         again, settings, paths = go_on(run, part, settings.store, Path(artifacts))
     else:
         require_one_answer(settings)
         require_workers(settings.workers)
         paths = resolve(settings, Path(artifacts))
-    with recorded_run(settings, paths, tags, again) as (name, tracker):
+    with recorded_run(settings, paths, tags, again, overrides=overrides, belongs=belongs) as (name, tracker):
         get_run_logger().info("run %s: outputs under %s", name, paths.root / settings.dataset)
         session = Session(name, settings, paths, tracker, tags | {"run": name})
         yield session

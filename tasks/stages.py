@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Collection
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -42,12 +43,13 @@ def _make_task(stage: Stage) -> Task[[Session], Path]:
     return stage_task(name=stage.name, **stage.task)(work)
 
 
-def run_part(session: Session, part: str) -> None:
-    """Run the stages of one part of the nightly flow in the registry's order.
+def run_part(session: Session, part: str, skip: Collection[str] = ()) -> None:
+    """Run the stages of one part of the nightly flow in the registry's order, but those to skip.
 
     Neighbours that may run at once (the models) are submitted together, as far as the flow's task runner has workers.
     """
-    needed = [stage for stage in STAGES if stage.part == part and stage.needed(session.config)]
+    of_part = (stage for stage in STAGES if stage.part == part and stage.name not in skip)
+    needed = [stage for stage in of_part if stage.needed(session.config)]
     for at_once, group in groupby(needed, key=lambda stage: stage.at_once(session.config)):
         if at_once:
             for training in [TASKS[stage.name].submit(session) for stage in group]:

@@ -38,6 +38,8 @@ DESCRIPTION = "mlflow.note.content"
 """Tag that MLflow's page shows as the run's description."""
 MAX_TAG = 8000
 """Characters of a tag that every store takes."""
+PARENT = "mlflow.parentRunId"
+"""Tag that makes a run the child of another one."""
 
 # the store's "creating tables" lines and those of a model's checks would stand between the progress of the stages
 for _name in ("mlflow.store.db.utils", "alembic", "mlflow.pyfunc"):
@@ -156,7 +158,13 @@ def _reopened(client: MlflowClient, run_id: str) -> bool:
 
 @contextmanager
 def recorded_run(
-    settings: RunConfig, paths: RunPaths, tags: Mapping[str, str], again: RunRecord | None = None
+    settings: RunConfig,
+    paths: RunPaths,
+    tags: Mapping[str, str],
+    again: RunRecord | None = None,
+    *,
+    overrides: Sequence[str] = (),
+    belongs: Mapping[str, str] = MappingProxyType({}),
 ) -> Iterator[tuple[str, Tracker]]:
     """A run from start to end: its name, its parent in MLflow and its file under ``artifacts/runs``, which a shared
     store gets when the run begins and when it ends.
@@ -166,6 +174,8 @@ def recorded_run(
         paths: where the stages read and write; the fingerprints become tags.
         tags: what else the parent carries, such as the git commit and Prefect's ids.
         again: record of the run's earlier parts, which maybe ran on another machine; None: a new run begins.
+        overrides: settings that were given in place of the preset's, as ``section.key=value``; a tag too.
+        belongs: further tags, which the run's file has as well.
 
     Raises:
         InputError: the shared store cannot be written.
@@ -174,6 +184,7 @@ def recorded_run(
     name = again.name if again else new_run_name(root, settings.dataset, is_shared=bool(paths.shared))
     fingerprints = {f"fingerprint.{stage}": value for stage, value in paths.fingerprints.items()}
     named = {"run": name, "dataset": settings.dataset, "config.sha256": sha256_json(flat), **tags, **fingerprints}
+    named |= {**belongs, **({"config.set": "; ".join(overrides)} if overrides else {})}
     tracker = start_run(settings.tracking, root, name, params=flat, tags=named, again=again)
     record = RunRecord(
         name=name,
@@ -184,6 +195,8 @@ def recorded_run(
         config=settings.model_dump(mode="json"),
         commit=tags.get("git.commit", ""),
         dirty=tags.get("git.dirty") == "true",
+        overrides=again.overrides if again else tuple(overrides),
+        tags=again.tags if again else dict(belongs),
         fingerprints=dict(paths.fingerprints),
         mlflow_run_id=tracker.parent_run_id,
         mlflow_experiment_id=tracker.experiment_id,
@@ -202,6 +215,46 @@ def recorded_run(
     update_run(root, name, status="completed", finished=utc_now())
     tracker.client().set_terminated(tracker.parent_run_id)
     share_run(root, name, paths.shared)
+
+
+@contextmanager
+def ablation_run(
+    settings: RunConfig, root: Path, name: str, tags: Mapping[str, str], member: RunRecord | None = None
+) -> Iterator[Tracker]:
+    """The run of an ablation set, parent of its members' runs; it ends as FAILED when the block raises.
+
+    Args:
+        settings: of the base; they become parameters.
+        root: the artifact root.
+        name: of the set, in the page.
+        tags: of the run.
+        member: a run of the set that was begun earlier, whose parent is opened once more; None: a new parent.
+    """
+    again = member and member.model_copy(update={"mlflow_run_id": member.tags[PARENT]})
+    tracker = start_run(settings.tracking, root, name, params=settings.flat(), tags=tags, again=again)
+    try:
+        yield tracker
+    except BaseException:
+        tracker.client().set_terminated(tracker.parent_run_id, status="FAILED")
+        raise
+    tracker.client().set_terminated(tracker.parent_run_id)
+
+
+def log_ablation(tracker: Tracker, files: Sequence[Path], differences: Mapping[str, float]) -> None:
+    """Log the results of an ablation set on its own run.
+
+    Args:
+        tracker: whose parent run is the set's.
+        files: become artifacts.
+        differences: of each member from the base, by name.
+    """
+    now = _now()
+    for path in files:
+        tracker.client().log_artifact(tracker.parent_run_id, str(path))
+    tracker.log(
+        tracker.parent_run_id,
+        metrics=[Metric(_metric_name(key), value, now, 0) for key, value in differences.items()],
+    )
 
 
 def _share_failed(root: Path, name: str, address: str) -> None:
@@ -388,7 +441,7 @@ def stage_run(
     run = client.create_run(
         tracker.experiment_id,
         run_name=name or stage,
-        tags={"mlflow.parentRunId": tracker.parent_run_id, "stage": stage, **tags},
+        tags={PARENT: tracker.parent_run_id, "stage": stage, **tags},
     )
     tracker.log(run.info.run_id, params=_params(params or {}))
     try:

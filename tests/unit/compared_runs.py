@@ -66,20 +66,22 @@ def write_compared(
     )  # fmt: skip
     paths = record.paths(root)
     for purpose, values_U in values.items():
-        _write_questions(paths.folder("generate") / purpose, first_user, len(values_U), shift, held_out)
+        write_questions(paths.folder("generate") / purpose, first_user, len(values_U), shift, held_out)
     for purpose in {"valid", "test"} - values.keys():
-        _write_questions(paths.folder("generate") / purpose, first_user, 0, shift, held_out)
-    per_user = pl.concat(
-        _row(row, purpose, first_user, values_U * (row != "retriever"))
-        for row in rows
-        for purpose, values_U in values.items()
-    )
+        write_questions(paths.folder("generate") / purpose, first_user, 0, shift, held_out)
+    of_rows = {row: {name: of * (row != "retriever") for name, of in values.items()} for row in rows}
     paths.folder("evaluate").mkdir(parents=True, exist_ok=True)
-    per_user.write_parquet(paths.folder("evaluate") / "per_viewer.parquet")
+    write_rows(paths.folder("evaluate"), of_rows, first_user)
     for stage in prints:
         _publish(paths.folder(stage), stage, ingredients[stage])
     write_run(root, record)
     return record
+
+
+def write_rows(folder: Path, values: dict[str, dict[str, np.ndarray]], first_user: int = 1) -> None:
+    """evaluate's values by user: ndcg_at_5 by row and purpose."""
+    parts = [_row(row, purpose, first_user, of) for row, by in values.items() for purpose, of in by.items()]
+    pl.concat(parts).write_parquet(folder / "per_viewer.parquet")
 
 
 def _row(row: str, purpose: str, first_user: int, values_U: np.ndarray) -> pl.DataFrame:
@@ -89,7 +91,8 @@ def _row(row: str, purpose: str, first_user: int, values_U: np.ndarray) -> pl.Da
     return frame.with_columns(pl.col("user_id").cast(pl.Int32), **labels)
 
 
-def _write_questions(folder: Path, first_user: int, num_users: int, shift: int, held_out: int) -> None:
+def write_questions(folder: Path, first_user: int, num_users: int, shift: int = 0, held_out: int = 1) -> None:
+    """As many of generate's shards as ``compare`` reads, of one purpose."""
     users = range(first_user, first_user + num_users)
     asked = [(user, 10 + shift + number) for user in users for number in range(held_out)]
     frame = pl.DataFrame(

@@ -111,7 +111,8 @@ def test_every_column_of_an_example_counts(run: Run, column: str) -> None:
 
     def other(value: Any) -> Any:
         if value is None:
-            return {"candidate_letters": ["A"], "shortened": dict.fromkeys(SHORTENED.to_schema(), 1)}.get(column, 1)
+            lists = {"candidate_letters": ["A"], "worked": ["4:train:10"]}
+            return {**lists, "shortened": dict.fromkeys(SHORTENED.to_schema(), 1)}.get(column, 1)
         if isinstance(value, bool):
             return not value
         return value[1:] or None if isinstance(value, list) else value + type(value)(1)

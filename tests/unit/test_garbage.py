@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 from filelock import FileLock
@@ -33,7 +34,7 @@ def add_output(root: Path, dataset: str, stage: str, name: str, inputs: dict[str
     return paths.build(stage, lambda work: {"bytes": (work / "rows.txt").write_text(name)})
 
 
-def add_run(root: Path, name: str, started: str, outputs: dict[str, str], **more: str) -> None:
+def add_run(root: Path, name: str, started: str, outputs: dict[str, str], **more: Any) -> None:
     dataset = name.split("-")[0]
     config = {"dataset": dataset, "specialists": {"pin": more.pop("pin", "")}}
     fingerprints = {stage: hexed(output) for stage, output in outputs.items()}
@@ -59,6 +60,17 @@ def root(tmp_path: Path) -> Path:
 def garbage(root: Path, newest: int = 1, named: tuple[str, ...] = ()) -> set[str]:
     found = find_garbage(root, kept_runs(root, newest=newest, named=named))
     return {f"{one.dataset}/{one.stage}/{(one.folder / 'rows.txt').read_text()}" for one in found}
+
+
+def test_members_of_an_ablation_set_do_not_take_the_place_of_other_runs(root):
+    for member in "456":
+        add_output(root, "films", "generate", f"g{member}")
+        outputs = {"split": "s", "generate": f"g{member}"}
+        add_run(root, f"films-{member}", f"2026-01-0{member}T00:00:00Z", outputs, tags={"ablation.set": "hints"})
+    add_run(root, "films-0", "2026-01-01T12:00:00Z", {"generate": "g9"}, tags={"ablation.set": "old"})
+    assert [run.name for run in kept_runs(root, newest=2, named=()) if run.dataset == "films"] == [
+        f"films-{name}" for name in "23456"
+    ]
 
 
 def test_outputs_of_older_runs_go_and_shared_ones_stay(root):

@@ -145,7 +145,8 @@ def test_wrong_inline_hints_say_what_is_wrong(old, new, message):
 
 def test_words_of_facts_may_not_hold_the_mark_of_inline_hints():
     text = (
-        COMPACT.replace("base: hints-first\n", "language: en\n") + GOOD[GOOD.index("\n[liked]") :].split("[ranking]")[0]
+        COMPACT.replace("base: hints-first\n", "language: en\n")
+        + GOOD[GOOD.index("\n[worked]") :].split("[ranking]")[0]
     )
     text += GOOD[GOOD.index("\n[words]") :]
     assert parse(text).sha256 == parse(COMPACT).sha256

@@ -22,6 +22,7 @@ from tripletune.audit.requeried import requeried_findings
 from tripletune.audit.rules import Finding, fit_findings, liked_films, pinned_findings, read_findings
 from tripletune.audit.shard import ShardAudit
 from tripletune.audit.split_rows import AT_ONCE, SplitRows
+from tripletune.audit.worked import read_worked
 from tripletune.errors import InputError
 from tripletune.schemas.answers import TITLES, AnswerStyle, answer_style
 from tripletune.schemas.generate import PROVEN
@@ -161,10 +162,12 @@ def _audit(
         films={stage: liked_films(scan(trained[stage] / "trained_on.parquet")) for stage in LIKED_IN},
         style=style,
         inline=inline,
+        worked=read_worked(shards),
         limit=limit,
         viewers=None if record is None else rows.digests(),
         record={} if record is None else {str(group): part for (group,), part in record.group_by("group")},
     )
+    leaks += audit.prove_worked()
     groups: list[tuple[str, list[Path]]] = []
     for purpose in PURPOSES:
         paths = [path for path in parquet_files(shards, purpose) if path not in damaged]

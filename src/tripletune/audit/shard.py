@@ -15,6 +15,7 @@ from tripletune.audit.record import take_notes, unproven
 from tripletune.audit.rules import column_findings
 from tripletune.audit.split_rows import SplitRows
 from tripletune.audit.text import text_findings
+from tripletune.audit.worked import Worked, stated_findings, worked_findings
 from tripletune.schemas.answers import AnswerStyle
 from tripletune.schemas.generate import EXAMPLES, PROVEN
 from tripletune.schemas.inline import Inline
@@ -50,6 +51,8 @@ class ShardAudit:
     """Answer style of the completions."""
     inline: Inline
     """What candidates' lines say after the title."""
+    worked: Worked
+    """Worked examples that every prompt shows."""
     limit: int | None
     """Leaks of one kind per batch; None: all."""
     viewers: pl.DataFrame | None
@@ -80,4 +83,16 @@ class ShardAudit:
     def _prove(self, purpose: str, examples: pl.DataFrame, titles: pl.DataFrame) -> Iterator[Leak]:
         known = self.rows.of(examples["user_id"])
         yield from to_leaks(column_findings(examples, known, self.films, purpose), limit=self.limit)
-        yield from to_leaks(text_findings(examples, titles, purpose, self.style, self.inline), limit=self.limit)
+        yield from to_leaks(stated_findings(examples, self.worked, purpose), limit=self.limit)
+        found = text_findings(examples, titles, purpose, self.style, self.inline, self.worked)
+        yield from to_leaks(found, limit=self.limit)
+
+    def prove_worked(self) -> Iterator[Leak]:
+        """Apply the rules on the worked examples, which are training examples themselves."""
+        rows = self.worked.rows
+        if rows.is_empty():
+            return
+        yield from to_leaks(worked_findings(self.worked), limit=self.limit)
+        yield from to_leaks(column_findings(rows, self.rows.of(rows["user_id"]), self.films, "train"), limit=self.limit)
+        found = text_findings(rows, named_films(rows), "train", self.style, self.inline)
+        yield from to_leaks(found, limit=self.limit)

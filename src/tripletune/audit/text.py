@@ -14,6 +14,7 @@ from tripletune.audit.inline import inline_findings, without_inline
 from tripletune.audit.lines import MARK, prompt_lines
 from tripletune.audit.rules import Finding, pair
 from tripletune.audit.sections import section_finding
+from tripletune.audit.worked import NO_WORKED, Worked, without_worked
 from tripletune.schemas.answers import NUM_ANSWERS, AnswerStyle
 from tripletune.schemas.hint import EVIDENCE
 from tripletune.schemas.hints import FILM_HINTS, TOPIC_HINTS, TRIPLE_HINTS
@@ -26,7 +27,12 @@ _LABELS = "candidate_letters"
 
 
 def text_findings(
-    examples: pl.DataFrame, titles: pl.DataFrame, purpose: str, style: AnswerStyle, inline: Inline = NO_INLINE
+    examples: pl.DataFrame,
+    titles: pl.DataFrame,
+    purpose: str,
+    style: AnswerStyle,
+    inline: Inline = NO_INLINE,
+    worked: Worked = NO_WORKED,
 ) -> Iterator[Finding]:
     """Rules on the titles in prompts and completions.
 
@@ -36,6 +42,7 @@ def text_findings(
         purpose: train, valid or test.
         style: answer style of the completions.
         inline: what candidates' lines say after the title.
+        worked: worked examples that the prompts show; they are checked apart, and not read here.
     """
     texts = examples.with_row_index("row").select(
         "row",
@@ -47,7 +54,7 @@ def text_findings(
         titles="candidate_titles",
         labels="candidate_letters",
         names="candidate_letters" if style.is_labelled else "candidate_titles",
-        prompt=joined("prompt"),
+        prompt=without_worked(joined("prompt"), worked),
         completion=joined("completion"),
     )
     ragged = pl.col("candidates").list.len() != pl.col("titles").list.len()

@@ -6,7 +6,7 @@ stand here alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -42,6 +42,14 @@ ImdbOption = Annotated[str, typer.Option("--imdb", help="Folder with IMDb's titl
 ArtifactsOption = Annotated[
     Path, typer.Option("--artifacts", help="Folder of all outputs; a later command finds them there.")
 ]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="SECTION.KEY=VALUE",
+        help="A setting in place of the preset's; the value is TOML, a bare word is text; repeat it.",
+    ),
+]
 RunOption = Annotated[str, typer.Option("--run", help="Name of a run; empty: the latest that has what is needed.")]
 
 CONFIG = "configs/smoke.toml"
@@ -56,6 +64,12 @@ class Inputs:
     movielens: str
     imdb: str
     artifacts: Path
+    set: Sequence[str] = ()
+    """Settings in place of the preset's, each as ``section.key=value``."""
+
+    def load(self) -> RunConfig:
+        """The settings alone, for which no data need be there; raises ConfigError as ``resolve`` does."""
+        return load_config(Path(self.config), self.set, movielens=self.movielens, imdb=self.imdb)
 
     def resolve(self) -> tuple[RunConfig, RunPaths]:
         """The settings, and the fingerprint of every stage.
@@ -63,7 +77,7 @@ class Inputs:
         Raises:
             UserError: the preset or the data are wrong.
         """
-        settings = load_config(Path(self.config), movielens=self.movielens, imdb=self.imdb)
+        settings = self.load()
         return settings, resolve(settings, self.artifacts)
 
 
@@ -85,8 +99,9 @@ def takes_inputs(name: str, *, panel: str, help: str | None = None) -> Callable[
             movielens: MovielensOption = "",
             imdb: ImdbOption = "",
             artifacts: ArtifactsOption = ARTIFACTS,
+            set: SetOption = None,
         ) -> None:
-            act(Inputs(config=config, movielens=movielens, imdb=imdb, artifacts=artifacts))
+            act(Inputs(config=config, movielens=movielens, imdb=imdb, artifacts=artifacts, set=set or ()))
 
         app.command(name, help=help or act.__doc__, rich_help_panel=panel)(command)
         return act

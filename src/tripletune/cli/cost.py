@@ -18,6 +18,7 @@ from tripletune.cli.app import (
     ImdbOption,
     Inputs,
     MovielensOption,
+    SetOption,
     app,
     console,
     say,
@@ -54,6 +55,7 @@ def estimate(
         int | None, typer.Option("--examples", min=1, help="Training examples, where the shards are not made yet.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON with all figures.")] = False,
+    set: SetOption = None,
 ) -> None:
     """Say what fine-tuning will take before it starts: parameters, memory of a process, steps, hours and disk.
 
@@ -72,7 +74,9 @@ def estimate(
     from tripletune.estimate.plan import estimate as make_estimate
     from tripletune.estimate.tokens import assume_tokens, read_tokens
 
-    settings, shards, base = _find(Inputs(config=config, movielens=movielens, imdb=imdb, artifacts=artifacts))
+    settings, shards, base = _find(
+        Inputs(config=config, movielens=movielens, imdb=imdb, artifacts=artifacts, set=set or ())
+    )
     finetune = settings.finetune
     size = size_of(find_config(finetune, base))
     tokens = read_tokens(shards, settings) if shards else assume_tokens(settings, examples)
@@ -97,9 +101,7 @@ def _find(inputs: Inputs) -> tuple[RunConfig, Path | None, Path | None]:
 
     Input that is not there yet is no mistake here: without it there can be no shards.
     """
-    from tripletune.config.presets import load_config
-
-    settings = load_config(Path(inputs.config), movielens=inputs.movielens, imdb=inputs.imdb)
+    settings = inputs.load()
     try:
         _, paths = inputs.resolve()
     except (InputError, MissingArtifactError):

@@ -31,9 +31,11 @@ FEW_USERS = 100
 _ROW_COUNTS = {"rows_kept", "rows_rejected"}
 
 
-def plan_table(paths: RunPaths) -> Table:
-    """Table of the stages a run would reuse or make, and what changed since the latest output of each."""
-    table = Table("stage", "what", "fingerprint", "because", title=f"plan for {paths.dataset}", title_justify="left")
+def plan_table(paths: RunPaths, overrides: Sequence[str] = ()) -> Table:
+    """Table of the stages a run would reuse or make, and what changed since the latest output of each; its title has
+    the settings given in place of the preset's."""
+    title = Text(" ".join([f"plan for {paths.dataset}", *(f"--set {given}" for given in overrides)]))
+    table = Table("stage", "what", "fingerprint", "because", title=title, title_justify="left")
     for stage in STAGES:
         if stage.never_reused:
             table.add_row(stage.name, "[yellow]make[/]", "", f"never reused: {stage.never_reused}")
@@ -77,6 +79,8 @@ def show_run(record: RunRecord, root: Path) -> Group:
     """Lineage and facts of every stage of a run, then its metrics."""
     paths = record.paths(root)
     lines = Text(f"run {record.name}: {record.status}, {record.started} to {record.finished or '...'}")
+    for given in record.overrides:
+        lines.append(f"\nset {given}")
     if record.error:
         lines.append(f"\n{record.error}", style="red")
     table = Table("stage", "this run", "fingerprint", "from", "seconds", "peak GiB", "facts")

@@ -20,6 +20,7 @@ from tripletune.pipeline.answering import Answering
 from tripletune.pipeline.stages import tokenizer_of
 from tripletune.prompts.explain import TripleKey, explain_lines
 from tripletune.prompts.template import load_template
+from tripletune.prompts.worked import read_worked
 from tripletune.rank.predict import rank_examples
 from tripletune.retrieve.histories import read_rows
 from tripletune.schemas.answers import NUM_ANSWERS
@@ -190,6 +191,10 @@ def explain_prompt(
         there = ", ".join(map(str, found["cutoff"]))
         raise InputError(f"--cutoff {cutoff}: no such {purpose} example of user {user}; there are {there}")
     example, template = asked.row(0, named=True), load_template(config.prompt.template)
+    worked = ""
+    if config.prompt.worked_examples:
+        worked = read_worked(paths.require("generate")).text
+        template = template.with_worked(worked)
     if template.sha256 != example["template_sha256"]:
         raise InputError(
             f"prompt.template = {config.prompt.template!r} is no longer what these prompts were made with; restore it, "
@@ -201,6 +206,7 @@ def explain_prompt(
         template,
         positions=_positions(paths, user),
         scores=_scores(paths, example),
+        worked=worked,
     )
     answer = [(line, "completion") for line in example["completion"][0]["content"].split("\n")]
     truth = ", ".join(map(str, example["answers"]))

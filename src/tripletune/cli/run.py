@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import importlib
-import logging
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from tripletune.cli.app import ARTIFACTS, CHECKOUT, ArtifactsOption, Inputs, RunOption, app, console, say, takes_inputs
-from tripletune.errors import UserError
+from tripletune.cli.app import ARTIFACTS, ArtifactsOption, Inputs, RunOption, app, console, say, takes_inputs
+from tripletune.cli.flow import prepare_flow
 from tripletune.pipeline import stages
-from tripletune.processes.guardian import guard_this_process
 from tripletune.store.files import make_folder
 from tripletune.store.runs import RunRecord, read_run
 
@@ -24,25 +20,9 @@ def run(inputs: Inputs) -> None:
     """Run the nightly flow: every stage whose output is not there yet, under Prefect, logged to MLflow."""
     settings, _ = inputs.resolve()  # a mistake shows before Prefect starts
     stages.require_one_answer(settings)
-    if not (CHECKOUT / "flows").is_dir():
-        raise UserError(f"no flows/ in {CHECKOUT}; `tripletune run` needs the checkout, single stages do not")
-    make_folder(inputs.artifacts, "--artifacts")
-    sys.path.insert(0, str(CHECKOUT))
-    nightly = importlib.import_module("flows.nightly").nightly
-    _log_mistakes_in_one_line()
-    guard_this_process()
-    options = {**asdict(inputs), "artifacts": str(inputs.artifacts)}
+    nightly = prepare_flow("nightly", inputs.artifacts, "tripletune run")
+    options = {**asdict(inputs), "artifacts": str(inputs.artifacts), "set": list(inputs.set)}
     _print_summary(read_run(inputs.artifacts, nightly(**options)), inputs.artifacts)
-
-
-def _log_mistakes_in_one_line() -> None:
-    def without_traceback(line: logging.LogRecord) -> bool:
-        if line.exc_info and isinstance(line.exc_info[1], UserError):
-            line.exc_info = None
-        return True
-
-    for name in ("prefect.flow_runs", "prefect.task_runs"):
-        logging.getLogger(name).addFilter(without_traceback)
 
 
 def _print_summary(record: RunRecord, artifacts: Path) -> None:
@@ -59,7 +39,7 @@ def plan(inputs: Inputs) -> None:
     from tripletune.cli.inspect import plan_table
 
     _, paths = inputs.resolve()
-    console().print(plan_table(paths))
+    console().print(plan_table(paths, inputs.set))
 
 
 @app.command(rich_help_panel="Run")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -16,11 +15,12 @@ from tripletune.cli.app import (
     ImdbOption,
     Inputs,
     MovielensOption,
+    SetOption,
     app,
     say,
     takes_inputs,
 )
-from tripletune.config.presets import load_config
+from tripletune.config.overrides import only_store
 from tripletune.pipeline import stages
 from tripletune.pipeline.handover import go_on
 from tripletune.pipeline.registry import STAGES
@@ -54,7 +54,10 @@ def quality(inputs: Inputs) -> None:
 
     settings, paths = inputs.resolve()
     paths.require("generate")
-    with recorded_run(settings, paths, {}) as (name, tracker), stage_run(tracker, "quality", {"run": name}) as child:
+    with (
+        recorded_run(settings, paths, {}, overrides=inputs.set) as (name, tracker),
+        stage_run(tracker, "quality", {"run": name}) as child,
+    ):
         folder = stages.run_quality(paths, settings, run=name, child=child)
     update_run(inputs.artifacts, name, stage=("quality", "made"))
     say(str(folder / "quality.html"))
@@ -69,11 +72,13 @@ def promote(
     movielens: MovielensOption = "",
     imdb: ImdbOption = "",
     artifacts: ArtifactsOption = ARTIFACTS,
+    set: SetOption = None,
 ) -> None:
     """Move the champion alias in the MLflow registry to this adapter, or print the reason why not."""
     from tripletune.tracking import open_registry, recorded_run, stage_run
 
-    settings, paths = Inputs(config=config, movielens=movielens, imdb=imdb, artifacts=artifacts).resolve()
+    inputs = Inputs(config=config, movielens=movielens, imdb=imdb, artifacts=artifacts, set=set or ())
+    settings, paths = inputs.resolve()
     for stage in ("generate", "finetune", "evaluate"):
         paths.require(stage)
     if dry_run:
@@ -82,7 +87,10 @@ def promote(
         found = preview(paths, settings, open_registry(settings.tracking, artifacts))
         say(json.dumps(found, indent=2))
         return
-    with recorded_run(settings, paths, {}) as (name, tracker), stage_run(tracker, "promote", {"run": name}) as child:
+    with (
+        recorded_run(settings, paths, {}, overrides=inputs.set) as (name, tracker),
+        stage_run(tracker, "promote", {"run": name}) as child,
+    ):
         folder = stages.run_promote(paths, settings, run=name, child=child)
     update_run(artifacts, name, stage=("promote", "made"))
     say((folder / "decision.json").read_text(encoding="utf-8"))
@@ -98,6 +106,7 @@ def join(
     movielens: MovielensOption = "",
     imdb: ImdbOption = "",
     artifacts: ArtifactsOption = ARTIFACTS,
+    set: SetOption = None,
 ) -> None:
     """Lend this machine's processes to a finetune over several machines, and end with it; machine 0 publishes.
 
@@ -106,10 +115,11 @@ def join(
     """
     from tripletune.finetune.ranks import require_machine
 
+    inputs = Inputs(config=config, movielens=movielens, imdb=imdb, artifacts=artifacts, set=set or ())
     if run:
-        _, settings, paths = go_on(run, "finetune", load_config(Path(config)).store, artifacts)
+        only_store(inputs.set)
+        _, settings, paths = go_on(run, "finetune", inputs.load().store, artifacts)
     else:
-        inputs = Inputs(config=config, movielens=movielens, imdb=imdb, artifacts=artifacts)
         settings, paths = inputs.resolve()
     require_machine(settings.finetune, machine)
     stages.join_finetune(paths, settings, machine)

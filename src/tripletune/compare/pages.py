@@ -144,15 +144,21 @@ def _markdown(found: Comparison) -> list[str]:
     for sentence in about(found):
         lines += [sentence, ""]
     for name, of_run in by_run(found):
-        lines += [f"## {name}", "", *_table(COLUMNS, [cells(line) for line in of_run]), ""]
+        lines += [f"## {name}", "", *markdown_table(COLUMNS, [cells(line) for line in of_run]), ""]
     names = [run["name"] for run in found.runs]
-    lines += ["## Runs", "", *_table(list(found.runs[0]), [list(map(str, run.values())) for run in found.runs]), ""]
+    lines += [
+        "## Runs",
+        "",
+        *markdown_table(list(found.runs[0]), [list(map(str, run.values())) for run in found.runs]),
+        "",
+    ]
     for title, rows in differing(found):
         heads = ["", *names, *(["because"] if title == "Stages" else [])]
-        lines += [f"## {title} that differ", "", *(_table(heads, rows) if rows else ["None."]), ""]
+        lines += [f"## {title} that differ", "", *(markdown_table(heads, rows) if rows else ["None."]), ""]
     return lines[:-1]
 
 
-def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+def markdown_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of a Markdown table; bars and line breaks in cells are escaped."""
     escaped = [[str(cell).replace("|", "\\|").replace("\n", " ") for cell in row] for row in (heads, *rows)]
     return [f"| {' | '.join(row)} |" for row in (escaped[0], ["---"] * len(heads), *escaped[1:])]

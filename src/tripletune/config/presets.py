@@ -14,10 +14,11 @@ from pydantic.fields import FieldInfo
 
 from tripletune.config import RunConfig, Section
 from tripletune.config.base import is_path
+from tripletune.config.overrides import Override, apply_overrides, parse_override
 from tripletune.errors import ConfigError
 
 
-def load_config(path: Path, **source: str) -> RunConfig:
+def load_config(path: Path, overrides: Sequence[str] = (), **source: str) -> RunConfig:
     """Read a TOML preset.
 
     A relative ``finetune.accelerate_config`` or path of ``prompt.template`` that is missing in the working directory is
@@ -25,11 +26,14 @@ def load_config(path: Path, **source: str) -> RunConfig:
 
     Args:
         path: the preset.
+        overrides: settings in place of the preset's, as ``section.key=value``; of two with one name the last holds.
         source: values for ``[source]`` from the command line; empty ones are ignored.
 
     Raises:
-        ConfigError: the file is missing or not TOML, a key is unknown, or a value is out of range.
+        ConfigError: the file is missing or not TOML, a key is unknown, a value is out of range, or a source is given
+            twice.
     """
+    chosen = [parse_override(given) for given in overrides]
     try:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -38,10 +42,16 @@ def load_config(path: Path, **source: str) -> RunConfig:
         raise ConfigError(f"{path} is a folder; give a .toml file; {_shipped_presets()}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
         raise ConfigError(f"{path} cannot be read as TOML: {error}") from None
+    for one in chosen:
+        if source.get(one.key.removeprefix("source.")) and one.key.startswith("source."):
+            raise ConfigError(
+                f"--set {one.given} and --{one.key.removeprefix('source.')} name one thing; give one of them"
+            )
+    apply_overrides(data, chosen, str(path))
     data.setdefault("source", {})
     if isinstance(data["source"], dict):
         data["source"] |= {key: value for key, value in source.items() if value}
-    return _found_from_anywhere(parse_config(data, where=str(path)), path)
+    return _found_from_anywhere(parse_config(data, str(path), chosen), path)
 
 
 def _shipped_presets() -> str:
@@ -70,8 +80,8 @@ def _beside(preset: Path, name: str) -> str:
     return next((str(path) for path in (folder.parent / named, folder / named) if path.is_file()), "")
 
 
-def parse_config(data: dict[str, Any], where: str) -> RunConfig:
-    """Validate plain data; ``where`` is its origin in error messages.
+def parse_config(data: dict[str, Any], where: str, overrides: Sequence[Override] = ()) -> RunConfig:
+    """Validate plain data; ``where`` is its origin in error messages, ``overrides`` are what it has from elsewhere.
 
     Raises:
         ConfigError: the first error, with origin, key and allowed values.
@@ -79,7 +89,17 @@ def parse_config(data: dict[str, Any], where: str) -> RunConfig:
     try:
         return RunConfig.model_validate(data)
     except ValidationError as error:
-        raise ConfigError(f"{where}: {explain(error, RunConfig)}") from None
+        raise ConfigError(f"{_origin(error, where, overrides)}: {explain(error, RunConfig)}") from None
+
+
+def _origin(error: ValidationError, where: str, overrides: Sequence[Override]) -> str:
+    """Where the wrong value stands: in the preset, in an override, or in both where a rule joins several settings."""
+    named = ".".join(str(part) for part in error.errors(include_url=False)[0]["loc"])
+    for one in reversed(overrides):
+        if f"{named}.".startswith(f"{one.key}."):
+            return f"--set {one.given}"
+    near = [one.given for one in overrides if not named or one.key.startswith(f"{named}.")]
+    return " ".join([where, *(f"--set {given}" for given in near)])
 
 
 def explain(error: ValidationError, settings: type[Section], within: Sequence[str] = ()) -> str:

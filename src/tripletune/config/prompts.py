@@ -170,6 +170,9 @@ class PromptConfig(Section):
     """Disliked films in the prompt, the newest ones."""
     triples_for_liked: Annotated[int, Field(ge=0)] = 5
     """Newest liked films whose chosen triples are in hint 2, in addition to those of the candidates."""
+    worked_examples: Annotated[int, Field(ge=0, le=20)] = 0
+    """Training examples shown with their answers in every prompt (few-shot), at the template's section ``worked``: of
+    the first so many training users by hash, who then have no training example besides. 0: none."""
     max_tokens: Annotated[int, Field(ge=0)] = 0
     """Tokens of prompt and completion, counted with the model's own tokenizer and chat template; 0 sets no limit. A
     longer example loses its oldest likes, then dislikes, then similar users' films."""

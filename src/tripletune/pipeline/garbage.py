@@ -44,7 +44,7 @@ def kept_runs(root: Path, *, newest: int, named: Sequence[str]) -> list[RunRecor
 
     Args:
         root: the artifact root.
-        newest: how many of each dataset, at least 1.
+        newest: how many of each dataset, at least 1, members of ablation sets not counted.
         named: further runs.
 
     Raises:
@@ -54,7 +54,7 @@ def kept_runs(root: Path, *, newest: int, named: Sequence[str]) -> list[RunRecor
     by_dataset: dict[str, list[RunRecord]] = {}
     for run in runs.values():
         by_dataset.setdefault(run.dataset, []).append(run)
-    wanted = [*named, *(run.name for of_one in by_dataset.values() for run in of_one[-newest:])]
+    wanted = [*named, *(run.name for of_one in by_dataset.values() for run in _newest(of_one, newest))]
     wanted += [run.name for run in runs.values() if run.status == "running" and _is_young(run)]
     kept: dict[str, RunRecord] = {}
     while wanted:
@@ -69,6 +69,14 @@ def kept_runs(root: Path, *, newest: int, named: Sequence[str]) -> list[RunRecor
         # a pin whose run file is gone protects nothing, and is no reason to stop
         wanted += [one for one in pinned if one in runs]
     return sorted(kept.values(), key=lambda run: (run.started, run.name))
+
+
+def _newest(runs: Sequence[RunRecord], number: int) -> list[RunRecord]:
+    """So many of a dataset's newest runs, oldest first; members of an ablation set do not count, and are kept while an
+    older run is."""
+    usual = [run for run in runs if not run.is_ablation] or list(runs)
+    first = usual[-number:][0]
+    return [run for run in runs if (run.started, run.name) >= (first.started, first.name)]
 
 
 def _is_young(run: RunRecord) -> bool:

@@ -65,6 +65,7 @@ def resolve(config: RunConfig, artifacts: Path, given: Mapping[str, str] = Mappi
     _check_objective(config)
     _check_behaviour(config)
     _check_topics(config)
+    _check_worked(config)
     if not given:
         _check_people(config)
         _check_tokenizer(config)
@@ -131,6 +132,21 @@ def _check_behaviour(config: RunConfig) -> None:
             f"finetune.behaviour_tokens = {config.finetune.behaviour_tokens!r} needs a template whose sections with "
             f"data are {', '.join(SLOTS)} alone, and {config.prompt.template!r} has {', '.join(others)} too; set "
             "prompt.template = 'compact', or behaviour_tokens to 'none'"
+        )
+
+
+def _check_worked(config: RunConfig) -> None:
+    """Refuse worked examples that the template does not show, and film tokens in prompts with them."""
+    from tripletune.prompts.template import load_template
+
+    number = config.prompt.worked_examples
+    if not number:
+        return
+    load_template(config.prompt.template).with_worked("")
+    if config.finetune.has_behaviour:
+        raise ConfigError(
+            f"prompt.worked_examples = {number}, and finetune.behaviour_tokens = {config.finetune.behaviour_tokens!r} "
+            "has tokens for the films of the query alone; set one to 0 or the other to 'none'"
         )
 
 

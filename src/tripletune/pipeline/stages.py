@@ -298,9 +298,10 @@ def run_generate(paths: RunPaths, config: RunConfig, map_jobs: MapJobs | None = 
     trained = {stage: paths.require(stage) for stage in config.trained_stages}
 
     def make(work: Path) -> Facts:
-        found = find_earlier(
-            paths, "generate", _same_facts_and_titles(trained["rgat"], people=config.retrieve.similar_people > 0)
-        )
+        same = _same_facts_and_titles(trained["rgat"], people=config.retrieve.similar_people > 0)
+        # worked examples are chosen among this run's users, and stand in every prompt
+        is_new = config.prompt.worked_examples > 0
+        found = "all prompts have new worked examples" if is_new else find_earlier(paths, "generate", same)
         unchanged, changes = work / SCRATCH / "unchanged", Facts()
         if isinstance(found, Earlier):
             changes = write_unchanged(found.parents["retrieve"], retrieve, unchanged)

@@ -3,8 +3,8 @@
 Films are dropped one by one, in this order, until prompt and completion fit: the oldest likes, down to the newest five;
 the oldest dislikes; the last lines of the hints that may be shortened (films of similar users, topics), in the order
 of ``HINTS``; the older ones of the five newest likes, but for the newest. A dropped like loses its facts of hint 2 as
-well. Candidates, facts about them, inline hints, the other hints (hint 1's ranking) and the template's text are never
-shortened: a prompt that is too long with these alone is an error that names the example.
+well. Candidates, facts about them, inline hints, the other hints (hint 1's ranking), worked examples and the template's
+text are never shortened: a prompt that is too long with these alone is an error that names the example.
 """
 # Shape letters in this file: E examples, K films of a section at most
 
@@ -225,7 +225,7 @@ def _refuse(examples: pl.DataFrame, tokens: Tokens, waiting: npt.NDArray[np.bool
     raise InputError(
         f"prompt.max_tokens = {max_tokens}: {int(waiting.sum())} examples are longer with all dropped that may be, "
         f"the longest, {name}, has {tokens[longest]}; set it to {tokens[longest]} or more, or show less "
-        "(retrieve.num_candidates, retrieve.triples_per_film, retrieve.hint_films)"
+        "(retrieve.num_candidates, retrieve.triples_per_film, retrieve.hint_films, prompt.worked_examples)"
     )
 
 

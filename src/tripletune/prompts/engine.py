@@ -26,6 +26,7 @@ from tripletune.schemas.generate import EXAMPLE_ID, EXAMPLES
 from tripletune.schemas.hint import TOPIC, TOPICS
 from tripletune.schemas.hints import FILM_HINTS, HINTS, SPECIALISTS, TOPIC_HINTS
 from tripletune.schemas.query import QUERY_KEY
+from tripletune.schemas.worked import WorkedExamples
 from tripletune.stable_hash import pair_hash_expr
 
 DISPLAY = 3 << 40
@@ -50,6 +51,8 @@ class Frame:
     seed: int
     counter: TokenCounter | None = None
     """None: tokens are not counted."""
+    worked: tuple[str, ...] = ()
+    """Ids of the worked examples in the template's text."""
 
     @classmethod
     def load(
@@ -59,26 +62,30 @@ class Frame:
         specialists: Mapping[str, str],
         seed: int,
         tokenizer: tuple[str, str] | None = None,
+        worked: WorkedExamples | None = None,
     ) -> Frame:
         """Read the template, the catalogue's titles and the tokenizer.
 
         Args:
             ingest, settings, specialists, seed: as in the run.
             tokenizer: model and revision of the tokenizer to count with; None: tokens are not counted.
+            worked: worked examples that every prompt shows; None: none.
 
         Raises:
             ConfigError: the template is missing or invalid, or the tokenizer does not suit.
             InputError: there is no such tokenizer.
         """
         movies = pl.read_parquet(ingest / "movies.parquet", columns=["movie_id", "title"])
-        template = load_template(settings.template)
+        plain = load_template(settings.template)
+        template = plain.with_worked(worked.text) if worked else plain
         return cls(
             template=template,
-            titles=display_titles(movies, template.lines),
+            titles=display_titles(movies, plain.lines),
             settings=settings,
             specialists=specialists,
             seed=seed,
             counter=load_counter(*tokenizer, template) if tokenizer else None,
+            worked=worked.ids if worked else (),
         )
 
 
@@ -120,6 +127,7 @@ def build_examples(
         EXAMPLE_ID,
         template_id=pl.lit(frame.template.id),
         template_sha256=pl.lit(frame.template.sha256),
+        worked=pl.lit(list(frame.worked), dtype=EXAMPLES["worked"]),
         **{one.stage: pl.lit(frame.specialists[one.stage]) for one in SPECIALISTS},
     )
     return conform(examples, EXAMPLES)
@@ -263,6 +271,8 @@ def prompt_contract(prompt: PromptConfig, retrieve: RetrieveConfig) -> dict[str,
         ConfigError: the template is missing or invalid.
     """
     template = load_template(prompt.template)
+    if prompt.worked_examples:
+        template = template.with_worked("")
     kerag = retrieve.candidates == "kerag"
     return {
         "template": template.id,
@@ -279,20 +289,19 @@ def prompt_contract(prompt: PromptConfig, retrieve: RetrieveConfig) -> dict[str,
         "max_liked": prompt.max_liked,
         "max_disliked": prompt.max_disliked,
         "max_tokens": prompt.max_tokens,
-        **_candidate_order(prompt),
-        **_num_topics(retrieve),
+        **_apart_from_defaults(prompt, retrieve),
     }
 
 
-def _candidate_order(prompt: PromptConfig) -> dict[str, Any]:
-    """The setting, unless it is the default: contracts of adapters of older versions, all of them shuffled, do not have
-    it."""
-    return {} if prompt.candidate_order == "shuffled" else {"candidate_order": prompt.candidate_order}
-
-
-def _num_topics(retrieve: RetrieveConfig) -> dict[str, Any]:
-    """The setting, unless there are no topics: contracts of adapters of older versions do not have it."""
-    return {"num_topics": retrieve.num_topics} if retrieve.num_topics else {}
+def _apart_from_defaults(prompt: PromptConfig, retrieve: RetrieveConfig) -> dict[str, Any]:
+    """Settings that contracts of adapters of older versions do not have, where they are not what those had: candidates
+    shuffled, no worked examples and no topics."""
+    found = {
+        "candidate_order": prompt.candidate_order,
+        "worked_examples": prompt.worked_examples,
+        "num_topics": retrieve.num_topics,
+    }
+    return {name: value for name, value in found.items() if value not in ("shuffled", 0)}
 
 
 def _retriever_settings(retrieve: RetrieveConfig) -> dict[str, Any]:

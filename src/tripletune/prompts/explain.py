@@ -18,6 +18,7 @@ def explain_lines(
     *,
     positions: Mapping[int, int] | None = None,
     scores: Mapping[TripleKey, float] | None = None,
+    worked: str = "",
 ) -> list[tuple[str, str]]:
     """Each line of an example's user message with its origin.
 
@@ -26,16 +27,22 @@ def explain_lines(
         template: the template it was rendered with.
         positions: position in the user's own rows by movie id; shown next to liked and disliked films.
         scores: score of a triple (``score`` of ``CHOICES``); shown next to the facts of hint 2.
+        worked: the worked examples in the template's text; empty: there are none.
 
     Returns:
-        ``(line, origin)`` in order. Origins read ``template``, ``liked: movie 6, position 12``, ``hint 1: movie 6,
-        LightGCN rank 3``, ``hint 1: movie 6, similar users liked it``, ``hint 2: movie 6, director
+        ``(line, origin)`` in order. Origins read ``template``, ``worked example``, ``liked: movie 6, position 12``,
+        ``hint 1: movie 6, LightGCN rank 3``, ``hint 1: movie 6, similar users liked it``, ``hint 2: movie 6, director
         person:nm0000520, score -0.31``, ``candidate: movie 6``, and ``<slot>: nothing to show``. With inline hints a
         candidate's line reads ``candidate: movie 6, retriever rank 3, LightGCN rank 1, director person:nm0000520``.
     """
     lines = iter(example["prompt"][1]["content"].split("\n"))
     origins: list[str] = []
-    for line in template.user.split("\n"):
+    before = template.user.partition(worked)[0].count("\n") if worked else 0
+    shown = range(before, before + worked.count("\n") + 1) if worked else range(0)
+    for number, line in enumerate(template.user.split("\n")):
+        if number in shown:
+            origins.append("worked example")
+            continue
         slot = line.strip("{}")
         is_slot = slot in template.slots and line == f"{{{slot}}}"
         if is_slot and slot == "candidates":

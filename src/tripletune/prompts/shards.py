@@ -26,8 +26,10 @@ from tripletune.prompts.evidence import SPLIT_COLUMNS, collect_answers, collect_
 from tripletune.prompts.made_with import digest_code
 from tripletune.prompts.shard_facts import count_shards, note_chars
 from tripletune.prompts.template import Template, load_template
+from tripletune.prompts.worked import write_worked
 from tripletune.schemas.generate import EXAMPLES
 from tripletune.schemas.query import PURPOSES, QUERY_KEY
+from tripletune.schemas.worked import WorkedExamples
 from tripletune.store.files import remove_leftovers
 from tripletune.store.parquet import write_parquet
 from tripletune.store.paths import Facts
@@ -59,6 +61,8 @@ class Recipe:
     """Model and revision of the tokenizer to count with; None: tokens are not counted."""
     template_sha256: str
     """Hash of the template as this process read it; a worker may find another file under the same path."""
+    worked: WorkedExamples | None
+    """Worked examples in every prompt; None: there are none."""
     made_with: str
     """``digest_code`` of this process. A worker of a standing cluster may run other code; its shards would be published
     under a fingerprint that does not cover that code."""
@@ -72,6 +76,7 @@ class Recipe:
         specialists: Mapping[str, str],
         seed: int,
         tokenizer: tuple[str, str] | None,
+        worked: WorkedExamples | None,
     ) -> Recipe:
         """With absolute paths; arguments as in ``generate_shards``."""
         if is_path(settings.template):
@@ -83,6 +88,7 @@ class Recipe:
             seed=seed,
             tokenizer=_absolute(tokenizer),
             template_sha256=template.sha256,
+            worked=worked,
             made_with=digest_code(tokenizer),
         )
 
@@ -157,16 +163,20 @@ def generate_shards(
         map_jobs: maps ``write_shard`` over the jobs.
 
     Returns:
-        Facts of ``count_shards``, the source of the candidates, and the template with its answer style and, if it has
-        some, its inline hints.
+        Facts of ``count_shards``, the source of the candidates, the template with its answer style and, if it has some,
+        its inline hints, and the ids of the worked examples, if there are some.
 
     Raises:
         ConfigError: the template is missing or invalid, or the tokenizer does not suit.
         InputError: retrieve's shards are not those of the split, there is no tokenizer, a prompt exceeds the budget
             with all dropped that may be, or the workers wrote to a disk that this process cannot see.
     """
-    template = load_template(settings.template)
-    recipe = Recipe.of(ingest, settings, template, specialists, seed, tokenizer)
+    template, worked = load_template(settings.template), None
+    if settings.worked_examples:
+        frame = Frame.load(ingest, settings, specialists, seed)
+        worked = write_worked(split, retrieve, out, frame, dislike)
+        template = template.with_worked(worked.text)
+    recipe = Recipe.of(ingest, settings, template, specialists, seed, tokenizer, worked)
     job = ShardJob(
         recipe=recipe,
         numbers=_numbers(split, retrieve),
@@ -185,6 +195,7 @@ def generate_shards(
         "template": template.id,
         "answer_style": template.answer_style,
         **({"inline": template.inline_in(settings.triple_form).as_json()} if template.inline else {}),
+        **({"worked_examples": list(worked.ids)} if worked else {}),
     }
 
 
@@ -213,6 +224,9 @@ def _asked(job: ShardJob, number: str, purposes: Sequence[str]) -> pl.DataFrame:
     """Queries of the bucket whose example is not reused from an earlier run; ``RETRIEVED``."""
     whole = pl.read_parquet(job.retrieve / "retrieved" / shard_name(number))
     retrieved = whole.filter(pl.col("purpose").is_in(purposes))
+    if job.recipe.worked:  # no prompt shows its own answer
+        is_shown = (pl.col("purpose") == "train") & pl.col("user_id").is_in(job.recipe.worked.users)
+        retrieved = retrieved.filter(~is_shown)
     if job.unchanged is None:
         return retrieved
     unchanged = pl.read_parquet(job.unchanged / shard_name(number))
@@ -282,7 +296,9 @@ def _shared_frame(recipe: Recipe) -> Frame:
             "a worker runs other code, libraries or a tokenizer than this run; give the cluster the same checkout and "
             "model, and start it again"
         )
-    frame = Frame.load(recipe.ingest, recipe.settings, dict(recipe.specialists), recipe.seed, recipe.tokenizer)
+    frame = Frame.load(
+        recipe.ingest, recipe.settings, dict(recipe.specialists), recipe.seed, recipe.tokenizer, recipe.worked
+    )
     if frame.template.sha256 != recipe.template_sha256:
         raise ConfigError(
             f"prompt.template = {recipe.settings.template!r} has other contents on a worker than in this run; do not "

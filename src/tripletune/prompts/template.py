@@ -6,13 +6,15 @@ in place of the lines of data. The part ``[inline]`` names the columns that cand
 ``[topic]`` holds the words of a topic. A file with
 ``base`` inherits everything it does not define from the shipped template of that name, so a variant holds only the
 differences. Braces that hold no slot's name are refused, so that a misspelt slot can't reach a model as text.
+
+The section ``worked`` says where worked examples stand; a run without them has prompts without it.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tripletune.config.base import is_path
@@ -27,10 +29,12 @@ from tripletune.store.fingerprint import sha256_json
 FOLDER = Path(__file__).parent / "templates"
 SLOTS = (*EVIDENCE, *(hint.name for hint in HINTS), "candidates")
 
-_SECTIONS = (*SLOTS, "answer")
+WORKED = "worked"
+"""Section of the worked examples, which are the same in all prompts of a run."""
+_SECTIONS = (WORKED, *SLOTS, "answer")
 _NEEDED = ("candidates", "answer")
 _FIELDS = ("language", "answers", "sections")
-_PARTS = ("system", *_SECTIONS, "inline", "topic", "words")
+_PARTS = ("system", *_SECTIONS, "answered", "inline", "topic", "words")
 _LAYOUT = re.compile(r"---\n(?P<front>.*?)\n---\n(?P<parts>\[.*)", re.DOTALL)
 _PART = re.compile(r"^\[([a-z]+)\]\n", re.MULTILINE)
 _SLOT = re.compile(r"\{([^{}\n]*)\}")
@@ -38,6 +42,19 @@ _LANGUAGE = re.compile(r"[a-z]{2,3}")
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 DATA_MARK = re.compile(r"- |\d+[.)] |[A-Z]{1,2}\. ")
 """Start of a line of data; no line of a template may match it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shots:
+    """How a template shows worked examples."""
+
+    texts: tuple[str, ...]
+    """The user message's with the section, in which ``{worked}`` stands for the examples."""
+    example_texts: tuple[str, ...]
+    example_slots: tuple[str, ...]
+    """The user message of one example: that of a query without this section and without the answer's instruction."""
+    answered: str
+    """Line between an example and its answer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +74,36 @@ class Template:
     """Columns that the lines of candidates show after the title, and their words, in this order."""
     topic: str = ""
     """Words of a topic's line; empty where the template has no section of topics."""
+    shots: Shots | None = None
+    """None: it has no section for worked examples."""
+
+    def of_example(self) -> Template:
+        """The template of a worked example.
+
+        Raises:
+            ConfigError: it shows none.
+        """
+        shots = self._shots()
+        return replace(self, texts=shots.example_texts, slots=shots.example_slots)
+
+    def with_worked(self, examples: str) -> Template:
+        """The template with worked examples as fixed text; its hash covers how they are shown, and not which they are.
+
+        Raises:
+            ConfigError: it shows none.
+        """
+        shots = self._shots()
+        said = {"template": self.sha256, "texts": shots.texts, "answered": shots.answered}
+        texts = tuple(text.replace(f"{{{WORKED}}}", examples) for text in shots.texts)
+        return replace(self, texts=texts, sha256=sha256_json(said))
+
+    def _shots(self) -> Shots:
+        if self.shots is None:
+            raise ConfigError(
+                f"prompt.worked_examples needs a template with the section {WORKED!r}, and {self.id!r} has none; add "
+                "it to its 'sections:', or set worked_examples to 0"
+            )
+        return self.shots
 
     @property
     def answer_style(self) -> str:
@@ -81,7 +128,9 @@ class Template:
     @property
     def lines(self) -> frozenset[str]:
         """Lines of prompts that are not data."""
-        return frozenset({*self.system.split("\n"), *"".join(self.texts).split("\n"), self.wording.nothing})
+        shots = (*self.shots.texts, self.shots.answered) if self.shots else ()
+        texts = "\n".join((self.system, "".join(self.texts), *shots))
+        return frozenset({*texts.split("\n"), self.wording.nothing})
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,12 +264,17 @@ def _assemble(file: _File, where: str) -> Template:
     for name in sections:
         _check_slots(name, file.parts[name], where)
     words = file.parts["words"]
-    parts = _SLOT.split("\n\n".join(file.parts[name] for name in sections))
-    texts, slots = tuple(parts[::2]), tuple(parts[1::2])
+    texts, slots = _cut([file.parts[name] for name in sections if name != WORKED])
     wording = parse_wording(words, where)
     _check_text([file.parts["system"], *texts, wording.nothing], where)
     inline = parse_inline(file.parts.get("inline", ""), sections, words, where)
-    said = {"language": language, "answers": style, "system": file.parts["system"], "texts": texts, "slots": slots}
+    said: dict[str, object] = {
+        "language": language,
+        "answers": style,
+        "system": file.parts["system"],
+        "texts": texts,
+        "slots": slots,
+    }
     if inline:  # a template without inline hints keeps its hash, and adapters their contract
         said["inline"] = inline
     topic = _topic(file, slots, where)
@@ -237,6 +291,7 @@ def _assemble(file: _File, where: str) -> Template:
         wording=wording,
         inline=inline,
         topic=topic,
+        shots=_shots(file, sections, where) if WORKED in sections else None,
     )
 
 
@@ -250,11 +305,34 @@ def _topic(file: _File, slots: tuple[str, ...], where: str) -> str:
     return file.parts["topic"]
 
 
+def _shots(file: _File, sections: list[str], where: str) -> Shots:
+    if not file.parts.get("answered"):
+        raise ConfigError(f"template {where} has the section {WORKED} and no part [answered], a line{_hint()}")
+    texts, _ = _cut([file.parts[name] for name in sections])
+    _check_text([text.replace(f"{{{WORKED}}}", "") for text in texts] + [file.parts["answered"]], where)
+    example_texts, example_slots = _cut([file.parts[name] for name in sections if name not in (WORKED, "answer")])
+    return Shots(texts=texts, example_texts=example_texts, example_slots=example_slots, answered=file.parts["answered"])
+
+
+def _cut(parts: list[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Fixed texts and the slots between them; worked examples are a text."""
+    pieces = _SLOT.split("\n\n".join(parts))
+    texts, slots = pieces[:1], []
+    for slot, text in zip(pieces[1::2], pieces[2::2], strict=True):
+        if slot == WORKED:
+            texts[-1] += f"{{{slot}}}{text}"
+        else:
+            texts.append(text)
+            slots.append(slot)
+    return tuple(texts), tuple(slots)
+
+
 def _check_slots(section: str, text: str, where: str) -> None:
-    wanted = [section] if section in SLOTS else []
+    known_slots = (WORKED, *SLOTS)
+    wanted = [section] if section in known_slots else []
     for slot in _SLOT.findall(text):
-        if slot not in SLOTS:
-            known = ", ".join(f"{{{name}}}" for name in SLOTS)
+        if slot not in known_slots:
+            known = ", ".join(f"{{{name}}}" for name in known_slots)
             raise ConfigError(f"template {where} has the unknown slot {{{slot}}}; the slots are {known}{_hint()}")
         if slot not in wanted:
             raise ConfigError(

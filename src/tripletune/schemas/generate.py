@@ -46,6 +46,7 @@ EXAMPLES = columns(
         "liked": pl.List(pl.Int32),
         "disliked": pl.List(pl.Int32),
         **{hint.name: hint.dtype for hint in HINTS},
+        "worked": pl.List(pl.String),
         "num_tokens": pl.Int32,
         "shortened": SHORTENED,
         "template_id": pl.String,
@@ -77,6 +78,7 @@ EXAMPLE_COLUMNS = {
     "them; a hint that candidates' lines show is about candidates alone",
     "disliked": "disliked films shown, newest first",
     **{hint.name: f"hint {hint.number}: {hint.meaning}" for hint in HINTS},
+    "worked": "ids of the worked examples in the prompt, in their order; the same in all examples of a run",
     "num_tokens": "tokens of prompt and completion under the model's chat template; null for the tiny model, whose "
     "tokenizer is trained on the prompts",
     "shortened": "films and facts dropped from each list to keep within `prompt.max_tokens`",

@@ -37,6 +37,8 @@ _TAKEN = (
     "prompt",
     "system",
     "words",
+    "worked",
+    "answered",
     "inline",
 )
 _NAME = re.compile(r"[a-z]+")

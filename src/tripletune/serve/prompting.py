@@ -15,6 +15,7 @@ from tripletune.config import RunConfig
 from tripletune.contract import TINY, AdapterContract
 from tripletune.prompts.engine import Frame, build_examples
 from tripletune.prompts.evidence import collect_evidence
+from tripletune.prompts.worked import read_worked
 from tripletune.retrieve.histories import find_answers, find_history, find_seen, read_rows, with_request_time
 from tripletune.retrieve.retriever import Retriever
 from tripletune.schemas.hints import SPECIALISTS
@@ -59,7 +60,8 @@ class Prompter:
             ingest=paths.require("ingest") if config.retrieve.similar_people else None,
         )
         specialists = {one.stage: paths.fingerprints[one.stage] for one in SPECIALISTS}
-        frame = Frame.load(paths.require("ingest"), config.prompt, specialists, config.seed, tokenizer)
+        worked = read_worked(paths.require("generate")) if config.prompt.worked_examples else None
+        frame = Frame.load(paths.require("ingest"), config.prompt, specialists, config.seed, tokenizer, worked)
         return cls(retriever=retriever, frame=frame, dislike=config.split.dislike)
 
     def prompts(self, rows: pl.DataFrame, queries: pl.DataFrame) -> pl.DataFrame:

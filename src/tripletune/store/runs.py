@@ -38,6 +38,10 @@ class RunRecord(BaseModel):
     finished: str = ""
     error: str = ""
     config: dict[str, Any]
+    overrides: tuple[str, ...] = ()
+    """Settings that were given in place of the preset's, as ``section.key=value``; ``config`` has them."""
+    tags: dict[str, str] = {}
+    """What the run belongs to, such as ``ablation.set`` and ``ablation.member``."""
     fingerprints: dict[str, str]
     stages: dict[str, str] = {}
     """``made``, ``reused`` or ``failed``, for each stage that this run has reached."""
@@ -47,6 +51,11 @@ class RunRecord(BaseModel):
     """Whether files of the checkout were not committed as they were."""
     mlflow_run_id: str = ""
     mlflow_experiment_id: str = ""
+
+    @property
+    def is_ablation(self) -> bool:
+        """Whether it is a member of an ablation set, and taken for the latest run only where it is named."""
+        return "ablation.set" in self.tags
 
     def settings(self) -> RunConfig:
         """The config the run was started with."""
@@ -188,6 +197,7 @@ def earlier_run(paths: RunPaths, stage: str, *, but: str = "") -> RunRecord | No
     """
     for record in reversed(list_runs(paths.root)):
         is_other = record.name != but and record.dataset == paths.dataset and record.status == "completed"
+        is_other &= not record.is_ablation  # no predecessor of a usual run
         is_other &= stage in record.stages  # a run of another part has the fingerprint, but did not run it
         made_another = record.fingerprints.get(stage, paths.fingerprints[stage]) != paths.fingerprints[stage]
         if is_other and made_another and record.paths(paths.root).is_here(stage):
@@ -200,7 +210,7 @@ def read_run(root: Path, name: str = "", *, needs: str = "", store: StoreConfig 
 
     Args:
         root: the artifact root.
-        name: of the run; empty takes the latest.
+        name: of the run; empty takes the latest that is no member of an ablation set.
         needs: a stage whose output must be here for a run to count as the latest.
         store: settings of the shared store; None: those of the environment alone.
 
@@ -219,7 +229,8 @@ def read_run(root: Path, name: str = "", *, needs: str = "", store: StoreConfig 
 def _find(records: list[RunRecord], root: Path, name: str, needs: str = "", address: str = "") -> RunRecord:
     """One of these records, oldest first, as ``read_run`` says."""
     for record in reversed(records):
-        if record.name == name or (not name and (not needs or record.paths(root).is_here(needs))):
+        is_latest = not name and not record.is_ablation and (not needs or record.paths(root).is_here(needs))
+        if record.name == name or is_latest:
             return record
     places = f"{root} or {address}" if address else root
     advice = f"make one with: tripletune run --artifacts {root}"
