@@ -143,9 +143,7 @@ class Answerer:
         """
         return self._answered(examples, constrained=True, scored=True, batch_size=batch_size)
 
-    def _answered(
-        self, examples: pl.DataFrame, *, constrained: bool, scored: bool, batch_size: int
-    ) -> pl.DataFrame:
+    def _answered(self, examples: pl.DataFrame, *, constrained: bool, scored: bool, batch_size: int) -> pl.DataFrame:
         read = examples.select("prompt", *(("example_id", *self.behaviour.columns) if self.behaviour else ()))
         ids = prompt_ids(read.to_dict(as_series=False), self.tokenizer, self.contract.base_model, self.behaviour)
         named = examples.select("candidate_titles", "candidate_letters").iter_rows()
