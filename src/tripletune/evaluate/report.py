@@ -14,6 +14,7 @@ import polars as pl
 from tripletune.evaluate.asked import asked_users
 from tripletune.evaluate.cold import KNOWLEDGE_GROUPS, MEASURES
 from tripletune.evaluate.metrics import VALID
+from tripletune.evaluate.reliance import reliance_section
 from tripletune.evaluate.tables import CEILING_ROW, ranked_systems, retrieval_rows
 from tripletune.html.pages import write_page
 from tripletune.html.pictures import Dot, draw_bars, draw_curves, draw_dots
@@ -100,6 +101,7 @@ def write_report(
         shares=_shares(metrics, comparisons),
         curves=_curves(folders),
         attention=_attention(folders),
+        reliance=reliance_section(folders.get("probe")),
         examples=_examples(folders["generate"], folders["rank"]),
         lineage=_lineage(folders),
     )

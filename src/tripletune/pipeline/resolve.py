@@ -206,7 +206,8 @@ class _Inputs:
         if "processor" in wanted:
             checksums |= {"processor/bfloat16": "yes" if has_bfloat16() else "no"}
         if "page" in wanted:
-            checksums |= input_checksums({"page": PAGES / "report.html.j2", "style": PAGES / "style.html.j2"})
+            parts = {"page": "report", "style": "style", "reliance": "reliance"}
+            checksums |= input_checksums({name: PAGES / f"{part}.html.j2" for name, part in parts.items()})
         return dict(sorted(checksums.items()))
 
 

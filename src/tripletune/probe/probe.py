@@ -21,7 +21,7 @@ from tripletune.probe.changes import Variant, compare, fact_variants, part_varia
 from tripletune.probe.counterfactual import FactPool
 from tripletune.probe.inputs import Inputs, rendered_as_published
 from tripletune.probe.scores import score_prompts
-from tripletune.probe.summary import say_places, say_reliance, summarise_logs
+from tripletune.probe.summary import headline, say_places, say_reliance, summarise_logs
 from tripletune.prompts.engine import Frame
 from tripletune.rank.answering import answer_job
 from tripletune.rank.pieces import COLUMNS, cut_prompts
@@ -29,7 +29,6 @@ from tripletune.rank.workers.job import RankJob
 from tripletune.rank.workers.launch import visible_gpus, worker_environments
 from tripletune.schemas.probe import FACT_CHANGES_NAME, PROBED_NAME, STABILITY_NAME
 from tripletune.schemas.query import QUERY_KEY
-from tripletune.schemas.rank import SERVED
 from tripletune.stable_hash import VIEWERS, mix
 from tripletune.store.parquet import parquet_files, write_parquet
 from tripletune.store.paths import SCRATCH, Facts
@@ -178,16 +177,3 @@ def _score(prompts: pl.DataFrame, finetuned: Path, out: Path, probing: Probing) 
     )
     took = answer_job(job, pieces, out / SCRATCH)
     return pl.concat(pl.read_parquet(piece.target) for piece in pieces), took.seconds
-
-
-def headline(summary: pl.DataFrame) -> dict[str, float]:
-    """Numbers people compare runs by, of the system that is served where the contract says how, and of the model alone:
-    ``test_tuned_hint_1_change``, ``test_tuned_like-removed_tau`` and so on."""
-    measures = {"part": ("change", "first_changed"), "stability": ("tau", "first_changed")}
-    found = {}
-    for line in summary.to_dicts():
-        if line["measure"] in measures.get(line["kind"], ()):
-            system = line["system"].replace(SERVED, "tuned_with_retriever")
-            name = f"{line['purpose']}_{system}_{line['name']}_{line['measure']}"
-            found[name.replace(" ", "_").replace("'", "")] = round(line["value"], 6)
-    return found

@@ -9,6 +9,7 @@ import polars as pl
 from tripletune.evaluate.significance import mean_interval
 from tripletune.schemas.base import conform
 from tripletune.schemas.probe import FACT_CHANGES_NAME, PROBED, RELIANCE_NAME, STABILITY_NAME
+from tripletune.schemas.rank import SERVED
 
 NOTHING = 1e-3
 """A distance below this is none: last bits of sums differ with the batch that a prompt is padded in."""
@@ -85,6 +86,18 @@ def say_places(summary: pl.DataFrame) -> list[str]:
                 f"{value['tau']:.2f} by film and {value['tau_by_place']:.2f} by place under {name})"
             )
     return said
+
+
+def headline(summary: pl.DataFrame) -> dict[str, float]:
+    """Numbers to compare runs by, such as ``test_tuned_hint_1_change`` and ``test_tuned_like-removed_tau``."""
+    measures = {"part": ("change", "first_changed"), "stability": ("tau", "first_changed")}
+    found = {}
+    for line in summary.to_dicts():
+        if line["measure"] in measures.get(line["kind"], ()):
+            system = line["system"].replace(SERVED, "tuned_with_retriever")
+            name = f"{line['purpose']}_{system}_{line['name']}_{line['measure']}"
+            found[name.replace(" ", "_").replace("'", "")] = round(line["value"], 6)
+    return found
 
 
 def _listed(names: list[str]) -> str:
