@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
@@ -16,6 +16,12 @@ from tripletune.store.files import make_folder
 from tripletune.store.paths import MANIFEST, RunPaths
 from tripletune.store.request_time import request_time_note
 from tripletune.store.runs import list_runs, read_run
+
+if TYPE_CHECKING:
+    from tripletune.probe.explain import Reliance
+
+SHOWN_PARTS = 8
+"""Parts of the prompt in the table of what a recommendation relied on."""
 
 
 @app.command(rich_help_panel="Look")
@@ -101,6 +107,9 @@ def prompt(
 def recommend(
     user: Annotated[int | None, typer.Option("--user", help="A user id of the release.")] = None,
     like: Annotated[list[str] | None, typer.Option("--like", help="A title, oldest first; repeat it.")] = None,
+    why: Annotated[
+        bool, typer.Option("--why", help="Also measure which parts of the prompt the first film relied on.")
+    ] = False,
     run: RunOption = "",
     artifacts: ArtifactsOption = ARTIFACTS,
 ) -> None:
@@ -111,8 +120,27 @@ def recommend(
         raise UserError("give either --user ID or one or more --like TITLE")
     record = read_run(artifacts, run, needs="finetune")
     paths, settings = record.paths(artifacts), record.settings()
-    found = recommend_to_stranger(paths, settings, like) if like else recommend_to_user(paths, settings, user or 0)
+    if like:
+        found = recommend_to_stranger(paths, settings, like, why=why)
+    else:
+        found = recommend_to_user(paths, settings, user or 0, why=why)
     table = Table("", "film", "because")
     for place, film in enumerate(found, start=1):
         table.add_row(str(place), Text(film.title), Text(film.reason))
     console().print(table)
+    if found[0].relied:
+        _print_reliance(found[0].relied)
+
+
+def _print_reliance(relied: Reliance) -> None:
+    """The parts of the prompt that change the first answer's log-probability most."""
+    from tripletune.schemas.rank import SERVED
+
+    whose = "what is served" if relied.system == SERVED else "the language model, without the retriever's scores"
+    console().print(Text(f"what {relied.title} relied on (first answer of {whose})"))
+    table = Table("without", "log-probability falls by", "and the first answer becomes")
+    for part in relied.parts[:SHOWN_PARTS]:
+        table.add_row(Text(part.part), f"{part.change:+.3f}", Text(part.instead or "the same"))
+    console().print(table)
+    if (left := len(relied.parts) - SHOWN_PARTS) > 0:
+        console().print(f"{left} more change it by {abs(relied.parts[SHOWN_PARTS].change):.3f} at most")

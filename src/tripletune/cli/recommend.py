@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import polars as pl
@@ -17,6 +17,7 @@ from tripletune.config import RunConfig
 from tripletune.contract import read_contract, require_same
 from tripletune.errors import InputError
 from tripletune.pipeline.stages import tokenizer_of
+from tripletune.probe.explain import Reliance, explain_answer
 from tripletune.prompts.engine import Frame, build_examples, prompt_contract
 from tripletune.prompts.evidence import collect_evidence
 from tripletune.prompts.explain import TripleKey, explain_lines
@@ -44,10 +45,17 @@ class Recommendation:
     title: str
     reason: str
     """The triple that matters most to this user, or a note that the film has none."""
+    relied: Reliance | None = None
+    """Of the first film, where asked for: what the language model relied on."""
 
 
-def recommend_to_user(paths: RunPaths, config: RunConfig, user: int) -> list[Recommendation]:
+def recommend_to_user(paths: RunPaths, config: RunConfig, user: int, *, why: bool = False) -> list[Recommendation]:
     """Top five for a user of the data, from all of the user's ratings.
+
+    Args:
+        paths, config: of the run whose specialists and adapter answer.
+        user: id of the user.
+        why: whether to measure what the first answer relied on.
 
     Raises:
         InputError: no such user; the message gives the range of ids.
@@ -57,15 +65,18 @@ def recommend_to_user(paths: RunPaths, config: RunConfig, user: int) -> list[Rec
     if mine.is_empty():
         span = rows.select(low=pl.col("user_id").min(), high=pl.col("user_id").max()).collect().row(0)
         raise InputError(f"--user {user}: no ratings of this user; ids in this run are {span[0]} to {span[1]}")
-    return _recommend(paths, config, mine)
+    return _recommend(paths, config, mine, why=why)
 
 
-def recommend_to_stranger(paths: RunPaths, config: RunConfig, liked: Sequence[str]) -> list[Recommendation]:
+def recommend_to_stranger(
+    paths: RunPaths, config: RunConfig, liked: Sequence[str], *, why: bool = False
+) -> list[Recommendation]:
     """Top five for a user the system has never seen.
 
     Args:
         paths, config: of the run whose specialists and adapter answer.
         liked: titles as in the release, oldest first; case and surrounding spaces do not matter.
+        why: whether to measure what the first answer relied on.
 
     Raises:
         InputError: a title is unknown (the nearest ones are named) or belongs to several films.
@@ -82,7 +93,7 @@ def recommend_to_stranger(paths: RunPaths, config: RunConfig, liked: Sequence[st
         "unseen": [True] * len(films),
     }
     columns = {name: SPLIT[name] for name in data}
-    return _recommend(paths, config, pl.DataFrame(data, schema=columns))
+    return _recommend(paths, config, pl.DataFrame(data, schema=columns), why=why)
 
 
 def _find_film(title: str, movies: pl.DataFrame) -> int:
@@ -101,7 +112,7 @@ def _find_film(title: str, movies: pl.DataFrame) -> int:
     )
 
 
-def _recommend(paths: RunPaths, config: RunConfig, rows: pl.DataFrame) -> list[Recommendation]:
+def _recommend(paths: RunPaths, config: RunConfig, rows: pl.DataFrame, *, why: bool) -> list[Recommendation]:
     adapter = paths.require("finetune")
     require_same(prompt_contract(config.prompt, config.retrieve), read_contract(adapter))
     queries = rows.group_by("user_id").agg(
@@ -140,7 +151,12 @@ def _recommend(paths: RunPaths, config: RunConfig, rows: pl.DataFrame) -> list[R
     frame = Frame.load(paths.require("ingest"), config.prompt, specialists, config.seed, tokenizer_of(paths, config))
     examples = build_examples(retrieved, choices, evidence, nothing, frame)
     ranked = rank_examples(examples, adapter, tuned=True, constrained=True, batch_size=1, folder_of=paths.require)
-    return _explain(examples, ranked["answers"][0].to_list()[:NUM_ANSWERS])
+    found = _explain(examples, ranked["answers"][0].to_list()[:NUM_ANSWERS])
+    if why:
+        batch_size = config.rank.batch_size
+        relied = explain_answer(examples, adapter, frame, batch_size=batch_size, folder_of=paths.require)
+        found[0] = replace(found[0], relied=relied)
+    return found
 
 
 def _explain(examples: pl.DataFrame, answers: list[int]) -> list[Recommendation]:
