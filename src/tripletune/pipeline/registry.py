@@ -331,7 +331,7 @@ STAGES = (
             *(() if config.rank.backend == "vllm" else ("rank.vllm_backend",)),
         ),
         needed=lambda config: bool(config.probe.users),
-        headline=("examples", "prompts", "said"),
+        headline=("examples", "prompts", "facts_probed"),
     ),
     Stage(
         name="evaluate",

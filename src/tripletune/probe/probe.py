@@ -34,7 +34,7 @@ from tripletune.store.parquet import parquet_files, write_parquet
 from tripletune.store.paths import SCRATCH, Facts
 from tripletune.store.shards import shard_name
 
-_PROMPTS = 128
+_PROMPTS = 64
 """Prompts in a file, and so in a piece of the ranking."""
 
 log = logging.getLogger(__name__)
