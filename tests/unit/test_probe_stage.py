@@ -20,7 +20,7 @@ from tripletune.errors import ContractError
 from tripletune.probe.counterfactual import FactPool
 from tripletune.probe.explain import explain_answer
 from tripletune.probe.probe import Probing, choose_examples, probe_examples
-from tripletune.probe.retriever import probe_retriever
+from tripletune.probe.retriever import _in_another_order, _without_a_like, probe_retriever
 from tripletune.prompts.engine import Frame, prompt_contract
 from tripletune.prompts.shards import generate_shards
 from tripletune.rank.predict import rank_examples
@@ -36,7 +36,9 @@ from tripletune.schemas.probe import (
     STABILITY,
     STABILITY_NAME,
 )
+from tripletune.schemas.query import QUERY_KEY
 from tripletune.schemas.rank import SERVED
+from tripletune.stable_hash import VIEWERS, mix
 
 RETRIEVE = RetrieveConfig(retriever="lightgcn", num_candidates=12, similar_films=3)
 SPECIALISTS = {"lightgcn": "l" * 32, "rgat": "r" * 32}
@@ -212,6 +214,37 @@ def test_an_adapter_of_other_prompts_is_refused(letters: Written, tmp_path: Path
     examples = choose_examples(letters.shards, USERS, small_world.SEED)
     with pytest.raises(ContractError, match="the adapter was trained on other prompts: max_liked"):
         probe_examples(examples, letters.finetuned, tmp_path, other, STABILITY.to_frame())
+
+
+def test_the_users_are_the_first_by_hash_and_reliance_needs_an_answer_among_the_candidates(letters: Written) -> None:
+    every = pl.concat(pl.read_parquet(letters.shards / purpose / "*.parquet") for purpose in USERS.purposes)
+    found = choose_examples(letters.shards, USERS, small_world.SEED)
+    assert found.select(QUERY_KEY).equals(found.select(QUERY_KEY).sort(QUERY_KEY))
+    for purpose in USERS.purposes:
+        rows = every.filter(pl.col("purpose") == purpose)
+        order = sorted(rows["user_id"].unique(), key=lambda user: int(mix([user], small_world.SEED + VIEWERS)[0]))
+        answerable = {row["user_id"] for row in rows.to_dicts() if {*row["answers"]} & {*row["candidates"]}}
+        mine = found.filter(pl.col("purpose") == purpose)
+        assert set(mine.filter("steady")["user_id"]) == set(order[:4])
+        assert set(mine.filter("relies")["user_id"]) == set([user for user in order if user in answerable][:4])
+    assert not found.filter("steady", ~pl.col("relies")).is_empty()  # else the test shows nothing
+
+
+def test_only_rows_before_the_cutoff_change_their_place(letters: Written) -> None:
+    rows = small_world.read_split(letters.world).filter(pl.col("user_id") == 3)
+    places = ["position", "timestamp"]
+    for cutoff in (10, 20):
+        after = rows.filter(pl.col("position") >= cutoff)
+        shorter, other = _without_a_like(rows, cutoff, 1), _in_another_order(rows, cutoff, 1)
+        gone = rows.join(shorter, on="position", how="anti")
+        assert len(gone) == 1
+        assert gone["position"][0] < cutoff
+        assert gone["label"][0] != "other"
+        assert other.filter(pl.col("position") >= cutoff).equals(after)
+        assert other.select(places).equals(rows.select(places))
+        assert not other["movie_id"].equals(rows["movie_id"])
+        films = ["movie_id", "rating", "label"]
+        assert other.select(films).sort("movie_id").equals(rows.select(films).sort("movie_id"))
 
 
 def test_the_retriever_is_asked_again_with_another_history(letters: Written) -> None:
