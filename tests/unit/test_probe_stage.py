@@ -247,7 +247,7 @@ def test_only_rows_before_the_cutoff_change_their_place(letters: Written) -> Non
         assert other.select(films).sort("movie_id").equals(rows.select(films).sort("movie_id"))
 
 
-def test_the_retriever_is_asked_again_with_another_history(letters: Written) -> None:
+def test_the_retriever_is_asked_again_with_another_history(letters: Written, monkeypatch: pytest.MonkeyPatch) -> None:
     world, examples = letters.world, choose_examples(letters.shards, USERS, small_world.SEED)
     fits = {"lightgcn": world.lightgcn, "rgat": world.rgat}
     names = ("like-removed", "history-shuffled", "years-missing")
@@ -258,6 +258,9 @@ def test_the_retriever_is_asked_again_with_another_history(letters: Written) -> 
     assert found["kept"].is_between(0, 1).all()
     assert found["kept"].mean() < 1  # type: ignore[operator]
     assert found["tau"].drop_nulls().is_between(-1, 1).all()
+    monkeypatch.setattr("tripletune.probe.retriever._without_a_like", lambda rows, cutoff, seed: rows)
+    unchanged = probe_retriever(*arguments, ("like-removed",), small_world.SEED)
+    assert unchanged.select((pl.col("tau", "kept") == 1).all(), ~pl.col("first_changed").any()).row(0) == (True,) * 3
     assert probe_retriever(*arguments, ("years-missing",), small_world.SEED).is_empty()
     kerag = RETRIEVE.model_copy(update={"candidates": "kerag"})
     assert probe_retriever(*arguments[:4], kerag, names, small_world.SEED).is_empty()
