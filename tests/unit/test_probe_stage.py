@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 
 import polars as pl
@@ -27,6 +28,7 @@ from tripletune.rank.predict import rank_examples
 from tripletune.retrieve.candidates import retrieve_all
 from tripletune.retrieve.triples import read_triples
 from tripletune.schemas.probe import (
+    CONTROL,
     FACT_CHANGES,
     FACT_CHANGES_NAME,
     PROBED,
@@ -151,17 +153,24 @@ def test_the_logs_have_their_columns_and_every_part_and_purpose(probed: dict[str
         PROBED_NAME: PROBED,
     }
     assert {name: frame.schema for name, frame in probed.items()} == schemas
-    parts = {"likes", "dislikes", "hint 1", "hint 2", "other films' facts"}
+    parts = {"likes", "dislikes", "hint 1", "hint 2", "other films' facts", "nothing"}
     assert set(probed[RELIANCE_NAME]["part"]) == parts
     for frame in probed.values():
         assert set(frame["system"]) == {"tuned", SERVED}
         assert set(frame["purpose"]) == {"train", "test"}
-    assert set(probed[STABILITY_NAME]["perturbation"]) == set(USERS.perturbations) - {
+    assert set(probed[STABILITY_NAME]["perturbation"]) == {*USERS.perturbations, CONTROL} - {
         "articles-moved"
-    }  # no title has one
+    }  # no title has an article
     facts = probed[FACT_CHANGES_NAME].filter(pl.col("system") == "tuned", pl.col("how") == "without")
     assert facts.group_by("example_id").len()["len"].max() == 2
     assert facts["share"].is_between(0, 1).all()
+
+
+def test_the_same_prompt_in_another_batch_differs_by_last_bits_alone(probed: dict[str, pl.DataFrame]) -> None:
+    control = probed[RELIANCE_NAME].filter(pl.col("part") == "nothing")
+    assert control.height == probed[RELIANCE_NAME].filter(pl.col("part") == "hint 1").height
+    assert control["distance"].max() < 1e-6  # type: ignore[operator]
+    assert (probed[STABILITY_NAME].filter(pl.col("perturbation") == "nothing")["tau"] > 0.99).all()
 
 
 def test_what_is_served_is_probed_with_the_retrievers_scores(letters: Written, probed: dict[str, pl.DataFrame]) -> None:
@@ -233,9 +242,9 @@ def test_the_users_are_the_first_by_hash_and_reliance_needs_an_answer_among_the_
 def test_only_rows_before_the_cutoff_change_their_place(letters: Written) -> None:
     rows = small_world.read_split(letters.world).filter(pl.col("user_id") == 3)
     places = ["position", "timestamp"]
-    for cutoff in (10, 20):
+    for cutoff, seed in product((10, 20), range(8)):
         after = rows.filter(pl.col("position") >= cutoff)
-        shorter, other = _without_a_like(rows, cutoff, 1), _in_another_order(rows, cutoff, 1)
+        shorter, other = _without_a_like(rows, cutoff, seed), _in_another_order(rows, cutoff, seed)
         gone = rows.join(shorter, on="position", how="anti")
         assert len(gone) == 1
         assert gone["position"][0] < cutoff
