@@ -31,6 +31,7 @@ NOTES = {
     "quality": "drift, limits",
     "finetune": "LoRA adapter",
     "rank": "predictions",
+    "probe": "what is relied on",
     "evaluate": "metrics, report",
     "promote": "champion alias",
 }

@@ -1,4 +1,4 @@
-"""Prefect tasks of all stages, made from the registry; evaluate, which also publishes figures, has its own module."""
+"""Prefect tasks of all stages, made from the registry; those that also publish figures have modules of their own."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ from typing import Any
 
 from prefect import Task
 
-from tasks.evaluate import run_and_publish
+from tasks import evaluate, probe
 from tasks.session import Session, logged_stage, stage_task
 from tasks.workers import map_shards
 from tripletune.pipeline.registry import STAGES
 from tripletune.pipeline.stage import Stage
 from tripletune.tracking import StageRun
+
+_PUBLISHING = {"evaluate": evaluate.run_and_publish, "probe": probe.run_and_publish}
 
 
 def _more(stage: Stage, session: Session, child: StageRun) -> dict[str, Any]:
@@ -31,8 +33,8 @@ def _more(stage: Stage, session: Session, child: StageRun) -> dict[str, Any]:
 
 def _make_task(stage: Stage) -> Task[[Session], Path]:
     def work(session: Session) -> Path:
-        if stage.name == "evaluate":
-            return run_and_publish(session)
+        if stage.name in _PUBLISHING:
+            return _PUBLISHING[stage.name](session)
         return logged_stage(
             session,
             stage.name,

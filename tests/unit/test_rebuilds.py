@@ -55,6 +55,7 @@ EDITS = [
     ("the order of stages", "pipeline/registry.py", CODE, NOTHING),
     ("a stage that is never reused", "promote/decision.py", CODE, NOTHING),
     ("another stage that is never reused", "quality/drift.py", CODE, NOTHING),
+    ("what is probed, where nothing is", "probe/parts.py", CODE, NOTHING),
     ("its page", "html/templates/quality.html.j2", "\n", NOTHING),
     ("what a run adds to the report", "html/templates/run.html.j2", "\n", NOTHING),
     ("readers of a feed, where there is none", "data/feed/parse.py", CODE, NOTHING),
@@ -94,6 +95,7 @@ EDITS = [
     ("an audit of the answers", "evaluate/answers/groups.py", CODE, "evaluate"),
     ("popularity of films", "store/popularity.py", CODE, "evaluate"),
     ("age groups", "schemas/ages.py", CODE, RETRIEVE),
+    ("scores of written answers", "rank/line_scores.py", CODE, RANK),
 ]
 
 
@@ -255,9 +257,44 @@ def test_a_setting_rebuilds_the_stages_that_read_it(changed, stages):
     assert rebuilt(config(), lambda: None, config(**changed)) == stages.split()
 
 
+PROBED = {"users": 5}
+
+
+@pytest.mark.parametrize(
+    ("file", "stages"),
+    [
+        ("probe/parts.py", "probe evaluate"),
+        ("probe/retriever.py", "probe evaluate"),
+        ("rank/answerer.py", "rank probe evaluate"),
+        ("prompts/render.py", "generate finetune rank probe evaluate"),
+        ("retrieve/histories.py", "fusion retrieve generate finetune rank probe evaluate"),
+        ("evaluate/significance.py", "probe evaluate"),
+        ("rank/quantize.py", NOTHING),
+    ],
+)
+def test_the_probe_is_rebuilt_with_what_it_renders_scores_and_measures(tree, file, stages):
+    assert rebuilt(config(probe=PROBED), lambda: append(tree / file, CODE)) == stages.split()
+
+
+@pytest.mark.parametrize(
+    ("changed", "stages"),
+    [
+        ({"probe": PROBED | {"facts": 9}}, "probe evaluate"),
+        ({"probe": PROBED | {"perturbations": ["like-removed"]}}, "probe evaluate"),
+        ({"probe": PROBED, "evaluate": {"confidence": 0.9}}, "probe evaluate"),
+        ({"probe": PROBED, "rank": {"batch_size": 5}}, "rank probe evaluate"),
+        ({"probe": PROBED, "rank": {"max_viewers": 5}}, "rank evaluate"),
+        ({"probe": PROBED, "rank": {"workers": 2}}, NOTHING),
+    ],
+    ids=str,
+)
+def test_settings_of_the_probe_rebuild_it_and_the_report(changed, stages):
+    assert rebuilt(config(probe=PROBED), lambda: None, config(**changed)) == stages.split()
+
+
 def test_vllm_and_the_code_that_calls_it_count_where_it_ranks():
     (stage,) = (stage for stage in reusable_stages(config()) if stage.name == "rank")
-    parents = dict.fromkeys(f"{INGEST} sasrec".split(), "")
+    parents = dict.fromkeys(f"{INGEST} sasrec probe".split(), "")
     for backend, counts in (("transformers", False), ("vllm", True)):
         counted = stage.ingredients(config(rank={"backend": backend}), parents, {})
         assert ("vllm" in counted["libraries"]) is counts
@@ -293,10 +330,10 @@ def test_the_number_of_processes_rebuilds_nothing_and_other_settings_of_accelera
 
 def test_every_setting_of_a_run_counts_for_some_stage_or_is_known_not_to():
     """A setting that a stage's declaration forgets would change bytes and rebuild nothing."""
-    settings = config(split={"frozen": ""}, retrieve={"fused_sasrec": 1.0})
+    settings = config(split={"frozen": ""}, retrieve={"fused_sasrec": 1.0}, probe=PROBED)
     counted: set[str] = set()
     for stage in reusable_stages(settings):
-        counted |= stage.ingredients(settings, dict.fromkeys(f"{INGEST} sasrec".split(), ""), {})["fields"].keys()
+        counted |= stage.ingredients(settings, dict.fromkeys(f"{INGEST} sasrec probe".split(), ""), {})["fields"].keys()
     sections = ("source", "quality", "promote", "tracking", "store", "specialists", "workers")
     by_content = {"split.frozen", "finetune.accelerate_config", "finetune.teacher", "prompt.template", "dataset"}
     limits = {f"{name}.checkpoint_minutes" for name in ("rgat", "lightgcn", "sasrec", "sequence")} | {
@@ -328,16 +365,18 @@ def installed_packages(modules: Iterable[str]) -> set[str]:
 
 
 def test_the_libraries_that_a_stage_imports_are_those_it_declares():
-    settings = config()
+    settings = config(probe=PROBED)
     no_bytes = {"rich", "filelock", "psutil", "pydantic", "yaml", "tenacity", "httpx", "fsspec", "safetensors"}
     for stage in reusable_stages(settings):
         closure = stage.sources(settings)
         imported = installed_packages(closure.hashes) - no_bytes
-        declared = stage.ingredients(settings, dict.fromkeys(f"{INGEST} sasrec".split(), ""), {})["libraries"].keys()
+        declared = stage.ingredients(settings, dict.fromkeys(f"{INGEST} sasrec probe".split(), ""), {})[
+            "libraries"
+        ].keys()
         # imported on the way by modules of the prompts, which are parents' work where these are not declared
         on_the_way = (
             {"torch", "transformers", "tokenizers", "pyarrow", "numpy"}
-            if stage.name in ("generate", "finetune", "rank")
+            if stage.name in ("generate", "finetune", "rank", "probe")
             else {"sentence_transformers"}  # declared where a folder is named
             if stage.name == "text"
             else set()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from tripletune.config import RunConfig
 from tripletune.errors import InputError
 from tripletune.pipeline.answering import Answering
 from tripletune.pipeline.stages import tokenizer_of
+from tripletune.probe.explain import Reliance, explain_answer
 from tripletune.prompts.explain import TripleKey, explain_lines
 from tripletune.prompts.template import load_template
 from tripletune.prompts.worked import read_worked
@@ -42,14 +43,17 @@ class Recommendation:
     title: str
     reason: str
     """The triple that matters most to this user, or a note that the film has none."""
+    relied: Reliance | None = None
+    """Of the first film, where asked for: what the language model relied on."""
 
 
-def recommend_to_user(who: Answering, user: int) -> list[Recommendation]:
+def recommend_to_user(who: Answering, user: int, *, why: bool = False) -> list[Recommendation]:
     """Top five for a user of the data, from all of the user's ratings.
 
     Args:
         who: answers, see ``pipeline.answering``.
         user: id.
+        why: whether to measure what the first answer relied on.
 
     Raises:
         InputError: no such user; the message gives the range of ids.
@@ -59,15 +63,16 @@ def recommend_to_user(who: Answering, user: int) -> list[Recommendation]:
     if mine.is_empty():
         span = rows.select(low=pl.col("user_id").min(), high=pl.col("user_id").max()).collect().row(0)
         raise InputError(f"--user {user}: no ratings of this user; ids in this run are {span[0]} to {span[1]}")
-    return _recommend(who, mine)
+    return _recommend(who, mine, why=why)
 
 
-def recommend_to_stranger(who: Answering, liked: Sequence[str]) -> list[Recommendation]:
+def recommend_to_stranger(who: Answering, liked: Sequence[str], *, why: bool = False) -> list[Recommendation]:
     """Top five for a user the system has never seen.
 
     Args:
         who: answers, see ``pipeline.answering``.
         liked: titles as in the release, oldest first; case and surrounding spaces do not matter.
+        why: whether to measure what the first answer relied on.
 
     Raises:
         InputError: a title is unknown (the nearest ones are named) or belongs to several films.
@@ -84,7 +89,7 @@ def recommend_to_stranger(who: Answering, liked: Sequence[str]) -> list[Recommen
         "unseen": [True] * len(films),
     }
     columns = {name: SPLIT[name] for name in data}
-    return _recommend(who, pl.DataFrame(data, schema=columns))
+    return _recommend(who, pl.DataFrame(data, schema=columns), why=why)
 
 
 def _find_film(title: str, movies: pl.DataFrame) -> int:
@@ -103,7 +108,7 @@ def _find_film(title: str, movies: pl.DataFrame) -> int:
     )
 
 
-def _recommend(who: Answering, rows: pl.DataFrame) -> list[Recommendation]:
+def _recommend(who: Answering, rows: pl.DataFrame, *, why: bool) -> list[Recommendation]:
     prompter = Prompter.load(who.paths, who.config, tokenizer_of(who.paths, who.config))
     examples = prompter.prompts(rows, queries_of_today(rows))
     ranked = rank_examples(
@@ -112,7 +117,14 @@ def _recommend(who: Answering, rows: pl.DataFrame) -> list[Recommendation]:
     example = examples.row(0, named=True)
     titles, facts = titles_of(example), facts_of(example)
     best = ranked["answers"][0].to_list()[:NUM_ANSWERS]
-    return [Recommendation(titles[movie], facts.get(movie, "no fact is known")) for movie in best]
+    found = [Recommendation(titles[movie], facts.get(movie, "no fact is known")) for movie in best]
+    if why:
+        batch_size = who.config.rank.batch_size
+        relied = explain_answer(
+            examples, who.adapter, prompter.frame, batch_size=batch_size, folder_of=who.paths.require
+        )
+        found[0] = replace(found[0], relied=relied)
+    return found
 
 
 def read_users(path: Path) -> pl.Series:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
@@ -12,6 +12,12 @@ from rich.text import Text
 from tripletune.cli.app import ARTIFACTS, ArtifactsOption, RunOption, app, console, say
 from tripletune.errors import UserError
 from tripletune.store.runs import read_run
+
+if TYPE_CHECKING:
+    from tripletune.probe.explain import Reliance
+
+SHOWN_PARTS = 8
+"""Parts of the prompt in the table of what a recommendation relied on."""
 
 
 @app.command(rich_help_panel="Serve")
@@ -26,6 +32,9 @@ def recommend(
     workers: Annotated[
         int, typer.Option("--workers", min=0, help="With --out: processes that answer; 0: as rank.workers has it.")
     ] = 0,
+    why: Annotated[
+        bool, typer.Option("--why", help="Also measure which parts of the prompt the first film relied on.")
+    ] = False,
     run: Annotated[
         str, typer.Option("--run", help="A run whose own model answers; empty: the champion of the latest one's data.")
     ] = "",
@@ -44,6 +53,8 @@ def recommend(
     is_batch = everybody or users is not None
     if is_batch != (out is not None):
         raise UserError("--all and --users need --out FILE.parquet, and --user and --like print their films")
+    if why and is_batch:
+        raise UserError("--why explains one recommendation; give it with --user or --like")
 
     from tripletune.cli.recommend import recommend_to_all, recommend_to_stranger, recommend_to_user
     from tripletune.pipeline.answering import answering
@@ -53,12 +64,28 @@ def recommend(
             count = recommend_to_all(who, out, users=users, workers=workers)
             say(f"{out}: recommendations to {count:,} users")
         else:
-            found = recommend_to_stranger(who, like) if like else recommend_to_user(who, user or 0)
+            found = recommend_to_stranger(who, like, why=why) if like else recommend_to_user(who, user or 0, why=why)
             table = Table("", "film", "because")
             for place, film in enumerate(found, start=1):
                 table.add_row(str(place), Text(film.title), Text(film.reason))
             console().print(table)
+            if found[0].relied:
+                _print_reliance(found[0].relied)
         say(who.sentence())
+
+
+def _print_reliance(relied: Reliance) -> None:
+    """The parts of the prompt that change the first answer's log-probability most."""
+    from tripletune.schemas.rank import SERVED
+
+    whose = "what is served" if relied.system == SERVED else "the language model, without the retriever's scores"
+    console().print(Text(f"what {relied.title} relied on (first answer of {whose})"))
+    table = Table("without", "log-probability falls by", "and the first answer becomes")
+    for part in relied.parts[:SHOWN_PARTS]:
+        table.add_row(Text(part.part), f"{part.change:+.3f}", Text(part.instead or "the same"))
+    console().print(table)
+    if (left := len(relied.parts) - SHOWN_PARTS) > 0:
+        console().print(f"{left} more change it by {abs(relied.parts[SHOWN_PARTS].change):.3f} at most")
 
 
 @app.command(rich_help_panel="Serve")

@@ -37,6 +37,7 @@ from tripletune.config.models import (
     SpecialistsConfig,
     TextConfig,
 )
+from tripletune.config.probe import Perturbation, ProbeConfig
 from tripletune.config.prompts import (
     LISTED_FILMS,
     PromptConfig,
@@ -63,6 +64,8 @@ __all__ = [
     "KnowledgeConfig",
     "LightGCNConfig",
     "Name",
+    "Perturbation",
+    "ProbeConfig",
     "PromoteConfig",
     "PromptConfig",
     "QualityConfig",

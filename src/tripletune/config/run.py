@@ -22,6 +22,7 @@ from tripletune.config.models import (
     SpecialistsConfig,
     TextConfig,
 )
+from tripletune.config.probe import ProbeConfig
 from tripletune.config.prompts import PromptConfig, QualityConfig, RetrieveConfig, SampleConfig, WorkersConfig
 from tripletune.flatten import flatten
 
@@ -75,6 +76,7 @@ class RunConfig(Section):
     quality: QualityConfig = QualityConfig()
     finetune: FinetuneConfig = FinetuneConfig()
     rank: RankConfig = RankConfig()
+    probe: ProbeConfig = ProbeConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     promote: PromoteConfig = PromoteConfig()
     tracking: TrackingConfig = TrackingConfig()
@@ -148,6 +150,11 @@ class RunConfig(Section):
         """Stages whose film vectors the sequence model reads, where there is one."""
         stages = {"text": "text", "graph": "rgat"}
         return tuple(stages[name] for name in self.sequence.content) if "sequence" in self.retrieve.lists else ()
+
+    @property
+    def probe_stages(self) -> tuple[str, ...]:
+        """The stage that says what the language model relies on, where there is one."""
+        return ("probe",) if self.probe.users else ()
 
     @property
     def behaviour_stages(self) -> tuple[str, ...]:

@@ -23,6 +23,7 @@ from tripletune.evaluate.curves import training_curves
 from tripletune.evaluate.examples import first_examples
 from tripletune.evaluate.families import FAMILIES, family_tables, is_ranking_metric
 from tripletune.evaluate.relations import triples_by_relation
+from tripletune.evaluate.reliance import reliance_section
 from tripletune.evaluate.tables import CEILING_ROW, retrieval_rows
 from tripletune.evaluate.verdicts import verdicts
 from tripletune.html.pages import write_page
@@ -85,6 +86,9 @@ AUDITS = (
     Section("users", "Users asked", "users", lambda given: _users(given)),
     Section(
         "cold", "Warm users, unseen users and cold films", "cold", lambda given: {"groups": _knowledge(given.metrics)}
+    ),
+    Section(
+        "reliance", "What the model relies on", "reliance", lambda given: reliance_section(given.folders.get("probe"))
     ),
     Section("relations", "Triples by relation", "relations", lambda given: triples_by_relation(given.folders)),
 )

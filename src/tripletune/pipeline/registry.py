@@ -309,10 +309,38 @@ STAGES = (
         headline=("viewers", "rows"),
     ),
     Stage(
+        name="probe",
+        run=stages.run_probe,
+        part="rank",
+        parents=lambda config: (
+            *("ingest", "split", "knowledge", *config.specialist_stages),
+            *("generate", "finetune", *config.behaviour_stages),
+        ),
+        fields=(
+            *("probe", "rank.backend", "rank.batch_size", "evaluate.bootstrap_resamples", "evaluate.confidence"),
+            *("retrieve", "seed"),
+        ),
+        libraries=lambda config: (
+            *("torch", "transformers", "peft", "polars", "numpy", "scipy", "pyarrow"),
+            *_quantizer(config),
+            *(("vllm",) if config.rank.backend == "vllm" else ()),
+        ),
+        also=lambda config: ("rank.answerer", *_serving(config)),
+        without=lambda config: (
+            "rank.quantize",
+            *(() if config.rank.backend == "vllm" else ("rank.vllm_backend",)),
+        ),
+        needed=lambda config: bool(config.probe.users),
+        headline=("examples", "prompts", "facts_probed"),
+    ),
+    Stage(
         name="evaluate",
         run=stages.run_evaluate,
         part="rank",
-        parents=lambda config: ("ingest", "split", "rank", "generate", "retrieve", *config.trained_stages, "finetune"),
+        parents=lambda config: (
+            *("ingest", "split", "rank", "generate", "retrieve", *config.trained_stages, "finetune"),
+            *config.probe_stages,
+        ),
         fields=("evaluate", "seed"),
         libraries=("polars", "numpy", "scipy", "matplotlib", "jinja2"),
         outside=("page",),

@@ -447,11 +447,55 @@ def run_rank(paths: RunPaths, config: RunConfig) -> Path:
     )
 
 
+def run_probe(paths: RunPaths, config: RunConfig) -> Path:
+    """Change one thing at a time in some users' prompts and score them again: what the tuned model relies on."""
+    from tripletune.probe.counterfactual import FactPool
+    from tripletune.probe.probe import Probing, choose_examples, probe_examples
+    from tripletune.probe.retriever import probe_retriever
+    from tripletune.prompts.engine import Frame, prompt_contract
+    from tripletune.retrieve.triples import read_triples
+    from tripletune.schemas.hints import SPECIALISTS
+
+    if not config.probe.users:
+        raise ConfigError("probe.users = 0 probes nobody; set it to a number of users, such as 100")
+    ingest, split, knowledge = (paths.require(stage) for stage in ("ingest", "split", "knowledge"))
+    generate, finetune = paths.require("generate"), paths.require("finetune")
+
+    def make(work: Path) -> Facts:
+        specialists = {one.stage: paths.fingerprints[one.stage] for one in SPECIALISTS}
+        probing = Probing(
+            settings=config.probe,
+            rank=config.rank,
+            frame=Frame.load(ingest, config.prompt, specialists, config.seed),
+            pool=FactPool.of(read_triples(knowledge), config.seed),
+            prompt_contract=prompt_contract(config.prompt, config.retrieve),
+            confidence=config.evaluate.confidence,
+            resamples=config.evaluate.bootstrap_resamples,
+            seed=config.seed,
+            folders={stage: paths.require(stage) for stage in config.behaviour_stages},
+        )
+        examples = choose_examples(generate, config.probe, config.seed)
+        stability = probe_retriever(
+            split,
+            knowledge,
+            {stage: paths.require(stage) for stage in config.trained_stages},
+            examples.filter("steady"),
+            config.retrieve,
+            config.probe.perturbations,
+            config.seed,
+            fusion=paths.require("fusion") if config.retrieve.learns_weights else None,
+            ingest=ingest if config.retrieve.similar_people else None,
+        )
+        return probe_examples(examples, finetune, work, probing, stability)
+
+    return paths.build("probe", make)
+
+
 def run_evaluate(paths: RunPaths, config: RunConfig) -> Path:
     """Metrics with intervals, comparisons between all rows, audits of the answers, and the HTML report."""
     from tripletune.evaluate.evaluate import evaluate_run
 
-    trained = {stage: paths.require(stage) for stage in (*config.trained_stages, "finetune")}
+    trained = {stage: paths.require(stage) for stage in (*config.trained_stages, "finetune", *config.probe_stages)}
     rank, generate, retrieve, split = (paths.require(stage) for stage in ("rank", "generate", "retrieve", "split"))
     ingest = paths.require("ingest")
     return paths.build(

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import polars as pl
 import torch
@@ -28,12 +28,14 @@ from tripletune.contract import AdapterContract, BaseIdentity, locate_base, read
 from tripletune.errors import ContractError, NonFiniteError
 from tripletune.next_token import head_in_float32, next_token_logits
 from tripletune.rank.decoding import AnswerConstraint, read_answer
+from tripletune.rank.line_scores import score_lines
 from tripletune.rank.merge import load_base, merge_adapter
 from tripletune.schemas.answers import ANSWER_STYLES, NUM_ANSWERS, AnswerStyle
 from tripletune.schemas.rank import PREDICTIONS
 from tripletune.threads import map_blocks
 
 _SHARED = ("user_id", "answers", "scores", "valid", "text")
+Result = TypeVar("Result")
 ANSWERED = pl.Schema({**{name: PREDICTIONS[name] for name in _SHARED}, "num_tokens": pl.Int32()})
 
 
@@ -124,6 +126,24 @@ class Answerer:
         Raises:
             NonFiniteError: a logit is NaN or infinite, of whatever token: the order of the others then means nothing.
         """
+        return self._answered(examples, constrained=constrained, scored=False, batch_size=batch_size)
+
+    def score(self, examples: pl.DataFrame, *, batch_size: int) -> pl.DataFrame:
+        """Score every candidate, in both styles of answers; rows of ``ANSWERED`` in the order of ``examples``.
+
+        ``answers`` begins with the film that a constrained answer names first; the others follow by their ``scores``.
+        Labels of one token have the scores of ``answer``, their logits. Titles, and labels that this tokenizer cuts,
+        have the log-probability that a constrained answer begins with their line; each such prompt is scored alone.
+
+        Args:
+            examples, batch_size: as for ``answer``.
+
+        Raises:
+            NonFiniteError: as ``answer``.
+        """
+        return self._answered(examples, constrained=True, scored=True, batch_size=batch_size)
+
+    def _answered(self, examples: pl.DataFrame, *, constrained: bool, scored: bool, batch_size: int) -> pl.DataFrame:
         read = examples.select("prompt", *(("example_id", *self.behaviour.columns) if self.behaviour else ()))
         ids = prompt_ids(read.to_dict(as_series=False), self.tokenizer, self.contract.base_model, self.behaviour)
         named = examples.select("candidate_titles", "candidate_letters").iter_rows()
@@ -133,7 +153,8 @@ class Answerer:
         users = examples["user_id"].to_list()
         order = sorted(range(len(ids)), key=lambda row: (len(ids[row]), users[row]))
         rows: dict[int, dict[str, Any]] = {}
-        for row, answer in self._write(ids, names, order, constrained, batch_size):
+        write = self._score if scored else self._write
+        for row, answer in write(ids, names, order, constrained, batch_size):
             found, valid = read_answer(answer.text, names[row])
             best = found if answer.order is None else answer.order
             rows[row] = {
@@ -196,7 +217,30 @@ class Answerer:
                 answers = self._generate([ids[row] for row in batch], [names[row] for row in batch], constrained)
                 yield from zip(batch, answers, strict=True)
 
-    def _each(self, function: Callable[[int], list[Tensor]], num_batches: int) -> Iterable[list[Tensor]]:
+    def _score(
+        self, ids: list[list[int]], names: Sequence[Names], order: Sequence[int], constrained: bool, batch_size: int
+    ) -> Iterator[tuple[int, Written]]:
+        """As ``_write``, with a score for each candidate also where an answer is written out."""
+        in_writing = [row for row in order if self.lines.single(names[row]) is None]
+
+        def score(number: int) -> list[tuple[Tensor, int]]:
+            row = in_writing[number]
+            texts = [names[row].line(1, index) for index in range(len(names[row]))]
+            lines = self.lines.lines(texts, first=True, last=names[row].num_answers == 1)
+            return [score_lines(self.model, ids[row], lines, self.lines.end)]
+
+        by_label = [row for row in order if self.lines.single(names[row]) is not None]
+        yield from self._write(ids, names, by_label, constrained, batch_size)
+        if not in_writing:
+            return
+        for row, [(scores_C, first)] in zip(in_writing, self._each(score, len(in_writing)), strict=True):
+            if not torch.isfinite(scores_C).all():
+                raise self._not_finite()
+            best: list[int] = scores_C.argsort(descending=True, stable=True).tolist()
+            best = [first, *(index for index in best if index != first)]
+            yield row, Written(names[row].line(1, first), 0, best, scores_C[best].tolist())
+
+    def _each(self, function: Callable[[int], list[Result]], num_batches: int) -> Iterable[list[Result]]:
         """Results batch by batch: one after the other on a GPU, on the CPU each on one thread and several at once."""
         on_gpu = self.model.device.type == "cuda"
         return map(function, range(num_batches)) if on_gpu else map_blocks(function, num_batches)

@@ -36,7 +36,7 @@ _USERS = 128
 """Users in a piece, each with all queries: few enough that a few hundred users keep several processes busy, and enough
 for batches of equal length."""
 _EXAMPLES = 512
-"""Examples in a piece of a ranking of all of them."""
+"""Examples in a piece that is cut from a folder of prompts."""
 _POLL_SECONDS = 0.2
 
 
@@ -49,6 +49,8 @@ class Pass:
     constrained: bool
     quantization: str = "none"
     """Format of the weights, a key of ``QUANTIZED``; none: that of the contract."""
+    scored: bool = False
+    """Every candidate gets a score, also where answers are written out; see ``Answerer.score``."""
 
     @property
     def system(self) -> str:
@@ -152,17 +154,17 @@ def cut_pieces(shards: Path, chosen: Mapping[str, pl.DataFrame], settings: RankC
     return pieces
 
 
-def cut_all(shards: Path, purpose: str, folder: Path) -> list[Piece]:
-    """All examples of a purpose in the order of the shards, for the tuned model; no piece has examples of two files.
+def cut_prompts(files: Path, folder: Path, *, scored: bool = False) -> list[Piece]:
+    """All examples of a folder in the order of its files, for the tuned model; no piece has examples of two files.
 
     Args:
-        shards: the generate stage's folder, or one of the same layout.
-        purpose: whose examples are answered.
+        files: folder of files ``shard-NNN.parquet`` with ``COLUMNS``.
         folder: of the pieces' files, whose names begin with their shard's.
+        scored: of the pass.
     """
-    way = Pass(purpose=purpose, tuned=True, constrained=True)
+    way = Pass(purpose="", tuned=True, constrained=True, scored=scored)
     pieces = []
-    for shard in shard_files(shards / purpose):
+    for shard in shard_files(files):
         rows = pl.scan_parquet(shard).select(COLUMNS)
         for number, start in enumerate(range(0, rows.select(pl.len()).collect().item(), _EXAMPLES)):
             target = folder / f"{shard.stem}-{number:05d}.parquet"
@@ -172,7 +174,10 @@ def cut_all(shards: Path, purpose: str, folder: Path) -> list[Piece]:
 
 def answer(answerer: Answerer, examples: pl.DataFrame, way: Pass, batch_size: int) -> pl.DataFrame:
     """The answers of one pass, in the order of ``examples``: columns of ``PREDICTIONS``, and ``num_tokens``."""
-    answered = answerer.answer(examples, constrained=way.constrained, batch_size=batch_size)
+    if way.scored:
+        answered = answerer.score(examples, batch_size=batch_size)
+    else:
+        answered = answerer.answer(examples, constrained=way.constrained, batch_size=batch_size)
     return answered.with_columns(
         purpose=examples["purpose"],
         cutoff=examples["cutoff"],

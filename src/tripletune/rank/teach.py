@@ -18,7 +18,7 @@ from tripletune.contract import AdapterContract, Residual, read_contract, requir
 from tripletune.errors import ContractError
 from tripletune.quantization import check_quantization
 from tripletune.rank.answering import answer_job
-from tripletune.rank.pieces import Piece, cut_all
+from tripletune.rank.pieces import Piece, cut_prompts
 from tripletune.rank.served import add_retriever
 from tripletune.rank.workers.job import RankJob
 from tripletune.rank.workers.launch import visible_gpus, worker_environments
@@ -86,7 +86,7 @@ def score_training(
     check_quantization(contract.quantization)
     folder = out / SCRATCH / "pieces"
     folder.mkdir(parents=True, exist_ok=True)
-    pieces = cut_all(shards, "train", folder)
+    pieces = cut_prompts(shards / "train", folder)
     job = RankJob(
         shards=shards,
         finetuned=teacher,
@@ -94,7 +94,7 @@ def score_training(
         merged=out / SCRATCH / "merged",
         settings=settings,
         seed=0,
-        all_of="train",
+        prompts=shards / "train",
         folders={},
         environments=worker_environments(settings.workers, visible_gpus()),
     )

@@ -26,7 +26,7 @@ from tripletune.config import RunConfig
 from tripletune.contract import AdapterContract, read_contract
 from tripletune.errors import InputError
 from tripletune.rank.answering import answer_job
-from tripletune.rank.pieces import Piece, cut_all
+from tripletune.rank.pieces import Piece, cut_prompts
 from tripletune.rank.served import add_retriever
 from tripletune.rank.workers.job import RankJob
 from tripletune.rank.workers.launch import visible_gpus, worker_environments
@@ -159,7 +159,7 @@ def _answer(batch: Batch, work: Path) -> tuple[list[Piece], AdapterContract]:
     """The pieces, all answered."""
     contract = read_contract(batch.adapter)
     folder = work / SCRATCH / "pieces"
-    pieces = cut_all(work, TODAY, folder)
+    pieces = cut_prompts(work / TODAY, folder)
     source = contract.behaviour.source if contract.behaviour else ""
     settings = batch.config.rank
     job = RankJob(
@@ -169,7 +169,7 @@ def _answer(batch: Batch, work: Path) -> tuple[list[Piece], AdapterContract]:
         merged=work / SCRATCH / "merged",
         settings=settings,
         seed=batch.config.seed,
-        all_of=TODAY,
+        prompts=work / TODAY,
         folders={source: batch.paths.require(source)} if source else {},
         environments=worker_environments(settings.workers, visible_gpus()),
     )

@@ -28,8 +28,10 @@ class RankJob(BaseModel):
     """Folder with the tuned model's merged weights; there is one for ``rank.backend = "vllm"`` alone."""
     settings: RankConfig
     seed: int
-    all_of: str = ""
-    """Purpose of which every example is answered, by the tuned model alone; empty: the stage's passes."""
+    prompts: Path | None = None
+    """Folder of prompts that the tuned model answers in place of the held-out ones; see ``cut_prompts``."""
+    scored: bool = False
+    """With ``prompts``: every candidate gets a score."""
     folders: dict[str, Path]
     """Folders of the stages whose film vectors the adapter reads, by stage."""
     environments: tuple[dict[str, str], ...]
@@ -42,10 +44,10 @@ class RankJob(BaseModel):
 
     def cut(self) -> list[Piece]:
         """The job's pieces."""
-        from tripletune.rank.pieces import choose_users, cut_all, cut_pieces
+        from tripletune.rank.pieces import choose_users, cut_pieces, cut_prompts
 
-        if self.all_of:
-            return cut_all(self.shards, self.all_of, self.pieces)
+        if self.prompts:
+            return cut_prompts(self.prompts, self.pieces, scored=self.scored)
         return cut_pieces(self.shards, choose_users(self.shards, self.settings, self.seed), self.settings, self.pieces)
 
     def load(self, way: Pass) -> Answerer:
