@@ -61,12 +61,12 @@ DEPARTURES = {
     "BERT4Rec": "50 likes, not 200; each like stands in one training row, masked anew in every epoch.",
 }
 OUR_DEPARTURES = {
-    "EASE, recency-weighted history": "The history is weighted by age.",
-    "SLIST": "The normalised variant of our own fit, on likes in order.",
-    "R-GAT": "Ours: no published model.",
-    "LightGCN": "A softmax over films with recency, not BPR.",
+    "EASE, recency-weighted history": "A user's history is weighted by age.",
+    "SLIST": "Made for sessions; here a user's likes, one matrix with EASE's, scores divided by a power of popularity.",
+    "R-GAT": "Ours, to choose facts, not to rank.",
+    "LightGCN": "A softmax over films with recent likes weighing more, not BPR; no table of users.",
     "sequence model": "Ours: reads all ratings, stars and times.",
-    "fused": "Ours: SLIST and the sequence model by learned weights.",
+    "fused": "Ours: the lists above by learned weights (SLIST and the sequence model).",
 }
 HEAD = "# Baselines and ours in one table\n\nWhat is compared and how: the head of `unified.py`.\n"
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=__doc__)

@@ -38,9 +38,7 @@ def test_a_shipped_template_is_known_by_its_name_and_asks_last_of_all(name):
     template = load_template(name)
     assert template.id == name
     assert template.language == ("ja" if name == "japanese" else "en")
-    assert template.answer_style == (
-        "letters" if name in ("letters", "compact", "llamarec") else "titles"
-    )
+    assert template.answer_style == ("letters" if name in ("letters", "compact", "llamarec") else "titles")
     assert set(template.columns) - {"retrieved"} == set(SHOWN.get(name, SLOTS))
     assert bool(template.inline) == (name == "compact")
     assert template.texts[-1].strip()
