@@ -160,9 +160,11 @@ def rows_of_language_models(run: Run, root: Path, name: str) -> list[Row]:
     """The rows of a finished run on the same split.
 
     Raises:
-        SystemExit: the run is on another split.
+        SystemExit: the run is on another split, or put the answers among the candidates.
     """
     record = read_run(root, name)
+    if record.config["retrieve"]["candidates"] == "kerag":
+        raise SystemExit(f"run {name} put the answers among its candidates (kerag): no other row may stand next to it")
     if record.fingerprints["split"] != run.split.name:
         raise SystemExit(f"run {name} is on another split than {run.rankings}; give both one release and [split]")
     paths = record.paths(root)

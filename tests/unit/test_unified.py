@@ -10,6 +10,7 @@ import numpy as np
 import polars as pl
 import pytest
 import small_world
+from compared_runs import values_of, write_compared
 from scipy.stats import permutation_test
 
 from tests.benchmark_scripts import benchmark_script
@@ -162,6 +163,16 @@ def test_lists_that_answer_other_questions_are_refused(rows_module, run, export,
     short = {purpose: lists[:-1] for purpose, lists in lists_for(export, world, 0).items()}
     with pytest.raises(SystemExit, match=r"lists for .* users; remove it"):
         rows_module.answered(run, trained(rows_module, tmp_path / "short", short), "test")
+
+
+def test_a_run_of_another_split_or_with_its_answers_among_the_candidates_is_refused(rows_module, run, tmp_path):
+    values = {"test": values_of(9, 1), "valid": values_of(9, 2)}
+    write_compared(tmp_path, "published", values, config={"retrieve": {"candidates": "kerag"}})
+    with pytest.raises(SystemExit, match="published put the answers among its candidates"):
+        rows_module.rows_of_language_models(run, tmp_path, "published")
+    write_compared(tmp_path, "other", values)
+    with pytest.raises(SystemExit, match="other is on another split"):
+        rows_module.rows_of_language_models(run, tmp_path, "other")
 
 
 def row(module, name, ndcgs, *, users=None, is_language_model=False):
