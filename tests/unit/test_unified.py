@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -14,7 +15,10 @@ from compared_runs import values_of, write_compared
 from scipy.stats import permutation_test
 
 from tests.benchmark_scripts import benchmark_script
+from tripletune.config.presets import load_config
+from tripletune.store.runs import RunRecord, write_run
 
+ROOT = Path(__file__).parents[2]
 SEED = 7
 METRICS = ("hr_at_5", "hr_at_10", "ndcg_at_5", "ndcg_at_10")
 
@@ -173,6 +177,46 @@ def test_a_run_of_another_split_or_with_its_answers_among_the_candidates_is_refu
     write_compared(tmp_path, "other", values)
     with pytest.raises(SystemExit, match="other is on another split"):
         rows_module.rows_of_language_models(run, tmp_path, "other")
+
+
+def write_finished(root, split, systems):
+    """A run of the preset smollm2 with another objective; ``systems`` gives the number of users of each row."""
+    config = load_config(ROOT / "configs" / "smollm2.toml").model_dump(mode="json")
+    config["finetune"]["objective"] = "ranknet"
+    facts = {
+        "generate": {"mean_tokens": 700.4},
+        "finetune": {"trainable_parameters": 5, "tokens": 1234},
+        "rank": {},
+        "evaluate": {},
+    }
+    prints = dict.fromkeys(facts, "f") | {"split": split}
+    write_run(
+        root,
+        RunRecord(
+            name="done", dataset="smollm2", status="completed", started="now", config=config, fingerprints=prints
+        ),
+    )
+    for stage, told in facts.items():
+        folder = root / "smollm2" / stage / "f"
+        folder.mkdir(parents=True)
+        (folder / "manifest.json").write_text(json.dumps({"seconds": 61.0, "facts": told}), encoding="utf-8")
+    frames = [
+        pl.DataFrame({"user_id": range(number, 0, -1), "purpose": purpose, "row": system} | dict.fromkeys(METRICS, 0.5))
+        for system, number in systems.items()
+        for purpose in ("valid", "test")
+    ]
+    pl.concat(frames).write_parquet(root / "smollm2" / "evaluate" / "f" / "per_viewer.parquet")
+
+
+def test_rows_of_a_run_say_what_they_took_and_which_settings_are_not_its_presets(rows_module, run, tmp_path):
+    write_finished(tmp_path, run.split.name, {"random": 4, "untuned": 2, "tuned": 4, "retriever": 4})
+    rows = rows_module.rows_of_language_models(run, tmp_path, "done")
+    # untuned ranked for two of the four, and retriever is a row of the first stage
+    assert [row.name for row in rows] == ["smollm2, ranknet: random order", "smollm2, ranknet: tuned"]
+    assert rows[1].test["user_id"].to_list() == [1, 2, 3, 4]
+    assert rows[1].cost == rows_module.Cost("61 + 61", 5, "1,234; 700 a prompt")
+    assert rows[1].command == "make run CONFIG=configs/smollm2.toml"
+    assert rows[1].note == "smollm2-135m, finetune.objective = ranknet"
 
 
 def row(module, name, ndcgs, *, users=None, is_language_model=False):
