@@ -7,7 +7,8 @@
 for RecBole's KGAT, CKE and BERT4Rec (``recbole_export.py``, ``recbole_graph.py``), which train in an environment of
 their own (``recbole-requirements.txt``) on the rows of fit b. Their scores are ranked with our mask (all that the user
 rated before the cutoff) and our order of ties, and measured by ``tripletune.evaluate``. A point of their grid is chosen
-by valid ndcg_at_10. ``--run`` adds the language models of a finished run on the same split.
+by valid ndcg_at_10. ``--more`` adds what ranks otherwise in another retrieve stage on the same split, ``--run`` the
+language models of a finished run.
 
 Seconds: of ours the wall time of the stages that a list needs, which fit twice (a and b), of language models the
 training's and the ranking's; of RecBole's the CPU time of one training, with evaluation left out. They come from shared
@@ -22,6 +23,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -94,6 +96,18 @@ def train(run: Run, model: str, points: int, python: Path, cap_minutes: float) -
         run_side(python, RECBOLE_SIDE, job, run.folder / f"{model}-{number}", model, settings, cap_minutes, run.seed)
         for number, settings in enumerate(GRID[model][:points], start=1)
     ]
+
+
+def further_rows(rows: list[Row], other: Run, run: Run) -> list[Row]:
+    """Lists of another retrieve stage that rank otherwise than those of ``rows``, with its preset's name.
+
+    Raises:
+        SystemExit: it is on another split.
+    """
+    if other.split.name != run.split.name:
+        raise SystemExit(f"{other.rankings} is on another split than {run.rankings}; give both one release and [split]")
+    new = [row for row in rows_of_ours(other) if not any(row.test.equals(known.test) for known in rows)]
+    return [replace(row, name=f"{row.name} of {Path(row.command).stem}") for row in new]
 
 
 def shared_users(rows: list[Row]) -> pl.DataFrame:
@@ -182,6 +196,7 @@ def compare(
     recbole_python: Annotated[Path, typer.Option(help="Python of the environment that has RecBole.")] = Path("python"),
     models: Annotated[str, typer.Option(help="Of RecBole's, with commas; empty: none.")] = ",".join(GRID),
     points: Annotated[int, typer.Option(help="Points of each grid to train.", min=1, max=2)] = 2,
+    more: Annotated[list[Path] | None, typer.Option(help="Further retrieve stages, on the same split.")] = None,
     run: Annotated[list[str] | None, typer.Option(help="ROOT:RUN, a finished run on the same split.")] = None,
     work: Annotated[Path, typer.Option(help="Trainings are kept and found again here.")] = Path("artifacts/unified"),
     cap_minutes: Annotated[float, typer.Option(help="CPU minutes for each training of RecBole's.")] = 15.0,
@@ -190,6 +205,8 @@ def compare(
     """Train what is missing in the work folder and write one section of the page."""
     found = read_run(rankings.resolve(), work / name)
     rows = rows_of_ours(found)
+    for folder in more or []:
+        rows += further_rows(rows, read_run(folder.resolve(), work / name), found)
     graph = export(found)
     for model in (model for model in models.split(",") if model):
         told = f"--models {model} --points {points} --cap-minutes {cap_minutes:g}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -177,6 +178,24 @@ def test_a_run_of_another_split_or_with_its_answers_among_the_candidates_is_refu
     write_compared(tmp_path, "other", values)
     with pytest.raises(SystemExit, match="other is on another split"):
         rows_module.rows_of_language_models(run, tmp_path, "other")
+
+
+def test_another_stage_adds_the_lists_that_rank_otherwise_and_must_be_on_the_same_split(
+    unified, rows_module, run, tmp_path
+):
+    rows = rows_module.rows_of_ours(run)
+    assert [(row.name, set(row.test["ndcg_at_10"].round(4))) for row in rows] == [("popularity", {0.6309})]
+    rankings = pl.read_parquet(run.rankings / "rankings.parquet")
+    first = rankings.with_columns(top=pl.col("top").list.reverse(), retriever=pl.lit("lightgcn"))
+    other = tmp_path / "retrieve"
+    other.mkdir()
+    pl.concat([rankings, first]).write_parquet(other / "rankings.parquet")
+    (other / "manifest.json").write_text(json.dumps({"dataset": "mine", "parents": {}}), encoding="utf-8")
+    there = replace(run, rankings=other)
+    (added,) = unified.further_rows(rows, there, run)
+    assert (added.name, set(added.test["hr_at_5"]), set(added.test["ndcg_at_5"])) == ("LightGCN of mine", {1.0}, {1.0})
+    with pytest.raises(SystemExit, match="is on another split than"):
+        unified.further_rows(rows, replace(there, split=tmp_path / "y"), run)
 
 
 def write_finished(root, split, systems):
