@@ -12,7 +12,8 @@ language models of a finished run.
 
 Seconds: of ours the wall time of the stages that a list needs, which fit twice (a and b), of language models the
 training's and the ranking's; of RecBole's the CPU time of one training, with evaluation left out. They come from shared
-machines and tell the order of magnitude. Parameters: what fit b stores; of language models what LoRA trains.
+machines and tell the order of magnitude. "Cut short": ended by the cap on CPU time or by hand, not by early stopping.
+Parameters: what fit b stores; of language models what LoRA trains.
 
 Models with a table of users cannot rank for unseen ones, and runs may rank for some users alone: every table is of the
 users that all its rows ranked for. Trainings are kept in the work folder and found again. The section of ``--name`` in
@@ -31,7 +32,7 @@ import numpy as np
 import polars as pl
 import typer
 from first_stage import put_section
-from recbole_export import training_likes, write_job
+from recbole_export import training_likes, windows, write_job
 from recbole_graph import write_graph
 from retrieval_runs import CONFIDENCE, METRICS, RECBOLE_SIDE, RESAMPLES, Trained, console, machine, run_side
 from sequence_baselines import Run, read_run
@@ -55,6 +56,7 @@ GRID: dict[str, list[dict[str, Any]]] = {
     "BERT4Rec": [_BERT4REC | {"learning_rate": 0.003}, _BERT4REC | {"learning_rate": 0.001}],
 }
 """Points of each model; settings that are not named are RecBole's."""
+JOBS = {"KGAT": "likes", "CKE": "likes", "BERT4Rec": "sequences"}
 DEPARTURES = {
     "KGAT": "Not pre-trained by matrix factorisation; relations 16 wide, not 64; reads the training rows alone, not "
     "the like of valid, when test is asked.",
@@ -74,8 +76,8 @@ HEAD = "# Baselines and ours in one table\n\nWhat is compared and how: the head 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 
 
-def export(run: Run) -> dict[str, int]:
-    """Write RecBole's files, unless the work folder has them; counts of what they hold."""
+def export(run: Run) -> dict[str, dict[str, int]]:
+    """Write RecBole's files, unless the work folder has them; by job, counts of what they hold."""
     told = run.folder / "export.json"
     if not told.exists():
         for name, sequences in (("likes", False), ("sequences", True)):
@@ -83,15 +85,16 @@ def export(run: Run) -> dict[str, int]:
             write_job(run.split, run.folder / f"job-{name}", run.seed, sequences=sequences)
         manifest = json.loads((run.rankings / "manifest.json").read_text(encoding="utf-8"))
         knowledge = run.rankings.parents[1] / "knowledge" / manifest["parents"]["knowledge"]
-        counts = write_graph(knowledge, run.folder / "job-likes" / "likes")
-        counts["rows"] = len(training_likes(read_interactions(run.split)))
+        likes = training_likes(read_interactions(run.split))
+        graph = write_graph(knowledge, run.folder / "job-likes" / "likes")
+        counts = {"likes": graph | {"rows": len(likes)}, "sequences": {"rows": len(windows(likes))}}
         told.write_text(json.dumps(counts) + "\n", encoding="utf-8")
     return dict(json.loads(told.read_text(encoding="utf-8")))
 
 
 def train(run: Run, model: str, points: int, python: Path, cap_minutes: float) -> list[Trained]:
     """Train the first points of a model's grid, those that the work folder lacks."""
-    job = run.folder / ("job-sequences" if model == "BERT4Rec" else "job-likes")
+    job = run.folder / f"job-{JOBS[model]}"
     return [
         run_side(python, RECBOLE_SIDE, job, run.folder / f"{model}-{number}", model, settings, cap_minutes, run.seed)
         for number, settings in enumerate(GRID[model][:points], start=1)
@@ -107,7 +110,8 @@ def further_rows(rows: list[Row], other: Run, run: Run) -> list[Row]:
     if other.split.name != run.split.name:
         raise SystemExit(f"{other.rankings} is on another split than {run.rankings}; give both one release and [split]")
     new = [row for row in rows_of_ours(other) if not any(row.test.equals(known.test) for known in rows)]
-    return [replace(row, name=f"{row.name} of {Path(row.command).stem}") for row in new]
+    dataset = other.rankings.parents[1].name
+    return [replace(row, name=f"{row.name} of {dataset}") for row in new]
 
 
 def shared_users(rows: list[Row]) -> pl.DataFrame:
@@ -207,15 +211,17 @@ def compare(
     rows = rows_of_ours(found)
     for folder in more or []:
         rows += further_rows(rows, read_run(folder.resolve(), work / name), found)
-    graph = export(found)
+    counts = export(found) if models else {}
     for model in (model for model in models.split(",") if model):
         told = f"--models {model} --points {points} --cap-minutes {cap_minutes:g}"
         command = f"python benchmarks/unified.py --name {shlex.quote(name)} --rankings FOLDER {told}"
         trained = train(found, model, points, recbole_python, cap_minutes)
-        rows.append(row_of_recbole(found, f"RecBole {model}", trained, graph, command, DEPARTURES[model]))
+        expected = counts[JOBS[model]]
+        rows.append(row_of_recbole(found, f"RecBole {model}", trained, expected, command, DEPARTURES[model]))
     for one in run or []:
         root, _, run_name = one.rpartition(":")
-        rows += rows_of_language_models(found, Path(root or "artifacts"), run_name)
+        new = rows_of_language_models(found, Path(root or "artifacts"), run_name)
+        rows += [row for row in new if not any(row.test.equals(known.test) for known in rows)]
     lines = section(name, found, rows)
     page.write_text(put_section(page.read_text(encoding="utf-8") if page.exists() else HEAD, lines), encoding="utf-8")
     console.print("\n".join(lines), markup=False)

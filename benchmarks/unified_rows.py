@@ -81,7 +81,9 @@ def rows_of_ours(run: Run) -> list[Row]:
     """Every list of the retrieve stage."""
     rankings = pl.read_parquet(run.rankings / "rankings.parquet")
     manifest = _manifest(run.rankings)
-    command = f"make run CONFIG=configs/{manifest['dataset']}.toml"
+    knowledge = run.rankings.parents[1] / "knowledge" / manifest["parents"]["knowledge"]
+    has_credits = any(name.startswith("imdb/") for name in _manifest(knowledge)["ingredients"]["inputs"])
+    command = _command(manifest["dataset"], has_credits)
     rows = []
     for name in (name for name in OURS if name in set(rankings["retriever"])):
         mine = rankings.filter(pl.col("retriever") == name)
@@ -117,7 +119,7 @@ def _stored_numbers(folder: Path) -> int:
     return sum(int(pl.Series([1, *shape]).product()) for shape in shapes)
 
 
-def row_of_recbole(run: Run, name: str, trained: list[Trained], graph: dict[str, int], command: str, note: str) -> Row:
+def row_of_recbole(run: Run, name: str, trained: list[Trained], counts: dict[str, int], command: str, note: str) -> Row:
     """The point with the best valid ndcg_at_10 of those that were trained.
 
     Raises:
@@ -125,11 +127,13 @@ def row_of_recbole(run: Run, name: str, trained: list[Trained], graph: dict[str,
     """
     best = max(trained, key=lambda one: one.best()["valid_ndcg_at_10"])
     done, last = best.done(), best.curve().row(-1, named=True)
-    for count, expected in graph.items():
+    for count, expected in counts.items():
         if done.get(count, expected) != expected:
             raise SystemExit(f"{best.folder}: RecBole has {done[count]} {count}, the export {expected}; train it again")
     settings = ", ".join(f"{key} {value}" for key, value in done["settings"].items())
     ended = f"{last['epoch']} epochs, {done['ended']}, best after {best.best()['epoch']}"
+    if done["ended"].startswith(("cap", "cut")):
+        name += ", cut short"
     note = f"{note} Best of {len(trained)} by valid: {settings}; {ended}."
     cost = Cost(f"{last['train_cpu_seconds']:.0f} CPU", done["parameters"])
     test, valid = (score_answers(answered(run, best, purpose)) for purpose in ("test", "valid"))
@@ -171,7 +175,7 @@ def rows_of_language_models(run: Run, root: Path, name: str) -> list[Row]:
     finetune, generate, rank = (_manifest(paths.folder(stage)) for stage in ("finetune", "generate", "rank"))
     measured = pl.read_parquet(paths.folder("evaluate") / "per_viewer.parquet")
     preset = ROOT / "configs" / f"{record.dataset}.toml"
-    command = f"make run CONFIG=configs/{record.dataset}.toml"
+    command = _command(record.dataset, bool(record.config["source"]["imdb"]))
     note = f"{record.config['finetune']['model']}, {_changed(record.config, preset)}".removesuffix(", ")
     trained = Cost(
         f"{finetune['seconds']:.0f} + {rank['seconds']:.0f}",
@@ -190,6 +194,11 @@ def rows_of_language_models(run: Run, root: Path, name: str) -> list[Row]:
         title = f"{record.dataset}, {record.config['finetune']['objective']}: {label}"
         rows.append(Row(title, test, valid, cost, command, note, is_language_model=True))
     return rows
+
+
+def _command(dataset: str, has_credits: bool) -> str:
+    """What makes a run of the preset that has the dataset's name."""
+    return f"make run CONFIG=configs/{dataset}.toml" + " IMDB=imdb" * has_credits
 
 
 def _changed(config: dict[str, Any], preset: Path) -> str:

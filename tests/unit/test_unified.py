@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -51,6 +52,8 @@ def run(world, export):
     sequence_baselines = importlib.import_module("sequence_baselines")
     rankings = world.root / "retrieve" / "abc"
     rankings.mkdir()
+    inputs = {"ingredients": {"inputs": {"imdb/title.basics.tsv.gz": "..."}}}
+    (world.knowledge / "manifest.json").write_text(json.dumps(inputs), encoding="utf-8")
     for folder, manifest in (
         (rankings, {"dataset": "small", "parents": {"split": "x", "knowledge": "."}}),
         (world.split, {"ingredients": {"fields": {"seed": SEED}}}),
@@ -144,8 +147,9 @@ def test_lists_of_recbole_are_scored_for_the_users_they_were_exported_for(rows_m
     assert row.test["ndcg_at_10"].to_list() == pytest.approx([1 / math.log2(4)] * len(warm))
     assert (row.cost.seconds, row.cost.parameters) == ("12 CPU", 99)
     assert "Best of 2 by valid: learning_rate 1" in row.note
-    unseen = trained(rows_module, tmp_path / "BERT4Rec-1", lists_for(export, world, 1, unseen=True))
+    unseen = trained(rows_module, tmp_path / "BERT4Rec-1", lists_for(export, world, 1, unseen=True), ended="cut off")
     row = rows_module.row_of_recbole(run, "RecBole BERT4Rec", [unseen], {}, "python", "")
+    assert row.name == "RecBole BERT4Rec, cut short"
     assert set(row.test["user_id"]) > set(warm)
 
 
@@ -181,16 +185,20 @@ def test_a_run_of_another_split_or_with_its_answers_among_the_candidates_is_refu
 
 
 def test_another_stage_adds_the_lists_that_rank_otherwise_and_must_be_on_the_same_split(
-    unified, rows_module, run, tmp_path
+    unified, rows_module, run, world, tmp_path
 ):
     rows = rows_module.rows_of_ours(run)
     assert [(row.name, set(row.test["ndcg_at_10"].round(4))) for row in rows] == [("popularity", {0.6309})]
+    assert rows[0].command == "make run CONFIG=configs/small.toml IMDB=imdb"
     rankings = pl.read_parquet(run.rankings / "rankings.parquet")
     first = rankings.with_columns(top=pl.col("top").list.reverse(), retriever=pl.lit("lightgcn"))
-    other = tmp_path / "retrieve"
-    other.mkdir()
+    shutil.copytree(world.knowledge, tmp_path / "mine" / "knowledge" / "k")
+    other = tmp_path / "mine" / "retrieve" / "abc"
+    other.mkdir(parents=True)
     pl.concat([rankings, first]).write_parquet(other / "rankings.parquet")
-    (other / "manifest.json").write_text(json.dumps({"dataset": "mine", "parents": {}}), encoding="utf-8")
+    (other / "manifest.json").write_text(
+        json.dumps({"dataset": "mine", "parents": {"knowledge": "k"}}), encoding="utf-8"
+    )
     there = replace(run, rankings=other)
     (added,) = unified.further_rows(rows, there, run)
     assert (added.name, set(added.test["hr_at_5"]), set(added.test["ndcg_at_5"])) == ("LightGCN of mine", {1.0}, {1.0})
