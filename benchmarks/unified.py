@@ -71,6 +71,8 @@ OUR_DEPARTURES = {
     "LightGCN": "A softmax over films with recent likes weighing more, not BPR; no table of users.",
     "sequence model": "Ours: reads all ratings, stars and times.",
     "fused": "Ours: the lists above by learned weights (SLIST and the sequence model).",
+    "R-GAT of kerag-r": "KERAG_R's: link prediction alone, the sign of the loss repaired.",
+    "LightGCN of kerag-r": "BPR, as published; a user's vector is made of the liked films', without a table of users.",
 }
 HEAD = "# Baselines and ours in one table\n\nWhat is compared and how: the head of `unified.py`.\n"
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=__doc__)
@@ -201,6 +203,7 @@ def compare(
     models: Annotated[str, typer.Option(help="Of RecBole's, with commas; empty: none.")] = ",".join(GRID),
     points: Annotated[int, typer.Option(help="Points of each grid to train.", min=1, max=2)] = 2,
     more: Annotated[list[Path] | None, typer.Option(help="Further retrieve stages, on the same split.")] = None,
+    release: Annotated[str, typer.Option(help="Of the commands: MOVIELENS=FOLDER, where a preset names another.")] = "",
     run: Annotated[list[str] | None, typer.Option(help="ROOT:RUN, a finished run on the same split.")] = None,
     work: Annotated[Path, typer.Option(help="Trainings are kept and found again here.")] = Path("artifacts/unified"),
     cap_minutes: Annotated[float, typer.Option(help="CPU minutes for each training of RecBole's.")] = 15.0,
@@ -211,6 +214,7 @@ def compare(
     rows = rows_of_ours(found)
     for folder in more or []:
         rows += further_rows(rows, read_run(folder.resolve(), work / name), found)
+    rows = [replace(row, command=f"{row.command} {release}".strip()) for row in rows]
     counts = export(found) if models else {}
     for model in (model for model in models.split(",") if model):
         told = f"--models {model} --points {points} --cap-minutes {cap_minutes:g}"
