@@ -4,7 +4,9 @@
 
 - ``likes/likes.{train,valid,test}.inter``: the rows of fit B, and one like per evaluated user, or
 - ``sequences/sequences.{train,valid,test}.inter``: the same for RecBole's sequence models, with every prefix of a
-  user's likes as a training row, as RecBole makes them itself when it does the splitting; and
+  user's likes as a training row, as RecBole makes them itself when it does the splitting, and
+  ``windows/windows.{train,valid,test}.inter`` for BERT4Rec, whose training rows are stretches of a user's likes, each
+  like in one of them; and
 - ``questions.npz``: the training rows with their times, the evaluated users, the masked films (all rated before the
   cutoff) and the order of ties.
 
@@ -88,12 +90,14 @@ def write_job(split: Path, job: Path, seed: int, *, sequences: bool) -> None:
             _write(job / "likes" / f"likes.{name}.inter", frame.select("user_id", "movie_id"), ())
     else:
         _write(job / "sequences" / "sequences.train.inter", prefixes(likes), ("item_id_list",))
+        _write(job / "windows" / "windows.train.inter", windows(likes), ("item_id_list",))
         for purpose, queries in asked.items():
             before = queries.history.group_by("user_id", maintain_order=True).agg(
                 item_id_list=pl.col("movie_id").tail(MAX_SEQUENCE)
             )
             last = queries.answers.join(before, on="user_id", maintain_order="left")
-            _write(job / "sequences" / f"sequences.{purpose}.inter", last, ("item_id_list",))
+            for folder in ("sequences", "windows"):
+                _write(job / folder / f"{folder}.{purpose}.inter", last, ("item_id_list",))
     times = read_rows(list(split_files(split).values())).select("user_id", "movie_id", "timestamp").collect()
     timed = likes.join(times, on=["user_id", "movie_id"], maintain_order="left")
     arrays: dict[str, Ints] = {
@@ -138,6 +142,18 @@ def prefixes(likes: pl.DataFrame) -> pl.DataFrame:
     films = likes["movie_id"].gather(start[row] + within)
     lists = pl.DataFrame({"row": row, "film": films}).group_by("row", maintain_order=True).agg("film")
     return later.select("user_id", "movie_id", item_id_list=lists["film"])
+
+
+def windows(likes: pl.DataFrame) -> pl.DataFrame:
+    """A user's likes cut into stretches of up to 50, counted from the newest: ``user_id, movie_id, item_id_list``.
+
+    BERT4Rec hides films of a row and guesses them, so each like stands in one row, as published, not in fifty prefixes.
+    ``movie_id`` is a stretch's last film; the model does not read it.
+    """
+    age = pl.len().over("user_id") - pl.int_range(pl.len()).over("user_id") - 1
+    numbered = likes.with_columns(stretch=age // MAX_SEQUENCE)
+    cut = numbered.group_by("user_id", "stretch", maintain_order=True).agg(item_id_list="movie_id")
+    return cut.select("user_id", pl.col("item_id_list").list.last().alias("movie_id"), "item_id_list")
 
 
 def _write(path: Path, frame: pl.DataFrame, lists: tuple[str, ...]) -> None:

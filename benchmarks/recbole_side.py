@@ -31,7 +31,9 @@ from recbole.data import create_dataset, data_preparation
 from recbole.data.interaction import Interaction
 from recbole.utils import get_model, get_trainer, init_logger, init_seed
 
-SEQUENTIAL = ("SASRec",)
+SEQUENTIAL = {"SASRec": "sequences", "BERT4Rec": "windows"}
+"""Models that read likes in order, and the folder of their rows."""
+KNOWLEDGE = ("KGAT", "CKE")
 
 
 class Scores:
@@ -88,10 +90,30 @@ def settings_for(job: Path, out: Path, model: str, seed: int, further: dict[str,
         "seed": seed,
         "checkpoint_dir": str(out / "checkpoints"),
     }
+    if model in KNOWLEDGE:
+        fixed["load_col"] |= {"kg": ["head_id", "relation_id", "tail_id"], "link": ["item_id", "entity_id"]}
     if model in SEQUENTIAL:
         fixed["load_col"]["inter"].append("item_id_list")
         fixed |= {"alias_of_item_id": ["item_id_list"], "train_neg_sample_args": None}
     return fixed | further
+
+
+def counts(dataset: Any, model: Any) -> dict[str, int]:
+    """What RecBole really trains on: rows, triples (without reverse ones) and entities, and the model's size."""
+    told = {"rows": len(dataset), "parameters": sum(weights.numel() for weights in model.parameters())}
+    if hasattr(dataset, "kg_feat"):
+        both = 2 if dataset.kg_reverse_r else 1
+        told |= {"triples": len(dataset.kg_feat) // both, "linked": len(dataset.item2entity)}
+    return told
+
+
+def speak_as_older_dgl() -> None:
+    """RecBole's KGAT calls two functions of DGL with arguments that DGL 1 has renamed."""
+    import dgl
+
+    cut = dgl.edge_subgraph
+    dgl.edge_subgraph = lambda graph, edges, preserve_nodes: cut(graph, edges, relabel_nodes=not preserve_nodes)
+    dgl.DGLGraph.adjacency_matrix = dgl.DGLGraph.adj_external
 
 
 def main() -> None:
@@ -107,13 +129,15 @@ def main() -> None:
     asked = parser.parse_args()
     asked.out.mkdir(parents=True, exist_ok=True)
 
-    folder = "sequences" if asked.model in SEQUENTIAL else "likes"
+    folder = SEQUENTIAL.get(asked.model, "likes")
     settings = settings_for(asked.job, asked.out, asked.model, asked.seed, json.loads(asked.settings))
     config = Config(model=asked.model, dataset=folder, config_dict=settings)
     init_seed(config["seed"], config["reproducibility"])
     init_logger(config)
     dataset = create_dataset(config)
     train_data, valid_data, _ = data_preparation(config, dataset)
+    if asked.model == "KGAT":
+        speak_as_older_dgl()
     init_seed(config["seed"], config["reproducibility"])
     started = time.perf_counter()
     # models in closed form do their work here
@@ -136,6 +160,7 @@ def main() -> None:
 
     told = {"model": asked.model, "settings": json.loads(asked.settings), "seed": asked.seed, "ended": "cut off"}
     told |= {"setup_seconds": round(setup_seconds, 3), "threads": torch.get_num_threads()}
+    told |= counts(train_data._dataset, model)
     told["versions"] = {"torch": torch.__version__, "numpy": np.__version__, "scipy": scipy.__version__}
     trainer._train_epoch = timed
     done = asked.out / "done.json"

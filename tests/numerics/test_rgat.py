@@ -258,6 +258,29 @@ def test_a_killed_training_goes_on_to_the_bytes_of_one_that_was_not(knowledge, t
     )
 
 
+@pytest.mark.parametrize(("ranking_weight", "is_same"), [(0.0, True), (1.0, False)])
+def test_link_prediction_alone_learns_from_triples_and_from_no_like(knowledge, ranking_weight, is_same):
+    facts = knowledge[1]
+    heads = facts.movie_entity_M[facts.movie_T]
+    names = len(facts.relation_names)
+    graph = RelationalGraph.build(heads, facts.relation_T, facts.entity_T, facts.num_entities, names, "torch")
+    user_E, movie_E = torch.arange(8).repeat_interleave(4), torch.arange(32) % len(facts.movie_ids_M)
+    found = []
+    for liked_E in (movie_E, movie_E.flip(0)):
+        likes = Likes(np.arange(8, dtype=np.int32), user_E, liked_E)
+        trainer = RgatTrainer(facts, graph, likes, settings(ranking_weight=ranking_weight), 5)
+        start_ND = trainer.export()["entity_vectors"]
+        trainer.step(), trainer.step()
+        found.append(trainer.export()["entity_vectors"])
+        assert not torch.equal(start_ND, found[-1])
+    assert torch.equal(*found) is is_same
+
+
+def test_a_graph_attention_without_any_loss_is_refused():
+    with pytest.raises(ValueError, match="ranking_weight and link_weight are both 0"):
+        RgatConfig(ranking_weight=0.0, link_weight=0.0)
+
+
 def posterior(trained: tuple[Path, Path, dict[str, object]], fit: str = "b") -> pl.DataFrame:
     """For each warm user and film, every triple's score from the written files alone."""
     split, out, _ = trained

@@ -74,7 +74,7 @@ def test_a_wrong_value_is_named_in_one_line(tmp_path, text, message):
 def test_a_missing_file_and_a_folder_name_the_shipped_presets_and_no_other_toml(tmp_path):
     write(tmp_path, "[project]\n")
     with pytest.raises(
-        ConfigError, match=r"no config file .*other.toml; presets in .*configs: interactions.toml, ml-100k.toml, ml-1m"
+        ConfigError, match=r"no config file .*other.toml; presets in .*configs: interactions.toml, kerag-r"
     ) as caught:
         load_config(tmp_path / "other.toml")
     assert "config.toml" not in str(caught.value)

@@ -231,13 +231,27 @@ def test_equal_scores_get_the_same_lists_on_both_sides_ties_included(side, judge
     assert told.tolist() == top.tolist()
 
 
+def test_knowledge_aware_models_read_the_graph_and_each_sequence_model_its_own_rows(side, tmp_path):
+    columns = {
+        name: side.settings_for(tmp_path, tmp_path, name, SEED, {})["load_col"]
+        for name in ("LightGCN", "KGAT", "CKE", "BERT4Rec")
+    }
+    assert columns["KGAT"] == columns["CKE"]
+    assert columns["KGAT"]["kg"] == ["head_id", "relation_id", "tail_id"]
+    assert columns["KGAT"]["link"] == ["item_id", "entity_id"]
+    assert set(columns["LightGCN"]) == set(columns["BERT4Rec"]) == {"inter"}
+    assert columns["BERT4Rec"]["inter"] == ["user_id", "item_id", "item_id_list"]
+    assert side.SEQUENTIAL == {"SASRec": "sequences", "BERT4Rec": "windows"}
+
+
+@pytest.mark.parametrize("name", ["SASRec", "BERT4Rec"])
 def test_a_sequence_model_reads_the_newest_likes_the_valid_one_included(
-    side, judge_of, export, job, sequence_job, world
+    side, judge_of, export, job, sequence_job, world, name
 ):
     dataset = Dataset(job)
     model = Table(coarse_scores(), dataset)
     names = {"MAX_ITEM_LIST_LENGTH": 3, "ITEM_ID_FIELD": "item_id", "LIST_SUFFIX": "_list"}
-    config = {"model": "SASRec", "ITEM_LIST_LENGTH_FIELD": "item_length"} | names
+    config = {"model": name, "ITEM_LIST_LENGTH_FIELD": "item_length"} | names
     judge_of(sequence_job).top(recbole_scores(side, judge_of(sequence_job), model, dataset, config), "test")
     (batch,) = model.batches
     history = export.read_only_users(world.split, "test", unseen=True).history

@@ -245,6 +245,15 @@ def test_an_ablation_leaves_its_sections_out():
     assert content == LIKED + QUERY_KEY + ASK.format("this last")
 
 
+def test_llamarec_shows_the_history_and_a_pool_with_letters_and_nothing_else():
+    rendered = render_prompts(EXAMPLES, load_template("llamarec"), "arrow", TITLES)
+    system, user = rendered["prompt"][0]
+    history = LIKED.replace("Films the viewer liked", "User history")
+    assert user["content"].startswith(history + "Candidate pool:\nA. Dune (1984)\nB. Eden\n\nAnswer with the labels")
+    assert "dislike" not in system["content"]
+    assert rendered["completion"][0].to_list() == [{"role": "assistant", "content": "B\nA"}]
+
+
 def test_an_empty_section_says_so():
     content = render_prompts(EXAMPLES, load_template("hints-first"), "arrow", TITLES)["prompt"][1][1]["content"]
     assert "Films the viewer disliked, newest first:\n(none)\n\nHint 1" in content

@@ -49,6 +49,9 @@ class RgatConfig(Section):
     """Films sampled per step (by popularity) that the held-out likes are ranked against."""
     holdout_share: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.3
     """Share of a user's likes hidden from the pooled vector in a step, and ranked by it."""
+    ranking_weight: Annotated[float, Field(ge=0.0)] = 1.0
+    """Weight of the loss that ranks hidden likes. 0: link prediction alone, which knows no user, as KERAG_R trains its
+    graph attention; for comparison."""
     link_weight: Annotated[float, Field(ge=0.0)] = 1.0
     """Weight of the auxiliary link prediction loss."""
     link_margin: PositiveFloat = 1.0
@@ -58,6 +61,12 @@ class RgatConfig(Section):
     def _heads_divide_width(self) -> RgatConfig:
         if self.dim % self.heads:
             raise ValueError(f"dim = {self.dim} must be a multiple of heads = {self.heads}")
+        return self
+
+    @model_validator(mode="after")
+    def _has_a_loss(self) -> RgatConfig:
+        if not self.ranking_weight and not self.link_weight:
+            raise ValueError("ranking_weight and link_weight are both 0; give one of them a value above 0")
         return self
 
     recency_half_life: Annotated[float, Field(ge=0.0)] = 0.0

@@ -83,9 +83,10 @@ class RgatTrainer:
     def step(self) -> float:
         """One step: attention over the whole graph, one batch of users, one batch of triples."""
         scores, pool_MD = self._forward()
-        loss = self._ranking_loss(scores, pool_MD)
-        if self._settings.link_weight:
-            loss = loss + self._settings.link_weight * self._link_loss(scores.entities_ND)
+        ranking, links = self._settings.ranking_weight, self._settings.link_weight
+        terms = [ranking * self._ranking_loss(scores, pool_MD)] if ranking else []
+        terms += [links * self._link_loss(scores.entities_ND)] if links else []
+        loss = torch.stack(terms).sum()
         self._optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         self._optimizer.step()
