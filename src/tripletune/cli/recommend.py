@@ -127,6 +127,7 @@ def _recommend(paths: RunPaths, config: RunConfig, rows: pl.DataFrame, *, why: b
         fits=("b",),
         fusion=paths.require("fusion") if config.retrieve.learns_weights else None,
         ingest=paths.require("ingest") if config.retrieve.similar_people else None,
+        selector=paths.require("selector") if config.retrieve.learns_triples else None,
     )
     nothing = pl.DataFrame(
         schema={

@@ -102,6 +102,11 @@ class RetrieveConfig(Section):
         return self.retriever == "fused" and self.fusion == "learned"
 
     @property
+    def learns_triples(self) -> bool:
+        """Whether the run has a stage ``selector``."""
+        return self.triple_choice == "learned"
+
+    @property
     def lists(self) -> tuple[str, ...]:
         """Retrievers whose lists supply the candidates."""
         return tuple(self.fused_weights) if self.retriever == "fused" else (self.retriever,)

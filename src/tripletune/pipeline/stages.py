@@ -228,6 +228,25 @@ def run_fusion(paths: RunPaths, config: RunConfig) -> Path:
     return _train("fusion", paths, ("split",), train)
 
 
+def run_selector(paths: RunPaths, config: RunConfig) -> Path:
+    """Learn from an earlier run's probe which facts help; for retrieve.triple_choice = "learned"."""
+    from tripletune.pipeline.feedback import resolved_log
+    from tripletune.selector.selector import Judging, learn_selector
+
+    if not config.retrieve.learns_triples:
+        raise ConfigError(
+            f"retrieve.triple_choice = {config.retrieve.triple_choice!r} learns no choice; set it to 'learned'"
+        )
+    evaluate = config.evaluate
+    judging = Judging(confidence=evaluate.confidence, resamples=evaluate.bootstrap_resamples, seed=config.seed)
+
+    def train(split: Path, knowledge: Path, rgat: Path, lightgcn: Path, work: Path) -> Facts:
+        run = resolved_log(paths)
+        return learn_selector(run, split, knowledge, rgat, lightgcn, work, config.selector, judging)
+
+    return _train("selector", paths, ("split", "knowledge", "rgat", "lightgcn"), train)
+
+
 def run_retrieve(paths: RunPaths, config: RunConfig) -> Path:
     """Retrieve candidates, hint lists, similar users' films and chosen triples of every user and purpose."""
     from tripletune.retrieve.candidates import retrieve_all
@@ -249,6 +268,7 @@ def run_retrieve(paths: RunPaths, config: RunConfig) -> Path:
             sample=config.sample,
             fusion=paths.require("fusion") if config.retrieve.learns_weights else None,
             ingest=paths.require("ingest") if config.retrieve.similar_people else None,
+            selector=paths.require("selector") if config.retrieve.learns_triples else None,
             earlier=found.folder if isinstance(found, Earlier) else None,
         )
         log.info(describe("retrieve", found, facts))
