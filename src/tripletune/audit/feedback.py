@@ -42,7 +42,7 @@ def find_other_questions(examples: pl.DataFrame, split: Path) -> pl.DataFrame:
         ),
         wrong.select(
             "example_id",
-            why=pl.format("its answer {} is {} there", pl.col("movie_id"), pl.col("label").fill_null("not rated")),
+            why=pl.format("its answer {} is {} there", pl.col("movie_id"), pl.col("label").cast(pl.String).fill_null("not rated")),
         ),
     ]
     return pl.concat(found).unique("example_id", keep="first", maintain_order=True).sort("example_id")
