@@ -56,14 +56,21 @@ GAIN, NOISE = 0.5, 0.5
 LIKED, OTHERS, PROBED = 5, 20, 4
 """Newest liked films and films drawn from the catalogue whose facts are shown to a user, and facts that are probed."""
 EXPLORED = 0.1
+READERS = 2000
+"""Training users who are shown facts and read some."""
 
 
 def write_fit_likes(folders: dict[str, Path], out: Path) -> Path:
     """What LightGCN would note of its training likes, which needs no training: the rows of its labels."""
     rows = read_rows(list(split_files(folders["split"]).values())).filter(~pl.col("unseen")).collect()
-    parts = [rows.filter(pl.col("label").is_in(labels)).with_columns(fit=pl.lit(fit)) for fit, labels in FIT_LABELS.items()]
+    rows = rows.sort("user_id", "position")
+    parts = [
+        rows.filter(pl.col("label").is_in(labels)).with_columns(fit=pl.lit(fit)) for fit, labels in FIT_LABELS.items()
+    ]
     out.mkdir(parents=True, exist_ok=True)
-    conform(pl.concat(parts), TRAINED_ON).write_parquet(out / "trained_on.parquet")
+    conform(pl.concat(parts), TRAINED_ON).sort("fit", "user_id", maintain_order=True).write_parquet(
+        out / "trained_on.parquet"
+    )
     return out
 
 
@@ -72,6 +79,8 @@ def write_log(folders: dict[str, Path], release: Path, out: Path, start: Choice,
     shutil.rmtree(out, ignore_errors=True)
     asked, rng = Questions.read(folders, "train"), np.random.default_rng(SEED)
     shown = pl.concat(_show(asked, start, explored, rng))
+    readers = rng.choice(asked.viewers["user_id"].to_numpy(), min(READERS, len(asked.viewers)), replace=False)
+    shown = shown.filter(pl.col("user_id").is_in(readers.tolist()))
     of_user = shown.with_columns(drawn=pl.Series(rng.random(len(shown)))).sort("user_id", "drawn")
     number = pl.int_range(pl.len()).over("user_id")
     share = (PROBED / pl.len().over("user_id")).clip(upper_bound=1.0)
@@ -104,7 +113,9 @@ def _show(asked: Questions, start: Choice, explored: float, rng: np.random.Gener
     for first, block, likes in asked.blocks():
         queries = asked.viewers.slice(first, 2000)
         num = len(queries)
-        others = pl.DataFrame({"viewer": np.repeat(np.arange(num), OTHERS), "movie_id": rng.choice(asked.table.films, num * OTHERS)})
+        others = pl.DataFrame(
+            {"viewer": np.repeat(np.arange(num), OTHERS), "movie_id": rng.choice(asked.table.films, num * OTHERS)}
+        )
         liked = block.filter(pl.col("age") < LIKED).select("viewer", "movie_id")
         pairs = pl.concat([liked, others], how="vertical_relaxed").unique().sort("viewer", "movie_id")
         chosen = choose_triples(
@@ -119,7 +130,9 @@ def _show(asked: Questions, start: Choice, explored: float, rng: np.random.Gener
             seed=SEED,
             exploration=Exploration(explored, queries["cutoff"].to_numpy().astype(np.int64)) if explored else None,
         )
-        named = queries[pairs["viewer"].to_numpy()].select("user_id", pl.lit("train", PURPOSES).alias("purpose"), "cutoff")
+        named = queries[pairs["viewer"].to_numpy()].select(
+            "user_id", pl.lit("train", PURPOSES).alias("purpose"), "cutoff"
+        )
         keyed = named.hstack(pairs.select("movie_id"))[chosen["pair"].to_numpy()]
         parts.append(keyed.hstack(chosen.drop("pair")))
     return parts
@@ -144,6 +157,7 @@ def learn_all(run: RunLog, folders: dict[str, Path], lightgcn: Path, out: Path) 
 
     found = {}
     for learner in LEARNERS:
+        began = time.perf_counter()
         folder = out / learner
         folder.mkdir(parents=True, exist_ok=True)
         learn_selector(
@@ -155,6 +169,7 @@ def learn_all(run: RunLog, folders: dict[str, Path], lightgcn: Path, out: Path) 
             Judging(confidence=0.95, resamples=1000, seed=SEED),
         )
         found[learner] = json.loads((folder / "selector.json").read_text("utf-8"))
+        print(f"{folder}: {time.perf_counter() - began:.0f} s", file=sys.stderr)
     return found
 
 
@@ -168,7 +183,12 @@ def scorers(asked: Questions, lightgcn: Path, weights: Mapping[str, Mapping[str,
 def render(title: str, command: str, places: dict[str, Any], logs: dict[str, dict[str, Any]]) -> str:
     """The page."""
     head = __doc__.split("\n\n")
-    lines = ["# A choice of facts learned from feedback", "", "What is measured and how: the head of `triple_feedback.py`.", ""]
+    lines = [
+        "# A choice of facts learned from feedback",
+        "",
+        "What is measured and how: the head of `triple_feedback.py`.",
+        "",
+    ]
     lines += [f"{platform.machine()}, {os.cpu_count()} cores; Python {platform.python_version()}", "", head[3], ""]
     lines += [f"## {title}", "", f"`{command}`", ""]
     warm, unseen = places["warm"], places["unseen"]
@@ -181,12 +201,16 @@ def render(title: str, command: str, places: dict[str, Any], logs: dict[str, dic
         ]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     lines += ["", "Off-policy, in nats per fact, on training users that were not learned from:", ""]
-    lines += ["| start | choice | SNIPS | doubly robust | 95 % | minus personal | 95 % |", "|---|---|--:|--:|---|--:|---|"]
+    lines += [
+        "| start | choice | SNIPS | doubly robust | 95 % | minus personal | 95 % |",
+        "|---|---|--:|--:|---|--:|---|",
+    ]
     for start, learned in logs.items():
         for name, one in learned["regression"].get("values", {}).items():
             lines.append(
-                f"| {start} | {name} | {one['snips']:.4f} | {one['robust']:.4f} | {one['low']:.4f} to {one['high']:.4f} "
-                f"| {one['minus_personal']:+.4f} | {one['minus_personal_low']:.4f} to {one['minus_personal_high']:.4f} |"
+                f"| {start} | {name} | {one['snips']:.4f} | {one['robust']:.4f} "
+                f"| {one['low']:.4f} to {one['high']:.4f} | {one['minus_personal']:+.4f} "
+                f"| {one['minus_personal_low']:.4f} to {one['minus_personal_high']:.4f} |"
             )
     lines.append("")
     for start, learned in logs.items():
@@ -205,7 +229,9 @@ def main(
     viewers: Annotated[int, typer.Option(help="Users of the made-up release.")] = 6000,
     movies: Annotated[int, typer.Option(help="Its films.")] = 600,
     strength: Annotated[float, typer.Option(help="Log-odds that a preference adds.")] = 2.5,
-    artifacts: Annotated[Path, typer.Option(help="Where releases and stages are kept and found again.")] = Path("artifacts"),
+    artifacts: Annotated[Path, typer.Option(help="Where releases and stages are kept and found again.")] = Path(
+        "artifacts"
+    ),
 ) -> None:
     """Learn from a simulated reader's log, and place the learned choices between random and optimal."""
     name = f"planted-{viewers}-{movies}-{strength:g}"

@@ -68,7 +68,9 @@ def test_a_propensity_is_the_frequency_with_which_a_fact_is_chosen(fit, mode, sh
     found, told = facts["len"].to_numpy() / (NUM_USERS - 1), facts["propensity"].to_numpy()
     error = np.sqrt(told * (1 - told) / NUM_USERS)
     assert (np.abs(found - told) < 4 * error + 1e-9).all()
-    assert facts.group_by("movie_id").agg(pl.col("propensity").sum())["propensity"].to_list() == pytest.approx([num] * 3)
+    assert facts.group_by("movie_id").agg(pl.col("propensity").sum())["propensity"].to_list() == pytest.approx(
+        [num] * 3
+    )
 
 
 def test_without_exploration_each_choice_is_certain_and_none_changes(fit):

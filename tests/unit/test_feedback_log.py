@@ -69,7 +69,10 @@ def test_with_new_data_the_newest_log_is_learned_from_and_again_a_rerun_rebuilds
     assert other["selector"] == third.fingerprints["selector"]
     assert other["finetune"] != third.fingerprints["finetune"]
     # another log is another choice
-    assert third.fingerprints["selector"] != resolve(config(seed=3, selector={"from_run": "run-1"}), tmp_path).fingerprints["selector"]
+    assert (
+        third.fingerprints["selector"]
+        != resolve(config(seed=3, selector={"from_run": "run-1"}), tmp_path).fingerprints["selector"]
+    )
 
 
 @pytest.mark.parametrize(
@@ -78,7 +81,12 @@ def test_with_new_data_the_newest_log_is_learned_from_and_again_a_rerun_rebuilds
     ids=["another dataset", "no training prompts", "no probe"],
 )
 def test_other_runs_are_no_log(tmp_path, changes):
-    finish(tmp_path, config(seed=1, **{name: value for name, value in changes.items() if name == "probe"}), "run-1", "2026-01-01")
+    finish(
+        tmp_path,
+        config(seed=1, **{name: value for name, value in changes.items() if name == "probe"}),
+        "run-1",
+        "2026-01-01",
+    )
     now = resolve(config(**{name: value for name, value in changes.items() if name == "dataset"}), tmp_path)
     assert LOG not in now.ingredients["selector"]["inputs"]
 
@@ -88,7 +96,7 @@ def test_a_run_that_failed_or_whose_files_are_gone_is_no_log(tmp_path):
     gone = finish(tmp_path, config(seed=2), "gone", "2026-01-02")
     (gone.paths(tmp_path).folder("retrieve") / MANIFEST).unlink()
     assert LOG not in resolve(config(seed=3), tmp_path).ingredients["selector"]["inputs"]
-    with pytest.raises(MissingArtifactError, match="needs the retrieve output .* which is gone"):
+    with pytest.raises(MissingArtifactError, match=r"needs the retrieve output .* which is gone"):
         resolve(config(seed=3, selector={"from_run": "gone"}), tmp_path)
 
 

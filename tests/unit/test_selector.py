@@ -30,7 +30,9 @@ def worth(logged: Logged, expected_T: np.ndarray, weight_F: np.ndarray) -> float
     return float(expected_T[logged.best(score(logged, weight_F))].mean())
 
 
-@pytest.mark.parametrize("model", [(0.0, 0.0, 0.0, 0.0, 0.0), (5.0, -1.0, 2.0, 0.3, 9.0)], ids=["no model", "a wrong one"])
+@pytest.mark.parametrize(
+    "model", [(0.0, 0.0, 0.0, 0.0, 0.0), (5.0, -1.0, 2.0, 0.3, 9.0)], ids=["no model", "a wrong one"]
+)
 def test_the_robust_value_is_unbiased_over_all_logs_that_could_have_been_drawn(model):
     # two films of 2 and 3 triples; every log is enumerated with its probability
     reward_T, policy_T = np.array([1.0, 4.0, -2.0, 0.5, 3.0]), np.array([0.7, 0.3, 0.1, 0.0, 0.9])
@@ -101,6 +103,7 @@ def test_the_regression_is_the_ridge_of_a_dense_solver():
 def test_the_policy_gradient_vanishes_where_the_policy_ends():
     logged, _ = make_log(400, noise=1.0)
     weight_F = fit_policy(logged, ridge=50.0, clip=20.0)
+
     # at the end the penalty balances the gradient: no small step in any feature is better
     def objective(raw_F):
         centred = logged.features_TF.reshape(400, NUM_TRIPLES, -1)

@@ -160,7 +160,7 @@ def test_why_an_example_is_no_training_question(made):
 
 def test_a_fact_that_was_not_chosen_is_refused(world):
     rewrite(world.retrieve / "choices" / "shard-000.parquet", lambda choices: choices.filter(pl.col("user_id") != 4))
-    with pytest.raises(InputError, match="4:train:.* was probed with a fact of film"):
+    with pytest.raises(InputError, match=r"4:train:.* was probed with a fact of film"):
         read_log(run_of(world), world.split)
 
 
@@ -179,8 +179,10 @@ def test_what_helped_is_chosen_from_then_on(made, tmp_path):
             made.knowledge, made.specialists, asked, num_liked_triples=4, seed=SEED, selector=folder
         )
         choices = retriever.retrieve_users(queries, *parts)[1]
-        of_test = choices.filter(purpose="test").join(small_world.triples(), on="movie_id").filter(
-            (pl.col("relation_right") == "director") & (pl.col("entity_right") != "person:nm9")
+        of_test = (
+            choices.filter(purpose="test")
+            .join(small_world.triples(), on="movie_id")
+            .filter((pl.col("relation_right") == "director") & (pl.col("entity_right") != "person:nm9"))
         )
         shares[name] = (of_test["relation"] == "director").mean()
     assert shares["learned"] > 0.95

@@ -88,7 +88,9 @@ def test_features_are_those_of_a_loop(world, features):
         want = naive(world, features, int(USER_P[pair]), int(MOVIE_P[pair]), relation, entity)
         got = dict(zip(features.names, found_TF[row], strict=True))
         assert got.pop(f"relation {relation}") == 1.0
-        assert got == pytest.approx(want | {name: 0.0 for name in got if name.startswith("relation ")}, rel=1e-5, abs=1e-7)
+        assert got == pytest.approx(
+            want | {name: 0.0 for name in got if name.startswith("relation ")}, rel=1e-5, abs=1e-7
+        )
 
 
 def test_weights_of_attention_and_match_choose_as_the_personal_mode(features):

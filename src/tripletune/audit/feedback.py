@@ -33,7 +33,9 @@ def find_other_questions(examples: pl.DataFrame, split: Path) -> pl.DataFrame:
     unseen = rows.filter("unseen").select("user_id").unique()
     starts = rows.filter(target).select("user_id", cutoff="position")
     asked = examples.select("example_id", "user_id", "cutoff", movie_id="answers").explode("movie_id")
-    answers = asked.join(rows.select("user_id", "movie_id", "label", "position"), on=["user_id", "movie_id"], how="left")
+    answers = asked.join(
+        rows.select("user_id", "movie_id", "label", "position"), on=["user_id", "movie_id"], how="left"
+    )
     wrong = answers.filter((target & (pl.col("position") >= pl.col("cutoff"))).fill_null(False).not_())
     found = [
         examples.join(unseen, on="user_id", how="semi").select("example_id", why=pl.lit("its user is unseen")),
@@ -42,7 +44,9 @@ def find_other_questions(examples: pl.DataFrame, split: Path) -> pl.DataFrame:
         ),
         wrong.select(
             "example_id",
-            why=pl.format("its answer {} is {} there", pl.col("movie_id"), pl.col("label").cast(pl.String).fill_null("not rated")),
+            why=pl.format(
+                "its answer {} is {} there", pl.col("movie_id"), pl.col("label").cast(pl.String).fill_null("not rated")
+            ),
         ),
     ]
     return pl.concat(found).unique("example_id", keep="first", maintain_order=True).sort("example_id")

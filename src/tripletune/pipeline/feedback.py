@@ -33,7 +33,9 @@ def from_log(parts: Ingredients, config: RunConfig, root: Path) -> Ingredients:
     """
     if config.selector.from_run:
         return _with_log(parts, _named_log(config, root))
-    completed = [run for run in reversed(list_runs(root)) if run.dataset == config.dataset and run.status == "completed"]
+    completed = [
+        run for run in reversed(list_runs(root)) if run.dataset == config.dataset and run.status == "completed"
+    ]
     for run in completed:
         manifest = read_manifest(root / run.dataset / STAGE / run.fingerprints.get(STAGE, "none"))
         own: Ingredients | None = manifest["ingredients"] if manifest else None
@@ -87,8 +89,8 @@ def _named_log(config: RunConfig, root: Path) -> str:
     run = read_run(root, name, store=config.store)
     if run.dataset != config.dataset:
         raise ConfigError(
-            f"selector.from_run = {name!r} is a run of dataset {run.dataset!r}, not of {config.dataset!r}; name a run of "
-            "the same dataset"
+            f"selector.from_run = {name!r} is a run of dataset {run.dataset!r}, not of {config.dataset!r}; name a run "
+            "of the same dataset"
         )
     if "probe" not in run.fingerprints or not _probes_training(run):
         raise ConfigError(
@@ -106,15 +108,15 @@ def _folders(probe: str, root: Path, dataset: str, shared: str) -> dict[str, Pat
         paths = RunPaths(root=root, dataset=dataset, fingerprints=known, shared=shared)
         if not paths.is_done(stage):
             raise MissingArtifactError(
-                f"the selector's log is of the {stage} output {paths.folder(stage)}, which is gone; name another run in "
-                "selector.from_run"
+                f"the selector's log is of the {stage} output {paths.folder(stage)}, which is gone; name another run "
+                "in selector.from_run"
             )
         known |= {parent: paths.manifest(stage)["parents"][parent] for parent in parents}
     paths = RunPaths(root=root, dataset=dataset, fingerprints=known, shared=shared)
     for stage in ("retrieve", "split"):
         if not paths.is_done(stage):
             raise MissingArtifactError(
-                f"the selector's log needs the {stage} output {paths.folder(stage)}, which is gone; name another run in "
-                "selector.from_run"
+                f"the selector's log needs the {stage} output {paths.folder(stage)}, which is gone; name another run "
+                "in selector.from_run"
             )
     return {stage: paths.folder(stage) for stage in ("probe", "generate", "retrieve", "split")}

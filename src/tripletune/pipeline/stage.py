@@ -19,8 +19,8 @@ SHAPE_NO_BYTE = (
     *("template", "teacher", "teacher_is_a_folder", "start", "fresh_every", "from_run"),
 )
 """Settings that no fingerprint covers; the accelerate config, the frozen queries, the template and the teacher count by
-content, not by path, the start of a training by the champion's fingerprint (``pipeline.warm``) and the selector's log by
-that of its probe (``pipeline.feedback``)."""
+content, not by path, the start of a training by the champion's fingerprint (``pipeline.warm``) and the selector's log
+by that of its probe (``pipeline.feedback``)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

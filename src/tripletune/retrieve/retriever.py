@@ -145,7 +145,9 @@ class Retriever:
             relations = {fit: RelationTable.build(table, facts[fit]) for fit, table in tables.items()}
             weights = read_weights(selector) if selector else None
             features = {
-                fit: TripleFeatures.build(tables[fit], facts[fit], relations[fit], read_fit_likes(trained["lightgcn"], fit))
+                fit: TripleFeatures.build(
+                    tables[fit], facts[fit], relations[fit], read_fit_likes(trained["lightgcn"], fit)
+                )
                 for fit in (fits if weights is not None else ())
             }
         return cls(

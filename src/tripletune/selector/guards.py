@@ -20,14 +20,12 @@ _TOLERANCE, _ERRORS = 0.1, 4.0
 def refuse_log(logged: Logged, settings: SelectorConfig) -> str:
     """Why nothing can be learned from a log; empty: something can."""
     if len(logged) < settings.min_facts:
-        return f"{len(logged):,} logged facts with an alternative are fewer than selector.min_facts = {settings.min_facts:,}"
+        return f"of {len(logged):,} facts there was a choice, fewer than selector.min_facts = {settings.min_facts:,}"
     if explored_share(logged) == 0:
         return "the log's choices were not randomised; set retrieve.explore_triples above 0, such as 0.1"
     mean, error = propensity_error(logged)
     if abs(mean - 1.0) > _TOLERANCE + _ERRORS * error:
-        return (
-            f"the log's propensities are not those of its choices: the weights of a draw have mean {mean:.2f}, not 1"
-        )
+        return f"the log's propensities are not those of its choices: the weights of a draw have mean {mean:.2f}, not 1"
     return ""
 
 

@@ -120,14 +120,16 @@ def fit_policy(logged: Logged, *, ridge: float, clip: float) -> Doubles:
     advantage_L = logged.reward_L - baseline_L
     gain_L = weight_L * logged.count_L * advantage_L / max(float(advantage_L.std()), _FLAT) / len(logged)
     centred_TF, starts_L, fact_T = scale.centred(logged), logged.starts_L, logged.fact_T
+    taken_LF = centred_TF[logged.taken_L]
 
     def loss(weight_F: Doubles) -> tuple[float, Doubles]:
         score_T = np.einsum("tf,f->t", centred_TF, weight_F)
         power_T = np.exp(score_T - np.maximum.reduceat(score_T, starts_L)[fact_T])
         chance_T = power_T / np.add.reduceat(power_T, starts_L)[fact_T]
-        mean_LF = np.add.reduceat(chance_T[:, None] * centred_TF, starts_L, axis=0)
         pull_L = gain_L * chance_T[logged.taken_L]
-        gradient_F = np.einsum("l,lf->f", pull_L, centred_TF[logged.taken_L] - mean_LF)
+        # the score function: the shown triple's features minus those expected under the policy
+        expected_F = np.einsum("t,tf->f", pull_L[fact_T] * chance_T, centred_TF)
+        gradient_F = np.einsum("l,lf->f", pull_L, taken_LF) - expected_F
         penalty = ridge / len(logged)
         value = pull_L.sum() - penalty / 2 * np.einsum("f,f->", weight_F, weight_F)
         return -float(value), penalty * weight_F - gradient_F

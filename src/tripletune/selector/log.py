@@ -80,7 +80,7 @@ def read_log(run: RunLog, split: Path) -> Feedback:
 
 
 def _examples(facts: pl.DataFrame, generate: Path, path: Path) -> pl.DataFrame:
-    """The logged examples with their answers, from the training shards; a row whose id or key is not there is refused."""
+    """The logged examples with their answers, from the training shards; one that is not there is refused."""
     logged = facts.select("example_id", "user_id", "cutoff").unique(maintain_order=True)
     if logged.is_empty():
         return logged

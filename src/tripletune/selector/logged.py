@@ -113,7 +113,10 @@ def gather(features: TripleFeatures, facts: pl.DataFrame, history: pl.DataFrame)
         names=features.names,
         features_TF=features.matrix(likes, len(queries), user_K, film_L[kept_L], pair_K, triple_T[rows_T]),
         count_L=count_K,
-        taken_L=np.cumsum(count_K) - count_K + kept["row"].to_numpy().astype(np.int64) - rows_T[np.cumsum(count_K) - count_K],
+        taken_L=np.cumsum(count_K)
+        - count_K
+        + kept["row"].to_numpy().astype(np.int64)
+        - rows_T[np.cumsum(count_K) - count_K],
         reward_L=mine["reward"].to_numpy().astype(np.float64),
         propensity_L=mine["propensity"].to_numpy().astype(np.float64),
         share_L=mine["share"].to_numpy().astype(np.float64),

@@ -165,9 +165,7 @@ def _valued(
         frame = pl.DataFrame({"user": logged.user_L, "value": value_L / logged.share_L, "weight": 1 / logged.share_L})
         means = frame.group_by("user").agg(pl.col("value", "weight").sum()).sort("user")
         of_user_U = (means["value"] / means["weight"]).to_numpy()
-        return mean_interval(
-            of_user_U, confidence=judging.confidence, resamples=judging.resamples, seed=judging.seed
-        )
+        return mean_interval(of_user_U, confidence=judging.confidence, resamples=judging.resamples, seed=judging.seed)
 
     whole, less = over_users(robust_L), over_users(robust_L - personal_L)
     total = sum(number for _, number in snips)
@@ -187,9 +185,8 @@ def _valued(
 def _refuse_worse(value: dict[str, Any]) -> str:
     if value["minus_personal"] >= 0:
         return ""
-    return (
-        f"it is worth less than personal to users it was not learned from, by {-value['minus_personal']:.4f} nats a fact"
-    )
+    less = -value["minus_personal"]
+    return f"it is worth {less:.4f} nats a fact less than personal to users it was not learned from"
 
 
 def _describe(logged: Logged, feedback: Feedback) -> Facts:
