@@ -11,7 +11,14 @@ import polars as pl
 
 from tests.unit.prompt_frames import RELATIONS, build, frames, movies, plain_names, plain_titles
 from tripletune.config import ProbeConfig, PromptConfig
-from tripletune.probe.changes import Variant, compare, fact_variants, part_variants, perturbed_variants
+from tripletune.probe.changes import (
+    Variant,
+    compare,
+    control_variants,
+    fact_variants,
+    part_variants,
+    perturbed_variants,
+)
 from tripletune.probe.counterfactual import FactPool
 from tripletune.probe.inputs import Inputs, rendered_as_published
 from tripletune.probe.scores import Answer, score_prompts
@@ -113,6 +120,7 @@ def probe(
     rows = range(len(whole))
     facts = pool()
     variants: list[Variant] = [
+        *control_variants(whole, rows, rows),
         *part_variants(inputs, whole, rows, facts),
         *fact_variants(inputs, whole, rows, settings.facts, facts if settings.swap_facts else None),
         *perturbed_variants(inputs, whole, rows, settings.perturbations),

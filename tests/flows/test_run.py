@@ -118,8 +118,10 @@ def test_audit_and_show_and_prompt_answer_for_the_run(micro):
 
 def test_recommend_serves_a_known_viewer_and_a_stranger(micro):
     viewer = pl.scan_parquet(micro.paths.folder("split") / "shard=*" / "part.parquet").head(1).collect()["user_id"][0]
-    known = micro.call("recommend", "--user", str(viewer))
+    known = micro.call("recommend", "--user", str(viewer), "--why")
     assert known.returncode == 0, known.stderr[-3000:]
+    assert "relied on" in known.stdout
+    assert "log-probability falls by" in known.stdout
     titles = pl.read_parquet(micro.paths.folder("ingest") / "movies.parquet")["title"]
     plain = titles.filter(~titles.is_duplicated() & ~titles.str.contains("<", literal=True)).to_list()
     stranger = micro.call("recommend", "--like", plain[0], "--like", plain[1].upper())

@@ -19,9 +19,9 @@ from tests.probe_cases import (
 from tripletune.errors import InputError
 from tripletune.probe.inputs import Inputs, rendered_as_published
 from tripletune.probe.summary import say_places, say_reliance, summarise_logs
-from tripletune.schemas.probe import FACT_CHANGES_NAME, RELIANCE_NAME, STABILITY_NAME
+from tripletune.schemas.probe import FACT_CHANGES_NAME, PROBED, RELIANCE_NAME, STABILITY_NAME
 
-ALL = ["dislikes", "hint 1", "hint 2", "likes", "other films' facts"]
+ALL = ["dislikes", "hint 1", "hint 2", "likes", "nothing", "other films' facts"]
 
 
 def summary(logs: dict[str, pl.DataFrame]) -> pl.DataFrame:
@@ -87,6 +87,14 @@ def test_a_model_that_relies_on_hint_2_alone_is_found() -> None:
     steady = logs[STABILITY_NAME].filter(pl.col("perturbation") == "candidates-reshuffled")
     assert (steady["tau"] > 0.99).all()
     assert say_places(summary(logs)) == []
+
+
+def test_a_part_that_moves_no_more_than_the_control_changes_nothing() -> None:
+    """As with bfloat16: another batch moves the distribution too."""
+    lines = [("nothing", 0.004), ("hint 1", 0.007), ("hint 2", 0.009)]
+    rows = [("test", "tuned", "part", name, "distance", value, None, None, 9, 9) for name, value in lines]
+    said = say_reliance(pl.DataFrame(rows, schema=PROBED, orient="row"))
+    assert said == ["tuned on test: its answers change with hint 2, not with hint 1"]
 
 
 def test_the_change_is_that_of_the_right_answers_log_probability() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 
 import polars as pl
@@ -20,13 +21,14 @@ from tripletune.errors import ContractError
 from tripletune.probe.counterfactual import FactPool
 from tripletune.probe.explain import explain_answer
 from tripletune.probe.probe import Probing, choose_examples, probe_examples
-from tripletune.probe.retriever import probe_retriever
+from tripletune.probe.retriever import _in_another_order, _without_a_like, probe_retriever
 from tripletune.prompts.engine import Frame, prompt_contract
 from tripletune.prompts.shards import generate_shards
 from tripletune.rank.predict import rank_examples
 from tripletune.retrieve.candidates import retrieve_all
 from tripletune.retrieve.triples import read_triples
 from tripletune.schemas.probe import (
+    CONTROL,
     FACT_CHANGES,
     FACT_CHANGES_NAME,
     PROBED,
@@ -36,7 +38,9 @@ from tripletune.schemas.probe import (
     STABILITY,
     STABILITY_NAME,
 )
+from tripletune.schemas.query import QUERY_KEY
 from tripletune.schemas.rank import SERVED
+from tripletune.stable_hash import VIEWERS, mix
 
 RETRIEVE = RetrieveConfig(retriever="lightgcn", num_candidates=12, similar_films=3)
 SPECIALISTS = {"lightgcn": "l" * 32, "rgat": "r" * 32}
@@ -149,17 +153,24 @@ def test_the_logs_have_their_columns_and_every_part_and_purpose(probed: dict[str
         PROBED_NAME: PROBED,
     }
     assert {name: frame.schema for name, frame in probed.items()} == schemas
-    parts = {"likes", "dislikes", "hint 1", "hint 2", "other films' facts"}
+    parts = {"likes", "dislikes", "hint 1", "hint 2", "other films' facts", "nothing"}
     assert set(probed[RELIANCE_NAME]["part"]) == parts
     for frame in probed.values():
         assert set(frame["system"]) == {"tuned", SERVED}
         assert set(frame["purpose"]) == {"train", "test"}
-    assert set(probed[STABILITY_NAME]["perturbation"]) == set(USERS.perturbations) - {
+    assert set(probed[STABILITY_NAME]["perturbation"]) == {*USERS.perturbations, CONTROL} - {
         "articles-moved"
-    }  # no title has one
+    }  # no title has an article
     facts = probed[FACT_CHANGES_NAME].filter(pl.col("system") == "tuned", pl.col("how") == "without")
     assert facts.group_by("example_id").len()["len"].max() == 2
     assert facts["share"].is_between(0, 1).all()
+
+
+def test_the_same_prompt_in_another_batch_differs_by_last_bits_alone(probed: dict[str, pl.DataFrame]) -> None:
+    control = probed[RELIANCE_NAME].filter(pl.col("part") == "nothing")
+    assert control.height == probed[RELIANCE_NAME].filter(pl.col("part") == "hint 1").height
+    assert control["distance"].max() < 1e-6  # type: ignore[operator]
+    assert (probed[STABILITY_NAME].filter(pl.col("perturbation") == "nothing")["tau"] > 0.99).all()
 
 
 def test_what_is_served_is_probed_with_the_retrievers_scores(letters: Written, probed: dict[str, pl.DataFrame]) -> None:
@@ -214,7 +225,38 @@ def test_an_adapter_of_other_prompts_is_refused(letters: Written, tmp_path: Path
         probe_examples(examples, letters.finetuned, tmp_path, other, STABILITY.to_frame())
 
 
-def test_the_retriever_is_asked_again_with_another_history(letters: Written) -> None:
+def test_the_users_are_the_first_by_hash_and_reliance_needs_an_answer_among_the_candidates(letters: Written) -> None:
+    every = pl.concat(pl.read_parquet(letters.shards / purpose / "*.parquet") for purpose in USERS.purposes)
+    found = choose_examples(letters.shards, USERS, small_world.SEED)
+    assert found.select(QUERY_KEY).equals(found.select(QUERY_KEY).sort(QUERY_KEY))
+    for purpose in USERS.purposes:
+        rows = every.filter(pl.col("purpose") == purpose)
+        order = sorted(rows["user_id"].unique(), key=lambda user: int(mix([user], small_world.SEED + VIEWERS)[0]))
+        answerable = {row["user_id"] for row in rows.to_dicts() if {*row["answers"]} & {*row["candidates"]}}
+        mine = found.filter(pl.col("purpose") == purpose)
+        assert set(mine.filter("steady")["user_id"]) == set(order[:4])
+        assert set(mine.filter("relies")["user_id"]) == set([user for user in order if user in answerable][:4])
+    assert not found.filter("steady", ~pl.col("relies")).is_empty()  # else the test shows nothing
+
+
+def test_only_rows_before_the_cutoff_change_their_place(letters: Written) -> None:
+    rows = small_world.read_split(letters.world).filter(pl.col("user_id") == 3)
+    places = ["position", "timestamp"]
+    for cutoff, seed in product((10, 20), range(8)):
+        after = rows.filter(pl.col("position") >= cutoff)
+        shorter, other = _without_a_like(rows, cutoff, seed), _in_another_order(rows, cutoff, seed)
+        gone = rows.join(shorter, on="position", how="anti")
+        assert len(gone) == 1
+        assert gone["position"][0] < cutoff
+        assert gone["label"][0] != "other"
+        assert other.filter(pl.col("position") >= cutoff).equals(after)
+        assert other.select(places).equals(rows.select(places))
+        assert not other["movie_id"].equals(rows["movie_id"])
+        films = ["movie_id", "rating", "label"]
+        assert other.select(films).sort("movie_id").equals(rows.select(films).sort("movie_id"))
+
+
+def test_the_retriever_is_asked_again_with_another_history(letters: Written, monkeypatch: pytest.MonkeyPatch) -> None:
     world, examples = letters.world, choose_examples(letters.shards, USERS, small_world.SEED)
     fits = {"lightgcn": world.lightgcn, "rgat": world.rgat}
     names = ("like-removed", "history-shuffled", "years-missing")
@@ -225,6 +267,9 @@ def test_the_retriever_is_asked_again_with_another_history(letters: Written) -> 
     assert found["kept"].is_between(0, 1).all()
     assert found["kept"].mean() < 1  # type: ignore[operator]
     assert found["tau"].drop_nulls().is_between(-1, 1).all()
+    monkeypatch.setattr("tripletune.probe.retriever._without_a_like", lambda rows, cutoff, seed: rows)
+    unchanged = probe_retriever(*arguments, ("like-removed",), small_world.SEED)
+    assert unchanged.select((pl.col("tau", "kept") == 1).all(), ~pl.col("first_changed").any()).row(0) == (True,) * 3
     assert probe_retriever(*arguments, ("years-missing",), small_world.SEED).is_empty()
     kerag = RETRIEVE.model_copy(update={"candidates": "kerag"})
     assert probe_retriever(*arguments[:4], kerag, names, small_world.SEED).is_empty()

@@ -366,7 +366,9 @@ def test_the_libraries_that_a_stage_imports_are_those_it_declares():
     for stage in reusable_stages(settings):
         closure = stage.sources(settings)
         imported = installed_packages(closure.hashes) - no_bytes
-        declared = stage.ingredients(settings, dict.fromkeys(f"{INGEST} sasrec probe".split(), ""), {})["libraries"].keys()
+        declared = stage.ingredients(settings, dict.fromkeys(f"{INGEST} sasrec probe".split(), ""), {})[
+            "libraries"
+        ].keys()
         # imported on the way by modules of the prompts, which are parents' work where these are not declared
         on_the_way = (
             {"torch", "transformers", "tokenizers", "pyarrow", "numpy"}

@@ -10,41 +10,26 @@ import polars as pl
 
 from tripletune.schemas.base import conform
 from tripletune.schemas.probe import PROBED, PROBED_NAME
+from tripletune.schemas.rank import SERVED
 from tripletune.store.paths import read_manifest
 
+_CHANGED = {"change": "gain, nats", "distance": "distance", "first_changed": "first changes"}
 TABLES: tuple[Mapping[str, Any], ...] = (
-    {
-        "kind": "part",
-        "title": "Without a part of the prompt",
-        "row": "part",
-        "measures": {
-            "change": "gain of the right answer, nats",
-            "distance": "distance",
-            "first_changed": "first answer changes",
-        },
-    },
-    {
-        "kind": "relation",
-        "title": "Without a fact, by relation",
-        "row": "relation",
-        "measures": {
-            "change": "gain of the right answer, nats",
-            "distance": "distance",
-            "first_changed": "first answer changes",
-        },
-    },
+    {"kind": "part", "title": "Without a part of the prompt", "row": "part", "measures": _CHANGED},
+    {"kind": "relation", "title": "Without a fact of hint 2, by relation", "row": "relation", "measures": _CHANGED},
     {
         "kind": "stability",
         "title": "Asked in another way",
         "row": "change",
         "measures": {
-            "tau": "Kendall's tau",
-            "tau_by_place": "tau of the places",
+            "tau": "tau",
+            "tau_by_place": "tau of places",
             "kept": "candidates kept",
-            "first_changed": "first answer changes",
+            "first_changed": "first changes",
         },
     },
 )
+_ORDER = ("tuned", SERVED, "retriever")
 
 
 def reliance_section(probe: Path | None) -> dict[str, Any]:
@@ -58,7 +43,10 @@ def reliance_section(probe: Path | None) -> dict[str, Any]:
     summary = conform(pl.read_parquet(probe / PROBED_NAME), PROBED)
     facts = (read_manifest(probe) or {}).get("facts", {})
     groups = []
-    for (purpose, system), rows in summary.group_by("purpose", "system", maintain_order=True):
+    order = pl.col("system").replace_strict({name: place for place, name in enumerate(_ORDER)})
+    for (purpose, system), rows in summary.sort("purpose", order, maintain_order=True).group_by(
+        "purpose", "system", maintain_order=True
+    ):
         tables = [table for one in TABLES if (table := _table(one, rows))["rows"]]
         groups.append({"purpose": purpose, "system": system, "tables": tables})
     return {"said": str(facts.get("said", "")).split(" · "), "groups": groups}

@@ -14,7 +14,15 @@ from tripletune.probe.parts import draw_facts, parts_of
 from tripletune.probe.perturb import perturbations_of
 from tripletune.probe.scores import Scored, change, distance, tau, tau_by_place
 from tripletune.schemas.base import conform
-from tripletune.schemas.probe import FACT_CHANGES, FACT_CHANGES_NAME, RELIANCE, RELIANCE_NAME, STABILITY, STABILITY_NAME
+from tripletune.schemas.probe import (
+    CONTROL,
+    FACT_CHANGES,
+    FACT_CHANGES_NAME,
+    RELIANCE,
+    RELIANCE_NAME,
+    STABILITY,
+    STABILITY_NAME,
+)
 
 Row = dict[str, Any]
 _KEY = ("example_id", "user_id", "purpose", "cutoff")
@@ -35,7 +43,7 @@ class Variant:
     told: Mapping[int, Row]
     """Columns that say what was changed, by the example's row; the examples that it is about."""
     prompts: pl.DataFrame
-    """``EXAMPLES`` and ``row``, the example's row; those of ``told`` whose prompt is not the whole one."""
+    """``EXAMPLES`` and ``row``, the example's row; those of ``told`` whose prompt changes."""
 
 
 def _variant(log: str, told: Mapping[int, Row], inputs: Inputs, whole: pl.DataFrame) -> Variant:
@@ -59,6 +67,15 @@ def part_variants(inputs: Inputs, whole: pl.DataFrame, rows: Iterable[int], pool
         _variant(RELIANCE_NAME, {row: {"part": name} for row in asked}, without(inputs), whole)
         for name, without in parts_of(inputs.frame.template.columns, pool).items()
     ]
+
+
+def control_variants(whole: pl.DataFrame, relies: Iterable[int], steady: Iterable[int]) -> list[Variant]:
+    """The whole prompts once more: what the numbers are where nothing changes but the batch a prompt is scored in."""
+    variants = []
+    for log, column, rows in ((RELIANCE_NAME, "part", list(relies)), (STABILITY_NAME, "perturbation", list(steady))):
+        told = {row: {column: CONTROL} for row in rows}
+        variants.append(Variant(log, told, whole.with_row_index("row")[rows]))
+    return variants
 
 
 def fact_variants(

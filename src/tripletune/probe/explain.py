@@ -69,7 +69,7 @@ def explain_answer(
     residual = answerer.contract.residual
     scored = score_prompts(prompts, answerer.score(prompts, batch_size=batch_size), residual)
     system = SERVED if residual and residual.weight else "tuned"
-    titles = dict(zip(whole["candidates"][0], whole["candidate_titles"][0], strict=True))
+    titles: dict[int, str] = dict(frame.titles.select("movie_id", "display").iter_rows())
     return _sorted(system, titles, variants, scored[system], example)
 
 
@@ -88,8 +88,7 @@ def _sorted(
                 part = told["part"]
             else:
                 name = names[told["movie_id"], told["relation"], told["entity"]]
-                film = titles.get(told["movie_id"], "a film that the user liked")
-                part = f"{film}: {told['relation']} {name}"
+                part = f"{titles[told['movie_id']]}: {told['relation']} {name}"
             instead = "" if other.first == before.first else titles[other.first]
             found.append(Relied(part, change(before, other, [before.first]), instead))
     return Reliance(system, titles[before.first], tuple(sorted(found, key=lambda one: -abs(one.change))))

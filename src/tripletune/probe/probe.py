@@ -12,12 +12,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 
 from tripletune.config import ProbeConfig, RankConfig
 from tripletune.contract import read_contract, require_same
 from tripletune.errors import InputError
-from tripletune.probe.changes import Variant, compare, fact_variants, part_variants, perturbed_variants
+from tripletune.probe.changes import (
+    Variant,
+    compare,
+    control_variants,
+    fact_variants,
+    part_variants,
+    perturbed_variants,
+)
 from tripletune.probe.counterfactual import FactPool
 from tripletune.probe.inputs import Inputs, rendered_as_published
 from tripletune.probe.scores import score_prompts
@@ -36,6 +44,8 @@ from tripletune.store.shards import shard_name
 
 _PROMPTS = 64
 """Prompts in a file, and so in a piece of the ranking."""
+_MIXED = 25 << 40
+"""Added to the run's seed for the order in which prompts are scored."""
 
 log = logging.getLogger(__name__)
 
@@ -149,6 +159,7 @@ def render_variants(examples: pl.DataFrame, probing: Probing) -> tuple[pl.DataFr
     settings = probing.settings
     pool = probing.pool if settings.swap_facts else None
     return whole, [
+        *control_variants(whole, relies, steady),
         *part_variants(inputs, whole, relies, probing.pool),
         *fact_variants(inputs, whole, relies, settings.facts, pool),
         *perturbed_variants(inputs, whole, steady, settings.perturbations),
@@ -156,11 +167,15 @@ def render_variants(examples: pl.DataFrame, probing: Probing) -> tuple[pl.DataFr
 
 
 def _score(prompts: pl.DataFrame, finetuned: Path, out: Path, probing: Probing) -> tuple[pl.DataFrame, float]:
-    """Every candidate's score under each prompt, in the order of the prompts, and the seconds that it took."""
+    """Every candidate's score under each prompt, in the order of the prompts, and the seconds that it took.
+
+    Prompts are scored in the order of a hash, so that the whole prompt and its control have other neighbours.
+    """
+    order = pl.Series(np.argsort(mix(np.arange(len(prompts)), probing.seed + _MIXED), kind="stable"))
     files, folder = out / SCRATCH / "prompts", out / SCRATCH / "pieces"
     for made in (files, folder):
         made.mkdir(parents=True, exist_ok=True)
-    for number, part in enumerate(prompts.select(COLUMNS).iter_slices(_PROMPTS)):
+    for number, part in enumerate(prompts.select(COLUMNS)[order].iter_slices(_PROMPTS)):
         write_parquet(files / shard_name(f"{number:06d}"), part)
     pieces = cut_prompts(files, folder, scored=True)
     job = RankJob(
@@ -176,4 +191,5 @@ def _score(prompts: pl.DataFrame, finetuned: Path, out: Path, probing: Probing) 
         environments=worker_environments(probing.rank.workers, visible_gpus()),
     )
     took = answer_job(job, pieces, out / SCRATCH)
-    return pl.concat(pl.read_parquet(piece.target) for piece in pieces), took.seconds
+    answered = pl.concat(pl.read_parquet(piece.target) for piece in pieces)
+    return answered[order.arg_sort()], took.seconds

@@ -6,7 +6,7 @@ is asked with changes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import polars as pl
@@ -82,11 +82,14 @@ def retriever_stability(
     found = []
     for name, changed in ((name, changes[name]) for name in names if name in changes):
         # the rows before a query's cutoff are its history, so each query has a change of its own
-        for query in asked.iter_slices(1):
-            cutoff, user = query["cutoff"][0], query["user_id"][0]
-            mine = changed(rows.filter(pl.col("user_id") == user).sort("position"), cutoff, seed)
-            history, seen = find_history(mine, query), find_seen(mine, query)
-            lists, _ = retriever.retrieve_users(query, history, seen, find_answers(rows, query))
+        for part in _one_of_each_user(asked):
+            changed_rows = pl.concat(
+                changed(rows.filter(pl.col("user_id") == user).sort("position"), cutoff, seed)
+                for user, cutoff in part.select("user_id", "cutoff").iter_rows()
+            )
+            lists, _ = retriever.retrieve_users(
+                part, find_history(changed_rows, part), find_seen(changed_rows, part), find_answers(rows, part)
+            )
             found.append(lists.select(*QUERY_KEY, after="candidates").with_columns(perturbation=pl.lit(name)))
     if not found:
         return STABILITY.to_frame()
@@ -96,6 +99,13 @@ def retriever_stability(
     values = pl.DataFrame(measured, schema=schema, orient="row")
     joined = both.hstack(values).with_columns(tau_by_place=pl.lit(None, pl.Float64))
     return conform(joined, STABILITY).sort("example_id", "perturbation")
+
+
+def _one_of_each_user(queries: pl.DataFrame) -> Iterator[pl.DataFrame]:
+    """Parts of the queries, in none of which a user has two."""
+    numbered = queries.with_columns(number=pl.int_range(pl.len()).over("user_id"))
+    for _, part in numbered.group_by("number", maintain_order=True):
+        yield part.drop("number")
 
 
 def _without_a_like(rows: pl.DataFrame, cutoff: int, seed: int) -> pl.DataFrame:

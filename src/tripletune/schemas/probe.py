@@ -26,6 +26,9 @@ _CHANGED: dict[str, pl.DataType | type[pl.DataType]] = {
     "first_changed": pl.Boolean,
 }
 
+CONTROL = "nothing"
+"""Name of the part, and of the perturbation, under which a prompt stays as it is and is scored again."""
+
 RELIANCE_NAME = "reliance.parquet"
 RELIANCE = columns({**_KEY, "part": pl.String, **_CHANGED})
 """probe/reliance.parquet, sorted by example, system and part: one part of the prompt is not rendered, or every fact of
@@ -34,7 +37,8 @@ hint 2 is another film's. Only examples with an answer among the candidates, and
 Columns:
     example_id: as in EXAMPLES
     system: tuned, or tuned+retriever
-    part: likes, dislikes, hint 1, hint 2, the retriever's places, or other films' facts (in place of those of hint 2)
+    part: likes, dislikes, hint 1, hint 2, the retriever's places, other films' facts (in place of those of hint 2), or
+        nothing, the whole prompt scored again
     before: the right answer's log-probability under the whole prompt
     change: of the right answer's log-probability by the part, with it minus without it; above 0: the part helps
     distance: between the candidates' probabilities with and without the part, total variation, 0 to 1
@@ -87,7 +91,7 @@ nearly the same; ``system`` may also be retriever, whose list is computed again 
 Columns:
     example_id: as in EXAMPLES
     system: tuned, tuned+retriever or retriever
-    perturbation: what was changed
+    perturbation: what was changed, or nothing
     tau: Kendall's tau-b between the two orders of the films that are candidates in both; null with fewer than two
     tau_by_place: the same between the scores of the places shown, whatever film stands there; of candidates that are
         shown in another order: near 1 where the model scores places and not films, else null
