@@ -53,10 +53,10 @@ from tripletune.store.shards import split_files
 
 REPORT = Path(__file__).with_name("triple_feedback.md")
 GAIN, NOISE = 0.5, 0.5
-LIKED, OTHERS, PROBED = 5, 20, 4
+LIKED, OTHERS, PROBED = 5, 10, 8
 """Newest liked films and films drawn from the catalogue whose facts are shown to a user, and facts that are probed."""
 EXPLORED = 0.1
-READERS = 2000
+READERS = 6000
 """Training users who are shown facts and read some."""
 
 

@@ -11,7 +11,7 @@ from selector_cases import NAMES, NUM_TRIPLES, RELATIONS, make_log
 
 from tripletune.config import SelectorConfig
 from tripletune.retrieve.triple_features import FEATURES
-from tripletune.selector.guards import entropy, refuse_collapse, refuse_log
+from tripletune.selector.guards import entropy, refuse_collapse, refuse_log, refuse_worth, say_choice
 from tripletune.selector.learn import fit_policy, fit_rewards
 from tripletune.selector.logged import Logged
 from tripletune.selector.offpolicy import certain, estimate, uniform
@@ -182,6 +182,31 @@ def test_a_collapse_to_few_relations_is_refused():
     lax = SelectorConfig(min_entropy=0.0)
     assert "95% of its choices are of the relation actor" in refuse_collapse(narrow, even, lax)
     assert refuse_collapse(narrow, narrow, SETTINGS) == ""
+
+
+def test_a_choice_that_is_no_better_than_a_draw_or_worse_than_personal_is_refused():
+    good = {"minus_random": 0.3, "minus_random_low": 0.1, "minus_personal": -0.1, "minus_personal_high": 0.1}
+    assert refuse_worth(good) == ""
+    assert "not shown to be worth more than a draw: +0.3000 nats a fact, from -0.1000" in refuse_worth(
+        good | {"minus_random_low": -0.1}
+    )
+    assert "from unknown" in refuse_worth(good | {"minus_random_low": None})
+    assert "worth less than personal: -0.1000 nats a fact, up to -0.0100" in refuse_worth(
+        good | {"minus_personal_high": -0.01}
+    )
+    noise, _ = make_log(1500)
+    shuffled = dataclasses.replace(noise, reward_L=np.random.default_rng(1).permutation(noise.reward_L))
+    for value in cross_fit(shuffled, SETTINGS, JUDGING).values():
+        assert "draw" in refuse_worth(value)
+
+
+def test_the_quality_page_says_how_facts_are_chosen():
+    refused = say_choice({"refused": "it collapsed"})
+    assert refused == "Triples are chosen as under 'personal'; the learned choice is not used: it collapsed."
+    used = {"refused": "", "learner": "regression", "logged": {"facts": 2000, "users": 500}}
+    assert "by what regression learned from 2,000 facts shown to 500 training users" in say_choice(
+        used | {"entropy": {"learned": 1.5, "personal": 1.25}}
+    )
 
 
 def test_the_choice_between_equal_scores_is_the_first():

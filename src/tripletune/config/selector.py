@@ -18,8 +18,8 @@ class SelectorConfig(Section):
     learner: Literal["best", "regression", "reinforce"] = "best"
     """regression: of the reward, weighted by inverse propensity; reinforce: policy gradient with a baseline, weighted
     likewise; best: the one of these that is worth more on training users it was not learned from."""
-    ridge: PositiveFloat = 10.0
-    """L2 penalty on the weights, in logged facts."""
+    ridge: PositiveFloat = 1000.0
+    """L2 penalty on the weights, in logged facts. Only the weights' proportions matter to a choice."""
     clip: Annotated[float, Field(ge=1.0)] = 20.0
     """Highest weight of a logged fact relative to a draw from its film's triples; at an exploration of 1 / this or more
     nothing is clipped."""

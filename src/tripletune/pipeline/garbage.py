@@ -2,9 +2,9 @@
 
 A run is kept when it is among the newest of its dataset, was named, is still running, or when a kept run pins its
 specialists or learns from its adapter or its log. A champion's adapter is kept whoever made it: later runs start from
-it, and it holds the record of what its ancestors were trained on, so that these may go. Run files, promotion decisions and
-everything in MLflow stay: they are small, and they are the history. Only this machine's artifact root is looked at: the
-shared store keeps what is removed here.
+it, and it holds the record of what its ancestors were trained on, so that these may go. Run files, promotion decisions
+and everything in MLflow stay: they are small, and they are the history. Only this machine's artifact root is looked at:
+the shared store keeps what is removed here.
 """
 
 from __future__ import annotations

@@ -362,12 +362,14 @@ def run_generate(paths: RunPaths, config: RunConfig, map_jobs: MapJobs | None = 
 def run_quality(paths: RunPaths, config: RunConfig, *, run: str, child: StageRun) -> Path:
     """Measure the shards, compare them with the last run's, and stop where they moved too far. Never reused."""
     from tripletune.quality.report import refuse_drift, report_quality
+    from tripletune.selector.guards import say_choice
 
     generate, split = paths.require("generate"), paths.require("split")
     last = earlier_run(paths, "generate", but=run)
     before = (last.name, last.paths(paths.root).folder("generate")) if last else None
     folder = paths.root / paths.dataset / "quality" / run
-    quality = report_quality(generate, split, folder, config.quality, run=run, before=before)
+    choice = say_choice(paths.manifest("selector")["facts"]) if config.retrieve.learns_triples else ""
+    quality = report_quality(generate, split, folder, config.quality, run=run, before=before, choice=choice)
     child.log_report(folder, quality.metrics)
     refuse_drift(quality, config.quality)
     return folder

@@ -1,9 +1,10 @@
 # Shape letters in this file: L logged facts, T rows of fact and triple of its film
-"""Reasons to refuse a learned choice: a log that says too little, a collapse, and a worth below ``personal``'s."""
+"""Reasons to refuse a learned choice: a log that says too little, a collapse, and too little worth."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -71,3 +72,42 @@ def refuse_collapse(learned: Mapping[str, float], personal: Mapping[str, float],
             f"selector.max_relation_share = {settings.max_relation_share:g}"
         )
     return ""
+
+
+def refuse_worth(value: Mapping[str, Any]) -> str:
+    """Why the learned choice is not worth using; empty: it is.
+
+    It must be shown to be worth more than a draw (else the log holds no more than noise), and must not be shown to be
+    worth less than ``personal``. That it is worth more than ``personal`` need not be shown: with a log of usual size
+    the interval is wider than what there is to gain.
+
+    Args:
+        value: of the learner, of ``cross_fit``.
+    """
+    low, high = value["minus_random_low"], value["minus_personal_high"]
+    if low is None or low <= 0:
+        return (
+            f"to users it was not learned from it is not shown to be worth more than a draw: "
+            f"{value['minus_random']:+.4f} nats a fact, from {_signed(low)}"
+        )
+    if high < 0:
+        return (
+            f"to users it was not learned from it is worth less than personal: {value['minus_personal']:+.4f} nats a "
+            f"fact, up to {high:+.4f}"
+        )
+    return ""
+
+
+def say_choice(facts: Mapping[str, Any]) -> str:
+    """A sentence on how triples are chosen, from the facts of the stage's manifest."""
+    if facts["refused"]:
+        return f"Triples are chosen as under 'personal'; the learned choice is not used: {facts['refused']}."
+    logged, entropies = facts["logged"], facts["entropy"]
+    return (
+        f"Triples are chosen by what {facts['learner']} learned from {logged['facts']:,} facts shown to "
+        f"{logged['users']:,} training users; entropy of their relations {entropies['learned']:.2f} nats (personal {entropies['personal']:.2f})."
+    )
+
+
+def _signed(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:+.4f}"

@@ -3,7 +3,8 @@
 
 Users are divided into folds; both learners and the reward model that judges them are fitted to the other folds and
 judged on this one. The better learner is then fitted to all. Where the log says too little, or the result has
-collapsed or is worth less than ``personal``, it is refused with the reason, and ``personal`` is used.
+collapsed, is not shown to be worth more than a draw or is shown to be worth less than ``personal``, it is refused with
+the reason, and ``personal`` is used.
 """
 
 from __future__ import annotations
@@ -25,7 +26,14 @@ from tripletune.retrieve.profiles import RelationTable
 from tripletune.retrieve.triple_features import TripleFeatures
 from tripletune.retrieve.triples import TripleTable, read_triples
 from tripletune.schemas.query import FIT_OF, QUERY_KEY
-from tripletune.selector.guards import entropy, explored_share, refuse_collapse, refuse_log, relation_shares
+from tripletune.selector.guards import (
+    entropy,
+    explored_share,
+    refuse_collapse,
+    refuse_log,
+    refuse_worth,
+    relation_shares,
+)
 from tripletune.selector.learn import fit_policy, fit_rewards
 from tripletune.selector.log import Feedback, RunLog, read_log
 from tripletune.selector.logged import Doubles, Logged, gather
@@ -102,7 +110,7 @@ def learn_selector(
         "relations": {name: _rounded(shares) for name, shares in relations.items()},
         "entropy": _rounded({name: entropy(shares) for name, shares in relations.items()}),
         "refused": refuse_collapse(relations["learned"], relations["personal"], settings)
-        or _refuse_worse(values[learner]),
+        or refuse_worth(values[learner]),
     }
     return _write(out, facts, dict(zip(logged.names, weight_F.tolist(), strict=True)))
 
@@ -136,7 +144,7 @@ def cross_fit(logged: Logged, settings: SelectorConfig, judging: Judging) -> dic
 
     Returns:
         By choice ``snips`` and ``robust`` (doubly robust), in nats per fact, and for the latter its interval over users
-        and the difference from ``personal`` with its interval.
+        and the differences from ``personal`` and ``random`` with theirs.
     """
     fold_L = (mix(logged.user_L, judging.seed + _FOLD) % np.uint64(FOLDS)).astype(np.int64)
     names = (*LEARNERS, "personal", "random")
@@ -155,11 +163,11 @@ def cross_fit(logged: Logged, settings: SelectorConfig, judging: Judging) -> dic
             value = estimate(mine, chance_T, model_T, clip=settings.clip)
             robust[name][is_mine_L] = value.robust_L
             snips[name].append((value.snips, len(mine)))
-    return {name: _valued(logged, robust[name], robust["personal"], snips[name], judging) for name in names}
+    return {name: _valued(logged, name, robust, snips[name], judging) for name in names}
 
 
 def _valued(
-    logged: Logged, robust_L: Doubles, personal_L: Doubles, snips: list[tuple[float, int]], judging: Judging
+    logged: Logged, name: str, robust: dict[str, Doubles], snips: list[tuple[float, int]], judging: Judging
 ) -> dict[str, Any]:
     def over_users(value_L: Doubles) -> Any:
         frame = pl.DataFrame({"user": logged.user_L, "value": value_L / logged.share_L, "weight": 1 / logged.share_L})
@@ -167,7 +175,8 @@ def _valued(
         of_user_U = (means["value"] / means["weight"]).to_numpy()
         return mean_interval(of_user_U, confidence=judging.confidence, resamples=judging.resamples, seed=judging.seed)
 
-    whole, less = over_users(robust_L), over_users(robust_L - personal_L)
+    whole = over_users(robust[name])
+    less = {other: over_users(robust[name] - robust[other]) for other in ("personal", "random")}
     total = sum(number for _, number in snips)
     return _rounded(
         {
@@ -175,18 +184,11 @@ def _valued(
             "robust": whole.value,
             "low": whole.low,
             "high": whole.high,
-            "minus_personal": less.value,
-            "minus_personal_low": less.low,
-            "minus_personal_high": less.high,
+            **{f"minus_{other}": found.value for other, found in less.items()},
+            **{f"minus_{other}_low": found.low for other, found in less.items()},
+            **{f"minus_{other}_high": found.high for other, found in less.items()},
         }
     )
-
-
-def _refuse_worse(value: dict[str, Any]) -> str:
-    if value["minus_personal"] >= 0:
-        return ""
-    less = -value["minus_personal"]
-    return f"it is worth {less:.4f} nats a fact less than personal to users it was not learned from"
 
 
 def _describe(logged: Logged, feedback: Feedback) -> Facts:
