@@ -15,7 +15,7 @@ from benchmarks.synthetic_oracle import Oracle
 from tripletune.models.rgat.serve import RgatFit, load_rgat
 from tripletune.models.serving.catalogue import Likes
 from tripletune.retrieve.histories import find_answers, find_history, find_questions, read_rows
-from tripletune.retrieve.profiles import build_profiles
+from tripletune.retrieve.profiles import RelationTable, build_profiles
 from tripletune.retrieve.triples import Choice, Scorer, TripleTable, choose_triples, read_triples
 from tripletune.schemas.query import FIT_OF
 from tripletune.store.shards import split_files
@@ -73,8 +73,9 @@ class Questions:
         return pl.concat(parts)
 
     def profiles(self) -> pl.DataFrame:
+        table = RelationTable.build(self.table, self.rgat)
         parts = [
-            build_profiles(self.table, self.rgat, likes, min(USERS_AT_ONCE, len(self.viewers) - start)).with_columns(
+            build_profiles(table, self.rgat, likes, min(USERS_AT_ONCE, len(self.viewers) - start)).with_columns(
                 pl.col("viewer").cast(pl.Int64) + start
             )
             for start, _, likes in self.blocks()

@@ -105,7 +105,8 @@ def say_choice(facts: Mapping[str, Any]) -> str:
     logged, entropies = facts["logged"], facts["entropy"]
     return (
         f"Triples are chosen by what {facts['learner']} learned from {logged['facts']:,} facts shown to "
-        f"{logged['users']:,} training users; entropy of their relations {entropies['learned']:.2f} nats (personal {entropies['personal']:.2f})."
+        f"{logged['users']:,} training users; "
+        f"entropy of their relations {entropies['learned']:.2f} nats (personal {entropies['personal']:.2f})."
     )
 
 

@@ -46,7 +46,8 @@ class Scale:
 
 def _means(logged: Logged) -> Doubles:
     sums_LF: Doubles = np.add.reduceat(logged.features_TF, logged.starts_L, axis=0)
-    return sums_LF / logged.count_L[:, None]
+    means_LF: Doubles = sums_LF / logged.count_L[:, None]
+    return means_LF
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +61,10 @@ class RewardModel:
 
     def predict(self, logged: Logged) -> Doubles:
         """Nats, of each row, (T,)."""
-        context_L = np.einsum("ld,d->l", self.scale.contexts(logged), self.context_D)
+        context_L: Doubles = np.einsum("ld,d->l", self.scale.contexts(logged), self.context_D)
         of_triple_T: Doubles = np.einsum("tf,f->t", self.scale.centred(logged), self.weight_F)
-        return context_L[logged.fact_T] + of_triple_T
+        context_T: Doubles = context_L[logged.fact_T]
+        return context_T + of_triple_T
 
     @property
     def raw_weight_F(self) -> Doubles:

@@ -95,9 +95,8 @@ def learn_selector(
     if facts["refused"]:
         return _write(out, facts, {})
     values = cross_fit(logged, settings, judging)
-    learner = settings.learner
-    if learner == "best":
-        learner = max(LEARNERS, key=lambda name: values[name]["robust"])  # type: ignore[assignment]
+    by_worth = sorted(LEARNERS, key=lambda name: -values[name]["robust"])
+    learner = by_worth[0] if settings.learner == "best" else settings.learner
     weight_F = learn(logged, learner, settings)
     personal_L = logged.best(personal_scores(logged))
     relations = {
