@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,8 @@ from benchmarks.synthetic_oracle import Oracle
 from tripletune.models.rgat.serve import RgatFit, load_rgat
 from tripletune.models.serving.catalogue import Likes
 from tripletune.retrieve.histories import find_answers, find_history, find_questions, read_rows
-from tripletune.retrieve.profiles import build_profiles
-from tripletune.retrieve.triples import Choice, TripleTable, choose_triples, read_triples
+from tripletune.retrieve.profiles import RelationTable, build_profiles
+from tripletune.retrieve.triples import Choice, Scorer, TripleTable, choose_triples, read_triples
 from tripletune.schemas.query import FIT_OF
 from tripletune.store.shards import split_files
 
@@ -58,21 +58,24 @@ class Questions:
             block = block.with_columns(pl.col("viewer") - start)
             yield start, block, Likes(*(block[name].to_numpy().astype(np.int64) for name in block.columns))
 
-    def choices(self, mode: Choice) -> pl.DataFrame:
-        """One fact per liked film: ``viewer, movie_id, relation, entity``."""
+    def choices(self, mode: Choice, scorer: Scorer | None = None) -> pl.DataFrame:
+        """One fact per liked film: ``viewer, movie_id, relation, entity``; ``scorer`` of the mode ``learned``."""
         parts = []
         for start, block, likes in self.blocks():
             users_U = self.viewers["user_id"].slice(start, USERS_AT_ONCE).to_numpy().astype(np.int64)
             pairs = likes.user_E, likes.movie_E
-            chosen = choose_triples(self.table, self.rgat, likes, users_U, *pairs, mode=mode, num=1, seed=SEED)
+            chosen = choose_triples(
+                self.table, self.rgat, likes, users_U, *pairs, mode=mode, num=1, seed=SEED, scorer=scorer
+            )
             named = chosen.select("relation", "entity")
             part = block.select(pl.col("viewer") + start, "movie_id")[chosen["pair"].to_numpy()]
             parts.append(part.hstack(named))
         return pl.concat(parts)
 
     def profiles(self) -> pl.DataFrame:
+        table = RelationTable.build(self.table, self.rgat)
         parts = [
-            build_profiles(self.table, self.rgat, likes, min(USERS_AT_ONCE, len(self.viewers) - start)).with_columns(
+            build_profiles(table, self.rgat, likes, min(USERS_AT_ONCE, len(self.viewers) - start)).with_columns(
                 pl.col("viewer").cast(pl.Int64) + start
             )
             for start, _, likes in self.blocks()
@@ -80,8 +83,11 @@ class Questions:
         return pl.concat(parts)
 
 
-def measure_planted(folders: dict[str, Path], release: Path) -> dict[str, Any]:
-    """Shares of right entities and right top relations by mode, for warm and unseen users."""
+def measure_planted(
+    folders: dict[str, Path], release: Path, learned: Callable[[Questions], Mapping[str, Scorer]] | None = None
+) -> dict[str, Any]:
+    """Shares of right entities and right top relations by mode, for warm and unseen users; ``learned`` gives further
+    choices by name."""
     asked = Questions.read(folders, "valid")
     truth = pl.read_parquet(release / "truth.parquet").with_columns(pl.col("kind").cast(pl.String))
     viewers = asked.viewers.with_row_index("viewer").cast({"viewer": pl.Int64}).join(truth, on="user_id")
@@ -98,6 +104,8 @@ def measure_planted(folders: dict[str, Path], release: Path) -> dict[str, Any]:
         return told.select("viewer", right=(pl.col("relation") == pl.col("kind")).cast(pl.Int64), films=pl.lit(1))
 
     chosen: dict[str, pl.DataFrame] = {mode: asked.choices(mode) for mode in MODES}
+    scorers = learned(asked) if learned else {}
+    chosen |= {name: asked.choices("learned", scorer) for name, scorer in scorers.items()}
     profiles = {mode: _counted(choices) for mode, choices in chosen.items()} | {"personal": asked.profiles()}
     entities = {mode: right_entities(choices) for mode, choices in chosen.items()}
     entities["optimal"] = right_entities(_likeliest(asked, carried, posterior))

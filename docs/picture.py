@@ -26,6 +26,7 @@ NOTES = {
     "ease": "baseline",
     "slist": "closed form",
     "fusion": "list weights",
+    "selector": "choice of facts",
     "retrieve": "candidates, hints",
     "generate": "prompt shards",
     "quality": "drift, limits",

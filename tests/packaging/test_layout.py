@@ -145,6 +145,7 @@ def test_every_stage_has_a_command_and_a_task_and_reads_settings_that_exist(tmp_
     finetune = {"model": "smollm2-135m", "objective": "listwise", "teacher": str(tmp_path)}
     further = {"retrieve": {"fused_sasrec": 1.0}, "prompt": {"template": "letters"}, "finetune": finetune}
     further["probe"] = {"users": 1}
+    further["retrieve"]["triple_choice"] = "learned"
     every = RunConfig.model_validate({"dataset": "x", **further})
     prompts = prompt_contract(every.prompt, every.retrieve)
     write_contract(

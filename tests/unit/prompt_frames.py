@@ -100,7 +100,7 @@ def frames(
         )
         for film in [*liked[:5], *shown[: user % 13]] if user % 7 else []:
             for rank in range(int(rng.integers(0, 3))):
-                facts.append((user, "test", 50, film, rank, *_fact(rng, names, relations), 0.0))
+                facts.append((user, "test", 50, film, rank, *_fact(rng, names, relations), 0.0, 1.0))
     told = pl.DataFrame(rows, schema_overrides=EXAMPLES.to_frame().select(QUERY_KEY).schema)
     key = QUERY_KEY
     lists = told.select(*key, pl.col("liked", "disliked").cast(pl.List(pl.Int32)))

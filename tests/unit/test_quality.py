@@ -41,6 +41,17 @@ def report(run: Run, out: Path, before: Run | None = None, **limits: Any) -> Qua
     return report_quality(run.generate, run.split, out, settings, run="films-2", before=last)
 
 
+def test_the_page_says_how_triples_were_chosen_where_that_is_learned(clean: Run, tmp_path: Path) -> None:
+    said = "Triples are chosen as under 'personal': there is no log yet."
+    for choice in ("", said):
+        (tmp_path / "out").mkdir(exist_ok=True)
+        page = report_quality(
+            clean.generate, clean.split, tmp_path / "out", QualityConfig(), run="x", before=None, choice=choice
+        ).page
+        assert ("Triples are chosen as under" in page.read_text(encoding="utf-8")) is bool(choice)
+        assert figures(tmp_path / "out")["triple_choice"] == choice
+
+
 def figures(out: Path) -> dict[str, Any]:
     found: dict[str, Any] = json.loads((out / "quality.json").read_text(encoding="utf-8"))
     return found

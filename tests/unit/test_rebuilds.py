@@ -292,6 +292,37 @@ def test_settings_of_the_probe_rebuild_it_and_the_report(changed, stages):
     assert rebuilt(config(probe=PROBED), lambda: None, config(**changed)) == stages.split()
 
 
+LEARNED = {"triple_choice": "learned"}
+
+
+@pytest.mark.parametrize(
+    ("file", "stages"),
+    [
+        ("selector/learn.py", "selector " + RETRIEVE),
+        ("selector/guards.py", "selector " + RETRIEVE),
+        ("audit/feedback.py", "selector " + RETRIEVE),
+        ("retrieve/triple_features.py", "selector " + RETRIEVE),
+        ("retrieve/learned.py", "selector " + RETRIEVE),
+        ("pipeline/feedback.py", NOTHING),
+    ],
+)
+def test_the_selector_is_rebuilt_with_what_it_learns_by(tree, file, stages):
+    assert rebuilt(config(retrieve=LEARNED), lambda: append(tree / file, CODE)) == stages.split()
+
+
+@pytest.mark.parametrize(
+    ("changed", "stages"),
+    [
+        ({"retrieve": LEARNED, "selector": {"ridge": 5.0}}, "selector " + RETRIEVE),
+        ({"retrieve": LEARNED | {"num_candidates": 30}}, RETRIEVE),
+        ({"retrieve": LEARNED | {"explore_triples": 0.1}}, RETRIEVE),
+    ],
+    ids=str,
+)
+def test_settings_of_the_selector_rebuild_it_and_the_hints(changed, stages):
+    assert rebuilt(config(retrieve=LEARNED), lambda: None, config(**changed)) == stages.split()
+
+
 def test_vllm_and_the_code_that_calls_it_count_where_it_ranks():
     (stage,) = (stage for stage in reusable_stages(config()) if stage.name == "rank")
     parents = dict.fromkeys(f"{INGEST} sasrec probe".split(), "")
@@ -330,10 +361,11 @@ def test_the_number_of_processes_rebuilds_nothing_and_other_settings_of_accelera
 
 def test_every_setting_of_a_run_counts_for_some_stage_or_is_known_not_to():
     """A setting that a stage's declaration forgets would change bytes and rebuild nothing."""
-    settings = config(split={"frozen": ""}, retrieve={"fused_sasrec": 1.0}, probe=PROBED)
+    settings = config(split={"frozen": ""}, retrieve={"fused_sasrec": 1.0, **LEARNED}, probe=PROBED)
     counted: set[str] = set()
     for stage in reusable_stages(settings):
-        counted |= stage.ingredients(settings, dict.fromkeys(f"{INGEST} sasrec probe".split(), ""), {})["fields"].keys()
+        parents = dict.fromkeys(f"{INGEST} sasrec selector probe".split(), "")
+        counted |= stage.ingredients(settings, parents, {})["fields"].keys()
     sections = ("source", "quality", "promote", "tracking", "store", "specialists", "workers")
     by_content = {"split.frozen", "finetune.accelerate_config", "finetune.teacher", "prompt.template", "dataset"}
     limits = {f"{name}.checkpoint_minutes" for name in ("rgat", "lightgcn", "sasrec", "sequence")} | {
@@ -342,6 +374,7 @@ def test_every_setting_of_a_run_counts_for_some_stage_or_is_known_not_to():
         "finetune.start",
         "finetune.fresh_every",
         "rank.workers",
+        "selector.from_run",
     }
     lists = ("lightgcn", "ease", "sasrec", "sequence", "text", "slist")
     inside_weights = {f"retrieve.fused_{name}" for name in (*lists, "films")}
@@ -365,14 +398,13 @@ def installed_packages(modules: Iterable[str]) -> set[str]:
 
 
 def test_the_libraries_that_a_stage_imports_are_those_it_declares():
-    settings = config(probe=PROBED)
+    settings = config(probe=PROBED, retrieve=LEARNED)
     no_bytes = {"rich", "filelock", "psutil", "pydantic", "yaml", "tenacity", "httpx", "fsspec", "safetensors"}
     for stage in reusable_stages(settings):
         closure = stage.sources(settings)
         imported = installed_packages(closure.hashes) - no_bytes
-        declared = stage.ingredients(settings, dict.fromkeys(f"{INGEST} sasrec probe".split(), ""), {})[
-            "libraries"
-        ].keys()
+        parents = dict.fromkeys(f"{INGEST} sasrec selector probe".split(), "")
+        declared = stage.ingredients(settings, parents, {})["libraries"].keys()
         # imported on the way by modules of the prompts, which are parents' work where these are not declared
         on_the_way = (
             {"torch", "transformers", "tokenizers", "pyarrow", "numpy"}

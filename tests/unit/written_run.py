@@ -277,6 +277,7 @@ def _write_retrieve(run: Run, held_out: list[dict[str, Any]], rng: np.random.Gen
             "entity": "person:nm1",
             "entity_name": "A Director",
             "score": 0.5,
+            "propensity": 1.0,
         }
         for row in held_out
         for film in row["candidates"]

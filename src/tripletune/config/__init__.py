@@ -48,6 +48,7 @@ from tripletune.config.prompts import (
     WorkersConfig,
 )
 from tripletune.config.run import RunConfig, StoreConfig, TrackingConfig
+from tripletune.config.selector import SelectorConfig
 
 __all__ = [
     "BASELINES",
@@ -77,6 +78,7 @@ __all__ = [
     "SampleConfig",
     "SasrecConfig",
     "Section",
+    "SelectorConfig",
     "SequenceConfig",
     "SlistConfig",
     "SourceConfig",

@@ -74,9 +74,14 @@ class RetrieveConfig(Section):
     similar_people: Share = 0.0
     """Weight of the agreement in age group, gender and occupation (0 to 1) that is added to the cosine of LightGCN's
     vectors when similar users are searched. 0 ignores these attributes; a release without them refuses any other."""
-    triple_choice: Literal["personal", "published", "most-shared", "random", "none"] = "personal"
+    triple_choice: Literal["personal", "published", "most-shared", "random", "none", "learned"] = "personal"
     """Choice of a film's triples for hint 2. personal: R-GAT's posterior for the user; published: attention times dot
-    product, without relation or user; most-shared: the entity most of the user's likes have in common; random; none."""
+    product, without relation or user; most-shared: the entity most of the user's likes have in common; random; none;
+    learned: by what the answers of an earlier run gained from each fact (``[selector]``), personal where there is no
+    such log."""
+    explore_triples: Share = 0.0
+    """Share of the films of training prompts whose triples are drawn at random, so that a later run can learn from them
+    which facts help; valid and test prompts are never explored."""
     triples_per_film: Annotated[int, Field(ge=0, le=5)] = 1
     """Triples chosen for a film in hint 2; 0 chooses none."""
     num_topics: Annotated[int, Field(ge=0, le=20)] = 0
@@ -98,6 +103,11 @@ class RetrieveConfig(Section):
     def learns_weights(self) -> bool:
         """Whether the run has a stage ``fusion``."""
         return self.retriever == "fused" and self.fusion == "learned"
+
+    @property
+    def learns_triples(self) -> bool:
+        """Whether the run has a stage ``selector``."""
+        return self.triple_choice == "learned"
 
     @property
     def lists(self) -> tuple[str, ...]:

@@ -24,6 +24,7 @@ from tripletune.config.models import (
 )
 from tripletune.config.probe import ProbeConfig
 from tripletune.config.prompts import PromptConfig, QualityConfig, RetrieveConfig, SampleConfig, WorkersConfig
+from tripletune.config.selector import SelectorConfig
 from tripletune.flatten import flatten
 
 
@@ -71,6 +72,7 @@ class RunConfig(Section):
     models: dict[str, dict[str, Any]] = Field(default={})
     """Settings of further retrievers by name; what keys there are, the ``Settings`` of ``models/<name>/fit.py`` say."""
     retrieve: RetrieveConfig = RetrieveConfig()
+    selector: SelectorConfig = SelectorConfig()
     sample: SampleConfig = SampleConfig()
     prompt: PromptConfig = PromptConfig()
     quality: QualityConfig = QualityConfig()
@@ -168,8 +170,13 @@ class RunConfig(Section):
 
     @property
     def specialist_stages(self) -> tuple[str, ...]:
-        """Stages that ``specialists.pin`` takes from an earlier run: trained models, and the weights of their lists."""
-        return (*self.trained_stages, *(("fusion",) if self.retrieve.learns_weights else ()))
+        """Stages that ``specialists.pin`` takes from an earlier run: trained models, the weights of their lists, and
+        the learned choice of triples."""
+        return (
+            *self.trained_stages,
+            *(("fusion",) if self.retrieve.learns_weights else ()),
+            *(("selector",) if self.retrieve.learns_triples else ()),
+        )
 
     @property
     def tags_before(self) -> date | None:

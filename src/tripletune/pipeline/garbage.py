@@ -1,10 +1,10 @@
 """Find and remove the stage outputs that no kept run refers to, for ``tripletune gc``.
 
 A run is kept when it is among the newest of its dataset, was named, is still running, or when a kept run pins its
-specialists or learns from its adapter. A champion's adapter is kept whoever made it: later runs start from it, and it
-holds the record of what its ancestors were trained on, so that these may go. Run files, promotion decisions and
-everything in MLflow stay: they are small, and they are the history. Only this machine's artifact root is looked at: the
-shared store keeps what is removed here.
+specialists or learns from its adapter or its log. A champion's adapter is kept whoever made it: later runs start from
+it, and it holds the record of what its ancestors were trained on, so that these may go. Run files, promotion decisions
+and everything in MLflow stay: they are small, and they are the history. Only this machine's artifact root is looked at:
+the shared store keeps what is removed here.
 """
 
 from __future__ import annotations
@@ -65,7 +65,8 @@ def kept_runs(root: Path, *, newest: int, named: Sequence[str]) -> list[RunRecor
             raise InputError(f"no run {name!r} in {root}; runs there: {', '.join(list(runs)[-5:]) or 'none'}")
         kept[name] = runs[name]
         config = runs[name].config
-        pinned = (config.get("specialists", {}).get("pin", ""), config.get("finetune", {}).get("teacher", ""))
+        named_in = (("specialists", "pin"), ("finetune", "teacher"), ("selector", "from_run"))
+        pinned = tuple(config.get(section, {}).get(name, "") for section, name in named_in)
         # a pin whose run file is gone protects nothing, and is no reason to stop
         wanted += [one for one in pinned if one in runs]
     return sorted(kept.values(), key=lambda run: (run.started, run.name))

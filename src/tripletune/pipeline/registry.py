@@ -208,6 +208,16 @@ STAGES = (
         headline=("weights", "fell_back"),
     ),
     Stage(
+        name="selector",
+        run=stages.run_selector,
+        part="shards",
+        parents=("knowledge", "split", "rgat", "lightgcn"),
+        fields=("selector", "evaluate.bootstrap_resamples", "evaluate.confidence", "seed"),
+        libraries=("torch", "polars", "numpy", "scipy", "pyarrow"),
+        needed=lambda config: config.retrieve.learns_triples,
+        headline=("learner", "refused"),
+    ),
+    Stage(
         name="retrieve",
         run=stages.run_retrieve,
         part="shards",

@@ -11,6 +11,7 @@ from tripletune.errors import ConfigError, InputError, MissingArtifactError
 from tripletune.finetune.ranks import check_ranks, settings_sha256
 from tripletune.models.registry import check_settings
 from tripletune.pipeline.feed import feed_files, release_checksums
+from tripletune.pipeline.feedback import from_log
 from tripletune.pipeline.registry import reusable_stages
 from tripletune.pipeline.stage import Stage
 from tripletune.pipeline.teacher import TEACHER_FILES, teacher_folder
@@ -43,8 +44,9 @@ def resolve(config: RunConfig, artifacts: Path, given: Mapping[str, str] = Mappi
         MissingArtifactError, ConfigError: ``specialists.pin`` names no usable run, there is no such template, the
             processes of a training cannot share ``finetune.global_batch``,
             ``finetune.objective`` or ``finetune.behaviour_tokens`` needs another, ``[finetune.trainer]`` cannot be
-            handed to the trainer, ``retrieve.similar_people`` needs a table of users that the release lacks, or the
-            champion that ``finetune.start`` asks for is gone or of other settings.
+            handed to the trainer, ``retrieve.similar_people`` needs a table of users that the release lacks,
+            ``selector.from_run`` names no run with a log, or the champion that ``finetune.start`` asks for is gone or
+            of other settings.
         ContractError: ``finetune.teacher`` was trained on other prompts.
     """
     from tripletune.finetune.trainer_settings import check_trainer_settings
@@ -76,6 +78,8 @@ def resolve(config: RunConfig, artifacts: Path, given: Mapping[str, str] = Mappi
         parts = stage.ingredients(config, fingerprints, inputs.of(stage))
         if stage.name == "finetune":
             parts = from_champion(parts, config, artifacts)
+        if stage.name == "selector":
+            parts = from_log(parts, config, artifacts)
         ingredients[stage.name] = parts
         fingerprints[stage.name] = pinned.get(stage.name) or fingerprint(stage.name, parts)
     return RunPaths(

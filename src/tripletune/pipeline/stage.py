@@ -16,10 +16,11 @@ Names: TypeAlias = tuple[str, ...] | Callable[[RunConfig], tuple[str, ...]]
 
 SHAPE_NO_BYTE = (
     *("timeout_minutes", "ddp_timeout_minutes", "checkpoint_minutes", "workers", "accelerate_config", "frozen"),
-    *("template", "teacher", "teacher_is_a_folder", "start", "fresh_every"),
+    *("template", "teacher", "teacher_is_a_folder", "start", "fresh_every", "from_run"),
 )
 """Settings that no fingerprint covers; the accelerate config, the frozen queries, the template and the teacher count by
-content, not by path, and the start of a training by the champion's fingerprint (``pipeline.warm``)."""
+content, not by path, the start of a training by the champion's fingerprint (``pipeline.warm``) and the selector's log
+by that of its probe (``pipeline.feedback``)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

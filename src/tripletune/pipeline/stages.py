@@ -228,6 +228,25 @@ def run_fusion(paths: RunPaths, config: RunConfig) -> Path:
     return _train("fusion", paths, ("split",), train)
 
 
+def run_selector(paths: RunPaths, config: RunConfig) -> Path:
+    """Learn from an earlier run's probe which facts help; for retrieve.triple_choice = "learned"."""
+    from tripletune.pipeline.feedback import resolved_log
+    from tripletune.selector.selector import Judging, learn_selector
+
+    if not config.retrieve.learns_triples:
+        raise ConfigError(
+            f"retrieve.triple_choice = {config.retrieve.triple_choice!r} learns no choice; set it to 'learned'"
+        )
+    evaluate = config.evaluate
+    judging = Judging(confidence=evaluate.confidence, resamples=evaluate.bootstrap_resamples, seed=config.seed)
+
+    def train(split: Path, knowledge: Path, rgat: Path, lightgcn: Path, work: Path) -> Facts:
+        run = resolved_log(paths)
+        return learn_selector(run, split, knowledge, rgat, lightgcn, work, config.selector, judging)
+
+    return _train("selector", paths, ("split", "knowledge", "rgat", "lightgcn"), train)
+
+
 def run_retrieve(paths: RunPaths, config: RunConfig) -> Path:
     """Retrieve candidates, hint lists, similar users' films and chosen triples of every user and purpose."""
     from tripletune.retrieve.candidates import retrieve_all
@@ -249,6 +268,7 @@ def run_retrieve(paths: RunPaths, config: RunConfig) -> Path:
             sample=config.sample,
             fusion=paths.require("fusion") if config.retrieve.learns_weights else None,
             ingest=paths.require("ingest") if config.retrieve.similar_people else None,
+            selector=paths.require("selector") if config.retrieve.learns_triples else None,
             earlier=found.folder if isinstance(found, Earlier) else None,
         )
         log.info(describe("retrieve", found, facts))
@@ -343,12 +363,14 @@ def run_generate(paths: RunPaths, config: RunConfig, map_jobs: MapJobs | None = 
 def run_quality(paths: RunPaths, config: RunConfig, *, run: str, child: StageRun) -> Path:
     """Measure the shards, compare them with the last run's, and stop where they moved too far. Never reused."""
     from tripletune.quality.report import refuse_drift, report_quality
+    from tripletune.selector.guards import say_choice
 
     generate, split = paths.require("generate"), paths.require("split")
     last = earlier_run(paths, "generate", but=run)
     before = (last.name, last.paths(paths.root).folder("generate")) if last else None
     folder = paths.root / paths.dataset / "quality" / run
-    quality = report_quality(generate, split, folder, config.quality, run=run, before=before)
+    choice = say_choice(paths.manifest("selector")["facts"]) if config.retrieve.learns_triples else ""
+    quality = report_quality(generate, split, folder, config.quality, run=run, before=before, choice=choice)
     child.log_report(folder, quality.metrics)
     refuse_drift(quality, config.quality)
     return folder

@@ -56,7 +56,10 @@ class Inputs:
                 RETRIEVED,
             ),
             choices=conform(
-                facts.with_columns(rank=pl.int_range(pl.len()).over(*QUERY_KEY, "movie_id"), score=pl.lit(0.0)), CHOICES
+                facts.with_columns(
+                    rank=pl.int_range(pl.len()).over(*QUERY_KEY, "movie_id"), score=pl.lit(0.0), propensity=pl.lit(1.0)
+                ),
+                CHOICES,
             ),
             evidence=examples.select(*QUERY_KEY, "liked", "disliked"),
             answers=examples.select(*QUERY_KEY, movie_id="answers", rating="answer_ratings").explode(

@@ -42,6 +42,7 @@ def report_quality(
     *,
     run: str,
     before: tuple[str, Path] | None,
+    choice: str = "",
 ) -> Quality:
     """Measure the shards, compare them with the last run's, and write ``quality.html`` and ``quality.json``.
 
@@ -51,6 +52,7 @@ def report_quality(
         settings: the limits.
         run: name of the run.
         before: name and generate folder of the run to compare with.
+        choice: a sentence on the learned choice of triples; empty: none is learned.
 
     Raises:
         InputError: this run's shards cannot be read. If only the other run's cannot be read, the page gives the reason.
@@ -74,6 +76,7 @@ def report_quality(
             {**shift._asdict(), "limit": _limit(shift, settings), "above": shift in too_far} for shift in shifts
         ],
         **figures_of(measures),
+        "triple_choice": choice,
     }
     metrics = headline(figures) | {shift.name: shift.value for shift in shifts}
     facts = (read_manifest(generate) or {}).get("facts", {})

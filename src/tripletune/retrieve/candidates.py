@@ -47,6 +47,7 @@ def retrieve_all(
     sample: SampleConfig = EVERYBODY,
     fusion: Path | None = None,
     ingest: Path | None = None,
+    selector: Path | None = None,
     earlier: Path | None = None,
 ) -> Facts:
     """Run the retrieve stage.
@@ -62,12 +63,14 @@ def retrieve_all(
         sample: selection of users for training queries.
         fusion: folder of that stage; None: the weights of the fused list are the config's.
         ingest: folder of that stage, where ``settings.similar_people`` asks for the users' attributes; None: not used.
+        selector: folder of that stage, where ``settings.triple_choice`` is ``learned``; None: not used.
         earlier: a finished output that differs from this one in ratings alone; rows are reused from it.
 
     Returns:
         Counts; ``ceiling``: the share of valid and of test answers that are among the candidates, which no re-ranking
         can exceed (1 by construction for ``kerag``); by purpose, the queries dropped because their fit was trained on
-        an answer; with ``earlier``, how many users were reused, and why the others were not.
+        an answer; with ``earlier``, how many users were reused, and why the others were not; of a learned choice,
+        ``triples_chosen_by``: personal where the selector was refused.
 
     Raises:
         InputError: an input is missing, damaged or does not fit the others.
@@ -83,6 +86,7 @@ def retrieve_all(
         fits=fits,
         fusion=fusion,
         ingest=ingest,
+        selector=selector,
     )
     only_users = read_only_users(split)
     for name in (*TABLES, "viewers"):
@@ -103,6 +107,8 @@ def retrieve_all(
     counts = pl.concat(bucket.counts for bucket in done)
     _write_lists(asking, rankings, counts.select(QUERY_KEY), _recent(split, files, retriever), files)
     facts = _facts(counts, len(next(iter(retriever.lightgcn.values())).catalogue)) | _changes(done)
+    if settings.triple_choice == "learned":
+        facts["triples_chosen_by"] = "learned" if retriever.selectors else "personal"
     return facts if drawn is None else facts | {"sample": sample_facts(drawn, sample.method)}
 
 

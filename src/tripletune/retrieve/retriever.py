@@ -27,12 +27,14 @@ from tripletune.retrieve.further_hints import HintInputs, compute_hints
 from tripletune.retrieve.fusion import read_fusion
 from tripletune.retrieve.histories import number_histories, rated_columns, read_fit_likes
 from tripletune.retrieve.kerag import best_answers, put_in
+from tripletune.retrieve.learned import Selector, read_weights
 from tripletune.retrieve.people import People
 from tripletune.retrieve.profiles import RelationTable
 from tripletune.retrieve.rankings import FilmEvidence, as_lists, as_rows, rank_by_popularity, rank_by_rgat
 from tripletune.retrieve.similar import Neighbours
 from tripletune.retrieve.topics import TopicTable
-from tripletune.retrieve.triples import TripleTable, choose_triples, read_triples
+from tripletune.retrieve.triple_features import TripleFeatures
+from tripletune.retrieve.triples import Exploration, TripleTable, choose_triples, read_triples
 from tripletune.schemas.base import conform
 from tripletune.schemas.hint import TOPICS
 from tripletune.schemas.query import FIT_OF, QUERY_KEY
@@ -92,6 +94,8 @@ class Retriever:
     relations: dict[str, RelationTable]
     topics: dict[str, TopicTable]
     """Empty where no topics are looked for."""
+    selectors: dict[str, Selector]
+    """Of ``triple_choice = "learned"``, by fit; empty: the choice is ``personal``."""
     reads_request_time: bool = False
     """Whether a list reads when its query is asked; the queries have ``asked_at`` then."""
 
@@ -107,6 +111,7 @@ class Retriever:
         fits: tuple[str, ...] = ("a", "b"),
         fusion: Path | None = None,
         ingest: Path | None = None,
+        selector: Path | None = None,
     ) -> Retriever:
         """Read stage outputs; this run's split is not among them, since the trained models may be pinned.
 
@@ -120,6 +125,7 @@ class Retriever:
             fits: names of the fits to load; ``("b",)`` is enough for valid, test and ad-hoc queries.
             fusion: folder of that stage; None: the weights of the config.
             ingest: folder of that stage, for the users' attributes; None: similarity is by LightGCN alone.
+            selector: folder of that stage; None or one that was refused: a learned choice of triples is ``personal``.
 
         Raises:
             InputError: a specialist's file is missing, damaged or inconsistent with the others.
@@ -141,6 +147,13 @@ class Retriever:
             tables = {fit: TripleTable.build(facts[fit], triples, seed) for fit in fits}
             evidence = {fit: FilmEvidence.build(facts[fit]) for fit in fits}
             relations = {fit: RelationTable.build(table, facts[fit]) for fit, table in tables.items()}
+            weights = read_weights(selector) if selector else None
+            features = {
+                fit: TripleFeatures.build(
+                    tables[fit], facts[fit], relations[fit], read_fit_likes(trained["lightgcn"], fit)
+                )
+                for fit in (fits if weights is not None else ())
+            }
         found = neighbours.result()
         topics = {}
         if settings.num_topics:
@@ -158,6 +171,7 @@ class Retriever:
             evidence=evidence,
             relations=relations,
             topics=topics,
+            selectors={fit: Selector(table, weights or {}) for fit, table in features.items()},
             reads_request_time=bool(reading_request_time(trained)),
         )
 
@@ -278,6 +292,8 @@ class Retriever:
         return pl.concat(as_rows(batch.queries, answers, name, as_lists(top)) for name, top in tops.items())
 
     def _choose(self, batch: _Batch, pairs: pl.DataFrame) -> pl.DataFrame:
+        settings, cutoff_U = self.settings, batch.queries["cutoff"].to_numpy().astype(np.int64)
+        explores = settings.explore_triples > 0 and batch.fit == FIT_OF["train"]
         numbered = batch.queries.select(*QUERY_KEY).with_row_index("viewer")
         pairs = pairs.join(numbered, on=QUERY_KEY, maintain_order="left")
         chosen = choose_triples(
@@ -287,9 +303,11 @@ class Retriever:
             batch.users_U,
             pairs["viewer"].to_numpy().astype(np.int64),
             pairs["movie_id"].to_numpy().astype(np.int64),
-            mode=self.settings.triple_choice,
-            num=self.settings.triples_per_film,
+            mode=settings.triple_choice,
+            num=settings.triples_per_film,
             seed=self.seed,
+            scorer=self.selectors.get(batch.fit),
+            exploration=Exploration(settings.explore_triples, cutoff_U) if explores else None,
         )
         of_pair = pairs[chosen["pair"].to_numpy()].select(*QUERY_KEY, "movie_id")
         return pl.concat([of_pair, chosen.drop("pair")], how="horizontal")

@@ -5,7 +5,11 @@
 The default, ``personal``, is the R-GAT's own posterior over a film's triples for this user,
 ``s(u, i, r, t) = log alpha_i(r, t) + beta <u, e_t> / sqrt(d)``: the terms whose logsumexp ranks the film. The other
 modes are for comparison: ``published`` (``alpha <v_i, e_t>``, no relation and no user), ``most-shared`` (the entity
-that most of the user's likes have in common), ``random`` and ``none``.
+that most of the user's likes have in common), ``random`` and ``none``. ``learned`` scores by what the language model's
+answers gained from facts shown in earlier runs (``learned.py``).
+
+A share of films may be explored: their facts are drawn at random. With the probability of each choice
+(``propensity``) the log of what was shown and what it was worth then tells what other choices would have been worth.
 """
 
 from __future__ import annotations
@@ -13,7 +17,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -25,7 +29,7 @@ from tripletune.models.serving.catalogue import Likes
 from tripletune.models.serving.topk import Ints
 from tripletune.stable_hash import TIES, mix, pair_hash
 
-Choice = Literal["personal", "published", "most-shared", "random", "none"]
+Choice = Literal["personal", "published", "most-shared", "random", "none", "learned"]
 Doubles = npt.NDArray[np.float64]
 Reals = TypeVar("Reals", npt.NDArray[np.float32], npt.NDArray[np.float64])
 
@@ -34,6 +38,24 @@ CHUNK_BYTES = 1 << 19
 
 RANDOM = 2 << 40
 """Added to the run's seed for the ``random`` mode."""
+_EXPLORED, _DRAWN = 25 << 40, 26 << 40
+"""Added to the run's seed: which films are explored, and which of their triples are drawn."""
+
+
+class Scorer(Protocol):
+    """Scores of the mode ``learned``."""
+
+    def score(self, likes: Likes, num_users: int, user_P: Ints, movie_P: Ints, pair_T: Ints, triple_T: Ints) -> Doubles:
+        """A score of each row of pair and triple, (T,); the rows are those of ``TripleTable.expand``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Exploration:
+    """Draw of the films whose triples are chosen at random, by a stable hash of user, cutoff and film."""
+
+    share: float
+    cutoff_U: Ints
+    """Cutoff of each user's query: as the history grows, other films are explored."""
 
 
 def read_triples(knowledge: Path) -> pl.DataFrame:
@@ -120,6 +142,8 @@ def choose_triples(
     mode: Choice,
     num: int,
     seed: int,
+    scorer: Scorer | None = None,
+    exploration: Exploration | None = None,
 ) -> pl.DataFrame:
     """The best triples of each (user, film) pair.
 
@@ -131,11 +155,13 @@ def choose_triples(
         user_P, movie_P: the pairs; users are numbered as in ``users_U``.
         mode: scoring of a triple, see the module's docstring.
         num: triples per pair, at most.
-        seed: of the ``random`` mode.
+        seed: of the ``random`` mode and of the exploration.
+        scorer: of the ``learned`` mode.
+        exploration: None: no film is explored.
 
     Returns:
-        ``pair`` (index of the pair), ``rank`` from 0, ``relation, entity, entity_name, score``; sorted by pair and
-        rank. Pairs without a triple have no row.
+        ``pair`` (index of the pair), ``rank`` from 0, ``relation, entity, entity_name, score, propensity``; sorted by
+        pair and rank. Pairs without a triple have no row. An explored pair's score is its draw, from 0 to 1.
     """
     if mode == "none" or num == 0:
         user_P, movie_P = user_P[:0], movie_P[:0]
@@ -151,13 +177,24 @@ def choose_triples(
                 table.entity_X[triple_T],
             )
         case "most-shared":
-            score_T = _count_shared(table, likes, user_T, triple_T)
+            score_T = count_shared(table, likes, user_T, triple_T)
         case "random":
             pair_hash_P = pair_hash(users_U[user_P], movie_P, seed + RANDOM).astype(np.int64)
-            score_T = (pair_hash(pair_hash_P[pair_T], table.hash_X[triple_T], seed) >> np.uint64(11)) / 2.0**53
+            score_T = _uniform(pair_hash(pair_hash_P[pair_T], table.hash_X[triple_T], seed))
+        case "learned" if scorer:
+            score_T = scorer.score(likes, len(users_U), user_P, movie_P, pair_T, triple_T)
         case _:
             score_T = score_personally(table, rgat, rgat.pool(likes, len(users_U)), user_T, triple_T)
+    best_T, _ = _best_of_each(pair_T, score_T, num)
+    if exploration:
+        film_P = pair_hash(users_U[user_P], movie_P, seed + _EXPLORED).astype(np.int64)
+        film_P = pair_hash(film_P, exploration.cutoff_U[user_P], seed + _EXPLORED).astype(np.int64)
+        is_explored_P = _uniform(mix(film_P, seed + _EXPLORED)) < exploration.share
+        drawn_T = _uniform(pair_hash(film_P[pair_T], table.hash_X[triple_T], seed + _DRAWN))
+        score_T = np.where(is_explored_P[pair_T], drawn_T, score_T)
     row_T, rank_T = _best_of_each(pair_T, score_T, num)
+    share = 1.0 if mode == "random" else exploration.share if exploration else 0.0
+    propensity_T = _propensities(pair_T, row_T, np.isin(row_T, best_T), num, share)
     return table.text[triple_T[row_T]].select(
         pl.Series("pair", pair_T[row_T], dtype=pl.Int64),
         pl.Series("rank", rank_T, dtype=pl.Int8),
@@ -165,7 +202,25 @@ def choose_triples(
         "entity",
         "entity_name",
         pl.Series("score", score_T[row_T], dtype=pl.Float32),
+        pl.Series("propensity", propensity_T, dtype=pl.Float64),
     )
+
+
+def _uniform(hashes: npt.NDArray[np.uint64]) -> Doubles:
+    """Hashes as numbers in [0, 1)."""
+    shares: Doubles = (hashes >> np.uint64(11)).astype(np.float64) / 2.0**53
+    return shares
+
+
+def _propensities(pair_T: Ints, row_R: Ints, is_best_R: npt.NDArray[np.bool_], num: int, share: float) -> Doubles:
+    """Probability with which each chosen row (R,) was chosen, over all draws of the exploration.
+
+    ``min(num, n) / n`` for each of n triples where they are drawn, which happens with probability ``share``; else
+    those with the best scores are certain.
+    """
+    count_R = np.bincount(pair_T, minlength=1)[pair_T[row_R]]
+    propensity_R: Doubles = share * np.minimum(num, count_R) / count_R + (1.0 - share) * is_best_R
+    return propensity_R
 
 
 def score_personally(
@@ -197,7 +252,7 @@ def dots(left_LD: npt.NDArray[Any], left_T: Ints, right_RD: Reals, right_T: Ints
     return dots_T
 
 
-def _count_shared(table: TripleTable, likes: Likes, user_T: Ints, triple_T: Ints) -> Doubles:
+def count_shared(table: TripleTable, likes: Likes, user_T: Ints, triple_T: Ints) -> Doubles:
     """Number of the user's liked films with the triple's entity, in any relation."""
     like_E, liked_X = table.expand(likes.movie_E)
     once = table.first_X[liked_X]

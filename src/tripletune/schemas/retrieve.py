@@ -52,6 +52,7 @@ CHOICES = columns(
         "entity": pl.String,
         "entity_name": pl.String,
         "score": pl.Float32,
+        "propensity": pl.Float64,
     }
 )
 """retrieve/choices/shard=NNN.parquet: the triples chosen for a user's candidates and liked films; rank from 0.
@@ -61,7 +62,9 @@ Columns:
     relation: name of the relation
     entity: key of the entity
     entity_name: its name
-    score: score by which the triple was chosen, under ``retrieve.triple_choice``
+    score: score by which the triple was chosen, under ``retrieve.triple_choice``; where it was drawn, its draw
+    propensity: probability that the film's chosen triples have this one, over ``retrieve.explore_triples`` draws; 1
+        where it is certain
 """
 
 PROFILES = columns(

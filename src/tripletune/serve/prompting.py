@@ -58,6 +58,7 @@ class Prompter:
             fits=("b",),
             fusion=paths.require("fusion") if config.retrieve.learns_weights else None,
             ingest=paths.require("ingest") if config.retrieve.similar_people else None,
+            selector=paths.require("selector") if config.retrieve.learns_triples else None,
         )
         specialists = {one.stage: paths.fingerprints[one.stage] for one in SPECIALISTS}
         worked = read_worked(paths.require("generate")) if config.prompt.worked_examples else None
