@@ -32,7 +32,17 @@ def test_the_columns_of_two_specialists_are_those_that_shards_have_always_had() 
     assert EXAMPLES.names() == [
         *("example_id", "user_id", "purpose", "unseen", "cutoff", "prompt", "completion", "answers"),
         *("answer_ratings", "candidates", "candidate_titles", "candidate_letters", "retrieved", "liked", "disliked"),
-        *("ranking", "similar", "triples", "topics", "num_tokens", "shortened", "template_id", "template_sha256"),
+        *(
+            "ranking",
+            "similar",
+            "triples",
+            "topics",
+            "worked",
+            "num_tokens",
+            "shortened",
+            "template_id",
+            "template_sha256",
+        ),
         *("lightgcn", "rgat"),
     ]
     assert [EXAMPLES[name] for name in ("ranking", "similar", "triples", "topics")] == [FILMS, FILMS, TRIPLES, TOPICS]
