@@ -30,8 +30,6 @@ _TAKEN = (
     "prompt",
     "system",
     "words",
-    "worked",
-    "answered",
     "inline",
 )
 _NAME = re.compile(r"[a-z]+")
