@@ -184,6 +184,15 @@ def test_a_changed_set_runs_what_has_changed(two, tmp_path):
     assert again.of("order") == PROMPTS
 
 
+def test_a_finished_run_counts_for_the_member_with_its_outputs_and_not_for_its_name_alone(two, tmp_path):
+    run_set(planned(two, tmp_path), Runner(), {})
+    first, second = "prompt.triple_form=sentence", 'candidate_order = "retrieved"'
+    two.write_text(TWO.replace(first, "prompt.candidate_order=retrieved").replace(second, 'triple_form = "sentence"'))
+    again = Runner()
+    assert [one.state for one in run_set(planned(two, tmp_path), again, {})] == ["finished before", "ran", "ran"]
+    assert again.made == []
+
+
 def test_a_member_that_fails_does_not_stop_the_others_and_is_named_at_the_end(two, tmp_path):
     plan, runner = planned(two, tmp_path), Runner(gains={"order": 0.3})
     runner.breaks["sentence"] = InputError("the disk is full.")

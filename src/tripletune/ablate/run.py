@@ -89,8 +89,8 @@ def _known(one: Planned, plan: Plan, outcomes: list[Outcome]) -> Outcome | None:
 
 
 def _of_record(one: Planned, record: RunRecord, state: Literal["ran", "finished before"]) -> Outcome:
-    made = [stage for stage, how in record.stages.items() if how == "made"]
-    seconds = sum(one.paths.manifest(stage)["seconds"] for stage in made)
+    made = (one.paths.folder(stage) for stage, how in record.stages.items() if how == "made")
+    seconds = sum(manifest["seconds"] for folder in made if (manifest := read_manifest(folder)))
     return Outcome(planned=one, state=state, run=record.name, stages=dict(record.stages), seconds=seconds)
 
 

@@ -37,8 +37,6 @@ _TAKEN = (
     "prompt",
     "system",
     "words",
-    "worked",
-    "answered",
     "inline",
 )
 _NAME = re.compile(r"[a-z]+")
