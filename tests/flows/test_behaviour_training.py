@@ -112,7 +112,7 @@ def test_a_registered_version_answers_with_the_vectors_that_it_holds_as_rank_wit
     model = ServedModel(Answerer.load(out, lambda stage: tmp_path / "films"), template, batch_size=3)
     wanted = signature(read_contract(out)).inputs.input_names()
     assert wanted[:3] == ["prompt", "candidates", "liked"]
-    rows = pl.read_parquet(shards / "test" / "*.parquet").sort("user_id").drop("retrieved", "template_sha256")
+    rows = pl.read_parquet(shards / "test" / "*.parquet").sort("user_id").drop("template_sha256")
     answers = model.answer(rows.select(set(wanted) & set(rows.columns)).to_dicts())
     found = [
         [dict(zip(answer["answers"], answer["scores"], strict=True))[film] for film in shown]

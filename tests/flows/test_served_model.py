@@ -80,10 +80,12 @@ def test_the_champion_answers_like_rank_in_a_process_without_a_checkout(micro: M
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)  # installing takes minutes, on a busy machine many
 def test_the_champion_answers_like_rank_in_an_environment_of_its_own_requirements(
     micro: MicroRun, tmp_path: Path
 ) -> None:
-    folder = Path(MlflowClient(f"sqlite:///{micro.root / 'mlflow.db'}").get_model_version_by_alias(*named()).source[7:])
+    version = MlflowClient(f"sqlite:///{micro.root / 'mlflow.db'}").get_model_version_by_alias(*named())
+    folder = Path(version.source.removeprefix("file://"))
     subprocess.run([sys.executable, "-m", "venv", tmp_path / "fresh"], check=True)
     python = tmp_path / "fresh" / "bin" / "python"
     install = [python, "-m", "pip", "install", "-q", "-r", folder / "requirements.txt"]
