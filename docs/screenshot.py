@@ -21,7 +21,7 @@ from tripletune.summary import summarise_run
 PICTURE = Path(__file__).parent / "report.png"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 SIZE = (1200, 1055)
-"""Width and height of the window, in pixels: the figures at the top and the first table."""
+"""Width and height of the window, in pixels: the verdicts and the figures below them."""
 COLOURS = 64
 
 
