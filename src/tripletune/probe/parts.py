@@ -79,10 +79,6 @@ class FactDraw:
         """The inputs of all examples without these facts."""
         return inputs.with_changed(choices=inputs.choices.join(self.facts, on=FACT, how="anti", maintain_order="left"))
 
-    def swapped(self, inputs: Inputs, pool: FactPool) -> Inputs:
-        """The inputs with another film's fact in place of each of these."""
-        return pool.swap(inputs, self.facts)
-
 
 def draw_facts(inputs: Inputs, most: int, seed: int) -> Iterator[FactDraw]:
     """Draw up to ``most`` facts of each example, by a stable hash of the example and the fact, all equally likely.
