@@ -38,8 +38,8 @@ from retrieval_runs import CONFIDENCE, METRICS, RECBOLE_SIDE, RESAMPLES, Trained
 from sequence_baselines import Run, read_run
 from unified_rows import Row, row_of_recbole, rows_of_language_models, rows_of_ours
 
-from tripletune.compare.paired import detectable_difference, holm, sign_flip_p_values
-from tripletune.evaluate.significance import bootstrap_means, summarise
+from tripletune.compare.paired import detectable_difference, sign_flip_p_values
+from tripletune.evaluate.significance import bootstrap_means, holm, summarise
 from tripletune.models.training.interactions import read_interactions
 
 PAGE = Path(__file__).with_suffix(".md")

@@ -21,7 +21,7 @@ from tripletune.audit.requeried import KINDS
 from tripletune.config import RetrieveConfig, SequenceConfig
 from tripletune.errors import InputError
 from tripletune.models.sequence.fit import train_sequence
-from tripletune.retrieve import histories, retriever
+from tripletune.retrieve import histories, retriever, topics
 from tripletune.retrieve.candidates import retrieve_all
 from tripletune.retrieve.rankings import rank_by_popularity
 from tripletune.retrieve.recent import RecentLikes
@@ -133,6 +133,7 @@ def test_a_list_that_knows_the_answer_is_found(world, monkeypatch):
         return BEFORE(rows, queries.with_columns(pl.col("cutoff") + 1)).with_columns(pl.col("cutoff") - 1)
 
     monkeypatch.setattr(histories, "_before", too_long)
+    monkeypatch.setattr(topics, "MIN_RATIO", 0.0)  # likes in this world are no more alike than by chance
     found = lists(audit(world), KINDS["ratings"])
     assert found >= {"topics", "popularity", RECENT, "rgat", "lightgcn", "sequence", "candidates"}
 

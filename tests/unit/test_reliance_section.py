@@ -64,6 +64,7 @@ def report(run: Run, out: Path, **more: Path) -> str:
         EvaluateConfig(bootstrap_resamples=20),
         3,
         {**run.specialists, "finetune": run.finetune, **more},
+        ingest=run.ingest,
     )
     return (out / "report.html").read_text(encoding="utf-8")
 
@@ -72,7 +73,7 @@ def test_the_section_is_in_the_report_of_a_run_with_a_probe_and_in_no_other(
     run: Run, probe: Path, tmp_path: Path
 ) -> None:
     html = report(run, tmp_path / "with", probe=probe)
-    assert html.count("<h2>What the model relies on</h2>") == 1
+    assert html.count(">What the model relies on</h2>") == 1
     assert '<b>0.123</b><span class="faint">-0.100 to 0.300</span>' in html
     assert HOSTILE not in html
     assert "What the model relies on" not in report(run, tmp_path / "without")

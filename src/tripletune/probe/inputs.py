@@ -15,7 +15,7 @@ import polars as pl
 from tripletune.errors import InputError
 from tripletune.prompts.engine import Frame, build_examples
 from tripletune.schemas.base import conform
-from tripletune.schemas.hints import FILM_HINTS
+from tripletune.schemas.hints import RETRIEVED_HINTS
 from tripletune.schemas.query import QUERY_KEY
 from tripletune.schemas.retrieve import CHOICES, RETRIEVED
 
@@ -51,7 +51,7 @@ class Inputs:
             example_ids=examples["example_id"],
             retrieved=conform(
                 examples.select(
-                    *QUERY_KEY, "unseen", *(hint.name for hint in FILM_HINTS), candidates=pl.col("retrieved")
+                    *QUERY_KEY, "unseen", *(hint.name for hint in RETRIEVED_HINTS), candidates=pl.col("retrieved")
                 ),
                 RETRIEVED,
             ),

@@ -23,6 +23,17 @@ _IN_OTHER_WORDS: Mapping[str, str] = {
     "After a candidate's title stand its rank by a recommender (#1 is best), its rank by a graph recommender if high, "
     "and facts that matter to this viewer.": "Behind the title of a candidate you find where a recommender ranks it "
     "(#1 is best), where a graph recommender ranks it if that is high, and facts that matter to this person.",
+    "You see what the viewer's liked films have in common, what the viewer liked and disliked lately, a ranking by a "
+    "recommender that knows who watches what, and facts from a knowledge graph chosen for this viewer.": "You are shown "
+    "what the films this person enjoyed share, which ones this person enjoyed and did not enjoy most recently, how a "
+    "recommender that knows who watches what ranks some of them, and facts from a knowledge graph picked for this "
+    "person.",
+    "Given a user's history, recommend a film from the candidate pool by its index letter.": "Read what this user "
+    "enjoyed, and pick a film of the candidate pool by its index letter.",
+    "User history, newest first:": "What this user enjoyed, most recent first:",
+    "Candidate pool:": "Films in the candidate pool:",
+    "What many films that the viewer liked have in common, most striking first:": "What a lot of the films that this "
+    "person enjoyed share, most remarkable first:",
     "Films the viewer liked, newest first:": "What this person enjoyed, most recent first:",
     "Films the viewer disliked, newest first:": "What this person did not enjoy, most recent first:",
     "Which of these films will the viewer like next?": "Which of the following films is this person going to enjoy "

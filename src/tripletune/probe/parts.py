@@ -14,7 +14,7 @@ import polars as pl
 
 from tripletune.probe.counterfactual import FACT, FactPool
 from tripletune.probe.inputs import NO_FILMS, Inputs
-from tripletune.schemas.hints import HINTS
+from tripletune.schemas.hints import HINTS, RETRIEVED_HINTS
 from tripletune.schemas.query import QUERY_KEY
 from tripletune.stable_hash import mix
 
@@ -50,12 +50,12 @@ def _without_evidence(column: str) -> Change:
 
 
 def _without_hint(number: int) -> Change:
-    films = [hint.name for hint in HINTS if hint.number == number and hint.kind == "films"]
+    mine = [hint for hint in RETRIEVED_HINTS if hint.number == number]
     is_facts = any(hint.number == number and hint.kind == "triples" for hint in HINTS)
 
     def change(inputs: Inputs) -> Inputs:
         return inputs.with_changed(
-            retrieved=inputs.retrieved.with_columns(NO_FILMS.alias(name) for name in films),
+            retrieved=inputs.retrieved.with_columns(pl.lit([], dtype=hint.dtype).alias(hint.name) for hint in mine),
             choices=inputs.choices.clear() if is_facts else inputs.choices,
         )
 

@@ -31,13 +31,15 @@ SLOTS = (*EVIDENCE, *(hint.name for hint in HINTS), "candidates")
 
 WORKED = "worked"
 """Section of the worked examples, which are the same in all prompts of a run."""
-_ANSWERED = "answered"
-if {WORKED, _ANSWERED} & {*SLOTS}:  # here and not in schemas.hint, whose code retrieve is made with
-    raise ValueError(f"a hint is named {WORKED!r} or {_ANSWERED!r}, as parts of templates are; name it otherwise")
+_ANSWERED, _TOPIC = "answered", "topic"
+if {WORKED, _ANSWERED, _TOPIC} & {*SLOTS}:  # here and not in schemas.hint, whose code retrieve is made with
+    raise ValueError(
+        f"a hint is named {WORKED!r}, {_ANSWERED!r} or {_TOPIC!r}, as parts of templates are; name it otherwise"
+    )
 _SECTIONS = (WORKED, *SLOTS, "answer")
 _NEEDED = ("candidates", "answer")
 _FIELDS = ("language", "answers", "sections")
-_PARTS = ("system", *_SECTIONS, _ANSWERED, "inline", "topic", "words")
+_PARTS = ("system", *_SECTIONS, _ANSWERED, "inline", _TOPIC, "words")
 _LAYOUT = re.compile(r"---\n(?P<front>.*?)\n---\n(?P<parts>\[.*)", re.DOTALL)
 _PART = re.compile(r"^\[([a-z]+)\]\n", re.MULTILINE)
 _SLOT = re.compile(r"\{([^{}\n]*)\}")
