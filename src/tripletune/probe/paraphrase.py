@@ -24,8 +24,8 @@ _IN_OTHER_WORDS: Mapping[str, str] = {
     "and facts that matter to this viewer.": "Behind the title of a candidate you find where a recommender ranks it "
     "(#1 is best), where a graph recommender ranks it if that is high, and facts that matter to this person.",
     "You see what the viewer's liked films have in common, what the viewer liked and disliked lately, a ranking by a "
-    "recommender that knows who watches what, and facts from a knowledge graph chosen for this viewer.": "You are shown "
-    "what the films this person enjoyed share, which ones this person enjoyed and did not enjoy most recently, how a "
+    "recommender that knows who watches what, and facts from a knowledge graph chosen for this viewer.": "You are "
+    "shown what the films this person enjoyed share, which ones this person enjoyed and did not enjoy lately, how a "
     "recommender that knows who watches what ranks some of them, and facts from a knowledge graph picked for this "
     "person.",
     "Given a user's history, recommend a film from the candidate pool by its index letter.": "Read what this user "
