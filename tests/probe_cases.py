@@ -44,8 +44,8 @@ def frame_of(template: str) -> Frame:
 
 
 def examples_of(template: str) -> pl.DataFrame:
-    """Published examples whose answer is a candidate: all of ``prompt_frames``."""
-    return build(template).sort("user_id", "purpose", "cutoff")
+    """Published examples of ``prompt_frames``, whose answers are all candidates."""
+    return build(template, num_viewers=16).sort("user_id", "purpose", "cutoff")
 
 
 def pool() -> FactPool:
@@ -114,7 +114,7 @@ def probe(
 ) -> dict[str, pl.DataFrame]:
     """The logs of a planted model, over all examples of a template."""
     examples = examples_of(template)
-    settings = settings or ProbeConfig(users=99, facts=2)
+    settings = settings or ProbeConfig(users=99, facts=2, perturbations=("candidates-reshuffled",))
     inputs = Inputs.of(examples, replace(frame_of(template), **more))
     whole = rendered_as_published(inputs, examples)
     rows = range(len(whole))

@@ -16,6 +16,7 @@ from tests.probe_cases import (
     planted,
     probe,
 )
+from tripletune.config import ProbeConfig
 from tripletune.errors import InputError
 from tripletune.probe.inputs import Inputs, rendered_as_published
 from tripletune.probe.summary import say_places, say_reliance, summarise_logs
@@ -40,7 +41,7 @@ def test_a_model_that_ignores_hint_2_shows_no_change_without_it_and_is_named() -
     logs = probe(planted(all_but_hint_2))
     assert moved(logs) == {"likes", "dislikes", "hint 1"}
     about_hint_2 = logs[RELIANCE_NAME].filter(pl.col("part").is_in(["hint 2", "other films' facts"]))
-    assert about_hint_2.height > 20
+    assert about_hint_2.height > 15
     assert about_hint_2.select((pl.col("change", "distance") == 0).all(), ~pl.col("first_changed").any()).row(0) == (
         True,
         True,
@@ -53,7 +54,7 @@ def test_a_model_that_ignores_hint_2_shows_no_change_without_it_and_is_named() -
 
 
 def test_a_model_that_always_answers_a_relies_on_nothing_and_orders_the_places() -> None:
-    logs = probe(planted(always_a))
+    logs = probe(planted(always_a), settings=ProbeConfig(users=99, facts=0))
     assert moved(logs) == set()
     assert say_reliance(summary(logs)) == ["tuned on test: nothing in the prompt changes its answers"]
     steady = logs[STABILITY_NAME]
@@ -79,10 +80,10 @@ def test_a_model_that_relies_on_hint_2_alone_is_found() -> None:
         on=["example_id", "movie_id"],
         how="semi",
     )
-    assert about_candidates.height > 10
+    assert about_candidates.height > 5
     assert (about_candidates["distance"] > 0).all()
     about_likes = facts.join(about_candidates, on=["example_id", "movie_id"], how="anti")
-    assert about_likes.height > 5
+    assert about_likes.height > 3
     assert (about_likes["change"] == 0).all()
     steady = logs[STABILITY_NAME].filter(pl.col("perturbation") == "candidates-reshuffled")
     assert (steady["tau"] > 0.99).all()
@@ -103,7 +104,7 @@ def test_the_change_is_that_of_the_right_answers_log_probability() -> None:
     def told(text: str, title: str, place: int) -> float:
         return float(f"- {title} - " in text)
 
-    logs = probe(planted(told))
+    logs = probe(planted(told), settings=ProbeConfig(users=99, facts=0, perturbations=()))
     examples = {row["example_id"]: row for row in examples_of("letters").to_dicts()}
     rows = logs[RELIANCE_NAME].filter(pl.col("part") == "hint 2")
     assert rows.height > 10

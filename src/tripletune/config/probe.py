@@ -23,7 +23,7 @@ class ProbeConfig(Section):
 
     users: Annotated[int, Field(ge=0)] = 0
     """Users per purpose whose prompts are changed and scored again: the first by hash, once of those whose answer is a
-    candidate (reliance) and once of all (stability). 0: there is no stage ``probe``. A user costs up to 14
+    candidate (reliance) and once of all (stability). 0: there is no stage ``probe``. A user costs up to 16
     prompts, and up to 2 for each fact."""
     purposes: tuple[Literal["train", "valid", "test"], ...] = ("test",)
     """Whose examples are probed. Rows of ``train`` may serve to learn which facts help; those of valid and test only to
