@@ -8,8 +8,8 @@ shown and measured; both learners learn from that log; their choices for valid q
 and the best possible detector (1) on liked films that carry the user's preference.
 
 **The reader is simulated.** A tiny language model's log-probabilities are noise, so a *planted listener* stands in for
-the probe stage: the right answer's log-probability rises by ``GAIN`` nats if the shown fact is the one that the user's
-planted preference is about, plus normal noise of ``NOISE`` nats. From the log onward everything is what a run does: the
+the probe stage: the right answer's log-probability rises by 0.5 nats if the shown fact is the one that the user's
+planted preference is about, plus normal noise of 0.5 nats. From the log onward everything is what a run does: the
 files, the audit, the propensities of ``choose_triples``, ``learn_selector`` and its guards, and the choice by
 ``Selector``. No answer and no preference of a valid query is in the log.
 
@@ -21,6 +21,7 @@ Writes triple_feedback.md.
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import shutil
@@ -53,6 +54,7 @@ from tripletune.store.shards import split_files
 
 REPORT = Path(__file__).with_name("triple_feedback.md")
 GAIN, NOISE = 0.5, 0.5
+"""Of the planted listener, in nats."""
 LIKED, OTHERS, PROBED = 5, 10, 8
 """Newest liked films and films drawn from the catalogue whose facts are shown to a user, and facts that are probed."""
 EXPLORED = 0.1
@@ -153,8 +155,6 @@ def ignore_propensities(run: RunLog, out: Path) -> RunLog:
 
 def learn_all(run: RunLog, folders: dict[str, Path], lightgcn: Path, out: Path) -> dict[str, dict[str, Any]]:
     """What ``selector.json`` holds for each learner."""
-    import json
-
     found = {}
     for learner in LEARNERS:
         began = time.perf_counter()

@@ -299,10 +299,7 @@ LEARNED = {"triple_choice": "learned"}
     ("file", "stages"),
     [
         ("selector/learn.py", "selector " + RETRIEVE),
-        ("selector/guards.py", "selector " + RETRIEVE),
-        ("audit/feedback.py", "selector " + RETRIEVE),
         ("retrieve/triple_features.py", "selector " + RETRIEVE),
-        ("retrieve/learned.py", "selector " + RETRIEVE),
         ("pipeline/feedback.py", NOTHING),
     ],
 )
@@ -314,7 +311,6 @@ def test_the_selector_is_rebuilt_with_what_it_learns_by(tree, file, stages):
     ("changed", "stages"),
     [
         ({"retrieve": LEARNED, "selector": {"ridge": 5.0}}, "selector " + RETRIEVE),
-        ({"retrieve": LEARNED | {"num_candidates": 30}}, RETRIEVE),
         ({"retrieve": LEARNED | {"explore_triples": 0.1}}, RETRIEVE),
     ],
     ids=str,

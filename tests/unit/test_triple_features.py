@@ -83,7 +83,10 @@ def test_features_are_those_of_a_loop(world, features):
     found_TF = features.matrix(LIKES, 3, USER_P, MOVIE_P, pair_T, triple_T)
     text = features.table.text.select("relation", "entity").rows()
     assert features.names[: len(FEATURES)] == FEATURES
-    for row in range(0, len(pair_T), 41):
+    liked = set(zip(LIKES.user_E.tolist(), LIKES.movie_E.tolist(), strict=True))
+    rows = [row for row, pair in enumerate(pair_T) if (USER_P[pair], MOVIE_P[pair]) in liked]
+    assert len(rows) > 12
+    for row in [*rows, *range(0, len(pair_T), 61)]:
         pair, (relation, entity) = pair_T[row], text[triple_T[row]]
         want = naive(world, features, int(USER_P[pair]), int(MOVIE_P[pair]), relation, entity)
         got = dict(zip(features.names, found_TF[row], strict=True))

@@ -195,7 +195,7 @@ def _describe(logged: Logged, feedback: Feedback) -> Facts:
     return {
         "facts": len(logged),
         "users": len(np.unique(logged.user_L)),
-        "explored": round(explored_share(logged), 6),
+        "not_certain": round(explored_share(logged), 6),
         "weight_of_a_draw": round(mean, 6),
         "weight_of_a_draw_error": round(error, 6),
         "dropped": {**feedback.dropped, "without an alternative": len(feedback.facts) - len(logged)},
