@@ -169,6 +169,7 @@ def test_a_training_killed_after_its_best_step_ends_with_the_same_bytes(world, t
     assert {name: again.facts[name] for name in same} == {name: whole.facts[name] for name in same}
 
 
+@pytest.mark.slow
 def test_two_processes_keep_the_step_that_one_keeps_and_stop_where_it_stops(tmp_path):
     write_shards(tmp_path / "shards", train=24, valid=60, test=1, long=False, letters=True)
     facts, weights = [], []

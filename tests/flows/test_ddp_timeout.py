@@ -9,6 +9,8 @@ import sys
 import textwrap
 from pathlib import Path
 
+import pytest
+
 RANK = textwrap.dedent(
     """
     import sys, time
@@ -58,6 +60,7 @@ def outputs(tmp_path: Path, minutes: float, late_seconds: float) -> list[dict[st
     return [dict(line.split(maxsplit=1) if " " in line else (line, "") for line in found) for found in lines]
 
 
+@pytest.mark.slow
 def test_a_rank_waits_for_the_others_as_long_as_the_settings_say(tmp_path: Path) -> None:
     first, second = outputs(tmp_path, 0.1, 20)
     assert (first["timeout"], second["timeout"]) == ("6.0", "6.0")

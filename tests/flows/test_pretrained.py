@@ -80,6 +80,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_few_dozen_prompts_teach_a_pretrained_model_what_its_retriever_does_not_know(shards, tmp_path):
     base, out = tmp_path / "base", tmp_path / "out"
     for folder in (base, out):

@@ -91,7 +91,7 @@ def watch(out: Path, act: Callable[[list[psutil.Process]], bool]) -> threading.T
     return thread
 
 
-@pytest.mark.parametrize("workers", [2, 4])
+@pytest.mark.parametrize("workers", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_several_processes_write_the_predictions_of_one(
     world: tuple[Path, Path], alone: str, tmp_path: Path, workers: int
 ) -> None:

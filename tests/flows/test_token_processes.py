@@ -48,15 +48,15 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> TrainingJob:
     )
 
 
-def test_one_two_and_four_processes_write_the_same_bytes(world: TrainingJob, tmp_path: Path) -> None:
+def test_one_and_two_processes_write_the_same_bytes(world: TrainingJob, tmp_path: Path) -> None:
     made = []
-    for workers in (1, 2, 4):
+    for workers in (1, 2):
         job = world.model_copy(update={"out": tmp_path / str(workers)})
         write_token_files(job, workers)
         files = sorted((job.tokens / TRAIN).iterdir())
         made.append({path.name: sha256_file(path) for path in files})
     assert len(made[0]) == 5 + 1
-    assert made[0] == made[1] == made[2]
+    assert made[0] == made[1]
 
 
 def test_the_first_error_of_a_process_is_that_of_the_examples_order(world: TrainingJob, tmp_path: Path) -> None:
