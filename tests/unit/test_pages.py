@@ -79,7 +79,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out.mkdir()
     trained = {**run.specialists, "finetune": run.finetune}
     settings = EvaluateConfig(bootstrap_resamples=100)
-    evaluate_run(run.rank, run.generate, run.retrieve, run.split, out, settings, 3, trained)
+    evaluate_run(run.rank, run.generate, run.retrieve, run.split, out, settings, 3, trained, ingest=run.ingest)
     report_quality(run.generate, run.split, out, QualityConfig(), run="one", before=None)
     for name, gain in (("a", 0.0), ("b", 0.3)):
         write_compared(run.root / "store", name, {"test": values_of(60, 1, gain)})
