@@ -20,6 +20,8 @@ from tripletune.store.fingerprint import sha256_file
 from tripletune.store.paths import SCRATCH
 from tripletune.store.runs import read_run
 
+pytestmark = pytest.mark.slow
+
 NUM_CUTOFFS, RANKED = 3, 10
 CHANGED = {
     "shards = 3": f"shards = 3\nheld_out = {NUM_CUTOFFS}",

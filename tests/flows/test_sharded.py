@@ -108,7 +108,8 @@ def test_two_processes_write_the_adapter_of_one(trained: dict[str, tuple[Path, d
     assert config == (one_out / "adapter" / "adapter_config.json").read_bytes()
 
 
-@pytest.mark.parametrize("kind", [pytest.param("cpu-2.yaml", marks=pytest.mark.slow), "cpu-2-fsdp.yaml"])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
 def test_two_processes_killed_and_run_again_end_with_the_same_bytes(
     world: Path, trained: dict[str, tuple[Path, dict[str, Any]]], tmp_path: Path, kind: str
 ) -> None:

@@ -94,8 +94,9 @@ def slow(*case: object) -> object:
 @pytest.mark.parametrize(
     ("kind", "count"),
     [
-        *(("threads", 1), ("threads", 2), ("threads", 4), ("processes", 2), ("ray", 2)),
+        *(("threads", 1), ("threads", 2), ("threads", 4), ("processes", 2)),
         *(slow(kind, count) for kind in ("processes", "dask", "ray") for count in (1, 4)),
+        slow("ray", 2),
     ],
 )
 def test_the_bytes_do_not_depend_on_who_writes_them(prefect_server, world, undisturbed, tmp_path, kind, count):

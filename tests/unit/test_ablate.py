@@ -336,6 +336,7 @@ BASES = {"hints-compact": COMPACT, "few-shot": COMPACT, "model": (*COMPACT, "fin
 """Settings that make the smoke preset a base as the set wants it."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", sorted(SETS.glob("*.toml")), ids=lambda path: path.stem)
 def test_members_of_shipped_sets_reach_the_stages_they_are_meant_to(path, tmp_path):
     found = load_set(path)
