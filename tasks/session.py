@@ -104,11 +104,11 @@ def open_session(
     again, tags = None, _tags()
     if run:
         only_store(overrides)
-        again, settings, paths = go_on(run, part, settings.store, Path(artifacts))
+        again, settings, paths = go_on(run, part, settings.store, Path(artifacts).expanduser())
     else:
         require_one_answer(settings)
         require_workers(settings.workers)
-        paths = resolve(settings, Path(artifacts))
+        paths = resolve(settings, Path(artifacts).expanduser())
     with recorded_run(settings, paths, tags, again, overrides=overrides, belongs=belongs) as (name, tracker):
         get_run_logger().info("run %s: outputs under %s", name, paths.root / settings.dataset)
         session = Session(name, settings, paths, tracker, tags | {"run": name})

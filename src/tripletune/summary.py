@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import polars as pl
-
 from tripletune.compare.differences import (
     Difference,
     difference_tables,
@@ -31,6 +29,7 @@ from tripletune.html.pages import render_page
 from tripletune.promote.pages import promotion_part
 from tripletune.store.champion import read_decision
 from tripletune.store.files import make_folder, write_atomically
+from tripletune.store.read import read_parquet
 from tripletune.store.runs import RunRecord, list_runs, run_page
 
 if TYPE_CHECKING:
@@ -84,7 +83,7 @@ def summarise_run(record: RunRecord, root: Path) -> Summary:
         InputError: the report in it was written by another version.
     """
     evaluate = record.paths(root).require("evaluate")
-    frames = (pl.read_parquet(evaluate / f"{name}.parquet") for name in ("metrics", "comparisons"))
+    frames = (read_parquet(evaluate / f"{name}.parquet") for name in ("metrics", "comparisons"))
     changes = _changes(record, root)
     of_run = [_promotion(record, root), _since(changes)]
     facts = run_facts(record)

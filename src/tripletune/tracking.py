@@ -18,6 +18,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from tripletune.store.read import read_parquet
+
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
@@ -401,7 +403,7 @@ def _curve(path: Path, now: int) -> list[Metric]:
     """A stage's curve as metrics by step: columns ``step, metric, value``, or one column per figure and ``fit``."""
     if not path.is_file():
         return []
-    frame = pl.read_parquet(path)
+    frame = read_parquet(path)
     if "fit" in frame.columns:
         frame = frame.unpivot(index=["fit", "step"], variable_name="figure")
         frame = frame.select("step", "value", metric=pl.format("{}_fit_{}", "figure", "fit"))

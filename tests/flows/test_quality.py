@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
-from pathlib import Path
 
 import polars as pl
 import pytest
 from mlflow import MlflowClient
 
 from tests.flows.conftest import MicroRun
+from tripletune.cli.main import main
 from tripletune.errors import DriftError
 from tripletune.pipeline.stages import run_quality
 from tripletune.store.paths import RunPaths
@@ -74,9 +74,11 @@ def test_a_night_that_moved_too_far_fails_with_its_page_logged_and_its_shards_pu
         shutil.rmtree(folder)
 
 
-def test_the_stage_runs_without_prefect_and_names_its_page(micro):
-    done = micro.call("quality", "--config", str(micro.config))
-    assert done.returncode == 0, done.stderr[-4000:]
-    page = Path(done.stdout.strip().splitlines()[-1])
-    assert page.name == "quality.html"
-    assert "Not measured: there is no other completed run" in page.read_text(encoding="utf-8")
+def test_the_command_shows_what_a_run_measured_and_records_nothing(micro, capsys):
+    before = sorted((micro.root / "runs").iterdir())
+    assert main(["quality", micro.record.name, "--artifacts", str(micro.root)]) == 0
+    said = capsys.readouterr().out
+    page = micro.root / "micro" / "quality" / micro.record.name / "quality.html"
+    assert said.splitlines()[-1] == f"page: {page}"
+    assert "drift: not measured: there is no other completed run" in said
+    assert sorted((micro.root / "runs").iterdir()) == before

@@ -112,6 +112,8 @@ def test_every_dependency_has_a_constraint():
     assert {canonicalize_name(Requirement(line).name) for line in wanted} - {"tripletune"} <= pinned
 
 
+PATTERN_READERS = ("pl.read_parquet", "pl.scan_parquet", "pl.scan_lines", "pl.scan_csv")
+"""Of polars; ``read_csv`` and ``read_lines`` are given open files and bytes."""
 MLFLOW = ("tracking.py", "versions.py", "serve/package.py", "serve/champion_model.py")
 """Modules that import MLflow: runs, the registry, and the model that it serves."""
 
@@ -126,6 +128,15 @@ def test_only_tracking_registry_and_served_model_import_mlflow_and_only_flows_an
         }
         assert "prefect" not in imported, path
         assert "mlflow" not in imported or path.relative_to(ROOT / "src" / "tripletune").as_posix() in MLFLOW, path
+
+
+def test_files_are_read_by_their_paths_as_they_are():
+    """polars takes a path for a pattern; ``store/read.py`` and ``glob=False`` say that it is none."""
+    for folder in ("src", "flows", "tasks"):
+        for path in (ROOT / folder).rglob("*.py"):
+            calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+            readers = [call for call in calls if ast.unparse(call.func) in PATTERN_READERS]
+            assert all("glob" in {keyword.arg for keyword in call.keywords} for call in readers), path
 
 
 def test_every_stage_has_a_command_and_a_task_and_reads_settings_that_exist(tmp_path):

@@ -9,6 +9,7 @@ import numpy as np
 import polars as pl
 
 from tripletune.config import RunConfig
+from tripletune.html.pages import render_page
 from tripletune.schemas.query import PURPOSES
 from tripletune.store.files import write_json
 from tripletune.store.fingerprint import fingerprint, sha256_file
@@ -16,6 +17,8 @@ from tripletune.store.runs import RunRecord, write_run
 
 METRICS = ("hr_at_5", "ndcg_at_5")
 ROWS = ("retriever", "tuned")
+COLUMNS = {"row_a": pl.String, "row_b": pl.String, "metric": pl.String, "group": pl.String, "difference": pl.Float64}
+NUMBERS = {"low": pl.Float64, "high": pl.Float64, "num_viewers": pl.Int64}
 
 
 def values_of(num_users: int, seed: int, gain: float = 0.0) -> np.ndarray:
@@ -114,3 +117,26 @@ def _publish(folder: Path, stage: str, ingredients: dict[str, Any]) -> None:
         for path in folder.rglob("*.parquet")
     }
     write_json(folder / "manifest.json", {"stage": stage, "files": files, "ingredients": ingredients})
+
+
+def write_evaluated(
+    root: Path, name: str, seed: int, gain: float, started: str, num_users: int = 300, **given: Any
+) -> RunRecord:
+    """A compared run whose evaluate output has what a page is made from."""
+    values_U = values_of(num_users, seed, gain)
+    record = write_compared(root, name, {"test": values_U, "valid": values_U}, **given)
+    record = record.model_copy(update={"started": started, "commit": "c0ffee" * 6, "dirty": name == "later"})
+    write_run(root, record)
+    folder = record.paths(root).folder("evaluate")
+    html = render_page(
+        "templates/report.html.j2", dataset="ml", facts=[], confidence=0.95, headlines=[], verdicts=[], contents={}
+    )
+    (folder / "report.html").write_text(html, encoding="utf-8")
+    line = {"row_a": "tuned", "row_b": "untuned", "metric": "ndcg_at_5", "group": "all", "difference": 0.25}
+    pl.DataFrame([{**line, "low": 0.1, "high": 0.4, "num_viewers": 9}], schema={**COLUMNS, **NUMBERS}).write_parquet(
+        folder / "comparisons.parquet"
+    )
+    means = {"row": pl.String, "group": pl.String, "metric": pl.String, "value": pl.Float64, **NUMBERS}
+    pl.DataFrame(schema=means).write_parquet(folder / "metrics.parquet")
+    write_json(folder / "metrics.json", {"tuned_ndcg_at_5": float(values_U.mean())})
+    return record

@@ -100,7 +100,7 @@ def test_a_title_is_shown_in_any_locale_with_escapes_for_what_it_lacks(encoding,
     written = {name: io.BytesIO() for name in ("stdout", "stderr")}
     for name, stream in written.items():
         monkeypatch.setattr(sys, name, io.TextIOWrapper(stream, encoding=encoding, errors=errors, write_through=True))
-    assert main(["version"]) == 0
+    assert main(["--version"]) == 0
     written["stdout"].truncate(0)
     say("Amélie, 千と")
     print("Amélie, 千と", file=sys.stderr)
@@ -181,8 +181,12 @@ def test_a_preset_with_a_real_releases_name_reads_that_release():
 @pytest.mark.parametrize(
     ("purpose", "advice"),
     [
-        ("test", "users with too few likes have none; try another id"),
-        ("train", "nor have unseen ones and those whose answers retrieval missed; try --purpose test or another id"),
+        ("test", "users with too few likes have none; try a user who has one, such as 22, 23, 24"),
+        (
+            "train",
+            "nor have unseen ones and those whose answers retrieval missed; try --purpose test, or a user who has one, "
+            "such as 22, 23, 24",
+        ),
     ],
 )
 def test_advice_for_a_viewer_without_prompt_is_not_what_was_just_tried(purpose, advice, tmp_path):

@@ -110,7 +110,7 @@ def test_every_command_with_a_config_takes_settings():
     commands = get_command(app).commands
     options = {name: {one.name for one in command.params} for name, command in commands.items()}
     with_config = {name for name, names in options.items() if "config" in names}
-    assert {"run", "plan", "estimate", "promote", "join", "quality", "ingest", "evaluate"} <= with_config
+    assert {"run", "plan", "estimate", "promote", "join", "ingest", "evaluate"} <= with_config
     assert with_config == {name for name, names in options.items() if "set" in names}
 
 

@@ -8,42 +8,19 @@ import shutil
 from pathlib import Path
 
 import numpy as np
-import polars as pl
 import pytest
 
 from tests.page_rules import faults
-from tests.unit.compared_runs import values_of, write_compared
+from tests.unit.compared_runs import values_of, write_evaluated
 from tripletune import summary
 from tripletune.cli.main import main
 from tripletune.errors import InputError
 from tripletune.html.pages import render_page
 from tripletune.store.files import write_json
-from tripletune.store.runs import RunRecord, local_run, run_page, write_run
+from tripletune.store.runs import local_run, run_page, write_run
 from tripletune.summary import summarise_run
 
 NUM_USERS = 300
-COLUMNS = {"row_a": pl.String, "row_b": pl.String, "metric": pl.String, "group": pl.String, "difference": pl.Float64}
-NUMBERS = {"low": pl.Float64, "high": pl.Float64, "num_viewers": pl.Int64}
-
-
-def write_evaluated(root: Path, name: str, seed: int, gain: float, started: str, **given: object) -> RunRecord:
-    """A compared run whose evaluate output has what a page is made from."""
-    values_U = values_of(NUM_USERS, seed, gain)
-    record = write_compared(root, name, {"test": values_U, "valid": values_U}, **given)  # type: ignore[arg-type]
-    record = record.model_copy(update={"started": started, "commit": "c0ffee" * 6, "dirty": name == "later"})
-    write_run(root, record)
-    folder = record.paths(root).folder("evaluate")
-    html = render_page(
-        "templates/report.html.j2", dataset="ml", facts=[], confidence=0.95, headlines=[], verdicts=[], contents={}
-    )
-    (folder / "report.html").write_text(html, encoding="utf-8")
-    line = {"row_a": "tuned", "row_b": "untuned", "metric": "ndcg_at_5", "group": "all", "difference": 0.25}
-    pl.DataFrame([{**line, "low": 0.1, "high": 0.4, "num_viewers": 9}], schema={**COLUMNS, **NUMBERS}).write_parquet(
-        folder / "comparisons.parquet"
-    )
-    means = {"row": pl.String, "group": pl.String, "metric": pl.String, "value": pl.Float64, **NUMBERS}
-    pl.DataFrame(schema=means).write_parquet(folder / "metrics.parquet")
-    return record
 
 
 @pytest.fixture

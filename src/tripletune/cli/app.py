@@ -6,6 +6,7 @@ stand here alone.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,12 +19,12 @@ from tripletune.config import RunConfig
 from tripletune.config.presets import load_config
 from tripletune.pipeline.resolve import resolve
 from tripletune.store.paths import RunPaths
+from tripletune.store.runs import list_runs
 
 CHECKOUT = Path(__file__).parents[3]
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Two graph specialists write hints about a user; a language model learns to use them.\n\n"
@@ -50,7 +51,20 @@ SetOption = Annotated[
         help="A setting in place of the preset's; the value is TOML, a bare word is text; repeat it.",
     ),
 ]
-RunOption = Annotated[str, typer.Option("--run", help="Name of a run; empty: the latest that has what is needed.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+
+
+def runs_like(context: typer.Context, incomplete: str) -> list[str]:
+    """Names of runs for a shell's completion, newest first."""
+    root = Path(context.params.get("artifacts") or ARTIFACTS)
+    return [record.name for record in reversed(list_runs(root)) if record.name.startswith(incomplete)]
+
+
+RunOption = Annotated[
+    str,
+    typer.Option("--run", help="Name of a run; empty: the latest that has what is needed.", autocompletion=runs_like),
+]
+RunArgument = Annotated[str, typer.Argument(help="Name of a run; empty: the latest.", autocompletion=runs_like)]
 
 CONFIG = "configs/smoke.toml"
 ARTIFACTS = Path("artifacts")
@@ -113,6 +127,11 @@ def console() -> Console:
     """Standard output; in a pipe, which has no width, wide enough for every table."""
     found = Console()
     return found if found.is_terminal else Console(width=160)
+
+
+def say_json(value: object) -> None:
+    """Print plain data as JSON: nothing else goes to standard output, so that a program can read it."""
+    print(json.dumps(value, indent=2, default=str))
 
 
 def say(line: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,7 +10,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from tripletune.cli.app import ARTIFACTS, ArtifactsOption, app, console, say
+from tripletune.cli.app import ARTIFACTS, ArtifactsOption, JsonOption, app, console, runs_like, say, say_json
 
 if TYPE_CHECKING:
     from tripletune.compare.compare import Comparison
@@ -19,7 +20,10 @@ STYLES = {"better": "green", "worse": "red"}
 
 @app.command(rich_help_panel="Look")
 def compare(
-    runs: Annotated[list[str], typer.Argument(help="Two runs or more by name; ROOT:NAME for one of another root.")],
+    runs: Annotated[
+        list[str],
+        typer.Argument(help="Two runs or more by name; ROOT:NAME for one of another root.", autocompletion=runs_like),
+    ],
     baseline: Annotated[
         str, typer.Option("--baseline", help="Run that the others are compared with; empty: the first.")
     ] = "",
@@ -38,6 +42,7 @@ def compare(
     resamples: Annotated[
         int, typer.Option("--resamples", min=100, max=1_000_000, help="Of the bootstrap and the randomisation test.")
     ] = 10_000,
+    as_json: JsonOption = False,
     artifacts: ArtifactsOption = ARTIFACTS,
 ) -> None:
     """Is one run better than another? Paired differences on the users and questions that all of them share.
@@ -54,8 +59,12 @@ def compare(
 
     read = [read_scores(name, artifacts, row) for name in runs]
     found = compare_runs(read, baseline, metrics=metric or (), confidence=confidence, resamples=resamples)
+    written = write_comparison(out, found) if out else []
+    if as_json:
+        say_json(asdict(found))
+        return
     _print(found)
-    for path in write_comparison(out, found) if out else ():
+    for path in written:
         say(f"written: {path}")
 
 

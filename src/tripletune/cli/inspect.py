@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import polars as pl
 from rich.console import Group, RenderableType
@@ -24,6 +24,7 @@ from tripletune.promote.pages import headline as headline_of
 from tripletune.store.champion import read_decision
 from tripletune.store.fingerprint import differences
 from tripletune.store.paths import MANIFEST, RunPaths, read_manifest
+from tripletune.store.read import read_parquet
 from tripletune.store.runs import RunRecord, run_page, tracking_uri
 
 FEW_USERS = 100
@@ -36,22 +37,37 @@ def plan_table(paths: RunPaths, overrides: Sequence[str] = ()) -> Table:
     the settings given in place of the preset's."""
     title = Text(" ".join([f"plan for {paths.dataset}", *(f"--set {given}" for given in overrides)]))
     table = Table("stage", "what", "fingerprint", "because", title=title, title_justify="left")
-    for stage in STAGES:
-        if stage.never_reused:
-            table.add_row(stage.name, "[yellow]make[/]", "", f"never reused: {stage.never_reused}")
-        elif stage.name in paths.fingerprints:
-            what, reasons = _planned(paths, stage.name)
-            table.add_row(stage.name, what, paths.fingerprints[stage.name][:10], "\n".join(reasons))
+    for one in planned_stages(paths):
+        what = Text(one.what, style="yellow" if one.what == "make" else "green")
+        table.add_row(one.stage, what, one.fingerprint[:10], Text("\n".join(one.because)))
     return table
 
 
-def _planned(paths: RunPaths, stage: str) -> tuple[str, list[str]]:
+class Planned(NamedTuple):
+    """What a run would do with a stage."""
+
+    stage: str
+    what: Literal["make", "reuse", "fetch"]
+    fingerprint: str
+    """Empty for stages that are never reused."""
+    because: list[str]
+
+
+def planned_stages(paths: RunPaths) -> list[Planned]:
     """What a run would do, and why; the shared store is asked where there is one, and nothing is fetched."""
-    if paths.is_here(stage):
-        return "[green]reuse[/]", []
-    if paths.is_shared(stage):
-        return "[green]fetch[/]", [f"finished in {paths.shared}"]
-    return "[yellow]make[/]", _reasons(paths, stage)
+    found = []
+    for stage in STAGES:
+        if stage.never_reused:
+            found.append(Planned(stage.name, "make", "", [f"never reused: {stage.never_reused}"]))
+        elif stage.name in paths.fingerprints:
+            fingerprint = paths.fingerprints[stage.name]
+            if paths.is_here(stage.name):
+                found.append(Planned(stage.name, "reuse", fingerprint, []))
+            elif paths.is_shared(stage.name):
+                found.append(Planned(stage.name, "fetch", fingerprint, [f"finished in {paths.shared}"]))
+            else:
+                found.append(Planned(stage.name, "make", fingerprint, _reasons(paths, stage.name)))
+    return found
 
 
 def _reasons(paths: RunPaths, stage: str) -> list[str]:
@@ -184,7 +200,7 @@ def _split_headline(facts: Mapping[str, Any]) -> str:
 
 def metrics_tables(evaluate: Path, settings: EvaluateConfig) -> Group:
     """The tables at the end of a run, from ``evaluate/metrics.parquet`` and ``metrics.json``."""
-    frame = pl.read_parquet(evaluate / "metrics.parquet")
+    frame = read_parquet(evaluate / "metrics.parquet")
     flat = json.loads((evaluate / "metrics.json").read_text(encoding="utf-8"))
     everyone = frame.filter(pl.col("group") == "all")
     sure = f"{settings.confidence:.0%} interval"
@@ -238,7 +254,7 @@ def where_things_are(record: RunRecord, root: Path, config: RunConfig) -> Text:
         f"MLflow     {store}open {page}/#/experiments/{_experiment(record)}\n"
         f"Prefect    PREFECT_SERVER_ANALYTICS_ENABLED=false .venv/bin/prefect server start\n"
         f"           then open http://127.0.0.1:4200/runs\n"
-        f"lineage    .venv/bin/tripletune show {record.name}"
+        f"lineage    .venv/bin/tripletune show {record.name} --full"
     )
 
 
@@ -248,7 +264,7 @@ def _experiment(record: RunRecord) -> str:
 
 def markdown_summary(evaluate: Path) -> str:
     """The metrics as a Markdown table, for Prefect's page."""
-    frame = pl.read_parquet(evaluate / "metrics.parquet")
+    frame = read_parquet(evaluate / "metrics.parquet")
     names = ("row", "group", "metric", "value", "low", "high")
     rows = [[_fact(row[name]) for name in names] for row in frame.iter_rows(named=True)]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in [names, ["---"] * len(names), *rows])

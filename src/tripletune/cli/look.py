@@ -1,7 +1,8 @@
-"""Commands that read a run's outputs: ``show``, ``report``, ``audit`` and ``prompt``."""
+"""Commands that read runs and their outputs: ``runs``, ``show``, ``report``, ``quality``, ``audit``, ``prompt``."""
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -9,7 +10,16 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from tripletune.cli.app import ARTIFACTS, ArtifactsOption, RunOption, app, console
+from tripletune.cli.app import (
+    ARTIFACTS,
+    ArtifactsOption,
+    JsonOption,
+    RunArgument,
+    RunOption,
+    app,
+    console,
+    say_json,
+)
 from tripletune.errors import UserError
 from tripletune.schemas.finetune import TRAINED_EXAMPLES_NAME
 from tripletune.store.files import make_folder
@@ -19,21 +29,76 @@ from tripletune.store.runs import list_runs, read_run
 
 
 @app.command(rich_help_panel="Look")
-def show(
-    run: Annotated[str, typer.Argument(help="Name of a run; empty: the latest.")] = "",
+def runs(
+    dataset: Annotated[str, typer.Option("--dataset", help="Runs of this dataset; empty: of all.")] = "",
+    last: Annotated[int, typer.Option("--last", min=0, help="How many of the newest; 0: all.")] = 20,
+    members: Annotated[bool, typer.Option("--members", help="Members of ablation sets too.")] = False,
+    as_json: JsonOption = False,
     artifacts: ArtifactsOption = ARTIFACTS,
 ) -> None:
-    """Lineage, facts and metrics of a run, from the ratings file to the adapter."""
-    from tripletune.cli.inspect import show_run
+    """List the runs, newest last: how each ended, what it serves is worth on test, and which one is the champion."""
+    from tripletune.cli.overview import run_rows, runs_table
 
-    console().print(show_run(read_run(artifacts, run), artifacts))
+    found = [one for one in list_runs(artifacts) if members or not one.is_ablation]
+    known = sorted({one.dataset for one in found})
+    if dataset and dataset not in known:
+        raise UserError(f"--dataset {dataset!r}: no run of it in {artifacts}; there are {', '.join(known) or 'none'}")
+    found = [one for one in found if dataset in ("", one.dataset)]
+    shown = found[-last:] if last else found
+    rows = run_rows(shown, artifacts)
+    if as_json:
+        say_json([row._asdict() for row in rows])
+    else:
+        console().print(runs_table(rows, len(found) - len(shown)))
 
 
 @app.command(rich_help_panel="Look")
-def report(
-    run: Annotated[str, typer.Argument(help="Name of a run; empty: the latest that is evaluated.")] = "",
+def show(
+    run: RunArgument = "",
+    full: Annotated[bool, typer.Option("--full", help="Every stage with lineage and facts, and all metrics.")] = False,
+    as_json: JsonOption = False,
     artifacts: ArtifactsOption = ARTIFACTS,
 ) -> None:
+    """What a run did and showed, whether it was promoted, and where its pages are; --full: from the ratings file on."""
+    record = read_run(artifacts, run)
+    if full and not as_json:
+        from tripletune.cli.inspect import show_run
+
+        console().print(show_run(record, artifacts))
+        return
+    from tripletune.cli.overview import overview, overview_text, run_as_data
+
+    if as_json:
+        say_json(run_as_data(record, artifacts))
+    else:
+        console().print(overview_text(overview(record, artifacts)), soft_wrap=True)
+
+
+@app.command(rich_help_panel="Look")
+def quality(run: RunArgument = "", as_json: JsonOption = False, artifacts: ArtifactsOption = ARTIFACTS) -> None:
+    """What is in a run's shards, how far they moved since the last run's, and where the page about them is.
+
+    Every run measures its shards before anything trains on them; this reads what it found, and changes nothing.
+    """
+    from tripletune.cli.overview import quality_folder, quality_view, read_quality
+    from tripletune.quality import PAGE
+
+    record = read_run(artifacts, run or _latest_measured(artifacts))
+    figures = read_quality(record, artifacts)
+    if as_json:
+        say_json(figures)
+    else:
+        page = quality_folder(record, artifacts) / PAGE
+        console().print(quality_view(figures, page), soft_wrap=True)
+
+
+def _latest_measured(artifacts: Path) -> str:
+    """The newest run that measured its shards; empty: none did."""
+    return next((one.name for one in reversed(list_runs(artifacts)) if "quality" in one.stages), "")
+
+
+@app.command(rich_help_panel="Look")
+def report(run: RunArgument = "", artifacts: ArtifactsOption = ARTIFACTS) -> None:
     """Write a run's report again, as after its promotion, and print its verdicts and where it is."""
     from tripletune.summary import summarise_run
 
@@ -48,6 +113,7 @@ def audit(
     out: Annotated[
         Path | None, typer.Option("--out", help="A CSV file for all leaks; the screen shows the first of each kind.")
     ] = None,
+    as_json: JsonOption = False,
     artifacts: ArtifactsOption = ARTIFACTS,
 ) -> None:
     """Prove on the written shards that no answer leaked; exit code 1 and the example ids if one did."""
@@ -69,9 +135,13 @@ def audit(
     if out:
         make_folder(out.parent, "--out")
         write_leaks(out, leaks)
-    console().print(f"{record.name}: {format_leaks(leaks)}", markup=False, soft_wrap=True)
-    if note := request_time_note(trained):
-        console().print(note, markup=False, soft_wrap=True)
+    note = request_time_note(trained)
+    if as_json:
+        say_json({"run": record.name, "leaks": [asdict(leak) for leak in leaks], "note": note})
+    else:
+        console().print(f"{record.name}: {format_leaks(leaks)}", markup=False, soft_wrap=True)
+        if note:
+            console().print(note, markup=False, soft_wrap=True)
     if leaks:
         raise typer.Exit(1)
 

@@ -12,6 +12,8 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
 
 import typer
 
@@ -25,10 +27,19 @@ _TAKES_ALL = frozenset(("replace", "backslashreplace", "namereplace", "xmlcharre
 """Ways of writing characters that an encoding lacks, of which none raises."""
 
 
-@app.command()
-def version() -> None:
-    """Print the version."""
-    console().print(__version__)
+def _print_version(asked: bool) -> None:
+    if asked:
+        console().print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=_print_version)
+    ] = False,
+) -> None:
+    """Options of every command; the help text is the app's."""
 
 
 def _log_own_lines() -> None:
@@ -48,13 +59,20 @@ def _write_any_title() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
+def _with_home(word: str) -> str:
+    """A word of the command line with the home folder for a ~ that the shell left: bash does in ``--out=~/recs``."""
+    name, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
+    is_home = value == "~" or value.startswith("~/")
+    return f"{name}{equals}{Path(value).expanduser()}" if is_home else word
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     _write_any_title()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     _log_own_lines()
     try:
-        code = app(args=list(argv) if argv is not None else None, standalone_mode=False)
+        code = app(args=[_with_home(word) for word in (sys.argv[1:] if argv is None else argv)], standalone_mode=False)
     except UserError as error:
         print(f"tripletune: {error}", file=sys.stderr)
         return 2

@@ -30,6 +30,7 @@ from tripletune.schemas.split import SPLIT
 from tripletune.serve.batch import Batch, facts_of, recommend_all, titles_of
 from tripletune.serve.prompting import Prompter, queries_of_today
 from tripletune.store.paths import RunPaths
+from tripletune.store.read import read_parquet, scan_parquet
 from tripletune.store.shards import shard_files, split_files
 
 NOBODY = -1
@@ -61,9 +62,14 @@ def recommend_to_user(who: Answering, user: int, *, why: bool = False) -> list[R
     rows = read_rows(list(split_files(who.paths.require("split")).values()))
     mine = rows.filter(pl.col("user_id") == user).collect()
     if mine.is_empty():
-        span = rows.select(low=pl.col("user_id").min(), high=pl.col("user_id").max()).collect().row(0)
-        raise InputError(f"--user {user}: no ratings of this user; ids in this run are {span[0]} to {span[1]}")
+        raise InputError(f"--user {user}: no ratings of this user; ids in this run are such as {_ids_near(user, rows)}")
     return _recommend(who, mine, why=why)
+
+
+def _ids_near(user: int, rows: pl.LazyFrame) -> str:
+    """The three ids in ``rows`` that are nearest to one that is not there."""
+    ids = rows.select(pl.col("user_id").unique()).collect()["user_id"].to_list()
+    return ", ".join(map(str, sorted(sorted(ids, key=lambda one: (abs(one - user), one))[:3])))
 
 
 def recommend_to_stranger(who: Answering, liked: Sequence[str], *, why: bool = False) -> list[Recommendation]:
@@ -77,7 +83,7 @@ def recommend_to_stranger(who: Answering, liked: Sequence[str], *, why: bool = F
     Raises:
         InputError: a title is unknown (the nearest ones are named) or belongs to several films.
     """
-    movies = pl.read_parquet(who.paths.require("ingest") / "movies.parquet", columns=["movie_id", "title"])
+    movies = read_parquet(who.paths.require("ingest") / "movies.parquet", columns=["movie_id", "title"])
     films = list(dict.fromkeys(_find_film(title, movies) for title in liked))
     data = {
         "user_id": [NOBODY] * len(films),
@@ -191,13 +197,14 @@ def explain_prompt(
         InputError: the user has no example of this purpose, or none at this cutoff.
     """
     shards = shard_files(paths.require("generate") / purpose)
-    found = pl.scan_parquet(shards).filter(pl.col("user_id") == user).collect()
+    found = scan_parquet(shards).filter(pl.col("user_id") == user).collect()
     if found.is_empty():
         why = "users with too few likes have none"
         if purpose == "train":
             why += ", nor have unseen ones and those whose answers retrieval missed"
-        other = "another id" if purpose == "test" else "--purpose test or another id"
-        raise InputError(f"--user {user}: no {purpose} example; {why}; try {other}")
+        other = "" if purpose == "test" else "--purpose test, or "
+        near = _ids_near(user, scan_parquet(shards))
+        raise InputError(f"--user {user}: no {purpose} example; {why}; try {other}a user who has one, such as {near}")
     asked = found if cutoff is None else found.filter(pl.col("cutoff") == cutoff)
     if asked.is_empty():
         there = ", ".join(map(str, found["cutoff"]))
@@ -231,7 +238,7 @@ def _positions(paths: RunPaths, user: int) -> dict[int, int]:
 
 
 def _scores(paths: RunPaths, example: Mapping[str, Any]) -> Mapping[TripleKey, float]:
-    choices = pl.scan_parquet(shard_files(paths.require("retrieve") / "choices"))
+    choices = scan_parquet(shard_files(paths.require("retrieve") / "choices"))
     mine = choices.filter(pl.col(name) == example[name] for name in QUERY_KEY)
     rows = mine.select("movie_id", "relation", "entity", "score").collect().iter_rows()
     return {(movie, relation, entity): score for movie, relation, entity, score in rows}

@@ -8,7 +8,23 @@ from typing import Annotated
 
 import typer
 
-from tripletune.cli.app import ARTIFACTS, ArtifactsOption, Inputs, RunOption, app, console, say, takes_inputs
+from tripletune.cli.app import (
+    ARTIFACTS,
+    CONFIG,
+    ArtifactsOption,
+    ConfigOption,
+    ImdbOption,
+    Inputs,
+    JsonOption,
+    MovielensOption,
+    RunOption,
+    SetOption,
+    app,
+    console,
+    say,
+    say_json,
+    takes_inputs,
+)
 from tripletune.cli.flow import prepare_flow
 from tripletune.pipeline import stages
 from tripletune.store.files import make_folder
@@ -33,13 +49,25 @@ def _print_summary(record: RunRecord, artifacts: Path) -> None:
     screen.print(where_things_are(record, artifacts, record.settings()), soft_wrap=True)
 
 
-@takes_inputs("plan", panel="Run")
-def plan(inputs: Inputs) -> None:
+@app.command(rich_help_panel="Run")
+def plan(
+    config: ConfigOption = CONFIG,
+    movielens: MovielensOption = "",
+    imdb: ImdbOption = "",
+    artifacts: ArtifactsOption = ARTIFACTS,
+    as_json: JsonOption = False,
+    set: SetOption = None,
+) -> None:
     """Show which stages a run would rebuild, and which input, setting, source or library changed."""
-    from tripletune.cli.inspect import plan_table
+    from tripletune.cli.inspect import plan_table, planned_stages
 
+    inputs = Inputs(config=config, movielens=movielens, imdb=imdb, artifacts=artifacts, set=set or ())
     _, paths = inputs.resolve()
-    console().print(plan_table(paths, inputs.set))
+    if as_json:
+        stages = [one._asdict() for one in planned_stages(paths)]
+        say_json({"dataset": paths.dataset, "set": list(inputs.set), "stages": stages})
+    else:
+        console().print(plan_table(paths, inputs.set))
 
 
 @app.command(rich_help_panel="Run")
@@ -74,6 +102,7 @@ def gc(
     ] = 14,
     keep_run: Annotated[list[str] | None, typer.Option("--keep-run", help="A further run to keep; repeat it.")] = None,
     delete: Annotated[bool, typer.Option("--delete", help="Remove; without it nothing is touched.")] = False,
+    as_json: JsonOption = False,
     artifacts: ArtifactsOption = ARTIFACTS,
 ) -> None:
     """List the outputs that no kept run refers to, and with --delete remove them.
@@ -87,6 +116,12 @@ def gc(
 
     kept = kept_runs(artifacts, newest=keep, named=keep_run or [])
     garbage = find_garbage(artifacts, kept)
+    if as_json:
+        removed, held = remove(garbage) if delete else ([], [])
+        lists = {"garbage": garbage, "removed": removed, "held": held}
+        found = {name: [asdict(one) for one in folders] for name, folders in lists.items()}
+        say_json({"kept": [run.name for run in kept], **found})
+        return
     screen = console()
     screen.print(garbage_table(garbage, kept))
     for address in sorted({run.paths(artifacts).shared for run in kept} - {""}):

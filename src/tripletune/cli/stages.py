@@ -43,24 +43,8 @@ def _add_command(stage: Stage) -> None:
 
 
 for _stage in STAGES:
-    if not _stage.never_reused:  # the others write into a run's record, and follow below
+    if not _stage.never_reused:  # promote writes into a run's record, and follows below; quality is read by look.py
         _add_command(_stage)
-
-
-@takes_inputs("quality", panel=PANEL)
-def quality(inputs: Inputs) -> None:
-    """Measure the shards, compare them with the last run's, and stop where they moved too far."""
-    from tripletune.tracking import recorded_run, stage_run
-
-    settings, paths = inputs.resolve()
-    paths.require("generate")
-    with (
-        recorded_run(settings, paths, {}, overrides=inputs.set) as (name, tracker),
-        stage_run(tracker, "quality", {"run": name}) as child,
-    ):
-        folder = stages.run_quality(paths, settings, run=name, child=child)
-    update_run(inputs.artifacts, name, stage=("quality", "made"))
-    say(str(folder / "quality.html"))
 
 
 @app.command(rich_help_panel=PANEL)

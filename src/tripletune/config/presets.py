@@ -51,7 +51,16 @@ def load_config(path: Path, overrides: Sequence[str] = (), **source: str) -> Run
     data.setdefault("source", {})
     if isinstance(data["source"], dict):
         data["source"] |= {key: value for key, value in source.items() if value}
-    return _found_from_anywhere(parse_config(data, str(path), chosen), path)
+    return _found_from_anywhere(parse_config(_with_home(data), str(path), chosen), path)
+
+
+def _with_home(value: Any) -> Any:
+    """Settings with the home folder for the ~ that a path begins with, as a shell has it; no other text begins so."""
+    if isinstance(value, dict):
+        return {key: _with_home(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_with_home(one) for one in value]
+    return str(Path(value).expanduser()) if isinstance(value, str) and value.startswith("~/") else value
 
 
 def _shipped_presets() -> str:

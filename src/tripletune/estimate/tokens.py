@@ -9,6 +9,7 @@ import polars as pl
 
 from tripletune.config import RunConfig
 from tripletune.schemas.generate import COMPLETION_CHARS, PROMPT_CHARS
+from tripletune.store.read import scan_parquet
 from tripletune.store.shards import shard_files
 
 _CHARS_PER_TOKEN = 3.4
@@ -39,7 +40,7 @@ def read_tokens(shards: Path, config: RunConfig) -> Tokens:
     """Lengths in the shards of a finished generate stage."""
     train = shard_files(shards / "train")
     chars = PROMPT_CHARS + COMPLETION_CHARS
-    scan = pl.scan_parquet(train)
+    scan = scan_parquet(train)
     share = float(
         scan.head(_ROWS_FOR_SHARES).select((COMPLETION_CHARS / chars).mean()).collect(engine="streaming").item() or 0.0
     )
@@ -48,7 +49,7 @@ def read_tokens(shards: Path, config: RunConfig) -> Tokens:
     found = scan.select(pl.len(), length.mean().alias("mean"), length.max().alias("longest"))
     (row,) = found.collect(engine="streaming").iter_rows(named=True)
     valid = shard_files(shards / "valid")
-    number = int(pl.scan_parquet(valid).select(pl.len()).collect().item()) // 2 if valid else 0
+    number = int(scan_parquet(valid).select(pl.len()).collect().item()) // 2 if valid else 0
     kept = 1 - share if config.finetune.scores_labels else 1.0  # objectives over labels read the prompt alone
     return Tokens(
         examples=int(row["len"]),

@@ -13,6 +13,7 @@ import polars as pl
 
 from tripletune.schemas.answers import NUM_ANSWERS
 from tripletune.store.parquet import parquet_files, scan
+from tripletune.store.read import scan_parquet
 
 NUM_CASES = 10
 """Shown of each kind, at most."""
@@ -33,7 +34,7 @@ def worth_reading(generate: Path, rank: Path) -> dict[str, list[dict[str, Any]]]
         and the first titles, each with whether it is the held-out one), ``texts`` (what the model wrote) and
         ``prompt``.
     """
-    predictions = pl.scan_parquet(rank / "predictions.parquet").filter(pl.col("purpose") == "test").collect()
+    predictions = scan_parquet(rank / "predictions.parquet").filter(pl.col("purpose") == "test").collect()
     shards = scan(parquet_files(generate, "test"))
     answers = shards.select(*KEY, "retrieved", answer=pl.col("answers").list.first()).collect()
     orders = _orders(predictions, answers)

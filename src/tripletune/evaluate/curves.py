@@ -8,6 +8,7 @@ from pathlib import Path
 import polars as pl
 
 from tripletune.html.pictures import draw_curves
+from tripletune.store.read import read_parquet
 
 CURVE_NAMES = {"lightgcn": "LightGCN", "rgat": "R-GAT", "sasrec": "SASRec", "sequence": "Sequence model"}
 """Titles of the training curves; any other stage that writes a ``curve.parquet`` is titled by its own name."""
@@ -16,7 +17,7 @@ CURVE_NAMES = {"lightgcn": "LightGCN", "rgat": "R-GAT", "sasrec": "SASRec", "seq
 def training_curves(folders: Mapping[str, Path]) -> list[dict[str, str]]:
     """``caption`` and ``picture`` of each curve that ``finetune`` and the trained models wrote."""
     pictures = []
-    tuned = pl.read_parquet(folders["finetune"] / "curve.parquet").with_columns(name=pl.col("metric"))
+    tuned = read_parquet(folders["finetune"] / "curve.parquet").with_columns(name=pl.col("metric"))
     for names, ylabel, caption in (
         (("loss", "eval_loss"), "loss", "training and evaluation loss"),
         (("eval_ndcg",), "ndcg_at_5", "ndcg_at_5 of the examples evaluated while it trains"),
@@ -29,7 +30,7 @@ def training_curves(folders: Mapping[str, Path]) -> list[dict[str, str]]:
     for stage, name in (CURVE_NAMES | {stage: stage for stage in others if stage not in CURVE_NAMES}).items():
         if stage not in folders:
             continue
-        curve = pl.read_parquet(folders[stage] / "curve.parquet").with_columns(name=pl.format("fit {}", "fit"))
+        curve = read_parquet(folders[stage] / "curve.parquet").with_columns(name=pl.format("fit {}", "fit"))
         for column, label in (("loss", "training loss"), ("valid_ndcg_at_10", "valid ndcg_at_10")):
             lines = _lines(curve, column)
             if lines:

@@ -45,6 +45,7 @@ from tripletune.schemas.retrieve import RANKINGS
 from tripletune.store.files import write_json
 from tripletune.store.parquet import ROW_GROUP, parquet_files, scan, write_parquet
 from tripletune.store.paths import Facts
+from tripletune.store.read import read_parquet
 
 Floats = npt.NDArray[np.float64]
 
@@ -173,7 +174,7 @@ def _held_out(shards: Path) -> pl.DataFrame:
 def _answered(predictions: Path, held_out: pl.DataFrame) -> pl.DataFrame:
     """Predictions joined with the held-out films; both trivial orders name only candidates and count as constrained."""
     path = predictions / "predictions.parquet"
-    frame = conform(pl.read_parquet(path), PREDICTIONS).drop("text")
+    frame = conform(read_parquet(path), PREDICTIONS).drop("text")
     trivial = pl.col("system").is_in(["random", "retriever"])
     frame = frame.with_columns(constrained=pl.col("constrained") | trivial)
     if frame.select(*QUERY_KEY, "system", "constrained").is_duplicated().any():

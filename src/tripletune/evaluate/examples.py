@@ -10,13 +10,14 @@ import polars as pl
 from tripletune.schemas.answers import NUM_ANSWERS
 from tripletune.schemas.rank import SYSTEMS
 from tripletune.store.parquet import parquet_files, scan
+from tripletune.store.read import read_parquet
 
 MAX_EXAMPLES = 3
 
 
 def first_examples(generate: Path, rank: Path) -> list[dict[str, Any]]:
     """The first test examples, by user, that the tuned model answered: prompt, held-out film, every system's answer."""
-    predictions = pl.read_parquet(rank / "predictions.parquet").filter(pl.col("purpose") == "test")
+    predictions = read_parquet(rank / "predictions.parquet").filter(pl.col("purpose") == "test")
     tuned = predictions.filter(pl.col("system") == "tuned", pl.col("constrained"))
     key = ["user_id", "cutoff"]
     first = tuned.select(key).unique().sort(key).head(MAX_EXAMPLES)

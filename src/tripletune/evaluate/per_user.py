@@ -8,6 +8,7 @@ from pathlib import Path
 import polars as pl
 
 from tripletune.schemas.rank import SERVED
+from tripletune.store.read import scan_parquet
 
 PER_USER = "per_viewer.parquet"
 """File of the evaluate stage: one line for a row of its tables, a purpose and a user."""
@@ -21,4 +22,4 @@ def served_row(rows: Collection[str]) -> str:
 
 def scan_per_user(evaluate: Path) -> pl.LazyFrame:
     """The values of a finished evaluate stage: ``row, purpose, user_id``, ``unseen`` and the metrics."""
-    return pl.scan_parquet(evaluate / PER_USER)
+    return scan_parquet(evaluate / PER_USER)

@@ -12,6 +12,7 @@ from tripletune.schemas.base import conform
 from tripletune.schemas.probe import PROBED, PROBED_NAME
 from tripletune.schemas.rank import SERVED
 from tripletune.store.paths import read_manifest
+from tripletune.store.read import read_parquet
 
 _CHANGED = {"change": "gain, nats", "distance": "distance", "first_changed": "first changes"}
 TABLES: tuple[Mapping[str, Any], ...] = (
@@ -40,7 +41,7 @@ def reliance_section(probe: Path | None) -> dict[str, Any] | None:
     """
     if probe is None:
         return None
-    summary = conform(pl.read_parquet(probe / PROBED_NAME), PROBED)
+    summary = conform(read_parquet(probe / PROBED_NAME), PROBED)
     facts = (read_manifest(probe) or {}).get("facts", {})
     groups = []
     order = pl.col("system").replace_strict({name: place for place, name in enumerate(_ORDER)})

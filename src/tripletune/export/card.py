@@ -18,6 +18,7 @@ from tripletune.export.usage import usage
 from tripletune.prompts.template import load_template
 from tripletune.schemas.inline import INLINE_MARK
 from tripletune.store.paths import read_manifest
+from tripletune.store.read import read_parquet
 from tripletune.store.runs import RunRecord
 
 LABELS = "label_tokens.json"
@@ -150,7 +151,7 @@ def _results(card: Card) -> str:
     folder = card.record.paths(card.root).folder("evaluate") if "evaluate" in card.record.fingerprints else None
     if folder is None or read_manifest(folder) is None:
         return "The run has not evaluated this adapter."
-    frame = pl.read_parquet(folder / "metrics.parquet").filter(pl.col("group") == "all")
+    frame = read_parquet(folder / "metrics.parquet").filter(pl.col("group") == "all")
     systems = ranked_systems(frame["row"])
     mine = frame.filter(pl.col("row").is_in(systems), ~pl.col("metric").str.starts_with("valid_"))
     names = mine.filter(pl.col("row") == "tuned")["metric"].unique(maintain_order=True).to_list()

@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import polars as pl
 import torch
 from torch import Tensor
 
@@ -27,6 +26,7 @@ from tripletune.errors import TrainingError
 from tripletune.finetune.label_loss import listwise_loss
 from tripletune.schemas.base import conform
 from tripletune.schemas.teach import TAUGHT
+from tripletune.store.read import read_parquet
 
 Taught: TypeAlias = dict[str, dict[int, float]]
 """Scores of the candidates by film, for each example id."""
@@ -56,7 +56,7 @@ class Distillation:
 
 def read_taught(path: Path) -> Taught:
     """The teacher's scores of a shard's examples."""
-    rows = conform(pl.read_parquet(path), TAUGHT)
+    rows = conform(read_parquet(path), TAUGHT)
     return {example: dict(zip(films, scores, strict=True)) for example, films, scores in rows.iter_rows()}
 
 

@@ -49,6 +49,7 @@ from tripletune.stable_hash import mix
 from tripletune.store.files import write_json
 from tripletune.store.parquet import write_parquet
 from tripletune.store.paths import MANIFEST, SCRATCH, Facts
+from tripletune.store.read import scan_parquet
 from tripletune.store.shards import shard_files
 
 PATIENCE_SECONDS = 120.0
@@ -239,7 +240,7 @@ def _contract(
 
 def _train_shards(shards: Path) -> list[Path]:
     train = shard_files(shards / "train")
-    if not train or not pl.scan_parquet(train).select(pl.len()).collect().item():
+    if not train or not scan_parquet(train).select(pl.len()).collect().item():
         raise InputError(
             f"{shards / 'train'}: no training examples; more users, a larger retrieve.num_candidates "
             "or a smaller split.min_graph would give some"
@@ -254,7 +255,7 @@ def _valid_examples(shards: Path, limit: int, settings: FinetuneConfig, seed: in
     valid = shard_files(shards / "valid")
     if not valid or not limit:
         return pl.DataFrame(schema={name: EXAMPLES[name] for name in columns})
-    answerable = pl.scan_parquet(valid).filter(pl.col("candidates").list.contains(pl.col("answers").list.first()))
+    answerable = scan_parquet(valid).filter(pl.col("candidates").list.contains(pl.col("answers").list.first()))
     queries = answerable.select("user_id", "cutoff").collect()
     queries = queries.filter(~judges(queries["user_id"], seed))
     order = pl.Series("order", mix(queries["user_id"].to_numpy(), seed))
@@ -275,7 +276,7 @@ def _require_evaluation(shards: Path, evaluation: pl.DataFrame, settings: Finetu
 
 def _prior(train: list[Path], num_candidates: int) -> tuple[float, ...]:
     """The retriever's log-score by place, calibrated on the training examples."""
-    rows = pl.scan_parquet(train).select("answers", "retrieved").with_row_index("row")
+    rows = scan_parquet(train).select("answers", "retrieved").with_row_index("row")
     places = (
         rows.with_columns(place=pl.int_ranges(pl.col("retrieved").list.len()))
         .explode("retrieved", "place")

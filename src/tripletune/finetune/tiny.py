@@ -16,6 +16,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from tripletune.config import TinyLlamaConfig
+from tripletune.store.read import scan_parquet
 
 SPECIAL_TOKENS = (
     "<|begin_of_text|>",
@@ -63,7 +64,7 @@ def write_tiny_llama(train: Sequence[Path], folder: Path, settings: TinyLlamaCon
 
 def _texts(train: Sequence[Path]) -> Iterator[str]:
     messages = (
-        pl.scan_parquet(list(train))
+        scan_parquet(list(train))
         .head(_TOKENIZER_EXAMPLES)
         .select(pl.concat_list("prompt", "completion").alias("message"))
         .explode("message", empty_as_null=False)

@@ -20,6 +20,7 @@ from tripletune.schemas.base import conform
 from tripletune.schemas.finetune import TRAINED_EXAMPLES, TRAINED_EXAMPLES_NAME
 from tripletune.store.parquet import read_rows, write_parquet
 from tripletune.store.paths import MANIFEST, Facts, read_manifest
+from tripletune.store.read import read_parquet, scan_parquet
 
 log = logging.getLogger(__name__)
 
@@ -70,14 +71,14 @@ def select_new(train: list[Path], champion: Champion | None, folder: Path) -> tu
         The files in the order of the shards, and the facts start, ancestors, warm_runs, examples_new, examples_known.
     """
     if champion is None:
-        total = pl.scan_parquet(train).select(pl.len()).collect().item()
+        total = scan_parquet(train).select(pl.len()).collect().item()
         return train, {**_started_from(None), "examples_new": total, "examples_known": 0}
     earlier = read_rows(champion.folder / TRAINED_EXAMPLES_NAME, TRAINED_EXAMPLES).select(_KEY).unique()
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     files, new, known = [], 0, 0
     for shard in train:
-        examples = pl.read_parquet(shard, hive_partitioning=False)
+        examples = read_parquet(shard, hive_partitioning=False)
         left = examples.with_columns(_KEY).join(earlier, on="key", how="anti", maintain_order="left").drop("key")
         new, known = new + left.height, known + examples.height - left.height
         if left.height:
@@ -103,7 +104,7 @@ def write_trained_examples(out: Path, files: list[Path], champion: Champion | No
     """
     generation = len(champion.chain) if champion else 0
     likes = pl.concat_list(*(pl.col(name).fill_null([]) for name in ("answers", "liked")))
-    read = pl.scan_parquet(files, hive_partitioning=False).select(
+    read = scan_parquet(files, hive_partitioning=False).select(
         "user_id", "cutoff", answers=_ANSWERS, films=likes.list.unique().list.sort(), generation=pl.lit(generation)
     )
     rows = [conform(read.collect(), TRAINED_EXAMPLES)]

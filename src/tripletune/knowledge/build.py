@@ -15,6 +15,7 @@ from tripletune.schemas.ingest import MOVIES, RATINGS, TAGS
 from tripletune.schemas.knowledge import COVERAGE, ENTITIES, ENTITY_KINDS, RELATION_NAMES, RELATIONS, TRIPLES
 from tripletune.store.parquet import ROW_GROUP, write_parquet
 from tripletune.store.paths import Facts
+from tripletune.store.read import read_parquet, scan_parquet
 
 
 def write_knowledge(
@@ -44,8 +45,8 @@ def write_knowledge(
     Raises:
         InputError: an extra file is missing or is not UTF-8 text.
     """
-    catalogue = pl.read_parquet(movies, schema=MOVIES)
-    tagged, tag_counts = tag_facts(pl.read_parquet(tags, schema=TAGS), settings.tag_min_viewers, tags_before)
+    catalogue = read_parquet(movies, schema=MOVIES)
+    tagged, tag_counts = tag_facts(read_parquet(tags, schema=TAGS), settings.tag_min_viewers, tags_before)
     added, extra_counts = extra_facts(extra, catalogue["movie_id"])
     known = pl.col("movie_id").is_in(catalogue["movie_id"].implode())
     sources = [genre_facts(catalogue), decade_facts(catalogue), tagged, credit_facts(credits), added]
@@ -53,7 +54,7 @@ def write_knowledge(
     relations = _relations(found)
     entities = _entities(catalogue, found)
     triples = _triples(found, entities, relations)
-    coverage = _coverage(triples, entities, relations, pl.scan_parquet(ratings, schema=RATINGS))
+    coverage = _coverage(triples, entities, relations, scan_parquet(ratings, schema=RATINGS))
     frames = {"entities": entities, "relations": relations, "triples": triples, "coverage": coverage}
     for name, frame in frames.items():
         write_parquet(out / f"{name}.parquet", frame, row_group_size=ROW_GROUP)

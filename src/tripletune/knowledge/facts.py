@@ -132,7 +132,7 @@ def _extra_lines(file: Path) -> pl.DataFrame:
     if not file.is_file():
         raise InputError(f"source.extra_triples names {file}, which is no file; give a TSV of: head relation tail")
     try:
-        lines = pl.read_lines(file, name="text", row_index_name="line", row_index_offset=1)
+        lines = pl.read_lines(file, name="text", row_index_name="line", row_index_offset=1, glob=False)
     except (OSError, pl.exceptions.PolarsError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"{file} cannot be read as UTF-8 text ({reason}); save it as UTF-8") from None

@@ -70,7 +70,7 @@ def read_dump(folder: Path, table: str, columns: tuple[str, ...], ids: pl.Series
 
 def _fields(path: Path, columns: tuple[str, ...]) -> list[str]:
     """Column names of the header."""
-    first = pl.scan_lines(path, name="text", n_rows=1).collect(engine="streaming")["text"].to_list()
+    first = pl.scan_lines(path, name="text", n_rows=1, glob=False).collect(engine="streaming")["text"].to_list()
     if not first or not first[0].strip():
         raise InputError(f"{path} is empty; fetch it again")
     names: list[str] = first[0].removeprefix("\ufeff").split("\t")
@@ -86,7 +86,7 @@ def _lines(path: Path, fields: list[str]) -> pl.LazyFrame:
     """``_text`` of each non-blank line, its ``_id``, and ``_whole``: whether it has the header's number of fields."""
     text = pl.col("_text")
     return (
-        pl.scan_lines(path, name="_text")
+        pl.scan_lines(path, name="_text", glob=False)
         .filter(text != "")
         .with_columns(
             _id=text.str.splitn("\t", 2).struct.field("field_0"),

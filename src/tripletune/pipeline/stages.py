@@ -16,6 +16,7 @@ from tripletune.config import RunConfig
 from tripletune.errors import ConfigError
 from tripletune.store.increments import Earlier, SameContent, describe, find_earlier, same_files, write_unchanged
 from tripletune.store.paths import SCRATCH, Facts, RunPaths
+from tripletune.store.read import scan_parquet
 from tripletune.store.runs import earlier_run
 
 if TYPE_CHECKING:
@@ -70,7 +71,6 @@ def run_split(paths: RunPaths, config: RunConfig) -> Path:
 
 def run_knowledge(paths: RunPaths, config: RunConfig) -> Path:
     """Build the film knowledge graph from genres, decades, tags, credits and extra triples."""
-    import polars as pl
 
     from tripletune.knowledge.build import write_knowledge
     from tripletune.knowledge.imdb import read_credits
@@ -79,7 +79,7 @@ def run_knowledge(paths: RunPaths, config: RunConfig) -> Path:
     imdb = Path(config.source.imdb) if config.source.imdb else ingest / "release" / "imdb"
 
     def make(work: Path) -> Facts:
-        links, movies = (pl.scan_parquet(ingest / f"{table}.parquet") for table in ("links", "movies"))
+        links, movies = (scan_parquet(ingest / f"{table}.parquet") for table in ("links", "movies"))
         credits, facts = read_credits(imdb if imdb.is_dir() else None, links, config.knowledge, movies)
         return facts | write_knowledge(
             ingest / "movies.parquet",

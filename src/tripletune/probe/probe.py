@@ -40,6 +40,7 @@ from tripletune.schemas.query import QUERY_KEY
 from tripletune.stable_hash import VIEWERS, mix
 from tripletune.store.parquet import parquet_files, write_parquet
 from tripletune.store.paths import SCRATCH, Facts
+from tripletune.store.read import read_parquet, scan_parquet
 from tripletune.store.shards import shard_name
 
 _PROMPTS = 64
@@ -77,7 +78,7 @@ def choose_examples(shards: Path, settings: ProbeConfig, seed: int) -> pl.DataFr
     """
     found = []
     for purpose in settings.purposes:
-        rows = pl.scan_parquet(parquet_files(shards, purpose))
+        rows = scan_parquet(parquet_files(shards, purpose))
         answerable = pl.col("answers").list.set_intersection("candidates").list.len() > 0
         keys = rows.select("example_id", "user_id", relies=answerable).collect()
         steady = _first_users(keys["user_id"], settings.users, seed)
@@ -191,5 +192,5 @@ def _score(prompts: pl.DataFrame, finetuned: Path, out: Path, probing: Probing) 
         environments=worker_environments(probing.rank.workers, visible_gpus()),
     )
     took = answer_job(job, pieces, out / SCRATCH)
-    answered = pl.concat(pl.read_parquet(piece.target) for piece in pieces)
+    answered = pl.concat(read_parquet(piece.target) for piece in pieces)
     return answered[order.arg_sort()], took.seconds

@@ -13,8 +13,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import polars as pl
-
 from tripletune.config import RunConfig
 from tripletune.evaluate.metrics import PROMOTION_METRIC
 from tripletune.promote.decision import Comparison, PromotionDecision, Rule, decide_promotion, promotion_scores
@@ -23,6 +21,7 @@ from tripletune.promote.references import Versions, find_versions, gather_refere
 from tripletune.store.champion import DECISION, model_name
 from tripletune.store.files import write_json
 from tripletune.store.paths import SCRATCH, RunPaths
+from tripletune.store.read import scan_parquet
 from tripletune.store.runs import utc_now
 from tripletune.store.shards import shard_files
 from tripletune.tracking import StageRun, Tracker
@@ -126,7 +125,7 @@ def _version_files(paths: RunPaths, config: RunConfig, scratch: Path) -> Path:
 
     shutil.rmtree(scratch, ignore_errors=True)  # of a killed run
     scratch.mkdir(parents=True)
-    example = pl.scan_parquet(shard_files(paths.require("generate") / "valid")).head(1).collect()
+    example = scan_parquet(shard_files(paths.require("generate") / "valid")).head(1).collect()
     source = config.finetune.behaviour_tokens
     films = paths.require(source) if config.finetune.has_behaviour else None
     save_version(scratch / "version", paths.require("finetune"), config, example, films)

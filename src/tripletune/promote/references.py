@@ -26,6 +26,7 @@ from tripletune.promote.own_prompts import own_examples
 from tripletune.prompts.engine import prompt_contract
 from tripletune.rank.predict import rank_examples
 from tripletune.store.paths import RunPaths, read_manifest
+from tripletune.store.read import read_parquet
 from tripletune.store.shards import shard_files
 from tripletune.tracking import Tracker
 from tripletune.versions import BEST as BEST_ALIAS
@@ -157,7 +158,7 @@ def _version_scores(paths: RunPaths, config: RunConfig, examples: pl.DataFrame, 
 def _valid_examples(paths: RunPaths, scores: pl.DataFrame) -> pl.DataFrame:
     """The valid examples of the users who judge."""
     shards = shard_files(paths.require("generate") / "valid")
-    return pl.read_parquet(shards).join(scores.select("user_id"), on="user_id", how="semi")
+    return read_parquet(shards).join(scores.select("user_id"), on="user_id", how="semi")
 
 
 def _measure(examples: pl.DataFrame, answers: pl.Series) -> pl.DataFrame:

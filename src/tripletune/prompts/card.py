@@ -22,6 +22,7 @@ from tripletune.prompts.template import Template
 from tripletune.schemas.generate import EXAMPLE_COLUMNS, EXAMPLES, PROMPT_CHARS
 from tripletune.schemas.query import PURPOSES
 from tripletune.store.files import write_atomically
+from tripletune.store.read import scan_parquet
 from tripletune.store.shards import shard_files
 
 CARD, PICTURE = "README.md", "lengths.png"
@@ -109,7 +110,7 @@ def write_card(out: Path, template: Template, origin: Origin) -> None:
 
 def _lengths(out: Path) -> pl.DataFrame:
     """``purpose, length, examples``: number of examples of each length, in tokens or, if not counted, characters."""
-    rows = pl.scan_parquet([path for purpose in PURPOSES.categories for path in shard_files(out / purpose)])
+    rows = scan_parquet([path for purpose in PURPOSES.categories for path in shard_files(out / purpose)])
     is_counted = rows.select(pl.col("num_tokens").is_not_null().any()).collect(engine="streaming").item()
     unit, length = ("tokens", pl.col("num_tokens")) if is_counted else ("characters", PROMPT_CHARS)
     counted = rows.group_by("purpose", length.cast(pl.Int64).alias("length")).agg(examples=pl.len())
@@ -171,9 +172,7 @@ def _examples(out: Path) -> str:
     """The first example of each purpose."""
     parts = ["## Examples"]
     for purpose in PURPOSES.categories:
-        first = (
-            pl.scan_parquet(shard_files(out / purpose)).select("example_id", "prompt", "completion").head(1).collect()
-        )
+        first = scan_parquet(shard_files(out / purpose)).select("example_id", "prompt", "completion").head(1).collect()
         for row in first.iter_rows(named=True):
             parts.append(f"### {purpose}: `{row['example_id']}`")
             parts += [_message(message) for message in (*row["prompt"], *row["completion"])]

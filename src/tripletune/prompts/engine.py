@@ -28,6 +28,7 @@ from tripletune.schemas.hints import FILM_HINTS, HINTS, SPECIALISTS, TOPIC_HINTS
 from tripletune.schemas.query import QUERY_KEY
 from tripletune.schemas.worked import WorkedExamples
 from tripletune.stable_hash import pair_hash_expr
+from tripletune.store.read import read_parquet
 
 DISPLAY = 3 << 40
 """Added to the run's seed for the order in which candidates are shown. The split orders equal times by the plain seed;
@@ -75,7 +76,7 @@ class Frame:
             ConfigError: the template is missing or invalid, or the tokenizer does not suit.
             InputError: there is no such tokenizer.
         """
-        movies = pl.read_parquet(ingest / "movies.parquet", columns=["movie_id", "title"])
+        movies = read_parquet(ingest / "movies.parquet", columns=["movie_id", "title"])
         plain = load_template(settings.template)
         template = plain.with_worked(worked.text) if worked else plain
         return cls(

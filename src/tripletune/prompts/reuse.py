@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import polars as pl
-
 from tripletune.prompts.sanitise import display_titles
 from tripletune.store.increments import same_files
+from tripletune.store.read import read_parquet
 
 
 def same_titles(before: Path, now: Path) -> bool:
@@ -18,6 +17,6 @@ def same_titles(before: Path, now: Path) -> bool:
     """
     if same_files(before, now, ("movies.parquet",)):
         return True
-    catalogues = [pl.read_parquet(folder / "movies.parquet", columns=["movie_id", "title"]) for folder in (before, now)]
+    catalogues = [read_parquet(folder / "movies.parquet", columns=["movie_id", "title"]) for folder in (before, now)]
     shown = [display_titles(movies) for movies in catalogues]
     return shown[0].join(shown[1], on=["movie_id", "display"], how="anti").is_empty()

@@ -9,6 +9,7 @@ import polars as pl
 from tripletune.schemas.generate import LEFT_OUT, PROMPT_CHARS
 from tripletune.schemas.query import PURPOSES
 from tripletune.store.paths import Facts
+from tripletune.store.read import scan_parquet
 from tripletune.store.shards import shard_files
 
 _CHARS = "prompt_chars"
@@ -33,7 +34,7 @@ def count_shards(out: Path, retrieve: Path) -> Facts:
     """
     paths = [path for purpose in PURPOSES.categories for path in shard_files(out / purpose)]
     counts = (
-        pl.scan_parquet(paths)
+        scan_parquet(paths)
         .select("purpose", "num_tokens", **LEFT_OUT)
         .group_by("purpose")
         .agg(
@@ -66,5 +67,5 @@ def count_shards(out: Path, retrieve: Path) -> Facts:
 
 
 def _count_train(retrieve: Path) -> int:
-    asked = pl.scan_parquet(shard_files(retrieve / "retrieved"))
+    asked = scan_parquet(shard_files(retrieve / "retrieved"))
     return int(asked.select((pl.col("purpose") == "train").sum()).collect(engine="streaming").item())

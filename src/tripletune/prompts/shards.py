@@ -33,6 +33,7 @@ from tripletune.schemas.worked import WorkedExamples
 from tripletune.store.files import remove_leftovers
 from tripletune.store.parquet import write_parquet
 from tripletune.store.paths import Facts
+from tripletune.store.read import read_parquet, scan_parquet
 from tripletune.store.shards import shard_files, shard_name, split_file, split_files
 
 ROW_GROUP = 1024
@@ -222,14 +223,14 @@ def write_shard(job: ShardJob) -> None:
 
 def _asked(job: ShardJob, number: str, purposes: Sequence[str]) -> pl.DataFrame:
     """Queries of the bucket whose example is not reused from an earlier run; ``RETRIEVED``."""
-    whole = pl.read_parquet(job.retrieve / "retrieved" / shard_name(number))
+    whole = read_parquet(job.retrieve / "retrieved" / shard_name(number))
     retrieved = whole.filter(pl.col("purpose").is_in(purposes))
     if job.recipe.worked:  # no prompt shows its own answer
         is_shown = (pl.col("purpose") == "train") & pl.col("user_id").is_in(job.recipe.worked.users)
         retrieved = retrieved.filter(~is_shown)
     if job.unchanged is None:
         return retrieved
-    unchanged = pl.read_parquet(job.unchanged / shard_name(number))
+    unchanged = read_parquet(job.unchanged / shard_name(number))
     return retrieved.join(unchanged, on=QUERY_KEY, how="anti", maintain_order="left")
 
 
@@ -239,9 +240,9 @@ def _render(job: ShardJob, numbers: Sequence[str], asked: pl.DataFrame, frame: F
         return EXAMPLES.to_frame()
     settings, mine = job.recipe.settings, pl.col("user_id").is_in(asked["user_id"].unique().implode())
     splits = [split_file(job.split, number) for number in numbers]
-    rows = pl.scan_parquet(splits, hive_partitioning=False).select(SPLIT_COLUMNS).filter(mine).collect()
+    rows = scan_parquet(splits, hive_partitioning=False).select(SPLIT_COLUMNS).filter(mine).collect()
     files = [job.retrieve / "choices" / shard_name(number) for number in numbers]
-    choices = pl.scan_parquet(files).filter(mine).collect()
+    choices = scan_parquet(files).filter(mine).collect()
     return build_examples(
         asked,
         choices.join(asked, on=QUERY_KEY, how="semi", maintain_order="left"),
@@ -261,8 +262,8 @@ def _with_earlier(
     if job.previous is None or job.unchanged is None:
         earlier, unchanged = EXAMPLES.to_frame(), asked.clear()
     else:
-        earlier = pl.read_parquet([job.previous / purpose / shard_name(number) for purpose in purposes])
-        unchanged = pl.read_parquet(job.unchanged / shard_name(number))
+        earlier = read_parquet([job.previous / purpose / shard_name(number) for purpose in purposes])
+        unchanged = read_parquet(job.unchanged / shard_name(number))
     rows = pl.concat([earlier, rendered], rechunk=True)  # rows are gathered from one piece in a third of the time
     queries = rows.select(*QUERY_KEY).with_row_index("row")
     kept = queries.head(len(earlier)).join(unchanged, on=QUERY_KEY, how="semi")

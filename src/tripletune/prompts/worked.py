@@ -24,6 +24,7 @@ from tripletune.schemas.worked import WORKED_ROWS, WORKED_TEXT, WorkedExamples
 from tripletune.stable_hash import share_hash_expr
 from tripletune.store.files import make_folder, write_atomically
 from tripletune.store.parquet import write_parquet
+from tripletune.store.read import read_parquet, scan_parquet
 from tripletune.store.shards import shard_files, split_files
 
 _ORDER = 16 << 40
@@ -75,7 +76,7 @@ def read_worked(generate: Path) -> WorkedExamples:
         MissingArtifactError: they have none.
     """
     try:
-        rows = pl.read_parquet(generate / WORKED_ROWS, columns=["example_id", "user_id"])
+        rows = read_parquet(generate / WORKED_ROWS, columns=["example_id", "user_id"])
         text = (generate / WORKED_TEXT).read_text(encoding="utf-8")
     except FileNotFoundError:
         raise MissingArtifactError(
@@ -86,7 +87,7 @@ def read_worked(generate: Path) -> WorkedExamples:
 
 def _training_users(retrieve: Path, seed: int) -> pl.DataFrame:
     """Each training user's newest query, in the order in which they are taken: ``user_id, purpose, cutoff``."""
-    asked = pl.scan_parquet(shard_files(retrieve / "retrieved")).filter(pl.col("purpose") == "train", ~pl.col("unseen"))
+    asked = scan_parquet(shard_files(retrieve / "retrieved")).filter(pl.col("purpose") == "train", ~pl.col("unseen"))
     newest = asked.group_by("user_id").agg(pl.col("purpose").first(), pl.col("cutoff").max()).collect()
     return newest.sort(share_hash_expr("user_id", seed + _ORDER), "user_id").select(QUERY_KEY)
 
@@ -95,10 +96,10 @@ def _render(split: Path, retrieve: Path, asked: pl.DataFrame, frame: Frame, disl
     """Examples of these queries that have an answer, in the order of the queries."""
     mine = pl.col("user_id").is_in(asked["user_id"].implode())
     wanted = asked.lazy()
-    retrieved = pl.scan_parquet(shard_files(retrieve / "retrieved")).filter(mine).join(wanted, on=QUERY_KEY, how="semi")
-    choices = pl.scan_parquet(shard_files(retrieve / "choices")).filter(mine).join(wanted, on=QUERY_KEY, how="semi")
+    retrieved = scan_parquet(shard_files(retrieve / "retrieved")).filter(mine).join(wanted, on=QUERY_KEY, how="semi")
+    choices = scan_parquet(shard_files(retrieve / "choices")).filter(mine).join(wanted, on=QUERY_KEY, how="semi")
     files = list(split_files(split).values())
-    rows = pl.scan_parquet(files, hive_partitioning=False).select(SPLIT_COLUMNS).filter(mine).collect()
+    rows = scan_parquet(files, hive_partitioning=False).select(SPLIT_COLUMNS).filter(mine).collect()
     settings = frame.settings
     evidence = collect_evidence(
         rows, asked, dislike=dislike, max_liked=settings.max_liked, max_disliked=settings.max_disliked

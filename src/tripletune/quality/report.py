@@ -12,6 +12,7 @@ from pathlib import Path
 
 from tripletune.config import QualityConfig
 from tripletune.errors import DriftError, InputError
+from tripletune.quality import FIGURES, PAGE
 from tripletune.quality.drift import Shift, find_shifts
 from tripletune.quality.figures import figures_of, headline
 from tripletune.quality.measures import Measures, measure_shards
@@ -19,8 +20,6 @@ from tripletune.quality.page import write_quality_page
 from tripletune.store.files import write_json
 from tripletune.store.paths import read_manifest
 from tripletune.store.popularity import film_popularity
-
-PAGE, FIGURES = "quality.html", "quality.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

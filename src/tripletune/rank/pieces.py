@@ -21,6 +21,7 @@ from tripletune.config import RankConfig
 from tripletune.schemas.rank import QUANTIZED
 from tripletune.stable_hash import VIEWERS, mix
 from tripletune.store.parquet import parquet_files, write_parquet
+from tripletune.store.read import scan_parquet
 from tripletune.store.shards import shard_files
 
 if TYPE_CHECKING:
@@ -123,7 +124,7 @@ def choose_users(shards: Path, settings: RankConfig, seed: int) -> dict[str, pl.
 
 
 def _chosen_users(shards: Path, purpose: str, settings: RankConfig, seed: int) -> pl.DataFrame:
-    users = pl.scan_parquet(parquet_files(shards, purpose)).select(pl.col("user_id").unique()).collect()
+    users = scan_parquet(parquet_files(shards, purpose)).select(pl.col("user_id").unique()).collect()
     hashed = users.with_columns(hashed=pl.Series(mix(users["user_id"].to_numpy(), seed + VIEWERS)))
     ordered = hashed.sort("hashed", "user_id").drop("hashed").with_row_index("place")
     return ordered.head(settings.max_viewers) if settings.max_viewers else ordered
@@ -131,7 +132,7 @@ def _chosen_users(shards: Path, purpose: str, settings: RankConfig, seed: int) -
 
 def examples_of(shards: Path, purpose: str, users: pl.DataFrame) -> pl.LazyFrame:
     """The examples of some of ``choose_users``, user by user."""
-    rows = pl.scan_parquet(parquet_files(shards, purpose)).select(COLUMNS)
+    rows = scan_parquet(parquet_files(shards, purpose)).select(COLUMNS)
     return rows.join(users.lazy(), on="user_id", how="inner").sort("place", "cutoff")
 
 
@@ -165,7 +166,7 @@ def cut_prompts(files: Path, folder: Path, *, scored: bool = False) -> list[Piec
     way = Pass(purpose="", tuned=True, constrained=True, scored=scored)
     pieces = []
     for shard in shard_files(files):
-        rows = pl.scan_parquet(shard).select(COLUMNS)
+        rows = scan_parquet(shard).select(COLUMNS)
         for number, start in enumerate(range(0, rows.select(pl.len()).collect().item(), _EXAMPLES)):
             target = folder / f"{shard.stem}-{number:05d}.parquet"
             pieces.append(Piece(way, target, rows.slice(start, _EXAMPLES)))

@@ -27,6 +27,7 @@ from tripletune.schemas.rank import PREDICTIONS, SERVED
 from tripletune.stable_hash import pair_hash_expr
 from tripletune.store.parquet import write_parquet
 from tripletune.store.paths import SCRATCH, Facts
+from tripletune.store.read import read_parquet
 
 FolderOf = Callable[[str], Path]
 """The folder of one of a run's stages, by the stage's name."""
@@ -124,7 +125,7 @@ def rank_shards(
         environments=worker_environments(settings.workers, visible_gpus()),
     )
     took = answer_job(job, pieces, out / SCRATCH)
-    written = pl.concat(conform(pl.read_parquet(piece.target), PREDICTIONS) for piece in pieces)
+    written = pl.concat(conform(read_parquet(piece.target), PREDICTIONS) for piece in pieces)
     parts = [*_trivial_orders(shards, chosen, seed), written]
     if contract.residual:
         parts += [_served(shards, purpose, users, written, contract.residual) for purpose, users in chosen.items()]

@@ -27,6 +27,7 @@ from tripletune.schemas.rank import PREDICTIONS
 from tripletune.schemas.teach import TAUGHT
 from tripletune.store.parquet import write_parquet
 from tripletune.store.paths import SCRATCH, Facts
+from tripletune.store.read import read_parquet
 from tripletune.store.shards import shard_files
 
 _READ = ["example_id", "user_id", "cutoff", "answers", "retrieved"]
@@ -102,7 +103,7 @@ def score_training(
     (out / "train").mkdir(exist_ok=True)
     num_examples, right = 0, 0
     for shard in shard_files(shards / "train"):
-        examples = pl.read_parquet(shard, columns=_READ)
+        examples = read_parquet(shard, columns=_READ)
         taught = _scores_of(examples, pieces, shard, contract.residual)
         write_parquet(out / "train" / shard.name, taught)
         best = taught["films"].list.first()
@@ -122,7 +123,7 @@ def _scores_of(examples: pl.DataFrame, pieces: Sequence[Piece], shard: Path, res
     mine = [piece for piece in pieces if piece.target.name.startswith(f"{shard.stem}-")]
     if not mine:
         return pl.DataFrame(schema=TAUGHT)
-    answered = pl.concat(conform(pl.read_parquet(piece.target), PREDICTIONS) for piece in mine)
+    answered = pl.concat(conform(read_parquet(piece.target), PREDICTIONS) for piece in mine)
     if answered["scores"].is_null().any():
         raise ContractError(
             "finetune.teacher gives candidates no scores, as its tokenizer cuts labels into several tokens; name a "

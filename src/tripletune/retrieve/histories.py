@@ -22,11 +22,12 @@ from tripletune.schemas.base import conform
 from tripletune.schemas.query import ANSWER_LABEL, FIT_OF, IS_ANSWER, PURPOSES, QUERY_KEY
 from tripletune.schemas.split import ASKED, LIKE_LABELS, SPLIT
 from tripletune.schemas.training import TRAINED_ON
+from tripletune.store.read import scan_parquet
 
 
 def read_rows(files: list[Path]) -> pl.LazyFrame:
     """Rows of some buckets."""
-    return pl.scan_parquet(files, hive_partitioning=False).select(SPLIT.names())
+    return scan_parquet(files, hive_partitioning=False).select(SPLIT.names())
 
 
 def read_fit_likes(lightgcn: Path, fit: str) -> pl.DataFrame:
@@ -44,7 +45,7 @@ def read_fit_likes(lightgcn: Path, fit: str) -> pl.DataFrame:
     """
     path = lightgcn / "trained_on.parquet"
     try:
-        likes = conform(pl.scan_parquet(path).filter(pl.col("fit") == fit).collect(engine="streaming"), TRAINED_ON)
+        likes = conform(scan_parquet(path).filter(pl.col("fit") == fit).collect(engine="streaming"), TRAINED_ON)
     except (OSError, pl.exceptions.PolarsError) as error:
         raise InputError(f"{path} cannot be read ({error}); train the specialist again") from None
     user_E = likes["user_id"].to_numpy()
@@ -70,10 +71,10 @@ def find_seen_in_training(files: list[Path], lightgcn: Path) -> pl.DataFrame:
     Returns:
         ``user_id, purpose``, unique: dropped at every cutoff.
     """
-    trained = pl.scan_parquet(lightgcn / "trained_on.parquet")
+    trained = scan_parquet(lightgcn / "trained_on.parquet")
     film = (pl.col("user_id").cast(pl.Int64) * (1 << 32) + pl.col("movie_id")).alias("film")
     held_out = (
-        pl.scan_parquet(files, hive_partitioning=False)
+        scan_parquet(files, hive_partitioning=False)
         .filter(pl.col("label").is_in(list(ANSWER_LABEL.values())))
         .select("user_id", "label", "unseen", film)
         .collect(engine="streaming")

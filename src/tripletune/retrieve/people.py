@@ -14,6 +14,7 @@ from tripletune.errors import InputError
 from tripletune.models.serving.topk import Ints
 from tripletune.retrieve.places import Places
 from tripletune.schemas.ages import AGE_GROUP
+from tripletune.store.read import read_parquet
 
 
 class People:
@@ -38,7 +39,7 @@ class People:
         Raises:
             InputError: it is empty.
         """
-        users = pl.read_parquet(ingest / "users.parquet")
+        users = read_parquet(ingest / "users.parquet")
         if users.is_empty():
             raise InputError("retrieve.similar_people needs ages, genders and occupations; this release has no users")
         return cls(users, weight)

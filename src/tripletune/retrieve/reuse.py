@@ -20,6 +20,7 @@ from tripletune.schemas.query import ANSWER_LABEL, QUERY_KEY
 from tripletune.schemas.retrieve import RECENT, VIEWERS
 from tripletune.stable_hash import mix, pair_hash
 from tripletune.store.increments import compare_users, same_files
+from tripletune.store.read import read_parquet
 
 TABLES = {
     "retrieved": QUERY_KEY,
@@ -74,13 +75,13 @@ class EarlierOutput:
     @classmethod
     def open(cls, folder: Path) -> EarlierOutput:
         """Open an output and read its rankings, which are one file; the recent list is made from all users' likes."""
-        rankings = pl.read_parquet(folder / "rankings.parquet")
+        rankings = read_parquet(folder / "rankings.parquet")
         return cls(folder, rankings.filter(pl.col("retriever") != RECENT))
 
     def compare(self, name: str, viewers: pl.DataFrame) -> pl.DataFrame:
         """``increments.compare_users`` of a bucket, by the name of its file."""
         path = self.folder / "viewers" / name
-        return compare_users(pl.read_parquet(path) if path.is_file() else VIEWERS.to_frame(), viewers)
+        return compare_users(read_parquet(path) if path.is_file() else VIEWERS.to_frame(), viewers)
 
     def keep(self, name: str, same: pl.DataFrame, queries: pl.DataFrame, ranked: pl.Series | None) -> pl.DataFrame:
         """The queries of a bucket whose rows can all be reused: ``schemas.QUERY_KEY``.
@@ -94,7 +95,7 @@ class EarlierOutput:
         path = self.folder / "retrieved" / name
         if not path.is_file():
             return queries.select(QUERY_KEY).clear()
-        before = pl.read_parquet(path, columns=list(QUERY_KEY))
+        before = read_parquet(path, columns=list(QUERY_KEY))
         kept = queries.join(same, on="user_id", how="semi").join(before, on=QUERY_KEY, how="semi").select(QUERY_KEY)
         needs_rank = pl.col("purpose") != "train"
         if ranked is not None:
@@ -115,7 +116,7 @@ class EarlierOutput:
         return mine if ranked is None else mine.filter(pl.col("user_id").is_in(ranked.implode()))
 
     def _read(self, table: str, name: str) -> pl.DataFrame:
-        return pl.read_parquet(self.folder / table / name)
+        return read_parquet(self.folder / table / name)
 
 
 def same_facts(before: Path, now: Path, rgat: Path) -> bool:
@@ -128,6 +129,6 @@ def same_facts(before: Path, now: Path, rgat: Path) -> bool:
     if same_files(before, now, ("entities.parquet", "relations.parquet", "triples.parquet")):
         return True
     key = ["movie_id", "relation", "entity"]
-    weighed = pl.read_parquet(rgat / "attention.parquet", columns=key).unique()
+    weighed = read_parquet(rgat / "attention.parquet", columns=key).unique()
     told = [read_triples(folder).join(weighed, on=key, how="semi").sort(key) for folder in (before, now)]
     return told[0].equals(told[1])

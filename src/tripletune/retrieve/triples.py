@@ -28,6 +28,7 @@ from tripletune.models.rgat.serve import RgatFit
 from tripletune.models.serving.catalogue import Likes
 from tripletune.models.serving.topk import Ints
 from tripletune.stable_hash import TIES, mix, pair_hash
+from tripletune.store.read import scan_parquet
 
 Choice = Literal["personal", "published", "most-shared", "random", "none", "learned"]
 Doubles = npt.NDArray[np.float64]
@@ -60,17 +61,17 @@ class Exploration:
 
 def read_triples(knowledge: Path) -> pl.DataFrame:
     """This run's triples whose entity has a name: ``movie_id, relation, entity, entity_name``."""
-    entities = pl.scan_parquet(knowledge / "entities.parquet")
+    entities = scan_parquet(knowledge / "entities.parquet")
     tails = entities.filter(pl.col("name").is_not_null()).select(
         pl.col("entity_id").alias("tail"), entity="key", entity_name="name"
     )
     heads = entities.filter(pl.col("kind") == "movie").select(
         pl.col("entity_id").alias("head"), movie_id=pl.col("key").str.strip_prefix("movie:").cast(pl.Int32)
     )
-    relations = pl.scan_parquet(knowledge / "relations.parquet").select(
+    relations = scan_parquet(knowledge / "relations.parquet").select(
         pl.col("relation_id").alias("relation"), relation_name="name"
     )
-    triples = pl.scan_parquet(knowledge / "triples.parquet")
+    triples = scan_parquet(knowledge / "triples.parquet")
     joined = triples.join(heads, on="head").join(tails, on="tail").join(relations, on="relation")
     return joined.select("movie_id", "entity", "entity_name", relation="relation_name").collect()
 

@@ -39,6 +39,7 @@ from tripletune.store.files import make_folder, write_atomically, write_json
 from tripletune.store.fingerprint import sha256_json
 from tripletune.store.parquet import write_parquet
 from tripletune.store.paths import SCRATCH, RunPaths
+from tripletune.store.read import read_parquet, scan_parquet
 from tripletune.store.shards import shard_name, split_files
 
 RECOMMENDED = pa.schema(
@@ -130,7 +131,7 @@ def _open(work: Path, job: Mapping[str, Any]) -> None:
 
 
 def _require_known(users: pl.Series, files: Mapping[str, Path]) -> None:
-    there = pl.scan_parquet(list(files.values()), hive_partitioning=False).select(pl.col("user_id").unique()).collect()
+    there = scan_parquet(list(files.values()), hive_partitioning=False).select(pl.col("user_id").unique()).collect()
     unknown = users.filter(~users.is_in(there["user_id"].implode()))
     if len(unknown):
         low, high = there.select(low=pl.col("user_id").min(), high=pl.col("user_id").max()).row(0)
@@ -199,13 +200,13 @@ def _examples_of(piece: Piece, before: list[Piece], work: Path) -> pl.DataFrame:
     """A piece's rows of its shard, with the columns that recommendations show."""
     shard = piece.target.name.rsplit("-", 1)[0]
     start = sum(pq.read_metadata(one.target).num_rows for one in before if one.target.name.startswith(f"{shard}-"))
-    rows = pl.scan_parquet(work / TODAY / f"{shard}.parquet")
+    rows = scan_parquet(work / TODAY / f"{shard}.parquet")
     shown = rows.select("user_id", "candidates", "candidate_titles", "retrieved", "triples")
     return shown.slice(start, pq.read_metadata(piece.target).num_rows).collect()
 
 
 def _lines(examples: pl.DataFrame, piece: Piece, contract: AdapterContract) -> Iterator[dict[str, Any]]:
-    answered = conform(pl.read_parquet(piece.target), PREDICTIONS)
+    answered = conform(read_parquet(piece.target), PREDICTIONS)
     if contract.residual:
         answered = add_retriever(answered, examples["retrieved"], contract.residual)
     for example, answer in zip(examples.iter_rows(named=True), answered.iter_rows(named=True), strict=True):

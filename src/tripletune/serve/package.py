@@ -83,15 +83,16 @@ def save_version(to: Path, adapter: Path, config: RunConfig, example: pl.DataFra
     shutil.rmtree(parts, ignore_errors=True)
     try:
         write_prompts(parts / PROMPTS, config)
-        artifacts = {ADAPTER: str(adapter.resolve()), PROMPTS: str(parts / PROMPTS)}
+        artifacts = {ADAPTER: adapter, PROMPTS: parts / PROMPTS}
         if contract.behaviour and films:
             copy_film_vectors(films, parts / FILMS)
-            artifacts[FILMS] = str(parts / FILMS)
+            artifacts[FILMS] = parts / FILMS
         mlflow.pyfunc.save_model(
             path=str(to),
             python_model=champion_model.__file__,
             code_paths=[str(Path(tripletune.__file__).parent)],
-            artifacts=artifacts,
+            # addresses, as mlflow would read a % or a ? of a bare path as one of an address
+            artifacts={name: path.resolve().as_uri() for name, path in artifacts.items()},
             signature=shape,
             input_example=pd.DataFrame(example.select(shape.inputs.input_names()).to_dicts()),
             pip_requirements=requirements(contract),

@@ -13,6 +13,7 @@ from tripletune.errors import InputError
 from tripletune.schemas.base import conform
 from tripletune.schemas.split import CATALOGUE
 from tripletune.store.files import write_atomically
+from tripletune.store.read import read_parquet
 
 
 def write_catalogue(split: Path, movie_ids_M: Iterable[int]) -> None:
@@ -30,7 +31,7 @@ def read_catalogue(split: Path) -> npt.NDArray[np.int32]:
     """
     path = split / "movies.parquet"
     try:
-        films = conform(pl.read_parquet(path), CATALOGUE)
+        films = conform(read_parquet(path), CATALOGUE)
     except (OSError, pl.exceptions.PolarsError) as error:
         raise InputError(f"{path} must hold the films of the split ({error}); run split again") from None
     return films["movie_id"].to_numpy().copy()

@@ -19,6 +19,7 @@ from tripletune.schemas.retrieve import RETRIEVED
 from tripletune.store.fingerprint import Ingredients, differences
 from tripletune.store.parquet import write_parquet
 from tripletune.store.paths import MANIFEST, RunPaths, damaged_files, read_manifest
+from tripletune.store.read import read_parquet, scan_parquet
 from tripletune.store.shards import shard_files
 
 CARRIES_RATINGS = ("ingest", "split", "knowledge", "retrieve")
@@ -169,11 +170,11 @@ def write_unchanged(before: Path, now: Path, out: Path) -> dict[str, Any]:
     out.mkdir(parents=True, exist_ok=True)
     names = [path.name for path in shard_files(now / "viewers")]
     # all buckets at once: each costs more for its queries than for its rows
-    outputs = [pl.read_parquet([folder / "viewers" / name for name in names]) for folder in (before, now)]
+    outputs = [read_parquet([folder / "viewers" / name for name in names]) for folder in (before, now)]
     changes = compare_users(*outputs)
     same = changes.filter(pl.col("why").is_null())
     earlier, current = (
-        pl.scan_parquet([folder / "retrieved" / name for name in names], include_file_paths="file").select(
+        scan_parquet([folder / "retrieved" / name for name in names], include_file_paths="file").select(
             *QUERY_KEY, "file"
         )
         for folder in (before, now)

@@ -14,6 +14,7 @@ from tripletune.errors import InputError
 from tripletune.schemas.base import conform
 from tripletune.store.files import write_atomically
 from tripletune.store.paths import MANIFEST
+from tripletune.store.read import read_parquet, scan_parquet
 
 ROW_GROUP = 1 << 18
 """Rows in a row group of the large tables that are read whole."""
@@ -75,7 +76,7 @@ def parquet_files(folder: Path, below: str = "") -> list[Path]:
 
 def scan(files: list[Path] | Path) -> pl.LazyFrame:
     """Read the named files only, and take no column from their folders' names (``shard=000``)."""
-    return pl.scan_parquet(files, hive_partitioning=False)
+    return scan_parquet(files, hive_partitioning=False)
 
 
 def joined(messages: str) -> pl.Expr:
@@ -90,7 +91,7 @@ def read_rows(path: Path, schema: pl.Schema) -> pl.DataFrame:
         InputError: it cannot be read, or has other columns.
     """
     try:
-        return conform(pl.read_parquet(path, hive_partitioning=False), schema)
+        return conform(read_parquet(path, hive_partitioning=False), schema)
     except (pl.exceptions.PolarsError, OSError) as error:
         first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(

@@ -14,6 +14,7 @@ import secrets
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import quote
 
 from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -69,7 +70,13 @@ class RunRecord(BaseModel):
 
 def tracking_uri(settings: TrackingConfig, root: Path) -> str:
     """The configured MLflow store, the one that ``MLFLOW_TRACKING_URI`` names, or a SQLite file under the root."""
-    return settings.uri or os.environ.get("MLFLOW_TRACKING_URI", "") or f"sqlite:///{(root / 'mlflow.db').resolve()}"
+    return settings.uri or os.environ.get("MLFLOW_TRACKING_URI", "") or _sqlite_uri((root / "mlflow.db").resolve())
+
+
+def _sqlite_uri(path: Path) -> str:
+    """Address of an SQLite file. A ? in its path would begin the address's options, so such a path is given in SQLite's
+    own, escaped form of an address."""
+    return f"sqlite:///file:{quote(str(path))}?uri=true" if "?" in str(path) else f"sqlite:///{path}"
 
 
 def shared_store(settings: StoreConfig) -> str:

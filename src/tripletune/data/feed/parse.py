@@ -14,6 +14,7 @@ from tripletune.data.release.tables import TextTable
 from tripletune.schemas.ingest import REJECTS
 from tripletune.store.parquet import ROW_GROUP, write_parquet
 from tripletune.store.paths import Facts, read_manifest
+from tripletune.store.read import read_parquet
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,10 +55,10 @@ def load_parsed(part: FeedPart) -> Parsed:
     """Read the rows of one file, and its rejects under the file's current name."""
     manifest = read_manifest(part.folder)
     assert manifest is not None, f"{part.folder} is no finished output"
-    rejects = pl.read_parquet(part.folder / "rejects.parquet", schema=REJECTS)
+    rejects = read_parquet(part.folder / "rejects.parquet", schema=REJECTS)
     return Parsed(
         file=part.name,
         movie_column=manifest["facts"]["movie_column"],
-        rows=pl.read_parquet(part.folder / "rows.parquet", schema=PARSED),
+        rows=read_parquet(part.folder / "rows.parquet", schema=PARSED),
         rejects=rejects.with_columns(file=pl.lit(part.name)),
     )

@@ -26,6 +26,7 @@ from tripletune.schemas.ingest import midnight
 from tripletune.schemas.split import ASKED, FROZEN, SPLIT
 from tripletune.stable_hash import UInt64Array, mix, pair_hash
 from tripletune.store.files import write_json
+from tripletune.store.read import read_parquet, scan_parquet
 from tripletune.store.shards import split_files
 
 Ints = npt.NDArray[np.int64]
@@ -67,7 +68,7 @@ class Frozen:
             ConfigError: under global_time, an answer lies outside of this run's windows.
         """
         try:
-            frozen = conform(pl.read_parquet(path), FROZEN).sort(_ORDER)
+            frozen = conform(read_parquet(path), FROZEN).sort(_ORDER)
         except (OSError, pl.exceptions.PolarsError):
             raise InputError(
                 f"split.frozen = {str(path)!r} is no file of frozen queries; make one with `tripletune freeze`"
@@ -156,7 +157,7 @@ def freeze_queries(split: Path, num_viewers: int, seed: int) -> pl.DataFrame:
     users = _draw(files, split, num_viewers, seed)
     parts = []
     for path in files:  # one at a time: all rows of ml-32m would take a gigabyte
-        rows = pl.read_parquet(path, hive_partitioning=False, columns=list(SPLIT))
+        rows = read_parquet(path, hive_partitioning=False, columns=list(SPLIT))
         mine = rows.filter(pl.col("user_id").is_in(users.implode())).sort("user_id", "position")
         columns = (mine[name].to_numpy() for name in ("movie_id", "rating", "timestamp", "position"))
         hashed = mine.with_columns(evidence=pl.Series(_evidence(*columns), dtype=pl.UInt64))
@@ -166,7 +167,7 @@ def freeze_queries(split: Path, num_viewers: int, seed: int) -> pl.DataFrame:
 
 
 def _draw(files: list[Path], split: Path, num_viewers: int, seed: int) -> pl.Series:
-    rows = pl.scan_parquet(files, hive_partitioning=False)
+    rows = scan_parquet(files, hive_partitioning=False)
     asked = rows.filter(pl.col("label") == "test").select("user_id").unique().collect(engine="streaming")["user_id"]
     if (split / ASKED).is_file():  # the split itself has a frozen set
         asked = asked.filter(asked.is_in(json.loads((split / ASKED).read_text(encoding="utf-8"))["users"]))

@@ -13,11 +13,11 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-import polars as pl
 
 from tripletune.errors import InputError
 from tripletune.schemas.ingest import ORDER, RATINGS
 from tripletune.stable_hash import UInt64Array, pair_hash
+from tripletune.store.read import read_parquet, scan_parquet
 
 Ints = npt.NDArray[np.int64]
 
@@ -78,7 +78,7 @@ def read_ratings(path: Path, order: Path | None = None) -> Ratings:
     Raises:
         InputError: the file is not sorted by user.
     """
-    scan = pl.scan_parquet(path, schema=RATINGS)
+    scan = scan_parquet(path, schema=RATINGS)
     columns = {name: scan.select(name).collect().to_series().rechunk().to_numpy() for name in RATINGS}
     user_R = columns.pop("user_id")
     if (user_R[1:] < user_R[:-1]).any():
@@ -92,7 +92,7 @@ def read_ratings(path: Path, order: Path | None = None) -> Ratings:
         columns["movie_id"],
         columns["rating"],
         columns["timestamp"],
-        pl.read_parquet(order, schema=ORDER)["row"].rechunk().to_numpy() if order else None,
+        read_parquet(order, schema=ORDER)["row"].rechunk().to_numpy() if order else None,
     )
 
 

@@ -30,6 +30,7 @@ from tripletune.stable_hash import mix, share_hash_expr
 from tripletune.store.catalogue import write_catalogue
 from tripletune.store.files import write_atomically, write_json
 from tripletune.store.paths import Facts
+from tripletune.store.read import read_parquet
 from tripletune.store.shards import split_file
 
 Ints = npt.NDArray[np.int64]
@@ -107,7 +108,7 @@ def _catalogue(ratings: Ratings, movies: Path | None) -> Ints:
     rated = np.unique(ratings.movie_R).astype(np.int64)
     if movies is None:
         return rated
-    return np.union1d(rated, pl.read_parquet(movies, columns=["movie_id"])["movie_id"].to_numpy().astype(np.int64))
+    return np.union1d(rated, read_parquet(movies, columns=["movie_id"])["movie_id"].to_numpy().astype(np.int64))
 
 
 def _users_of_shards(ratings: Ratings, num_shards: int, seed: int) -> list[Ints]:

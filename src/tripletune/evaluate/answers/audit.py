@@ -28,6 +28,7 @@ from tripletune.store.catalogue import read_catalogue
 from tripletune.store.files import write_json
 from tripletune.store.parquet import parquet_files, scan, write_parquet
 from tripletune.store.popularity import film_popularity, num_fit_users
+from tripletune.store.read import read_parquet
 from tripletune.store.shards import split_files
 
 HEADLINES = {
@@ -82,7 +83,7 @@ def audit_answers(
         settings: resamples and confidence.
         seed: of all draws.
     """
-    predictions = conform(pl.read_parquet(folders["rank"] / "predictions.parquet"), PREDICTIONS)
+    predictions = conform(read_parquet(folders["rank"] / "predictions.parquet"), PREDICTIONS)
     predictions = predictions.filter(pl.col("purpose") == "test")
     queries = _queries_of(folders, predictions)
     # both trivial orders name only candidates
@@ -95,7 +96,7 @@ def audit_answers(
         popularity = film_popularity(folders["split"])["test"]
         found.add(_positions(placed, queries.examples, systems, settings, seed))
         found.add(_films(folders, queries, placed, popularity, systems, settings, seed))
-        people = conform(pl.read_parquet(folders["ingest"] / "users.parquet"), USERS)
+        people = conform(read_parquet(folders["ingest"] / "users.parquet"), USERS)
         users = describe_users(queries.likes, queries.examples.select(QUERY), popularity, people)
         found.add(audit_groups(scores, users, systems, settings=settings, seed=seed))
         found.ranges.update(name_ranges(users))
@@ -179,4 +180,4 @@ def _written(
 
 
 def _movies(folders: Mapping[str, Path]) -> pl.DataFrame:
-    return conform(pl.read_parquet(folders["ingest"] / "movies.parquet"), MOVIES)
+    return conform(read_parquet(folders["ingest"] / "movies.parquet"), MOVIES)

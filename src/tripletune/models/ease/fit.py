@@ -31,6 +31,7 @@ from tripletune.stable_hash import tie_order
 from tripletune.store.files import write_atomically
 from tripletune.store.meter import claim_memory
 from tripletune.store.paths import Facts
+from tripletune.store.read import scan_parquet
 from tripletune.store.shards import split_files
 from tripletune.threads import one_thread
 
@@ -104,7 +105,7 @@ def _read_likes(split: Path, fit: str) -> pl.DataFrame:
     """The rows of a fit, ``user_id, movie_id``."""
     files = list(split_files(split).values())
     of_fit = pl.col("label").is_in(FIT_LABELS[fit]) & ~pl.col("unseen")
-    scan = pl.scan_parquet(files, hive_partitioning=False).filter(of_fit).select("user_id", "movie_id")
+    scan = scan_parquet(files, hive_partitioning=False).filter(of_fit).select("user_id", "movie_id")
     likes = scan.collect(engine="streaming")
     if likes.is_empty():
         raise InputError(f"{split} has no 'graph' like of a user who is not unseen; lower split.like or min_graph")

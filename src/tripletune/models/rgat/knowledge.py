@@ -16,6 +16,7 @@ from torch import Tensor
 from tripletune.errors import InputError
 from tripletune.schemas.base import conform
 from tripletune.schemas.knowledge import ENTITIES, MOVIE_KEY, RELATIONS, TRIPLES
+from tripletune.store.read import read_parquet
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +61,9 @@ def read_knowledge(folder: Path) -> Knowledge:
         InputError: a file is missing or does not fit its schema, a triple's head is no movie, or there are no triples.
     """
     try:
-        entities = conform(pl.read_parquet(folder / "entities.parquet"), ENTITIES).sort("entity_id")
-        relations = conform(pl.read_parquet(folder / "relations.parquet"), RELATIONS).sort("relation_id")
-        triples = conform(pl.read_parquet(folder / "triples.parquet"), TRIPLES)
+        entities = conform(read_parquet(folder / "entities.parquet"), ENTITIES).sort("entity_id")
+        relations = conform(read_parquet(folder / "relations.parquet"), RELATIONS).sort("relation_id")
+        triples = conform(read_parquet(folder / "triples.parquet"), TRIPLES)
     except (OSError, pl.exceptions.PolarsError) as error:
         raise InputError(f"{folder} does not hold entities, relations and triples ({error}); run knowledge") from None
     movies = entities.filter(pl.col("kind") == "movie").select(

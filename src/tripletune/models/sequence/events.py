@@ -21,6 +21,7 @@ from tripletune.errors import InputError
 from tripletune.models.training.interactions import Interactions
 from tripletune.schemas.query import FIT_LABELS
 from tripletune.schemas.split import LIKE_LABELS
+from tripletune.store.read import scan_parquet
 from tripletune.store.shards import split_files
 
 MAX_LEVELS = 20
@@ -76,7 +77,7 @@ def read_streams(split: Path, interactions: Interactions, *, only_likes: bool = 
         InputError: a column is missing.
     """
     files = list(split_files(split).values())
-    scan = pl.scan_parquet(files, hive_partitioning=False).select(COLUMNS).filter(~pl.col("unseen")).drop("unseen")
+    scan = scan_parquet(files, hive_partitioning=False).select(COLUMNS).filter(~pl.col("unseen")).drop("unseen")
     films = pl.LazyFrame(
         {"movie_id": interactions.movie_ids_M, "movie": np.arange(interactions.num_movies, dtype=np.int32)}
     )

@@ -23,6 +23,7 @@ from tripletune.errors import InputError
 from tripletune.models.serving.pooling import pool_users
 from tripletune.models.serving.topk import Floats, Ints
 from tripletune.stable_hash import tie_order
+from tripletune.store.read import read_parquet
 
 LOOKED_UP = 1 << 22
 """Movie ids below this are looked up in a table of up to 34 MB, ten times as fast as searched for; MovieLens has none
@@ -112,7 +113,7 @@ class Fit:
 def read_table(path: Path) -> pl.DataFrame:
     """Read a Parquet file of a training stage; InputError when it cannot be read."""
     try:
-        return pl.read_parquet(path)
+        return read_parquet(path)
     except (OSError, pl.exceptions.PolarsError) as error:
         raise InputError(f"{path} cannot be read ({error}); train the specialist again") from None
 

@@ -10,6 +10,7 @@ import polars as pl
 from tripletune.errors import ConfigError, InputError
 from tripletune.schemas.base import conform
 from tripletune.schemas.knowledge import ENTITIES, MOVIE_KEY, RELATIONS, TRIPLES
+from tripletune.store.read import read_parquet
 
 
 def film_texts(knowledge: Path, relations: Sequence[str]) -> pl.DataFrame:
@@ -26,9 +27,9 @@ def film_texts(knowledge: Path, relations: Sequence[str]) -> pl.DataFrame:
         InputError: a file is missing or does not fit its schema. ConfigError: there is no such relation.
     """
     try:
-        entities = conform(pl.read_parquet(knowledge / "entities.parquet"), ENTITIES)
-        names = conform(pl.read_parquet(knowledge / "relations.parquet"), RELATIONS)
-        triples = conform(pl.read_parquet(knowledge / "triples.parquet"), TRIPLES)
+        entities = conform(read_parquet(knowledge / "entities.parquet"), ENTITIES)
+        names = conform(read_parquet(knowledge / "relations.parquet"), RELATIONS)
+        triples = conform(read_parquet(knowledge / "triples.parquet"), TRIPLES)
     except (OSError, pl.exceptions.PolarsError) as error:
         raise InputError(
             f"{knowledge} does not hold entities, relations and triples ({error}); run knowledge"

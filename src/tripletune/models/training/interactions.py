@@ -22,6 +22,7 @@ from torch import Tensor
 from tripletune.errors import InputError
 from tripletune.schemas.query import FIT_LABELS
 from tripletune.store.catalogue import read_catalogue
+from tripletune.store.read import scan_parquet
 from tripletune.store.shards import split_files
 
 HISTORY_LABELS = ("graph", "target")
@@ -103,7 +104,7 @@ def read_interactions(split: Path, movie_ids: npt.NDArray[np.int32] | None = Non
         InputError: there are no shards, a column is missing, there is no like to train on, or only one film.
     """
     files = list(split_files(split).values())
-    scan = pl.scan_parquet(files, hive_partitioning=False).select(COLUMNS)
+    scan = scan_parquet(files, hive_partitioning=False).select(COLUMNS)
     movie_ids = read_catalogue(split) if movie_ids is None else movie_ids
     try:
         films = pl.LazyFrame({"movie_id": movie_ids, "movie": np.arange(len(movie_ids), dtype=np.int32)})
