@@ -22,9 +22,10 @@ SHOWN = 5
 class Leak:
     """One violation of an audit rule.
 
-    ``rule`` is 1 to 5 (docs/splits.md): (1) training rows of the fits, (2) evidence precedes the answers, (3) no answer
-    in the evidence, (4) no test like in training, (5) no future in a ranked list; 0 is for files that prove nothing:
-    damaged, or with columns that contradict each other. ``subject`` is an example id, a user of a fit, or a file.
+    ``rule`` is 1 to 6 (docs/splits.md): (1) training rows of the fits, (2) evidence precedes the answers, (3) no answer
+    in the evidence, (4) no test like in training, (5) no future in a ranked list, (6) nothing from ``ingest.as_of`` on;
+    0 is for files that prove nothing: damaged, or with columns that contradict each other. ``subject`` is an example
+    id, a user of a fit, a row, or a file.
     """
 
     rule: int

@@ -84,6 +84,9 @@ class IngestConfig(Section):
     """A rating before this day (UTC) is rejected; MovieLens began in that year."""
     latest: date = date(2100, 1, 1)
     """A rating on or after this day (UTC) is rejected; most often its time is in milliseconds."""
+    as_of: date | None = None
+    """Ratings and tags from this day (UTC) on do not exist for the run, as if it ran on that day; what has no date
+    (films, links, users, credits) is taken as it is now. Such a run is never promoted. None: everything is read."""
     max_reject_share: Share = 0.05
     """The stage stops when a larger share of a table's rows is rejected; 0 stops at the first."""
 
@@ -93,6 +96,8 @@ class IngestConfig(Section):
             raise ValueError(f"rating_min = {self.rating_min} must be below rating_max = {self.rating_max}")
         if not self.earliest < self.latest:
             raise ValueError(f"earliest = {self.earliest} must be before latest = {self.latest}")
+        if self.as_of and not self.earliest < self.as_of <= self.latest:
+            raise ValueError(f"as_of = {self.as_of} must be after earliest = {self.earliest}, and not after latest")
         return self
 
 

@@ -305,6 +305,7 @@ def _reused(found: Earlier | str) -> Facts:
 def run_generate(paths: RunPaths, config: RunConfig, map_jobs: MapJobs | None = None) -> Path:
     """Write the prompt / ground-truth shards, and publish them only when the audit finds no leak."""
     from tripletune.audit.audit import audit_work_folder
+    from tripletune.audit.late import late_leaks
     from tripletune.audit.leaks import refuse_leaks
     from tripletune.audit.record import write_record
     from tripletune.prompts.card import Origin, write_card
@@ -347,7 +348,8 @@ def run_generate(paths: RunPaths, config: RunConfig, map_jobs: MapJobs | None = 
         audit = audit_work_folder(
             work, split, retrieve, trained, style=template.answers, inline=inline, earlier=earlier
         )
-        refuse_leaks(audit.leaks)
+        read = {"ingest": ingest, "split": split, "retrieve": retrieve, "generate": work}
+        refuse_leaks(audit.leaks + late_leaks(read, config.ingest.as_of))
         if note := request_time_note(trained):
             log.warning("generate: %s", note)
         write_record(work, audit.proven)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from datetime import date
 from pathlib import Path
 
 import polars as pl
@@ -16,13 +17,16 @@ from tripletune.data.release.catalogue import read_links, read_movies, read_tags
 from tripletune.data.release.layouts import KNOWN_FILES, Layout, find_layout
 from tripletune.data.release.merge import merge_ratings
 from tripletune.data.release.rating_rows import RatingsFormat
-from tripletune.data.release.ratings import parse_ratings
+from tripletune.data.release.ratings import Parsed, parse_ratings
 from tripletune.data.release.rules import DUPLICATE
 from tripletune.data.release.tables import Sifted
 from tripletune.errors import InputError
-from tripletune.schemas.ingest import ORDER, RATINGS
+from tripletune.schemas.ingest import ORDER, RATINGS, midnight
 from tripletune.store.parquet import ROW_GROUP, write_parquet
 from tripletune.store.paths import SCRATCH, Facts
+
+UNDATED = ("movies", "links", "users")
+"""Tables without times: a run as of a day takes them as they are."""
 
 
 def ingest_release(release: Path, out: Path, settings: IngestConfig, feed: Sequence[FeedPart] | None = None) -> Facts:
@@ -50,13 +54,15 @@ def ingest_release(release: Path, out: Path, settings: IngestConfig, feed: Seque
         movie_ids = movies.kept["movie_id"]
         written.add("movies", movies)
         # each table is written before the next is read: the ratings need most of the memory
-        ratings = _merge_feed(feed, movie_ids) if feed else _read_ratings(folder, layout, movie_ids, settings)
+        parsed = _load_feed(feed) if feed else _read_ratings(folder, layout, settings)
+        late = _Late(settings.as_of)
+        ratings = merge_ratings(late.left_out(parsed), movie_ids)
         viewers = ratings.kept["user_id"].n_unique()
         written.add("ratings", ratings, RATINGS, source="" if feed is None else "source.feed.ratings")
         if feed is None:
             write_parquet(out / "order.parquet", ratings.kept.select(*ORDER), row_group_size=ROW_GROUP)
         del ratings
-        written.add("tags", read_tags(folder, layout, movie_ids, settings))
+        written.add("tags", late.left_out_of("tags", read_tags(folder, layout, movie_ids, settings)))
         written.add("links", read_links(folder, layout, movie_ids))
         written.add("users", read_users(folder, layout))
     finally:
@@ -71,7 +77,48 @@ def ingest_release(release: Path, out: Path, settings: IngestConfig, feed: Seque
         "tables": written.counts,
         "viewers": viewers,
         "movies": movie_ids.len(),
+        **late.facts(),
     }
+
+
+@dataclass(slots=True)
+class _Late:
+    """Leaves out the rows from ``ingest.as_of`` on, before rows are compared with each other, and counts them."""
+
+    as_of: date | None
+    rows: dict[str, int] = field(default_factory=dict)
+
+    def left_out(self, files: Sequence[Parsed]) -> list[Parsed]:
+        """The ratings of all files without the late ones.
+
+        Raises:
+            InputError: none is left.
+        """
+        if self.as_of is None:
+            return list(files)
+        kept = [replace(one, rows=one.rows.filter(self._is_early(self.as_of))) for one in files]
+        self.rows["ratings"] = sum(one.rows.height for one in files) - sum(one.rows.height for one in kept)
+        if self.rows["ratings"] and not any(one.rows.height for one in kept):
+            raise InputError(f"ingest.as_of = {self.as_of}: every rating is of that day or later; give a later day")
+        return kept
+
+    def left_out_of(self, name: str, table: Sifted) -> Sifted:
+        """A table without its late rows."""
+        if self.as_of is None:
+            return table
+        kept = table.kept.filter(self._is_early(self.as_of))
+        self.rows[name] = table.kept.height - kept.height
+        return Sifted(kept, table.rejects)
+
+    @staticmethod
+    def _is_early(as_of: date) -> pl.Expr:
+        return pl.col("timestamp") < midnight(as_of)
+
+    def facts(self) -> Facts:
+        """The day, how many rows of it and later were left out, and what has no date; nothing where no day is set."""
+        if self.as_of is None:
+            return {}
+        return {"as_of": self.as_of.isoformat(), "left_out_as_later": self.rows, "undated": list(UNDATED)}
 
 
 @dataclass(slots=True)
@@ -97,19 +144,19 @@ class _Written:
         self.rejects.append(table.rejects)
 
 
-def _merge_feed(feed: Sequence[FeedPart], movie_ids: pl.Series) -> Sifted:
-    ratings = merge_ratings([load_parsed(part) for part in feed], movie_ids)
-    if ratings.kept.is_empty() and ratings.rejects.is_empty():
+def _load_feed(feed: Sequence[FeedPart]) -> list[Parsed]:
+    files = [load_parsed(part) for part in feed]
+    if all(one.rows.is_empty() and one.rejects.is_empty() for one in files):
         raise InputError("source.feed.ratings: not one row in its files; give files with ratings")
-    return ratings
+    return files
 
 
-def _read_ratings(folder: Path, layout: Layout, movie_ids: pl.Series, settings: IngestConfig) -> Sifted:
+def _read_ratings(folder: Path, layout: Layout, settings: IngestConfig) -> list[Parsed]:
     table, in_file = layout.tables["ratings"], FeedColumns().model_dump()
     parsed = parse_ratings(folder / table.file, RatingsFormat(table, in_file, settings, str(folder / table.file)))
     if parsed.rows.is_empty() and parsed.rejects.is_empty():
         raise InputError(f"{folder / table.file} has no ratings; expected rows below {table.describe()}")
-    return merge_ratings([parsed], movie_ids)
+    return [parsed]
 
 
 def _open(release: Path, unpacked: Path, told_by: str) -> tuple[Layout, Path]:
