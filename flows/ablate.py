@@ -13,8 +13,9 @@ from tasks.session import open_session
 from tasks.stages import run_part
 from tripletune.ablate.plan import Planned, plan_set
 from tripletune.ablate.results import collect, counted, difference_metrics, said, write_results
-from tripletune.ablate.run import ID, SET, SKIPPED, begun_run, refuse_failures, run_set
+from tripletune.ablate.run import ID, SET, begun_run, refuse_failures, run_set
 from tripletune.ablate.sets import find_config, load_set
+from tripletune.store.runs import ASIDE
 from tripletune.tracking import PARENT, ablation_run, log_ablation
 
 
@@ -37,7 +38,7 @@ def ablation_member(
         config, movielens=movielens, imdb=imdb, artifacts=artifacts, overrides=set, belongs=belongs
     ) as session:
         for part in ("shards", "finetune", "rank"):
-            run_part(session, part, skip=SKIPPED)
+            run_part(session, part, skip=ASIDE)
         return session.run
 
 

@@ -15,6 +15,7 @@ from tasks.session import Session, logged_stage, stage_task
 from tasks.workers import map_shards
 from tripletune.pipeline.registry import STAGES
 from tripletune.pipeline.stage import Stage
+from tripletune.store.runs import ASIDE
 from tripletune.tracking import StageRun
 
 _PUBLISHING = {"evaluate": evaluate.run_and_publish, "probe": probe.run_and_publish}
@@ -48,9 +49,11 @@ def _make_task(stage: Stage) -> Task[[Session], Path]:
 def run_part(session: Session, part: str, skip: Collection[str] = ()) -> None:
     """Run the stages of one part of the nightly flow in the registry's order, but those to skip.
 
-    Neighbours that may run at once (the models) are submitted together, as far as the flow's task runner has workers.
+    A run as of a day is compared with no other run and never promoted: it skips ``ASIDE`` too. Neighbours that may run
+    at once (the models) are submitted together, as far as the flow's task runner has workers.
     """
-    of_part = (stage for stage in STAGES if stage.part == part and stage.name not in skip)
+    left_out = {*skip, *(ASIDE if session.config.ingest.as_of else ())}
+    of_part = (stage for stage in STAGES if stage.part == part and stage.name not in left_out)
     needed = [stage for stage in of_part if stage.needed(session.config)]
     for at_once, group in groupby(needed, key=lambda stage: stage.at_once(session.config)):
         if at_once:

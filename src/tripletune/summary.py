@@ -179,7 +179,7 @@ def _since(changes: Changes | None) -> Verdict:
 def _last_run(record: RunRecord, root: Path) -> RunRecord | None:
     """The newest completed run of the same dataset that began before this one and whose outputs are here."""
     for other in reversed(list_runs(root)):
-        is_earlier = other.name != record.name and other.started <= record.started and not other.is_ablation
+        is_earlier = other.name != record.name and other.started <= record.started and not other.is_aside
         evaluated = other.dataset == record.dataset and other.status == "completed" and "evaluate" in other.stages
         if is_earlier and evaluated and all(other.paths(root).is_here(stage) for stage in ("generate", "evaluate")):
             return other

@@ -22,11 +22,9 @@ log = logging.getLogger(__name__)
 
 SET, MEMBER, ID = "ablation.set", "ablation.member", "ablation.id"
 """Tags of a member's run, in its file and in MLflow."""
-SKIPPED = ("quality", "promote")
-"""Stages that a member does not run: its shards and its adapter are no successors of the last run's."""
 
 RunMember = Callable[[Planned, Mapping[str, str]], str]
-"""Run the stages of a member but ``SKIPPED``, with these tags, and return the run's name."""
+"""Run the stages of a member but ``runs.ASIDE``, with these tags, and return the run's name."""
 Digests = dict[tuple[str, str], str]
 """SHA-256 of the manifest, by stage and fingerprint."""
 

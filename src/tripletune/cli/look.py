@@ -32,14 +32,16 @@ from tripletune.store.runs import list_runs, read_run
 def runs(
     dataset: Annotated[str, typer.Option("--dataset", help="Runs of this dataset; empty: of all.")] = "",
     last: Annotated[int, typer.Option("--last", min=0, help="How many of the newest; 0: all.")] = 20,
-    members: Annotated[bool, typer.Option("--members", help="Members of ablation sets too.")] = False,
+    members: Annotated[
+        bool, typer.Option("--members", help="Also members of ablation sets, and runs as of a day.")
+    ] = False,
     as_json: JsonOption = False,
     artifacts: ArtifactsOption = ARTIFACTS,
 ) -> None:
     """List the runs, newest last: how each ended, what it serves is worth on test, and which one is the champion."""
     from tripletune.cli.overview import run_rows, runs_table
 
-    found = [one for one in list_runs(artifacts) if members or not one.is_ablation]
+    found = [one for one in list_runs(artifacts) if members or not one.is_aside]
     known = sorted({one.dataset for one in found})
     if dataset and dataset not in known:
         raise UserError(f"--dataset {dataset!r}: no run of it in {artifacts}; there are {', '.join(known) or 'none'}")

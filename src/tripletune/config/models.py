@@ -263,4 +263,15 @@ class SpecialistsConfig(Section):
     """Reuse of the specialists of an earlier run."""
 
     pin: str = ""
-    """Name of an earlier run whose specialists this run reuses (weekly training, nightly shards)."""
+    """Name of an earlier run whose specialists this run reuses."""
+    every_days: Annotated[int, Field(ge=0)] = 0
+    """Days for which trained specialists are kept while ratings change (7: weekly training, daily shards): those of the
+    newest run of the dataset that trained them with these settings are pinned until they are so old. A run as of a day
+    counts its days to that day, and takes none that was trained on later ratings. 0: they are trained whenever their
+    input changes."""
+
+    @model_validator(mode="after")
+    def _pin_or_policy(self) -> SpecialistsConfig:
+        if self.pin and self.every_days:
+            raise ValueError(f"pin = {self.pin!r} names a run, and every_days = {self.every_days} chooses one; set one")
+        return self

@@ -75,7 +75,7 @@ def kept_runs(root: Path, *, newest: int, named: Sequence[str]) -> list[RunRecor
 def _newest(runs: Sequence[RunRecord], number: int) -> list[RunRecord]:
     """So many of a dataset's newest runs, oldest first; members of an ablation set do not count, and are kept while an
     older run is."""
-    usual = [run for run in runs if not run.is_ablation] or list(runs)
+    usual = [run for run in runs if not run.is_aside] or list(runs)
     first = usual[-number:][0]
     return [run for run in runs if (run.started, run.name) >= (first.started, first.name)]
 

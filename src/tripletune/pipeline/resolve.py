@@ -6,13 +6,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 
-from tripletune.config import BASELINES, RETRIEVERS, RunConfig
-from tripletune.errors import ConfigError, InputError, MissingArtifactError
+from tripletune.config import RunConfig
+from tripletune.errors import ConfigError, InputError
 from tripletune.finetune.ranks import check_ranks, settings_sha256
 from tripletune.models.registry import check_settings
 from tripletune.pipeline.feed import feed_files, release_checksums
 from tripletune.pipeline.feedback import from_log
 from tripletune.pipeline.registry import reusable_stages
+from tripletune.pipeline.specialists import pinned_specialists
 from tripletune.pipeline.stage import Stage
 from tripletune.pipeline.teacher import TEACHER_FILES, teacher_folder
 from tripletune.pipeline.warm import from_champion
@@ -21,7 +22,7 @@ from tripletune.quantization import check_quantization, require_bitsandbytes
 from tripletune.schemas.answers import NUM_LETTERS
 from tripletune.store.fingerprint import TOKENIZER_FILES, Ingredients, fingerprint, input_checksums
 from tripletune.store.paths import RunPaths
-from tripletune.store.runs import read_run, shared_store
+from tripletune.store.runs import shared_store
 from tripletune.store.sources import PACKAGE
 
 PAGES = PACKAGE / "html" / "templates"
@@ -60,7 +61,7 @@ def resolve(config: RunConfig, artifacts: Path, given: Mapping[str, str] = Mappi
     shared = shared_store(config.store)
     fingerprints: dict[str, str] = {}
     ingredients: dict[str, Ingredients] = {}
-    pinned = {} if given else _pinned_specialists(config, artifacts)
+    pinned = {} if given else pinned_specialists(config, artifacts)
     # a wrong name should not show after the specialists have trained
     inputs = _Inputs(config, teacher_folder(config, artifacts))
     check_ranks(config.finetune)
@@ -270,32 +271,3 @@ _READ: dict[str, Callable[[Path], bool]] = {
     "model": _is_model_file,
     "teacher": lambda below: below.as_posix() in TEACHER_FILES,
 }
-
-
-def _pinned_specialists(config: RunConfig, artifacts: Path) -> dict[str, str]:
-    if not config.specialists.pin:
-        return {}
-    run = read_run(artifacts, config.specialists.pin, store=config.store)
-    if run.dataset != config.dataset:
-        raise ConfigError(
-            f"specialists.pin = {run.name!r} is a run of dataset {run.dataset!r}, not of {config.dataset!r}; "
-            "name a run of the same dataset"
-        )
-    chosen = [name for name in RETRIEVERS if name not in ("lightgcn", *BASELINES)]
-    untrained = [stage for stage in config.specialist_stages if stage not in run.fingerprints]
-    if untrained:
-        other = "set retrieve.retriever = 'ease' or 'lightgcn', " if untrained[0] in chosen else ""
-        raise ConfigError(
-            f"specialists.pin = {run.name!r}, but that run has no {untrained[0]}, which this run reads; "
-            f"pin a run that has, {other}or remove the pin for one run"
-        )
-    pinned = {stage: run.fingerprints[stage] for stage in config.specialist_stages}
-    shared = shared_store(config.store)
-    kept = RunPaths(root=artifacts, dataset=run.dataset, fingerprints=pinned, shared=shared)
-    for stage in pinned:
-        if not kept.is_done(stage):
-            raise MissingArtifactError(
-                f"specialists.pin = {run.name!r}, but its {stage} output is gone from {kept.folder(stage)}; "
-                "pin a run whose specialists are there, or remove the pin"
-            )
-    return pinned

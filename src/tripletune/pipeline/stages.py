@@ -534,4 +534,9 @@ def run_promote(paths: RunPaths, config: RunConfig, *, run: str, child: StageRun
     """Move the champion alias to this adapter, or give the reason why not. Never reused: the champion may change."""
     from tripletune.promote.champion import promote_or_keep
 
+    if config.ingest.as_of:
+        raise ConfigError(
+            f"ingest.as_of = {config.ingest.as_of}: an adapter of an earlier day is not promoted; remove the setting "
+            "to train and promote one on all ratings"
+        )
     return promote_or_keep(paths, config, run=run, child=child)

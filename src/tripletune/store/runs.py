@@ -25,6 +25,9 @@ from tripletune.store.files import make_folder, write_json
 from tripletune.store.objects import PROTOCOLS, holds_secret
 from tripletune.store.paths import RunPaths
 
+ASIDE = ("quality", "promote")
+"""Stages that a run does not have that stands aside: they compare it with the last run and with the champion."""
+
 
 class RunRecord(BaseModel):
     """One run: its settings, the fingerprints of its stages and how it went."""
@@ -54,9 +57,15 @@ class RunRecord(BaseModel):
     mlflow_experiment_id: str = ""
 
     @property
-    def is_ablation(self) -> bool:
-        """Whether it is a member of an ablation set, and taken for the latest run only where it is named."""
-        return "ablation.set" in self.tags
+    def is_aside(self) -> bool:
+        """Whether it is a member of an ablation set, or as of a day: no run's predecessor, and taken for the latest run
+        only where it is named."""
+        return "ablation.set" in self.tags or bool(self.as_of)
+
+    @property
+    def as_of(self) -> str:
+        """The day (ISO 8601) from which on its ratings and tags do not count; empty: all count."""
+        return self.config.get("ingest", {}).get("as_of") or ""
 
     def settings(self) -> RunConfig:
         """The config the run was started with."""
@@ -204,7 +213,7 @@ def earlier_run(paths: RunPaths, stage: str, *, but: str = "") -> RunRecord | No
     """
     for record in reversed(list_runs(paths.root)):
         is_other = record.name != but and record.dataset == paths.dataset and record.status == "completed"
-        is_other &= not record.is_ablation  # no predecessor of a usual run
+        is_other &= not record.is_aside  # no predecessor of a usual run
         is_other &= stage in record.stages  # a run of another part has the fingerprint, but did not run it
         made_another = record.fingerprints.get(stage, paths.fingerprints[stage]) != paths.fingerprints[stage]
         if is_other and made_another and record.paths(paths.root).is_here(stage):
@@ -236,7 +245,7 @@ def read_run(root: Path, name: str = "", *, needs: str = "", store: StoreConfig 
 def _find(records: list[RunRecord], root: Path, name: str, needs: str = "", address: str = "") -> RunRecord:
     """One of these records, oldest first, as ``read_run`` says."""
     for record in reversed(records):
-        is_latest = not name and not record.is_ablation and (not needs or record.paths(root).is_here(needs))
+        is_latest = not name and not record.is_aside and (not needs or record.paths(root).is_here(needs))
         if record.name == name or is_latest:
             return record
     places = f"{root} or {address}" if address else root
