@@ -47,7 +47,7 @@ def to_leaks(findings: Iterable[Finding], *, limit: int | None) -> list[Leak]:
 def format_leaks(leaks: Sequence[Leak]) -> str:
     """Text for the command line: by rule and kind, the number of leaks and the first of them."""
     if not leaks:
-        return "no leak found: all five rules hold"
+        return "no leak found: all rules hold"
     lines = ["1 leak found" if len(leaks) == 1 else f"{len(leaks)} leaks found"]
     by_kind: dict[tuple[int, str], list[Leak]] = {}
     for leak in leaks:
