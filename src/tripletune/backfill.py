@@ -37,7 +37,8 @@ class Day:
     ratings: int
     left_out: int
     """Ratings of the day and later."""
-    examples: int
+    examples: dict[str, int]
+    """By purpose."""
     made: list[str]
     """Stages."""
     reused: list[str]
@@ -91,7 +92,7 @@ def day_of(record: RunRecord, root: Path, state: str) -> Day:
         state=state,
         ratings=facts["ingest"].get("rows_kept", 0),
         left_out=facts["ingest"].get("left_out_as_later", {}).get("ratings", 0),
-        examples=facts["generate"].get("examples", 0),
+        examples=facts["generate"].get("examples", {}),
         made=made,
         reused=[stage for stage, how in record.stages.items() if how == "reused"],
         seconds=round(sum(manifests.get(stage, {}).get("seconds", 0.0) for stage in made), 1),
@@ -115,5 +116,15 @@ def write_days(folder: Path, days: Sequence[Day]) -> list[Path]:
 
 def cells(one: Day) -> list[str]:
     """A day's cells under ``HEADS``."""
-    counts = [f"{number:,}" for number in (one.ratings, one.left_out, one.examples)]
-    return [one.day, one.run, one.state, *counts, str(len(one.made)), str(len(one.reused)), f"{one.seconds:,.1f}"]
+    examples = ", ".join(f"{purpose} {count:,}" for purpose, count in one.examples.items())
+    ratings = [f"{number:,}" for number in (one.ratings, one.left_out)]
+    return [
+        one.day,
+        one.run,
+        one.state,
+        *ratings,
+        examples,
+        str(len(one.made)),
+        str(len(one.reused)),
+        f"{one.seconds:,.1f}",
+    ]

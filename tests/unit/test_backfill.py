@@ -14,7 +14,10 @@ from tripletune.pipeline.stages import run_promote
 from tripletune.store.paths import RunPaths
 from tripletune.store.runs import RunRecord, read_run, write_run
 
-FACTS = {"ingest": {"rows_kept": 1200, "left_out_as_later": {"ratings": 34}}, "generate": {"examples": 56}}
+FACTS = {
+    "ingest": {"rows_kept": 1200, "left_out_as_later": {"ratings": 34}},
+    "generate": {"examples": {"train": 5600, "test": 7}},
+}
 
 
 def write_day(root, name: str, day: str | None, status: str = "completed") -> RunRecord:
@@ -76,8 +79,8 @@ def test_the_table_has_a_line_for_each_day(tmp_path):
     day = day_of(record, tmp_path, "ran")
     as_json, as_markdown = write_days(tmp_path / "out", [day])
     (found,) = json.loads(as_json.read_text())
-    assert (found["ratings"], found["left_out"], found["examples"]) == (1200, 34, 56)
+    assert (found["ratings"], found["left_out"], found["examples"]) == (1200, 34, {"train": 5600, "test": 7})
     assert (found["made"], found["reused"]) == (["ingest"], ["generate"])
     lines = as_markdown.read_text().splitlines()
     assert lines[0] == f"| {' | '.join(HEADS)} |"
-    assert lines[2].startswith("| 2020-03-01 | one | ran | 1,200 | 34 | 56 | 1 | 1 | ")
+    assert lines[2].startswith("| 2020-03-01 | one | ran | 1,200 | 34 | train 5,600, test 7 | 1 | 1 | ")
