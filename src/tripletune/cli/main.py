@@ -17,7 +17,7 @@ import typer
 
 from tripletune import __version__
 
-from tripletune.cli import data, run, cost, look, compare, ablate, serve, export, stages  # noqa: F401  # isort: skip
+from tripletune.cli import data, run, doctor, cost, look, compare, ablate, serve, export, stages  # noqa: F401  # isort: skip
 from tripletune.cli.app import app, console
 from tripletune.errors import UserError
 
