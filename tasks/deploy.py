@@ -1,15 +1,16 @@
 """Register the deployments of ``prefect.yaml`` without surprises: ``make deploy``.
 
-``prefect deploy`` does the registering. Before it, this makes the work pools and the limit on tasks with the tag ``gpu``,
-and reads what is paused on the server, because ``prefect deploy`` alone starts a paused deployment again, and replaces all
-schedules where one was made by hand. What people set on the server stays: pauses, schedules of their own, the limit.
-A schedule that is new starts active only if the pre-flight of its runs passes here.
+``prefect deploy`` does the registering. Before it, this makes the work pools and the limit on tasks with the tag
+``gpu``, and reads what is paused on the server, because ``prefect deploy`` alone starts a paused deployment again, and
+replaces all schedules where one was made by hand. What people set on the server stays: pauses, schedules of their own,
+the limit. A schedule that is new starts active only if the pre-flight of its runs passes here.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -40,7 +41,7 @@ GPU_LIMIT = "tag:gpu"
 """Name of Prefect's limit on the task runs with the tag ``gpu``."""
 TIMEOUT = "TRIPLETUNE_TIMEOUT_HOURS"
 BY_HAND = "by-hand-"
-"""Start of the slug that a schedule made by hand gets: where all have one, Prefect leaves those that it is not given."""
+"""Start of the slug that a schedule made by hand gets: where all have one, Prefect leaves alone those not named."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,7 +162,11 @@ def register(description: Mapping[str, Any]) -> None:
         file = Path(folder) / "prefect.yaml"
         file.write_text(yaml.safe_dump(dict(description), sort_keys=False), encoding="utf-8")
         command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all", "--prefect-file", str(file)]
-        done = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, errors="replace", check=False)
+        # prefect.yaml's folder of the runs: another one where the workers have the checkout elsewhere
+        environment = {"TRIPLETUNE_HOME": str(CHECKOUT), **os.environ}
+        done = subprocess.run(
+            command, cwd=CHECKOUT, env=environment, capture_output=True, text=True, errors="replace", check=False
+        )
     if done.returncode:
         last = [line.strip() for line in (done.stdout + done.stderr).splitlines() if line.strip(" │╭╮╰╯─")][-6:]
         raise UserError(f"prefect deploy failed: {' '.join(last)}")
@@ -259,8 +264,8 @@ def _server() -> Iterator[SyncPrefectClient]:
 def _read_choices(arguments: Sequence[str] | None) -> Chosen:
     parser = argparse.ArgumentParser(
         prog="make deploy",
-        description="Register the deployments of prefect.yaml with the server that PREFECT_API_URL names. Pauses, schedules made "
-        "by hand and the limit of the tag gpu stay as they are on the server.",
+        description="Register the deployments of prefect.yaml with the server that PREFECT_API_URL names. Pauses, "
+        "schedules made by hand and the limit of the tag gpu stay as they are on the server.",
         epilog="An empty value keeps that of prefect.yaml.",
     )
     parser.add_argument("--config", default="", help="preset of all deployments but smoke (CONFIG=)")

@@ -1,4 +1,4 @@
-"""The first step of a nightly flow: the checks of ``tripletune doctor``, so that a run that cannot end does not begin."""
+"""First step of a nightly flow: the checks of ``tripletune doctor``, so that a run that cannot end does not begin."""
 
 from __future__ import annotations
 

@@ -81,6 +81,9 @@ def _of_release(release: Path, told_by: str) -> Iterator[str]:
 
 
 def _of_dumps(folder: Path) -> Iterator[str]:
+    if not folder.is_dir():
+        yield f"source.imdb: {folder} is {'no folder' if folder.exists() else 'not there'}"
+        return
     for name in DUMPS:
         file = folder / f"{name}.tsv.gz"
         try:
@@ -109,17 +112,12 @@ def _of_feed(pattern: str) -> Iterator[str]:
 
 def check_licences(settings: RunConfig) -> Check:
     """Whether each source comes with its terms; what may be done with the data is for people to judge."""
-    known, unknown = _terms(settings.source), []
-    for what, terms in list(known.items()):
-        if not terms:
-            unknown.append(what)
-            del known[what]
+    found = _terms(settings.source)
     if settings.finetune.names_a_folder:
-        folder = Path(settings.finetune.model)
-        if terms := _file_with_terms(folder):
-            known[str(folder)] = terms
-        else:
-            unknown.append(str(folder))
+        found[settings.finetune.model] = _file_with_terms(Path(settings.finetune.model))
+    known = {what: terms for what, terms in found.items() if terms}
+    # of what is not there, ``check_inputs`` speaks
+    unknown = [what for what in found if what not in known and ("://" in what or Path(what).exists())]
     if unknown:
         advice = "find out whether you may use it, and keep its README or LICENSE next to it"
         return Check("licences", "warn", f"no terms next to {', '.join(unknown)}", advice)

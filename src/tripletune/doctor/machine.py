@@ -29,7 +29,7 @@ from tripletune.store.runs import RunRecord, list_runs
 CONSTRAINTS = Path(__file__).parents[3] / "constraints.txt"
 """Versions that the tests ran with; only in a checkout."""
 LEAST_DISK = GIB // 2
-"""Bytes free below which no run ends: the smoke run writes a tenth of that, MLflow and Prefect some more."""
+"""Bytes free below which no run is started: outputs, checkpoints, MLflow and Prefect need room next to each other."""
 LEAST_MEMORY = GIB
 """Bytes available below which no run ends: torch, transformers and a tiny model take about that."""
 
@@ -129,7 +129,9 @@ def check_memory(root: Path, dataset: str) -> Check:
         return Check("memory", "fail", f"{said}, and any run needs {LEAST_MEMORY / GIB:.1f}", "end other programs")
     if stage and peaks[stage] > memory.available:
         last = f"{stage} of the last run took {peaks[stage] / GIB:.1f}"
-        return Check("memory", "warn", f"{said}, and {last}", "end other programs; tripletune estimate shows a training")
+        return Check(
+            "memory", "warn", f"{said}, and {last}", "end other programs; tripletune estimate shows a training"
+        )
     return Check("memory", "ok", said)
 
 
@@ -169,7 +171,11 @@ def _judge_cards(settings: RunConfig, cards: list[list[str]], file: str) -> Chec
     said = ", ".join(f"{name} with {total} MiB" for name, _, total in cards)
     if metadata.version("torch").endswith("+cpu"):
         return Check("gpus", "warn", f"{said}, and torch is its CPU build", "pip install torch -c constraints.txt")
-    busy = [f"{used} of {total} MiB of GPU {place}" for place, (_, used, total) in enumerate(cards) if 2 * int(used) > int(total)]
+    busy = [
+        f"{used} of {total} MiB of GPU {place}"
+        for place, (_, used, total) in enumerate(cards)
+        if 2 * int(used) > int(total)
+    ]
     if busy:
         return Check("gpus", "warn", f"{', '.join(busy)} are in use", "end what uses them: nvidia-smi lists it")
     return Check("gpus", "ok", said)
@@ -195,7 +201,9 @@ def check_clock(root: Path) -> Check:
         try:
             ZoneInfo(zone)
         except (KeyError, ValueError, OSError):
-            return Check("clock", "warn", f"{said}, and TZ = {zone!r} is no time zone", "export TZ=Europe/London or unset it")
+            return Check(
+                "clock", "warn", f"{said}, and TZ = {zone!r} is no time zone", "export TZ=Europe/London or unset it"
+            )
     newest = max((one.started for one in list_runs(root)), default="")
     if newest > now.strftime("%Y-%m-%dT%H:%M:%SZ"):
         advice = "set the clock (timedatectl); until then the latest run is not the newest"

@@ -45,7 +45,9 @@ def check_mlflow(settings: TrackingConfig, root: Path) -> Check:
     where = urlsplit(uri)
     kind = where.scheme.partition("+")[0]
     if kind in ("http", "https"):
-        return _ask("mlflow", uri, f"{uri.rstrip('/')}/health", "start it (docs/runbook.md), or set MLFLOW_TRACKING_URI")
+        return _ask(
+            "mlflow", uri, f"{uri.rstrip('/')}/health", "start it (docs/runbook.md), or set MLFLOW_TRACKING_URI"
+        )
     if kind in _PORTS:
         return _knock("mlflow", uri, where.hostname or "localhost", where.port or _PORTS[kind])
     if kind not in ("sqlite", "file", ""):
@@ -88,7 +90,9 @@ def _knock(name: str, uri: str, host: str, port: int) -> Check:
     try:
         socket.create_connection((host, port), timeout=PATIENCE).close()
     except OSError as error:
-        return Check(name, "fail", f"{_shown(uri)} does not answer ({error})", "start the database, or set tracking.uri")
+        return Check(
+            name, "fail", f"{_shown(uri)} does not answer ({error})", "start the database, or set tracking.uri"
+        )
     return Check(name, "ok", f"{_shown(uri)} answers")
 
 
