@@ -237,7 +237,7 @@ def _say(
 
 def _when(schedule: DeploymentSchedule) -> str:
     given = schedule.schedule
-    return f"{given.cron} {given.timezone}" if isinstance(given, CronSchedule) else str(given)
+    return f"{given.cron} {given.timezone or 'UTC'}" if isinstance(given, CronSchedule) else str(given)
 
 
 def _state(schedule: DeploymentSchedule, name: str, is_known: bool, problem: str) -> str:
