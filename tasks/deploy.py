@@ -292,6 +292,7 @@ def _read_choices(arguments: Sequence[str] | None) -> Chosen:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of ``make deploy``; returns the exit code."""
+    sys.stdout.reconfigure(errors="backslashreplace")  # a folder's name may have letters that the locale lacks
     try:
         for line in deploy(_read_choices(arguments)):
             print(line, flush=True)

@@ -12,6 +12,7 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import typer
 
@@ -48,12 +49,30 @@ def _write_any_title() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
+def _require_names(texts: Sequence[str]) -> None:
+    """Refuse names whose bytes the locale could not read: Polars and others take UTF-8 alone, and fail in mid-stage.
+
+    Raises:
+        UserError: an argument, or the working folder, is such a name.
+    """
+    for text in texts:
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError:
+            shown = os.fsencode(text).decode("utf-8", "backslashreplace")
+            raise UserError(
+                f"{shown!r} cannot be read in this locale ({sys.getfilesystemencoding()} for file names); "
+                "export PYTHONUTF8=1, or rename it to letters of UTF-8"
+            ) from None
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     _write_any_title()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     _log_own_lines()
     try:
+        _require_names([*(sys.argv[1:] if argv is None else argv), str(Path.cwd())])
         code = app(args=list(argv) if argv is not None else None, standalone_mode=False)
     except UserError as error:
         print(f"tripletune: {error}", file=sys.stderr)
