@@ -88,5 +88,6 @@ def _check_hub(model: str, revision: str, *, with_weights: bool) -> Check:
         get_hf_file_metadata(hf_hub_url(model, "config.json", revision=revision), timeout=PATIENCE)
     except Exception as error:  # the hub's library has many; whichever it is, the run would meet it hours later
         reason = str(error).strip().splitlines() or [type(error).__name__]
-        return Check("model", "fail", f"{model} is not in the cache, nor to be had from the hub ({reason[0]})", f"{advice} {model}")
+        said = f"{model} is not in the cache, nor to be had from the hub ({reason[0]})"
+        return Check("model", "fail", said, f"{advice} {model}")
     return Check("model", "ok", f"{model} is not in the cache yet, and the hub gives it")
