@@ -168,6 +168,7 @@ def test_a_redeploy_changes_what_it_is_given_and_nothing_that_people_set_on_the_
         ask(prefect_env, "v2/concurrency_limits/tag:gpu", {"limit": 1}, "PATCH")
 
 
+@pytest.mark.slow  # a deploy more: eight seconds of two processes that import Prefect
 def test_a_new_schedule_whose_runs_would_fail_comes_paused_and_says_why(prefect_env):
     ask(prefect_env, f"deployments/{deployment(prefect_env, 'nightly')['id']}", method="DELETE")
     said = deploy(prefect_env, "--only", "nightly", "--gpu-limit", "2")
