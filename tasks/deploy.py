@@ -259,6 +259,9 @@ def _server() -> Iterator[SyncPrefectClient]:
             f"no Prefect server answers at {PREFECT_API_URL.value()} ({error}); start one (docs/nightly.md), or set "
             "PREFECT_API_URL to its address"
         ) from None
+    except httpx.HTTPStatusError as error:
+        said = str(error).splitlines()[0]
+        raise UserError(f"the Prefect server at {PREFECT_API_URL.value()} refuses ({said}); look at its log") from None
 
 
 def _read_choices(arguments: Sequence[str] | None) -> Chosen:
