@@ -11,6 +11,13 @@ IMDB ?=
 ARTIFACTS ?= artifacts
 PYTEST_ARGS ?=
 MUTANTS_ARGS ?=
+CRON ?=
+POOL ?=
+CPU_POOL ?=
+GPU_POOL ?=
+GPU_LIMIT ?=
+TIMEOUT_HOURS ?=
+ONLY ?=
 
 .PHONY: run test test-cpus mutants check lint types layers format docs install lock deploy clean
 
@@ -70,8 +77,11 @@ lock:  ## resolve again and write constraints.txt
 	.venv-lock/bin/python -m pip freeze --exclude-editable | sed 's/+cpu$$//' > constraints.txt
 	rm -rf .venv-lock
 
-deploy: $(STAMP)  ## register every deployment of prefect.yaml with the server that PREFECT_API_URL names
-	TRIPLETUNE_HOME="$(CURDIR)" $(BIN)/prefect --no-prompt deploy --all
+# CONFIG has a default for `make run`, and TZ is often set for other programs: they count here only where they are meant.
+deploy: $(STAMP)  ## register the deployments with the server of PREFECT_API_URL; CONFIG= CRON= TZ= and others: docs/nightly.md
+	@$(BIN)/python -m tasks.deploy --only "$(ONLY)" --config "$(if $(filter file,$(origin CONFIG)),,$(CONFIG))" \
+	  --cron "$(CRON)" --timezone "$(if $(filter command,$(origin TZ)),$(TZ))" --timeout-hours "$(TIMEOUT_HOURS)" \
+	  --pool "$(POOL)" --cpu-pool "$(CPU_POOL)" --gpu-pool "$(GPU_POOL)" --gpu-limit "$(GPU_LIMIT)"
 
 clean:
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache build dist

@@ -2,8 +2,26 @@
 
 import os
 
+from tripletune.errors import ConfigError
+
 # Read by Prefect when it is first imported, which is right after this package.
 os.environ.setdefault("DO_NOT_TRACK", "true")
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 # A server of its own takes 12-17 s to start on two cores, and longer on a busy machine.
 os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
+
+
+def _timeout_seconds() -> float | None:
+    """Seconds after which a flow run fails, from its deployment's ``TRIPLETUNE_TIMEOUT_HOURS``; None: never."""
+    given = os.environ.get("TRIPLETUNE_TIMEOUT_HOURS", "")
+    try:
+        hours = float(given or "inf")
+    except ValueError:
+        hours = 0.0
+    if not hours > 0:
+        raise ConfigError(f"TRIPLETUNE_TIMEOUT_HOURS = {given!r}: a number above 0, or empty for no limit")
+    return None if hours == float("inf") else hours * 3600
+
+
+TIMEOUT_SECONDS = _timeout_seconds()
+"""For every flow's ``timeout_seconds``: of a deployment, so that a run by hand, which somebody watches, has none."""

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from prefect import flow
 
+from flows import TIMEOUT_SECONDS
 from tasks.session import open_session
 from tasks.stages import run_part
 
 
-@flow(name="tripletune-finetune-llama")
+@flow(name="tripletune-finetune-llama", timeout_seconds=TIMEOUT_SECONDS)
 def finetune_llama(
     config: str = "configs/smoke.toml",
     movielens: str = "",

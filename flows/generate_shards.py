@@ -5,11 +5,16 @@ from __future__ import annotations
 from prefect import flow
 from prefect.task_runners import ThreadPoolTaskRunner
 
+from flows import TIMEOUT_SECONDS
 from tasks.session import open_session
 from tasks.stages import run_part
 
 
-@flow(name="tripletune-generate-shards", task_runner=ThreadPoolTaskRunner(max_workers=2))
+@flow(
+    name="tripletune-generate-shards",
+    timeout_seconds=TIMEOUT_SECONDS,
+    task_runner=ThreadPoolTaskRunner(max_workers=2),
+)
 def generate_shards(
     config: str = "configs/smoke.toml",
     movielens: str = "",

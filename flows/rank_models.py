@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from prefect import flow
 
+from flows import TIMEOUT_SECONDS
 from tasks.session import open_session
 from tasks.stages import run_part
 
 
-@flow(name="tripletune-rank-models")
+@flow(name="tripletune-rank-models", timeout_seconds=TIMEOUT_SECONDS)
 def rank_models(
     config: str = "configs/smoke.toml",
     movielens: str = "",

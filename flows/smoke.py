@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from prefect import flow
 
+from flows import TIMEOUT_SECONDS
 from flows.nightly import nightly
 
 
-@flow(name="tripletune-smoke")
+@flow(name="tripletune-smoke", timeout_seconds=TIMEOUT_SECONDS)
 def smoke(artifacts: str = "artifacts", config: str = "configs/smoke.toml", set: list[str] | None = None) -> str:
     """Run the nightly flow on the smoke preset and return the run's name; arguments as in ``nightly``."""
     return nightly(config=config, artifacts=artifacts, set=set)

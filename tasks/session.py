@@ -21,6 +21,7 @@ from prefect.runtime import deployment, flow_run
 from prefect.settings import PREFECT_API_URL
 
 import tripletune
+from tasks.mistakes import keep_to_one_line
 from tripletune.config import RunConfig, WorkersConfig
 from tripletune.config.overrides import only_store
 from tripletune.config.presets import load_config
@@ -34,6 +35,8 @@ from tripletune.summary import describe_unevaluated, summarise_run
 from tripletune.tracking import StageRun, Tracker, recorded_run, stage_run
 
 CHECKOUT = Path(__file__).parents[1]
+
+keep_to_one_line()
 
 
 def worth_a_retry(task: object, run: object, state: object) -> bool:

@@ -51,9 +51,7 @@ def prefect_env(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, 
     worker = None
     try:
         wait_until(lambda: answers(f"{api}/health"), "the server")
-        for pool in ("tripletune", "cpu", "gpu"):
-            call(env, "work-pool", "create", pool, "--type", "process")
-        call(env, "--no-prompt", "deploy", "--all")
+        deploy(env, "--config", "configs/smoke.toml")
         start = [PREFECT, "worker", "start", "--pool", "tripletune"]
         worker = subprocess.Popen(start, cwd=ROOT, env=env, stdout=log, stderr=log)
         yield env
@@ -68,6 +66,27 @@ def call(env: dict[str, str], *arguments: str, check: bool = True) -> subprocess
     done = subprocess.run([PREFECT, *arguments], cwd=ROOT, env=env, capture_output=True, text=True, check=False)
     assert not check or done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return done
+
+
+def deploy(env: dict[str, str], *arguments: str) -> list[str]:
+    """What ``make deploy`` runs; returns the lines it prints."""
+    command = [sys.executable, "-m", "tasks.deploy", *arguments]
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return done.stdout.splitlines()
+
+
+def ask(env: dict[str, str], path: str, data: object = None, method: str = "") -> Any:
+    """Ask the server; with data a POST unless the method says otherwise."""
+    request = urllib.request.Request(
+        f"{env['PREFECT_API_URL']}/{path}",
+        data=None if data is None else json.dumps(data).encode(),
+        headers={"content-type": "application/json"},
+        method=method or None,
+    )
+    with urllib.request.urlopen(request, timeout=10) as response:
+        content = response.read()
+    return json.loads(content) if content else None
 
 
 def run_smoke(env: dict[str, str], config: Path, artifacts: Path) -> subprocess.CompletedProcess[str]:
@@ -94,38 +113,86 @@ def test_the_nightly_schedule_creates_runs(prefect_env):
         "flows": {"name": {"any_": ["tripletune-nightly"]}},
         "flow_runs": {"state": {"type": {"any_": ["SCHEDULED"]}}},
     }
-    request = urllib.request.Request(
-        f"{prefect_env['PREFECT_API_URL']}/flow_runs/count",
-        data=json.dumps(wanted).encode(),
-        headers={"content-type": "application/json"},
-    )
 
     def scheduled() -> bool:
-        with urllib.request.urlopen(request, timeout=10) as response:
-            return int(response.read()) > 0
+        return bool(ask(prefect_env, "flow_runs/count", wanted) > 0)
 
     wait_until(scheduled, "the first scheduled run", patience=150)
 
 
-def nightly_schedule(env: dict[str, str]) -> dict[str, Any]:
-    url = f"{env['PREFECT_API_URL']}/deployments/name/tripletune-nightly/nightly"
-    with urllib.request.urlopen(url, timeout=10) as response:
-        (schedule,) = json.loads(response.read())["schedules"]
-    assert isinstance(schedule, dict)
-    return schedule
+def deployment(env: dict[str, str], name: str) -> dict[str, Any]:
+    found = ask(env, f"deployments/name/tripletune-{name}/{name}")
+    assert isinstance(found, dict)
+    return found
 
 
-def test_a_paused_schedule_stays_paused_when_it_is_deployed_again(prefect_env):
-    name, schedule = "tripletune-nightly/nightly", nightly_schedule(prefect_env)
-    assert schedule["active"]
-    call(prefect_env, "deployment", "schedule", "pause", name, schedule["id"])
+def gpu_limit(env: dict[str, str]) -> int:
+    return int(ask(env, "v2/concurrency_limits/tag:gpu")["limit"])
+
+
+def test_the_first_deploy_makes_pools_and_the_limit_and_starts_a_nightly_run_that_could_end(prefect_env):
+    pools = {pool["name"]: pool["type"] for pool in ask(prefect_env, "work_pools/filter", {})}
+    assert {"tripletune", "cpu", "gpu"} <= pools.keys()
+    assert gpu_limit(prefect_env) == 1
+    nightly, smoke = deployment(prefect_env, "nightly"), deployment(prefect_env, "smoke")
+    assert nightly["parameters"] == {"config": "configs/smoke.toml"}
+    assert [schedule["active"] for schedule in nightly["schedules"]] == [True]
+    assert smoke["global_concurrency_limit"]["limit"] == 1
+
+
+def test_a_redeploy_changes_what_it_is_given_and_nothing_that_people_set_on_the_server(prefect_env):
+    nightly, smoke = deployment(prefect_env, "nightly"), deployment(prefect_env, "smoke")
+    (schedule,) = nightly["schedules"]
+    of_nightly = f"deployments/{nightly['id']}/schedules"
+    by_hand = {"schedule": {"cron": "0 12 * * 0", "timezone": "UTC"}, "active": False}
     try:
-        assert not nightly_schedule(prefect_env)["active"]
-        call(prefect_env, "--no-prompt", "deploy", "--all")
-        after = nightly_schedule(prefect_env)
-        assert not after["active"]
-        assert after["schedule"] == schedule["schedule"]
+        ask(prefect_env, f"{of_nightly}/{schedule['id']}", {"active": False}, "PATCH")
+        ask(prefect_env, of_nightly, [by_hand])
+        ask(prefect_env, f"deployments/{smoke['id']}/pause_deployment", {})
+        ask(prefect_env, "v2/concurrency_limits/tag:gpu", {"limit": 3}, "PATCH")
+        given = ("--only", "nightly smoke", "--cron", "30 5 * * *", "--timezone", "Europe/Berlin")
+        said = deploy(prefect_env, *given, "--timeout-hours", "7")
+        nightly, smoke = deployment(prefect_env, "nightly"), deployment(prefect_env, "smoke")
+        found = {one["schedule"]["cron"]: (one["active"], one["schedule"]["timezone"]) for one in nightly["schedules"]}
+        assert found == {"30 5 * * *": (False, "Europe/Berlin"), "0 12 * * 0": (False, "UTC")}
+        assert smoke["paused"]
+        assert gpu_limit(prefect_env) == 3
+        assert nightly["job_variables"]["env"]["TRIPLETUNE_TIMEOUT_HOURS"] == "7"
+        assert smoke["job_variables"]["env"]["TRIPLETUNE_TIMEOUT_HOURS"] == "1"
+        assert said[0] == "tag gpu: 3 tasks at once (kept)"
+        assert "tripletune-nightly/nightly: configs/ml-32m.toml (was configs/smoke.toml), pool tripletune" in said
+        assert any(line.startswith("  30 5 * * * Europe/Berlin: paused as before; to start it: ") for line in said)
+        assert "tripletune-smoke/smoke: pool tripletune, paused as before" in said
     finally:
-        call(prefect_env, "deployment", "schedule", "resume", name, nightly_schedule(prefect_env)["id"])
-    call(prefect_env, "--no-prompt", "deploy", "--all")
-    assert nightly_schedule(prefect_env)["active"]
+        ask(prefect_env, f"deployments/{smoke['id']}/resume_deployment", {})
+        ask(prefect_env, "v2/concurrency_limits/tag:gpu", {"limit": 1}, "PATCH")
+
+
+@pytest.mark.slow  # a deploy more: eight seconds of two processes that import Prefect
+def test_a_new_schedule_whose_runs_would_fail_comes_paused_and_says_why(prefect_env):
+    ask(prefect_env, f"deployments/{deployment(prefect_env, 'nightly')['id']}", method="DELETE")
+    said = deploy(prefect_env, "--only", "nightly", "--gpu-limit", "2")
+    assert [schedule["active"] for schedule in deployment(prefect_env, "nightly")["schedules"]] == [False]
+    assert gpu_limit(prefect_env) == 2
+    (line,) = [line for line in said if line.startswith("  15 4 * * * Europe/London: ")]
+    assert "paused, because a run here would fail now: inputs: source.movielens: downloads/ml-32m.zip is not" in line
+    assert "prefect deployment schedule resume tripletune-nightly/nightly " in line
+
+
+def test_a_nightly_run_with_absent_inputs_fails_before_it_starts_in_one_line(prefect_env, tmp_path):
+    parameters = ["--param", "movielens=no.zip", "--param", "config=configs/smoke.toml"]
+    parameters += ["--param", f"artifacts={tmp_path / 'artifacts'}"]
+    done = call(prefect_env, "deployment", "run", "tripletune-nightly/nightly", "--watch", *parameters, check=False)
+    assert done.returncode == 1
+    failed = {
+        "deployments": {"name": {"any_": ["nightly"]}},
+        "flow_runs": {"state": {"type": {"any_": ["FAILED"]}}},
+    }
+    (run,) = ask(prefect_env, "flow_runs/filter", failed)
+    wanted = "pre-flight failed, nothing was started: inputs: source.movielens: no.zip is not there"
+    assert run["state"]["message"].startswith(wanted)
+    assert run["total_run_time"] < 30  # a second or two where the machine has nothing else to do
+    log = ask(prefect_env, "logs/filter", {"logs": {"flow_run_id": {"any_": [run["id"]]}}})
+    assert [line["message"] for line in log if "Traceback" in line["message"]] == []
+    assert sum("pre-flight failed" in line["message"] for line in log) == 1
+    assert not (tmp_path / "artifacts").exists()

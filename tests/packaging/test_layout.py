@@ -50,6 +50,16 @@ def test_every_deployment_names_a_preset_that_exists(deployment):
     assert config is None or (ROOT / config) in PRESETS
 
 
+@pytest.mark.parametrize("deployment", DEPLOYMENTS, ids=lambda d: d["name"])
+def test_every_deployed_flow_takes_the_timeout_of_its_deployment(deployment):
+    module, _, function = deployment["entrypoint"].rpartition(".")
+    source = ast.parse((ROOT / Path(*module.split(".")).with_suffix(".py")).read_text())
+    (flow,) = (node for node in source.body if isinstance(node, ast.FunctionDef) and node.name == function)
+    given = {keyword.arg: ast.unparse(keyword.value) for keyword in flow.decorator_list[0].keywords}
+    assert given["timeout_seconds"] == "TIMEOUT_SECONDS"
+    assert float(deployment["work_pool"]["job_variables"]["env"]["TRIPLETUNE_TIMEOUT_HOURS"]) > 0
+
+
 def test_stages_for_gpus_are_on_a_pool_of_their_own_and_take_a_run_by_its_name():
     pools = {d["name"]: d["work_pool"]["name"] for d in DEPLOYMENTS}
     assert pools == {

@@ -108,6 +108,17 @@ def test_a_title_is_shown_in_any_locale_with_escapes_for_what_it_lacks(encoding,
     assert written["stderr"].getvalue().strip() == shown
 
 
+@pytest.mark.parametrize("command", [["show"], ["run"], ["ingest"], ["doctor"], ["recommend", "--user", "1"]])
+def test_a_name_that_the_locale_cannot_read_ends_in_one_line(command, tmp_path, capsys):
+    # Python's way to keep the bytes of an argument that the locale's encoding lacks: Polars takes no such path
+    assert main([*command, "--artifacts", f"{tmp_path}/\udcc3\udca9"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"tripletune: '{tmp_path}/é' cannot be read in this locale")
+    assert "export PYTHONUTF8=1" in line
+    assert main([*command, "--artifacts", f"{tmp_path}/\udcff"]) == 2  # no UTF-8 in any locale
+    assert "xff' cannot be read" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("command", [["show"], ["audit"], ["prompt", "--user", "1"]])
 def test_outputs_of_single_stages_are_not_a_run_and_the_message_says_how_to_make_one(command, tmp_path, capsys):
     assert main([*command, "--artifacts", str(tmp_path)]) == 2

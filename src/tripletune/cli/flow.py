@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import logging
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -26,16 +25,5 @@ def prepare_flow(name: str, artifacts: Path, command: str) -> Callable[..., Any]
     make_folder(artifacts, "--artifacts")
     sys.path.insert(0, str(CHECKOUT))
     flow: Callable[..., Any] = getattr(importlib.import_module(f"flows.{name}"), name)
-    _log_mistakes_in_one_line()
     guard_this_process()
     return flow
-
-
-def _log_mistakes_in_one_line() -> None:
-    def without_traceback(line: logging.LogRecord) -> bool:
-        if line.exc_info and isinstance(line.exc_info[1], UserError):
-            line.exc_info = None
-        return True
-
-    for name in ("prefect.flow_runs", "prefect.task_runs"):
-        logging.getLogger(name).addFilter(without_traceback)

@@ -19,7 +19,7 @@ import typer
 
 from tripletune import __version__
 
-from tripletune.cli import data, run, cost, look, compare, ablate, backfill, serve, export, stages  # noqa: F401  # isort: skip
+from tripletune.cli import data, run, doctor, cost, look, compare, ablate, backfill, serve, export, stages  # noqa: F401  # isort: skip
 from tripletune.cli.app import app, console
 from tripletune.errors import UserError
 
@@ -66,13 +66,32 @@ def _with_home(word: str) -> str:
     return f"{name}{equals}{Path(value).expanduser()}" if is_home else word
 
 
+def _require_names(texts: Sequence[str]) -> None:
+    """Refuse names whose bytes the locale could not read: Polars and others take UTF-8 alone, and fail in mid-stage.
+
+    Raises:
+        UserError: an argument, or the working folder, is such a name.
+    """
+    for text in texts:
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError:
+            shown = os.fsencode(text).decode("utf-8", "backslashreplace")
+            raise UserError(
+                f"{shown!r} cannot be read in this locale ({sys.getfilesystemencoding()} for file names); "
+                "export PYTHONUTF8=1, or rename it to letters of UTF-8"
+            ) from None
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     _write_any_title()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     _log_own_lines()
     try:
-        code = app(args=[_with_home(word) for word in (sys.argv[1:] if argv is None else argv)], standalone_mode=False)
+        words = [_with_home(word) for word in (sys.argv[1:] if argv is None else argv)]
+        _require_names([*words, str(Path.cwd())])
+        code = app(args=words, standalone_mode=False)
     except UserError as error:
         print(f"tripletune: {error}", file=sys.stderr)
         return 2

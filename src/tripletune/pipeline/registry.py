@@ -11,6 +11,9 @@ from tripletune.pipeline.stage import Stage
 from tripletune.schemas.hints import FILM_HINTS
 
 _MODEL_LIBRARIES = ("torch", "dgl", "polars", "numpy")
+_ON_GPU = ("tripletune", "gpu")
+"""Tags of the tasks that hold the language model: the second takes a concurrency limit, which `make deploy` creates, so
+that two runs never share the GPUs."""
 
 
 def _always(config: RunConfig) -> bool:
@@ -276,6 +279,7 @@ STAGES = (
         ),
         needed=lambda config: config.finetune.has_teacher,
         headline=("teacher", "examples", "right_share"),
+        task={"tags": _ON_GPU},
     ),
     Stage(
         name="finetune",
@@ -297,9 +301,8 @@ STAGES = (
         ),
         also=("finetune.train",),  # runs in processes of its own
         headline=("examples", "steps", "eval_loss_before", "eval_loss"),
-        # the tag takes a concurrency limit, so that two runs never share the GPUs; the deadline is
-        # finetune.timeout_minutes, because a submitted sync task ignores Prefect's own timeout
-        task={"retry_delay_seconds": 30, "tags": ["tripletune", "gpu"]},
+        # the deadline is finetune.timeout_minutes, because a submitted sync task ignores Prefect's own timeout
+        task={"retry_delay_seconds": 30, "tags": _ON_GPU},
     ),
     Stage(
         name="rank",
@@ -317,6 +320,7 @@ STAGES = (
             *(() if config.rank.quantized else ("rank.quantize",)),
         ),
         headline=("viewers", "rows"),
+        task={"tags": _ON_GPU},
     ),
     Stage(
         name="probe",
@@ -342,6 +346,7 @@ STAGES = (
         ),
         needed=lambda config: bool(config.probe.users),
         headline=("examples", "prompts", "facts_probed"),
+        task={"tags": _ON_GPU},
     ),
     Stage(
         name="evaluate",
@@ -362,7 +367,7 @@ STAGES = (
         part="rank",
         parents=lambda config: ("generate", "finetune", "evaluate", *config.behaviour_stages),
         never_reused="the champion may have changed",
-        task={"retries": 0},
+        task={"retries": 0, "tags": _ON_GPU},
     ),
 )
 
