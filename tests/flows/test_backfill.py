@@ -23,6 +23,8 @@ from tripletune.synthetic.release import write_release
 pytestmark = pytest.mark.slow
 DAYS = 2
 TABLES = ("ratings", "tags")
+FITS = ("rgat", "lightgcn")
+"""Columns with the fingerprints of the fits, which name the files that were read; their outputs are equal."""
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +83,8 @@ def test_the_shards_of_each_day_are_those_of_that_days_data_alone(release, first
             assert files
             for file in files:
                 there = backfilled.folder("generate") / purpose / file.name
-                assert_frame_equal(pl.read_parquet(there), pl.read_parquet(file))
+                found, expected = (pl.read_parquet(path).drop(FITS) for path in (there, file))
+                assert_frame_equal(found, expected)
     assert {"quality", "promote"}.isdisjoint(stage for run in list_runs(root) for stage in run.stages)
 
     again = call_tripletune(*words, home=home)
