@@ -70,8 +70,9 @@ lock:  ## resolve again and write constraints.txt
 	.venv-lock/bin/python -m pip freeze --exclude-editable | sed 's/+cpu$$//' > constraints.txt
 	rm -rf .venv-lock
 
-deploy: $(STAMP)  ## register every deployment of prefect.yaml with the server that PREFECT_API_URL names
+deploy: $(STAMP)  ## register every deployment of prefect.yaml with the server that PREFECT_API_URL names, and the automations
 	TRIPLETUNE_HOME="$(CURDIR)" $(BIN)/prefect --no-prompt deploy --all
+	$(BIN)/python -m tasks.automations
 
 clean:
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache build dist
