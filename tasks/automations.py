@@ -205,8 +205,8 @@ def _find_block(client: SyncPrefectClient, name: str) -> BlockDocument | None:
 
 def _ensure(client: SyncPrefectClient, wanted: AutomationCore) -> str:
     """Create one automation, or change what differs: a change starts its counts afresh, in mid-run too."""
-    # an update sends only the fields that were set, so all of them are
-    wanted = AutomationCore.model_validate(wanted.model_dump(mode="json"))
+    # an update sends the fields that were set: all but the owner, which it may not name
+    wanted = AutomationCore.model_validate(wanted.model_dump(mode="json", exclude={"owner_resource"}))
     there = client.read_automations_by_name(wanted.name)
     if not there:
         client.create_automation(wanted)

@@ -10,12 +10,18 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+from prefect.blocks.webhook import Webhook
+from prefect.client.orchestration import get_client
+from prefect.settings import PREFECT_API_URL, temporary_settings
 
+from tasks.automations import ensure_automations
 from tests.flows.conftest import ROOT
+from tripletune.errors import ConfigError
 
 PREFECT = str(Path(sys.executable).with_name("prefect"))
 
@@ -129,3 +135,33 @@ def test_a_paused_schedule_stays_paused_when_it_is_deployed_again(prefect_env):
         call(prefect_env, "deployment", "schedule", "resume", name, nightly_schedule(prefect_env)["id"])
     call(prefect_env, "--no-prompt", "deploy", "--all")
     assert nightly_schedule(prefect_env)["active"]
+
+
+def test_automations_are_created_then_changed_where_they_differ_and_a_paused_one_stays_paused(prefect_env):
+    crash, again = "tripletune: crash dead runs", "tripletune: run a crashed nightly run again"
+    with temporary_settings({PREFECT_API_URL: prefect_env["PREFECT_API_URL"]}):
+        created = ensure_automations()
+        assert created[:2] == [f"created: {crash}", f"created: {again}"]
+        assert "no block named 'tripletune-alerts'" in created[2]
+        Webhook(url="http://127.0.0.1:9/").save("tripletune-alerts")
+        with_alerts = ensure_automations()
+        assert with_alerts[:2] == [f"unchanged: {crash}", f"unchanged: {again}"]
+        assert [line.split(":")[0] for line in with_alerts[2:]] == ["created"] * 6
+        with get_client(sync_client=True) as client:
+            client.pause_automation(client.read_automations_by_name(crash)[0].id)
+            changed = ensure_automations(missed=timedelta(seconds=300))
+            assert changed[0] == f"updated: {crash}"
+            assert {line.split(":")[0] for line in changed[1:]} == {"unchanged"}
+            (after,) = client.read_automations_by_name(crash)
+            assert not after.enabled
+            assert after.trigger.within == timedelta(seconds=300)
+            # nothing was made twice, and nothing else is there
+            assert len(client.read_automations()) == 8
+
+
+def test_automations_without_a_server_are_a_mistake_in_one_line():
+    with (
+        temporary_settings({PREFECT_API_URL: "http://127.0.0.1:9/api"}),
+        pytest.raises(ConfigError, match=r"no Prefect server answers at PREFECT_API_URL = 'http://127.0.0.1:9/api'"),
+    ):
+        ensure_automations()
