@@ -33,7 +33,7 @@ CRASHED_WITHIN = float(os.environ.get("CRASHED_WITHIN", "300"))
 """Seconds; a machine with other work may need more."""
 PATIENCE = float(os.environ.get("PATIENCE", "900"))
 """Seconds for a run to get somewhere."""
-EPOCHS = 30.0
+EPOCHS = 6.0
 NIGHTLY = "tripletune-nightly/nightly"
 BLOCK = """
 from prefect.blocks.webhook import Webhook

@@ -169,6 +169,15 @@ def test_a_run_that_is_gone_on_with_loses_the_reason_of_its_first_end(root):
     assert [(status, why) for status, why, _ in all_in_mlflow(root, record)] == [("FINISHED", None)]
 
 
+def test_a_run_is_held_from_its_start_to_its_end(root, monkeypatch):
+    monkeypatch.setattr("tripletune.store.alive._LOOK_SECONDS", 0.1)
+    paths = RunPaths(root=root, dataset="films", fingerprints={})
+    with recorded_run(SETTINGS, paths, {}) as (name, _), pytest.raises(UserError, match="in another process"):
+        holding(root, name).__enter__()
+    with holding(root, name):
+        pass
+
+
 def test_a_run_that_another_process_has_is_refused(root, monkeypatch):
     monkeypatch.setattr("tripletune.store.alive._LOOK_SECONDS", 0.1)
     with holding(root, "films-1"), pytest.raises(UserError, match="films-1 is going on in another process"):
