@@ -80,6 +80,7 @@ class Site:
         wait_until(self.answers, "the server")
 
     def start_worker(self) -> None:
+        kill_tree(self.worker)  # of a test that failed
         self.worker = self.start("worker", "start", "--pool", "tripletune")
 
     def answers(self) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from mlflow import MlflowClient
 from tripletune.cli.main import main
 from tripletune.config import RunConfig
 from tripletune.dead_runs import REASON, close_dead_runs
-from tripletune.errors import UserError, reason_of
+from tripletune.errors import reason_of
 from tripletune.store.alive import holding, is_alive
 from tripletune.store.paths import RunPaths
 from tripletune.store.runs import RunRecord, list_runs, local_run, utc_now, write_run
@@ -169,21 +170,22 @@ def test_a_run_that_is_gone_on_with_loses_the_reason_of_its_first_end(root):
     assert [(status, why) for status, why, _ in all_in_mlflow(root, record)] == [("FINISHED", None)]
 
 
-def test_a_run_is_held_from_its_start_to_its_end(root, monkeypatch):
+def test_a_run_is_held_from_its_start_to_its_end_and_a_second_process_waits(root, monkeypatch, caplog):
     monkeypatch.setattr("tripletune.store.alive._LOOK_SECONDS", 0.1)
     paths = RunPaths(root=root, dataset="films", fingerprints={})
-    with recorded_run(SETTINGS, paths, {}) as (name, _), pytest.raises(UserError, match="in another process"):
-        holding(root, name).__enter__()
-    with holding(root, name):
-        pass
+    has_it = threading.Event()
 
+    def take(name: str) -> None:
+        with holding(root, name):
+            has_it.set()
 
-def test_a_run_that_another_process_has_is_refused(root, monkeypatch):
-    monkeypatch.setattr("tripletune.store.alive._LOOK_SECONDS", 0.1)
-    with holding(root, "films-1"), pytest.raises(UserError, match="films-1 is going on in another process"):
-        holding(root, "films-1").__enter__()
-    with holding(root, "films-1"):
-        pass
+    with recorded_run(SETTINGS, paths, {}) as (name, _):
+        second = threading.Thread(target=take, args=(name,))
+        second.start()
+        assert not has_it.wait(0.5)
+    assert has_it.wait(10)
+    second.join()
+    assert f"run {name} is going on in another process" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ compare, which another process, or one of another machine, may have.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -13,31 +14,32 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from tripletune.errors import UserError
 from tripletune.store.runs import RunRecord
 
 WITHOUT_LOCK = timedelta(days=2)
 """How long a running run counts as alive that has no lock, since an older version started it."""
 _LOOK_SECONDS = 5.0
-"""A look at the lock takes milliseconds; a process that starts waits for one."""
+"""A look at the lock takes milliseconds, and is nothing to warn of."""
+
+log = logging.getLogger(__name__)
 
 
 @contextmanager
 def holding(root: Path, name: str) -> Iterator[None]:
-    """Mark a run as alive while the block runs.
+    """Mark a run as alive while the block runs; where another process has it, wait for its end first.
+
+    Two processes have one run where a part of it is started again while the first try still lives.
 
     Args:
         root: the artifact root.
         name: of the run; its folder ``runs`` exists.
-
-    Raises:
-        UserError: another process has this run.
     """
     lock = FileLock(_path(root, name))
     try:
         lock.acquire(timeout=_LOOK_SECONDS)
     except Timeout:
-        raise UserError(f"run {name} is going on in another process; wait for its end, or stop that one") from None
+        log.warning("run %s is going on in another process; waiting for its end", name)
+        lock.acquire()
     try:
         yield
     finally:
