@@ -6,9 +6,9 @@ import logging
 from pathlib import Path
 
 from tripletune.config import TrackingConfig
-from tripletune.errors import reason_of
+from tripletune.errors import UserError, reason_of
 from tripletune.store.alive import taken_if_dead
-from tripletune.store.runs import RunRecord, list_runs, tracking_uri, update_run, utc_now
+from tripletune.store.runs import RunRecord, list_runs, share_run, tracking_uri, update_run, utc_now
 from tripletune.tracking import Tracker
 
 REASON = "its process was killed, or the machine stopped, before the run could end"
@@ -33,8 +33,17 @@ def close_dead_runs(root: Path) -> list[str]:
             if is_dead and _close_in_mlflow(root, record):
                 update_run(root, record.name, status="killed", finished=utc_now(), error=REASON)
                 log.warning("run %s is closed as killed: %s", record.name, REASON)
+                _share(root, record)
                 closed.append(record.name)
     return closed
+
+
+def _share(root: Path, record: RunRecord) -> None:
+    """Push the closed run to its shared store, where it has one; trouble there is a warning."""
+    try:
+        share_run(root, record.name, record.paths(root).shared)
+    except UserError as error:
+        log.warning("the shared store does not know that %s was killed: %s", record.name, reason_of(error))
 
 
 def _close_in_mlflow(root: Path, record: RunRecord) -> bool:

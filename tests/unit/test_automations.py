@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 from uuid import uuid4
 
 import pytest
 from prefect.client.schemas.objects import BlockDocument
 from prefect.events.schemas.automations import AutomationCore
 from prefect.server.events.schemas.automations import EventTrigger
-from prefect.server.events.schemas.events import ReceivedEvent
+from prefect.server.events.schemas.events import ReceivedEvent, Resource
 
-from tasks.automations import REFUSED, alert_automations, mark_dead_runs, rerun_crashed
+from tasks import promote
+from tasks.automations import alert_automations, mark_dead_runs, rerun_crashed
+from tripletune.store.paths import RunPaths
 
 BLOCK = BlockDocument.model_validate(
     {
@@ -85,10 +89,22 @@ def test_each_end_has_one_alert():
     assert alerts(event("Failed", tags=("of another team",))) == set()
 
 
-def test_a_refused_promotion_is_an_alert():
-    happened = event("Completed").model_copy(update={"event": REFUSED})
-    happened.resource.root["prefect.resource.id"] = "tripletune.run.films-1"
-    assert alerts(happened) == {"the adapter was not promoted"}
+@pytest.mark.parametrize("promoted", [True, False])
+def test_an_adapter_that_is_not_promoted_is_an_alert_with_the_reason(tmp_path, monkeypatch, promoted):
+    folder = tmp_path / "films" / "promote" / "films-1"
+    folder.mkdir(parents=True)
+    decision = {"promote": promoted, "reason": "too low", "adapter": "a", "champion_before": None}
+    (folder / "decision.json").write_text(json.dumps(decision))
+    session = SimpleNamespace(paths=RunPaths(root=tmp_path, dataset="films", fingerprints={}), run="films-1")
+    emitted = []
+    monkeypatch.setattr(promote, "logged_stage", lambda *_: folder)
+    monkeypatch.setattr(promote, "emit_event", lambda name, resource: emitted.append((name, resource)))
+    assert promote.run_and_publish(session) == folder
+    assert len(emitted) == (0 if promoted else 1)
+    for name, resource in emitted:
+        happened = event("Completed").model_copy(update={"event": name, "resource": Resource.model_validate(resource)})
+        assert alerts(happened) == {"the adapter was not promoted"}
+        assert happened.resource["tripletune.reason"] == "too low"
 
 
 def test_a_dead_run_or_subflow_is_one_of_our_flows_without_a_sign_of_life():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from mlflow import MlflowClient
 from tripletune.cli.main import main
 from tripletune.config import RunConfig
 from tripletune.dead_runs import REASON, close_dead_runs
-from tripletune.errors import reason_of
+from tripletune.errors import InputError, reason_of
 from tripletune.store.alive import holding, is_alive
 from tripletune.store.paths import RunPaths
 from tripletune.store.runs import RunRecord, list_runs, local_run, utc_now, write_run
@@ -213,3 +214,18 @@ def test_a_process_ends_soon_after_its_parent():
     assert process.stdout.read() == ""  # the child held the other end of the pipe
     assert time.monotonic() - started < 20
     process.wait()
+
+
+def test_the_shared_store_learns_of_a_killed_run_and_may_be_away(root, monkeypatch, caplog):
+    monkeypatch.setenv("TRIPLETUNE_SHARED_STORE", "s3://bucket/films")
+    pushed = []
+
+    def push(address: str, path: Path) -> None:
+        pushed.append((address, json.loads(path.read_text())["status"]))
+        raise InputError("no answer")
+
+    monkeypatch.setattr("tripletune.store.shared.push_run", push)
+    begin(root, started=LONG_AGO)
+    assert close_dead_runs(root) == ["films-1"]
+    assert pushed == [("s3://bucket/films", "killed")]
+    assert "the shared store does not know that films-1 was killed: no answer" in caplog.text
