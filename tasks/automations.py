@@ -38,6 +38,7 @@ REFUSED = "tripletune.promotion.refused"
 """Event of a run whose adapter was not promoted; ``tasks.promote`` emits it."""
 
 _OUR_FLOWS = {"prefect.resource.role": "flow", "prefect.resource.name": "tripletune-*"}
+_FINISHED = frozenset(f"prefect.flow-run.{state}" for state in ("Completed", "Failed", "TimedOut", "Cancelled"))
 _PAGE = 200
 
 
@@ -75,12 +76,11 @@ def ensure_automations(
 
 def mark_dead_runs(missed: timedelta) -> AutomationCore:
     """Crash a run, or a subflow, whose heartbeats stopped: its process cannot say so any more."""
-    ended = {f"prefect.flow-run.{state}" for state in ("Completed", "Failed", "Crashed", "Cancelled")}
     return AutomationCore(
         name="tripletune: crash dead runs",
         description=f"Marks a run as crashed {missed.seconds} s after its last heartbeat; that frees its slots.",
         trigger=_trigger(
-            {"prefect.flow-run.heartbeat", *ended},
+            {"prefect.flow-run.heartbeat", "prefect.flow-run.Crashed", *_FINISHED},
             related=_OUR_FLOWS,
             after={"prefect.flow-run.heartbeat"},
             posture=Posture.Proactive,
@@ -116,18 +116,19 @@ def alert_automations(block: BlockDocument, finish_within: timedelta) -> list[Au
     why = "{{ event.resource['prefect.state-message']|truncate(500) }}"
     hours = f"{finish_within.total_seconds() / 3600:g} h"
     begun = {f"prefect.flow-run.{state}" for state in ("Late", "Pending", "Running")}
-    # not Crashed: the re-run is still to finish, in the time that began with the first start
-    finished = {f"prefect.flow-run.{state}" for state in ("Completed", "Failed", "Cancelled")}
     message = "prefect.state-message"
-    deadline = _trigger(finished, related=_tag("nightly"), after=begun, posture=Posture.Proactive, within=finish_within)
+    # a crash does not end it: the re-run is to finish in the time that began with the first start
+    deadline = _trigger(
+        set(_FINISHED), related=_tag("nightly"), after=begun, posture=Posture.Proactive, within=finish_within
+    )
     alerts = [
-        ("crashed", f"{run} (start {label % 'prefect.run-count'}): {why} {link}", _ended("Crashed")),
-        ("failed", f"{run}: {why} {link}", _ended("Failed", {message: "!*DriftError*"})),
-        ("the shards drifted", f"{run}: {why} {link}", _ended("Failed", {message: "*DriftError*"})),
+        ("crashed", f"{run} (start {label % 'prefect.run-count'}): {why} {link}", _ended("CRASHED")),
+        ("failed", f"{run}: {why} {link}", _ended("FAILED", {message: "!*DriftError*"})),
+        ("the shards drifted", f"{run}: {why} {link}", _ended("FAILED", {message: "*DriftError*"})),
         (
             "cancelled, the last run is still going",
             f"{run}: {why} {link}",
-            _ended("Cancelled", {message: "Deployment concurrency limit reached*"}),
+            _ended("CANCELLED", {message: "Deployment concurrency limit reached*"}),
         ),
         (f"not finished after {hours}", f"{{{{ deployment.name }}}} {{{{ flow_run.name }}}} {link}", deadline),
         (
@@ -148,7 +149,9 @@ def alert_automations(block: BlockDocument, finish_within: timedelta) -> list[Au
 
 
 def _ended(state: str, labels: dict[str, str] | None = None) -> EventTrigger:
-    return _trigger({f"prefect.flow-run.{state}"}, labels, related=_tag("tripletune"))
+    """A trigger on a type of state, whatever its name: ``FAILED`` is also ``TimedOut``."""
+    labels = {"prefect.state-type": state, **(labels or {})}
+    return _trigger({"prefect.flow-run.*"}, labels, related=_tag("tripletune"))
 
 
 def _trigger(

@@ -33,13 +33,16 @@ def event(
     state: str, count: int = 1, message: str = "", tags: tuple[str, ...] = ("tripletune", "nightly"),
     flow: str = "tripletune-nightly",
 ) -> ReceivedEvent:  # fmt: skip
-    """What the server emits when a flow run gets a state; a heartbeat looks the same."""
+    """What the server emits when a flow run gets a state, or the run as a heartbeat."""
     resource = {
         "prefect.resource.id": f"prefect.flow-run.{uuid4()}",
         "prefect.resource.name": "wise-owl",
         "prefect.run-count": str(count),
         "prefect.state-message": message,
+        "prefect.state-type": {"AwaitingRetry": "SCHEDULED", "TimedOut": "FAILED"}.get(state, state.upper()),
     }
+    if state == "heartbeat":
+        resource = {name: resource[name] for name in ("prefect.resource.id", "prefect.resource.name")}
     related = [
         {"prefect.resource.id": f"prefect.flow.{uuid4()}", "prefect.resource.role": "flow",
          "prefect.resource.name": flow},
@@ -81,6 +84,8 @@ def test_each_end_has_one_alert():
     assert alerts(event("Crashed")) == {"crashed"}
     assert alerts(event("Failed", message="Flow run encountered an exception: ValueError: x")) == {"failed"}
     assert alerts(event("Failed")) == {"failed"}
+    assert alerts(event("TimedOut", message="Flow run exceeded timeout of 3600.0 second(s)")) == {"failed"}
+    assert alerts(event("heartbeat")) == set()
     assert alerts(event("Failed", message=drift)) == {"the shards drifted"}
     collision = event("Cancelled", message="Deployment concurrency limit reached.")
     assert alerts(collision) == {"cancelled, the last run is still going"}
@@ -112,7 +117,7 @@ def test_a_dead_run_or_subflow_is_one_of_our_flows_without_a_sign_of_life():
     trigger = EventTrigger.model_validate(dead.trigger.model_dump(mode="json"))
     assert trigger.starts_after("prefect.flow-run.heartbeat")
     assert not trigger.starts_after("prefect.flow-run.Running")  # of a run that sends no heartbeats
-    for state in ("heartbeat", "Completed", "Failed", "Crashed", "Cancelled"):
+    for state in ("heartbeat", "Completed", "Failed", "TimedOut", "Crashed", "Cancelled"):
         assert acts_on(dead, event(state, tags=())), state
     assert not acts_on(dead, event("heartbeat", flow="of another team"))
 
