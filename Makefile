@@ -78,10 +78,10 @@ lock:  ## resolve again and write constraints.txt
 	rm -rf .venv-lock
 
 # CONFIG has a default for `make run`, and TZ is often set for other programs: they count here only where they are meant.
-deploy: $(STAMP)  ## register the deployments with the server of PREFECT_API_URL; CONFIG= CRON= TZ= and others: docs/nightly.md
+deploy: $(STAMP)  ## register deployments and automations with the server of PREFECT_API_URL; CONFIG= CRON= TZ= and others: docs/nightly.md
 	@$(BIN)/python -m tasks.deploy --only "$(ONLY)" --config "$(if $(filter file,$(origin CONFIG)),,$(CONFIG))" \
 	  --cron "$(CRON)" --timezone "$(if $(filter command,$(origin TZ)),$(TZ))" --timeout-hours "$(TIMEOUT_HOURS)" \
-	  --pool "$(POOL)" --cpu-pool "$(CPU_POOL)" --gpu-pool "$(GPU_POOL)" --gpu-limit "$(GPU_LIMIT)"
+	  --pool "$(POOL)" --cpu-pool "$(CPU_POOL)" --gpu-pool "$(GPU_POOL)" --gpu-limit "$(GPU_LIMIT)" --finish-hours "$(FINISH_HOURS)"
 
 clean:
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache build dist

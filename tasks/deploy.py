@@ -17,6 +17,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from prefect.exceptions import ObjectNotFound
 from prefect.flows import load_flow_from_entrypoint
 from prefect.settings import PREFECT_API_URL
 
+from tasks.automations import FINISH_WITHIN, ensure_automations
 from tasks.preflight import find_problems
 from tasks.session import CHECKOUT
 from tripletune.config.presets import load_config
@@ -55,6 +57,8 @@ class Chosen:
     pools: Mapping[str, str] = field(default_factory=dict)
     """By the name in the file."""
     timeout_hours: str = ""
+    finish_hours: str = ""
+    """A nightly run that takes longer is an alert; empty: ``automations.FINISH_WITHIN``."""
     gpu_limit: int = 0
     """Tasks with the tag ``gpu`` at once; 0: what the server has, or 1."""
     only: tuple[str, ...] = ()
@@ -82,7 +86,7 @@ def describe(chosen: Chosen, file: Path = CHECKOUT / "prefect.yaml") -> dict[str
         if "config" in one.get("parameters", {}):  # not smoke, which is always the same
             one["parameters"]["config"] = chosen.config or one["parameters"]["config"]
             environment = pool["job_variables"]["env"]
-            environment[TIMEOUT] = _checked_hours(chosen.timeout_hours or environment[TIMEOUT])
+            environment[TIMEOUT] = _checked_hours("TIMEOUT_HOURS", chosen.timeout_hours or environment[TIMEOUT])
         for schedule in one.get("schedules", []):
             schedule["cron"] = chosen.cron or schedule["cron"]
             schedule["timezone"] = chosen.timezone or schedule["timezone"]
@@ -90,13 +94,13 @@ def describe(chosen: Chosen, file: Path = CHECKOUT / "prefect.yaml") -> dict[str
     return found
 
 
-def _checked_hours(given: str) -> str:
+def _checked_hours(variable: str, given: str) -> str:
     try:
         if float(given) > 0:
             return given
     except ValueError:
         pass
-    raise ConfigError(f"TIMEOUT_HOURS = {given!r}: a number of hours above 0, such as 23")
+    raise ConfigError(f"{variable} = {given!r}: a number of hours above 0, such as 23")
 
 
 def _check_schedule(cron: str, timezone: str) -> None:
@@ -182,6 +186,9 @@ def deploy(chosen: Chosen) -> Iterator[str]:
     deployments = description["deployments"]
     full_names = [f"{load_flow_from_entrypoint(one['entrypoint']).name}/{one['name']}" for one in deployments]
     problems = [_problems(one) for one in deployments]
+    finish_within = FINISH_WITHIN
+    if chosen.finish_hours:
+        finish_within = timedelta(hours=float(_checked_hours("FINISH_HOURS", chosen.finish_hours)))
     with _server() as client:
         yield from ensure_pools(client, list(dict.fromkeys(one["work_pool"]["name"] for one in deployments)))
         yield ensure_gpu_limit(client, chosen.gpu_limit)
@@ -197,7 +204,8 @@ def deploy(chosen: Chosen) -> Iterator[str]:
             now = _read(client, name)
             assert now is not None, name
             yield from _say(one, name, before, now, problem)
-        # Automations name deployments, so they are registered here, after them.
+        # they name deployments, so they come after them
+        yield from ensure_automations(finish_within)
 
 
 def _problems(one: Mapping[str, Any]) -> str:
@@ -277,6 +285,9 @@ def _read_choices(arguments: Sequence[str] | None) -> Chosen:
     for pool, option in (("tripletune", "--pool"), ("cpu", "--cpu-pool"), ("gpu", "--gpu-pool")):
         parser.add_argument(option, default="", help=f"work pool in place of {pool}; made where it is missing")
     parser.add_argument("--timeout-hours", default="", help="a flow run fails after so long (TIMEOUT_HOURS=)")
+    parser.add_argument(
+        "--finish-hours", default="", help="a nightly run that takes longer is an alert (FINISH_HOURS=)"
+    )
     parser.add_argument("--gpu-limit", default="", help="tasks with the tag gpu at once (GPU_LIMIT=); first: 1")
     parser.add_argument("--only", default="", help="names of some deployments, with spaces between (ONLY=)")
     given = parser.parse_args(arguments)
@@ -288,6 +299,7 @@ def _read_choices(arguments: Sequence[str] | None) -> Chosen:
         timezone=given.timezone,
         pools={"tripletune": given.pool, "cpu": given.cpu_pool, "gpu": given.gpu_pool},
         timeout_hours=given.timeout_hours,
+        finish_hours=given.finish_hours,
         gpu_limit=int(given.gpu_limit or 0),
         only=tuple(given.only.split()),
     )

@@ -25,10 +25,13 @@ from tasks.mistakes import keep_to_one_line
 from tripletune.config import RunConfig, WorkersConfig
 from tripletune.config.overrides import only_store
 from tripletune.config.presets import load_config
+from tripletune.dead_runs import close_dead_runs
 from tripletune.errors import ConfigError, RankingCrash, TrainingCrash, UserError
 from tripletune.pipeline.handover import go_on
 from tripletune.pipeline.resolve import resolve
 from tripletune.pipeline.stages import require_one_answer
+from tripletune.processes.guardian import guard_this_process
+from tripletune.processes.lifeline import end_with_parent
 from tripletune.store.paths import RunPaths, whoami
 from tripletune.store.runs import local_run, update_run
 from tripletune.summary import describe_unevaluated, summarise_run
@@ -87,7 +90,8 @@ def open_session(
     part: str = "shards",
     belongs: Mapping[str, str] = MappingProxyType({}),
 ) -> Iterator[Session]:
-    """Read the config, resolve every fingerprint, open the MLflow parent; at the end, record how the run went.
+    """Read the config, resolve every fingerprint, close dead runs, open the MLflow parent; at the end, record how the
+    run went.
 
     Relative paths are taken from the working directory, which a deployment sets to the checkout.
 
@@ -103,6 +107,7 @@ def open_session(
         UserError: config or input is wrong; nothing was started.
     """
     require_one_checkout()
+    _tie_to_worker()
     settings = load_config(Path(config), overrides, movielens=movielens, imdb=imdb)
     again, tags = None, _tags()
     if run:
@@ -112,11 +117,20 @@ def open_session(
         require_one_answer(settings)
         require_workers(settings.workers)
         paths = resolve(settings, Path(artifacts).expanduser())
+    close_dead_runs(paths.root)
     with recorded_run(settings, paths, tags, again, overrides=overrides, belongs=belongs) as (name, tracker):
         get_run_logger().info("run %s: outputs under %s", name, paths.root / settings.dataset)
         session = Session(name, settings, paths, tracker, tags | {"run": name})
         yield session
         _publish_summary(session)
+
+
+@functools.cache
+def _tie_to_worker() -> None:
+    """Let nothing of a deployed run outlive its worker; once for each process, whatever the number of sessions."""
+    if "PREFECT__FLOW_RUN_ID" in os.environ:  # Prefect's engine was started for one flow run, by a worker
+        guard_this_process()
+        end_with_parent()
 
 
 def logged_stage(session: Session, stage: str, work: Callable[[StageRun], Path]) -> Path:

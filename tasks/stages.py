@@ -10,7 +10,7 @@ from typing import Any
 
 from prefect import Task
 
-from tasks import evaluate, probe
+from tasks import evaluate, probe, promote
 from tasks.session import Session, logged_stage, stage_task
 from tasks.workers import map_shards
 from tripletune.pipeline.registry import STAGES
@@ -18,7 +18,11 @@ from tripletune.pipeline.stage import Stage
 from tripletune.store.runs import ASIDE
 from tripletune.tracking import StageRun
 
-_PUBLISHING = {"evaluate": evaluate.run_and_publish, "probe": probe.run_and_publish}
+_PUBLISHING = {
+    "evaluate": evaluate.run_and_publish,
+    "probe": probe.run_and_publish,
+    "promote": promote.run_and_publish,
+}
 
 
 def _more(stage: Stage, session: Session, child: StageRun) -> dict[str, Any]:

@@ -1,5 +1,16 @@
 """The one kind of error a user can act on: one line, no traceback, exit code 2."""
 
+import re
+
+_STOPPED = {
+    "TerminationSignal": "stopped by SIGTERM: its worker ended, or it was cancelled",
+    "SystemExit": "stopped by SIGTERM: its worker ended, or it was cancelled",
+    "KeyboardInterrupt": "interrupted with Ctrl-C",
+}
+_LOGIN = re.compile(r"(?<=://)\S*@")
+_QUERY = re.compile(r"(\w+://[^\s?]*)\?\S+")
+_NAMED_SECRET = re.compile(r"(?i)\b(\w*(?:password|passwd|pwd|token|secret|key)[\"']?\s*[=:]\s*|bearer\s+)\S+")
+
 
 class UserError(Exception):
     """Something the user can repair.
@@ -47,3 +58,14 @@ class TrainingCrash(TrainingError):
 
 class RankingCrash(UserError):
     """All ranking processes died; the message ends with their last lines. A second try may pass, and keeps pieces."""
+
+
+def reason_of(error: BaseException) -> str:
+    """Why a run ended, in one line of at most 500 characters that is fit for a log which others read.
+
+    Logins and queries of URLs, and what follows words such as ``password=``, are masked.
+    """
+    text = str(error).strip() if isinstance(error, Exception) else ""
+    line = (text or _STOPPED.get(type(error).__name__, type(error).__name__)).splitlines()[0]
+    line = _QUERY.sub(r"\1?***", _LOGIN.sub("***@", line))
+    return _NAMED_SECRET.sub(r"\1***", line)[:500]

@@ -30,8 +30,9 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunT
 from mlflow.exceptions import MlflowException
 
 from tripletune.config import RunConfig, TrackingConfig
-from tripletune.errors import MissingArtifactError, UserError
+from tripletune.errors import MissingArtifactError, UserError, reason_of
 from tripletune.flatten import flatten
+from tripletune.store.alive import holding
 from tripletune.store.fingerprint import sha256_json
 from tripletune.store.paths import RunPaths
 from tripletune.store.runs import RunRecord, new_run_name, share_run, tracking_uri, update_run, utc_now, write_run
@@ -40,8 +41,12 @@ DESCRIPTION = "mlflow.note.content"
 """Tag that MLflow's page shows as the run's description."""
 MAX_TAG = 8000
 """Characters of a tag that every store takes."""
+FAILURE = "failure"
+"""Tag of a run, and of its stage, that did not complete: why, in one line."""
 PARENT = "mlflow.parentRunId"
 """Tag that makes a run the child of another one."""
+
+_NO_SUCH_RUN = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 
 # the store's "creating tables" lines and those of a model's checks would stand between the progress of the stages
 for _name in ("mlflow.store.db.utils", "alembic", "mlflow.pyfunc"):
@@ -87,6 +92,33 @@ class Tracker:
         links = [f"[{label}]({self.link(path)})" for label, path in pages.items()]
         note = f"{text}\n{' · '.join(links)}\n" if links else text
         self.log(self.parent_run_id, tags=[RunTag(DESCRIPTION, note[:MAX_TAG])])
+
+    def close(self, run_id: str, error: BaseException | str) -> None:
+        """End a run that did not complete, with the reason as tag and description; FAILED, or KILLED by a signal.
+
+        Args:
+            run_id: of the parent or of a stage.
+            error: what ended it; text: why it is known to have been killed.
+        """
+        reason = error if isinstance(error, str) else reason_of(error)
+        failed = isinstance(error, Exception)
+        note = f"**{'Failed' if failed else 'Killed'}:** {reason}\n"
+        self.log(run_id, tags=[RunTag(FAILURE, reason), RunTag(DESCRIPTION, note)])
+        self.client().set_terminated(run_id, status="FAILED" if failed else "KILLED")
+
+    def open_stages(self) -> list[str]:
+        """Ids of the parent's children that stand as running."""
+        wanted = f"tags.`{PARENT}` = '{self.parent_run_id}' and attributes.status = 'RUNNING'"
+        return [run.info.run_id for run in self.client().search_runs([self.experiment_id], wanted)]
+
+    def is_running(self) -> bool:
+        """Whether the store has the parent, and it stands as running there."""
+        try:
+            return str(self.client().get_run(self.parent_run_id).info.status) == "RUNNING"
+        except MlflowException as error:
+            if error.error_code not in _NO_SUCH_RUN:
+                raise
+            return False
 
     def link(self, path: str) -> str:
         """Where MLflow's page shows an artifact of the parent, relative to the page."""
@@ -151,8 +183,10 @@ def _reopened(client: MlflowClient, run_id: str) -> bool:
     """Whether the store has a run, which then is running again; a machine's own SQLite file has none of another's."""
     try:
         client.update_run(run_id, status="RUNNING")
+        if FAILURE in client.get_run(run_id).data.tags:
+            client.delete_tag(run_id, FAILURE)
     except MlflowException as error:
-        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+        if error.error_code not in _NO_SUCH_RUN:
             raise
         return False
     return True
@@ -187,36 +221,44 @@ def recorded_run(
     fingerprints = {f"fingerprint.{stage}": value for stage, value in paths.fingerprints.items()}
     named = {"run": name, "dataset": settings.dataset, "config.sha256": sha256_json(flat), **tags, **fingerprints}
     named |= {**belongs, **({"config.set": "; ".join(overrides)} if overrides else {})}
-    tracker = start_run(settings.tracking, root, name, params=flat, tags=named, again=again)
-    record = RunRecord(
-        name=name,
-        dataset=settings.dataset,
-        status="running",
-        started=again.started if again else utc_now(),
-        stages=again.stages if again else {},
-        config=settings.model_dump(mode="json"),
-        commit=tags.get("git.commit", ""),
-        dirty=tags.get("git.dirty") == "true",
-        overrides=again.overrides if again else tuple(overrides),
-        tags=again.tags if again else dict(belongs),
-        fingerprints=dict(paths.fingerprints),
-        mlflow_run_id=tracker.parent_run_id,
-        mlflow_experiment_id=tracker.experiment_id,
-    )
-    write_run(root, record)
-    try:
+    with holding(root, name):
+        tracker = start_run(settings.tracking, root, name, params=flat, tags=named, again=again)
+        record = RunRecord(
+            name=name,
+            dataset=settings.dataset,
+            status="running",
+            started=again.started if again else utc_now(),
+            stages=again.stages if again else {},
+            config=settings.model_dump(mode="json"),
+            commit=tags.get("git.commit", ""),
+            dirty=tags.get("git.dirty") == "true",
+            overrides=again.overrides if again else tuple(overrides),
+            tags=again.tags if again else dict(belongs),
+            fingerprints=dict(paths.fingerprints),
+            mlflow_run_id=tracker.parent_run_id,
+            mlflow_experiment_id=tracker.experiment_id,
+        )
+        write_run(root, record)
+        try:
+            share_run(root, name, paths.shared)
+            yield name, tracker
+        except BaseException as error:
+            status = "failed" if isinstance(error, Exception) else "killed"
+            update_run(root, name, status=status, finished=utc_now(), error=reason_of(error))
+            _close_all_the_same(tracker, tracker.parent_run_id, error)
+            _share_failed(root, name, paths.shared)
+            raise
+        update_run(root, name, status="completed", finished=utc_now())
+        tracker.client().set_terminated(tracker.parent_run_id)
         share_run(root, name, paths.shared)
-        yield name, tracker
-    except BaseException as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:500]
-        update_run(root, name, status="failed", finished=utc_now(), error=reason)
-        tracker.describe(f"**Failed:** {reason}\n")
-        tracker.client().set_terminated(tracker.parent_run_id, status="FAILED")
-        _share_failed(root, name, paths.shared)
-        raise
-    update_run(root, name, status="completed", finished=utc_now())
-    tracker.client().set_terminated(tracker.parent_run_id)
-    share_run(root, name, paths.shared)
+
+
+def _close_all_the_same(tracker: Tracker, run_id: str, error: BaseException) -> None:
+    """Close a run; trouble with MLflow must not hide the error that ended it."""
+    try:
+        tracker.close(run_id, error)
+    except Exception as trouble:
+        logging.getLogger(__name__).warning("MLflow does not know that a run failed: %s", reason_of(trouble))
 
 
 @contextmanager
@@ -236,8 +278,8 @@ def ablation_run(
     tracker = start_run(settings.tracking, root, name, params=settings.flat(), tags=tags, again=again)
     try:
         yield tracker
-    except BaseException:
-        tracker.client().set_terminated(tracker.parent_run_id, status="FAILED")
+    except BaseException as error:
+        _close_all_the_same(tracker, tracker.parent_run_id, error)
         raise
     tracker.client().set_terminated(tracker.parent_run_id)
 
@@ -364,7 +406,7 @@ def log_comparison(record: RunRecord, root: Path, baseline: str, files: Sequence
         for path in files:
             client.log_artifact(record.mlflow_run_id, str(path), folder)
     except MlflowException as error:
-        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+        if error.error_code not in _NO_SUCH_RUN:
             raise
         raise MissingArtifactError(
             f"MLflow's store {uri} has no run {record.mlflow_run_id!r} of {record.name}; set MLFLOW_TRACKING_URI to "
@@ -448,7 +490,7 @@ def stage_run(
     tracker.log(run.info.run_id, params=_params(params or {}))
     try:
         yield StageRun(tracker, run.info.run_id)
-    except BaseException:
-        client.set_terminated(run.info.run_id, status="FAILED")
+    except BaseException as error:
+        _close_all_the_same(tracker, run.info.run_id, error)
         raise
     client.set_terminated(run.info.run_id)

@@ -10,12 +10,18 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+from prefect.blocks.webhook import Webhook
+from prefect.client.orchestration import get_client
+from prefect.settings import PREFECT_API_URL, temporary_settings
 
+from tasks.automations import ensure_automations
 from tests.flows.conftest import ROOT
+from tripletune.errors import ConfigError
 
 PREFECT = str(Path(sys.executable).with_name("prefect"))
 
@@ -196,3 +202,33 @@ def test_a_nightly_run_with_absent_inputs_fails_before_it_starts_in_one_line(pre
     assert [line["message"] for line in log if "Traceback" in line["message"]] == []
     assert sum("pre-flight failed" in line["message"] for line in log) == 1
     assert not (tmp_path / "artifacts").exists()
+
+
+def test_a_deploy_made_the_automations_and_what_differs_is_changed_but_a_paused_one_stays_paused(prefect_env):
+    crash, again = "tripletune: crash dead runs", "tripletune: run a crashed nightly run again"
+    with temporary_settings({PREFECT_API_URL: prefect_env["PREFECT_API_URL"]}):
+        before = ensure_automations()
+        assert before[:2] == [f"unchanged: {crash}", f"unchanged: {again}"]
+        assert "no block named 'tripletune-alerts'" in before[2]
+        Webhook(url="http://127.0.0.1:9/").save("tripletune-alerts")
+        with_alerts = ensure_automations()
+        assert with_alerts[:2] == [f"unchanged: {crash}", f"unchanged: {again}"]
+        assert [line.split(":")[0] for line in with_alerts[2:]] == ["created"] * 6
+        with get_client(sync_client=True) as client:
+            client.pause_automation(client.read_automations_by_name(crash)[0].id)
+            changed = ensure_automations(missed=timedelta(seconds=300))
+            assert changed[0] == f"updated: {crash}"
+            assert {line.split(":")[0] for line in changed[1:]} == {"unchanged"}
+            (after,) = client.read_automations_by_name(crash)
+            assert not after.enabled
+            assert after.trigger.within == timedelta(seconds=300)
+            # nothing was made twice, and nothing else is there
+            assert len(client.read_automations()) == 8
+
+
+def test_automations_without_a_server_are_a_mistake_in_one_line():
+    with (
+        temporary_settings({PREFECT_API_URL: "http://127.0.0.1:9/api"}),
+        pytest.raises(ConfigError, match=r"no Prefect server answers at PREFECT_API_URL = 'http://127.0.0.1:9/api'"),
+    ):
+        ensure_automations()

@@ -46,6 +46,8 @@ EDITS = [
     ("presets", "config/presets.py", CODE, NOTHING),
     ("the store's folders", "store/paths.py", CODE, NOTHING),
     ("run records", "store/runs.py", CODE, NOTHING),
+    ("whether a run's process lives", "store/alive.py", CODE, NOTHING),
+    ("closing dead runs", "dead_runs.py", CODE, NOTHING),
     ("access to object storage", "store/objects.py", CODE, NOTHING),
     ("what machines share", "store/shared.py", CODE, NOTHING),
     ("what is logged to MLflow", "tracking.py", CODE, NOTHING),

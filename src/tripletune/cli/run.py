@@ -27,8 +27,9 @@ from tripletune.cli.app import (
 )
 from tripletune.cli.flow import prepare_flow
 from tripletune.pipeline import stages
+from tripletune.store.alive import is_alive
 from tripletune.store.files import make_folder
-from tripletune.store.runs import RunRecord, read_run
+from tripletune.store.runs import RunRecord, list_runs, read_run
 
 
 @takes_inputs("run", panel="Run")
@@ -109,11 +110,12 @@ def gc(
 
     Kept are the newest runs of each dataset, runs named with --keep-run, runs still running, and runs whose
     specialists a kept one pins or whose adapter it learns from. Run files, promotion decisions, MLflow's store and the
-    shared store are never touched.
+    shared store are never removed; with --delete, a run whose process was killed is closed in its file and in MLflow.
     """
     from tripletune.cli.inspect import garbage_table
     from tripletune.pipeline.garbage import find_garbage, kept_runs, remove
 
+    _close_dead(artifacts, close=delete)
     kept = kept_runs(artifacts, newest=keep, named=keep_run or [])
     garbage = find_garbage(artifacts, kept)
     if as_json:
@@ -135,3 +137,14 @@ def gc(
     screen.print(f"removed {len(removed)} outputs, {sum(one.num_bytes for one in removed) / 2**20:,.1f} MiB")
     for one in held:
         screen.print(f"left {one.folder}: a run holds it", markup=False, soft_wrap=True)
+
+
+def _close_dead(artifacts: Path, *, close: bool) -> None:
+    """Close the runs whose process is gone, or say which they are."""
+    dead = [run.name for run in list_runs(artifacts) if run.status == "running" and not is_alive(artifacts, run)]
+    if dead and close:
+        from tripletune.dead_runs import close_dead_runs  # imports MLflow, which takes a second
+
+        dead = close_dead_runs(artifacts)
+    for name in dead:
+        say(f"{name}: {'closed as killed' if close else 'its process is gone; --delete closes it'}")

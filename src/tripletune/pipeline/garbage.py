@@ -1,10 +1,10 @@
 """Find and remove the stage outputs that no kept run refers to, for ``tripletune gc``.
 
-A run is kept when it is among the newest of its dataset, was named, is still running, or when a kept run pins its
-specialists or learns from its adapter or its log. A champion's adapter is kept whoever made it: later runs start from
-it, and it holds the record of what its ancestors were trained on, so that these may go. Run files, promotion decisions
-and everything in MLflow stay: they are small, and they are the history. Only this machine's artifact root is looked at:
-the shared store keeps what is removed here.
+A run is kept when it is among the newest of its dataset, was named, is running in a live process, or when a kept run
+pins its specialists or learns from its adapter or its log. A champion's adapter is kept whoever made it: later runs
+start from it, and it holds the record of what its ancestors were trained on, so that these may go. Run files, promotion
+decisions and everything in MLflow stay: they are small, and they are the history. Only this machine's artifact root is
+looked at: the shared store keeps what is removed here.
 """
 
 from __future__ import annotations
@@ -13,19 +13,17 @@ import json
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 from tripletune.errors import InputError
 from tripletune.pipeline.feed import PARSED
+from tripletune.store.alive import is_alive
 from tripletune.store.champion import standing_outputs
 from tripletune.store.paths import MANIFEST, WORK
 from tripletune.store.runs import RunRecord, list_runs
 
-GOING_ON = timedelta(days=2)
-"""How long a run whose record has status ``running`` counts as running; a killed one keeps that status for ever."""
 NO_STAGES = ("runs", "quality", "promote", "report")
 
 
@@ -55,7 +53,7 @@ def kept_runs(root: Path, *, newest: int, named: Sequence[str]) -> list[RunRecor
     for run in runs.values():
         by_dataset.setdefault(run.dataset, []).append(run)
     wanted = [*named, *(run.name for of_one in by_dataset.values() for run in _newest(of_one, newest))]
-    wanted += [run.name for run in runs.values() if run.status == "running" and _is_young(run)]
+    wanted += [run.name for run in runs.values() if is_alive(root, run)]
     kept: dict[str, RunRecord] = {}
     while wanted:
         name = wanted.pop()
@@ -78,13 +76,6 @@ def _newest(runs: Sequence[RunRecord], number: int) -> list[RunRecord]:
     usual = [run for run in runs if not run.is_aside] or list(runs)
     first = usual[-number:][0]
     return [run for run in runs if (run.started, run.name) >= (first.started, first.name)]
-
-
-def _is_young(run: RunRecord) -> bool:
-    try:
-        return datetime.now(UTC) - datetime.fromisoformat(run.started) < GOING_ON
-    except ValueError:
-        return True
 
 
 def find_garbage(root: Path, kept: Iterable[RunRecord]) -> list[Removable]:

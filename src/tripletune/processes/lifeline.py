@@ -1,8 +1,9 @@
-"""Tie a training process to the stage that started it, even when that stage is killed with SIGKILL.
+"""Tie a process to the one that started it, even when that one is killed with SIGKILL: a training to its stage, and a
+flow run to its worker.
 
-An orphan would go on writing into a folder that the next run holds. Two safeguards: the kernel kills a rank when its
-launcher dies (Linux), and a thread ends the rank when the supervising stage is gone, after which the launcher sees a
-failed rank and ends itself and the others.
+An orphan would go on writing into a folder that the next run holds. Two safeguards of a training: the kernel kills a
+rank when its launcher dies (Linux), and a thread ends the rank when the supervising stage is gone, after which the
+launcher sees a failed rank and ends itself and the others.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ ORPHANED = 75
 _POLL_SECONDS = 1.0
 _PR_SET_PDEATHSIG = 1
 _CLOCK_SLACK = 2.0
+_LEAVE_SECONDS = 60.0
+"""Time to close runs and to end children after SIGTERM; a training's launcher alone may take 30 s (``supervise``)."""
 
 
 def describe(process: psutil.Process) -> str:
@@ -50,6 +53,25 @@ def hold() -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     _leave_if_orphaned(description)
     threading.Thread(target=_watch, args=(description,), daemon=True, name="tripletune-lifeline").start()
+
+
+def end_with_parent() -> None:
+    """End this process with SIGTERM soon after its parent has ended, and outright where that does not help.
+
+    For a flow run's process: one whose worker was killed would go on unseen, and nobody could cancel it.
+    """
+    parent = psutil.Process().parent()
+    if parent is not None:
+        description = describe(parent)
+        threading.Thread(target=_follow_parent, args=(description,), daemon=True, name="tripletune-lifeline").start()
+
+
+def _follow_parent(description: str) -> None:
+    while find(description) is not None:
+        time.sleep(_POLL_SECONDS)
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(_LEAVE_SECONDS)
+    os._exit(ORPHANED)
 
 
 def _watch(description: str) -> None:

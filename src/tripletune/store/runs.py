@@ -36,7 +36,8 @@ class RunRecord(BaseModel):
 
     name: str
     dataset: str
-    status: Literal["running", "completed", "failed"]
+    status: Literal["running", "completed", "failed", "killed"]
+    """``killed``: stopped by a signal, or found without a process."""
     started: str
     """UTC, ISO 8601."""
     finished: str = ""
