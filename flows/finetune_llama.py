@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from prefect import flow
 
+from tasks.page import name_flow_run
 from tasks.session import open_session
 from tasks.stages import run_part
 
 
-@flow(name="tripletune-finetune-llama")
+@flow(name="tripletune-finetune-llama", flow_run_name=name_flow_run)
 def finetune_llama(
     config: str = "configs/smoke.toml",
     movielens: str = "",

@@ -5,11 +5,12 @@ from __future__ import annotations
 from prefect import flow
 from prefect.task_runners import ThreadPoolTaskRunner
 
+from tasks.page import name_flow_run
 from tasks.session import open_session
 from tasks.stages import run_part
 
 
-@flow(name="tripletune-generate-shards", task_runner=ThreadPoolTaskRunner(max_workers=2))
+@flow(name="tripletune-generate-shards", flow_run_name=name_flow_run, task_runner=ThreadPoolTaskRunner(max_workers=2))
 def generate_shards(
     config: str = "configs/smoke.toml",
     movielens: str = "",

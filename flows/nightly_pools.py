@@ -6,9 +6,10 @@ from prefect import flow
 
 from flows.generate_shards import generate_shards
 from tasks.deployed import run_deployed
+from tasks.page import name_flow_run
 
 
-@flow(name="tripletune-nightly-pools")
+@flow(name="tripletune-nightly-pools", flow_run_name=name_flow_run)
 def nightly_pools(
     config: str = "configs/smoke.toml",
     movielens: str = "",

@@ -30,10 +30,13 @@ from mlflow.exceptions import MlflowException
 from tripletune.config import RunConfig, TrackingConfig
 from tripletune.errors import MissingArtifactError, UserError
 from tripletune.flatten import flatten
+from tripletune.noise import silence
+from tripletune.reach import require_server
 from tripletune.store.fingerprint import sha256_json
 from tripletune.store.paths import RunPaths
 from tripletune.store.runs import RunRecord, new_run_name, share_run, tracking_uri, update_run, utc_now, write_run
 
+_REPAIR = "start it, or set tracking.uri or MLFLOW_TRACKING_URI to where it is"
 DESCRIPTION = "mlflow.note.content"
 """Tag that MLflow's page shows as the run's description."""
 MAX_TAG = 8000
@@ -41,9 +44,7 @@ MAX_TAG = 8000
 PARENT = "mlflow.parentRunId"
 """Tag that makes a run the child of another one."""
 
-# the store's "creating tables" lines and those of a model's checks would stand between the progress of the stages
-for _name in ("mlflow.store.db.utils", "alembic", "mlflow.pyfunc"):
-    logging.getLogger(_name).setLevel(logging.WARNING)
+silence()  # the store's "creating tables" lines and those of a model's checks, in any process
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,9 +87,21 @@ class Tracker:
         note = f"{text}\n{' · '.join(links)}\n" if links else text
         self.log(self.parent_run_id, tags=[RunTag(DESCRIPTION, note[:MAX_TAG])])
 
+    def url(self, path: str = "") -> str:
+        """Address of the parent on the page of an MLflow server, or of one of its artifacts."""
+        run = f"{self.uri.rstrip('/')}/#/experiments/{self.experiment_id}/runs/{self.parent_run_id}"
+        return f"{run}/artifacts/{path}" if path else run
+
     def link(self, path: str) -> str:
         """Where MLflow's page shows an artifact of the parent, relative to the page."""
         return f"#/experiments/{self.experiment_id}/runs/{self.parent_run_id}/artifacts/{path}"
+
+
+def require_store(settings: TrackingConfig, root: Path) -> str:
+    """Address of the store; raises ConfigError where it names a server that does not answer."""
+    uri = tracking_uri(settings, root)
+    require_server("MLflow server", uri, _REPAIR)
+    return uri
 
 
 def start_run(
@@ -111,9 +124,29 @@ def start_run(
         params: flat settings. Passwords do not belong here, and none of our settings is one.
         tags: git commit, config hash, Prefect's ids, fingerprints.
         again: record of the run's earlier parts.
+
+    Raises:
+        UserError: no server answers at the store's address, or it refuses.
     """
-    uri = tracking_uri(settings, root)
+    uri = require_store(settings, root)
     root.mkdir(parents=True, exist_ok=True)
+    try:
+        return _begin(settings, uri, root, name, params, tags, again)
+    except MlflowException as error:
+        if not uri.startswith("http"):
+            raise
+        raise UserError(f"MLflow refuses the run: {str(error).splitlines()[0]}; {_REPAIR}") from error
+
+
+def _begin(
+    settings: TrackingConfig,
+    uri: str,
+    root: Path,
+    name: str,
+    params: Mapping[str, Any],
+    tags: Mapping[str, str],
+    again: RunRecord | None,
+) -> Tracker:
     with FileLock(root / "mlflow.lock"):
         client = MlflowClient(uri, registry_uri=uri)
         experiment = client.get_experiment_by_name(settings.experiment)

@@ -13,12 +13,13 @@ from rich.console import Console
 from tests.unit.written_run import write_run
 from tripletune.cli.app import CHECKOUT, say
 from tripletune.cli.data import SYNTHETIC
-from tripletune.cli.inspect import headline, show_run
+from tripletune.cli.inspect import show_run
 from tripletune.cli.main import main
 from tripletune.cli.recommend import explain_prompt
 from tripletune.config import RunConfig
 from tripletune.config.presets import load_config
 from tripletune.errors import InputError
+from tripletune.pipeline.stage_lines import headline
 from tripletune.store import runs
 from tripletune.store.paths import RunPaths
 from tripletune.store.runs import RunRecord

@@ -12,6 +12,7 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from typing import Annotated
 
 import typer
 
@@ -19,26 +20,35 @@ from tripletune import __version__
 
 from tripletune.cli import data, run, cost, look, compare, ablate, serve, export, stages  # noqa: F401  # isort: skip
 from tripletune.cli.app import app, console
-from tripletune.errors import UserError
+from tripletune.cli.logs import show_own_lines
+from tripletune.errors import UserError, as_user_error
+from tripletune.noise import VERBOSE, silence
 
 _TAKES_ALL = frozenset(("replace", "backslashreplace", "namereplace", "xmlcharrefreplace", "ignore"))
 """Ways of writing characters that an encoding lacks, of which none raises."""
+
+
+@app.callback()
+def options(
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Show debugging lines, and the libraries' own warnings and bars.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show warnings and results alone.")] = False,
+) -> None:
+    """What is shown on stderr while a command works; results are on stdout."""
+    if verbose and quiet:
+        raise typer.BadParameter("give --verbose or --quiet, not both")
+    show_own_lines(logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO)
+    if verbose:
+        os.environ[VERBOSE] = "1"  # processes of stages read it too
+    else:
+        silence()
 
 
 @app.command()
 def version() -> None:
     """Print the version."""
     console().print(__version__)
-
-
-def _log_own_lines() -> None:
-    """Show our own log, and leave the root logger alone: Prefect brings its own, libraries stay at warnings."""
-    ours = logging.getLogger("tripletune")
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(message)s"))
-    ours.addHandler(handler)
-    ours.setLevel(logging.INFO)
-    ours.propagate = False
 
 
 def _write_any_title() -> None:
@@ -52,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     _write_any_title()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    _log_own_lines()
+    show_own_lines(logging.INFO)
     try:
         code = app(args=list(argv) if argv is not None else None, standalone_mode=False)
     except UserError as error:
@@ -65,6 +75,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if hasattr(error, "show") and hasattr(error, "exit_code"):
             error.show()
             return int(error.exit_code)
+        if mistake := as_user_error(error):
+            print(f"tripletune: {mistake}", file=sys.stderr)
+            return 2
         raise
     return code if isinstance(code, int) else 0
 

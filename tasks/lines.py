@@ -1,0 +1,22 @@
+"""Prefect's own log lines: those that say nothing new are dropped, on the console and on its page."""
+
+from __future__ import annotations
+
+import logging
+
+from tripletune.errors import UserError
+
+
+def drop_echoes() -> None:
+    """Drop how each task ended, which the stage's own line says with more, and the traceback of a user's mistake."""
+    logging.getLogger("prefect.task_runs").addFilter(_says_more)
+    for name in ("prefect.task_runs", "prefect.flow_runs"):
+        logging.getLogger(name).addFilter(_is_no_mistake)
+
+
+def _says_more(line: logging.LogRecord) -> bool:
+    return not line.getMessage().startswith("Finished in state")
+
+
+def _is_no_mistake(line: logging.LogRecord) -> bool:
+    return not (line.exc_info and isinstance(line.exc_info[1], UserError))
