@@ -60,6 +60,7 @@ def failing(stage: str, seconds: float, error: BaseException) -> str:
 
 def _first_clause(help_text: str) -> str:
     what = re.split(r"[.;] |\.\n|\.$", help_text.strip(), maxsplit=1)[0]
+    what = " ".join(what.split())  # of a sentence over several lines
     first = what.split()[0]
     return what if first[1:] != first[1:].lower() else what[0].lower() + what[1:]
 
