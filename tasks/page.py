@@ -25,7 +25,7 @@ from tripletune.errors import UserError
 from tripletune.progress import Reached, watched_by
 from tripletune.promote.pages import NUMBERS, decision_rows
 from tripletune.promote.pages import headline as verdict
-from tripletune.tracking import Tracker
+from tripletune.tracking import Tracker, without_password
 
 log = logging.getLogger("tripletune.tasks")
 
@@ -122,7 +122,7 @@ def link_run(tracker: Tracker, text: str, pages: Mapping[str, str], files: Mappi
         for label, url in links.items():
             create_link_artifact(url, link_text=label, key=_key(label), description=label)
     else:
-        lines += [f"- MLflow run `{tracker.parent_run_id}` in `{tracker.uri}`"]
+        lines += [f"- MLflow run `{tracker.parent_run_id}` in `{without_password(tracker.uri)}`"]
     lines += [f"- {label}: `{path.resolve()}`" for label, path in files.items()]
     create_markdown_artifact("\n".join(lines), key="tripletune-run", description="What the run is, and its pages")
 

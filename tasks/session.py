@@ -10,7 +10,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
@@ -153,8 +153,9 @@ def logged_stage(session: Session, stage: str, work: Callable[[StageRun], Path])
                 child.log_output(paths, stage, reused=reused)
                 paths.share(stage)
     except BaseException as error:
-        update_run(paths.root, session.run, stage=(stage, "failed"))
         mistake = as_user_error(error)
+        with suppress(OSError):  # a full disk takes no note
+            update_run(paths.root, session.run, stage=(stage, "failed"))
         log.error("%s", stage_lines.failing(stage, time.perf_counter() - began, mistake or error))
         if mistake and mistake is not error:
             raise mistake from error

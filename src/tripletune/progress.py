@@ -167,6 +167,7 @@ class Screen:
 
     def __init__(self) -> None:
         self.console = Console(stderr=True)
+        self.is_quiet = False
         self._bars: Bars | None = None
         self._number = 0
         self._lock = threading.Lock()
@@ -178,7 +179,7 @@ class Screen:
 
     def open(self, reached: Reached) -> TaskID | None:
         """Show a line; None where none is shown."""
-        if not (self.console.is_terminal and log.isEnabledFor(logging.INFO)):
+        if self.is_quiet or not self.console.is_terminal:
             return None
         with self._lock:
             if self._bars is None:

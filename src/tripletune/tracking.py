@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
+from urllib.parse import urlsplit, urlunsplit
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
@@ -89,7 +90,8 @@ class Tracker:
 
     def url(self, path: str = "") -> str:
         """Address of the parent on the page of an MLflow server, or of one of its artifacts."""
-        run = f"{self.uri.rstrip('/')}/#/experiments/{self.experiment_id}/runs/{self.parent_run_id}"
+        server = without_password(self.uri).rstrip("/")
+        run = f"{server}/#/experiments/{self.experiment_id}/runs/{self.parent_run_id}"
         return f"{run}/artifacts/{path}" if path else run
 
     def link(self, path: str) -> str:
@@ -102,6 +104,12 @@ def require_store(settings: TrackingConfig, root: Path) -> str:
     uri = tracking_uri(settings, root)
     require_server("MLflow server", uri, _REPAIR)
     return uri
+
+
+def without_password(uri: str) -> str:
+    """An address without the user name and the password in it."""
+    parts = urlsplit(uri)
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])) if "@" in parts.netloc else uri
 
 
 def start_run(

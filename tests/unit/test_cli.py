@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import shutil
 import sys
 from pathlib import Path
@@ -194,3 +195,13 @@ def test_advice_for_a_viewer_without_prompt_is_not_what_was_just_tried(purpose, 
         explain_prompt(paths, RunConfig(dataset="toy"), 999, purpose)
     assert str(caught.value).startswith(f"--user 999: no {purpose} example; ")
     assert str(caught.value).endswith(advice)
+
+
+@pytest.mark.parametrize(("option", "shown"), [("-q", "W"), ("-v", "DIW"), ("", "IW")])
+def test_v_and_q_choose_what_of_our_log_is_shown(option, shown, capsys, monkeypatch):
+    monkeypatch.setenv("TRIPLETUNE_VERBOSE", "0")  # and put back what -v sets
+    assert main([*filter(None, [option]), "version"]) == 0
+    log = logging.getLogger("tripletune.of_this_test")
+    for level, text in ((logging.DEBUG, "D"), (logging.INFO, "I"), (logging.WARNING, "W")):
+        log.log(level, text)
+    assert capsys.readouterr().err.split() == list(shown)

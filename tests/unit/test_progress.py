@@ -116,7 +116,6 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> Screen:
     screen = Screen()
     screen.console = Console(file=io.StringIO(), force_terminal=True, width=100)
     monkeypatch.setattr(progress, "_screen", screen)
-    logging.getLogger(progress.__name__).setLevel(logging.INFO)
     return screen
 
 
@@ -142,6 +141,12 @@ def test_a_terminal_shows_a_live_line_for_each_work_and_no_line_of_the_log(clock
     assert "lightgcn: 25 %, 5 of 20 steps, 3:00 left" in text
     assert "something else" in text
     assert "a line of the log" not in text
+
+
+def test_with_q_there_is_no_live_line(clock, terminal):
+    terminal.is_quiet = True
+    with Progress("rgat", 10, clock=clock):
+        assert not terminal.is_live
 
 
 def test_without_a_terminal_there_is_no_live_line(clock, monkeypatch):

@@ -21,29 +21,36 @@ class OwnLines(logging.Handler):
         if record.name == progress.__name__ and screen.is_live:
             return
         try:
-            screen.console.print(self.format(record), markup=False, highlight=False, soft_wrap=True)
+            screen.console.print(self.format(record), markup=False, highlight=False, emoji=False, soft_wrap=True)
         except Exception:
             self.handleError(record)
 
 
 def show_own_lines(level: int) -> None:
     """Show our own log from a level on, and leave the root logger alone: Prefect brings its own, libraries stay at
-    warnings."""
+    warnings. Prefect's page has lines from INFO on whatever is shown here."""
     ours = logging.getLogger("tripletune")
     if not any(isinstance(handler, OwnLines) for handler in ours.handlers):
         ours.addHandler(OwnLines())
-    ours.setLevel(level)
+    for handler in _own_handlers():
+        handler.setLevel(level)
+    ours.setLevel(min(level, logging.INFO))
     ours.propagate = False
+    progress.screen().is_quiet = level > logging.INFO
+
+
+def _own_handlers() -> list[OwnLines]:
+    return [one for one in logging.getLogger("tripletune").handlers if isinstance(one, OwnLines)]
 
 
 def share_screen_with_prefect() -> None:
-    """Print Prefect's lines and ours through one console, with the time of day, so that neither breaks the other's
-    live lines. To be called when Prefect has set up its logging."""
-    for handler in logging.getLogger().handlers:
-        console = getattr(handler, "console", None)
-        if isinstance(console, Console):
-            console.push_theme(Theme())  # Prefect's has no styles for live lines
-            progress.screen().console = console
-    for handler in logging.getLogger("tripletune").handlers:
-        if isinstance(handler, OwnLines):
-            handler.setFormatter(logging.Formatter(FLOW_FORMAT, datefmt="%H:%M:%S"))
+    """Print Prefect's lines and ours through one console, from one level on and with the time of day, so that neither
+    breaks the other's live lines. To be called when Prefect has set up its logging."""
+    for handler in _own_handlers():
+        handler.setFormatter(logging.Formatter(FLOW_FORMAT, datefmt="%H:%M:%S"))
+        for theirs in logging.getLogger().handlers:
+            console = getattr(theirs, "console", None)
+            if isinstance(console, Console):
+                console.push_theme(Theme())  # Prefect's has no styles for live lines
+                progress.screen().console = console
+                theirs.setLevel(handler.level)
