@@ -104,12 +104,21 @@ def test_progress_does_not_wait_for_the_server_and_the_newest_is_what_it_shows(m
     assert shown == [("create", 10.0), ("fit", 100.0)]
 
 
-def test_a_server_that_refuses_stops_nothing(monkeypatch):
-    def refuse(*_: object, **__: object) -> None:
-        raise ConnectionError("down")
+def test_a_server_that_refused_is_asked_again_with_the_next_progress(monkeypatch):
+    asked = list[float]()
 
-    monkeypatch.setattr(page, "create_progress_artifact", refuse)
+    def create(percent: float, description: str) -> str:
+        asked.append(percent)
+        if len(asked) == 1:
+            raise ConnectionError("down")
+        return description
+
+    monkeypatch.setattr(page, "create_progress_artifact", create)
     with page.progress_on_page():
         watcher = progress._watcher.get()
         assert watcher is not None
         watcher(reached(10))
+        while not asked:
+            time.sleep(0.01)
+        watcher(reached(20))
+    assert asked == [10.0, 20.0]
