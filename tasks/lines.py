@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from tripletune.errors import UserError
+from tripletune.errors import as_user_error
 
 
 def drop_echoes() -> None:
@@ -19,4 +19,5 @@ def _says_more(line: logging.LogRecord) -> bool:
 
 
 def _is_no_mistake(line: logging.LogRecord) -> bool:
-    return not (line.exc_info and isinstance(line.exc_info[1], UserError))
+    error = line.exc_info[1] if line.exc_info else None
+    return error is None or as_user_error(error) is None

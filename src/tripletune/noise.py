@@ -28,7 +28,8 @@ _LEVELS = {
         ("alembic", "httpx", "httpcore", "urllib3", "botocore", "distributed", "datasets", "mlflow.pyfunc"),
         logging.WARNING,
     ),
-    "mlflow.store.db.utils": logging.WARNING,
+    # "creating tables", and of an error, which it raises as well, the traceback
+    "mlflow.store.db.utils": logging.CRITICAL,
 }
 
 

@@ -249,8 +249,7 @@ def recorded_run(
     except BaseException as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:500]
         update_run(root, name, status="failed", finished=utc_now(), error=reason)
-        tracker.describe(f"**Failed:** {reason}\n")
-        tracker.client().set_terminated(tracker.parent_run_id, status="FAILED")
+        _close_failed(tracker, reason)
         _share_failed(root, name, paths.shared)
         raise
     update_run(root, name, status="completed", finished=utc_now())
@@ -296,6 +295,17 @@ def log_ablation(tracker: Tracker, files: Sequence[Path], differences: Mapping[s
         tracker.parent_run_id,
         metrics=[Metric(_metric_name(key), value, now, 0) for key, value in differences.items()],
     )
+
+
+def _close_failed(tracker: Tracker, reason: str) -> None:
+    """Close the parent of a run that failed; the reason for that must not give way to trouble with the store, which a
+    full disk holds too."""
+    try:
+        tracker.describe(f"**Failed:** {reason}\n")
+        tracker.client().set_terminated(tracker.parent_run_id, status="FAILED")
+    except MlflowException as error:
+        said = str(error).splitlines()[0]
+        logging.getLogger(__name__).warning("MLflow does not know that the run failed: %s", said)
 
 
 def _share_failed(root: Path, name: str, address: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import logging
 import threading
 import time
 from datetime import datetime
@@ -11,9 +13,10 @@ from typing import Any
 
 import pytest
 
-from tasks import page
+from tasks import page, session  # noqa: F401  # the session drops Prefect's lines
 from tests.flows.conftest import ROOT
 from tripletune import progress
+from tripletune.errors import InputError
 from tripletune.progress import Reached
 from tripletune.tracking import Tracker
 
@@ -122,3 +125,26 @@ def test_a_server_that_refused_is_asked_again_with_the_next_progress(monkeypatch
             time.sleep(0.01)
         watcher(reached(20))
     assert asked == [10.0, 20.0]
+
+
+@pytest.mark.parametrize(
+    ("logger", "line", "error", "is_kept"),
+    [
+        ("prefect.task_runs", "Finished in state Completed()", None, False),
+        ("prefect.flow_runs", "Finished in state Completed()", None, True),
+        ("prefect.flow_runs", "Encountered exception", InputError("x"), False),
+        ("prefect.task_runs", "Encountered exception", OSError(errno.ENOSPC, "No space left on device"), False),
+        ("prefect.task_runs", "Encountered exception", ValueError("a fault of ours"), True),
+    ],
+)
+def test_prefects_lines_that_say_nothing_new_are_dropped(logger, line, error, is_kept):
+    shown = list[logging.LogRecord]()
+    handler = logging.Handler()
+    handler.emit = shown.append  # type: ignore[method-assign]
+    log = logging.getLogger(logger)
+    log.addHandler(handler)
+    try:
+        log.handle(logging.LogRecord(logger, logging.INFO, "", 0, line, (), error and (type(error), error, None)))
+    finally:
+        log.removeHandler(handler)
+    assert bool(shown) == is_kept

@@ -8,9 +8,15 @@ import subprocess
 import sys
 
 import pytest
+from mlflow.exceptions import MlflowException
 
+from tripletune import tracking
+from tripletune.config import RunConfig
 from tripletune.errors import InputError, UserError, as_user_error
 from tripletune.noise import VERBOSE
+from tripletune.store.paths import RunPaths
+from tripletune.store.runs import list_runs
+from tripletune.tracking import Tracker, recorded_run
 
 SPEAK = """
 import logging, subprocess, sys, warnings
@@ -90,3 +96,19 @@ def test_a_users_mistake_stays_as_it_is_and_others_are_none():
     assert as_user_error(ValueError("x")) is None
     assert as_user_error(behind(mistake)) is None  # what follows from handling one may be a fault of ours
     assert isinstance(as_user_error(RuntimeError("(sqlite3.OperationalError) database or disk is full")), UserError)
+
+
+def test_a_store_on_the_full_disk_does_not_hide_why_the_run_failed(tmp_path, monkeypatch):
+    def full(*_: object) -> None:
+        raise MlflowException("(sqlite3.OperationalError) database or disk is full\n[SQL: ...]")
+
+    def fail() -> None:
+        with recorded_run(RunConfig(dataset="mine"), RunPaths(root=tmp_path, dataset="mine", fingerprints={}), {}):
+            raise InputError("the reason")
+
+    # a store of its own would take seconds to make
+    monkeypatch.setattr(tracking, "start_run", lambda *_, **__: Tracker("sqlite://", "1", "abc"))
+    monkeypatch.setattr(Tracker, "describe", full)
+    with pytest.raises(InputError, match="the reason"):
+        fail()
+    assert [run.error for run in list_runs(tmp_path)] == ["the reason"]

@@ -54,3 +54,9 @@ def share_screen_with_prefect() -> None:
                 console.push_theme(Theme())  # Prefect's has no styles for live lines
                 progress.screen().console = console
                 theirs.setLevel(handler.level)
+                theirs.addFilter(_is_not_said_by_us)
+
+
+def _is_not_said_by_us(line: logging.LogRecord) -> bool:
+    """How a flow failed is the last line of the command."""
+    return not line.getMessage().startswith("Finished in state Failed")
