@@ -9,6 +9,9 @@ os.environ.setdefault("DO_NOT_TRACK", "true")
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 # A server of its own takes 12-17 s to start on two cores, and longer on a busy machine.
 os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
+# Prefect's page shows our own lines; lines of threads that belong to no run stay on the console, without a warning.
+os.environ.setdefault("PREFECT_LOGGING_EXTRA_LOGGERS", "tripletune")
+os.environ.setdefault("PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW", "ignore")
 
 
 def _timeout_seconds() -> float | None:

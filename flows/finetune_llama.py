@@ -5,11 +5,16 @@ from __future__ import annotations
 from prefect import flow
 
 from flows import TIMEOUT_SECONDS
+from tasks.page import name_flow_run
 from tasks.session import open_session
 from tasks.stages import run_part
 
 
-@flow(name="tripletune-finetune-llama", timeout_seconds=TIMEOUT_SECONDS)
+@flow(
+    name="tripletune-finetune-llama",
+    flow_run_name=name_flow_run,
+    timeout_seconds=TIMEOUT_SECONDS,
+)
 def finetune_llama(
     config: str = "configs/smoke.toml",
     movielens: str = "",

@@ -6,12 +6,14 @@ from prefect import flow
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows import TIMEOUT_SECONDS
+from tasks.page import name_flow_run
 from tasks.session import open_session
 from tasks.stages import run_part
 
 
 @flow(
     name="tripletune-generate-shards",
+    flow_run_name=name_flow_run,
     timeout_seconds=TIMEOUT_SECONDS,
     task_runner=ThreadPoolTaskRunner(max_workers=2),
 )

@@ -7,6 +7,7 @@ from prefect.states import State
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows import TIMEOUT_SECONDS
+from tasks.page import name_flow_run
 from tasks.preflight import preflight
 from tasks.session import open_session
 from tasks.stages import run_part
@@ -14,6 +15,7 @@ from tasks.stages import run_part
 
 @flow(
     name="tripletune-nightly",
+    flow_run_name=name_flow_run,
     timeout_seconds=TIMEOUT_SECONDS,
     task_runner=ThreadPoolTaskRunner(max_workers=2),
 )

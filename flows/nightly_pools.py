@@ -8,10 +8,15 @@ from prefect.states import State
 from flows import TIMEOUT_SECONDS
 from flows.generate_shards import generate_shards
 from tasks.deployed import run_deployed
+from tasks.page import name_flow_run
 from tasks.preflight import preflight
 
 
-@flow(name="tripletune-nightly-pools", timeout_seconds=TIMEOUT_SECONDS)
+@flow(
+    name="tripletune-nightly-pools",
+    flow_run_name=name_flow_run,
+    timeout_seconds=TIMEOUT_SECONDS,
+)
 def nightly_pools(
     config: str = "configs/smoke.toml",
     movielens: str = "",

@@ -4,34 +4,40 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import logging
 import os
 import socket
 import subprocess
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
 from types import MappingProxyType
 from urllib.parse import urlsplit
 
-from prefect import get_run_logger, task
+from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.runtime import deployment, flow_run
 from prefect.settings import PREFECT_API_URL
 
 import tripletune
-from tasks.mistakes import keep_to_one_line
+from tasks.lines import drop_echoes
+from tasks.page import link_run, progress_on_page, show_verdict
 from tripletune.config import RunConfig, WorkersConfig
 from tripletune.config.overrides import only_store
 from tripletune.config.presets import load_config
 from tripletune.dead_runs import close_dead_runs
-from tripletune.errors import ConfigError, RankingCrash, TrainingCrash, UserError
+from tripletune.errors import ConfigError, RankingCrash, TrainingCrash, UserError, as_user_error
+from tripletune.pipeline import stage_lines
 from tripletune.pipeline.handover import go_on
 from tripletune.pipeline.resolve import resolve
 from tripletune.pipeline.stages import require_one_answer
 from tripletune.processes.guardian import guard_this_process
 from tripletune.processes.lifeline import end_with_parent
+from tripletune.store.champion import read_decision
+from tripletune.store.meter import Meter
 from tripletune.store.paths import RunPaths, whoami
 from tripletune.store.runs import local_run, update_run
 from tripletune.summary import describe_unevaluated, summarise_run
@@ -39,7 +45,10 @@ from tripletune.tracking import StageRun, Tracker, recorded_run, stage_run
 
 CHECKOUT = Path(__file__).parents[1]
 
-keep_to_one_line()
+log = logging.getLogger("tripletune.tasks")
+"""Below ``tripletune``, whose lines Prefect's page shows."""
+
+drop_echoes()
 
 
 def worth_a_retry(task: object, run: object, state: object) -> bool:
@@ -119,7 +128,7 @@ def open_session(
         paths = resolve(settings, Path(artifacts).expanduser())
     close_dead_runs(paths.root)
     with recorded_run(settings, paths, tags, again, overrides=overrides, belongs=belongs) as (name, tracker):
-        get_run_logger().info("run %s: outputs under %s", name, paths.root / settings.dataset)
+        log.info("run %s of %s begins, from %s", name, settings.dataset, config if not run else f"run {run}")
         session = Session(name, settings, paths, tracker, tags | {"run": name})
         yield session
         _publish_summary(session)
@@ -134,26 +143,42 @@ def _tie_to_worker() -> None:
 
 
 def logged_stage(session: Session, stage: str, work: Callable[[StageRun], Path]) -> Path:
-    """Run one stage inside its MLflow child, note in the run's file how it ended, and log one line."""
+    """Run one stage inside its MLflow child, note in the run's file how it ended, and log a line at its start and end.
+
+    Raises:
+        UserError: in place of the error of a full disk.
+    """
     paths = session.paths
     reusable = stage in paths.fingerprints
     reused = reusable and paths.is_done(stage)
+    if not reused:
+        log.info("%s", stage_lines.starting(stage, paths))
+    began, meter = time.perf_counter(), None if reusable else Meter()  # of the others the manifest says it
     try:
         flat = session.config.flat()
         params = {key: value for key, value in flat.items() if key.split(".")[0] == stage}
         name = _child_name(stage, session.config)
         with stage_run(session.tracker, stage, session.tags, name=name, params=params) as child:
-            folder = work(child)
+            with meter or nullcontext(), progress_on_page():
+                folder = work(child)
             if reusable:
                 # it may also have waited for another process that made it
                 reused = reused or paths.manifest(stage)["made_by"] != whoami()
                 child.log_output(paths, stage, reused=reused)
                 paths.share(stage)
-    except BaseException:
-        update_run(paths.root, session.run, stage=(stage, "failed"))
+    except BaseException as error:
+        mistake = as_user_error(error)
+        with suppress(OSError):  # a full disk takes no note
+            update_run(paths.root, session.run, stage=(stage, "failed"))
+        log.error("%s", stage_lines.failing(stage, time.perf_counter() - began, mistake or error))
+        if mistake and mistake is not error:
+            raise mistake from error
         raise
     update_run(paths.root, session.run, stage=(stage, "reused" if reused else "made"))
-    get_run_logger().info("%s %s: %s", stage, "reused" if reused else "made", folder)
+    if meter:
+        log.info("%s", stage_lines.ending_unkept(stage, folder, meter.seconds, meter.peak_bytes))
+    else:
+        log.info("%s", stage_lines.ending(stage, paths, reused=reused))
     return folder
 
 
@@ -161,17 +186,21 @@ def _publish_summary(session: Session) -> None:
     """Write the page of an evaluated run, and say in MLflow what every run was and showed."""
     root, tracker = session.paths.root, session.tracker
     record = local_run(root, session.run)
-    pages = {}
+    pages, files = {}, {}
     if "evaluate" in record.stages:
         summary = summarise_run(record, root)
-        get_run_logger().info("report %s", summary.page)
         tracker.client().log_artifact(tracker.parent_run_id, str(summary.page))
-        text, pages["report"] = summary.markdown(), summary.page.name
+        text, pages["report"], files["report"] = summary.markdown(), summary.page.name, summary.page
     else:
         text = describe_unevaluated(record)
     if "quality" in record.stages:
-        pages["quality of the shards"] = "quality.html"
+        label = "quality of the shards"
+        pages[label] = "quality.html"
+        files[label] = root / record.dataset / "quality" / record.name / "quality.html"
     tracker.describe(text, pages)
+    link_run(tracker, text, pages, files)
+    if decision := read_decision(root, record.dataset, record.name):
+        show_verdict(decision, record.name)
 
 
 def _child_name(stage: str, config: RunConfig) -> str:

@@ -47,7 +47,7 @@ def _make_task(stage: Stage) -> Task[[Session], Path]:
         )
 
     work.__doc__ = stage.help
-    return stage_task(name=stage.name, **stage.task)(work)
+    return stage_task(name=stage.name, task_run_name=f"{stage.name} {{session.run}}", **stage.task)(work)
 
 
 def run_part(session: Session, part: str, skip: Collection[str] = ()) -> None:

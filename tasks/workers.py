@@ -19,6 +19,7 @@ from prefect.task_runners import ProcessPoolTaskRunner, TaskRunner, ThreadPoolTa
 from tasks.session import CHECKOUT, stage_task
 from tripletune.config import WorkersConfig
 from tripletune.errors import UserError
+from tripletune.progress import Progress
 from tripletune.prompts.shards import ShardJob, WriteShard
 
 TASKS_PER_WORKER = 4
@@ -48,13 +49,15 @@ def map_shards(workers: WorkersConfig, write: WriteShard, jobs: Sequence[ShardJo
         UserError: raised by a worker.
     """
     num_tasks = min(len(jobs), TASKS_PER_WORKER * workers.count)
-    with _environment(workers), _one_server(), _runner(workers) as runner:
+    progress = Progress("prompts", num_tasks, unit="parts")
+    with _environment(workers), _one_server(), _runner(workers) as runner, progress:
         futures = [
             runner.submit(write_shards_task, {"write": write, "jobs": jobs[first::num_tasks]})
             for first in range(num_tasks)
         ]
         for future in futures:
             future.result()
+            progress.advance()
 
 
 @contextmanager

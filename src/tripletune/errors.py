@@ -1,5 +1,8 @@
 """The one kind of error a user can act on: one line, no traceback, exit code 2."""
 
+from __future__ import annotations
+
+import errno
 import re
 
 _STOPPED = {
@@ -69,3 +72,24 @@ def reason_of(error: BaseException) -> str:
     line = (text or _STOPPED.get(type(error).__name__, type(error).__name__)).splitlines()[0]
     line = _QUERY.sub(r"\1?***", _LOGIN.sub("***@", line))
     return _NAMED_SECRET.sub(r"\1***", line)[:500]
+
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_FULL_TEXTS = ("no space left on device", "database or disk is full", "disk quota exceeded")
+"""Words of libraries that keep no error number: Polars, PyArrow, safetensors, SQLite."""
+
+
+def as_user_error(error: BaseException) -> UserError | None:
+    """The error as one that a user can repair: one already, or a full disk, also where it stands behind the error."""
+    if isinstance(error, UserError):
+        return error
+    cause: BaseException | None = error
+    seen: set[int] = set()
+    while cause is not None and id(cause) not in seen:
+        is_full = isinstance(cause, OSError) and cause.errno in _FULL
+        if is_full or any(text in str(cause).lower() for text in _FULL_TEXTS):
+            said = (str(cause).strip() or type(cause).__name__).splitlines()[0]
+            return UserError(f"a disk is full ({said}); free space, or put --artifacts on another, and run again")
+        seen.add(id(cause))
+        cause = cause.__cause__ or cause.__context__
+    return None

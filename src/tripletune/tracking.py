@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
+from urllib.parse import urlsplit, urlunsplit
 
 from tripletune.store.read import read_parquet
 
@@ -32,11 +33,14 @@ from mlflow.exceptions import MlflowException
 from tripletune.config import RunConfig, TrackingConfig
 from tripletune.errors import MissingArtifactError, UserError, reason_of
 from tripletune.flatten import flatten
+from tripletune.noise import silence
+from tripletune.reach import require_server
 from tripletune.store.alive import holding
 from tripletune.store.fingerprint import sha256_json
 from tripletune.store.paths import RunPaths
 from tripletune.store.runs import RunRecord, new_run_name, share_run, tracking_uri, update_run, utc_now, write_run
 
+_REPAIR = "start it, or set tracking.uri or MLFLOW_TRACKING_URI to where it is"
 DESCRIPTION = "mlflow.note.content"
 """Tag that MLflow's page shows as the run's description."""
 MAX_TAG = 8000
@@ -48,9 +52,7 @@ PARENT = "mlflow.parentRunId"
 
 _NO_SUCH_RUN = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 
-# the store's "creating tables" lines and those of a model's checks would stand between the progress of the stages
-for _name in ("mlflow.store.db.utils", "alembic", "mlflow.pyfunc"):
-    logging.getLogger(_name).setLevel(logging.WARNING)
+silence()  # the store's "creating tables" lines and those of a model's checks, in any process
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,9 +122,28 @@ class Tracker:
                 raise
             return False
 
+    def url(self, path: str = "") -> str:
+        """Address of the parent on the page of an MLflow server, or of one of its artifacts."""
+        server = without_password(self.uri).rstrip("/")
+        run = f"{server}/#/experiments/{self.experiment_id}/runs/{self.parent_run_id}"
+        return f"{run}/artifacts/{path}" if path else run
+
     def link(self, path: str) -> str:
         """Where MLflow's page shows an artifact of the parent, relative to the page."""
         return f"#/experiments/{self.experiment_id}/runs/{self.parent_run_id}/artifacts/{path}"
+
+
+def require_store(settings: TrackingConfig, root: Path) -> str:
+    """Address of the store; raises ConfigError where it names a server that does not answer."""
+    uri = tracking_uri(settings, root)
+    require_server("MLflow server", uri, _REPAIR)
+    return uri
+
+
+def without_password(uri: str) -> str:
+    """An address without the user name and the password in it."""
+    parts = urlsplit(uri)
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])) if "@" in parts.netloc else uri
 
 
 def start_run(
@@ -145,9 +166,29 @@ def start_run(
         params: flat settings. Passwords do not belong here, and none of our settings is one.
         tags: git commit, config hash, Prefect's ids, fingerprints.
         again: record of the run's earlier parts.
+
+    Raises:
+        UserError: no server answers at the store's address, or it refuses.
     """
-    uri = tracking_uri(settings, root)
+    uri = require_store(settings, root)
     root.mkdir(parents=True, exist_ok=True)
+    try:
+        return _begin(settings, uri, root, name, params, tags, again)
+    except MlflowException as error:
+        if not uri.startswith("http"):
+            raise
+        raise UserError(f"MLflow refuses the run: {str(error).splitlines()[0]}; {_REPAIR}") from error
+
+
+def _begin(
+    settings: TrackingConfig,
+    uri: str,
+    root: Path,
+    name: str,
+    params: Mapping[str, Any],
+    tags: Mapping[str, str],
+    again: RunRecord | None,
+) -> Tracker:
     with FileLock(root / "mlflow.lock"):
         client = MlflowClient(uri, registry_uri=uri)
         experiment = client.get_experiment_by_name(settings.experiment)
@@ -299,6 +340,17 @@ def log_ablation(tracker: Tracker, files: Sequence[Path], differences: Mapping[s
         tracker.parent_run_id,
         metrics=[Metric(_metric_name(key), value, now, 0) for key, value in differences.items()],
     )
+
+
+def _close_failed(tracker: Tracker, reason: str) -> None:
+    """Close the parent of a run that failed; the reason for that must not give way to trouble with the store, which a
+    full disk holds too."""
+    try:
+        tracker.describe(f"**Failed:** {reason}\n")
+        tracker.client().set_terminated(tracker.parent_run_id, status="FAILED")
+    except MlflowException as error:
+        said = str(error).splitlines()[0]
+        logging.getLogger(__name__).warning("MLflow does not know that the run failed: %s", said)
 
 
 def _share_failed(root: Path, name: str, address: str) -> None:

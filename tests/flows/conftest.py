@@ -84,6 +84,8 @@ class MicroRun:
     home: Path
     record: RunRecord
     output: str
+    log: str
+    """What stood on stderr."""
 
     @property
     def paths(self) -> RunPaths:
@@ -94,8 +96,8 @@ class MicroRun:
         return call_tripletune(*arguments, "--artifacts", str(self.root), home=self.home)
 
 
-def call_tripletune(*arguments: str, home: Path) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PREFECT_HOME": str(home)}
+def call_tripletune(*arguments: str, home: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PREFECT_HOME": str(home), **variables}
     return subprocess.run(
         [str(TRIPLETUNE), *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
     )
@@ -114,4 +116,4 @@ def micro(tmp_path_factory: pytest.TempPathFactory, micro_config: Path) -> Micro
     root, home = folder / "artifacts", folder / "prefect"
     done = call_tripletune("run", "--config", str(micro_config), "--artifacts", str(root), home=home)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-8000:]
-    return MicroRun(micro_config, root, home, read_run(root), done.stdout)
+    return MicroRun(micro_config, root, home, read_run(root), done.stdout, done.stderr)

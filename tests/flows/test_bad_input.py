@@ -107,6 +107,23 @@ def test_a_mistake_found_inside_the_flow_is_told_in_one_line_without_a_traceback
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("variable", "url", "says"),
+    [
+        ("PREFECT_API_URL", "http://127.0.0.1:9/api", "no Prefect server answers at 127.0.0.1:9"),
+        ("MLFLOW_TRACKING_URI", "http://anna:secret@127.0.0.1:9", "no MLflow server answers at 127.0.0.1:9"),
+    ],
+)
+def test_a_dead_server_is_one_line_before_anything_runs(tmp_path, variable, url, says):
+    done = call_tripletune("run", "--artifacts", str(tmp_path / "a"), home=tmp_path / "prefect", **{variable: url})
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith(f"tripletune: {says} (")
+    assert len(done.stderr.splitlines()) == 1
+    assert f"unset {variable}" in done.stderr or f"or {variable} to where it is" in done.stderr
+    assert "secret" not in done.stderr
+    assert not list((tmp_path / "a").glob("runs/*"))
+
+
 def test_an_adapter_for_other_prompts_is_refused_by_field(micro, tmp_path):
     from tripletune.config.presets import load_config
     from tripletune.contract import read_contract, require_same

@@ -80,6 +80,9 @@ def test_the_same_command_again_makes_nothing_again_and_gives_the_same_champion(
     stages = json.loads(runs[-1].read_text())["stages"]
     assert {stages[name] for name in micro.record.fingerprints} == {"reused"}
     assert shard_hashes(micro) == before
+    for stage, fingerprint in micro.record.fingerprints.items():
+        assert f"| {stage} reused, {fingerprint[:8]}, made in " in done.stderr
+        assert f"| {stage} starts: " not in done.stderr
     decision = json.loads((micro.root / "micro" / "promote" / runs[-1].stem / "decision.json").read_text())
     assert decision["reason"] == "this adapter is the champion already"
 

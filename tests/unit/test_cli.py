@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import shutil
 import sys
 from pathlib import Path
@@ -13,12 +14,13 @@ from rich.console import Console
 from tests.unit.written_run import write_run
 from tripletune.cli.app import CHECKOUT, say
 from tripletune.cli.data import SYNTHETIC
-from tripletune.cli.inspect import headline, show_run
+from tripletune.cli.inspect import show_run
 from tripletune.cli.main import main
 from tripletune.cli.recommend import explain_prompt
 from tripletune.config import RunConfig
 from tripletune.config.presets import load_config
 from tripletune.errors import InputError
+from tripletune.pipeline.stage_lines import headline
 from tripletune.store import runs
 from tripletune.store.paths import RunPaths
 from tripletune.store.runs import RunRecord
@@ -208,3 +210,13 @@ def test_advice_for_a_viewer_without_prompt_is_not_what_was_just_tried(purpose, 
         explain_prompt(paths, RunConfig(dataset="toy"), 999, purpose)
     assert str(caught.value).startswith(f"--user 999: no {purpose} example; ")
     assert str(caught.value).endswith(advice)
+
+
+@pytest.mark.parametrize(("option", "shown"), [("-q", "W"), ("-v", "DIW"), ("", "IW")])
+def test_v_and_q_choose_what_of_our_log_is_shown(option, shown, capsys, monkeypatch):
+    monkeypatch.setenv("TRIPLETUNE_VERBOSE", "0")  # and put back what -v sets
+    assert main([*filter(None, [option]), "version"]) == 0
+    log = logging.getLogger("tripletune.of_this_test")
+    for level, text in ((logging.DEBUG, "D"), (logging.INFO, "I"), (logging.WARNING, "W")):
+        log.log(level, text)
+    assert capsys.readouterr().err.split() == list(shown)

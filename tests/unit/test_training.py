@@ -17,7 +17,6 @@ from tripletune.errors import InputError, UserError
 from tripletune.models.training.checkpoints import Checkpoints
 from tripletune.models.training.interactions import Likes, ValidQuestions, batches, newest_first_age, read_interactions
 from tripletune.models.training.loop import Run, Scorer, judge, train_both
-from tripletune.models.training.progress import Progress
 from tripletune.pipeline.registry import BY_NAME
 from tripletune.store.catalogue import write_catalogue
 
@@ -167,21 +166,6 @@ def test_how_often_checkpoints_are_written_does_not_change_what_an_output_is_kno
     fields = BY_NAME[stage].ingredients(settings, {"split": "", "knowledge": ""}, {})["fields"]
     assert f"{stage}.dim" in fields
     assert f"{stage}.checkpoint_minutes" not in fields
-
-
-def test_a_long_training_says_now_and_then_where_it_is(caplog, monkeypatch):
-    now = 0.0
-    monkeypatch.setattr("time.monotonic", lambda: now)
-    progress = Progress("LightGCN, fit b", 100, 500)  # another process took 100 steps
-    with caplog.at_level("INFO"):
-        for step in range(101, 121):
-            now += 2.0
-            progress(step, 1.5, 0.25 if step > 110 else -1.0)
-    assert caplog.messages == [
-        "LightGCN, fit b: step 108 of at most 500, loss 1.5000, 0.50 steps/s, 13:04 left at most",
-        "LightGCN, fit b: step 116 of at most 500, loss 1.5000, best valid ndcg@10 0.2500, 0.50 steps/s, "
-        "12:48 left at most",
-    ]
 
 
 @pytest.mark.parametrize("loss", [math.nan, math.inf])

@@ -18,18 +18,14 @@ from tripletune.config import EvaluateConfig, RunConfig
 from tripletune.evaluate.metrics import metric_names
 from tripletune.evaluate.tables import ranked_systems, retrieval_rows
 from tripletune.pipeline.garbage import Removable
-from tripletune.pipeline.registry import BY_NAME, STAGES
+from tripletune.pipeline.registry import STAGES
+from tripletune.pipeline.stage_lines import fact_text, reasons_to_make
 from tripletune.promote.pages import NUMBERS, decision_rows
 from tripletune.promote.pages import headline as headline_of
 from tripletune.store.champion import read_decision
-from tripletune.store.fingerprint import differences
-from tripletune.store.paths import MANIFEST, RunPaths, read_manifest
+from tripletune.store.paths import RunPaths, read_manifest
 from tripletune.store.read import read_parquet
 from tripletune.store.runs import RunRecord, run_page, tracking_uri
-
-FEW_USERS = 100
-"""Fewer test users are pointed out: with a hit rate of .1 the 95 % interval is then wider than +-.06."""
-_ROW_COUNTS = {"rows_kept", "rows_rejected"}
 
 
 def plan_table(paths: RunPaths, overrides: Sequence[str] = ()) -> Table:
@@ -66,19 +62,8 @@ def planned_stages(paths: RunPaths) -> list[Planned]:
             elif paths.is_shared(stage.name):
                 found.append(Planned(stage.name, "fetch", fingerprint, [f"finished in {paths.shared}"]))
             else:
-                found.append(Planned(stage.name, "make", fingerprint, _reasons(paths, stage.name)))
+                found.append(Planned(stage.name, "make", fingerprint, reasons_to_make(paths, stage.name)))
     return found
-
-
-def _reasons(paths: RunPaths, stage: str) -> list[str]:
-    work = paths.folder(stage).with_name(f"{paths.fingerprints[stage]}.work")
-    left = [f"a run that stopped half-way left its work in {work}"] if work.is_dir() else []
-    finished = [path for path in paths.folder(stage).parent.glob(f"*/{MANIFEST}") if path.parent.suffix != ".work"]
-    manifests = sorted(finished, key=lambda path: path.stat().st_mtime)
-    if not manifests:
-        return [*left, "there is no earlier output"]
-    before = json.loads(manifests[-1].read_text(encoding="utf-8"))["ingredients"]
-    return left + (differences(before, paths.ingredients[stage]) or ["its files are gone or were changed"])
 
 
 def garbage_table(garbage: Sequence[Removable], kept: Sequence[RunRecord]) -> Table:
@@ -144,58 +129,8 @@ def promotion_table(decision: Mapping[str, Any]) -> Group:
 def _fact_lines(key: str, value: Any) -> list[str]:
     """A fact on one line; one that holds further groups, such as counts by table, on a line per group."""
     if isinstance(value, dict) and any(isinstance(inner, dict) for inner in value.values()):
-        return [key, *(f"  {name} {_fact(inner)}" for name, inner in value.items())]
-    return [f"{key} {_fact(value)}"]
-
-
-def _fact(value: Any) -> str:
-    if isinstance(value, dict) and value.keys() >= _ROW_COUNTS:
-        return f"{value['rows_kept']:,} kept, {value['rows_rejected']:,} rejected"
-    if isinstance(value, dict):
-        return ", ".join(f"{key} {_fact(inner)}" for key, inner in value.items()) or "none"
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    if isinstance(value, int) and not isinstance(value, bool):
-        return f"{value:,}"
-    return str(value)
-
-
-def headline(stage: str, facts: Mapping[str, Any]) -> str:
-    """One line about a finished stage's output; it always reports rejected rows and a test with few users."""
-    if stage == "ingest":
-        return _ingest_headline(facts)
-    if stage == "split":
-        return _split_headline(facts)
-    if stage == "knowledge":
-        films = facts["entities"]["movie"]
-        return f"{films:,} films, {facts.get('films_with_credits', 0):,} with credits, {facts['triples']:,} triples"
-    named = [name for name in BY_NAME[stage].headline if name in facts] or list(facts)[:3]
-    kept = {name.replace("_", " "): facts[name] for name in named}
-    return ", ".join(
-        f"{name} ({_fact(value)})" if isinstance(value, dict) else f"{name} {_fact(value)}"
-        for name, value in kept.items()
-    )
-
-
-def _ingest_headline(facts: Mapping[str, Any]) -> str:
-    tables = {name: counts["rows_rejected"] for name, counts in facts["tables"].items() if name != "ratings"}
-    counts = {"": facts["rows_rejected"]} | {f" {name}": count for name, count in tables.items()}
-    rejected = [f"{count:,}{name} rejected" for name, count in counts.items() if count]
-    if rejected:
-        rejected[-1] += " (see rejects.parquet)"
-    totals = [f"{facts['viewers']:,} users", f"{facts['movies']:,} films"]
-    return ", ".join([f"{facts['rows_kept']:,} ratings kept", *rejected, *totals])
-
-
-def _split_headline(facts: Mapping[str, Any]) -> str:
-    labels = ", ".join(f"{count:,} {name}" for name, count in facts["labels"].items())
-    asked = facts["asked_viewers"]
-    test = f"{asked['test']:,} of {facts['viewers']:,} users have a test query"
-    if asked["test"] < FEW_USERS:
-        test = f"only {asked['test']:,} users have a test query"
-    if frozen := facts.get("frozen"):
-        test += f", {frozen['missing']:,} of {frozen['viewers']:,} frozen users could not be kept"
-    return f"{facts['protocol']}: {labels}; {test}"
+        return [key, *(f"  {name} {fact_text(inner)}" for name, inner in value.items())]
+    return [f"{key} {fact_text(value)}"]
 
 
 def metrics_tables(evaluate: Path, settings: EvaluateConfig) -> Group:
@@ -266,5 +201,5 @@ def markdown_summary(evaluate: Path) -> str:
     """The metrics as a Markdown table, for Prefect's page."""
     frame = read_parquet(evaluate / "metrics.parquet")
     names = ("row", "group", "metric", "value", "low", "high")
-    rows = [[_fact(row[name]) for name in names] for row in frame.iter_rows(named=True)]
+    rows = [[fact_text(row[name]) for name in names] for row in frame.iter_rows(named=True)]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in [names, ["---"] * len(names), *rows])

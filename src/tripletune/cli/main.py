@@ -21,7 +21,9 @@ from tripletune import __version__
 
 from tripletune.cli import data, run, doctor, cost, look, compare, ablate, backfill, serve, export, stages  # noqa: F401  # isort: skip
 from tripletune.cli.app import app, console
-from tripletune.errors import UserError
+from tripletune.cli.logs import show_own_lines
+from tripletune.errors import UserError, as_user_error
+from tripletune.noise import VERBOSE, silence
 
 _TAKES_ALL = frozenset(("replace", "backslashreplace", "namereplace", "xmlcharrefreplace", "ignore"))
 """Ways of writing characters that an encoding lacks, of which none raises."""
@@ -35,21 +37,22 @@ def _print_version(asked: bool) -> None:
 
 @app.callback()
 def options(
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Show debugging lines, and the libraries' own warnings and bars.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show warnings and results alone.")] = False,
     version: Annotated[
         bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=_print_version)
     ] = False,
 ) -> None:
-    """Options of every command; the help text is the app's."""
-
-
-def _log_own_lines() -> None:
-    """Show our own log, and leave the root logger alone: Prefect brings its own, libraries stay at warnings."""
-    ours = logging.getLogger("tripletune")
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(message)s"))
-    ours.addHandler(handler)
-    ours.setLevel(logging.INFO)
-    ours.propagate = False
+    """What is shown on stderr while a command works; results are on stdout."""
+    if verbose and quiet:
+        raise typer.BadParameter("give --verbose or --quiet, not both")
+    show_own_lines(logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO)
+    if verbose:
+        os.environ[VERBOSE] = "1"  # processes of stages read it too
+    else:
+        silence()
 
 
 def _write_any_title() -> None:
@@ -87,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     _write_any_title()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    _log_own_lines()
+    show_own_lines(logging.INFO)
     try:
         words = [_with_home(word) for word in (sys.argv[1:] if argv is None else argv)]
         _require_names([*words, str(Path.cwd())])
@@ -102,6 +105,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if hasattr(error, "show") and hasattr(error, "exit_code"):
             error.show()
             return int(error.exit_code)
+        if mistake := as_user_error(error):
+            print(f"tripletune: {mistake}", file=sys.stderr)
+            return 2
         raise
     return code if isinstance(code, int) else 0
 

@@ -38,6 +38,9 @@ def run(inputs: Inputs) -> None:
     settings, _ = inputs.resolve()  # a mistake shows before Prefect starts
     stages.require_one_answer(settings)
     nightly = prepare_flow("nightly", inputs.artifacts, "tripletune run")
+    from tripletune.tracking import require_store
+
+    require_store(settings.tracking, inputs.artifacts)
     options = {**asdict(inputs), "artifacts": str(inputs.artifacts), "set": list(inputs.set)}
     _print_summary(read_run(inputs.artifacts, nightly(**options)), inputs.artifacts)
 

@@ -25,6 +25,7 @@ from tripletune.pipeline import stages
 from tripletune.pipeline.handover import go_on
 from tripletune.pipeline.registry import STAGES
 from tripletune.pipeline.stage import Stage
+from tripletune.pipeline.stage_lines import headline
 from tripletune.store.runs import update_run
 
 PANEL = "One stage, without Prefect"
@@ -33,8 +34,6 @@ PANEL = "One stage, without Prefect"
 def _add_command(stage: Stage) -> None:
     @takes_inputs(stage.name, panel=PANEL, help=stage.help)
     def run_stage(inputs: Inputs) -> None:
-        from tripletune.cli.inspect import headline
-
         settings, paths = inputs.resolve()
         folder = stage.run(paths, settings)
         paths.share(stage.name)

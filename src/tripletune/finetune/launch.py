@@ -42,6 +42,7 @@ from tripletune.finetune.warm import Champion, require_same_base, reuse_champion
 from tripletune.judges import judges
 from tripletune.processes.messages import receive
 from tripletune.processes.supervise import ProcessFailed, clean_environment, end_noted, run_supervised
+from tripletune.progress import Progress
 from tripletune.quantization import check_quantization
 from tripletune.residual import calibrate_prior
 from tripletune.schemas.generate import EXAMPLES
@@ -349,8 +350,12 @@ def _launch(job: TrainingJob, on_log: OnLog | None, machine: int = 0) -> None:
         message = receive(line)
         if message is None:
             return False
-        if message["kind"] == "log" and live is not None:
-            live.put(int(message["step"]), message["metrics"])
+        if message["kind"] == "begin":
+            progress.begin(int(message["step"]), int(message["of"]))
+        elif message["kind"] == "log":
+            progress.reach(int(message["step"]), _note(message["metrics"]))
+            if live is not None:
+                live.put(int(message["step"]), message["metrics"])
         elif message["kind"] in ("error", "crash"):
             messages.append(message)
         return True
@@ -359,7 +364,7 @@ def _launch(job: TrainingJob, on_log: OnLog | None, machine: int = 0) -> None:
     if ranks.machines > 1:  # which by torchrun's own limit wait ten minutes for each other
         launcher += ["--rdzv_conf", f"timeout={round(60 * job.settings.ddp_timeout_minutes)}"]
     try:
-        with _live_log(on_log) as live:
+        with _live_log(on_log) as live, Progress("finetune", 0, at_most=bool(job.settings.patience)) as progress:
             run_supervised(
                 [*launcher, "-m", "tripletune.finetune.train", str(job.scratch / "job.json")],
                 environment=clean_environment(ranks.here, ranks.use_cpu),
@@ -373,6 +378,14 @@ def _launch(job: TrainingJob, on_log: OnLog | None, machine: int = 0) -> None:
             # their weights or moments may hold the cause: another try must not go on from them
             shutil.rmtree(job.checkpoints, ignore_errors=True)
         raise error from None
+
+
+_NOTED = {"loss": "loss {:.4g}", "eval_loss": "evaluation loss {:.4g}", "tokens_per_second": "{:,.0f} tokens/s"}
+"""Logged figures that a line of progress shows, and how."""
+
+
+def _note(metrics: Mapping[str, float]) -> str:
+    return ", ".join(form.format(metrics[name]) for name, form in _NOTED.items() if name in metrics)
 
 
 @contextmanager

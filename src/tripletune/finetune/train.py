@@ -12,6 +12,7 @@ from pathlib import Path
 
 from tripletune.errors import TrainingDiverged, UserError
 from tripletune.finetune.job import TrainingJob
+from tripletune.noise import silence
 from tripletune.processes import lifeline
 from tripletune.processes.messages import send
 
@@ -19,6 +20,7 @@ from tripletune.processes.messages import send
 def main(argv: list[str]) -> int:
     """Train the job in the file ``argv[0]``; exit code 2 after an error that the user can repair."""
     lifeline.hold()
+    silence()
     if "LOCAL_RANK" not in os.environ:
         # one process uses one GPU: with more in sight the Trainer would copy the model into threads
         os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]

@@ -24,7 +24,7 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 from datasets import Dataset, concatenate_datasets
 from peft import LoraConfig
-from transformers import TrainerCallback
+from transformers import PrinterCallback, TrainerCallback
 from trl import SFTConfig
 
 from tripletune.behaviour.embedding import PROJECTOR, attach_films
@@ -126,6 +126,8 @@ class _Messenger(TrainerCallback):  # type: ignore[misc]  # the library has no t
         self._job = job
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+        if state.is_world_process_zero:
+            send("begin", {"step": state.global_step, "of": state.max_steps})
         if state.global_step:
             where = f"in the checkpoint of step {state.global_step}"
             _require_finite_weights(model, where, "it was removed: run again to start over")
@@ -219,6 +221,7 @@ def _trainer(
         "callbacks": [_Messenger(job), BestKeeper(job)],
     }
     trainer = _of_objective(job, tokenizer, films, named)
+    trainer.remove_callback(PrinterCallback)  # the stage has each log as a message
     reduce_in_float32(trainer.accelerator)
     for weight in trainer.model.parameters():
         if weight.requires_grad:  # TRL rounds those on a quantised base to bfloat16, where small steps are lost

@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 from tripletune.config import PromptConfig, RetrieveConfig
 from tripletune.config.base import is_path
 from tripletune.errors import ConfigError, InputError
+from tripletune.progress import Progress
 from tripletune.prompts.engine import Frame, build_examples
 from tripletune.prompts.evidence import SPLIT_COLUMNS, collect_answers, collect_evidence
 from tripletune.prompts.made_with import digest_code
@@ -131,8 +132,10 @@ MapJobs = Callable[[WriteShard, Sequence[ShardJob]], None]
 
 def one_after_the_other(write: WriteShard, jobs: Sequence[ShardJob]) -> None:
     """Map the jobs in this thread."""
-    for job in jobs:
-        write(job)
+    with Progress("prompts", len(jobs), unit="parts") as progress:
+        for job in jobs:
+            write(job)
+            progress.advance()
 
 
 def generate_shards(

@@ -6,9 +6,8 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.progress import Progress
-
 from tripletune.processes.supervise import end_noted
+from tripletune.progress import Progress
 from tripletune.rank.pieces import Answered, Piece, answer_pieces
 from tripletune.rank.workers.job import RankJob
 from tripletune.rank.workers.launch import answer_in_processes
@@ -53,17 +52,16 @@ def _answer_all(job: RankJob, pieces: Sequence[Piece], scratch: Path) -> Answere
     end_noted(note)  # of a killed run: it would hold pieces that this one waits for
     done = [piece for piece in pieces if piece.is_done]
     seconds, tokens = 0.0, 0
-    with Progress(transient=True) as progress:
-        line = progress.add_task("rank", total=len(pieces), completed=len(done))
+    with Progress("answers", len(pieces), done=len(done), unit="pieces") as progress:
         if len(done) == len(pieces):
             return Answered(0.0, 0)
         if len(job.environments) > 1:
-            return answer_in_processes(job, scratch, note, lambda: progress.advance(line))
+            return answer_in_processes(job, scratch, note, progress.advance)
 
         def add(answered: Answered) -> None:
             nonlocal seconds, tokens
             seconds, tokens = seconds + answered.seconds, tokens + answered.tokens
-            progress.advance(line)
+            progress.advance()
 
         answer_pieces(pieces, job.load, job.settings.batch_size, add)
     return Answered(seconds, tokens)

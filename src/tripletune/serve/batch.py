@@ -20,11 +20,11 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
-from rich.progress import Progress
 
 from tripletune.config import RunConfig
 from tripletune.contract import AdapterContract, read_contract
 from tripletune.errors import InputError
+from tripletune.progress import Progress
 from tripletune.rank.answering import answer_job
 from tripletune.rank.pieces import Piece, cut_prompts
 from tripletune.rank.served import add_retriever
@@ -147,13 +147,12 @@ def _write_prompts(batch: Batch, files: Mapping[str, Path], work: Path) -> None:
     if not missing:
         return
     prompter = Prompter.load(batch.paths, batch.config, batch.tokenizer)
-    with Progress(transient=True) as progress:
-        line = progress.add_task("prompts", total=len(files), completed=len(files) - len(missing))
+    with Progress("prompts", len(files), done=len(files) - len(missing), unit="buckets") as progress:
         for number, path in missing.items():
             rows = rows_of([path], batch.users)
             examples = prompter.prompts(rows, queries_of_today(rows)) if rows.height else EXAMPLES.to_frame()
             write_parquet(work / TODAY / shard_name(number), examples.rechunk())
-            progress.advance(line)
+            progress.advance()
 
 
 def _answer(batch: Batch, work: Path) -> tuple[list[Piece], AdapterContract]:

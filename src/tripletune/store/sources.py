@@ -28,8 +28,9 @@ SHAPES_NO_BYTE = (
     "config",  # counts by the values of the settings that are read
     "errors",  # messages for the user
     "models.registry",  # the models that the config selects are added by name
-    "models.training.progress",  # log lines
+    "noise",  # which lines of libraries are shown
     "pipeline",  # which stage runs when; a stage's own function counts by itself
+    "progress",  # log lines
     "processes",  # how a subprocess is watched, not what it computes
     "rank.workers",  # which process answers which piece; a piece is answered by rank.pieces
     "store.fingerprint",

@@ -25,7 +25,7 @@ from torch import Tensor
 from tripletune.errors import UserError
 from tripletune.models.training.checkpoints import Checkpoints
 from tripletune.models.training.interactions import Interactions, Likes, ValidQuestions, newest_first_age
-from tripletune.models.training.progress import Progress
+from tripletune.progress import Progress
 from tripletune.schemas.base import conform
 from tripletune.schemas.training import CURVE, TRAINED_ON
 from tripletune.store.files import write_atomically, write_json
@@ -130,19 +130,22 @@ def _train(
     checkpoints: Checkpoints | None,
     name: str,
 ) -> Run:
-    report = Progress(f"{name}, fit {run.fit}", run.step, num_steps)
-    while run.step < num_steps and run.worse < limits.patience:
-        start = time.perf_counter()
-        loss = model.step()
-        run.seconds += time.perf_counter() - start
-        run.step += 1
-        if not math.isfinite(loss):
-            raise UserError(f"fit {run.fit}: the loss is {loss} at step {run.step}; lower learning_rate")
-        if run.step % limits.eval_every == 0 or run.step == num_steps:
-            _evaluate(model, run, loss, valid)
-        report(run.step, loss, run.best_ndcg)
-        if checkpoints is not None and checkpoints.is_due():
-            _save(model, run, checkpoints)
+    what = f"{name}, fit {run.fit}"
+    # only fit b is evaluated, and may stop early
+    with Progress(what, num_steps, done=run.step, at_most=valid is not None) as progress:
+        while run.step < num_steps and run.worse < limits.patience:
+            start = time.perf_counter()
+            loss = model.step()
+            run.seconds += time.perf_counter() - start
+            run.step += 1
+            if not math.isfinite(loss):
+                raise UserError(f"fit {run.fit}: the loss is {loss} at step {run.step}; lower learning_rate")
+            if run.step % limits.eval_every == 0 or run.step == num_steps:
+                _evaluate(model, run, loss, valid)
+            best = f", best valid ndcg@10 {run.best_ndcg:.4f}" if run.best_ndcg >= 0 else ""
+            progress.reach(run.step, f"loss {loss:.4f}{best}")
+            if checkpoints is not None and checkpoints.is_due():
+                _save(model, run, checkpoints)
     if checkpoints is not None:
         _save(model, run, checkpoints)
     return run

@@ -10,6 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from tripletune.errors import UserError
+from tripletune.noise import silence
 from tripletune.processes import lifeline
 from tripletune.processes.messages import send
 from tripletune.rank.workers.job import RankJob
@@ -18,6 +19,7 @@ from tripletune.rank.workers.job import RankJob
 def main(argv: list[str]) -> int:
     """Answer pieces of the job in the file ``argv[0]``; exit code 2 after an error that the user can repair."""
     lifeline.hold()
+    silence()
     job, number = RankJob.model_validate_json(Path(argv[0]).read_bytes()), int(argv[1])
 
     from tripletune.rank.pieces import answer_pieces
