@@ -21,7 +21,7 @@ from tripletune.store.runs import list_runs, read_run
 from tripletune.synthetic.release import write_release
 
 pytestmark = pytest.mark.slow
-DAYS = 2
+DAYS = 5
 TABLES = ("ratings", "tags")
 FITS = ("rgat", "lightgcn")
 """Columns with the fingerprints of the fits, which name the files that were read; their outputs are equal."""

@@ -213,9 +213,9 @@ def test_advice_for_a_viewer_without_prompt_is_not_what_was_just_tried(purpose, 
 
 
 @pytest.mark.parametrize(("option", "shown"), [("-q", "W"), ("-v", "DIW"), ("", "IW")])
-def test_v_and_q_choose_what_of_our_log_is_shown(option, shown, capsys, monkeypatch):
+def test_v_and_q_choose_what_of_our_log_is_shown(option, shown, capsys, monkeypatch, tmp_path):
     monkeypatch.setenv("TRIPLETUNE_VERBOSE", "0")  # and put back what -v sets
-    assert main([*filter(None, [option]), "version"]) == 0
+    assert main([*filter(None, [option]), "runs", "--artifacts", str(tmp_path)]) == 0
     log = logging.getLogger("tripletune.of_this_test")
     for level, text in ((logging.DEBUG, "D"), (logging.INFO, "I"), (logging.WARNING, "W")):
         log.log(level, text)
