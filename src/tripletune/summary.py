@@ -26,7 +26,9 @@ from tripletune.compare.runs import RunScores, read_scores
 from tripletune.config import EvaluateConfig
 from tripletune.errors import InputError, UserError
 from tripletune.evaluate.metrics import PROMOTION_METRIC
-from tripletune.evaluate.verdicts import Verdict, signed, verdicts
+from tripletune.evaluate.reliance import read_probed
+from tripletune.evaluate.verdict import Verdict, signed
+from tripletune.evaluate.verdicts import verdicts
 from tripletune.html.pages import render_page
 from tripletune.promote.pages import promotion_part
 from tripletune.store.champion import read_decision
@@ -83,8 +85,11 @@ def summarise_run(record: RunRecord, root: Path) -> Summary:
         MissingArtifactError: the run has no finished evaluate output.
         InputError: the report in it was written by another version.
     """
-    evaluate = record.paths(root).require("evaluate")
-    frames = (pl.read_parquet(evaluate / f"{name}.parquet") for name in ("metrics", "comparisons"))
+    paths = record.paths(root)
+    evaluate = paths.require("evaluate")
+    metrics, comparisons = (pl.read_parquet(evaluate / f"{name}.parquet") for name in ("metrics", "comparisons"))
+    has_probe = "probe" in paths.fingerprints and paths.is_here("probe")
+    probed = read_probed(paths.folder("probe")) if has_probe else None
     changes = _changes(record, root)
     of_run = [_promotion(record, root), _since(changes)]
     facts = run_facts(record)
@@ -104,7 +109,9 @@ def summarise_run(record: RunRecord, root: Path) -> Summary:
     make_folder(page.parent, "--artifacts")
     html = _filled(evaluate / "report.html", part)
     write_atomically(page, lambda to: to.write_text(html, encoding="utf-8"))
-    return Summary(page=page, verdicts=[*verdicts(*frames), *of_run], facts=[*facts, *_model(record)])
+    return Summary(
+        page=page, verdicts=[*verdicts(metrics, comparisons, probed), *of_run], facts=[*facts, *_model(record)]
+    )
 
 
 def describe_unevaluated(record: RunRecord) -> str:

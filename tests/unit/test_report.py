@@ -110,6 +110,7 @@ def test_the_page_says_what_was_measured(html: str) -> None:
     assert "no difference shown" in html
     assert html.count("<svg") == 6 + 6 + 1 + 1  # two a family; losses, evaluations and valid curves; relations; places
     assert "which retrieval did not find" in html
+    assert "What the model relies on" not in html  # it was not probed
 
 
 def test_examples_mark_the_held_out_film(html: str) -> None:
@@ -144,7 +145,7 @@ def test_a_verdict_follows_from_the_interval(low: float, high: float, word: str)
         for b in ("untuned", "retriever")
     ]
     metrics = pl.DataFrame(schema=METRICS)
-    found = verdicts(metrics, pl.DataFrame(lines, schema=COMPARISONS))
+    found = verdicts(metrics, pl.DataFrame(lines, schema=COMPARISONS), None)
     assert [one.word for one in found] == [word, word, "not known"]
 
 

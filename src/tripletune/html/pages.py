@@ -35,7 +35,14 @@ def write_page(path: Path, template: str, **values: Any) -> None:
 
 
 def write_result(
-    folder: Path, option: str, files: Sequence[str], *, plain: Any, markdown: Sequence[str], template: str, **values: Any
+    folder: Path,
+    option: str,
+    files: Sequence[str],
+    *,
+    plain: Any,
+    markdown: Sequence[str],
+    template: str,
+    **values: Any,
 ) -> list[Path]:
     """Write a result as JSON, Markdown and HTML, three files that say the same.
 

@@ -6,14 +6,12 @@ from collections.abc import Mapping
 
 import polars as pl
 
+from tripletune.evaluate.moves import moves_answers
 from tripletune.evaluate.significance import mean_interval
 from tripletune.schemas.base import conform
-from tripletune.schemas.probe import CONTROL, FACT_CHANGES_NAME, PROBED, RELIANCE_NAME, STABILITY_NAME
+from tripletune.schemas.probe import FACT_CHANGES_NAME, PROBED, RELIANCE_NAME, STABILITY_NAME
 from tripletune.schemas.rank import SERVED
 
-NOTHING = 1e-3
-"""A mean distance below this is none, and one below twice that of ``CONTROL``: sums depend on the batch in their last
-bits, which weights in bfloat16 make visible."""
 _CHANGED = ("change", "distance", "first_changed")
 _KINDS = {
     RELIANCE_NAME: ("part", pl.col("part"), _CHANGED),
@@ -57,14 +55,12 @@ def summarise_logs(logs: Mapping[str, pl.DataFrame], *, confidence: float, resam
 def say_reliance(summary: pl.DataFrame) -> list[str]:
     """One sentence for each purpose and system: which parts change its answers, and which do not.
 
-    A part changes nothing if its mean distance is below ``NOTHING``, or below twice that of the control.
+    A part changes nothing as ``moves_answers`` has it.
     """
     parts = summary.filter(pl.col("kind") == "part", pl.col("measure") == "distance")
     said = []
     for (purpose, system), rows in parts.group_by("purpose", "system", maintain_order=True):
-        distances = dict(rows.select("name", "value").iter_rows())
-        least = max(NOTHING, 2 * distances.pop(CONTROL, 0.0))
-        moves = {name: distance >= least for name, distance in distances.items()}
+        moves = moves_answers(dict(rows.select("name", "value").iter_rows()))
         used = [name for name, moved in moves.items() if moved]
         unused = [name for name, moved in moves.items() if not moved]
         if not used:

@@ -46,8 +46,8 @@ class Offer(NamedTuple):
 def kind_of_line(line: str, offer: Offer, catalogue: TitleIndex) -> str:
     """One of ``KINDS`` but valid, of a line of an answer that is not valid.
 
-    A line that names a candidate, in the requested form or another one, is ``FORM``. A title is recognised by its year in
-    brackets, or, where answers are titles, by the number before it.
+    A line that names a candidate, in the requested form or another one, is ``FORM``. A title is recognised by its year
+    in brackets, or, where answers are titles, by the number before it.
     """
     text = line.strip()
     if offer.style.is_labelled and _LABEL.match(text):
