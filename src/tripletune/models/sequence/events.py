@@ -47,6 +47,7 @@ class Events:
 
     @property
     def num_viewers(self) -> int:
+        """Users, U."""
         return self.count_U.numel()
 
     def counts(self) -> Tensor:
