@@ -91,17 +91,12 @@ def plan_set(
 
     Raises:
         UserError: settings or inputs of the base are wrong; or of a member, and then the line begins with its name.
-        ConfigError: a member changes nothing, or the dataset, there is none of the given name, or no metric of the
-            set's.
+        ConfigError: a member changes nothing, or the dataset, or a member or a metric that is named does not exist.
     """
-    unknown = [one for one in only if one not in [member.name for member in found.member]]
-    if unknown:
-        raise ConfigError(f"--member {unknown[0]!r}: set {name} has {', '.join(one.name for one in found.member)}")
-    chosen = [member for member in found.member if not only or member.name in only]
-    shared = (*found.set, *overrides)
+    chosen = _chosen(found, name, only)
 
     def planned(member: Member) -> Planned:
-        given = (*shared, *member.set)
+        given = (*found.set, *overrides, *member.set)
         settings = load_config(config, given, movielens=movielens, imdb=imdb)
         require_one_answer(settings)
         return Planned(
@@ -133,6 +128,14 @@ def plan_set(
         metrics=found.metrics,
         members=tuple(members),
     )
+
+
+def _chosen(found: AblationSet, name: str, only: Sequence[str]) -> list[Member]:
+    """Members of the given names, in the set's order; all where none is given."""
+    unknown = [one for one in only if one not in [member.name for member in found.member]]
+    if unknown:
+        raise ConfigError(f"--member {unknown[0]!r}: set {name} has {', '.join(one.name for one in found.member)}")
+    return [member for member in found.member if not only or member.name in only]
 
 
 def _refuse_unmeasured(metrics: Sequence[str], base: Planned) -> None:

@@ -84,6 +84,13 @@ class Measured(NamedTuple):
     metrics: list[tuple[Any, ...]]
     comparisons: list[tuple[Any, ...]]
 
+    def frames(self) -> tuple[pl.DataFrame, pl.DataFrame]:
+        """Both as tables."""
+        return (
+            pl.DataFrame(self.metrics, METRICS, orient="row"),
+            pl.DataFrame(self.comparisons, COMPARISONS, orient="row"),
+        )
+
 
 def evaluate_run(
     predictions: Path,
@@ -120,10 +127,9 @@ def evaluate_run(
     """
     held_out = _held_out(shards)
     answered = _answered(predictions, held_out)
-    rerank_cutoffs = sorted({*settings.rerank_cutoffs, PROMOTION_CUTOFF})
     lists = _retrieval_lists(retrieve / "rankings.parquet")
     retrieval = _scored(lists, "top", list(settings.retrieval_cutoffs))
-    reranked = _rerank_scores(answered, rerank_cutoffs)
+    reranked = _rerank_scores(answered, sorted({*settings.rerank_cutoffs, PROMOTION_CUTOFF}))
     on_test = reranked.filter(pl.col("purpose") == "test")
     on_valid = reranked.filter(pl.col("purpose") == "valid").rename(lambda name: name if name in KEY else VALID + name)
 
@@ -134,19 +140,15 @@ def evaluate_run(
     _measure_shares(measured, answered, on_test, settings, seed)
     test = held_out.filter(pl.col("purpose") == "test")
     _measure_knowledge(measured, score_by_knowledge(lists, test, known_films(split)), settings, seed)
-    metrics = pl.DataFrame(measured.metrics, METRICS, orient="row")
-    comparisons = pl.DataFrame(measured.comparisons, COMPARISONS, orient="row")
+    metrics, comparisons = measured.frames()
 
     per_viewer = pl.concat([retrieval, reranked], how="diagonal").sort("row", "purpose", "user_id", maintain_order=True)
     for name, frame in (("per_viewer", per_viewer), ("metrics", metrics), ("comparisons", comparisons)):
         write_parquet(out / f"{name}.parquet", frame, row_group_size=ROW_GROUP)
     folders = {"rank": predictions, "generate": shards, "retrieve": retrieve, "split": split, **trained}
     audits = audit_answers({**folders, "ingest": ingest}, on_test, out, settings, seed)
-    facts = _flat(metrics) | audits.facts()
-    facts |= {
-        "retrieval_viewers": retrieval["user_id"].n_unique(),
-        "rerank_viewers": on_test["user_id"].n_unique(),
-    }
+    users = {"retrieval_viewers": retrieval["user_id"].n_unique(), "rerank_viewers": on_test["user_id"].n_unique()}
+    facts = _flat(metrics) | audits.facts() | users
     write_json(out / "metrics.json", facts)
     write_report(out / "report.html", metrics, comparisons, folders, audits, confidence=settings.confidence, seed=seed)
     return facts
