@@ -24,7 +24,7 @@ from tripletune.schemas.split import LIKE_LABELS
 from tripletune.store.shards import split_files
 
 MAX_LEVELS = 20
-"""Different ratings told apart; a release with more has its ratings rounded to as many levels."""
+"""Different ratings that are distinguished; a release with more has its ratings rounded to as many levels."""
 COLUMNS = ("user_id", "movie_id", "rating", "timestamp", "position", "label", "unseen")
 
 
