@@ -49,7 +49,7 @@ def _verdict(name: str, purpose: str, measured: Mapping[tuple[str, str], Mapping
     control = measured.get((CONTROL, "first_changed"))
     same = f", {control['value']:.3f} where nothing changes" if control else ""
     text = (
-        f"With it the right answer's log-probability under the tuned model is {signed(gain['value'])} nats"
+        f"With it the right answer's log-probability under the tuned model changes by {signed(gain['value'])} nats"
         f"{_between(gain, signed)}; without it the first answer changes for a share of {changed['value']:.3f}"
         f"{_between(changed, '{:.3f}'.format)}{same}; {gain['num_users']:,} users of {purpose}."
     )

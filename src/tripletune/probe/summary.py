@@ -1,4 +1,8 @@
-"""Means over users with intervals, and what they say in a sentence."""
+"""Means over users with intervals, and what they say in a sentence.
+
+The share of users whose first answer changes has an exact interval where each user has one prompt: a bootstrap of no
+change at all has width 0.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,7 @@ from collections.abc import Mapping
 import polars as pl
 
 from tripletune.evaluate.moves import moves_answers
-from tripletune.evaluate.significance import mean_interval
+from tripletune.evaluate.significance import is_share, mean_interval, share_interval
 from tripletune.schemas.base import conform
 from tripletune.schemas.probe import FACT_CHANGES_NAME, PROBED, RELIANCE_NAME, STABILITY_NAME
 from tripletune.schemas.rank import SERVED
@@ -41,9 +45,11 @@ def summarise_logs(logs: Mapping[str, pl.DataFrame], *, confidence: float, resam
                 if values.is_empty():
                     continue
                 of_user = values.group_by("user_id").agg(pl.col("value").mean()).sort("user_id")
-                found = mean_interval(
-                    of_user["value"].to_numpy(), confidence=confidence, resamples=resamples, seed=seed
-                )
+                values_U = of_user["value"].to_numpy()
+                if measure == "first_changed" and is_share(values_U):
+                    found = share_interval(values_U, confidence=confidence)
+                else:
+                    found = mean_interval(values_U, confidence=confidence, resamples=resamples, seed=seed)
                 lines.append(
                     (*key[:2], kind, key[2], measure, found.value, found.low, found.high, len(of_user), len(values))
                 )
