@@ -14,7 +14,7 @@ from tripletune.ablate.sets import BASE, AblationSet, Member
 from tripletune.config import RunConfig
 from tripletune.config.presets import load_config
 from tripletune.errors import ConfigError, UserError
-from tripletune.evaluate.metrics import metric_names
+from tripletune.evaluate.metrics import measured_cutoffs, metric_names
 from tripletune.pipeline.resolve import resolve
 from tripletune.pipeline.stages import require_one_answer
 from tripletune.store.fingerprint import sha256_json
@@ -115,6 +115,7 @@ def plan_set(
     for member in chosen:
         try:
             one = planned(member)
+            _refuse_unmeasured(found.metrics, one)
         except UserError as error:
             raise type(error)(f"member {member.name}: {error}") from None
         _refuse_useless(one, base)
@@ -138,12 +139,12 @@ def _chosen(found: AblationSet, name: str, only: Sequence[str]) -> list[Member]:
     return [member for member in found.member if not only or member.name in only]
 
 
-def _refuse_unmeasured(metrics: Sequence[str], base: Planned) -> None:
-    """Metrics are read at the end; a wrong name should not show after hours."""
-    known = metric_names(base.settings.evaluate.rerank_cutoffs)
+def _refuse_unmeasured(metrics: Sequence[str], one: Planned) -> None:
+    """Metrics are read at the end; one that a run does not measure should not show after hours."""
+    known = metric_names(measured_cutoffs(one.settings.evaluate.rerank_cutoffs))
     unknown = [name for name in metrics if name not in known]
     if unknown:
-        raise ConfigError(f"metrics names {unknown[0]!r}, which no run measures; there are {', '.join(known)}")
+        raise ConfigError(f"metrics names {unknown[0]!r}, which is not measured; there are {', '.join(known)}")
 
 
 def _refuse_useless(one: Planned, base: Planned) -> None:

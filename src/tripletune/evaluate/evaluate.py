@@ -26,7 +26,7 @@ from tripletune.errors import InputError
 from tripletune.evaluate.answers.audit import audit_answers
 from tripletune.evaluate.cold import KNOWLEDGE_GROUPS, MEASURES, known_films, score_by_knowledge
 from tripletune.evaluate.families import GROUPS
-from tripletune.evaluate.metrics import VALID, is_share_metric, mean_over_cutoffs, score_lists
+from tripletune.evaluate.metrics import VALID, is_share_metric, mean_over_cutoffs, measured_cutoffs, score_lists
 from tripletune.evaluate.report import write_report
 from tripletune.evaluate.significance import (
     Interval,
@@ -37,7 +37,6 @@ from tripletune.evaluate.significance import (
     summarise,
 )
 from tripletune.evaluate.tables import CEILING_ROW, ranked_systems, retrieval_rows
-from tripletune.ndcg import PROMOTION_CUTOFF
 from tripletune.schemas.base import conform
 from tripletune.schemas.query import PURPOSES, QUERY_KEY
 from tripletune.schemas.rank import PREDICTIONS, SAMPLED, SYSTEMS
@@ -114,8 +113,8 @@ def evaluate_run(
         out: receives per_viewer, metrics, comparisons and answers.parquet, metrics.json, answers.json, report.html.
         settings: cut-offs, resamples and confidence.
         seed: of the bootstrap.
-        trained: folders of ``finetune`` and of the stages that train a model: their curves and R-GAT's attention go
-            into the report.
+        trained: folders of ``finetune``, of the stages that train a model, and of ``probe`` where it ran: curves,
+            R-GAT's attention and what the model relies on go into the report.
         ingest: its films and users, for the audits of the answers.
 
     Returns:
@@ -129,7 +128,7 @@ def evaluate_run(
     answered = _answered(predictions, held_out)
     lists = _retrieval_lists(retrieve / "rankings.parquet")
     retrieval = _scored(lists, "top", list(settings.retrieval_cutoffs))
-    reranked = _rerank_scores(answered, sorted({*settings.rerank_cutoffs, PROMOTION_CUTOFF}))
+    reranked = _rerank_scores(answered, measured_cutoffs(settings.rerank_cutoffs))
     on_test = reranked.filter(pl.col("purpose") == "test")
     on_valid = reranked.filter(pl.col("purpose") == "valid").rename(lambda name: name if name in KEY else VALID + name)
 
