@@ -62,7 +62,7 @@ DEPARTURES = {
     "the like of valid, when test is asked.",
     "CKE": "Structural knowledge alone, without texts and pictures of films; relations 16 wide; reads the training "
     "rows alone, not the like of valid, when test is asked.",
-    "BERT4Rec": "50 likes, not 200; each like stands in one training row, masked again in every epoch.",
+    "BERT4Rec": "50 likes, not 200; each like stands in one training row, masked anew in every epoch.",
 }
 OUR_DEPARTURES = {
     "EASE, recency-weighted history": "A user's history is weighted by age.",
