@@ -265,7 +265,7 @@ def _tags() -> dict[str, str]:
         "prefect.flow_run_url": flow_run.ui_url,
         "prefect.deployment": deployment.name,
         "git.commit": commit,
-        # beside no commit it would say nothing
+        # without a commit it would say nothing
         "git.dirty": str(bool(_git("status", "--porcelain"))).lower() if commit else "",
         "user": os.environ.get("USER", ""),
     }

@@ -45,7 +45,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(scope="session")
 def real_data() -> Path:
-    """MovieLens latest-small and credits, where this checkout has them beside it."""
+    """MovieLens latest-small and credits, where this checkout has them next to it."""
     folder = ROOT.parent / "shared" / "data"
     if not (folder / "ml-latest-small" / "ratings.csv").is_file():
         pytest.skip("needs the real MovieLens data in ../shared/data, which is not part of the project")

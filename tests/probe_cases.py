@@ -21,7 +21,7 @@ from tripletune.probe.changes import (
 )
 from tripletune.probe.counterfactual import FactPool
 from tripletune.probe.inputs import Inputs, rendered_as_published
-from tripletune.probe.scores import Answer, score_prompts
+from tripletune.probe.scores import score_prompts
 from tripletune.prompts.engine import Frame
 from tripletune.prompts.sanitise import display_titles
 from tripletune.prompts.template import load_template
@@ -29,6 +29,8 @@ from tripletune.prompts.template import load_template
 SEED = 7
 ScoreFilm = Callable[[str, str, int], float]
 """A planted model's score of a candidate: from the user's message, the candidate's title and its place, from 0."""
+Answer = Callable[[pl.DataFrame], pl.DataFrame]
+"""``answers``, all candidates, and ``scores``, of each of some prompts, as ``Answerer.score``."""
 
 
 def frame_of(template: str) -> Frame:

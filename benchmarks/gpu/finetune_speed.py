@@ -19,7 +19,6 @@ at most, ``used`` what the card had given away by the end, the context included;
 from __future__ import annotations
 
 import functools
-import json
 import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, replace
@@ -28,6 +27,7 @@ from typing import Annotated, Any
 
 import torch
 import typer
+from report_command import add_report
 from rich.console import Console
 from session import DEFAULT_MINUTES, MAX_MINUTES, Session, spread
 from speed_kit import LLAMA_8B, TINY, config_of, head_lines, memory_gib, peak_flops, record_each, share, tail_lines
@@ -235,14 +235,7 @@ def measure(
     Console().print(format_report(session.page), markup=False, soft_wrap=True)
 
 
-@app.command()
-def report(
-    results: Annotated[Path, typer.Argument(help="JSON file of measure, complete or cut.")],
-    out: Annotated[Path, typer.Option(help="Markdown page.")] = REPORT,
-) -> None:
-    """Write the page of a JSON file."""
-    out.write_text(format_report(json.loads(results.read_text(encoding="utf-8"))), encoding="utf-8")
-
+report = add_report(app, format_report, REPORT)
 
 if __name__ == "__main__":
     app()

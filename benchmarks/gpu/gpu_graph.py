@@ -22,7 +22,6 @@ fit B reads: its likes and the knowledge graph. Without a GPU ``measure`` says s
 
 from __future__ import annotations
 
-import json
 import math
 import resource
 import shutil
@@ -38,6 +37,7 @@ from typing import Annotated, Any
 import polars as pl
 import torch
 import typer
+from report_command import add_report
 from rich.console import Console
 from session import DEFAULT_MINUTES, MAX_MINUTES, Session, spread
 from torch import Tensor
@@ -374,14 +374,7 @@ def measure(
     Console().print(format_report(session.page), markup=False, soft_wrap=True)
 
 
-@app.command()
-def report(
-    results: Annotated[Path, typer.Argument(help="JSON file of measure, complete or cut.")],
-    out: Annotated[Path, typer.Option(help="Markdown page.")] = REPORT,
-) -> None:
-    """Write the page of a JSON file."""
-    out.write_text(format_report(json.loads(results.read_text(encoding="utf-8"))), encoding="utf-8")
-
+report = add_report(app, format_report, REPORT)
 
 if __name__ == "__main__":
     app()

@@ -34,6 +34,7 @@ import typer
 from llm_kit import SEED, Kit, Prompts, draw_kit, keep_kit, read_reference
 from llm_results import CURVE, MAIN, format_report, measure_scores
 from llm_training import Variant, clock, num_tokens, score, train
+from report_command import add_report
 from rich.console import Console
 from session import DEFAULT_MINUTES, MAX_MINUTES, Session
 from transformers.utils.logging import disable_progress_bar
@@ -291,14 +292,7 @@ def measure(
     Console().print(format_report(session.page), markup=False, soft_wrap=True)
 
 
-@app.command()
-def report(
-    results: Annotated[Path, typer.Argument(help="JSON file of measure, complete or cut.")],
-    out: Annotated[Path, typer.Option(help="Markdown page.")] = REPORT,
-) -> None:
-    """Write the page of a JSON file."""
-    out.write_text(format_report(json.loads(results.read_text(encoding="utf-8"))), encoding="utf-8")
-
+report = add_report(app, format_report, REPORT)
 
 if __name__ == "__main__":
     app()

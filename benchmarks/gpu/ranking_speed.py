@@ -19,7 +19,6 @@ with the keys and values of a prefix ready, by transformers' own cache. ``compil
 from __future__ import annotations
 
 import functools
-import json
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -30,6 +29,7 @@ import numpy as np
 import polars as pl
 import torch
 import typer
+from report_command import add_report
 from rich.console import Console
 from session import DEFAULT_MINUTES, MAX_MINUTES, Session, time_rounds
 from speed_kit import (
@@ -375,14 +375,7 @@ def measure(
     Console().print(format_report(session.page), markup=False, soft_wrap=True)
 
 
-@app.command()
-def report(
-    results: Annotated[Path, typer.Argument(help="JSON file of measure, complete or cut.")],
-    out: Annotated[Path, typer.Option(help="Markdown page.")] = REPORT,
-) -> None:
-    """Write the page of a JSON file."""
-    out.write_text(format_report(json.loads(results.read_text(encoding="utf-8"))), encoding="utf-8")
-
+report = add_report(app, format_report, REPORT)
 
 if __name__ == "__main__":
     app()

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import json
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -24,6 +23,7 @@ import numpy as np
 import torch
 import typer
 from gpu_graph import time_training
+from report_command import add_report
 from session import DEFAULT_MINUTES, Session
 
 from tripletune.config import SequenceConfig
@@ -129,12 +129,6 @@ def measure(
             session.record(f"batch {batch}, {precision}", found | facts)
 
 
-@app.command()
-def report(file: Path, out: Path = REPORT) -> None:
-    """Write the page of a JSON file, also of one that was cut."""
-    out.write_text(format_report(json.loads(file.read_text(encoding="utf-8"))), encoding="utf-8")
-
-
 def format_report(page: dict[str, Any]) -> str:
     """The Markdown page of a JSON file."""
     where, found = page["environment"], page["results"]
@@ -162,6 +156,8 @@ def format_report(page: dict[str, Any]) -> str:
         ]
     return "\n".join([*lines, ""])
 
+
+report = add_report(app, format_report, REPORT)
 
 if __name__ == "__main__":
     sys.exit(app())

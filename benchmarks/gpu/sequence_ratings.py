@@ -27,6 +27,7 @@ import numpy as np
 import polars as pl
 import torch
 import typer
+from report_command import add_report
 from session import DEFAULT_MINUTES, Session
 
 from tripletune.config import SequenceConfig
@@ -152,12 +153,6 @@ def measure(
                 session.record("cut", "not all trainings ended before the deadline")
 
 
-@app.command()
-def report(file: Path, out: Path = REPORT) -> None:
-    """Write the page of a JSON file, also of one that was cut."""
-    out.write_text(format_report(json.loads(file.read_text(encoding="utf-8"))), encoding="utf-8")
-
-
 def format_report(page: dict[str, Any]) -> str:
     """The Markdown page of a JSON file."""
     where = page["environment"]
@@ -196,6 +191,8 @@ def _cell(values: list[dict[str, Any]]) -> str:
         texts.append(f"{each.mean():.4f}" + (f" ± {each.std(ddof=1):.4f}" if len(each) > 1 else ""))
     return " / ".join(texts)
 
+
+report = add_report(app, format_report, REPORT)
 
 if __name__ == "__main__":
     sys.exit(app())

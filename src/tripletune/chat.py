@@ -1,7 +1,7 @@
 """The chat format of a base model: its tokenizer, with all fixed that its template may write differently tomorrow.
 
 Counting, training and ranking read their tokenizer here, so they write the same text. Templates are programs: some
-write the present day (Llama 3.2) or open an answer with a block of reasoning unless told not to (Qwen 3).
+write the present day (Llama 3.2) or open an answer with a block of reasoning unless a flag forbids it (Qwen 3).
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from tripletune.errors import ConfigError
 
 _REPACKS = "support_avx512bf16_for_cpu"
 """Attribute of bitsandbytes' layers on processors that compute in bfloat16: whether the first evaluation packs the
-weights anew with scales rounded to bfloat16, for good, and fails where a layer's width is no multiple of 32. Training
+weights again with scales rounded to bfloat16, for good, and fails where a layer's width is no multiple of 32. Training
 would then go on with other weights than it began with."""
 INSTALL = "pip install 'tripletune[nf4]'"
 

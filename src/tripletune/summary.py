@@ -24,7 +24,9 @@ from tripletune.compare.runs import RunScores, read_scores
 from tripletune.config import EvaluateConfig
 from tripletune.errors import InputError, UserError
 from tripletune.evaluate.metrics import PROMOTION_METRIC
-from tripletune.evaluate.verdicts import Verdict, signed, verdicts
+from tripletune.evaluate.reliance import read_probed
+from tripletune.evaluate.verdict import Verdict, signed
+from tripletune.evaluate.verdicts import verdicts
 from tripletune.html.pages import render_page
 from tripletune.promote.pages import promotion_part
 from tripletune.store.champion import read_decision
@@ -71,6 +73,19 @@ class Summary:
         return "\n".join([_listed(self.facts), "", *said]) + "\n"
 
 
+def shown_verdicts(record: RunRecord, root: Path) -> list[Verdict]:
+    """What the measurements of an evaluated run say, and those of its probe where it has one.
+
+    Raises:
+        MissingArtifactError: the run has no finished evaluate output.
+    """
+    paths = record.paths(root)
+    evaluate = paths.require("evaluate")
+    metrics, comparisons = (read_parquet(evaluate / f"{name}.parquet") for name in ("metrics", "comparisons"))
+    has_probe = "probe" in paths.fingerprints and paths.is_here("probe")
+    return verdicts(metrics, comparisons, read_probed(paths.folder("probe")) if has_probe else None)
+
+
 def summarise_run(record: RunRecord, root: Path) -> Summary:
     """Write the page of an evaluated run, ``<root>/<dataset>/report/<run>/report.html``.
 
@@ -83,7 +98,7 @@ def summarise_run(record: RunRecord, root: Path) -> Summary:
         InputError: the report in it was written by another version.
     """
     evaluate = record.paths(root).require("evaluate")
-    frames = (read_parquet(evaluate / f"{name}.parquet") for name in ("metrics", "comparisons"))
+    shown = shown_verdicts(record, root)
     changes = _changes(record, root)
     of_run = [_promotion(record, root), _since(changes)]
     facts = run_facts(record)
@@ -103,7 +118,7 @@ def summarise_run(record: RunRecord, root: Path) -> Summary:
     make_folder(page.parent, "--artifacts")
     html = _filled(evaluate / "report.html", part)
     write_atomically(page, lambda to: to.write_text(html, encoding="utf-8"))
-    return Summary(page=page, verdicts=[*verdicts(*frames), *of_run], facts=[*facts, *_model(record)])
+    return Summary(page=page, verdicts=[*shown, *of_run], facts=[*facts, *_model(record)])
 
 
 def describe_unevaluated(record: RunRecord) -> str:

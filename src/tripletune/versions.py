@@ -108,7 +108,7 @@ def _version(found: ModelVersion) -> Version:
 
 
 def download_version(tracker: Tracker, version: Version, folder: Path) -> VersionFiles:
-    """Copy a version's files below ``folder``, which is made anew.
+    """Copy a version's files below ``folder``, which replaces what is there.
 
     Raises:
         MissingArtifactError: its files are gone.

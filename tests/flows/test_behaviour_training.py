@@ -23,7 +23,8 @@ from tripletune.config import FinetuneConfig
 from tripletune.contract import read_contract, write_contract
 from tripletune.errors import ContractError, MissingArtifactError
 from tripletune.finetune.job import TrainingJob
-from tripletune.finetune.launch import FilmSource, finetune_adapter
+from tripletune.finetune.launch import finetune_adapter
+from tripletune.finetune.prepare import FilmSource
 from tripletune.finetune.token_files import write_token_files
 from tripletune.finetune.training import train
 from tripletune.rank.answerer import Answerer

@@ -20,7 +20,8 @@ from tests.finetune_shards import LETTERS_CONTRACT, write_shards
 from tests.flows.test_finetune import SETTINGS as LAUNCHED
 from tests.flows.test_finetune import published
 from tripletune.config import FinetuneConfig
-from tripletune.finetune.launch import FilmSource, finetune_adapter
+from tripletune.finetune.launch import finetune_adapter
+from tripletune.finetune.prepare import FilmSource
 
 SETTINGS = LAUNCHED.model_copy(
     update={
@@ -118,16 +119,16 @@ def test_two_processes_killed_and_run_again_end_with_the_same_bytes(
         import os, signal
         from pathlib import Path
         from tests.flows import test_sharded
-        from tripletune.finetune import launch
+        from tripletune.finetune.launch import finetune_adapter
+        from tripletune.finetune.prepare import FilmSource
 
         def on_log(step, metrics):
             if step >= 8:
                 os.kill(os.getpid(), signal.SIGKILL)
 
-        source = launch.FilmSource("lightgcn", Path({str(world / "films")!r}), {COLUMNS!r})
-        launch.finetune_adapter(Path({str(world / "shards")!r}), Path({str(tmp_path)!r}),
-                                test_sharded.settings_of({kind!r}), {LETTERS_CONTRACT!r}, {{}}, 0, on_log,
-                                behaviour=source)
+        source = FilmSource("lightgcn", Path({str(world / "films")!r}), {COLUMNS!r})
+        finetune_adapter(Path({str(world / "shards")!r}), Path({str(tmp_path)!r}),
+                         test_sharded.settings_of({kind!r}), {LETTERS_CONTRACT!r}, {{}}, 0, on_log, behaviour=source)
         """
     )
     killed = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)

@@ -224,12 +224,12 @@ def test_film_vectors_of_a_trained_model_are_kept_where_the_prompts_lines_are_fi
 
 def test_its_parts_and_its_prior_are_those_of_the_stage(kit, prompts):
     from tripletune.config import FinetuneConfig
-    from tripletune.finetune import launch
+    from tripletune.finetune.shards import prior_of, valid_examples
 
     generated = kit.folder.parent / "one"
-    assert prompts.prior == launch._prior([generated / "train" / "shard-000.parquet"], 12)
+    assert prompts.prior == prior_of([generated / "train" / "shard-000.parquet"], 12)
     settings = FinetuneConfig(objective="listwise")
-    selecting = launch._valid_examples(generated, 1000, settings, 7)
+    selecting = valid_examples(generated, 1000, settings, 7)
     mine = prompts.frame.filter(pl.col("hit"), part="select")
     assert sorted(mine["example_id"]) == sorted(selecting["example_id"])
 

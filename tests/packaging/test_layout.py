@@ -46,8 +46,9 @@ def test_every_deployment_names_a_flow_that_takes_its_parameters(deployment):
 
 @pytest.mark.parametrize("deployment", DEPLOYMENTS, ids=lambda d: d["name"])
 def test_every_deployment_names_a_preset_that_exists(deployment):
-    config = deployment.get("parameters", {}).get("config")
-    assert config is None or (ROOT / config) in PRESETS
+    parameters = deployment.get("parameters", {})
+    assert "config" not in parameters or (ROOT / parameters["config"]) in PRESETS
+    assert "set_file" not in parameters or (ROOT / parameters["set_file"]).is_file()
 
 
 @pytest.mark.parametrize("deployment", DEPLOYMENTS, ids=lambda d: d["name"])
@@ -63,7 +64,7 @@ def test_every_deployed_flow_takes_the_timeout_of_its_deployment(deployment):
 def test_stages_for_gpus_are_on_a_pool_of_their_own_and_take_a_run_by_its_name():
     pools = {d["name"]: d["work_pool"]["name"] for d in DEPLOYMENTS}
     assert pools == {
-        **dict.fromkeys(("nightly", "smoke"), "tripletune"),
+        **dict.fromkeys(("nightly", "smoke", "ablate"), "tripletune"),
         **dict.fromkeys(("generate-shards", "nightly-pools"), "cpu"),
         **dict.fromkeys(("finetune-llama", "rank-models"), "gpu"),
     }
@@ -82,7 +83,12 @@ def test_the_nightly_schedule_has_a_timezone_and_stays_clear_of_daylight_saving(
     hour = int(schedule["cron"].split()[1])
     assert schedule["timezone"]
     assert hour not in (1, 2, 3)
-    assert nightly["concurrency_limit"] == {"limit": 1, "collision_strategy": "CANCEL_NEW"}
+
+
+@pytest.mark.parametrize("name", ["nightly", "nightly-pools", "ablate"])
+def test_a_deployment_whose_runs_would_train_the_same_runs_one_at_a_time(name):
+    (limit,) = (d["concurrency_limit"] for d in DEPLOYMENTS if d["name"] == name)
+    assert limit == {"limit": 1, "collision_strategy": "CANCEL_NEW"}
 
 
 @pytest.mark.parametrize("preset", PRESETS, ids=lambda p: p.stem)

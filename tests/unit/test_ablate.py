@@ -52,6 +52,10 @@ candidate_order = "retrieved"
 """
 
 
+METRICS = '["ndcg_at_5", "ndcg_at_10"]'
+"""The first is measured whatever the cut-offs."""
+
+
 @pytest.fixture
 def two(tmp_path: Path) -> Path:
     path = tmp_path / "two.toml"
@@ -291,10 +295,11 @@ def test_a_wrong_set_is_refused_in_one_line(two, change, message):
         ('"prompt.tripel_form=sentence"', "member sentence: .*did you mean prompt.triple_form[?]"),
         ('"workers.count=3"', "member sentence changes no output of the base [(]workers.count=3[)]"),
         ('"dataset=other"', "member sentence sets dataset"),
+        ('"evaluate.rerank_cutoffs=[3]"', "member sentence: metrics names 'ndcg_at_10', which is not measured"),
     ],
 )
 def test_a_wrong_member_is_refused_before_anything_runs(two, tmp_path, change, message):
-    two.write_text(TWO.replace('"prompt.triple_form=sentence"', change))
+    two.write_text(TWO.replace('"prompt.triple_form=sentence"', change).replace('["ndcg_at_5"]', METRICS))
     with pytest.raises(ConfigError, match=message):
         planned(two, tmp_path)
     assert list_runs(tmp_path) == []
@@ -302,7 +307,7 @@ def test_a_wrong_member_is_refused_before_anything_runs(two, tmp_path, change, m
 
 def test_a_metric_that_is_not_measured_is_refused_before_anything_runs(two, tmp_path):
     two.write_text(TWO.replace("ndcg_at_5", "ndcg_at_7"))
-    with pytest.raises(ConfigError, match="metrics names 'ndcg_at_7', which no run measures; there are hr_at_3, ndcg"):
+    with pytest.raises(ConfigError, match="metrics names 'ndcg_at_7', which is not measured; there are hr_at_3, ndcg"):
         planned(two, tmp_path)
 
 

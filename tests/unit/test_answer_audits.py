@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+from scipy.stats import binomtest
 from written_run import Run, rewrite, title, write, write_run
 
 from tripletune.config import EvaluateConfig
@@ -26,6 +27,7 @@ from tripletune.evaluate.answers.written import (
     UNREADABLE,
     VALID,
     Offer,
+    audit_written,
     kind_of_answer,
 )
 from tripletune.evaluate.evaluate import evaluate_run
@@ -154,6 +156,20 @@ def test_invented_titles_are_found_and_told_from_a_wrong_form(audits: dict[str, 
     assert state(audits, "written", "tuned") == "none"
     assert "60 candidates in the wrong form" in audits["verdicts"]["written", "tuned"]["words"]
     assert (audits["facts"]["untuned_invented_titles"], audits["facts"]["tuned_invented_titles"]) == (1, 0)
+
+
+@pytest.mark.parametrize(("answers", "words"), [(4, "4 of 4 answers (39.8 to 100.0 %)"), (1, "1 of 1 answers")])
+def test_a_share_of_answers_has_the_exact_interval_of_any_share(answers: int, words: str) -> None:
+    texts = [
+        {"user_id": user, "cutoff": 9, "system": "tuned", "text": "", "valid": True, "candidate_titles": ["Heat"]}
+        for user in range(answers)
+    ]
+    frame = pl.DataFrame(texts).with_columns(candidate_letters=pl.lit(["A"]))
+    found, _ = audit_written(frame, LETTERS, pl.Series(["Heat"]), ["tuned"], SETTINGS)
+    assert found.verdicts[0].words == f"no invented title in {answers} answers; valid: {words}"
+    exact = binomtest(answers, answers).proportion_ci(SETTINGS.confidence, method="exact")
+    want = (1.0, exact.low, exact.high) if answers > 1 else (1.0, None, None)  # one answer shows nothing of others
+    assert found.lines[0][4:7] == pytest.approx(want)
 
 
 def test_no_system_is_accused_of_what_it_does_not_do(audits: dict[str, Any]) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
-from test_evaluate import SETTINGS, evaluate
+from test_evaluate import SETTINGS, evaluate, measure
 from written_run import UNSEEN, Run, rewrite, write_run
 
 from tripletune.errors import InputError
@@ -188,12 +188,12 @@ def test_intervals_are_those_of_a_cluster_bootstrap(run: Run, out: Path) -> None
 def test_cutoffs_taken_for_users_would_narrow_the_interval(run: Run, out: Path, damaged: Run, tmp_path: Path) -> None:
     """The tuned model of the fixture is right or wrong at all cutoffs of a user."""
     keep_queries(damaged, lambda row: row["user_id"] not in FEW)
-    honest = evaluate(damaged, tmp_path / "users") and line(tmp_path / "users", "tuned", "hr_at_3")
+    honest = measure(damaged, tmp_path / "users") and line(tmp_path / "users", "tuned", "hr_at_3")
     for path in (*(damaged.generate / "test").glob("*"), damaged.rank / "predictions.parquet", rankings(damaged)):
         rewrite(path, lambda rows: [{**row, "user_id": 100 * row["user_id"] + row["cutoff"]} for row in rows])
     for path in (damaged.generate / "valid").glob("*"):
         rewrite(path, lambda rows: [{**row, "user_id": 100 * row["user_id"] + row["cutoff"]} for row in rows])
-    evaluate(damaged, tmp_path / "queries")
+    measure(damaged, tmp_path / "queries")
     narrow = line(tmp_path / "queries", "tuned", "hr_at_3")
     assert narrow["value"] == pytest.approx(honest["value"])
     assert narrow["num_viewers"] == NUM_CUTOFFS * honest["num_viewers"]
@@ -229,7 +229,7 @@ def test_a_query_that_one_system_did_not_rank_counts_for_none(damaged: Run, tmp_
         damaged.rank / "predictions.parquet",
         lambda rows: [row for row in rows if not (row["system"] == "tuned" and row["cutoff"] == last)],
     )
-    facts = evaluate(damaged, tmp_path / "out")
+    facts = measure(damaged, tmp_path / "out")
     queries = {query: value for query, value in ranked(damaged, "retriever").items() if query[1] != last}
     assert facts["retriever_ndcg_at_3"] == pytest.approx(mean(of_users(queries)), abs=1e-12)
     assert facts["rerank_viewers"] == 24

@@ -17,7 +17,7 @@ from tripletune.data.split.frozen import freeze_queries
 from tripletune.data.split.queries import count_queries, query_facts
 from tripletune.data.split.write import write_split
 from tripletune.errors import ConfigError
-from tripletune.finetune.launch import _valid_examples
+from tripletune.finetune.shards import valid_examples
 from tripletune.judges import judges
 from tripletune.prompts.evidence import collect_answers, collect_evidence
 from tripletune.retrieve.histories import find_answers, find_history, find_questions, find_seen, read_only_users
@@ -231,9 +231,9 @@ def test_every_valid_example_that_selects_is_taken_once(tmp_path: Path):
     frame.with_columns(missing).sample(fraction=1, shuffle=True, seed=3).write_parquet(
         tmp_path / "valid" / "shard-000.parquet"
     )
-    found = _valid_examples(tmp_path, 100, FinetuneConfig(), SEED)["example_id"].to_list()
+    found = valid_examples(tmp_path, 100, FinetuneConfig(), SEED)["example_id"].to_list()
     users = pl.Series(range(1, 13), dtype=pl.Int32)
     selecting = users.filter(~judges(users, SEED)).to_list()
     assert sorted(found) == sorted(f"{user}:valid:{cutoff}" for user in selecting for cutoff in (6, 9))
     assert [int(name.split(":")[2]) for name in found] == [6, 9] * len(selecting)
-    assert _valid_examples(tmp_path, 3, FinetuneConfig(), SEED)["example_id"].to_list() == found[:3]
+    assert valid_examples(tmp_path, 3, FinetuneConfig(), SEED)["example_id"].to_list() == found[:3]

@@ -6,6 +6,7 @@ import math
 
 import polars as pl
 import pytest
+from scipy.stats import binomtest
 
 from tests.probe_cases import (
     all_but_hint_2,
@@ -20,7 +21,15 @@ from tripletune.config import ProbeConfig
 from tripletune.errors import InputError
 from tripletune.probe.inputs import Inputs, rendered_as_published
 from tripletune.probe.summary import say_places, say_reliance, summarise_logs
-from tripletune.schemas.probe import FACT_CHANGES_NAME, PROBED, RELIANCE_NAME, STABILITY_NAME
+from tripletune.schemas.probe import (
+    FACT_CHANGES,
+    FACT_CHANGES_NAME,
+    PROBED,
+    RELIANCE,
+    RELIANCE_NAME,
+    STABILITY,
+    STABILITY_NAME,
+)
 
 ALL = ["dislikes", "hint 1", "hint 2", "likes", "nothing", "other films' facts"]
 
@@ -96,6 +105,27 @@ def test_a_part_that_moves_no_more_than_the_control_changes_nothing() -> None:
     rows = [("test", "tuned", "part", name, "distance", value, None, None, 9, 9) for name, value in lines]
     said = say_reliance(pl.DataFrame(rows, schema=PROBED, orient="row"))
     assert said == ["tuned on test: its answers change with hint 2, not with hint 1"]
+
+
+def test_the_share_of_changed_first_answers_has_an_exact_interval_with_one_prompt_of_each_user() -> None:
+    """One user of seven changes the answer to one of two prompts: that is no share of users."""
+    key = {"purpose": "test", "system": "tuned", "cutoff": 1, "tau": 0.5, "tau_by_place": None, "kept": 1.0}
+    rows = [
+        key | {"example_id": f"{user}:{part}", "user_id": user, "perturbation": part, "first_changed": user == changed}
+        for part, changed, users in (("never", 9, range(7)), ("once", 3, range(7)), ("half", 3, (*range(7), 3)))
+        for user in users
+    ]
+    rows[-1]["first_changed"] = False
+    logs = {RELIANCE_NAME: RELIANCE.to_frame(), FACT_CHANGES_NAME: FACT_CHANGES.to_frame()}
+    found = summarise_logs(
+        {**logs, STABILITY_NAME: pl.DataFrame(rows, schema=STABILITY)}, confidence=0.95, resamples=500, seed=1
+    ).filter(measure="first_changed")
+    lines = {line["name"]: line for line in found.to_dicts()}
+    for name, hits in (("never", 0), ("once", 1)):
+        exact = binomtest(hits, 7).proportion_ci(0.95, method="exact")
+        assert (lines[name]["low"], lines[name]["high"]) == pytest.approx((exact.low, exact.high))
+    assert lines["half"]["value"] == pytest.approx(1 / 14)
+    assert lines["half"]["high"] < 0.4
 
 
 def test_the_change_is_that_of_the_right_answers_log_probability() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import polars as pl
 import pytest
 from scipy import stats
 
+from tripletune.promote import rollback
 from tripletune.promote.decision import (
     BEST,
     CHAMPION,
@@ -28,6 +30,14 @@ BASE_U = RNG.random(400)
 NOISE_U = RNG.normal(0, 0.02, 400)
 NOISE_U -= NOISE_U.mean()
 RULE = Rule(0.02, 0.95, min_users=50, resamples=500, seed=0)
+
+
+def test_a_rollback_is_signed_by_a_user_without_a_name_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nameless() -> str:
+        raise KeyError("getpwuid(): uid not found: 1234")
+
+    monkeypatch.setattr(rollback.getpass, "getuser", nameless)
+    assert rollback._who().startswith(f"uid {os.getuid()}@")
 
 
 def scores(values: np.ndarray, first: int = 0) -> pl.DataFrame:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from html.parser import HTMLParser
+from itertools import pairwise
 from pathlib import Path
 
 import polars as pl
@@ -110,6 +111,7 @@ def test_the_page_says_what_was_measured(html: str) -> None:
     assert "no difference shown" in html
     assert html.count("<svg") == 6 + 6 + 1 + 1  # two a family; losses, evaluations and valid curves; relations; places
     assert "which retrieval did not find" in html
+    assert "What the model relies on" not in html  # it was not probed
 
 
 def test_examples_mark_the_held_out_film(html: str) -> None:
@@ -144,7 +146,7 @@ def test_a_verdict_follows_from_the_interval(low: float, high: float, word: str)
         for b in ("untuned", "retriever")
     ]
     metrics = pl.DataFrame(schema=METRICS)
-    found = verdicts(metrics, pl.DataFrame(lines, schema=COMPARISONS))
+    found = verdicts(metrics, pl.DataFrame(lines, schema=COMPARISONS), None)
     assert [one.word for one in found] == [word, word, "not known"]
 
 
@@ -214,6 +216,17 @@ def test_a_run_without_triples_has_a_report(run: Run, tmp_path: Path) -> None:
     for path in (run.rgat / "attention.parquet", run.retrieve / "choices" / "shard-000.parquet"):
         pl.read_parquet(path).clear().write_parquet(path)
     assert "No triples." in build(run, tmp_path / "out")
+
+
+@pytest.mark.parametrize(("low", "high"), [(-0.0125, 0.0475), (-0.0049, 0.0001), (0.0, 0.234), (0.0, 12345.0)])
+def test_labels_of_an_axis_stand_apart(low: float, high: float) -> None:
+    dots = [Dot("tuned with the retriever", "all", (low + high) / 2, low, high)]
+    svg = draw_dots(dots, title="t", xlabel="gap in ndcg_at_5")
+    labels = re.findall(r'<text style="font-size: 10px[^>]* x="([\d.]+)"[^>]*>([\u2212\d.]+)</text>', svg)
+    assert len(labels) > 2
+    for (left, one), (right, other) in pairwise(labels):
+        width = 5.6 * (len(one) + len(other)) / 2  # a digit takes .56 of its size in the widest of the page's fonts
+        assert float(right) - float(left) > width + 5.6, "less than a digit between two labels"
 
 
 def test_pictures_are_the_same_bytes_and_carry_no_colour_of_their_own() -> None:

@@ -15,7 +15,7 @@ from tripletune.selector.guards import entropy, refuse_collapse, refuse_log, ref
 from tripletune.selector.learn import fit_policy, fit_rewards
 from tripletune.selector.logged import Logged
 from tripletune.selector.offpolicy import certain, estimate, uniform
-from tripletune.selector.selector import LEARNERS, Judging, cross_fit, learn
+from tripletune.selector.selector import LEARNERS, Judging, cross_fit, learn, personal_scores
 
 SETTINGS = SelectorConfig()
 JUDGING = Judging(confidence=0.95, resamples=200, seed=7)
@@ -56,6 +56,14 @@ def test_the_robust_value_is_unbiased_over_all_logs_that_could_have_been_drawn(m
     truth = float(policy_T @ reward_T) / 2
     assert total == pytest.approx(truth)
     assert weighted == pytest.approx(truth)
+
+
+def test_a_choice_that_the_log_never_shows_has_no_snips_value_and_no_nan():
+    logged, _ = make_log(300)
+    others = logged.only(logged.taken_L != logged.best(personal_scores(logged)))
+    values = cross_fit(others, SETTINGS, JUDGING)
+    assert values["personal"]["snips"] is None
+    assert values["random"]["snips"] == pytest.approx(float(others.reward_L.mean()), abs=0.1)
 
 
 def test_snips_of_a_constant_reward_is_that_reward():

@@ -14,7 +14,7 @@ from tripletune.ablate.sets import BASE, AblationSet, Member
 from tripletune.config import RunConfig
 from tripletune.config.presets import load_config
 from tripletune.errors import ConfigError, UserError
-from tripletune.evaluate.metrics import metric_names
+from tripletune.evaluate.metrics import measured_cutoffs, metric_names
 from tripletune.pipeline.resolve import resolve
 from tripletune.pipeline.stages import require_one_answer
 from tripletune.store.fingerprint import sha256_json
@@ -91,17 +91,12 @@ def plan_set(
 
     Raises:
         UserError: settings or inputs of the base are wrong; or of a member, and then the line begins with its name.
-        ConfigError: a member changes nothing, or the dataset, there is none of the given name, or no metric of the
-            set's.
+        ConfigError: a member changes nothing, or the dataset, or a member or a metric that is named does not exist.
     """
-    unknown = [one for one in only if one not in [member.name for member in found.member]]
-    if unknown:
-        raise ConfigError(f"--member {unknown[0]!r}: set {name} has {', '.join(one.name for one in found.member)}")
-    chosen = [member for member in found.member if not only or member.name in only]
-    shared = (*found.set, *overrides)
+    chosen = _chosen(found, name, only)
 
     def planned(member: Member) -> Planned:
-        given = (*shared, *member.set)
+        given = (*found.set, *overrides, *member.set)
         settings = load_config(config, given, movielens=movielens, imdb=imdb)
         require_one_answer(settings)
         return Planned(
@@ -120,6 +115,7 @@ def plan_set(
     for member in chosen:
         try:
             one = planned(member)
+            _refuse_unmeasured(found.metrics, one)
         except UserError as error:
             raise type(error)(f"member {member.name}: {error}") from None
         _refuse_useless(one, base)
@@ -135,12 +131,20 @@ def plan_set(
     )
 
 
-def _refuse_unmeasured(metrics: Sequence[str], base: Planned) -> None:
-    """Metrics are read at the end; a wrong name should not show after hours."""
-    known = metric_names(base.settings.evaluate.rerank_cutoffs)
+def _chosen(found: AblationSet, name: str, only: Sequence[str]) -> list[Member]:
+    """Members of the given names, in the set's order; all where none is given."""
+    unknown = [one for one in only if one not in [member.name for member in found.member]]
+    if unknown:
+        raise ConfigError(f"--member {unknown[0]!r}: set {name} has {', '.join(one.name for one in found.member)}")
+    return [member for member in found.member if not only or member.name in only]
+
+
+def _refuse_unmeasured(metrics: Sequence[str], one: Planned) -> None:
+    """Metrics are read at the end; one that a run does not measure should not show after hours."""
+    known = metric_names(measured_cutoffs(one.settings.evaluate.rerank_cutoffs))
     unknown = [name for name in metrics if name not in known]
     if unknown:
-        raise ConfigError(f"metrics names {unknown[0]!r}, which no run measures; there are {', '.join(known)}")
+        raise ConfigError(f"metrics names {unknown[0]!r}, which is not measured; there are {', '.join(known)}")
 
 
 def _refuse_useless(one: Planned, base: Planned) -> None:

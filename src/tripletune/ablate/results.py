@@ -14,8 +14,7 @@ from tripletune.compare.compare import Comparison, Line, compare_runs
 from tripletune.compare.pages import about, markdown_table, p_value, signed, verdict, write_comparison
 from tripletune.compare.runs import RunScores, read_scores, same_questions
 from tripletune.errors import UserError
-from tripletune.html.pages import write_page
-from tripletune.store.files import make_folder, write_atomically, write_json
+from tripletune.html.pages import write_result
 
 FILES = ("ablation.json", "ablation.md", "ablation.html")
 CONFIDENCE, RESAMPLES = 0.95, 10_000
@@ -71,14 +70,13 @@ def write_results(folder: Path, found: Results) -> list[Path]:
     Raises:
         InputError: the folder cannot be made.
     """
-    make_folder(folder, "--artifacts")
-    as_json, as_markdown, as_html = (folder / name for name in FILES)
-    write_json(as_json, plain(found))
-    text = "\n".join(_markdown(found)) + "\n"
-    write_atomically(as_markdown, lambda part: part.write_text(text, encoding="utf-8"))
-    write_page(
-        as_html,
-        "templates/ablation.html.j2",
+    written = write_result(
+        folder,
+        "--artifacts",
+        FILES,
+        plain=plain(found),
+        markdown=_markdown(found),
+        template="templates/ablation.html.j2",
         found=found,
         verdict=said(found),
         about=about(found.comparison) if found.comparison else [],
@@ -89,7 +87,6 @@ def write_results(folder: Path, found: Results) -> list[Path]:
         members=member_rows(found),
         counted=counted(found.outcomes),
     )
-    written = [as_json, as_markdown, as_html]
     return [*written, *(write_comparison(folder, found.comparison) if found.comparison else [])]
 
 

@@ -102,15 +102,15 @@ def _films(texts: pl.DataFrame, column: str, words: str) -> pl.DataFrame:
 def _facts(texts: pl.DataFrame, column: str, words: str, inline: Inline) -> pl.DataFrame:
     """``row, movie_id, text, loose`` of a column of triples."""
     facts = texts.select("row", fact=column).explode("fact", empty_as_null=False).unnest("fact")
-    known = pl.DataFrame(list(inline.facts.items()), schema={"relation": pl.String, "told": pl.String}, orient="row")
-    told = facts.join(known.filter(pl.col("relation") != OTHER), on="relation", how="left", maintain_order="left")
-    is_other, is_plain = pl.col("told").is_null(), pl.col("relation").str.contains(_PLAIN)
+    known = pl.DataFrame(list(inline.facts.items()), schema={"relation": pl.String, "phrase": pl.String}, orient="row")
+    worded = facts.join(known.filter(pl.col("relation") != OTHER), on="relation", how="left", maintain_order="left")
+    is_other, is_plain = pl.col("phrase").is_null(), pl.col("relation").str.contains(_PLAIN)
     name = pl.col("relation").str.replace_all("_", " ", literal=True)
     before, _, after = inline.facts[OTHER].partition(RELATION)
     other = pl.when(is_plain).then(pl.concat_str(pl.lit(before), name, pl.lit(after))).otherwise(pl.lit(after))
-    told = told.with_columns(loose=is_other & ~is_plain, told=pl.when(is_other).then(other).otherwise("told"))
+    worded = worded.with_columns(loose=is_other & ~is_plain, phrase=pl.when(is_other).then(other).otherwise("phrase"))
     ahead, _, behind = words.partition(FACT)
-    parts = pl.col("told").str.split_exact(NAME, 1).struct
+    parts = pl.col("phrase").str.split_exact(NAME, 1).struct
     text = pl.concat_str(
         pl.when("loose").then(pl.lit("")).otherwise(pl.lit(ahead)),
         parts.field("field_0"),
@@ -118,7 +118,7 @@ def _facts(texts: pl.DataFrame, column: str, words: str, inline: Inline) -> pl.D
         parts.field("field_1"),
         pl.lit(behind),
     )
-    return told.select("row", "movie_id", "loose", text=text)
+    return worded.select("row", "movie_id", "loose", text=text)
 
 
 def _said(texts: pl.DataFrame) -> pl.DataFrame:

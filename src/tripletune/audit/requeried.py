@@ -28,13 +28,13 @@ _JOINED = ("fused", *_COLUMNS)
 """Lists that other lists go into."""
 
 
-def requeried_findings(retrieve: Path, told: Collection[str]) -> Iterator[Finding]:
+def requeried_findings(retrieve: Path, reads_time: Collection[str]) -> Iterator[Finding]:
     """Lists that changed with their user's future.
 
     Args:
         retrieve: folder of that stage.
-        told: retrievers that say that they take the time of the request (``store.request_time``): their own lists, and
-            those that they go into, may change with it.
+        reads_time: retrievers that say that they take the time of the request (``store.request_time``): their own
+            lists, and those that they go into, may change with it.
 
     Raises:
         InputError: the lists were not computed again.
@@ -52,8 +52,8 @@ def requeried_findings(retrieve: Path, told: Collection[str]) -> Iterator[Findin
     named = pl.concat([ranked, requeried.select(QUERY_KEY)]).unique().with_columns(EXAMPLE_ID)
     for change, kind in KINDS.items():
         found = moved.filter(pl.col("change") == change)
-        if change == "time" and told:
-            found = found.filter(~pl.col("retriever").str.split("-").list.first().is_in([*told, *_JOINED]))
+        if change == "time" and reads_time:
+            found = found.filter(~pl.col("retriever").str.split("-").list.first().is_in([*reads_time, *_JOINED]))
         by_query = found.group_by(QUERY_KEY, maintain_order=True).agg(detail=pl.col("retriever").str.join(", "))
         by_query = by_query.join(named, on=QUERY_KEY, maintain_order="left")
         yield Finding(5, kind, by_query.select("example_id", "detail"))

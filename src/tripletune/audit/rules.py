@@ -249,8 +249,8 @@ def _topic_findings(examples: pl.DataFrame, rows: pl.DataFrame) -> Iterator[Find
     )
     likes = before.filter(pl.col("position") < pl.col("cutoff")).group_by("example_id").len("likes")
     for hint in TOPIC_HINTS:
-        told = examples.select("example_id", topic=hint.name).explode("topic", empty_as_null=False).unnest("topic")
-        known = told.join(likes, on="example_id", how="left", maintain_order="left").with_columns(
+        shown = examples.select("example_id", topic=hint.name).explode("topic", empty_as_null=False).unnest("topic")
+        known = shown.join(likes, on="example_id", how="left", maintain_order="left").with_columns(
             pl.col("likes").fill_null(0)
         )
         films, recent = pl.col("films"), pl.col("recent")

@@ -48,6 +48,7 @@ class FilmVectors:
 
     @property
     def width(self) -> int:
+        """Numbers of a vector."""
         return int(self.vectors_MD.shape[1])
 
 

@@ -27,8 +27,10 @@ from tripletune.config import RunConfig
 from tripletune.errors import ConfigError, InputError, MissingArtifactError
 
 if TYPE_CHECKING:
-    from tripletune.estimate.machine import Machine
+    from tripletune.estimate.machine import Machine, Rates
+    from tripletune.estimate.model_size import ModelSize
     from tripletune.estimate.plan import Estimate
+    from tripletune.estimate.tokens import Tokens
 
 
 @app.command(rich_help_panel="Run")
@@ -68,7 +70,6 @@ def estimate(
 
     For example: [bold]tripletune estimate --config configs/ml-32m.toml --gpu H100-80GB --gpus 2 --examples 200000[/].
     """
-    from tripletune.estimate.machine import measure_rates
     from tripletune.estimate.model_size import size_of
     from tripletune.estimate.models import find_config
     from tripletune.estimate.plan import estimate as make_estimate
@@ -82,12 +83,7 @@ def estimate(
     tokens = read_tokens(shards, settings) if shards else assume_tokens(settings, examples)
     machine = _machine(settings, gpu, memory_gib, tflops, gpus)
 
-    rates = None
-    if machine.device == "cpu":
-        threads = max(1, len(os.sched_getaffinity(0)) // machine.ranks)
-        places = finetune.per_device_train_batch_size * max(1, round(tokens.mean))
-        rates = measure_rates(size, places, machine.dtype, threads)
-    found = make_estimate(finetune, size, tokens, machine, mfu=mfu, rates=rates)
+    found = make_estimate(finetune, size, tokens, machine, mfu=mfu, rates=_measured(settings, size, tokens, machine))
     if as_json:
         say(json.dumps(found.plain(), indent=2))
         return
@@ -137,6 +133,17 @@ def _machine(
     ranks = gpus or read_ranks(file).number
     dtype = choose_dtype(settings.finetune.model)
     return this_machine(ranks, dtype, keep_to_cpu=asked.use_cpu, shares_weights=shared)
+
+
+def _measured(settings: RunConfig, size: ModelSize, tokens: Tokens, machine: Machine) -> Rates | None:
+    """The speed of this machine's processor, by two seconds of products; None of a GPU, which has a data sheet."""
+    from tripletune.estimate.machine import measure_rates
+
+    if machine.device != "cpu":
+        return None
+    threads = max(1, len(os.sched_getaffinity(0)) // machine.ranks)
+    places = settings.finetune.per_device_train_batch_size * max(1, round(tokens.mean))
+    return measure_rates(size, places, machine.dtype, threads)
 
 
 def _table(found: Estimate) -> Table:

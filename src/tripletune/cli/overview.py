@@ -16,15 +16,15 @@ from rich.text import Text
 from tripletune.config import TrackingConfig
 from tripletune.errors import MissingArtifactError
 from tripletune.evaluate.metrics import PROMOTION_METRIC
-from tripletune.evaluate.verdicts import Verdict, verdicts
+from tripletune.evaluate.verdict import Verdict
 from tripletune.promote.pages import PAGE as DECISION_PAGE
 from tripletune.promote.pages import headline as decision_headline
 from tripletune.quality import FIGURES, PAGE
 from tripletune.schemas.rank import SERVED
 from tripletune.store.champion import PROMOTE, read_decision, standing_champion
 from tripletune.store.paths import read_manifest
-from tripletune.store.read import read_parquet
 from tripletune.store.runs import RunRecord, run_page, tracking_uri
+from tripletune.summary import shown_verdicts
 
 STYLES = {"completed": "green", "failed": "red", "running": "yellow"}
 SHOWN_SHIFTS = 8
@@ -146,8 +146,7 @@ def overview(record: RunRecord, root: Path) -> Overview:
     """
     shown: list[Verdict] = []
     if "evaluate" in record.fingerprints and record.paths(root).is_here("evaluate"):
-        folder = record.paths(root).folder("evaluate")
-        shown = verdicts(*(read_parquet(folder / f"{name}.parquet") for name in ("metrics", "comparisons")))
+        shown = shown_verdicts(record, root)
     pages = {
         "report": run_page(root, record),
         "quality": quality_folder(record, root) / PAGE,

@@ -151,15 +151,15 @@ def _check_names(names: list[str], baseline: str) -> None:
 
 
 def _metrics(runs: Sequence[RunScores], purpose: str, wanted: Sequence[str]) -> list[str]:
-    """Metrics of the purpose that all runs measured, in the first one's order."""
+    """Metrics of the purpose that all runs measured, of those wanted, in the first run's order."""
     found: list[list[str]] = []
     for run in runs:
         part = run.scores.filter(pl.col("purpose") == purpose).drop(*UNIT, "asked")
         found.append([column.name for column in part if not column.has_nulls()])
     common = [name for name in found[0] if all(name in names for names in found)]
-    unknown = [name for name in wanted if not any(name in names for names in found)]
-    if unknown:
-        raise UserError(f"--metric {unknown[0]!r} was not measured; there are {', '.join(common)}")
+    missing = [name for name in wanted if name not in common]
+    if missing:
+        raise UserError(f"--metric {missing[0]!r} was not measured by every run; all measured {', '.join(common)}")
     return [name for name in common if not wanted or name in wanted]
 
 

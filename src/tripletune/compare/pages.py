@@ -9,9 +9,8 @@ from pathlib import Path
 
 from tripletune.compare.compare import Comparison, Line
 from tripletune.compare.differences import difference_tables
-from tripletune.html.pages import write_page
+from tripletune.html.pages import write_result
 from tripletune.html.pictures import Dot, draw_dots
-from tripletune.store.files import make_folder, write_atomically, write_json
 
 FILES = ("comparison.json", "comparison.md", "comparison.html")
 COLUMNS = (
@@ -42,14 +41,13 @@ def write_comparison(folder: Path, found: Comparison) -> list[Path]:
     Raises:
         InputError: the folder cannot be made.
     """
-    make_folder(folder, "--out")
-    as_json, as_markdown, as_html = paths = [folder / name for name in FILES]
-    write_json(as_json, asdict(found))
-    text = "\n".join(_markdown(found)) + "\n"
-    write_atomically(as_markdown, lambda part: part.write_text(text, encoding="utf-8"))
-    write_page(
-        as_html,
-        "templates/compare.html.j2",
+    return write_result(
+        folder,
+        "--out",
+        FILES,
+        plain=asdict(found),
+        markdown=_markdown(found),
+        template="templates/compare.html.j2",
         found=found,
         about=about(found),
         verdict=verdict(found),
@@ -58,7 +56,6 @@ def write_comparison(folder: Path, found: Comparison) -> list[Path]:
         p_value=p_value,
         signed=signed,
     )
-    return paths
 
 
 def by_run(found: Comparison) -> list[tuple[str, list[Line]]]:

@@ -77,6 +77,7 @@ class Memory:
 
     @property
     def total(self) -> float:
+        """Bytes of all parts."""
         return self.weights + self.adapter + self.activations + self.allocator + self.logits + self.overhead
 
 

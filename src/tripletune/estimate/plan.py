@@ -49,6 +49,7 @@ class Estimate:
 
     @property
     def seconds(self) -> float:
+        """Training with its evaluations."""
         return self.training_seconds + self.evaluation_seconds
 
     def plain(self) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from tripletune.errors import InputError
 from tripletune.evaluate.answers.audit import audit_answers
 from tripletune.evaluate.cold import KNOWLEDGE_GROUPS, MEASURES, known_films, score_by_knowledge
 from tripletune.evaluate.families import GROUPS
-from tripletune.evaluate.metrics import VALID, is_share_metric, mean_over_cutoffs, score_lists
+from tripletune.evaluate.metrics import VALID, is_share_metric, mean_over_cutoffs, measured_cutoffs, score_lists
 from tripletune.evaluate.report import write_report
 from tripletune.evaluate.significance import (
     Interval,
@@ -37,7 +37,6 @@ from tripletune.evaluate.significance import (
     summarise,
 )
 from tripletune.evaluate.tables import CEILING_ROW, ranked_systems, retrieval_rows
-from tripletune.ndcg import PROMOTION_CUTOFF
 from tripletune.schemas.base import conform
 from tripletune.schemas.query import PURPOSES, QUERY_KEY
 from tripletune.schemas.rank import PREDICTIONS, SAMPLED, SYSTEMS
@@ -85,6 +84,13 @@ class Measured(NamedTuple):
     metrics: list[tuple[Any, ...]]
     comparisons: list[tuple[Any, ...]]
 
+    def frames(self) -> tuple[pl.DataFrame, pl.DataFrame]:
+        """Both as tables."""
+        return (
+            pl.DataFrame(self.metrics, METRICS, orient="row"),
+            pl.DataFrame(self.comparisons, COMPARISONS, orient="row"),
+        )
+
 
 def evaluate_run(
     predictions: Path,
@@ -108,8 +114,8 @@ def evaluate_run(
         out: receives per_viewer, metrics, comparisons and answers.parquet, metrics.json, answers.json, report.html.
         settings: cut-offs, resamples and confidence.
         seed: of the bootstrap.
-        trained: folders of ``finetune`` and of the stages that train a model: their curves and R-GAT's attention go
-            into the report.
+        trained: folders of ``finetune``, of the stages that train a model, and of ``probe`` where it ran: curves,
+            R-GAT's attention and what the model relies on go into the report.
         ingest: its films and users, for the audits of the answers.
 
     Returns:
@@ -121,10 +127,9 @@ def evaluate_run(
     """
     held_out = _held_out(shards)
     answered = _answered(predictions, held_out)
-    rerank_cutoffs = sorted({*settings.rerank_cutoffs, PROMOTION_CUTOFF})
     lists = _retrieval_lists(retrieve / "rankings.parquet")
     retrieval = _scored(lists, "top", list(settings.retrieval_cutoffs))
-    reranked = _rerank_scores(answered, rerank_cutoffs)
+    reranked = _rerank_scores(answered, measured_cutoffs(settings.rerank_cutoffs))
     on_test = reranked.filter(pl.col("purpose") == "test")
     on_valid = reranked.filter(pl.col("purpose") == "valid").rename(lambda name: name if name in KEY else VALID + name)
 
@@ -135,19 +140,15 @@ def evaluate_run(
     _measure_shares(measured, answered, on_test, settings, seed)
     test = held_out.filter(pl.col("purpose") == "test")
     _measure_knowledge(measured, score_by_knowledge(lists, test, known_films(split)), settings, seed)
-    metrics = pl.DataFrame(measured.metrics, METRICS, orient="row")
-    comparisons = pl.DataFrame(measured.comparisons, COMPARISONS, orient="row")
+    metrics, comparisons = measured.frames()
 
     per_viewer = pl.concat([retrieval, reranked], how="diagonal").sort("row", "purpose", "user_id", maintain_order=True)
     for name, frame in (("per_viewer", per_viewer), ("metrics", metrics), ("comparisons", comparisons)):
         write_parquet(out / f"{name}.parquet", frame, row_group_size=ROW_GROUP)
     folders = {"rank": predictions, "generate": shards, "retrieve": retrieve, "split": split, **trained}
     audits = audit_answers({**folders, "ingest": ingest}, on_test, out, settings, seed)
-    facts = _flat(metrics) | audits.facts()
-    facts |= {
-        "retrieval_viewers": retrieval["user_id"].n_unique(),
-        "rerank_viewers": on_test["user_id"].n_unique(),
-    }
+    users = {"retrieval_viewers": retrieval["user_id"].n_unique(), "rerank_viewers": on_test["user_id"].n_unique()}
+    facts = _flat(metrics) | audits.facts() | users
     write_json(out / "metrics.json", facts)
     write_report(out / "report.html", metrics, comparisons, folders, audits, confidence=settings.confidence, seed=seed)
     return facts

@@ -47,6 +47,11 @@ def metric_names(cutoffs: Sequence[int]) -> list[str]:
     return [f"{name}_at_{k}" for k in cutoffs for name in METRICS]
 
 
+def measured_cutoffs(configured: Sequence[int]) -> list[int]:
+    """The cut-offs of re-ranking: those configured, and that of the promotion."""
+    return sorted({*configured, PROMOTION_CUTOFF})
+
+
 def is_share_metric(name: str) -> bool:
     """Whether a metric is one of ``SHARES``, of test or valid."""
     return name.removeprefix(VALID).partition("_at_")[0] in SHARES

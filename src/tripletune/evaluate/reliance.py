@@ -33,6 +33,11 @@ TABLES: tuple[Mapping[str, Any], ...] = (
 _ORDER = ("tuned", SERVED, "retriever")
 
 
+def read_probed(probe: Path) -> pl.DataFrame:
+    """Rows of ``PROBED``, from the stage's folder."""
+    return conform(read_parquet(probe / PROBED_NAME), PROBED)
+
+
 def reliance_section(probe: Path | None) -> dict[str, Any] | None:
     """Values of ``templates/report/reliance.html.j2``: the sentences, and tables by purpose and system.
 
@@ -41,7 +46,7 @@ def reliance_section(probe: Path | None) -> dict[str, Any] | None:
     """
     if probe is None:
         return None
-    summary = conform(read_parquet(probe / PROBED_NAME), PROBED)
+    summary = read_probed(probe)
     facts = (read_manifest(probe) or {}).get("facts", {})
     groups = []
     order = pl.col("system").replace_strict({name: place for place, name in enumerate(_ORDER)})

@@ -23,7 +23,7 @@ from tripletune.evaluate.curves import training_curves
 from tripletune.evaluate.examples import first_examples
 from tripletune.evaluate.families import FAMILIES, family_tables, is_ranking_metric
 from tripletune.evaluate.relations import triples_by_relation
-from tripletune.evaluate.reliance import reliance_section
+from tripletune.evaluate.reliance import read_probed, reliance_section
 from tripletune.evaluate.tables import CEILING_ROW, retrieval_rows
 from tripletune.evaluate.verdicts import verdicts
 from tripletune.html.pages import write_page
@@ -132,7 +132,7 @@ def write_report(
         facts=_facts(folders, seed),
         confidence=confidence,
         headlines=_headlines(metrics),
-        verdicts=verdicts(metrics, comparisons),
+        verdicts=verdicts(metrics, comparisons, read_probed(folders["probe"]) if "probe" in folders else None),
         contents=parts,
     )
 

@@ -1,23 +1,16 @@
-"""Verdicts at the top of the report: what the paired comparisons say, in a word and a sentence."""
+"""Verdicts at the top of the report: what comparisons and probe say, in a word and a sentence."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import polars as pl
 
+from tripletune.evaluate.hint_verdicts import hint_verdicts
 from tripletune.evaluate.metrics import PROMOTION_METRIC
+from tripletune.evaluate.verdict import Verdict, signed
 from tripletune.schemas.rank import SERVED
-
-
-class Verdict(NamedTuple):
-    """An answer to one question of the report's first part."""
-
-    question: str
-    word: str
-    """``yes``, ``no``, ``not shown`` or ``not known``."""
-    text: str
 
 
 def words(line: Mapping[str, Any]) -> str:
@@ -29,11 +22,12 @@ def words(line: Mapping[str, Any]) -> str:
     return "worse" if line["high"] < 0 else "no difference shown"
 
 
-def verdicts(metrics: pl.DataFrame, comparisons: pl.DataFrame) -> list[Verdict]:
+def verdicts(metrics: pl.DataFrame, comparisons: pl.DataFrame, probed: pl.DataFrame | None) -> list[Verdict]:
     """Did tuning help, against the untuned model and against the retriever's order; and did the hints?
 
     Args:
         metrics, comparisons: rows of ``METRICS`` and ``COMPARISONS`` of evaluate.
+        probed: rows of ``PROBED``; None where the run has no stage ``probe``.
     """
     found = [
         _compared("Did tuning help?", "tuned", "untuned", metrics, comparisons),
@@ -42,13 +36,7 @@ def verdicts(metrics: pl.DataFrame, comparisons: pl.DataFrame) -> list[Verdict]:
     if SERVED in metrics["row"]:
         asked = "Is the tuned model with the retriever's scores better than the retriever's order?"
         found.append(_compared(asked, SERVED, "retriever", metrics, comparisons))
-    hints = Verdict(
-        "Did the hints help?",
-        "not known",
-        "One run can't tell: compare it with a run on the same queries whose template has no hints, such as hints-off "
-        "(tripletune compare).",
-    )
-    return [*found, hints]
+    return [*found, *hint_verdicts(probed)]
 
 
 def _compared(question: str, a: str, b: str, metrics: pl.DataFrame, comparisons: pl.DataFrame) -> Verdict:
@@ -73,8 +61,3 @@ def _compared(question: str, a: str, b: str, metrics: pl.DataFrame, comparisons:
     worse = " It is worse." if said == "worse" else ""
     text = f"{PROMOTION_METRIC} of {a} minus {b}: {signed(line['difference'])} ({interval}){means}, {users}.{worse}"
     return Verdict(question, word, text)
-
-
-def signed(value: float) -> str:
-    """A difference with its sign and three decimals: -0.000 is a little below 0."""
-    return f"{value:+.3f}" if value else "0.000"

@@ -73,9 +73,11 @@ class BestKeeper(TrainerCallback):  # type: ignore[misc]  # the library has no t
         self._at_checkpoint: Best | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Take the best step of the log that a resumed training begins with."""
         self._at_checkpoint = best_of(state.log_history)
 
     def on_evaluate(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+        """Keep the weights of a step that is the best, and stop after ``patience`` evaluations without one."""
         best = best_of(state.log_history)
         if best is None:
             return
@@ -91,6 +93,7 @@ class BestKeeper(TrainerCallback):  # type: ignore[misc]  # the library has no t
             control.should_save = False
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Remove all but the best step at this checkpoint."""
         self._at_checkpoint = best_of(state.log_history)
         if self._keeps and state.is_local_process_zero:
             self._remove_all_but(self._at_checkpoint)

@@ -59,6 +59,7 @@ class TrainingJob(BaseModel):
 
     @property
     def scratch(self) -> Path:
+        """Folder of what is not published."""
         return self.out / SCRATCH
 
     @property
@@ -68,6 +69,7 @@ class TrainingJob(BaseModel):
 
     @property
     def checkpoints(self) -> Path:
+        """Folder of the Trainer's checkpoints."""
         return self.scratch / "checkpoints"
 
     @property
@@ -77,6 +79,7 @@ class TrainingJob(BaseModel):
 
     @property
     def adapter(self) -> Path:
+        """Folder of the adapter; there when it is whole."""
         return self.out / "adapter"
 
     @property

@@ -10,48 +10,34 @@ import json
 import logging
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
-from tripletune.behaviour.space import SPACE, align, load_vectors, read_vectors, save_vectors
-from tripletune.behaviour.tables import FILMS, write_film_tables
+from tripletune.behaviour.tables import FILMS
 from tripletune.chat import DATE
 from tripletune.config import FinetuneConfig
-from tripletune.contract import (
-    TINY,
-    AdapterContract,
-    BaseIdentity,
-    BehaviourSpace,
-    Residual,
-    identify_base,
-    write_contract,
-)
-from tripletune.errors import ConfigError, ContractError, InputError, TrainingCrash, TrainingDiverged, TrainingError
+from tripletune.contract import AdapterContract, Residual, write_contract
+from tripletune.errors import TrainingCrash, TrainingDiverged, TrainingError
 from tripletune.finetune.checkpoints import last_whole
-from tripletune.finetune.job import TrainingJob, columns_read
+from tripletune.finetune.job import TrainingJob
 from tripletune.finetune.live_log import LiveLog, OnLog
+from tripletune.finetune.prepare import FilmSource, Prepared, prepare
 from tripletune.finetune.ranks import accumulated_batches, read_ranks, write_launch_config
+from tripletune.finetune.shards import Examples, prior_of, read_examples
 from tripletune.finetune.token_files import write_token_files
 from tripletune.finetune.trainer_settings import check_trainer_settings
-from tripletune.finetune.warm import Champion, require_same_base, reuse_champion, select_new, write_trained_examples
-from tripletune.judges import judges
+from tripletune.finetune.warm import Champion, reuse_champion, select_new, write_trained_examples
 from tripletune.processes.messages import receive
 from tripletune.processes.supervise import ProcessFailed, clean_environment, end_noted, run_supervised
 from tripletune.progress import Progress
 from tripletune.quantization import check_quantization
-from tripletune.residual import calibrate_prior
-from tripletune.schemas.generate import EXAMPLES
-from tripletune.stable_hash import mix
 from tripletune.store.files import write_json
 from tripletune.store.parquet import write_parquet
-from tripletune.store.paths import MANIFEST, SCRATCH, Facts
-from tripletune.store.read import scan_parquet
-from tripletune.store.shards import shard_files
+from tripletune.store.paths import SCRATCH, Facts
 
 PATIENCE_SECONDS = 120.0
 """How long a finished training waits for points of its live curve that the tracking server has not taken."""
@@ -60,16 +46,6 @@ _SHORT_PATIENCE_SECONDS = 5.0
 ADAPTER_CURVE = pl.Schema({"step": pl.Int32, "metric": pl.String, "value": pl.Float64})
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class FilmSource:
-    """Where the film vectors of behaviour tokens come from."""
-
-    stage: str
-    folder: Path
-    columns: tuple[str, ...]
-    """Columns that list the films of the template's sections, in the template's order."""
 
 
 def finetune_adapter(
@@ -108,13 +84,8 @@ def finetune_adapter(
             fresh adapter is trained on all examples.
 
     Returns:
-        No facts but on machine 0. There, those of ``warm.select_new`` and ``best.evaluation_facts``, steps,
-        seconds, tokens, examples, eval_examples, trainable_parameters, world_size, dtype, held_share
-        (``sharding.held_share`` of the first process), attention (transformers' name), resumed_from_step (0
-        when it started over); of the steps since then tokens_trained, tokens_per_second, peak_memory_gib,
-        loader_wait_share, and on a known GPU mfu (``meter``); with an objective over labels, where valid has
-        users who select, also weight, select_examples, select_loss and select_loss_retriever
-        (``training._weigh``).
+        Facts of ``warm.select_new`` and ``training.train``, and with behaviour tokens behaviour_films and
+        behaviour_cosine; none but on machine 0.
 
     Raises:
         InputError, ConfigError: nothing to train on, nothing to evaluate on where that decides, no such model or
@@ -126,43 +97,19 @@ def finetune_adapter(
     check_trainer_settings(settings.trainer)
     accumulated_batches(settings, read_ranks(Path(settings.accelerate_config)).number)
     check_quantization(settings.quantization)
-    train = _train_shards(shards)
-    evaluation = _valid_examples(shards, settings.max_eval_examples, settings, seed)
-    selecting = _valid_examples(shards, settings.max_select_examples if settings.scores_labels else 0, settings, seed)
-    _require_evaluation(shards, evaluation, settings)
+    examples = read_examples(shards, settings, seed)
     scratch = out / SCRATCH
     scratch.mkdir(parents=True, exist_ok=True)
     end_noted(scratch / "launcher.json")
-    chosen, start_facts = select_new(train, champion, scratch / "new")
+    chosen, start_facts = select_new(examples.train, champion, scratch / "new")
     if champion and not chosen:
         return reuse_champion(champion, out)
-    if champion and settings.model == TINY:
-        base = champion.folder / "base"  # it was built from the prompts of the chain's first run
-    identity, base_name = _prepare_base(train, out, settings, seed, base)
-    if champion:
-        require_same_base(champion, identity)
-    space, film_facts = _prepare_films(behaviour, out, champion) if behaviour else (None, Facts())
-    job = TrainingJob(
-        out=out,
-        train=tuple(chosen),
-        evaluation=scratch / "evaluation.parquet" if len(evaluation) else None,
-        select=scratch / "select.parquet" if len(selecting) else None,
-        prior=_prior(train, int(prompt_contract["num_candidates"])) if settings.scores_labels else (),
-        films=scratch / FILMS if space else None,
-        film_columns=space.columns if space else (),
-        teacher=teacher / "train" if teacher else None,
-        answer_style=str(prompt_contract["answer_style"]),
-        base=identity.source,
-        hub_revision=identity.hub_revision,
-        base_name=base_name,
-        start=champion.adapter if champion else None,
-        settings=settings,
-        seed=seed,
-    )
+    prepared = prepare(examples.train, out, settings, seed, base=base, behaviour=behaviour, champion=champion)
+    job = _job(out, chosen, examples, prepared, prompt_contract, settings, seed, teacher=teacher, champion=champion)
     _take_over(job)
-    for path, examples in ((job.evaluation, evaluation), (job.select, selecting)):
+    for path, rows in ((job.evaluation, examples.evaluation), (job.select, examples.select)):
         if path:
-            write_parquet(path, examples)
+            write_parquet(path, rows)
     if not (job.result.is_file() and job.adapter.is_dir()):
         write_token_files(job)
         _launch(job, on_log, machine)
@@ -171,40 +118,47 @@ def finetune_adapter(
     result = json.loads(job.result.read_text(encoding="utf-8"))
     write_parquet(out / "curve.parquet", _curve(result["history"]))
     write_trained_examples(out, chosen, champion)
-    facts: Facts = result["facts"] | film_facts | start_facts
+    facts: Facts = result["facts"] | prepared.facts | start_facts
     if facts.get("best_beats_start") is False:
         log.warning("finetune: no evaluated step is better than the model before training; see curve.parquet")
     residual = _residual(job, facts)
-    write_contract(out, _contract(settings, identity, prompt_contract, lineage, facts["dtype"], residual, space))
+    contract = _contract(settings, prepared, prompt_contract, lineage, facts["dtype"], residual)
+    write_contract(out, contract)
     return facts
 
 
-def _prepare_films(source: FilmSource, out: Path, champion: Champion | None) -> tuple[BehaviourSpace, Facts]:
-    """Write the film vectors: those whose space the projector is trained in, which ranking needs again, and for the
-    training those of fit a and, for examples of valid, of fit b in that space. It is fit a's own, or the champion's.
-
-    Returns:
-        What the contract says of them; facts behaviour_films and behaviour_cosine.
-    """
-    first = read_vectors(source.folder, source.stage, "a")
-    reference = first
-    if champion:
-        reference = load_vectors(champion.folder / SPACE)
-        try:
-            first = align(first, reference).vectors
-        except ContractError as error:
-            raise ConfigError(f"finetune.start = 'champion': {error}, with finetune.start = 'base'") from None
-    second = align(read_vectors(source.folder, source.stage, "b"), reference)
-    save_vectors(out / SPACE, reference)
-    write_film_tables(out / SCRATCH / FILMS, first, second.vectors)
-    log.info(
-        "finetune: film vectors of %s, fit b turned into the adapter's space: mean cosine %.2f of %s films",
-        source.stage,
-        second.cosine,
-        f"{second.shared:,}",
+def _job(
+    out: Path,
+    chosen: Sequence[Path],
+    examples: Examples,
+    prepared: Prepared,
+    prompt_contract: Mapping[str, Any],
+    settings: FinetuneConfig,
+    seed: int,
+    *,
+    teacher: Path | None,
+    champion: Champion | None,
+) -> TrainingJob:
+    """The job of the training processes; ``chosen`` are the shards to train on."""
+    scratch, space = out / SCRATCH, prepared.space
+    num_candidates = int(prompt_contract["num_candidates"])
+    return TrainingJob(
+        out=out,
+        train=tuple(chosen),
+        evaluation=scratch / "evaluation.parquet" if len(examples.evaluation) else None,
+        select=scratch / "select.parquet" if len(examples.select) else None,
+        prior=prior_of(examples.train, num_candidates) if settings.scores_labels else (),
+        films=scratch / FILMS if space else None,
+        film_columns=space.columns if space else (),
+        teacher=teacher / "train" if teacher else None,
+        answer_style=str(prompt_contract["answer_style"]),
+        base=prepared.identity.source,
+        hub_revision=prepared.identity.hub_revision,
+        base_name=prepared.base_name,
+        start=champion.adapter if champion else None,
+        settings=settings,
+        seed=seed,
     )
-    space = BehaviourSpace(source=source.stage, space=reference.space, columns=source.columns)
-    return space, {"behaviour_films": second.shared, "behaviour_cosine": round(second.cosine, 4)}
 
 
 def _residual(job: TrainingJob, facts: Facts) -> Residual | None:
@@ -217,13 +171,13 @@ def _residual(job: TrainingJob, facts: Facts) -> Residual | None:
 
 def _contract(
     settings: FinetuneConfig,
-    base: BaseIdentity,
+    prepared: Prepared,
     prompt_contract: Mapping[str, Any],
     lineage: Mapping[str, str],
     dtype: str,
     residual: Residual | None,
-    behaviour: BehaviourSpace | None,
 ) -> AdapterContract:
+    base = prepared.identity
     return AdapterContract(
         prompt=dict(prompt_contract),
         tokenizer_sha256=base.tokenizer_sha256,
@@ -234,90 +188,9 @@ def _contract(
         quantization=settings.quantization,
         objective=settings.objective,
         residual=residual,
-        behaviour=behaviour,
+        behaviour=prepared.space,
         lineage=dict(lineage),
     )
-
-
-def _train_shards(shards: Path) -> list[Path]:
-    train = shard_files(shards / "train")
-    if not train or not scan_parquet(train).select(pl.len()).collect().item():
-        raise InputError(
-            f"{shards / 'train'}: no training examples; more users, a larger retrieve.num_candidates "
-            "or a smaller split.min_graph would give some"
-        )
-    return train
-
-
-def _valid_examples(shards: Path, limit: int, settings: FinetuneConfig, seed: int) -> pl.DataFrame:
-    """Valid examples that can be answered (the like is a candidate) of users who select: the first by hash of user, and
-    of a user by cutoff."""
-    columns = columns_read(settings)
-    valid = shard_files(shards / "valid")
-    if not valid or not limit:
-        return pl.DataFrame(schema={name: EXAMPLES[name] for name in columns})
-    answerable = scan_parquet(valid).filter(pl.col("candidates").list.contains(pl.col("answers").list.first()))
-    queries = answerable.select("user_id", "cutoff").collect()
-    queries = queries.filter(~judges(queries["user_id"], seed))
-    order = pl.Series("order", mix(queries["user_id"].to_numpy(), seed))
-    chosen = queries.with_columns(order).sort("order", "user_id", "cutoff").head(limit)
-    rows = answerable.join(chosen.lazy(), on=["user_id", "cutoff"], how="inner").sort("order", "user_id", "cutoff")
-    return rows.select(columns).collect()
-
-
-def _require_evaluation(shards: Path, evaluation: pl.DataFrame, settings: FinetuneConfig) -> None:
-    """Refuse to choose a step by evaluations where there is no example to evaluate on."""
-    if len(evaluation) or (settings.keep == "last" and not settings.patience):
-        return
-    raise InputError(
-        f"{shards / 'valid'}: no example to evaluate on, which finetune.keep = {settings.keep!r} with "
-        f"finetune.patience = {settings.patience} needs; set keep to 'last' and patience to 0, or take more users"
-    )
-
-
-def _prior(train: list[Path], num_candidates: int) -> tuple[float, ...]:
-    """The retriever's log-score by place, calibrated on the training examples."""
-    rows = scan_parquet(train).select("answers", "retrieved").with_row_index("row")
-    places = (
-        rows.with_columns(place=pl.int_ranges(pl.col("retrieved").list.len()))
-        .explode("retrieved", "place")
-        .filter(pl.col("retrieved").is_in(pl.col("answers")))
-        .group_by("row", maintain_order=True)
-        .agg("place")
-        .collect()
-    )
-    return tuple(round(float(value), 6) for value in calibrate_prior(places["place"].to_list(), num_candidates))
-
-
-def _prepare_base(
-    train: list[Path], out: Path, settings: FinetuneConfig, seed: int, base: Path | None
-) -> tuple[BaseIdentity, str]:
-    """The base model's identity and a name for it that does not depend on where the work folder is."""
-    if base is not None:
-        _link(base, out / "base")
-        return identify_base(str(out / "base"), ""), settings.model
-    if settings.model == TINY:
-        from tripletune.finetune.tiny import write_tiny_llama  # transformers takes seconds to import
-
-        write_tiny_llama(train, out / "base", settings.tiny, seed)
-        return identify_base(str(out / "base"), ""), TINY
-    if not Path(settings.model).is_dir() and not settings.revision:
-        raise ConfigError(
-            f"finetune.model = {settings.model!r} is no local folder, and a Hugging Face id needs finetune.revision"
-        )
-    return identify_base(settings.model, settings.revision), settings.model
-
-
-def _link(folder: Path, to: Path) -> None:
-    """The files of a model folder under another name, so that an adapter's folder holds all that it needs."""
-    shutil.rmtree(to, ignore_errors=True)
-    to.mkdir()
-    for file in folder.iterdir():
-        if file.is_file() and file.name != MANIFEST:
-            try:
-                (to / file.name).hardlink_to(file)
-            except OSError:  # a file system without links
-                shutil.copyfile(file, to / file.name)
 
 
 def _take_over(job: TrainingJob) -> None:

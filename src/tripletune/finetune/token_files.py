@@ -249,7 +249,7 @@ def _write_stream(sink: pa.NativeFile, batches: Iterator[pa.RecordBatch]) -> Non
 def _write_in_processes(job: TrainingJob, pieces: Sequence[_Piece], workers: int) -> None:
     """Write pieces in processes of their own, each of which takes every ``workers``-th piece.
 
-    They are started anew ("spawn"): a fork would copy locks that threads of torch, polars or an orchestrator hold. Each
+    They are new ones ("spawn"): a fork would copy locks that threads of torch, polars or an orchestrator hold. Each
     is a pool of one: a pool that loses a process while it still starts another one closes the pipes that this one is
     being handed, or waits for it for ever.
     """

@@ -46,9 +46,11 @@ class ChatTrainer(SFTTrainer):  # type: ignore[misc]  # the library has no types
         self.meter = meter_of(self.model, self.accelerator, recomputes=self.args.gradient_checkpointing)
 
     def get_batch_samples(self, epoch_iterator: Iterator[Any], *arguments: Any, **named: Any) -> Any:
+        """The next batches, whose loading is timed."""
         return super().get_batch_samples(self.meter.watch(epoch_iterator), *arguments, **named)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log, with the meter's figures next to a loss of the training."""
         if "loss" in logs:
             logs.update(self.meter.read())
         super().log(logs, start_time)
@@ -67,6 +69,7 @@ class ChatTrainer(SFTTrainer):  # type: ignore[misc]  # the library has no types
         return show_sampler(super().get_train_dataloader())
 
     def evaluation_loop(self, *arguments: Any, metric_key_prefix: str = "eval", **named: Any) -> Any:
+        """Evaluate, with the means of what ``_measure`` gives over all examples."""
         self.meter.pause()
         self._sums = []
         output = super().evaluation_loop(*arguments, metric_key_prefix=metric_key_prefix, **named)
@@ -76,6 +79,7 @@ class ChatTrainer(SFTTrainer):  # type: ignore[misc]  # the library has no types
         return output
 
     def prediction_step(self, model: Any, inputs: Any, *_: Any, **__: Any) -> tuple[Tensor, None, None]:
+        """Sum up a batch in place of keeping its logits."""
         with torch.no_grad(), self.compute_loss_context_manager():
             sums_BM = self._measure(model, self._prepare_inputs(inputs))
         self._sums.append(self.accelerator.gather_for_metrics(sums_BM).cpu())  # without what fills up the last batch
@@ -128,6 +132,7 @@ class LabelTrainer(ChatTrainer):
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
+        """The objective over the labels and ``mass_loss``: the mean over the examples of a step."""
         logits_BC, logits_BV = label_logits(model, inputs)
         score_BC = self._scores(logits_BC, inputs)
         loss_B = self._loss(score_BC, inputs["targets"])

@@ -60,6 +60,12 @@ from tripletune.store.files import write_json
 def train(job: TrainingJob) -> None:
     """Train, going on from a whole checkpoint where there is one; the first rank publishes adapter and result.
 
+    The result has the log's history and the facts: those of ``best.evaluation_facts``, steps, seconds, tokens,
+    longest_tokens, examples, eval_examples, trainable_parameters, world_size, dtype, held_share
+    (``sharding.held_share`` of the first process), attention (transformers' name), resumed_from_step (0 when it started
+    over); of the steps since then tokens_trained, tokens_per_second, peak_memory_gib, loader_wait_share, and on a known
+    GPU mfu (``meter``); where valid has users who select, those of ``_weigh``.
+
     Args:
         job: its examples are read from the files of ``token_files.write_token_files``.
 

@@ -44,6 +44,7 @@ class Champion:
 
     @property
     def adapter(self) -> Path:
+        """Folder of its weights."""
         return self.folder / "adapter"
 
     @property

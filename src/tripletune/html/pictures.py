@@ -81,6 +81,8 @@ def draw_dots(dots: Sequence[Dot], *, title: str, xlabel: str, limit: float | No
     axes.set_ylim(len(rows) - 0.5, -0.5)
     if all(dot.value >= 0 and (dot.low or 0) >= 0 for dot in dots):  # shares, not differences
         axes.set_xlim(left=0)
+    # labels such as -0.005 touch where there are more
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=4, steps=[1, 2, 2.5, 5, 10]))
     axes.set_xlabel(xlabel)
     _legend(axes, len(series))
     return _svg(figure, title)

@@ -422,7 +422,8 @@ def _finetune(
 ) -> Callable[[Path], Facts]:
     """What fills a work folder of the stage."""
     from tripletune.audit.ancestors import refuse_trained_on
-    from tripletune.finetune.launch import FilmSource, finetune_adapter
+    from tripletune.finetune.launch import finetune_adapter
+    from tripletune.finetune.prepare import FilmSource
     from tripletune.pipeline.warm import resolved_start
     from tripletune.prompts.engine import prompt_contract
     from tripletune.prompts.template import load_template

@@ -53,7 +53,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Probing:
-    """What a run is probed with, beside its examples."""
+    """What a run is probed with, besides its examples."""
 
     settings: ProbeConfig
     rank: RankConfig

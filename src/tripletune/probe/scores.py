@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,8 +16,6 @@ from tripletune.rank.served import add_retriever
 from tripletune.schemas.rank import SERVED
 
 Floats = npt.NDArray[np.float64]
-Answer = Callable[[pl.DataFrame], pl.DataFrame]
-"""``answers``, all candidates, and ``scores``, their logits, of each of some prompts, as ``Answerer.score``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +40,8 @@ def score_prompts(prompts: pl.DataFrame, answered: pl.DataFrame, residual: Resid
 
     Args:
         prompts: ``candidates`` and ``retrieved``.
-        answered: of ``Answer``, in the order of the prompts.
+        answered: ``answers``, all candidates, and ``scores``, their logits, as ``Answerer.score`` gives them; in the
+            order of the prompts.
         residual: of the adapter's contract.
     """
     systems = {"tuned": answered.select("answers", "scores")}

@@ -1,4 +1,8 @@
-"""Means over users with intervals, and what they say in a sentence."""
+"""Means over users with intervals, and what they say in a sentence.
+
+The share of users whose first answer changes has an exact interval where each user has one prompt: a bootstrap of no
+change at all has width 0.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +10,12 @@ from collections.abc import Mapping
 
 import polars as pl
 
-from tripletune.evaluate.significance import mean_interval
+from tripletune.evaluate.moves import moves_answers
+from tripletune.evaluate.significance import is_share, mean_interval, share_interval
 from tripletune.schemas.base import conform
-from tripletune.schemas.probe import CONTROL, FACT_CHANGES_NAME, PROBED, RELIANCE_NAME, STABILITY_NAME
+from tripletune.schemas.probe import FACT_CHANGES_NAME, PROBED, RELIANCE_NAME, STABILITY_NAME
 from tripletune.schemas.rank import SERVED
 
-NOTHING = 1e-3
-"""A mean distance below this is none, and one below twice that of ``CONTROL``: sums depend on the batch in their last
-bits, which weights in bfloat16 make visible."""
 _CHANGED = ("change", "distance", "first_changed")
 _KINDS = {
     RELIANCE_NAME: ("part", pl.col("part"), _CHANGED),
@@ -43,9 +45,11 @@ def summarise_logs(logs: Mapping[str, pl.DataFrame], *, confidence: float, resam
                 if values.is_empty():
                     continue
                 of_user = values.group_by("user_id").agg(pl.col("value").mean()).sort("user_id")
-                found = mean_interval(
-                    of_user["value"].to_numpy(), confidence=confidence, resamples=resamples, seed=seed
-                )
+                values_U = of_user["value"].to_numpy()
+                if measure == "first_changed" and is_share(values_U):
+                    found = share_interval(values_U, confidence=confidence)
+                else:
+                    found = mean_interval(values_U, confidence=confidence, resamples=resamples, seed=seed)
                 lines.append(
                     (*key[:2], kind, key[2], measure, found.value, found.low, found.high, len(of_user), len(values))
                 )
@@ -57,14 +61,12 @@ def summarise_logs(logs: Mapping[str, pl.DataFrame], *, confidence: float, resam
 def say_reliance(summary: pl.DataFrame) -> list[str]:
     """One sentence for each purpose and system: which parts change its answers, and which do not.
 
-    A part changes nothing if its mean distance is below ``NOTHING``, or below twice that of the control.
+    A part changes nothing as ``moves_answers`` has it.
     """
     parts = summary.filter(pl.col("kind") == "part", pl.col("measure") == "distance")
     said = []
     for (purpose, system), rows in parts.group_by("purpose", "system", maintain_order=True):
-        distances = dict(rows.select("name", "value").iter_rows())
-        least = max(NOTHING, 2 * distances.pop(CONTROL, 0.0))
-        moves = {name: distance >= least for name, distance in distances.items()}
+        moves = moves_answers(dict(rows.select("name", "value").iter_rows()))
         used = [name for name, moved in moves.items() if moved]
         unused = [name for name, moved in moves.items() if not moved]
         if not used:

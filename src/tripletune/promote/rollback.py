@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+import os
 import socket
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,7 +58,7 @@ def roll_back(
     number = target.number if best is None else best.number
     if best and best.number == before.number and not keep_best:
         number = _best_without(before, target, list_versions(tracker, model))
-    when, who = utc_now(), f"{getpass.getuser()}@{socket.gethostname()}"
+    when, who = utc_now(), _who()
     tags = {
         ROLLED_BACK: when,
         f"{ROLLED_BACK}.by": who,
@@ -79,6 +80,15 @@ def roll_back(
     }
     record = write_rollback(root / config.dataset / PROMOTE, step)
     return Rollback(model, before, target, number, record)
+
+
+def _who() -> str:
+    """User and machine; the number of a user that has no name, as in a container."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # KeyError up to Python 3.12
+        user = f"uid {os.getuid()}"
+    return f"{user}@{socket.gethostname()}"
 
 
 def _target(versions: list[Version], before: Version, to: str, model: str) -> Version:

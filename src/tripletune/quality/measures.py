@@ -88,7 +88,7 @@ def _measure(examples: pl.DataFrame, popularity: pl.DataFrame, *, read_text: boo
 
 
 def _counted(examples: pl.DataFrame, texts: pl.DataFrame, shown: pl.DataFrame) -> pl.DataFrame:
-    told = _within("triples", "movie_id")
+    with_triple = _within("triples", "movie_id")
     ahead = shown.filter("is_answer").group_by("example_id").agg(more_popular=pl.col("less_liked").mean())
     counted = examples.select(
         "example_id",
@@ -99,7 +99,7 @@ def _counted(examples: pl.DataFrame, texts: pl.DataFrame, shown: pl.DataFrame) -
         liked=pl.col("liked").list.len(),
         history="cutoff",
         num_candidates=pl.col("candidates").list.len(),
-        bare=pl.col("candidates").list.set_difference(told).list.len(),
+        bare=pl.col("candidates").list.set_difference(with_triple).list.len(),
         answers=pl.col("answers").list.len(),
         retrieved=pl.col("answers").list.set_intersection("candidates").list.len(),
         chars=PROMPT_CHARS + COMPLETION_CHARS,

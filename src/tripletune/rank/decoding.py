@@ -46,6 +46,7 @@ class AnswerState:
 
     @property
     def done(self) -> bool:
+        """Whether every line is written."""
         return len(self.chosen) == self.names.num_answers
 
     def allowed(self) -> list[int]:

@@ -55,12 +55,14 @@ class Pass:
 
     @property
     def system(self) -> str:
+        """Name of the system that answers."""
         if self.quantization in QUANTIZED:
             return QUANTIZED[self.quantization]
         return "tuned" if self.tuned else "untuned"
 
     @property
     def name(self) -> str:
+        """Of the pass, for files and logs."""
         return f"{self.purpose}-{self.system}-{'constrained' if self.constrained else 'free'}"
 
     def num_users(self, settings: RankConfig, ranked: int) -> int:
@@ -106,6 +108,7 @@ class Piece:
 
     @property
     def is_done(self) -> bool:
+        """Whether its answers are written."""
         return self.target.is_file()
 
 

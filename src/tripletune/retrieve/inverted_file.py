@@ -140,7 +140,7 @@ class InvertedFile:
 
 
 def _cut_long_lists(list_V: Ints, centres_CD: Tensor) -> tuple[Ints, Tensor]:
-    """Number the lists anew: none is empty or longer than ``LONGEST``."""
+    """Number the lists again: none is empty or longer than ``LONGEST``."""
     length_C = np.bincount(list_V, minlength=len(centres_CD))
     pieces_C = -(-length_C // LONGEST)
     order_V = np.argsort(list_V, kind="stable")

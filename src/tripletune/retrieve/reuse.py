@@ -130,5 +130,5 @@ def same_facts(before: Path, now: Path, rgat: Path) -> bool:
         return True
     key = ["movie_id", "relation", "entity"]
     weighed = read_parquet(rgat / "attention.parquet", columns=key).unique()
-    told = [read_triples(folder).join(weighed, on=key, how="semi").sort(key) for folder in (before, now)]
-    return told[0].equals(told[1])
+    shown = [read_triples(folder).join(weighed, on=key, how="semi").sort(key) for folder in (before, now)]
+    return shown[0].equals(shown[1])

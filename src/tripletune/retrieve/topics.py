@@ -50,18 +50,18 @@ class TopicTable:
             movie_M: movie ids, unique.
             likes_M: likes of these films in the rows of the fit.
         """
-        told = table.text.with_columns(movie_id=np.repeat(table.films, np.diff(table.offsets)))
-        told = told.cast({"movie_id": pl.Int32}).unique(["movie_id", "relation", "entity"], maintain_order=True)
+        texts = table.text.with_columns(movie_id=np.repeat(table.films, np.diff(table.offsets)))
+        texts = texts.cast({"movie_id": pl.Int32}).unique(["movie_id", "relation", "entity"], maintain_order=True)
         popular = pl.DataFrame({"movie_id": movie_M, "likes": likes_M}).cast({"movie_id": pl.Int32})
         num_likes = int(likes_M.sum())
         facts = (
-            told.join(popular, on="movie_id", how="left")
+            texts.join(popular, on="movie_id", how="left")
             .group_by("relation", "entity")
             .agg(pl.col("entity_name").min(), share=(pl.col("likes").sum() + 1) / (num_likes + 1))
             .sort("relation", "entity")
             .with_row_index("fact")
         )
-        films = told.join(facts, on=["relation", "entity"]).select("movie_id", "fact").sort("movie_id", "fact")
+        films = texts.join(facts, on=["relation", "entity"]).select("movie_id", "fact").sort("movie_id", "fact")
         return cls(films=films, facts=facts.drop("fact"))
 
     def find(self, queries: pl.DataFrame, history: pl.DataFrame, num_topics: int) -> pl.Series:
@@ -81,9 +81,9 @@ class TopicTable:
             films=pl.len().cast(pl.Int32), recent=(pl.col("age") < NEWEST_LIKES).sum().cast(pl.Int32)
         )
         chosen = pl.concat([_NONE_CHOSEN, *self._choose(likes.select("row", "movie_id", "fact"), num_topics)])
-        told = chosen.join(counts, on=["row", "fact"]).join(self.facts.with_row_index("fact"), on="fact")
+        shown = chosen.join(counts, on=["row", "fact"]).join(self.facts.with_row_index("fact"), on="fact")
         lists = (
-            told.sort("row", "place")
+            shown.sort("row", "place")
             .group_by("row", maintain_order=True)
             .agg(topics=pl.struct("relation", "entity", "entity_name", "films", "recent"))
         )

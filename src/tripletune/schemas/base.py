@@ -8,6 +8,7 @@ import polars as pl
 
 
 def columns(columns: Mapping[str, pl.DataType | type[pl.DataType]]) -> pl.Schema:
+    """A schema of columns, each described in the docstring that follows it."""
     return pl.Schema(columns)
 
 

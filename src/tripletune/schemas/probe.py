@@ -114,7 +114,8 @@ PROBED = columns(
         "num_examples": pl.Int64,
     }
 )
-"""probe/summary.parquet: means over users of the columns above, with bootstrap intervals over users.
+"""probe/summary.parquet: means over users of the columns above, with intervals over users: bootstrap, and exact for the
+share of changed first answers where each user has one prompt.
 
 Columns:
     system: tuned, tuned+retriever or retriever

@@ -20,7 +20,7 @@ class Value:
     """A policy's worth on a log."""
 
     snips: float
-    """Nats per fact."""
+    """Nats per fact; NaN where the log shows no fact that the policy would."""
     robust_L: Doubles
     """Each fact's share in the doubly robust value, in nats; facts count by ``1 / share``."""
 

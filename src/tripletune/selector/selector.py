@@ -142,8 +142,9 @@ def cross_fit(logged: Logged, settings: SelectorConfig, judging: Judging) -> dic
     """Off-policy values of both learners, ``personal`` and ``random``, each on users that it was not learned from.
 
     Returns:
-        By choice ``snips`` and ``robust`` (doubly robust), in nats per fact, and for the latter its interval over users
-        and the differences from ``personal`` and ``random`` with theirs.
+        By choice ``snips`` (None where the log shows none of its facts) and ``robust`` (doubly robust), in nats per
+        fact, and for the latter its interval over users and the differences from ``personal`` and ``random`` with
+        theirs.
     """
     fold_L = (mix(logged.user_L, judging.seed + _FOLD) % np.uint64(FOLDS)).astype(np.int64)
     names = (*LEARNERS, "personal", "random")
@@ -176,10 +177,11 @@ def _valued(
 
     whole = over_users(robust[name])
     less = {other: over_users(robust[name] - robust[other]) for other in ("personal", "random")}
-    total = sum(number for _, number in snips)
+    agreeing = [(value, number) for value, number in snips if not np.isnan(value)]  # NaN: no fact of it was shown
+    total = sum(number for _, number in agreeing)
     return _rounded(
         {
-            "snips": sum(value * number for value, number in snips) / total if total else 0.0,
+            "snips": sum(value * number for value, number in agreeing) / total if total else None,
             "robust": whole.value,
             "low": whole.low,
             "high": whole.high,

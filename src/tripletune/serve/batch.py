@@ -123,7 +123,7 @@ def _open(work: Path, job: Mapping[str, Any]) -> None:
     """Keep what an earlier try with the same job has done, and nothing else."""
     note = work / JOB
     if work.exists() and (not note.is_file() or json.loads(note.read_text(encoding="utf-8")) != job):
-        log.info("recommend: %s is of another model, run or list of users; begun anew", work)
+        log.info("recommend: %s is of another model, run or list of users; started over", work)
         shutil.rmtree(work)
     (work / TODAY).mkdir(parents=True, exist_ok=True)
     (work / SCRATCH / "pieces").mkdir(parents=True, exist_ok=True)

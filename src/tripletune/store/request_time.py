@@ -20,8 +20,8 @@ def reading_request_time(trained: Mapping[str, Path]) -> tuple[str, ...]:
 
 def request_time_note(trained: Mapping[str, Path]) -> str:
     """A sentence that names these models; empty where there is none."""
-    told = ", ".join(reading_request_time(trained))
-    return f"{told} reads the time of the request: its lists are for comparison with published tables" if told else ""
+    named = ", ".join(reading_request_time(trained))
+    return f"{named} reads the time of the request: its lists are for comparison with published tables" if named else ""
 
 
 def _says_so(folder: Path) -> bool:

@@ -44,6 +44,7 @@ class Channels:
 
     @property
     def num_movies(self) -> int:
+        """Films, M."""
         return len(self.released_M)
 
 

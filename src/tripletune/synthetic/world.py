@@ -59,6 +59,7 @@ class Catalogue:
 
     @property
     def num_movies(self) -> int:
+        """Films, M."""
         return len(self.year_M)
 
 

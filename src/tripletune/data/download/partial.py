@@ -52,6 +52,7 @@ class PartialFile:
 
     @property
     def is_whole(self) -> bool:
+        """Whether all bytes are here, of a file whose size is known."""
         return 0 < self.total == self.size
 
     def drop(self) -> None:

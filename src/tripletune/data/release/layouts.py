@@ -39,6 +39,7 @@ class Layout:
 
     @property
     def files(self) -> tuple[str, ...]:
+        """Names of the files, one a table."""
         return tuple(table.file for table in self.tables.values())
 
 

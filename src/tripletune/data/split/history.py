@@ -42,10 +42,12 @@ class Ratings:
 
     @property
     def num_viewers(self) -> int:
+        """Users, V."""
         return len(self.user_ids_V)
 
     @property
     def num_ratings(self) -> int:
+        """Rows of all users, R."""
         return len(self.movie_R)
 
     def per_row(self, value_V: npt.NDArray[Any]) -> npt.NDArray[Any]:

@@ -102,8 +102,8 @@ def audit_answers(
         found.ranges.update(name_ranges(users))
         _written(found, folders, queries, predictions.filter(~pl.col("constrained") & ~trivial), settings)
     write_parquet(out / "answers.parquet", found.frame())
-    told = {"verdicts": [verdict._asdict() for verdict in found.verdicts], "ranges": found.ranges}
-    write_json(out / "answers.json", told | {"invented": found.invented})
+    written = {"verdicts": [verdict._asdict() for verdict in found.verdicts], "ranges": found.ranges}
+    write_json(out / "answers.json", written | {"invented": found.invented})
     return found
 
 

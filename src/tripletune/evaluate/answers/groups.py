@@ -26,7 +26,7 @@ ATTRIBUTES = ("activity", "taste", "gender", "age")
 ROUNDING = 1e-12
 """Difference of means that counts as none: sums were added up in another order."""
 _ORDER = {name: place for place, name in enumerate((*TERCILES, *AGE_NAMES))}
-BESIDE = "retriever"
+YARDSTICK = "retriever"
 """The system whose gap a verdict names too: candidates that miss the film are not the model's doing."""
 
 
@@ -224,8 +224,8 @@ def _judge(row: str, judged: dict[str, list[Line]], alpha: float) -> Audited:
     behind = min(shown, key=lambda line: line.value) if shown else worst
     interval = f"{plain(behind.low or 0.0, 3)} to {plain(behind.high or 0.0, 3)}"
     said = f"{behind.part}, {plain(behind.value, 3)} ({interval}), {said_p(behind.p_adjusted or 0.0)}"
-    beside = [line for line in judged.get(BESIDE, []) if line.part == behind.part and row != BESIDE]
-    said += f"; {BESIDE}'s gap there {plain(beside[0].value, 3)}" if beside else ""
+    yardstick = [line for line in judged.get(YARDSTICK, []) if line.part == behind.part and row != YARDSTICK]
+    said += f"; {YARDSTICK}'s gap there {plain(yardstick[0].value, 3)}" if yardstick else ""
     if shown:
         return Audited(lines, [Verdict(NAME, row, "found", f"worse than for other users: {said}")])
     return Audited(lines, [Verdict(NAME, row, "none", f"no group shown to be worse off; the widest gap is {said}")])

@@ -52,7 +52,7 @@ def answers_section(audits: AnswerAudits) -> dict[str, Any] | None:
         "least_users": LEAST_USERS,
         "gaps": _gaps(groups, systems),
         "kinds": KINDS,
-        "written": _written(frame, systems),
+        "written": _written(frame),
         "invented": {row: titles for row, titles in audits.invented.items() if titles},
     }
 
@@ -77,10 +77,9 @@ def _places(frame: pl.DataFrame) -> str:
         return ""
     longest = max(shares, key=lambda row: len(shares[row]))
     labels = [label.removeprefix("place ") for label in lines.filter(pl.col("row") == longest)["part"]]
-    even = [*shares.values()]
     padded = {row: [*values, *[0.0] * (len(labels) - len(values))] for row, values in shares.items()}
     return draw_columns(
-        labels, padded, title="First answers by place shown", xlabel="place shown", even=1 / max(map(len, even))
+        labels, padded, title="First answers by place shown", xlabel="place shown", even=1 / len(labels)
     )
 
 
@@ -111,7 +110,7 @@ def _gaps(lines: pl.DataFrame, systems: Sequence[str]) -> str:
     return draw_dots(dots, title="Gap between a group and the other users", xlabel=f"gap in {PROMOTION_METRIC}")
 
 
-def _written(frame: pl.DataFrame, systems: Sequence[str]) -> list[dict[str, Any]]:
+def _written(frame: pl.DataFrame) -> list[dict[str, Any]]:
     lines = frame.filter(pl.col("audit") == "written").to_dicts()
     found = {(line["row"], line["part"]): line for line in lines}
     rows = dict.fromkeys(line["row"] for line in lines)

@@ -9,12 +9,13 @@ import re
 from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import polars as pl
-from scipy.stats import binomtest
 
 from tripletune.config import EvaluateConfig
 from tripletune.evaluate.answers.record import Audited, Line, Verdict, plain
 from tripletune.evaluate.answers.titles import TitleIndex, title_key
+from tripletune.evaluate.significance import Interval, share_interval
 from tripletune.schemas.answers import AnswerStyle
 
 NAME = "written"
@@ -45,8 +46,8 @@ class Offer(NamedTuple):
 def kind_of_line(line: str, offer: Offer, catalogue: TitleIndex) -> str:
     """One of ``KINDS`` but valid, of a line of an answer that is not valid.
 
-    A line that names a candidate, in the requested form or another one, is ``FORM``. Titles are told by their year in
-    brackets, or, where answers are titles, by the number before them.
+    A line that names a candidate, in the requested form or another one, is ``FORM``. A title is recognised by its year
+    in brackets, or, where answers are titles, by the number before it.
     """
     text = line.strip()
     if offer.style.is_labelled and _LABEL.match(text):
@@ -106,11 +107,11 @@ def audit_written(
 def _count(system: str, kinds: Sequence[str], settings: EvaluateConfig) -> Audited:
     audited, said = Audited(), dict[str, str]()
     for kind in KINDS:
-        count, number = kinds.count(kind), len(kinds)
-        interval = binomtest(count, number).proportion_ci(settings.confidence, method="exact")
-        low, high = float(interval.low), float(interval.high)
-        audited.lines.append(Line(NAME, system, "answers", kind, count / number, low, high, num_users=number))
-        said[kind] = f"{count} of {number} answers ({plain(100 * low, 1)} to {plain(100 * high, 1)} %)"
+        share = share_interval(np.array([float(one == kind) for one in kinds]), confidence=settings.confidence)
+        audited.lines.append(
+            Line(NAME, system, "answers", kind, share.value, share.low, share.high, num_users=len(kinds))
+        )
+        said[kind] = f"{kinds.count(kind)} of {len(kinds)} answers{_between(share)}"
     if INVENTED in kinds:
         audited.verdicts.append(Verdict(NAME, system, "found", f"invents titles in {said[INVENTED]}"))
     else:
@@ -118,3 +119,10 @@ def _count(system: str, kinds: Sequence[str], settings: EvaluateConfig) -> Audit
         others = [f"{kinds.count(kind)} {kind}" for kind in KINDS[2:] if kind in kinds]
         audited.verdicts.append(Verdict(NAME, system, "none", "; ".join([words, *others])))
     return audited
+
+
+def _between(share: Interval) -> str:
+    """The interval in brackets, in per cent; nothing for a single answer, which has none."""
+    if share.low is None or share.high is None:
+        return ""
+    return f" ({plain(100 * share.low, 1)} to {plain(100 * share.high, 1)} %)"

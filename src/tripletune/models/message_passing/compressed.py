@@ -99,6 +99,7 @@ class CompressedGraph(MessageGraph):
         return cls(cls.rows_of(dst_E, src_E, num_dst, num_src), cls.rows_of(src_E, dst_E, num_src, num_dst))
 
     def reversed(self) -> Self:
+        """The graph with all edges turned round; it shares their memory."""
         return type(self)(self.outgoing, self.incoming)
 
     def _sum(self, source_SW: Tensor) -> Tensor:

@@ -36,6 +36,7 @@ class Knowledge:
 
     @property
     def num_entities(self) -> int:
+        """Nodes of the graph."""
         return len(self.entities)
 
     def to(self, device: torch.device) -> Knowledge:

@@ -33,10 +33,12 @@ class SasrecFit:
 
     @property
     def movie_vectors_MD(self) -> Tensor:
+        """The films' vectors, float32."""
         return self.model.embedding_MD.detach()
 
     @property
     def bias_M(self) -> Tensor:
+        """The films' biases, float32."""
         return self.model.bias_M.detach()
 
     def users(self, likes: Likes, num_viewers: int) -> Tensor:

@@ -25,7 +25,7 @@ from tripletune.store.read import scan_parquet
 from tripletune.store.shards import split_files
 
 MAX_LEVELS = 20
-"""Different ratings told apart; a release with more has its ratings rounded to as many levels."""
+"""Different ratings that are distinguished; a release with more has its ratings rounded to as many levels."""
 COLUMNS = ("user_id", "movie_id", "rating", "timestamp", "position", "label", "unseen")
 
 
@@ -48,6 +48,7 @@ class Events:
 
     @property
     def num_viewers(self) -> int:
+        """Users, U."""
         return self.count_U.numel()
 
     def counts(self) -> Tensor:

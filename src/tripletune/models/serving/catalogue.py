@@ -150,6 +150,11 @@ def in_catalogue_order(path: Path, tensors: dict[str, Tensor], catalogue: Catalo
 
 
 def read_pooling(folder: Path) -> dict[str, float]:
+    """How a fit weighs likes by their age, from its ``pooling.json``: ``half_life`` and ``power``.
+
+    Raises:
+        InputError: the file is missing or damaged.
+    """
     try:
         pooling = json.loads((folder / "pooling.json").read_text(encoding="utf-8"))
         return {"half_life": float(pooling["half_life"]), "power": float(pooling["power"])}

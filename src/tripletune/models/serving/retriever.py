@@ -38,6 +38,7 @@ class Histories:
 
     @property
     def num_users(self) -> int:
+        """Users, U."""
         return len(self.lightgcn_UD)
 
     def of(self, user_S: Ints) -> Histories:

@@ -43,6 +43,7 @@ class Likes:
 
     @property
     def num_viewers(self) -> int:
+        """Users, U."""
         return len(self.user_ids_U)
 
     def counts(self) -> Tensor:
@@ -70,6 +71,7 @@ class Interactions:
 
     @property
     def num_movies(self) -> int:
+        """Films, M."""
         return len(self.movie_ids_M)
 
 
@@ -90,6 +92,7 @@ class Batch:
 
     @property
     def num_viewers(self) -> int:
+        """Users of the batch, B."""
         return self.users_B.numel()
 
 
@@ -162,10 +165,15 @@ class Rows(Protocol):
     """A table of users' rows, such as likes, sorted by user and, within one, oldest first."""
 
     @property
-    def movie_E(self) -> Tensor: ...
+    def movie_E(self) -> Tensor:
+        """Column of each row's film."""
+
     @property
-    def num_viewers(self) -> int: ...
-    def counts(self) -> Tensor: ...
+    def num_viewers(self) -> int:
+        """Users, with rows or without."""
+
+    def counts(self) -> Tensor:
+        """Rows of each user, shape (U,)."""
 
 
 class Batches:

@@ -65,11 +65,16 @@ class Limits(Protocol):
     """Settings for the length of a training; the section of every trained model has them."""
 
     @property
-    def max_steps(self) -> int: ...
+    def max_steps(self) -> int:
+        """Steps at most."""
+
     @property
-    def eval_every(self) -> int: ...
+    def eval_every(self) -> int:
+        """Steps between evaluations."""
+
     @property
-    def patience(self) -> int: ...
+    def patience(self) -> int:
+        """Evaluations without a better one after which the training ends."""
 
 
 @dataclass(slots=True)
