@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import polars as pl
 
-from tripletune.probe.changes import Variant, fact_variants, part_variants
+from tripletune.probe.changes import Variant, control_variants, fact_variants, part_variants
 from tripletune.probe.inputs import Inputs, rendered_as_published
 from tripletune.probe.scores import Scored, change, score_prompts
 from tripletune.prompts.engine import Frame
 from tripletune.schemas.probe import RELIANCE_NAME
 from tripletune.schemas.rank import SERVED
+
+if TYPE_CHECKING:
+    from tripletune.rank.answerer import Answerer
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,37 +40,31 @@ class Reliance:
     title: str
     """The first answer."""
     parts: tuple[Relied, ...]
+    control: Relied
+    """Of the whole prompt scored again, among the others: what the batch changes, so less than that says nothing."""
 
 
-def explain_answer(
-    example: pl.DataFrame,
-    finetuned: Path,
-    frame: Frame,
-    *,
-    batch_size: int,
-    folder_of: Callable[[str], Path] | None = None,
-) -> Reliance:
+def explain_answer(example: pl.DataFrame, answerer: Answerer, frame: Frame, *, batch_size: int) -> Reliance:
     """What the first answer to an example relied on, in about as many forward passes as its prompt has parts.
 
     Args:
         example: one row of ``EXAMPLES``.
-        finetuned: the finetune stage's folder.
+        answerer: the tuned model.
         frame: that rendered the example.
-        batch_size: prompts answered together.
-        folder_of: as for ``rank_examples``.
+        batch_size: changed prompts answered together; the example itself is answered alone.
     """
-    from tripletune.rank.answerer import Answerer  # imports torch and transformers
-
     inputs = Inputs.of(example, frame)
     whole = rendered_as_published(inputs, example)
+    control, _ = control_variants(whole, [0], [])
     variants = [
+        control,
         *part_variants(inputs, whole, [0], None),
         *fact_variants(inputs, whole, [0], len(inputs.choices), None),
     ]
-    prompts = pl.concat([whole, *(variant.prompts.drop("row") for variant in variants)])
-    answerer = Answerer.load(finetuned, folder_of)
+    changed = pl.concat(variant.prompts.drop("row") for variant in variants)
+    answered = pl.concat([answerer.score(whole, batch_size=1), answerer.score(changed, batch_size=batch_size)])
     residual = answerer.contract.residual
-    scored = score_prompts(prompts, answerer.score(prompts, batch_size=batch_size), residual)
+    scored = score_prompts(pl.concat([whole, changed]), answered, residual)
     system = SERVED if residual and residual.weight else "tuned"
     titles: dict[int, str] = dict(frame.titles.select("movie_id", "display").iter_rows())
     return _sorted(system, titles, variants, scored[system], example)
@@ -91,4 +88,5 @@ def _sorted(
                 part = f"{titles[told['movie_id']]}: {told['relation']} {name}"
             instead = "" if other.first == before.first else titles[other.first]
             found.append(Relied(part, change(before, other, [before.first]), instead))
-    return Reliance(system, titles[before.first], tuple(sorted(found, key=lambda one: -abs(one.change))))
+    control, *parts = found
+    return Reliance(system, titles[before.first], tuple(sorted(parts, key=lambda one: -abs(one.change))), control)

@@ -19,6 +19,7 @@ from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from tripletune.config import RunConfig, StoreConfig, TrackingConfig
+from tripletune.config.presets import explain
 from tripletune.errors import ConfigError, InputError, MissingArtifactError
 from tripletune.store.files import make_folder, write_json
 from tripletune.store.objects import PROTOCOLS, holds_secret
@@ -58,8 +59,18 @@ class RunRecord(BaseModel):
         return "ablation.set" in self.tags
 
     def settings(self) -> RunConfig:
-        """The config the run was started with."""
-        return RunConfig.model_validate(self.config)
+        """The config the run was started with.
+
+        Raises:
+            ConfigError: another version of the package started it, with a setting that this one does not have.
+        """
+        try:
+            return RunConfig.model_validate(self.config)
+        except ValidationError as error:
+            raise ConfigError(
+                f"run {self.name} has settings of another version of tripletune: {explain(error, RunConfig)}; use that "
+                "version for it, name another run, or run it again with this one"
+            ) from None
 
     def paths(self, root: Path) -> RunPaths:
         """Where the run's outputs are."""
