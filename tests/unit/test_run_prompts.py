@@ -19,6 +19,7 @@ import small_world
 from polars.testing import assert_frame_equal
 
 from tests.adapters import write_adapter
+from tripletune.cli.recommend import recommend_to_user
 from tripletune.config import RunConfig
 from tripletune.contract import read_contract
 from tripletune.errors import ContractError, MissingArtifactError
@@ -27,6 +28,7 @@ from tripletune.pipeline.answering import _fitting_run, answering
 from tripletune.pipeline.stages import run_generate, run_probe, run_retrieve
 from tripletune.promote.own_prompts import own_examples
 from tripletune.prompts.engine import prompt_contract
+from tripletune.rank.answerer import Answerer
 from tripletune.retrieve.learned import NAME
 from tripletune.retrieve.triple_features import FEATURES, RELATION
 from tripletune.schemas.base import conform
@@ -227,3 +229,24 @@ def test_of_another_contract_worked_examples_are_refused(recorded: Run) -> None:
     files = VersionFiles(paths.folder("finetune"))
     with pytest.raises(ContractError, match="its prompts show 1 worked examples, and this run has none"):
         own_examples(paths, now, examples, version, files, contract)
+
+
+def test_a_recommendation_is_explained_by_the_model_that_gave_it(
+    recorded: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths, _ = recorded
+    loaded: list[Path] = []
+    load = Answerer.load
+
+    def counted(finetuned: Path, *arguments: Any, **options: Any) -> Answerer:
+        loaded.append(finetuned)
+        return load(finetuned, *arguments, **options)
+
+    monkeypatch.setattr(Answerer, "load", counted)
+    with answering(paths.root, "whole") as who:
+        first, *others = recommend_to_user(who, 3, why=True)
+    assert loaded == [paths.folder("finetune")]
+    assert first.relied
+    assert first.relied.title == first.title
+    assert {"likes", "hint 2"} <= {part.part for part in first.relied.parts}
+    assert not any(other.relied for other in others)

@@ -25,6 +25,9 @@ from tripletune.store.files import make_folder, write_json
 from tripletune.store.objects import PROTOCOLS, holds_secret
 from tripletune.store.paths import RunPaths
 
+SHAPE_NO_OUTPUT = ("promote", "quality", "tracking", "store", "workers")
+"""Sections whose settings shape no output that a later command reads."""
+
 
 class RunRecord(BaseModel):
     """One run: its settings, the fingerprints of its stages and how it went."""
@@ -61,11 +64,19 @@ class RunRecord(BaseModel):
     def settings(self) -> RunConfig:
         """The config the run was started with.
 
+        Of ``SHAPE_NO_OUTPUT`` settings that this version of the package does not have are skipped: what they decided is
+        done.
+
         Raises:
-            ConfigError: another version of the package started it, with a setting that this one does not have.
+            ConfigError: another version started the run, with a value or a further setting that this one does not have.
         """
+        config = dict(self.config)
+        for name in SHAPE_NO_OUTPUT:
+            if isinstance(section := config.get(name), dict):
+                known = type(RunConfig.model_fields[name].default).model_fields
+                config[name] = {key: value for key, value in section.items() if key in known}
         try:
-            return RunConfig.model_validate(self.config)
+            return RunConfig.model_validate(config)
         except ValidationError as error:
             raise ConfigError(
                 f"run {self.name} has settings of another version of tripletune: {explain(error, RunConfig)}; use that "
