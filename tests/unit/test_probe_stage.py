@@ -293,9 +293,11 @@ def test_the_first_answer_is_explained_by_the_parts_of_its_prompt(
 
     monkeypatch.setattr(Answerer, "score", score)
     relied = explain_answer(example, answerer, letters.probing().frame, batch_size=4)
-    alone, others = scored
-    assert alone == example["prompt"].to_list()
-    assert others.count(alone[0]) == 1  # the control
+    (alone,), (again, longer), others = scored
+    assert alone == again == example["prompt"][0].to_list()
+    assert longer[1]["content"].startswith(alone[1]["content"])  # so the control is padded
+    assert len(longer[1]["content"]) > len(alone[1]["content"])
+    assert alone not in others
     assert (relied.control.part, relied.control.instead) == (CONTROL, "")
     assert abs(relied.control.change) < 1e-5
     served = rank_examples(example, letters.finetuned, tuned=True, constrained=True, batch_size=1)
