@@ -19,7 +19,7 @@ from tripletune.cli.main import main
 from tripletune.cli.recommend import explain_prompt
 from tripletune.config import RunConfig
 from tripletune.config.presets import load_config
-from tripletune.errors import InputError
+from tripletune.errors import ConfigError, InputError
 from tripletune.pipeline.stage_lines import headline
 from tripletune.store import runs
 from tripletune.store.paths import RunPaths
@@ -220,3 +220,24 @@ def test_v_and_q_choose_what_of_our_log_is_shown(option, shown, capsys, monkeypa
     for level, text in ((logging.DEBUG, "D"), (logging.INFO, "I"), (logging.WARNING, "W")):
         log.log(level, text)
     assert capsys.readouterr().err.split() == list(shown)
+
+
+def test_a_run_of_another_version_is_read_or_refused_in_one_line_with_run_and_setting(tmp_path, capsys):
+    (tmp_path / "runs").mkdir()
+
+    def started(**sections: dict[str, object]) -> RunRecord:
+        config = {**RunConfig(dataset="d").model_dump(mode="json"), **sections}
+        record = RunRecord(name="old", dataset="d", status="completed", started="2026", config=config, fingerprints={})
+        runs.write_run(tmp_path, record)
+        return record
+
+    decided = started(promote={"margin": 0.01, "min_users": 7}, quality={"gone": 1}).settings()
+    assert decided == RunConfig.model_validate({"dataset": "d", "promote": {"min_users": 7}})
+    started(finetune={"gradient_accumulation_steps": 4})
+    assert main(["rollback", "--why", "x", "--run", "old", "--artifacts", str(tmp_path)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "run old has settings of another version of tripletune" in line
+    assert "unknown key 'gradient_accumulation_steps' in [finetune]; its place took global_batch" in line
+    started(promote={"min_users": "many"})
+    with pytest.raises(ConfigError, match=r"run old .*promote.min_users = 'many'"):
+        runs.read_run(tmp_path, "old").settings()

@@ -24,8 +24,10 @@ from tripletune.probe.probe import Probing, choose_examples, probe_examples
 from tripletune.probe.retriever import _in_another_order, _without_a_like, probe_retriever
 from tripletune.prompts.engine import Frame, prompt_contract
 from tripletune.prompts.shards import generate_shards
+from tripletune.rank.answerer import Answerer
 from tripletune.rank.predict import rank_examples
 from tripletune.retrieve.candidates import retrieve_all
+from tripletune.retrieve.retriever import Retriever
 from tripletune.retrieve.triples import read_triples
 from tripletune.schemas.probe import (
     CONTROL,
@@ -258,9 +260,13 @@ def test_only_rows_before_the_cutoff_change_their_place(letters: Written) -> Non
 
 def test_the_retriever_is_asked_again_with_another_history(letters: Written, monkeypatch: pytest.MonkeyPatch) -> None:
     world, examples = letters.world, choose_examples(letters.shards, USERS, small_world.SEED)
-    fits = {"lightgcn": world.lightgcn, "rgat": world.rgat}
     names = ("like-removed", "history-shuffled", "years-missing")
-    arguments = (world.split, world.knowledge, fits, examples, RETRIEVE)
+
+    def load(fits: tuple[str, ...]) -> Retriever:
+        stages = world.knowledge, world.specialists, RETRIEVE
+        return Retriever.load(*stages, num_liked_triples=5, seed=small_world.SEED, fits=fits)
+
+    arguments = (world.split, examples, load, RETRIEVE)
     found = probe_retriever(*arguments, names, small_world.SEED)
     assert set(found["perturbation"]) == {"like-removed", "history-shuffled"}  # words mean nothing to it
     assert found.group_by("perturbation").len()["len"].to_list() == [len(examples)] * 2
@@ -272,13 +278,28 @@ def test_the_retriever_is_asked_again_with_another_history(letters: Written, mon
     assert unchanged.select((pl.col("tau", "kept") == 1).all(), ~pl.col("first_changed").any()).row(0) == (True,) * 3
     assert probe_retriever(*arguments, ("years-missing",), small_world.SEED).is_empty()
     kerag = RETRIEVE.model_copy(update={"candidates": "kerag"})
-    assert probe_retriever(*arguments[:4], kerag, names, small_world.SEED).is_empty()
+    assert probe_retriever(*arguments[:3], kerag, names, small_world.SEED).is_empty()
 
 
-def test_the_first_answer_is_explained_by_the_parts_of_its_prompt(letters: Written) -> None:
+def test_the_first_answer_is_explained_by_the_parts_of_its_prompt(
+    letters: Written, monkeypatch: pytest.MonkeyPatch
+) -> None:
     example = choose_examples(letters.shards, USERS, small_world.SEED).head(1).drop("relies", "steady")
-    frame = letters.probing().frame
-    relied = explain_answer(example, letters.finetuned, frame, batch_size=4)
+    answerer, scored = Answerer.load(letters.finetuned), []
+
+    def score(answerer: Answerer, prompts: pl.DataFrame, *, batch_size: int) -> pl.DataFrame:
+        scored.append(prompts["prompt"].to_list())
+        return answerer._answered(prompts, constrained=True, scored=True, batch_size=batch_size)
+
+    monkeypatch.setattr(Answerer, "score", score)
+    relied = explain_answer(example, answerer, letters.probing().frame, batch_size=4)
+    (alone,), (again, longer), others = scored
+    assert alone == again == example["prompt"][0].to_list()
+    assert longer[1]["content"].startswith(alone[1]["content"])  # so the control is padded
+    assert len(longer[1]["content"]) > len(alone[1]["content"])
+    assert alone not in others
+    assert (relied.control.part, relied.control.instead) == (CONTROL, "")
+    assert abs(relied.control.change) < 1e-5
     served = rank_examples(example, letters.finetuned, tuned=True, constrained=True, batch_size=1)
     titles = dict(zip(example["candidates"][0], example["candidate_titles"][0], strict=True))
     assert relied.system == SERVED

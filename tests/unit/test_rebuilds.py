@@ -273,6 +273,8 @@ PROBED = {"users": 5}
         ("prompts/render.py", "generate finetune rank probe evaluate"),
         ("retrieve/histories.py", "fusion retrieve generate finetune rank probe evaluate"),
         ("evaluate/significance.py", "probe evaluate"),
+        ("serve/run_prompts.py", "probe evaluate"),
+        ("serve/prompting.py", NOTHING),
         ("rank/quantize.py", NOTHING),
     ],
 )

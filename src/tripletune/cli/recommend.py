@@ -15,20 +15,20 @@ from typing import Any
 import polars as pl
 
 from tripletune.config import RunConfig
+from tripletune.contract import read_contract
 from tripletune.errors import InputError
 from tripletune.pipeline.answering import Answering
-from tripletune.pipeline.stages import tokenizer_of
 from tripletune.probe.explain import Reliance, explain_answer
 from tripletune.prompts.explain import TripleKey, explain_lines
 from tripletune.prompts.template import load_template
-from tripletune.prompts.worked import read_worked
-from tripletune.rank.predict import rank_examples
+from tripletune.rank.predict import answer_examples
 from tripletune.retrieve.histories import read_rows
 from tripletune.schemas.answers import NUM_ANSWERS
 from tripletune.schemas.query import QUERY_KEY
 from tripletune.schemas.split import SPLIT
 from tripletune.serve.batch import Batch, facts_of, recommend_all, titles_of
-from tripletune.serve.prompting import Prompter, queries_of_today
+from tripletune.serve.prompting import Prompter, queries_of_today, tokenizer_of_adapter
+from tripletune.serve.run_prompts import RunPrompts
 from tripletune.store.paths import RunPaths
 from tripletune.store.read import read_parquet, scan_parquet
 from tripletune.store.shards import shard_files, split_files
@@ -115,22 +115,25 @@ def _find_film(title: str, movies: pl.DataFrame) -> int:
 
 
 def _recommend(who: Answering, rows: pl.DataFrame, *, why: bool) -> list[Recommendation]:
-    prompter = Prompter.load(who.paths, who.config, tokenizer_of(who.paths, who.config))
+    from tripletune.rank.answerer import Answerer  # imports torch and transformers
+
+    prompter = Prompter.load(who.paths, who.config, _tokenizer(who))
     examples = prompter.prompts(rows, queries_of_today(rows))
-    ranked = rank_examples(
-        examples, who.adapter, tuned=True, constrained=True, batch_size=1, folder_of=who.paths.require
-    )
+    answerer = Answerer.load(who.adapter, who.paths.require)
+    ranked = answer_examples(examples, answerer, constrained=True, batch_size=1)
     example = examples.row(0, named=True)
     titles, facts = titles_of(example), facts_of(example)
     best = ranked["answers"][0].to_list()[:NUM_ANSWERS]
     found = [Recommendation(titles[movie], facts.get(movie, "no fact is known")) for movie in best]
     if why:
-        batch_size = who.config.rank.batch_size
-        relied = explain_answer(
-            examples, who.adapter, prompter.frame, batch_size=batch_size, folder_of=who.paths.require
-        )
+        relied = explain_answer(examples, answerer, prompter.frame, batch_size=who.config.rank.batch_size)
         found[0] = replace(found[0], relied=relied)
     return found
+
+
+def _tokenizer(who: Answering) -> tuple[str, str] | None:
+    """Model and revision of the tokenizer that counts the tokens of what is answered."""
+    return tokenizer_of_adapter(who.adapter, read_contract(who.adapter))
 
 
 def read_users(path: Path) -> pl.Series:
@@ -178,7 +181,7 @@ def recommend_to_all(who: Answering, out: Path, *, users: Path | None = None, wo
         config=config,
         adapter=who.adapter,
         answered_by=who.described(),
-        tokenizer=tokenizer_of(who.paths, who.config),
+        tokenizer=_tokenizer(who),
         users=read_users(users) if users else None,
     )
     return recommend_all(batch, out)
@@ -210,10 +213,9 @@ def explain_prompt(
         there = ", ".join(map(str, found["cutoff"]))
         raise InputError(f"--cutoff {cutoff}: no such {purpose} example of user {user}; there are {there}")
     example, template = asked.row(0, named=True), load_template(config.prompt.template)
-    worked = ""
-    if config.prompt.worked_examples:
-        worked = read_worked(paths.require("generate")).text
-        template = template.with_worked(worked)
+    worked = RunPrompts(paths, config).worked()
+    if worked:
+        template = template.with_worked(worked.text)
     if template.sha256 != example["template_sha256"]:
         raise InputError(
             f"prompt.template = {config.prompt.template!r} is no longer what these prompts were made with; restore it, "
@@ -225,7 +227,7 @@ def explain_prompt(
         template,
         positions=_positions(paths, user),
         scores=_scores(paths, example),
-        worked=worked,
+        worked=worked.text if worked else "",
     )
     answer = [(line, "completion") for line in example["completion"][0]["content"].split("\n")]
     truth = ", ".join(map(str, example["answers"]))

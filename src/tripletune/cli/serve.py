@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -81,7 +82,8 @@ def _print_reliance(relied: Reliance) -> None:
     whose = "what is served" if relied.system == SERVED else "the language model, without the retriever's scores"
     console().print(Text(f"what {relied.title} relied on (first answer of {whose})"))
     table = Table("without", "log-probability falls by", "and the first answer becomes")
-    for part in relied.parts[:SHOWN_PARTS]:
+    control = replace(relied.control, part="nothing (the same prompt in another batch)")
+    for part in (*relied.parts[:SHOWN_PARTS], control):
         table.add_row(Text(part.part), f"{part.change:+.3f}", Text(part.instead or "the same"))
     console().print(table)
     if (left := len(relied.parts) - SHOWN_PARTS) > 0:

@@ -110,6 +110,12 @@ class RetrieveConfig(Section):
         return self.triple_choice == "learned"
 
     @property
+    def optional_stages(self) -> tuple[str, ...]:
+        """Stages that the retriever reads under these settings alone; ``Retriever.load`` takes each under its name."""
+        wanted = {"fusion": self.learns_weights, "ingest": bool(self.similar_people), "selector": self.learns_triples}
+        return tuple(stage for stage, is_read in wanted.items() if is_read)
+
+    @property
     def lists(self) -> tuple[str, ...]:
         """Retrievers whose lists supply the candidates."""
         return tuple(self.fused_weights) if self.retriever == "fused" else (self.retriever,)

@@ -172,11 +172,7 @@ class RunConfig(Section):
     def specialist_stages(self) -> tuple[str, ...]:
         """Stages that ``specialists.pin`` takes from an earlier run: trained models, the weights of their lists, and
         the learned choice of triples."""
-        return (
-            *self.trained_stages,
-            *(("fusion",) if self.retrieve.learns_weights else ()),
-            *(("selector",) if self.retrieve.learns_triples else ()),
-        )
+        return (*self.trained_stages, *(stage for stage in self.retrieve.optional_stages if stage != "ingest"))
 
     @property
     def tags_before(self) -> date | None:

@@ -15,9 +15,10 @@ from tempfile import TemporaryDirectory
 
 from tripletune.config import RunConfig
 from tripletune.contract import AdapterContract, read_contract, require_same
-from tripletune.errors import ContractError, MissingArtifactError, UserError
+from tripletune.errors import ContractError, UserError
 from tripletune.prompts.engine import prompt_contract
 from tripletune.serve.layout import require_whole
+from tripletune.serve.run_prompts import RunPrompts
 from tripletune.store.champion import model_name
 from tripletune.store.paths import RunPaths, read_manifest
 from tripletune.store.runs import RunRecord, list_runs, read_run
@@ -85,6 +86,7 @@ def answering(root: Path, run: str = "") -> Iterator[Answering]:
     if version is None:
         adapter = paths.require("finetune")
         require_same(prompt_contract(config.prompt, config.retrieve), read_contract(adapter))
+        RunPrompts(paths, config).require()
         yield Answering(record=record, paths=paths, config=config, adapter=adapter, version=None, why_own=why)
         return
     with TemporaryDirectory(prefix="tripletune-champion-") as scratch:
@@ -118,19 +120,12 @@ def _fitting_run(root: Path, dataset: str, contract: AdapterContract, version: V
         try:
             config = record.settings()
             require_same(prompt_contract(config.prompt, config.retrieve), contract)
-            _require_models(record.paths(root), config)
-        except (UserError, ValueError) as error:  # ValueError: settings of an older package
-            reason = reason or f"{record.name}: {str(error).splitlines()[0]}"
+            RunPrompts(record.paths(root), config).require()
+        except UserError as error:
+            reason = reason or f"{record.name}: {error}"
             continue
         return record
     raise ContractError(
         f"version {version.number} is the champion, and no run here makes its prompts ({reason}); name a run whose own "
         "model answers with --run, or serve another version: tripletune rollback"
     )
-
-
-def _require_models(paths: RunPaths, config: RunConfig) -> None:
-    fused = ("fusion",) if config.retrieve.learns_weights else ()
-    for stage in ("ingest", "split", "knowledge", "lightgcn", "rgat", *config.retrieve.lists, *fused):
-        if not paths.is_done(stage):
-            raise MissingArtifactError(f"its output of {stage!r} is gone")

@@ -224,10 +224,7 @@ STAGES = (
         name="retrieve",
         run=stages.run_retrieve,
         part="shards",
-        parents=lambda config: (
-            *(("ingest",) if config.retrieve.similar_people else ()),
-            *("knowledge", "split", *config.specialist_stages),
-        ),
+        parents=lambda config: ("knowledge", "split", *config.trained_stages, *config.retrieve.optional_stages),
         fields=("retrieve", "sample", "prompt.triples_for_liked", "split.dislike", "seed"),
         libraries=("torch", "polars", "numpy", "scipy", "pyarrow"),
         also=_serving,

@@ -266,10 +266,8 @@ def run_retrieve(paths: RunPaths, config: RunConfig) -> Path:
             num_liked_triples=config.prompt.triples_for_liked,
             seed=config.seed,
             sample=config.sample,
-            fusion=paths.require("fusion") if config.retrieve.learns_weights else None,
-            ingest=paths.require("ingest") if config.retrieve.similar_people else None,
-            selector=paths.require("selector") if config.retrieve.learns_triples else None,
             earlier=found.folder if isinstance(found, Earlier) else None,
+            **{stage: paths.require(stage) for stage in config.retrieve.optional_stages},
         )
         log.info(describe("retrieve", found, facts))
         return facts | _reused(found)
@@ -477,22 +475,21 @@ def run_probe(paths: RunPaths, config: RunConfig) -> Path:
     from tripletune.probe.counterfactual import FactPool
     from tripletune.probe.probe import Probing, choose_examples, probe_examples
     from tripletune.probe.retriever import probe_retriever
-    from tripletune.prompts.engine import Frame, prompt_contract
+    from tripletune.prompts.engine import prompt_contract
     from tripletune.retrieve.triples import read_triples
-    from tripletune.schemas.hints import SPECIALISTS
+    from tripletune.serve.run_prompts import RunPrompts
 
     if not config.probe.users:
         raise ConfigError("probe.users = 0 probes nobody; set it to a number of users, such as 100")
-    ingest, split, knowledge = (paths.require(stage) for stage in ("ingest", "split", "knowledge"))
-    generate, finetune = paths.require("generate"), paths.require("finetune")
+    generate, finetune, split = (paths.require(stage) for stage in ("generate", "finetune", "split"))
+    opened = RunPrompts(paths, config)
 
     def make(work: Path) -> Facts:
-        specialists = {one.stage: paths.fingerprints[one.stage] for one in SPECIALISTS}
         probing = Probing(
             settings=config.probe,
             rank=config.rank,
-            frame=Frame.load(ingest, config.prompt, specialists, config.seed),
-            pool=FactPool.of(read_triples(knowledge), config.seed),
+            frame=opened.frame(),
+            pool=FactPool.of(read_triples(paths.require("knowledge")), config.seed),
             prompt_contract=prompt_contract(config.prompt, config.retrieve),
             confidence=config.evaluate.confidence,
             resamples=config.evaluate.bootstrap_resamples,
@@ -500,17 +497,8 @@ def run_probe(paths: RunPaths, config: RunConfig) -> Path:
             folders={stage: paths.require(stage) for stage in config.behaviour_stages},
         )
         examples = choose_examples(generate, config.probe, config.seed)
-        stability = probe_retriever(
-            split,
-            knowledge,
-            {stage: paths.require(stage) for stage in config.trained_stages},
-            examples.filter("steady"),
-            config.retrieve,
-            config.probe.perturbations,
-            config.seed,
-            fusion=paths.require("fusion") if config.retrieve.learns_weights else None,
-            ingest=ingest if config.retrieve.similar_people else None,
-        )
+        steady, names = examples.filter("steady"), config.probe.perturbations
+        stability = probe_retriever(split, steady, opened.retriever, config.retrieve, names, config.seed)
         return probe_examples(examples, finetune, work, probing, stability)
 
     return paths.build("probe", make)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import polars as pl
 
@@ -12,8 +12,12 @@ from tripletune.probe.changes import Variant, fact_variants, part_variants
 from tripletune.probe.inputs import Inputs, rendered_as_published
 from tripletune.probe.scores import Scored, change, score_prompts
 from tripletune.prompts.engine import Frame
-from tripletune.schemas.probe import RELIANCE_NAME
+from tripletune.schemas.generate import EXAMPLES
+from tripletune.schemas.probe import CONTROL, RELIANCE_NAME
 from tripletune.schemas.rank import SERVED
+
+if TYPE_CHECKING:
+    from tripletune.rank.answerer import Answerer
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,46 +41,56 @@ class Reliance:
     title: str
     """The first answer."""
     parts: tuple[Relied, ...]
+    control: Relied
+    """Of the whole prompt scored again, in another batch: what the batch changes, so less than that says nothing."""
 
 
-def explain_answer(
-    example: pl.DataFrame,
-    finetuned: Path,
-    frame: Frame,
-    *,
-    batch_size: int,
-    folder_of: Callable[[str], Path] | None = None,
-) -> Reliance:
+def explain_answer(example: pl.DataFrame, answerer: Answerer, frame: Frame, *, batch_size: int) -> Reliance:
     """What the first answer to an example relied on, in about as many forward passes as its prompt has parts.
 
     Args:
         example: one row of ``EXAMPLES``.
-        finetuned: the finetune stage's folder.
+        answerer: the tuned model.
         frame: that rendered the example.
-        batch_size: prompts answered together.
-        folder_of: as for ``rank_examples``.
+        batch_size: changed prompts answered together; the example itself is answered alone.
     """
-    from tripletune.rank.answerer import Answerer  # imports torch and transformers
-
     inputs = Inputs.of(example, frame)
     whole = rendered_as_published(inputs, example)
     variants = [
         *part_variants(inputs, whole, [0], None),
         *fact_variants(inputs, whole, [0], len(inputs.choices), None),
     ]
-    prompts = pl.concat([whole, *(variant.prompts.drop("row") for variant in variants)])
-    answerer = Answerer.load(finetuned, folder_of)
+    changed = pl.concat([EXAMPLES.to_frame(), *(variant.prompts.drop("row") for variant in variants)])
+    answered = [answerer.score(whole, batch_size=1)]
+    answered.append(answerer.score(pl.concat([whole, _longer(whole)]), batch_size=2).head(1))
+    if len(changed):  # of a user without likes or dislikes a short prompt may have no part to drop
+        answered.append(answerer.score(changed, batch_size=batch_size))
     residual = answerer.contract.residual
-    scored = score_prompts(prompts, answerer.score(prompts, batch_size=batch_size), residual)
+    scored = score_prompts(pl.concat([whole, whole, changed]), pl.concat(answered), residual)
     system = SERVED if residual and residual.weight else "tuned"
     titles: dict[int, str] = dict(frame.titles.select("movie_id", "display").iter_rows())
     return _sorted(system, titles, variants, scored[system], example)
 
 
+def _longer(whole: pl.DataFrame) -> pl.DataFrame:
+    """The example with the last line of its prompt twice. Next to it the whole prompt is padded, as the changed ones
+    are in their batches; among those, which are shorter, it would not be."""
+    (chat,) = whole["prompt"].to_list()
+    text = chat[-1]["content"]
+    longer = [*chat[:-1], {**chat[-1], "content": f"{text}\n{text.splitlines()[-1]}"}]
+    return whole.with_columns(prompt=pl.Series([longer], dtype=whole.schema["prompt"]))
+
+
 def _sorted(
     system: str, titles: dict[int, str], variants: Sequence[Variant], scored: Sequence[Scored], example: pl.DataFrame
 ) -> Reliance:
-    before, after = scored[0], iter(scored[1:])
+    before, again, *others = scored
+    after = iter(others)
+
+    def relied(part: str, other: Scored) -> Relied:
+        instead = "" if other.first == before.first else titles[other.first]
+        return Relied(part, change(before, other, [before.first]), instead)
+
     names = {
         (fact["movie_id"], fact["relation"], fact["entity"]): fact["entity_name"] for fact in example["triples"][0]
     }
@@ -89,6 +103,6 @@ def _sorted(
             else:
                 name = names[told["movie_id"], told["relation"], told["entity"]]
                 part = f"{titles[told['movie_id']]}: {told['relation']} {name}"
-            instead = "" if other.first == before.first else titles[other.first]
-            found.append(Relied(part, change(before, other, [before.first]), instead))
-    return Reliance(system, titles[before.first], tuple(sorted(found, key=lambda one: -abs(one.change))))
+            found.append(relied(part, other))
+    parts = tuple(sorted(found, key=lambda one: -abs(one.change)))
+    return Reliance(system, titles[before.first], parts, relied(CONTROL, again))

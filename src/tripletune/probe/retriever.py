@@ -6,7 +6,7 @@ is asked with changes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import polars as pl
@@ -30,22 +30,19 @@ _OF_A_FILM = ("movie_id", "rating", "label")
 
 def probe_retriever(
     split: Path,
-    knowledge: Path,
-    trained: Mapping[str, Path],
     examples: pl.DataFrame,
+    load: Callable[[tuple[str, ...]], Retriever],
     settings: RetrieveConfig,
     names: Sequence[str],
     seed: int,
-    *,
-    fusion: Path | None = None,
-    ingest: Path | None = None,
 ) -> pl.DataFrame:
     """Load the run's retriever and measure it; no rows where no perturbation is of the history, or where candidates
     are not the retriever's own list.
 
     Args:
-        split, knowledge, trained, fusion, ingest: as for ``Retriever.load``; ``split`` holds the histories.
+        split: folder of that stage, which holds the histories.
         examples: ``EXAMPLES`` to measure.
+        load: gives the run's retriever with the fits of these names.
         settings: of the retriever.
         names: perturbations.
         seed: the run's.
@@ -53,12 +50,9 @@ def probe_retriever(
     if settings.candidates != "retrieved" or examples.is_empty() or not {LIKE_REMOVED, HISTORY_SHUFFLED} & {*names}:
         return STABILITY.to_frame()
     fits = tuple(sorted({FIT_OF[purpose] for purpose in examples["purpose"].unique()}))
-    retriever = Retriever.load(
-        knowledge, trained, settings, num_liked_triples=0, seed=seed, fits=fits, fusion=fusion, ingest=ingest
-    )
     mine = pl.col("user_id").is_in(examples["user_id"].unique().implode())
     rows = read_rows(list(split_files(split).values())).filter(mine).collect()
-    return retriever_stability(retriever, rows, examples, names, seed)
+    return retriever_stability(load(fits), rows, examples, names, seed)
 
 
 def retriever_stability(

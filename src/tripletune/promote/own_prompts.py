@@ -47,6 +47,11 @@ def own_examples(
             f"retrieve.candidates is {settings.retrieve.candidates!r} there and {config.retrieve.candidates!r} here, "
             "and one of them puts the answers among the candidates"
         )
+    if settings.prompt.worked_examples:
+        raise ContractError(
+            f"its prompts show {settings.prompt.worked_examples} worked examples, and this run has none that are "
+            "rendered as its contract says"
+        )
     prompter = Prompter.load(paths, settings, tokenizer_of_adapter(files.adapter, contract))
     queries = examples.select(_KEPT)
     parts = []
@@ -64,10 +69,4 @@ def _settings(paths: RunPaths, version: Version, files: VersionFiles) -> RunConf
         return files.settings()
     if not version.run:
         raise MissingArtifactError("neither its settings nor the run that trained it are known")
-    try:
-        return read_run(paths.root, version.run).settings()
-    except ValueError as error:
-        reason = " ".join(str(error).splitlines()[1:3])
-        raise MissingArtifactError(
-            f"the settings of its run {version.run} are none of this package's: {reason}"
-        ) from None
+    return read_run(paths.root, version.run).settings()

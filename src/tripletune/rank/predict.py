@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
@@ -28,6 +28,9 @@ from tripletune.stable_hash import pair_hash_expr
 from tripletune.store.parquet import write_parquet
 from tripletune.store.paths import SCRATCH, Facts
 from tripletune.store.read import read_parquet
+
+if TYPE_CHECKING:
+    from tripletune.rank.answerer import Answerer
 
 FolderOf = Callable[[str], Path]
 """The folder of one of a run's stages, by the stage's name."""
@@ -66,11 +69,16 @@ def rank_examples(
     """
     from tripletune.rank.answerer import Answerer  # imports torch and transformers
 
-    way = Pass(purpose="", tuned=tuned, constrained=constrained)
     answerer = Answerer.load(finetuned, folder_of, tuned=tuned)
+    return answer_examples(examples, answerer, constrained=constrained, batch_size=batch_size)
+
+
+def answer_examples(examples: pl.DataFrame, answerer: Answerer, *, constrained: bool, batch_size: int) -> pl.DataFrame:
+    """As ``rank_examples``, with a model that is loaded already."""
+    way = Pass(purpose="", tuned=answerer.tuned, constrained=constrained)
     answered = answer(answerer, examples, way, batch_size)
     residual = answerer.contract.residual
-    if residual and tuned and constrained:
+    if residual and answerer.tuned and constrained:
         answered = add_retriever(answered, examples["retrieved"], residual).with_columns(system=pl.lit(SERVED))
     return conform(answered, PREDICTIONS)
 

@@ -35,6 +35,7 @@ from tripletune.schemas.base import conform
 from tripletune.schemas.generate import EXAMPLES
 from tripletune.schemas.rank import PREDICTIONS
 from tripletune.serve.prompting import TODAY, Prompter, queries_of_today, rows_of
+from tripletune.serve.run_prompts import RunPrompts
 from tripletune.store.files import make_folder, write_atomically, write_json
 from tripletune.store.fingerprint import sha256_json
 from tripletune.store.parquet import write_parquet
@@ -78,13 +79,13 @@ class Batch:
 
     def job(self) -> dict[str, Any]:
         """What a killed try must have in common with this one for its pieces to be used."""
-        stages = ("split", "ingest", "knowledge", "lightgcn", "rgat", *self.config.retrieve.lists, "fusion")
+        stages = RunPrompts(self.paths, self.config).stages
         settings = self.config.model_dump(mode="json", include={"seed", "split", "retrieve", "prompt", "rank"})
         del settings["rank"]["workers"]  # any number gives the same bytes
         users = None if self.users is None else hashlib.sha256(self.users.sort().to_numpy().tobytes()).hexdigest()
         return {
             "answered_by": dict(self.answered_by),
-            "fingerprints": {stage: self.paths.fingerprints.get(stage, "") for stage in stages},
+            "fingerprints": {stage: self.paths.fingerprints[stage] for stage in stages},
             "settings": sha256_json(settings),
             "users": users,
         }

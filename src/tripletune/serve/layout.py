@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from tripletune.config import RunConfig
 from tripletune.config.base import is_path
+from tripletune.config.presets import explain
 from tripletune.contract import CONTRACT, read_contract
 from tripletune.errors import ContractError, InputError, MissingArtifactError
 from tripletune.prompts.template import FOLDER, load_template
@@ -49,9 +53,9 @@ class VersionFiles:
         if not path or not path.is_file():
             raise MissingArtifactError("it was registered without the settings that its prompts are made with")
         try:
-            settings = RunConfig.model_validate_json(path.read_bytes())
+            settings = RunConfig.model_validate(json.loads(path.read_bytes()))
         except ValueError as error:
-            reason = str(error).splitlines()[0]
+            reason = explain(error, RunConfig) if isinstance(error, ValidationError) else str(error)
             raise InputError(f"{path} is none of this package's settings ({reason})") from None
         prompt = settings.prompt.model_copy(update={"template": str(template_file(path.parent))})
         return settings.model_copy(update={"prompt": prompt})

@@ -15,11 +15,10 @@ from tripletune.config import RunConfig
 from tripletune.contract import TINY, AdapterContract
 from tripletune.prompts.engine import Frame, build_examples
 from tripletune.prompts.evidence import collect_evidence
-from tripletune.prompts.worked import read_worked
 from tripletune.retrieve.histories import find_answers, find_history, find_seen, read_rows, with_request_time
 from tripletune.retrieve.retriever import Retriever
-from tripletune.schemas.hints import SPECIALISTS
 from tripletune.schemas.query import PURPOSES
+from tripletune.serve.run_prompts import RunPrompts
 from tripletune.store.paths import RunPaths
 
 TODAY = "test"
@@ -41,29 +40,14 @@ class Prompter:
 
         Args:
             paths: of the run whose models retrieve.
-            config: whose ``retrieve``, ``prompt``, ``split.dislike`` and ``seed`` are used; the run's, or those of an
-                adapter that was trained with others.
-            tokenizer: model and revision of the tokenizer that counts tokens; None: they are not counted.
+            config: as for ``RunPrompts``; of it also ``split.dislike``.
+            tokenizer: as for ``RunPrompts.frame``.
 
         Raises:
-            MissingArtifactError: the run has not trained a model that these settings need.
-            ConfigError, InputError: as ``Retriever.load`` and ``Frame.load``.
+            UserError: as ``RunPrompts``.
         """
-        retriever = Retriever.load(
-            paths.require("knowledge"),
-            {stage: paths.require(stage) for stage in ("lightgcn", "rgat", *config.retrieve.lists)},
-            config.retrieve,
-            num_liked_triples=config.prompt.triples_for_liked,
-            seed=config.seed,
-            fits=("b",),
-            fusion=paths.require("fusion") if config.retrieve.learns_weights else None,
-            ingest=paths.require("ingest") if config.retrieve.similar_people else None,
-            selector=paths.require("selector") if config.retrieve.learns_triples else None,
-        )
-        specialists = {one.stage: paths.fingerprints[one.stage] for one in SPECIALISTS}
-        worked = read_worked(paths.require("generate")) if config.prompt.worked_examples else None
-        frame = Frame.load(paths.require("ingest"), config.prompt, specialists, config.seed, tokenizer, worked)
-        return cls(retriever=retriever, frame=frame, dislike=config.split.dislike)
+        opened = RunPrompts(paths, config)
+        return cls(retriever=opened.retriever(("b",)), frame=opened.frame(tokenizer), dislike=config.split.dislike)
 
     def prompts(self, rows: pl.DataFrame, queries: pl.DataFrame) -> pl.DataFrame:
         """Examples of queries (``schemas.generate.EXAMPLES``), sorted by user, purpose and cutoff.

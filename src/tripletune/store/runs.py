@@ -20,6 +20,7 @@ from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from tripletune.config import RunConfig, StoreConfig, TrackingConfig
+from tripletune.config.presets import explain
 from tripletune.errors import ConfigError, InputError, MissingArtifactError
 from tripletune.store.files import make_folder, write_json
 from tripletune.store.objects import PROTOCOLS, holds_secret
@@ -27,6 +28,8 @@ from tripletune.store.paths import RunPaths
 
 ASIDE = ("quality", "promote")
 """Stages that a run does not have that stands aside: they compare it with the last run and with the champion."""
+SHAPE_NO_OUTPUT = ("promote", "quality", "tracking", "store", "workers")
+"""Sections whose settings shape no output that a later command reads."""
 
 
 class RunRecord(BaseModel):
@@ -69,8 +72,26 @@ class RunRecord(BaseModel):
         return self.config.get("ingest", {}).get("as_of") or ""
 
     def settings(self) -> RunConfig:
-        """The config the run was started with."""
-        return RunConfig.model_validate(self.config)
+        """The config the run was started with.
+
+        Of ``SHAPE_NO_OUTPUT`` settings that this version of the package does not have are skipped: what they decided is
+        done.
+
+        Raises:
+            ConfigError: another version started the run, with a value or a further setting that this one does not have.
+        """
+        config = dict(self.config)
+        for name in SHAPE_NO_OUTPUT:
+            if isinstance(section := config.get(name), dict):
+                known = type(RunConfig.model_fields[name].default).model_fields
+                config[name] = {key: value for key, value in section.items() if key in known}
+        try:
+            return RunConfig.model_validate(config)
+        except ValidationError as error:
+            raise ConfigError(
+                f"run {self.name} has settings of another version of tripletune: {explain(error, RunConfig)}; use that "
+                "version for it, name another run, or run it again with this one"
+            ) from None
 
     def paths(self, root: Path) -> RunPaths:
         """Where the run's outputs are."""
