@@ -14,7 +14,7 @@ from tripletune.answer_lines import LineTokens, Names
 from tripletune.behaviour.tokens import BehaviourTokens, prompt_ids
 from tripletune.errors import TrainingError
 from tripletune.next_token import next_token_logits
-from tripletune.schemas.answers import AnswerStyle
+from tripletune.schemas.answers import YES_NO, AnswerStyle
 
 _READ = ("example_id", "candidate_titles", "candidate_letters", "candidates", "retrieved")
 
@@ -45,7 +45,7 @@ def tokenize_labels(
     Returns:
         ``input_ids`` of the prompt up to where the answer begins, and for each candidate in the order shown its label's
         token (``label_ids``), its share of the target (``targets``) and its place in the retriever's order
-        (``places``, from 0).
+        (``places``, from 0). A question about a single film has one of each for Yes and for No.
 
     Raises:
         TrainingError: a label is not a single token, or no candidate is an answer.
@@ -62,6 +62,8 @@ def tokenize_labels(
                 "lower retrieve.num_candidates to 26 or less, or set finetune.objective to 'sft'"
             )
         gain = [gains.get(film, 0.0) for film in shown]
+        if tuple(letters) == YES_NO:
+            gain, shown = [gain[0], float(not gain[0])], [*shown, *shown]
         total = sum(gain)
         if not total:
             raise TrainingError(

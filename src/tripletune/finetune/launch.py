@@ -27,6 +27,7 @@ from tripletune.contract import (
     AdapterContract,
     BaseIdentity,
     BehaviourSpace,
+    Ensemble,
     Residual,
     identify_base,
     write_contract,
@@ -70,6 +71,21 @@ class FilmSource:
     """Columns that list the films of the template's sections, in the template's order."""
 
 
+@dataclass(frozen=True, slots=True)
+class FurtherForms:
+    """Training examples of the short forms, and how all forms become one order."""
+
+    folder: Path
+    """Of the forms stage."""
+    ensemble: Ensemble
+
+    @property
+    def files(self) -> list[Path]:
+        """Files with an example at least."""
+        files = shard_files(self.folder / "train")
+        return [path for path in files if pl.scan_parquet(path).select(pl.len()).collect().item()]
+
+
 def finetune_adapter(
     shards: Path,
     out: Path,
@@ -84,6 +100,7 @@ def finetune_adapter(
     machine: int = 0,
     teacher: Path | None = None,
     champion: Champion | None = None,
+    forms: FurtherForms | None = None,
 ) -> Facts:
     """Train an adapter, or go on from the last whole checkpoint that a killed run left in ``out``.
 
@@ -104,6 +121,7 @@ def finetune_adapter(
         teacher: folder of the stage ``teach``, with ``settings.teacher``.
         champion: the adapter to go on from, with what is new to it; its output is taken over where nothing is. None: a
             fresh adapter is trained on all examples.
+        forms: short forms of the examples, which are trained on too; evaluations are of the list's prompts alone.
 
     Returns:
         No facts but on machine 0. There, those of ``warm.select_new`` and ``best.evaluation_facts``, steps,
@@ -126,7 +144,8 @@ def finetune_adapter(
     check_quantization(settings.quantization)
     train = _train_shards(shards)
     evaluation = _valid_examples(shards, settings.max_eval_examples, settings, seed)
-    selecting = _valid_examples(shards, settings.max_select_examples if settings.scores_labels else 0, settings, seed)
+    weighs = settings.scores_labels and forms is None  # an ensemble has its own weights
+    selecting = _valid_examples(shards, settings.max_select_examples if weighs else 0, settings, seed)
     _require_evaluation(shards, evaluation, settings)
     scratch = out / SCRATCH
     scratch.mkdir(parents=True, exist_ok=True)
@@ -136,13 +155,15 @@ def finetune_adapter(
         return reuse_champion(champion, out)
     if champion and settings.model == TINY:
         base = champion.folder / "base"  # it was built from the prompts of the chain's first run
-    identity, base_name = _prepare_base(train, out, settings, seed, base)
+    further = forms.files if forms else []
+    # the short forms first: the tokenizer of a tiny model learns their labels from them
+    identity, base_name = _prepare_base([*further, *train], out, settings, seed, base)
     if champion:
         require_same_base(champion, identity)
     space, film_facts = _prepare_films(behaviour, out, champion) if behaviour else (None, Facts())
     job = TrainingJob(
         out=out,
-        train=tuple(chosen),
+        train=(*chosen, *further),
         evaluation=scratch / "evaluation.parquet" if len(evaluation) else None,
         select=scratch / "select.parquet" if len(selecting) else None,
         prior=_prior(train, int(prompt_contract["num_candidates"])) if settings.scores_labels else (),
@@ -173,7 +194,8 @@ def finetune_adapter(
     if facts.get("best_beats_start") is False:
         log.warning("finetune: no evaluated step is better than the model before training; see curve.parquet")
     residual = _residual(job, facts)
-    write_contract(out, _contract(settings, identity, prompt_contract, lineage, facts["dtype"], residual, space))
+    contract = _contract(settings, identity, prompt_contract, lineage, facts["dtype"], residual, space)
+    write_contract(out, contract.model_copy(update={"ensemble": forms.ensemble}) if forms else contract)
     return facts
 
 
