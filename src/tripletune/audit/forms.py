@@ -67,12 +67,9 @@ def _wrong(row: Mapping[str, Any], example: Mapping[str, Any] | None, texts: For
         yield 0, "form of other films", f"films {films} are not so many distinct candidates of {row['of']}"
         return
     right = [film for film in films if film in example["answers"]]
-    if row["answers"] != right or _label_of(row, right) != row["completion"][0]["content"]:
-        yield (
-            0,
-            "form with a wrong label",
-            f"answered {row['completion'][0]['content']!r}, answers among {films}: {right}",
-        )
+    said = row["completion"][0]["content"]
+    if row["answers"] != right or _label_of(row, right) != said:
+        yield 0, "form with a wrong label", f"answered {said!r}, answers among {films}: {right}"
     if row["candidate_letters"] != _LABELS[row["form"]]:
         yield 0, "form with other labels", f"labels are {row['candidate_letters']}"
     yield from _wrong_text(row, example, texts)

@@ -406,7 +406,7 @@ def run_teach(paths: RunPaths, config: RunConfig) -> Path:
 
 
 def run_forms(paths: RunPaths, config: RunConfig) -> Path:
-    """Write the short forms of the training prompts, questions about one film and choices between two; ensemble.forms."""
+    """Write the short forms of the training prompts, about one film and about two; for ensemble.forms."""
     from tripletune.audit.forms import audit_forms
     from tripletune.audit.leaks import refuse_leaks
     from tripletune.prompts.forms import write_forms

@@ -23,6 +23,8 @@ from tripletune.store.shards import shard_files
 
 _DRAWS = 28 << 40
 """Added to the run's seed for what the short forms ask: nothing in common with the order of the candidates."""
+_SHARES = {"pointwise": "yes_share", "pairwise": "first_share"}
+"""Fact with the share of a form's first label."""
 _READ = [
     *("example_id", "user_id", "purpose", "cutoff", "prompt", "answers", "answer_ratings", "candidates"),
     *("candidate_titles", "candidate_letters", "retrieved", "template_id", "template_sha256"),
@@ -57,12 +59,11 @@ def write_forms(shards: Path, out: Path, forms: Sequence[str], texts: FormTexts,
     whole = pl.concat(written) if written else pl.DataFrame()
     if whole.is_empty():
         raise InputError(f"{shards / 'train'}: no example has candidates that are no answers, so no form can be asked")
-    label = whole.select("form", said=pl.col("completion").list.first().struct.field("content"))
-    first = {form: label.filter(form=form)["said"] == LABELS[form][0] for form in forms}
-    shares = {"yes_share": first.get("pointwise"), "first_share": first.get("pairwise")}
+    said = whole.select("form", label=pl.col("completion").list.first().struct.field("content"))
+    labels = {form: said.filter(form=form)["label"].to_list() for form in forms}
     return {
-        "examples": {form: len(rows) for form, rows in first.items()},
-        **{name: round(float(rows.mean() or 0.0), 4) for name, rows in shares.items() if rows is not None},
+        "examples": {form: len(found) for form, found in labels.items()},
+        **{_SHARES[form]: round(found.count(LABELS[form][0]) / len(found), 4) for form, found in labels.items()},
         "mean_prompt_chars": round(float(whole["chars"].mean() or 0.0), 1),  # type: ignore[arg-type]  # integers
     }
 

@@ -8,6 +8,7 @@ bits for any number of threads: each batch is computed on one. Written answers a
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -134,7 +135,8 @@ class Answerer:
     def score(self, examples: pl.DataFrame, *, batch_size: int) -> pl.DataFrame:
         """Score every candidate, in both styles of answers; rows of ``ANSWERED`` in the order of ``examples``.
 
-        Without an ensemble, whose forms have no score in common. ``answers`` begins with the film that a constrained answer names first; the others follow by their ``scores``.
+        Of the list's prompt alone, also where the contract has an ensemble. ``answers`` begins with the film that a
+        constrained answer names first; the others follow by their ``scores``.
         Labels of one token have the scores of ``answer``, their logits. Titles, and labels that this tokenizer cuts,
         have the log-probability that a constrained answer begins with their line; each such prompt is scored alone.
 
@@ -171,15 +173,11 @@ class Answerer:
         listed = pl.DataFrame([rows[row] for row in range(len(rows))], schema=ANSWERED)
         if self.contract.ensemble is None or scored or not constrained:
             return listed
-        return combine_forms(
-            examples,
-            listed,
-            self.contract.ensemble,
-            lambda prompts, labels: self.score_labels(prompts, labels, batch_size),
-        )
+        score = functools.partial(self.score_labels, batch_size=batch_size)
+        return combine_forms(examples, listed, self.contract.ensemble, score)
 
     def score_labels(
-        self, prompts: Sequence[Sequence[Message]], labels: Sequence[Sequence[str]], batch_size: int
+        self, prompts: Sequence[Sequence[Message]], labels: Sequence[Sequence[str]], *, batch_size: int
     ) -> list[list[float]]:
         """Logits of each prompt's labels where its answer begins, in one forward pass a batch.
 
@@ -193,8 +191,8 @@ class Answerer:
             found = self.lines.single(Names(several, self.style))
             if found is None:
                 raise ContractError(
-                    f"the tokenizer of {self.contract.base_model} cuts one of the labels {', '.join(several)}, by which "
-                    "the adapter's further forms are answered; train without ensemble.forms, or on another model"
+                    f"the tokenizer of {self.contract.base_model} cuts one of the labels {', '.join(several)} of the short "
+                    "forms; train without ensemble.forms, or on another model"
                 )
             tokens.append(found)
         batches = _batches(sorted(range(len(ids)), key=lambda row: len(ids[row])), batch_size)
