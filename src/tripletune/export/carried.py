@@ -30,8 +30,8 @@ def not_carried(contract: AdapterContract) -> list[str]:
         )
     if contract.ensemble:
         lost.append(
-            f"The forms {', '.join(contract.ensemble.forms)} are dropped: the run serves an order by the answers to all "
-            "forms of a prompt; here candidates have the scores of the list's prompt alone."
+            f"The forms {', '.join(contract.ensemble.forms)} are dropped: the run serves an order by the answers to "
+            "all forms of a prompt; here candidates have the scores of the list's prompt alone."
         )
     return lost
 

@@ -191,8 +191,8 @@ class Answerer:
             found = self.lines.single(Names(several, self.style))
             if found is None:
                 raise ContractError(
-                    f"the tokenizer of {self.contract.base_model} cuts one of the labels {', '.join(several)} of the short "
-                    "forms; train without ensemble.forms, or on another model"
+                    f"the tokenizer of {self.contract.base_model} cuts one of the labels {', '.join(several)} of the "
+                    "short forms; train without ensemble.forms, or on another model"
                 )
             tokens.append(found)
         batches = _batches(sorted(range(len(ids)), key=lambda row: len(ids[row])), batch_size)

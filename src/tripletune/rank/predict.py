@@ -2,9 +2,9 @@
 
 Systems: ``random`` and ``retriever`` order the candidates without a language model; ``untuned`` is the base model and
 ``tuned`` the same with the adapter, and ``tuned-int8`` that one with rounded weights (``rank.quantized``);
-``tuned+retriever`` adds the retriever's scores to its own. With an ensemble, ``tuned`` and ``untuned`` are the order by
-all forms of a query's prompt, and ``tuned-listwise``, ``-pointwise`` and ``-pairwise`` one form's. Answers are written in
-pieces that survive a kill, since a large model takes hours.
+``tuned+retriever`` adds the retriever's scores to its own. With an ensemble, ``tuned`` and ``untuned`` are the order
+by all forms of a query's prompt, and ``tuned-listwise``, ``-pointwise`` and ``-pairwise`` one form's. Answers are
+written in pieces that survive a kill, since a large model takes hours.
 """
 
 from __future__ import annotations
