@@ -28,14 +28,14 @@ _Wrong = tuple[int, str, str]
 _READ = ["example_id", "user_id", "purpose", "cutoff", "prompt", "answers", "candidates", "candidate_letters"]
 
 
-def audit_forms(shards: Path, forms: Path, texts: FormTexts, limit: int = MAX_PER_KIND) -> list[Leak]:
+def audit_forms(shards: Path, forms: Path, texts: FormTexts, limit: int | None = MAX_PER_KIND) -> list[Leak]:
     """Check every row of the short forms against the example that it is cut from.
 
     Args:
         shards: the generate stage's folder.
         forms: the forms stage's folder, or its work folder.
         texts: of the template.
-        limit: leaks of one kind that are reported.
+        limit: leaks of one kind that are reported; None: all.
 
     Returns:
         The leaks; rule 0 where columns contradict each other, rule 3 where a prompt shows more than its list's does or

@@ -53,6 +53,7 @@ def audit(
     """Prove on the written shards that no answer leaked; exit code 1 and the example ids if one did."""
     from tripletune.audit.ancestors import ancestor_leaks
     from tripletune.audit.audit import audit_shards, stated_inline, stated_style
+    from tripletune.audit.forms import audit_forms
     from tripletune.audit.leaks import MAX_PER_KIND, format_leaks, write_leaks
     from tripletune.prompts.template import load_template
 
@@ -66,6 +67,9 @@ def audit(
     leaks = audit_shards(shards, split, retrieve, trained, style=style, inline=inline, limit=limit)
     if "finetune" in paths.fingerprints and (paths.folder("finetune") / TRAINED_EXAMPLES_NAME).is_file():
         leaks += ancestor_leaks(paths.folder("finetune"), shards, limit=limit)
+    if "forms" in paths.fingerprints and (paths.folder("forms") / MANIFEST).is_file():
+        texts = load_template(record.settings().prompt.template).further_forms()
+        leaks += audit_forms(shards, paths.folder("forms"), texts, limit)
     if out:
         make_folder(out.parent, "--out")
         write_leaks(out, leaks)

@@ -56,10 +56,11 @@ def tokenize_labels(
     for example_id, titles, letters, shown, retrieved, gains in zip(*read, _gains(rows, targets), strict=True):
         tokens = lines.single(Names.of(style, titles, letters))
         if tokens is None:
+            other = "set ensemble.forms to []" if len(shown) == 1 else "lower retrieve.num_candidates to 26 or less"
             raise TrainingError(
                 f"finetune.objective = {objective!r} reads each candidate's score at its label, and "
                 f"the tokenizer of {base_name} cuts labels of {len(shown)} candidates into several tokens; "
-                "lower retrieve.num_candidates to 26 or less, or set finetune.objective to 'sft'"
+                f"{other}, or set finetune.objective to 'sft'"
             )
         gain = [gains.get(film, 0.0) for film in shown]
         if tuple(letters) == YES_NO:
