@@ -14,15 +14,17 @@ from prompt_frames import build
 from transformers import LlamaForCausalLM
 
 from tripletune.answer_lines import LineTokens
-from tripletune.config import TinyLlamaConfig
+from tripletune.config import RunConfig, TinyLlamaConfig
 from tripletune.contract import AdapterContract, Ensemble
 from tripletune.errors import ContractError
+from tripletune.estimate.tokens import assume_tokens, with_short_forms
 from tripletune.export.carried import not_carried, require_carried
 from tripletune.finetune.tiny import build_model, train_tokenizer
 from tripletune.forms import LABELS, ListPrompt, pairs_of
 from tripletune.prompts.template import load_template
 from tripletune.rank.answerer import Answerer
 from tripletune.rank.ensemble import combine_forms
+from tripletune.serve.answers import ServedModel
 
 TEXTS = load_template("recranker").further_forms()
 EQUAL = Ensemble(weights={"listwise": 1.0, "pointwise": 1.0, "pairwise": 1.0}, texts=TEXTS)
@@ -159,7 +161,7 @@ def logit_of(prompt: list[Any], label: str) -> float:
 def test_an_answerer_asks_all_forms_and_each_gives_what_whole_forward_passes_give() -> None:
     found = answerer(EQUAL).answer(examples(), constrained=True, batch_size=7)
     alone = answerer(None).answer(examples(), constrained=True, batch_size=7)
-    for row, example in enumerate(examples().iter_rows(named=True)):
+    for row, example in enumerate(examples().head(1).iter_rows(named=True)):
         cut = ListPrompt.cut(example["prompt"], example["candidate_letters"], TEXTS, "")
         films, order = example["candidates"], alone["answers"][row].to_list()
         assert order != found["answers"][row].to_list()
@@ -180,6 +182,27 @@ def test_free_answers_and_scores_are_the_lists_alone() -> None:
     for method, named in ((Answerer.answer, {"constrained": False}), (Answerer.score, {})):
         ours, theirs = (method(one, examples(), batch_size=3, **named) for one in (asked, plain))
         assert ours.equals(theirs)
+
+
+def test_a_served_model_orders_as_the_answerer_does_from_prompts_alone() -> None:
+    asked = answerer(EQUAL)
+    asked.contract.prompt["num_candidates"] = 20
+    rows = examples().select("prompt", "candidates").to_dicts()
+    served = ServedModel(asked, load_template("recranker"), batch_size=7).answer(rows)
+    ranked = asked.answer(examples(), constrained=True, batch_size=7)
+    assert [row["answers"] for row in served] == ranked["answers"].to_list()
+    assert [row["system"] for row in served] == ["tuned"] * 3
+
+
+def test_an_estimate_counts_each_form_as_an_example() -> None:
+    without, forms = (
+        RunConfig.model_validate({"dataset": "x", "ensemble": {"forms": names}})
+        for names in ([], ["pointwise", "pairwise"])
+    )
+    lists = assume_tokens(without, 100)
+    assert with_short_forms(lists, without) == lists
+    assert with_short_forms(lists, forms).examples == 300
+    assert "pointwise and pairwise forms" in with_short_forms(lists, forms).assumptions[-1]
 
 
 def test_a_tokenizer_that_cuts_a_label_is_refused() -> None:
