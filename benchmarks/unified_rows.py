@@ -42,7 +42,16 @@ LANGUAGE_MODELS = {
     "untuned": "untuned",
     "tuned": "tuned",
     "tuned+retriever": "tuned, with the retriever's scores",
+    "tuned-listwise": "tuned, lists alone",
+    "tuned-pointwise": "tuned, questions alone",
+    "tuned-pairwise": "tuned, choices alone",
 }
+PRESET_DEPARTURES = {
+    "llamarec": "First stage: our sequence model; SmolLM2 in place of Llama 2; several likes share the target.",
+    "recranker": "First stage: our sequence model; SmolLM2 with LoRA in place of Llama 2; Yes or No in place of stars; "
+    "negatives are candidates; the three utilities count the same, and the first stage's place does not.",
+}
+"""How the run of a published recipe departs from its paper; ``configs/<preset>.md`` says it in full."""
 ROOT = Path(__file__).parents[1]
 UNRELATED = ("source.", "dataset", "tracking.", "workers.", "store.")
 """Settings that say where a run lies, not what it computes."""
@@ -176,7 +185,8 @@ def rows_of_language_models(run: Run, root: Path, name: str) -> list[Row]:
     measured = pl.read_parquet(paths.folder("evaluate") / "per_viewer.parquet")
     preset = ROOT / "configs" / f"{record.dataset}.toml"
     command = _command(record.dataset, bool(record.config["source"]["imdb"]))
-    note = f"{record.config['finetune']['model']}, {_changed(record.config, preset)}".removesuffix(", ")
+    settings = f"{record.config['finetune']['model']}, {_changed(record.config, preset)}".removesuffix(", ")
+    note = f"{PRESET_DEPARTURES.get(record.dataset, '')} {settings}".strip()
     trained = Cost(
         f"{finetune['seconds']:.0f} + {rank['seconds']:.0f}",
         finetune["facts"]["trainable_parameters"],

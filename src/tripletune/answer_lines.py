@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tripletune.errors import ContractError
-from tripletune.schemas.answers import NUM_ANSWERS, AnswerStyle
+from tripletune.schemas.answers import NUM_ANSWERS, YES_NO, AnswerStyle
 
 _PROBE = [{"role": "user", "content": "?"}]
 
@@ -27,7 +27,8 @@ class Names:
     def of(
         cls, style: AnswerStyle, titles: Sequence[str], labels: Sequence[str] | None, requested: int = NUM_ANSWERS
     ) -> Names:
-        """From ``candidate_titles`` and ``candidate_letters`` of an example, of which the style needs one.
+        """From ``candidate_titles`` and ``candidate_letters`` of an example, of which the style needs one. A question
+        about a single film has the labels ``YES_NO``.
 
         Args:
             style: of the answer.
@@ -39,7 +40,8 @@ class Names:
         """
         if not style.is_labelled:
             return cls(titles, style, requested)
-        if labels is None or len(labels) != len(titles):
+        is_question = len(titles) == 1 and tuple(labels or ()) == YES_NO
+        if labels is None or (len(labels) != len(titles) and not is_question):
             raise ContractError(
                 f"answers are {style.name}, but an example has {len(titles)} candidates and {len(labels or ())} "
                 "labels; generate the prompts again"

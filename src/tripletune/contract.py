@@ -20,6 +20,7 @@ from tripletune.chat import DATE
 from tripletune.config import SHIPPED
 from tripletune.errors import ContractError, InputError, MissingArtifactError
 from tripletune.flatten import flatten
+from tripletune.forms import FormTexts
 from tripletune.store.files import write_json
 from tripletune.store.fingerprint import sha256_file, sha256_json
 
@@ -38,6 +39,22 @@ class Residual(BaseModel):
     """Log-score of each place in the retriever's order."""
     weight: float
     """Weight of the model's centred logits."""
+
+
+class Ensemble(BaseModel):
+    """The forms that an adapter is asked in, and how their answers become one order; see ``tripletune.forms``."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    weights: dict[str, float]
+    """Weight of each form's utility, of the list's under ``listwise``; each utility lies between 0 and 1."""
+    texts: FormTexts
+    """Of the template that the adapter was trained with."""
+
+    @property
+    def forms(self) -> tuple[str, ...]:
+        """The short forms."""
+        return tuple(name for name in self.weights if name != "listwise")
 
 
 class BehaviourSpace(BaseModel):
@@ -77,6 +94,8 @@ class AdapterContract(BaseModel):
     """What is served is the sum of the model's scores and the retriever's; None: the model's order alone."""
     behaviour: BehaviourSpace | None = None
     """None: prompts are text alone."""
+    ensemble: Ensemble | None = None
+    """None: an answer is read from the list's prompt alone."""
     lineage: dict[str, str] = {}
     """Fingerprints of the stages behind the training shards; not compared."""
 

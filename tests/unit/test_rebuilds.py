@@ -60,6 +60,7 @@ EDITS = [
     ("a stage that is never reused", "promote/decision.py", CODE, NOTHING),
     ("another stage that is never reused", "quality/drift.py", CODE, NOTHING),
     ("what is probed, where nothing is", "probe/parts.py", CODE, NOTHING),
+    ("short forms of prompts, where there are none", "prompts/forms.py", CODE, NOTHING),
     ("its page", "html/templates/quality.html.j2", "\n", NOTHING),
     ("what a run adds to the report", "html/templates/run.html.j2", "\n", NOTHING),
     ("readers of a feed, where there is none", "data/feed/parse.py", CODE, NOTHING),
@@ -99,6 +100,8 @@ EDITS = [
     ("an audit of the answers", "evaluate/answers/groups.py", CODE, "evaluate"),
     ("popularity of films", "store/popularity.py", CODE, "evaluate"),
     ("age groups", "schemas/ages.py", CODE, RETRIEVE),
+    ("questions about one and two films", "forms.py", CODE, GENERATE),
+    ("the order by all forms", "rank/ensemble.py", CODE, RANK),
     ("scores of written answers", "rank/line_scores.py", CODE, RANK),
 ]
 

@@ -25,7 +25,7 @@ ABLATIONS = {
     "hint-2-only": ("liked", "disliked", "triples", "candidates"),
 }
 
-SHOWN = ABLATIONS | {"llamarec": ("liked", "candidates")}
+SHOWN = ABLATIONS | {"llamarec": ("liked", "candidates"), "recranker": ("liked", "disliked", "candidates")}
 """Sections with data of the templates that do not show all."""
 
 
@@ -38,10 +38,12 @@ def test_a_shipped_template_is_known_by_its_name_and_asks_last_of_all(name):
     template = load_template(name)
     assert template.id == name
     assert template.language == ("ja" if name == "japanese" else "en")
-    assert template.answer_style == ("letters" if name in ("letters", "compact", "llamarec") else "titles")
+    is_labelled = name in ("letters", "compact", "llamarec", "recranker")
+    assert template.answer_style == ("letters" if is_labelled else "titles")
     assert set(template.columns) - {"retrieved"} == set(SHOWN.get(name, SLOTS)) - ({"topics"} - {name})
     assert bool(template.topic) == (name == "topics")
-    assert bool(template.inline) == (name == "compact")
+    assert bool(template.inline) == (name in ("compact", "recranker"))
+    assert bool(template.forms) == (name == "recranker")
     assert template.texts[-1].strip()
 
 

@@ -18,6 +18,7 @@ from scipy.stats import permutation_test
 
 from tests.benchmark_scripts import benchmark_script
 from tripletune.config.presets import load_config
+from tripletune.schemas.rank import ALONE
 from tripletune.store.runs import RunRecord, write_run
 
 ROOT = Path(__file__).parents[2]
@@ -206,9 +207,9 @@ def test_another_stage_adds_the_lists_that_rank_otherwise_and_must_be_on_the_sam
         unified.further_rows(rows, replace(there, split=tmp_path / "y"), run)
 
 
-def write_finished(root, split, systems):
-    """A run of the preset smollm2 with another objective; ``systems`` gives the number of users of each row."""
-    config = load_config(ROOT / "configs" / "smollm2.toml").model_dump(mode="json")
+def write_finished(root, split, systems, preset="smollm2"):
+    """A run of a preset with another objective; ``systems`` gives the number of users of each row."""
+    config = load_config(ROOT / "configs" / f"{preset}.toml").model_dump(mode="json")
     config["finetune"]["objective"] = "ranknet"
     facts = {
         "generate": {"mean_tokens": 700.4},
@@ -219,12 +220,10 @@ def write_finished(root, split, systems):
     prints = dict.fromkeys(facts, "f") | {"split": split}
     write_run(
         root,
-        RunRecord(
-            name="done", dataset="smollm2", status="completed", started="now", config=config, fingerprints=prints
-        ),
+        RunRecord(name="done", dataset=preset, status="completed", started="now", config=config, fingerprints=prints),
     )
     for stage, told in facts.items():
-        folder = root / "smollm2" / stage / "f"
+        folder = root / preset / stage / "f"
         folder.mkdir(parents=True)
         (folder / "manifest.json").write_text(json.dumps({"seconds": 61.0, "facts": told}), encoding="utf-8")
     frames = [
@@ -232,7 +231,7 @@ def write_finished(root, split, systems):
         for system, number in systems.items()
         for purpose in ("valid", "test")
     ]
-    pl.concat(frames).write_parquet(root / "smollm2" / "evaluate" / "f" / "per_viewer.parquet")
+    pl.concat(frames).write_parquet(root / preset / "evaluate" / "f" / "per_viewer.parquet")
 
 
 def test_rows_of_a_run_say_what_they_took_and_which_settings_are_not_its_presets(rows_module, run, tmp_path):
@@ -244,6 +243,21 @@ def test_rows_of_a_run_say_what_they_took_and_which_settings_are_not_its_presets
     assert rows[1].cost == rows_module.Cost("61 + 61", 5, "1,234; 700 a prompt")
     assert rows[1].command == "make run CONFIG=configs/smollm2.toml"
     assert rows[1].note == "smollm2-135m, finetune.objective = ranknet"
+
+
+def test_every_preset_of_a_published_recipe_says_how_it_departs_from_its_paper(rows_module, run, tmp_path):
+    assert all((ROOT / "configs" / f"{name}.toml").is_file() for name in rows_module.PRESET_DEPARTURES)
+    assert set(rows_module.LANGUAGE_MODELS) >= set(ALONE.values())
+    systems = dict.fromkeys(("random", "tuned", *ALONE.values()), 4)
+    write_finished(tmp_path, run.split.name, systems, preset="recranker")
+    rows = rows_module.rows_of_language_models(run, tmp_path, "done")
+    assert [row.name.partition(": ")[2] for row in rows][2:] == [
+        "tuned, lists alone",
+        "tuned, questions alone",
+        "tuned, choices alone",
+    ]
+    assert all(row.note.startswith("First stage: our sequence model; SmolLM2 with LoRA") for row in rows)
+    assert all(row.note.endswith("smollm2-135m, finetune.objective = ranknet") for row in rows)
 
 
 def row(module, name, ndcgs, *, users=None, is_language_model=False):

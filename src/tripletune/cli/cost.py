@@ -73,14 +73,15 @@ def estimate(
     from tripletune.estimate.model_size import size_of
     from tripletune.estimate.models import find_config
     from tripletune.estimate.plan import estimate as make_estimate
-    from tripletune.estimate.tokens import assume_tokens, read_tokens
+    from tripletune.estimate.tokens import assume_tokens, read_tokens, with_short_forms
 
     settings, shards, base = _find(
         Inputs(config=config, movielens=movielens, imdb=imdb, artifacts=artifacts, set=set or ())
     )
     finetune = settings.finetune
     size = size_of(find_config(finetune, base))
-    tokens = read_tokens(shards, settings) if shards else assume_tokens(settings, examples)
+    lists = read_tokens(shards, settings) if shards else assume_tokens(settings, examples)
+    tokens = with_short_forms(lists, settings)
     machine = _machine(settings, gpu, memory_gib, tflops, gpus)
 
     found = make_estimate(finetune, size, tokens, machine, mfu=mfu, rates=_measured(settings, size, tokens, machine))

@@ -121,6 +121,7 @@ def audit(
     """Prove on the written shards that no answer leaked; exit code 1 and the example ids if one did."""
     from tripletune.audit.ancestors import ancestor_leaks
     from tripletune.audit.audit import audit_shards, stated_inline, stated_style
+    from tripletune.audit.forms import audit_forms
     from tripletune.audit.late import late_leaks
     from tripletune.audit.leaks import MAX_PER_KIND, format_leaks, write_leaks
     from tripletune.prompts.template import load_template
@@ -137,6 +138,9 @@ def audit(
         leaks += ancestor_leaks(paths.folder("finetune"), shards, limit=limit)
     everything = {stage: paths.folder(stage) for stage in paths.fingerprints if paths.is_here(stage)}
     leaks += late_leaks(everything, record.settings().ingest.as_of, limit=limit)
+    if "forms" in paths.fingerprints and (paths.folder("forms") / MANIFEST).is_file():
+        texts = load_template(record.settings().prompt.template).further_forms()
+        leaks += audit_forms(shards, paths.folder("forms"), texts, limit)
     if out:
         make_folder(out.parent, "--out")
         write_leaks(out, leaks)

@@ -17,6 +17,7 @@ from tripletune.config.data import (
     SplitConfig,
     SyntheticConfig,
 )
+from tripletune.config.ensemble import EnsembleConfig
 from tripletune.config.llm import (
     SHIPPED,
     EvaluateConfig,
@@ -57,6 +58,7 @@ __all__ = [
     "SHIPPED",
     "SHIPPED_RETRIEVERS",
     "Credit",
+    "EnsembleConfig",
     "EvaluateConfig",
     "FeedColumns",
     "FeedConfig",

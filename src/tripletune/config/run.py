@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from datetime import date
 from typing import Annotated, Any
 from urllib.parse import urlsplit
@@ -10,6 +11,7 @@ from pydantic import Field, model_validator
 
 from tripletune.config.base import Name, Section
 from tripletune.config.data import IngestConfig, KnowledgeConfig, SourceConfig, SplitConfig, SyntheticConfig
+from tripletune.config.ensemble import EnsembleConfig
 from tripletune.config.llm import EvaluateConfig, FinetuneConfig, PromoteConfig, RankConfig
 from tripletune.config.models import (
     BASELINES,
@@ -76,6 +78,7 @@ class RunConfig(Section):
     sample: SampleConfig = SampleConfig()
     prompt: PromptConfig = PromptConfig()
     quality: QualityConfig = QualityConfig()
+    ensemble: EnsembleConfig = EnsembleConfig()
     finetune: FinetuneConfig = FinetuneConfig()
     rank: RankConfig = RankConfig()
     probe: ProbeConfig = ProbeConfig()
@@ -132,6 +135,27 @@ class RunConfig(Section):
                 f"rank.backend = 'vllm' reads text alone, and finetune.behaviour_tokens = "
                 f"{self.finetune.behaviour_tokens!r}; set rank.backend to 'transformers', or behaviour_tokens to 'none'"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _lists_are_asked_alone(self) -> RunConfig:
+        """What is made for the list's prompt alone is refused next to short forms of it."""
+        if not self.ensemble.forms:
+            return self
+        for name, value, needed in (
+            ("finetune.residual", self.finetune.scores_labels and self.finetune.residual, False),
+            ("finetune.start", self.finetune.start, "base"),
+            ("finetune.teacher", self.finetune.teacher, ""),
+            ("finetune.behaviour_tokens", self.finetune.behaviour_tokens, "none"),
+            ("prompt.worked_examples", self.prompt.worked_examples, 0),
+            ("rank.backend", self.rank.backend, "transformers"),
+        ):
+            if value != needed:
+                shown, wanted = json.dumps(value), json.dumps(needed)
+                raise ValueError(
+                    f"ensemble.forms = {list(self.ensemble.forms)} does not go with {name} = {shown}; set {name} to "
+                    f"{wanted}, or forms to []"
+                )
         return self
 
     @property

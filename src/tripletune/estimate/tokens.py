@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import polars as pl
@@ -81,3 +81,14 @@ def assume_tokens(config: RunConfig, examples: int | None) -> Tokens:
         valid=None,
         assumptions=tuple(said),
     )
+
+
+def with_short_forms(lists: Tokens, config: RunConfig) -> Tokens:
+    """The examples of a training on all forms of its lists: a bound, as a short form is shorter than its list."""
+    if not config.ensemble.forms:
+        return lists
+    said = (
+        f"{' and '.join(config.ensemble.forms)} forms (ensemble.forms) are as long as their lists, the most they can be"
+    )
+    examples = lists.examples * (1 + len(config.ensemble.forms))
+    return replace(lists, examples=examples, assumptions=(*lists.assumptions, said))

@@ -28,6 +28,11 @@ def not_carried(contract: AdapterContract) -> list[str]:
             "The retriever's order is dropped: the run serves nothing else (the model's weight in the sum is 0); here "
             "candidates have the model's scores alone."
         )
+    if contract.ensemble:
+        lost.append(
+            f"The forms {', '.join(contract.ensemble.forms)} are dropped: the run serves an order by the answers to "
+            "all forms of a prompt; here candidates have the scores of the list's prompt alone."
+        )
     return lost
 
 
@@ -42,6 +47,8 @@ def require_carried(contract: AdapterContract, run: str) -> None:
         parts.append("behaviour tokens")
     if contract.residual:
         parts.append("the retriever's scores")
+    if contract.ensemble:
+        parts.append("further forms of its prompts")
     if parts:
         raise ContractError(
             f"run {run!r} serves its model with {' and '.join(parts)}, which no export carries; add --text-only to "

@@ -14,7 +14,7 @@ from tripletune.answer_lines import LineTokens, Names
 from tripletune.behaviour.tokens import BehaviourTokens, prompt_ids
 from tripletune.errors import TrainingError
 from tripletune.next_token import next_token_logits
-from tripletune.schemas.answers import AnswerStyle
+from tripletune.schemas.answers import YES_NO, AnswerStyle
 
 _READ = ("example_id", "candidate_titles", "candidate_letters", "candidates", "retrieved")
 
@@ -45,7 +45,7 @@ def tokenize_labels(
     Returns:
         ``input_ids`` of the prompt up to where the answer begins, and for each candidate in the order shown its label's
         token (``label_ids``), its share of the target (``targets``) and its place in the retriever's order
-        (``places``, from 0).
+        (``places``, from 0). A question about a single film has one of each for Yes and for No.
 
     Raises:
         TrainingError: a label is not a single token, or no candidate is an answer.
@@ -56,12 +56,15 @@ def tokenize_labels(
     for example_id, titles, letters, shown, retrieved, gains in zip(*read, _gains(rows, targets), strict=True):
         tokens = lines.single(Names.of(style, titles, letters))
         if tokens is None:
+            other = "set ensemble.forms to []" if len(shown) == 1 else "lower retrieve.num_candidates to 26 or less"
             raise TrainingError(
                 f"finetune.objective = {objective!r} reads each candidate's score at its label, and "
                 f"the tokenizer of {base_name} cuts labels of {len(shown)} candidates into several tokens; "
-                "lower retrieve.num_candidates to 26 or less, or set finetune.objective to 'sft'"
+                f"{other}, or set finetune.objective to 'sft'"
             )
         gain = [gains.get(film, 0.0) for film in shown]
+        if tuple(letters) == YES_NO:
+            gain, shown = [gain[0], float(not gain[0])], [*shown, *shown]
         total = sum(gain)
         if not total:
             raise TrainingError(

@@ -27,7 +27,7 @@ from tripletune.finetune.job import TrainingJob
 from tripletune.finetune.live_log import LiveLog, OnLog
 from tripletune.finetune.prepare import FilmSource, Prepared, prepare
 from tripletune.finetune.ranks import accumulated_batches, read_ranks, write_launch_config
-from tripletune.finetune.shards import Examples, prior_of, read_examples
+from tripletune.finetune.shards import Examples, FurtherForms, prior_of, read_examples
 from tripletune.finetune.token_files import write_token_files
 from tripletune.finetune.trainer_settings import check_trainer_settings
 from tripletune.finetune.warm import Champion, reuse_champion, select_new, write_trained_examples
@@ -62,6 +62,7 @@ def finetune_adapter(
     machine: int = 0,
     teacher: Path | None = None,
     champion: Champion | None = None,
+    forms: FurtherForms | None = None,
 ) -> Facts:
     """Train an adapter, or go on from the last whole checkpoint that a killed run left in ``out``.
 
@@ -82,6 +83,7 @@ def finetune_adapter(
         teacher: folder of the stage ``teach``, with ``settings.teacher``.
         champion: the adapter to go on from, with what is new to it; its output is taken over where nothing is. None: a
             fresh adapter is trained on all examples.
+        forms: short forms of the examples, which are trained on too; evaluations are of the list's prompts alone.
 
     Returns:
         Facts of ``warm.select_new`` and ``training.train``, and with behaviour tokens behaviour_films and
@@ -97,15 +99,19 @@ def finetune_adapter(
     check_trainer_settings(settings.trainer)
     accumulated_batches(settings, read_ranks(Path(settings.accelerate_config)).number)
     check_quantization(settings.quantization)
-    examples = read_examples(shards, settings, seed)
+    examples = read_examples(shards, settings, seed, weighs=forms is None)  # an ensemble has its own weights
     scratch = out / SCRATCH
     scratch.mkdir(parents=True, exist_ok=True)
     end_noted(scratch / "launcher.json")
     chosen, start_facts = select_new(examples.train, champion, scratch / "new")
     if champion and not chosen:
         return reuse_champion(champion, out)
-    prepared = prepare(examples.train, out, settings, seed, base=base, behaviour=behaviour, champion=champion)
-    job = _job(out, chosen, examples, prepared, prompt_contract, settings, seed, teacher=teacher, champion=champion)
+    further = forms.files if forms else []
+    # the short forms first: the tokenizer of a tiny model learns their labels from them
+    words = [*further, *examples.train]
+    prepared = prepare(words, out, settings, seed, base=base, behaviour=behaviour, champion=champion)
+    to_train = [*chosen, *further]
+    job = _job(out, to_train, examples, prepared, prompt_contract, settings, seed, teacher=teacher, champion=champion)
     _take_over(job)
     for path, rows in ((job.evaluation, examples.evaluation), (job.select, examples.select)):
         if path:
@@ -123,7 +129,7 @@ def finetune_adapter(
         log.warning("finetune: no evaluated step is better than the model before training; see curve.parquet")
     residual = _residual(job, facts)
     contract = _contract(settings, prepared, prompt_contract, lineage, facts["dtype"], residual)
-    write_contract(out, contract)
+    write_contract(out, contract.model_copy(update={"ensemble": forms.ensemble}) if forms else contract)
     return facts
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import polars as pl
 
 from tripletune.config import FinetuneConfig
+from tripletune.contract import Ensemble
 from tripletune.errors import InputError
 from tripletune.finetune.job import columns_read
 from tripletune.judges import judges
@@ -29,16 +31,39 @@ class Examples(NamedTuple):
     """Valid examples that set the weight of the model's scores; none for an objective that scores no labels."""
 
 
-def read_examples(shards: Path, settings: FinetuneConfig, seed: int) -> Examples:
+@dataclass(frozen=True, slots=True)
+class FurtherForms:
+    """Training examples of the short forms, and how all forms become one order."""
+
+    folder: Path
+    """Of the forms stage."""
+    ensemble: Ensemble
+
+    @property
+    def files(self) -> list[Path]:
+        """Files with an example at least."""
+        files = shard_files(self.folder / "train")
+        return [path for path in files if scan_parquet(path).select(pl.len()).collect().item()]
+
+
+def read_examples(shards: Path, settings: FinetuneConfig, seed: int, *, weighs: bool = True) -> Examples:
     """The examples of a training, from the generate stage's folder.
+
+    Args:
+        shards: the folder.
+        settings, seed: of the training.
+        weighs: whether the model's scores get a weight next to the retriever's, which examples of valid set.
 
     Raises:
         InputError: there is none to train on, or none to evaluate on where an evaluation chooses the step.
     """
+    weighs = weighs and settings.scores_labels
     found = Examples(
         _train_shards(shards),
         valid_examples(shards, settings.max_eval_examples, settings, seed),
-        valid_examples(shards, settings.max_select_examples if settings.scores_labels else 0, settings, seed),
+        valid_examples(
+            shards, settings.max_select_examples if weighs and settings.scores_labels else 0, settings, seed
+        ),
     )
     _require_evaluation(shards, found.evaluation, settings)
     return found

@@ -63,10 +63,10 @@ def write_tiny_llama(train: Sequence[Path], folder: Path, settings: TinyLlamaCon
 
 
 def _texts(train: Sequence[Path]) -> Iterator[str]:
+    chats = (scan_parquet(path).select(pl.concat_list("prompt", "completion").alias("message")) for path in train)
     messages = (
-        scan_parquet(list(train))
+        pl.concat(chats)  # files of two stages have other columns
         .head(_TOKENIZER_EXAMPLES)
-        .select(pl.concat_list("prompt", "completion").alias("message"))
         .explode("message", empty_as_null=False)
         .select(pl.col("message").struct.field("content"))
         .collect()

@@ -259,6 +259,17 @@ STAGES = (
         never_reused="it compares with the last run",
     ),
     Stage(
+        name="forms",
+        run=stages.run_forms,
+        part="shards",
+        parents=("generate",),
+        fields=("ensemble.forms", "seed"),
+        libraries=("polars", "pyarrow", "numpy"),
+        outside=("template",),
+        needed=lambda config: bool(config.ensemble.forms),
+        headline=("examples", "yes_share", "first_share"),
+    ),
+    Stage(
         name="teach",
         run=stages.run_teach,
         part="finetune",
@@ -285,8 +296,9 @@ STAGES = (
         parents=lambda config: (
             *("generate", *_base(config), *config.behaviour_stages),
             *(("teach",) if config.finetune.has_teacher else ()),
+            *(("forms",) if config.ensemble.forms else ()),
         ),
-        fields=("finetune", "seed"),
+        fields=lambda config: ("finetune", *(("ensemble",) if config.ensemble.forms else ()), "seed"),
         libraries=lambda config: (
             *("torch", "transformers", "trl", "peft", "accelerate", "datasets", "tokenizers"),
             *("polars", "numpy", "scipy"),

@@ -68,6 +68,7 @@ def resolve(config: RunConfig, artifacts: Path, given: Mapping[str, str] = Mappi
     _check_objective(config)
     _check_behaviour(config)
     _check_topics(config)
+    _check_forms(config)
     _check_worked(config)
     if not given:
         _check_people(config)
@@ -122,6 +123,14 @@ def _check_topics(config: RunConfig) -> None:
             f"prompt.template = {config.prompt.template!r} shows topics, and retrieve.num_topics = 0 looks for none; "
             "set retrieve.num_topics to 6 or so, or take another template"
         )
+
+
+def _check_forms(config: RunConfig) -> None:
+    """Refuse short forms of prompts whose template has no questions for them."""
+    from tripletune.prompts.template import load_template
+
+    if config.ensemble.forms:
+        load_template(config.prompt.template).further_forms()
 
 
 def _check_behaviour(config: RunConfig) -> None:

@@ -405,6 +405,25 @@ def run_teach(paths: RunPaths, config: RunConfig) -> Path:
     return paths.build("teach", lambda work: score_training(generate, teacher, work, config.rank, contract))
 
 
+def run_forms(paths: RunPaths, config: RunConfig) -> Path:
+    """Write the short forms of the training prompts, about one film and about two; for ensemble.forms."""
+    from tripletune.audit.forms import audit_forms
+    from tripletune.audit.leaks import refuse_leaks
+    from tripletune.prompts.forms import write_forms
+    from tripletune.prompts.template import load_template
+
+    if not config.ensemble.forms:
+        raise ConfigError("ensemble.forms = [] asks the list alone; set it to ['pointwise', 'pairwise']")
+    generate, texts = paths.require("generate"), load_template(config.prompt.template).further_forms()
+
+    def make(work: Path) -> Facts:
+        facts = write_forms(generate, work, config.ensemble.forms, texts, config.seed)
+        refuse_leaks(audit_forms(generate, work, texts))
+        return facts
+
+    return paths.build("forms", make)
+
+
 def run_finetune(paths: RunPaths, config: RunConfig, on_log: LogCurve | None = None) -> Path:
     """LoRA-tune the language model in a subprocess; the curve is live in MLflow."""
     return paths.build("finetune", _finetune(paths, config, on_log))
@@ -420,8 +439,10 @@ def _finetune(
 ) -> Callable[[Path], Facts]:
     """What fills a work folder of the stage."""
     from tripletune.audit.ancestors import refuse_trained_on
+    from tripletune.contract import Ensemble
     from tripletune.finetune.launch import finetune_adapter
     from tripletune.finetune.prepare import FilmSource
+    from tripletune.finetune.shards import FurtherForms
     from tripletune.pipeline.warm import resolved_start
     from tripletune.prompts.engine import prompt_contract
     from tripletune.prompts.template import load_template
@@ -432,6 +453,11 @@ def _finetune(
     if config.finetune.has_behaviour:
         source = config.finetune.behaviour_tokens
         behaviour = FilmSource(source, paths.require(source), load_template(config.prompt.template).slots)
+
+    forms = None
+    if config.ensemble.forms:
+        texts = load_template(config.prompt.template).further_forms()
+        forms = FurtherForms(paths.require("forms"), Ensemble(weights=config.ensemble.weights, texts=texts))
 
     def make(work: Path) -> Facts:
         start = resolved_start(paths, config)
@@ -452,6 +478,7 @@ def _finetune(
             machine=machine,
             teacher=paths.require("teach") if config.finetune.has_teacher else None,
             champion=start.champion,
+            forms=forms,
         )
 
     return make

@@ -7,7 +7,9 @@ in place of the lines of data. The part ``[inline]`` names the columns that cand
 ``base`` inherits everything it does not define from the shipped template of that name, so a variant holds only the
 differences. Braces that hold no slot's name are refused, so that a misspelt slot can't reach a model as text.
 
-The section ``worked`` says where worked examples stand; a run without them has prompts without it.
+The section ``worked`` says where worked examples stand; a run without them has prompts without it. The parts
+``[pointwise]`` and ``[pairwise]`` are questions about one and two candidates (``tripletune.forms``), each with the slot
+of the candidates; a template with them ends with the sections candidates and answer.
 """
 
 from __future__ import annotations
@@ -19,8 +21,9 @@ from pathlib import Path
 
 from tripletune.config.base import is_path
 from tripletune.errors import ConfigError
+from tripletune.forms import SLOT, FormTexts
 from tripletune.prompts.wording import TripleForm, Wording, check_topic, parse_inline, parse_wording
-from tripletune.schemas.answers import ANSWER_STYLES, AnswerStyle
+from tripletune.schemas.answers import ANSWER_STYLES, LETTERS, AnswerStyle
 from tripletune.schemas.hint import EVIDENCE
 from tripletune.schemas.hints import HINTS, TOPIC_HINTS
 from tripletune.schemas.inline import Inline, Words
@@ -39,7 +42,8 @@ if {WORKED, _ANSWERED, _TOPIC} & {*SLOTS}:  # here and not in schemas.hint, whos
 _SECTIONS = (WORKED, *SLOTS, "answer")
 _NEEDED = ("candidates", "answer")
 _FIELDS = ("language", "answers", "sections")
-_PARTS = ("system", *_SECTIONS, _ANSWERED, "inline", _TOPIC, "words")
+_FORMS = ("pointwise", "pairwise")
+_PARTS = ("system", *_SECTIONS, _ANSWERED, "inline", _TOPIC, *_FORMS, "words")
 _LAYOUT = re.compile(r"---\n(?P<front>.*?)\n---\n(?P<parts>\[.*)", re.DOTALL)
 _PART = re.compile(r"^\[([a-z]+)\]\n", re.MULTILINE)
 _SLOT = re.compile(r"\{([^{}\n]*)\}")
@@ -81,6 +85,21 @@ class Template:
     """Words of a topic's line; empty where the template has no section of topics."""
     shots: Shots | None = None
     """None: it has no section for worked examples."""
+    forms: FormTexts | None = None
+    """None: it asks for the list alone."""
+
+    def further_forms(self) -> FormTexts:
+        """Its questions about one and two candidates.
+
+        Raises:
+            ConfigError: it has none.
+        """
+        if self.forms is None:
+            raise ConfigError(
+                f"ensemble.forms needs a template with the parts [pointwise] and [pairwise], such as recranker, and "
+                f"{self.id!r} has none; name another template, or set forms to []"
+            )
+        return self.forms
 
     def of_example(self) -> Template:
         """The template of a worked example.
@@ -134,7 +153,8 @@ class Template:
     def lines(self) -> frozenset[str]:
         """Lines of prompts that are not data."""
         shots = (*self.shots.texts, self.shots.answered) if self.shots else ()
-        texts = "\n".join((self.system, "".join(self.texts), *shots))
+        forms = (self.forms.pointwise, self.forms.pairwise) if self.forms else ()
+        texts = "\n".join((self.system, "".join(self.texts), *shots, *forms))
         return frozenset({*texts.split("\n"), self.wording.nothing})
 
 
@@ -285,6 +305,9 @@ def _assemble(file: _File, where: str) -> Template:
     topic = _topic(file, slots, where)
     if topic:  # likewise
         said["topic"] = topic
+    forms = _forms(file, sections, where)
+    if forms:  # likewise
+        said["forms"] = forms.model_dump()
     return Template(
         id=file.front["id"],
         sha256=sha256_json({**said, "words": sorted(words.split("\n"))}),
@@ -297,6 +320,7 @@ def _assemble(file: _File, where: str) -> Template:
         inline=inline,
         topic=topic,
         shots=_shots(file, sections, where) if WORKED in sections else None,
+        forms=forms,
     )
 
 
@@ -308,6 +332,31 @@ def _topic(file: _File, slots: tuple[str, ...], where: str) -> str:
         raise ConfigError(f"template {where} has a section of topics and no part [topic]{_hint()}")
     check_topic(file.parts["topic"], where)
     return file.parts["topic"]
+
+
+def _forms(file: _File, sections: list[str], where: str) -> FormTexts | None:
+    """The questions about one and two candidates, if there are some."""
+    if not any(name in file.parts for name in _FORMS):
+        return None
+    if absent := [name for name in _FORMS if name not in file.parts]:
+        raise ConfigError(f"template {where} has no part [{absent[0]}]; further forms are written both{_hint()}")
+    if sections[-2:] != ["candidates", "answer"] or len(sections) < 3 or file.front["answers"] != LETTERS.name:
+        raise ConfigError(
+            f"template {where} has further forms, so 'sections:' must end with candidates, answer after some section "
+            f"of the user's data, and its answers must be letters{_hint()}"
+        )
+    for name in _FORMS:
+        lines = file.parts[name].split("\n")
+        if lines.count(SLOT) != 1:
+            raise ConfigError(f"template {where}: [{name}] must have {SLOT} once, alone on its line{_hint()}")
+        _check_text([file.parts[name].replace(SLOT, "")], where)
+    before, after = file.parts["candidates"].split(SLOT)
+    return FormTexts(
+        before=f"\n\n{before}",
+        after=f"{after}\n\n{file.parts['answer']}",
+        pointwise=file.parts["pointwise"],
+        pairwise=file.parts["pairwise"],
+    )
 
 
 def _shots(file: _File, sections: list[str], where: str) -> Shots:

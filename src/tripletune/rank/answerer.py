@@ -8,6 +8,7 @@ bits for any number of threads: each batch is computed on one. Written answers a
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,8 +27,10 @@ from tripletune.behaviour.tokens import UNKNOWN, BehaviourTokens, prompt_ids
 from tripletune.chat import load_tokenizer
 from tripletune.contract import AdapterContract, BaseIdentity, locate_base, read_contract
 from tripletune.errors import ContractError, NonFiniteError
+from tripletune.forms import Message
 from tripletune.next_token import head_in_float32, next_token_logits
 from tripletune.rank.decoding import AnswerConstraint, read_answer
+from tripletune.rank.ensemble import combine_forms
 from tripletune.rank.line_scores import score_lines
 from tripletune.rank.merge import load_base, merge_adapter
 from tripletune.schemas.answers import ANSWER_STYLES, NUM_ANSWERS, AnswerStyle
@@ -113,7 +116,8 @@ class Answerer:
         return style_of(self.contract)
 
     def answer(self, examples: pl.DataFrame, *, constrained: bool, batch_size: int) -> pl.DataFrame:
-        """Answer each example; rows of ``ANSWERED`` in the order of ``examples``.
+        """Answer each example; rows of ``ANSWERED`` in the order of ``examples``. Where the contract has an ensemble,
+        constrained answers are those of ``combine_forms``, with its column ``utilities``.
 
         Args:
             examples: ``user_id``, ``prompt``, ``candidates``, ``candidate_titles``, ``candidate_letters`` as in the
@@ -131,7 +135,8 @@ class Answerer:
     def score(self, examples: pl.DataFrame, *, batch_size: int) -> pl.DataFrame:
         """Score every candidate, in both styles of answers; rows of ``ANSWERED`` in the order of ``examples``.
 
-        ``answers`` begins with the film that a constrained answer names first; the others follow by their ``scores``.
+        Of the list's prompt alone, also where the contract has an ensemble. ``answers`` begins with the film that a
+        constrained answer names first; the others follow by their ``scores``.
         Labels of one token have the scores of ``answer``, their logits. Titles, and labels that this tokenizer cuts,
         have the log-probability that a constrained answer begins with their line; each such prompt is scored alone.
 
@@ -165,7 +170,42 @@ class Answerer:
                 "text": answer.text,
                 "num_tokens": answer.num_tokens,
             }
-        return pl.DataFrame([rows[row] for row in range(len(rows))], schema=ANSWERED)
+        listed = pl.DataFrame([rows[row] for row in range(len(rows))], schema=ANSWERED)
+        if self.contract.ensemble is None or scored or not constrained:
+            return listed
+        score = functools.partial(self.score_labels, batch_size=batch_size)
+        return combine_forms(examples, listed, self.contract.ensemble, score)
+
+    def score_labels(
+        self, prompts: Sequence[Sequence[Message]], labels: Sequence[Sequence[str]], *, batch_size: int
+    ) -> list[list[float]]:
+        """Logits of each prompt's labels where its answer begins, in one forward pass a batch.
+
+        Raises:
+            ContractError: the tokenizer cuts a label.
+            NonFiniteError: as ``answer``.
+        """
+        ids = prompt_ids({"prompt": prompts}, self.tokenizer, self.contract.base_model, None)
+        tokens = []
+        for several in labels:
+            found = self.lines.single(Names(several, self.style))
+            if found is None:
+                raise ContractError(
+                    f"the tokenizer of {self.contract.base_model} cuts one of the labels {', '.join(several)} of the "
+                    "short forms; train without ensemble.forms, or on another model"
+                )
+            tokens.append(found)
+        batches = _batches(sorted(range(len(ids)), key=lambda row: len(ids[row])), batch_size)
+
+        def score(number: int) -> list[Tensor]:
+            batch = batches[number]
+            return self._label_logits([ids[row] for row in batch], [tokens[row] for row in batch])
+
+        scores: list[list[float]] = [[] for _ in ids]
+        for batch, logits in zip(batches, self._each(score, len(batches)), strict=True):
+            for row, logits_C in zip(batch, logits, strict=True):
+                scores[row] = logits_C.tolist()
+        return scores
 
     @contextmanager
     def _finite_logits(self) -> Iterator[None]:

@@ -2,13 +2,14 @@
 
 Systems: ``random`` and ``retriever`` order the candidates without a language model; ``untuned`` is the base model and
 ``tuned`` the same with the adapter, and ``tuned-int8`` that one with rounded weights (``rank.quantized``);
-``tuned+retriever`` adds the retriever's scores to its own. Answers are written in pieces that survive a kill, since a
-large model takes hours.
+``tuned+retriever`` adds the retriever's scores to its own. With an ensemble, ``tuned`` and ``untuned`` are the order
+by all forms of a query's prompt, and ``tuned-listwise``, ``-pointwise`` and ``-pairwise`` one form's. Answers are
+written in pieces that survive a kill, since a large model takes hours.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,12 +19,12 @@ from tripletune.config import RankConfig
 from tripletune.contract import AdapterContract, Residual, read_contract, require_same
 from tripletune.quantization import require_bitsandbytes
 from tripletune.rank.answering import answer_job
-from tripletune.rank.pieces import Pass, answer, choose_users, cut_pieces, examples_of
+from tripletune.rank.pieces import PURPOSES, Pass, answer, choose_users, cut_pieces, examples_of
 from tripletune.rank.served import add_retriever
 from tripletune.rank.workers.job import RankJob
 from tripletune.rank.workers.launch import visible_gpus, worker_environments
 from tripletune.schemas.base import conform
-from tripletune.schemas.rank import PREDICTIONS, SERVED
+from tripletune.schemas.rank import ALONE, PREDICTIONS, SERVED
 from tripletune.stable_hash import pair_hash_expr
 from tripletune.store.parquet import write_parquet
 from tripletune.store.paths import SCRATCH, Facts
@@ -37,6 +38,7 @@ FolderOf = Callable[[str], Path]
 _RANDOM = 5 << 40
 """Added to the seed for the random system, so that it has nothing in common with any other order of the candidates."""
 _ROW_GROUP = 8192
+_ASKED_IN_ALL_FORMS = tuple(Pass(purpose=purpose, tuned=True, constrained=True) for purpose in PURPOSES)
 
 
 def rank_examples(
@@ -135,6 +137,9 @@ def rank_shards(
     took = answer_job(job, pieces, out / SCRATCH)
     written = pl.concat(conform(read_parquet(piece.target), PREDICTIONS) for piece in pieces)
     parts = [*_trivial_orders(shards, chosen, seed), written]
+    if contract.ensemble:
+        answered = [read_parquet(piece.target) for piece in pieces if piece.way in _ASKED_IN_ALL_FORMS]
+        parts.append(_alone(shards, chosen, answered))
     if contract.residual:
         parts += [_served(shards, purpose, users, written, contract.residual) for purpose, users in chosen.items()]
     predictions = pl.concat(parts).sort("purpose", "user_id", "cutoff", "system", "constrained")
@@ -166,6 +171,31 @@ def _served(
     both = tuned.join(retrieved, on=["user_id", "cutoff"], how="left", validate="1:1", maintain_order="left")
     served = add_retriever(tuned, both["retrieved"], residual)
     return served.with_columns(system=pl.lit(SERVED), text=pl.lit(""))
+
+
+def _alone(shards: Path, chosen: Mapping[str, pl.DataFrame], answered: Sequence[pl.DataFrame]) -> pl.DataFrame:
+    """Rows of the systems ``ALONE``: one form's order each; of equal utilities the retriever's better one is first."""
+    key = ("purpose", "user_id", "cutoff")
+    wanted = [examples_of(shards, purpose, viewers) for purpose, viewers in chosen.items()]
+    retrieved = pl.concat(wanted).select(*key, answers="retrieved").collect()
+    places = retrieved.with_columns(place=pl.int_ranges(pl.col("answers").list.len())).explode(
+        "answers", "place", empty_as_null=False
+    )
+    films = (
+        pl.concat(answered, how="vertical_relaxed")
+        .select(*key, "answers", "utilities")
+        .explode("answers", "utilities", empty_as_null=False)
+        .unnest("utilities")
+        .join(places, on=[*key, "answers"], how="left", validate="1:1")
+        .unpivot(list(ALONE), index=[*key, "answers", "place"], variable_name="form", value_name="scores")
+        .drop_nulls("scores")  # of a form that the adapter is not asked in
+        .sort(*key, "form", "scores", "place", descending=[False] * 4 + [True, False])
+    )
+    ordered = films.group_by(*key, "form", maintain_order=True).agg("answers", "scores")
+    rows = ordered.with_columns(
+        system=pl.col("form").replace_strict(ALONE), constrained=True, valid=True, text=pl.lit("")
+    )
+    return conform(rows, PREDICTIONS)
 
 
 def _trivial_orders(shards: Path, chosen: Mapping[str, pl.DataFrame], seed: int) -> list[pl.DataFrame]:

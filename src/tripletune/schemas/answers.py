@@ -63,6 +63,9 @@ def candidate_letters(number: int) -> list[str]:
     return ["".join(pair) for pair, _ in zip(product(ascii_uppercase, repeat=2), range(number), strict=False)]
 
 
+YES_NO = ("Yes", "No")
+"""Labels of a prompt about a single film, see ``tripletune.forms``: whether the user will like it."""
+
 TITLES = AnswerStyle(name="titles", numbered=True)
 """Numbered lines with the candidates' titles, as published."""
 LETTERS = AnswerStyle(name="letters", labels=candidate_letters, numbered=False)

@@ -11,11 +11,15 @@ SERVED = "tuned+retriever"
 """The tuned model's scores and the retriever's, added up; of adapters whose contract says how."""
 QUANTIZED = {"int8": "tuned-int8", "nf4": "tuned-nf4"}
 """The tuned model with rounded weights, by format; of runs whose ``rank.quantized`` names it."""
-SYSTEMS = ("random", "retriever", "untuned", "tuned", *QUANTIZED.values(), SERVED)
+ALONE = {form: f"tuned-{form}" for form in ("listwise", "pointwise", "pairwise")}
+"""The tuned model asked in one form alone, by form; of adapters with an ensemble, which is ``tuned``."""
+SYSTEMS = ("random", "retriever", "untuned", "tuned", *QUANTIZED.values(), *ALONE.values(), SERVED)
 ALWAYS = SYSTEMS[:4]
 """Systems of every run."""
 SAMPLED = ("untuned", *QUANTIZED.values())
 """Systems that may rank the first of the users alone: ``rank.untuned_viewers``, ``rank.quantized_viewers``."""
+UTILITIES = pl.List(pl.Struct(dict.fromkeys(ALONE, pl.Float64)))
+"""Of each candidate in the order of the answers, by form; null for a form that was not asked."""
 PREDICTIONS = columns(
     {
         "user_id": pl.Int32,
@@ -37,7 +41,8 @@ Columns:
     constrained: whether decoding was constrained to the candidates
     answers: candidates, best first
     scores: their scores, where the system gives one to each: the labels' logits (with vLLM minus one number
-        for each query: log-probabilities among the candidates), or the sum with the retriever's
+        for each query: log-probabilities among the candidates), or the sum with the retriever's; with an ensemble
+        the sum of the forms' utilities, or one form's
     valid: the text is exactly the requested number of distinct candidates and nothing else
     text: output of the model
 """
