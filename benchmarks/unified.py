@@ -94,6 +94,22 @@ def export(run: Run) -> dict[str, dict[str, int]]:
     return dict(json.loads(told.read_text(encoding="utf-8")))
 
 
+def asked(models: str, points: int) -> dict[str, int]:
+    """Points of the grid to train, by model: ``KGAT,BERT4Rec:1`` trains one of BERT4Rec and ``points`` of KGAT.
+
+    Raises:
+        SystemExit: a model or a number of points that the grid does not have.
+    """
+    found = {}
+    for one in (one for one in models.split(",") if one):
+        model, _, number = one.partition(":")
+        if model not in GRID or number not in ("", *map(str, range(1, len(GRID[model]) + 1))):
+            known = ", ".join(f"{name}:{len(grid)}" for name, grid in GRID.items())
+            raise SystemExit(f"--models: {one!r} is not in the grid; give models, and points at most, of {known}")
+        found[model] = int(number or points)
+    return found
+
+
 def train(run: Run, model: str, points: int, python: Path, cap_minutes: float) -> list[Trained]:
     """Train the first points of a model's grid, those that the work folder lacks."""
     job = run.folder / f"job-{JOBS[model]}"
@@ -200,7 +216,9 @@ def compare(
     name: Annotated[str, typer.Option(help="Of the section: release and protocol.")],
     rankings: Annotated[Path, typer.Option(help="Folder of a retrieve stage.")],
     recbole_python: Annotated[Path, typer.Option(help="Python of the environment that has RecBole.")] = Path("python"),
-    models: Annotated[str, typer.Option(help="Of RecBole's, with commas; empty: none.")] = ",".join(GRID),
+    models: Annotated[
+        str, typer.Option(help="Of RecBole's, with commas, MODEL:N for N points; empty: none.")
+    ] = ",".join(GRID),
     points: Annotated[int, typer.Option(help="Points of each grid to train.", min=1, max=2)] = 2,
     more: Annotated[list[Path] | None, typer.Option(help="Further retrieve stages, on the same split.")] = None,
     release: Annotated[str, typer.Option(help="Of the commands: MOVIELENS=FOLDER, where a preset names another.")] = "",
@@ -216,10 +234,10 @@ def compare(
         rows += further_rows(rows, read_run(folder.resolve(), work / name), found)
     rows = [replace(row, command=f"{row.command} {release}".strip()) for row in rows]
     counts = export(found) if models else {}
-    for model in (model for model in models.split(",") if model):
-        told = f"--models {model} --points {points} --cap-minutes {cap_minutes:g}"
+    for model, number in asked(models, points).items():
+        told = f"--models {model} --points {number} --cap-minutes {cap_minutes:g}"
         command = f"python benchmarks/unified.py --name {shlex.quote(name)} --rankings FOLDER {told}"
-        trained = train(found, model, points, recbole_python, cap_minutes)
+        trained = train(found, model, number, recbole_python, cap_minutes)
         expected = counts[JOBS[model]]
         rows.append(row_of_recbole(found, f"RecBole {model}", trained, expected, command, DEPARTURES[model]))
     for one in run or []:

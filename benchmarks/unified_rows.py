@@ -8,8 +8,10 @@ the same films: a row on another split, or with another held-out film, is refuse
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import polars as pl
@@ -184,8 +186,10 @@ def rows_of_language_models(run: Run, root: Path, name: str) -> list[Row]:
     finetune, generate, rank = (_manifest(paths.folder(stage)) for stage in ("finetune", "generate", "rank"))
     measured = pl.read_parquet(paths.folder("evaluate") / "per_viewer.parquet")
     preset = ROOT / "configs" / f"{record.dataset}.toml"
-    command = _command(record.dataset, bool(record.config["source"]["imdb"]))
-    settings = f"{record.config['finetune']['model']}, {_changed(record.config, preset)}".removesuffix(", ")
+    changed = _changed(record.config, preset)
+    command = _command(record.dataset, bool(record.config["source"]["imdb"]), changed)
+    said = "; ".join(f"{key} = {value}" for key, value in changed.items())
+    settings = f"{record.config['finetune']['model']}, {said}".removesuffix(", ")
     note = f"{PRESET_DEPARTURES.get(record.dataset, '')} {settings}".strip()
     trained = Cost(
         f"{finetune['seconds']:.0f} + {rank['seconds']:.0f}",
@@ -206,16 +210,19 @@ def rows_of_language_models(run: Run, root: Path, name: str) -> list[Row]:
     return rows
 
 
-def _command(dataset: str, has_credits: bool) -> str:
-    """What makes a run of the preset that has the dataset's name."""
-    return f"make run CONFIG=configs/{dataset}.toml" + " IMDB=imdb" * has_credits
+def _command(dataset: str, has_credits: bool, changed: Mapping[str, Any] = MappingProxyType({})) -> str:
+    """What makes a run of the preset that has the dataset's name, with settings that differ from it."""
+    if not changed:
+        return f"make run CONFIG=configs/{dataset}.toml" + " IMDB=imdb" * has_credits
+    settings = " ".join(f"--set {key}={value}" for key, value in changed.items())
+    return f".venv/bin/tripletune run --config configs/{dataset}.toml{' --imdb imdb' * has_credits} {settings}"
 
 
-def _changed(config: dict[str, Any], preset: Path) -> str:
-    """Settings of a run that its preset does not have."""
+def _changed(config: dict[str, Any], preset: Path) -> dict[str, Any]:
+    """Settings of a run that its preset does not have, by dotted name."""
     before, after = flatten(load_config(preset).model_dump(mode="json")), flatten(config)
     names = [key for key in after if after[key] != before.get(key, after[key]) and not key.startswith(UNRELATED)]
-    return "; ".join(f"{key} = {after[key]}" for key in sorted(names))
+    return {key: after[key] for key in sorted(names)}
 
 
 def _manifest(folder: Path) -> dict[str, Any]:

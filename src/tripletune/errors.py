@@ -9,6 +9,7 @@ _STOPPED = {
     "TerminationSignal": "stopped by SIGTERM: its worker ended, or it was cancelled",
     "SystemExit": "stopped by SIGTERM: its worker ended, or it was cancelled",
     "KeyboardInterrupt": "interrupted with Ctrl-C",
+    "CancelledError": "stopped by Prefect: its flow run timed out, or was cancelled",
 }
 _LOGIN = re.compile(r"(?<=://)\S*@")
 _QUERY = re.compile(r"(\w+://[^\s?]*)\?\S+")

@@ -13,7 +13,8 @@ from tests.flows.test_finetune import LINEAGE
 from tests.flows.test_finetune import SETTINGS as LAUNCHED
 from tripletune.config import RankConfig
 from tripletune.contract import Ensemble, read_contract
-from tripletune.finetune.launch import FurtherForms, finetune_adapter
+from tripletune.finetune.launch import finetune_adapter
+from tripletune.finetune.shards import FurtherForms
 from tripletune.prompts.forms import write_forms
 from tripletune.prompts.template import load_template
 from tripletune.rank.predict import rank_examples, rank_shards

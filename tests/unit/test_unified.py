@@ -241,7 +241,9 @@ def test_rows_of_a_run_say_what_they_took_and_which_settings_are_not_its_presets
     assert [row.name for row in rows] == ["smollm2, ranknet: random order", "smollm2, ranknet: tuned"]
     assert rows[1].test["user_id"].to_list() == [1, 2, 3, 4]
     assert rows[1].cost == rows_module.Cost("61 + 61", 5, "1,234; 700 a prompt")
-    assert rows[1].command == "make run CONFIG=configs/smollm2.toml"
+    assert rows[1].command == (
+        ".venv/bin/tripletune run --config configs/smollm2.toml --set finetune.objective=ranknet"
+    )
     assert rows[1].note == "smollm2-135m, finetune.objective = ranknet"
 
 
@@ -258,6 +260,14 @@ def test_every_preset_of_a_published_recipe_says_how_it_departs_from_its_paper(r
     ]
     assert all(row.note.startswith("First stage: our sequence model; SmolLM2 with LoRA") for row in rows)
     assert all(row.note.endswith("smollm2-135m, finetune.objective = ranknet") for row in rows)
+
+
+def test_a_model_may_be_trained_at_fewer_points_than_the_others(unified):
+    assert unified.asked("KGAT,BERT4Rec:1", 2) == {"KGAT": 2, "BERT4Rec": 1}
+    assert unified.asked("", 2) == {}
+    for wrong in ("SASRec", "KGAT:3", "KGAT:0"):
+        with pytest.raises(SystemExit, match="is not in the grid; give models"):
+            unified.asked(wrong, 2)
 
 
 def row(module, name, ndcgs, *, users=None, is_language_model=False):
