@@ -329,6 +329,10 @@ def test_a_base_model_that_cannot_be_read_fails(base):
     assert "no *.safetensors" in model.check_model(tuned, ("rank",)).found
     (base / "tokenizer.json").write_text("{")
     assert model.check_model(tuned, ("shards",)).status == "fail"
+    (base / "tokenizer.json").unlink()
+    assert "tokenizer.json" in model.check_model(tuned, ("shards",)).found
+    (base / "tokenizer.model").write_bytes(b"sentencepiece")
+    assert model.check_model(tuned, ("shards",)).status == "ok"
     (base / "config.json").unlink()
     assert "config.json" in model.check_model(tuned, ("shards",)).found
 

@@ -34,8 +34,11 @@ def check_model(settings: FinetuneConfig, parts: Collection[Part]) -> Check:
 def _check_folder(folder: Path, *, with_weights: bool) -> Check:
     advice = "give finetune.model a whole folder of transformers, or a Hugging Face id"
     try:
-        for name in ("config.json", "tokenizer.json"):
-            json.loads((folder / name).read_text(encoding="utf-8"))
+        # one of the files in which the libraries look for a tokenizer; the last has no JSON
+        tokenizers = [name for name in ("tokenizer.json", "vocab.json", "tokenizer.model") if (folder / name).is_file()]
+        for name in ("config.json", *(tokenizers or ["tokenizer.json"])[:1]):
+            if name.endswith(".json"):
+                json.loads((folder / name).read_text(encoding="utf-8"))
         files = sorted(folder.glob("*.safetensors")) if with_weights else []
         if with_weights and not files:
             return Check("model", "fail", f"{folder} has no *.safetensors", advice)
