@@ -156,7 +156,9 @@ def trained(world: TrainingJob, tmp_path_factory: pytest.TempPathFactory) -> Tra
         write_token_files(job)
         train(job)
     result = json.loads(job.result.read_text())
-    return Trained(job, result["facts"], result["history"], sent)
+    begun, *logs = sent
+    assert begun == {"kind": "begin", "step": 0, "of": STEPS}
+    return Trained(job, result["facts"], result["history"], logs)
 
 
 def test_the_loss_before_training_is_that_of_the_base_model_over_the_completions_alone(trained: Trained) -> None:
