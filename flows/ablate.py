@@ -9,6 +9,7 @@ from prefect import flow, get_run_logger
 from prefect.artifacts import create_markdown_artifact
 from prefect.task_runners import ThreadPoolTaskRunner
 
+from flows import TIMEOUT_SECONDS
 from tasks.session import open_session
 from tasks.stages import run_part
 from tripletune.ablate.plan import Planned, plan_set
@@ -42,7 +43,7 @@ def ablation_member(
         return session.run
 
 
-@flow(name="tripletune-ablate")
+@flow(name="tripletune-ablate", timeout_seconds=TIMEOUT_SECONDS)
 def ablate(
     set_file: str,
     config: str = "",

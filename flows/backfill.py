@@ -9,6 +9,7 @@ from prefect import flow, get_run_logger
 from prefect.artifacts import create_markdown_artifact
 from prefect.task_runners import ThreadPoolTaskRunner
 
+from flows import TIMEOUT_SECONDS
 from tasks.session import open_session
 from tasks.stages import run_part
 from tripletune.backfill import ID, day_of, days_of, finished_run, parts_until, write_days
@@ -33,7 +34,7 @@ def backfill_day(
         return session.run
 
 
-@flow(name="tripletune-backfill")
+@flow(name="tripletune-backfill", timeout_seconds=TIMEOUT_SECONDS)
 def backfill(
     first: date,
     last: date,

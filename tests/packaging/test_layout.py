@@ -64,7 +64,7 @@ def test_every_deployed_flow_takes_the_timeout_of_its_deployment(deployment):
 def test_stages_for_gpus_are_on_a_pool_of_their_own_and_take_a_run_by_its_name():
     pools = {d["name"]: d["work_pool"]["name"] for d in DEPLOYMENTS}
     assert pools == {
-        **dict.fromkeys(("nightly", "smoke", "ablate"), "tripletune"),
+        **dict.fromkeys(("nightly", "smoke", "ablate", "backfill"), "tripletune"),
         **dict.fromkeys(("generate-shards", "nightly-pools"), "cpu"),
         **dict.fromkeys(("finetune-llama", "rank-models"), "gpu"),
     }
