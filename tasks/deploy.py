@@ -83,8 +83,9 @@ def describe(chosen: Chosen, file: Path = CHECKOUT / "prefect.yaml") -> dict[str
     for one in found["deployments"]:
         pool = one["work_pool"]
         pool["name"] = chosen.pools.get(pool["name"]) or pool["name"]
-        if "config" in one.get("parameters", {}):  # not smoke, which is always the same
+        if "config" in one.get("parameters", {}):
             one["parameters"]["config"] = chosen.config or one["parameters"]["config"]
+        if "parameters" in one:  # not smoke, which is always the same
             environment = pool["job_variables"]["env"]
             environment[TIMEOUT] = _checked_hours("TIMEOUT_HOURS", chosen.timeout_hours or environment[TIMEOUT])
         for schedule in one.get("schedules", []):

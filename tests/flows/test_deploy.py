@@ -20,9 +20,14 @@ def by_name(chosen):
     return {one["name"]: one for one in describe(chosen)["deployments"]}
 
 
+def configs(found):
+    """Presets of the deployments that name one: all but smoke, and ablate, whose set names it."""
+    return {one["parameters"]["config"] for name, one in found.items() if name not in ("smoke", "ablate")}
+
+
 def test_without_a_choice_the_file_holds():
     found = by_name(Chosen())
-    assert {one["parameters"]["config"] for one in found.values() if "parameters" in one} == {"configs/ml-32m.toml"}
+    assert configs(found) == {"configs/ml-32m.toml"}
     assert found["nightly"]["schedules"] == [{"slug": "nightly", "cron": "15 4 * * *", "timezone": "Europe/London"}]
     hours = {name: one["work_pool"]["job_variables"]["env"]["TRIPLETUNE_TIMEOUT_HOURS"] for name, one in found.items()}
     assert hours == {**dict.fromkeys(found, "23"), "smoke": "1"}
@@ -33,12 +38,13 @@ def test_chosen_values_replace_those_of_the_file_and_smoke_keeps_its_preset_and_
     pools = {"tripletune": "cpu", "cpu": "shards", "gpu": ""}
     found = by_name(Chosen(config=SMOKE, cron="0 5 * * 1", timezone="UTC", pools=pools, timeout_hours="7.5"))
     assert {name: one["work_pool"]["name"] for name, one in found.items()} == {
-        **dict.fromkeys(("nightly", "smoke"), "cpu"),
+        **dict.fromkeys(("nightly", "smoke", "ablate", "backfill"), "cpu"),
         **dict.fromkeys(("nightly-pools", "generate-shards"), "shards"),
         **dict.fromkeys(("finetune-llama", "rank-models"), "gpu"),
     }
-    assert {one["parameters"]["config"] for name, one in found.items() if name != "smoke"} == {SMOKE}
+    assert configs(found) == {SMOKE}
     assert "parameters" not in found["smoke"]
+    assert found["ablate"]["parameters"] == {"set_file": "configs/ablations/hints.toml"}
     assert found["nightly"]["schedules"] == [{"slug": "nightly", "cron": "0 5 * * 1", "timezone": "UTC"}]
     hours = {name: one["work_pool"]["job_variables"]["env"]["TRIPLETUNE_TIMEOUT_HOURS"] for name, one in found.items()}
     assert hours == {**dict.fromkeys(found, "7.5"), "smoke": "1"}
