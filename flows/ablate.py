@@ -17,7 +17,8 @@ from tripletune.ablate.results import collect, counted, difference_metrics, said
 from tripletune.ablate.run import ID, SET, begun_run, refuse_failures, run_set
 from tripletune.ablate.sets import find_config, load_set
 from tripletune.store.runs import ASIDE
-from tripletune.tracking import PARENT, ablation_run, log_ablation
+from tripletune.tracked_results import ablation_run, log_ablation
+from tripletune.tracking import PARENT
 
 
 @flow(

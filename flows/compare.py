@@ -10,7 +10,7 @@ from prefect.artifacts import create_markdown_artifact
 from tripletune.compare.compare import compare_runs
 from tripletune.compare.pages import verdict, write_comparison
 from tripletune.compare.runs import read_scores
-from tripletune.tracking import log_comparison
+from tripletune.tracked_results import log_comparison
 
 
 @flow(name="tripletune-compare")

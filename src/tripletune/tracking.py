@@ -1,4 +1,4 @@
-"""MLflow logging. Only this module, ``versions`` and the model file of ``serve`` import MLflow.
+"""MLflow logging. Only this module, ``tracked_results``, ``versions`` and the model file of ``serve`` import MLflow.
 
 One parent run per flow run, a child per stage. Everything goes through ``MlflowClient`` with explicit run ids: stages
 run in threads, and the fluent API's "active run" leaves stray runs there.
@@ -19,8 +19,6 @@ from types import MappingProxyType
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
-from tripletune.store.read import read_parquet
-
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
@@ -31,13 +29,14 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunT
 from mlflow.exceptions import MlflowException
 
 from tripletune.config import RunConfig, TrackingConfig
-from tripletune.errors import MissingArtifactError, UserError, reason_of
+from tripletune.errors import UserError, reason_of
 from tripletune.flatten import flatten
 from tripletune.noise import silence
 from tripletune.reach import require_server
 from tripletune.store.alive import holding
 from tripletune.store.fingerprint import sha256_json
 from tripletune.store.paths import RunPaths
+from tripletune.store.read import read_parquet
 from tripletune.store.runs import RunRecord, new_run_name, share_run, tracking_uri, update_run, utc_now, write_run
 
 _REPAIR = "start it, or set tracking.uri or MLFLOW_TRACKING_URI to where it is"
@@ -50,7 +49,7 @@ FAILURE = "failure"
 PARENT = "mlflow.parentRunId"
 """Tag that makes a run the child of another one."""
 
-_NO_SUCH_RUN = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
+NO_SUCH_RUN = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 
 silence()  # the store's "creating tables" lines and those of a model's checks, in any process
 
@@ -118,7 +117,7 @@ class Tracker:
         try:
             return str(self.client().get_run(self.parent_run_id).info.status) == "RUNNING"
         except MlflowException as error:
-            if error.error_code not in _NO_SUCH_RUN:
+            if error.error_code not in NO_SUCH_RUN:
                 raise
             return False
 
@@ -227,7 +226,7 @@ def _reopened(client: MlflowClient, run_id: str) -> bool:
         if FAILURE in client.get_run(run_id).data.tags:
             client.delete_tag(run_id, FAILURE)
     except MlflowException as error:
-        if error.error_code not in _NO_SUCH_RUN:
+        if error.error_code not in NO_SUCH_RUN:
             raise
         return False
     return True
@@ -286,7 +285,7 @@ def recorded_run(
         except BaseException as error:
             status = "failed" if isinstance(error, Exception) else "killed"
             update_run(root, name, status=status, finished=utc_now(), error=reason_of(error))
-            _close_all_the_same(tracker, tracker.parent_run_id, error)
+            close_all_the_same(tracker, tracker.parent_run_id, error)
             _share_failed(root, name, paths.shared)
             raise
         update_run(root, name, status="completed", finished=utc_now())
@@ -294,63 +293,12 @@ def recorded_run(
         share_run(root, name, paths.shared)
 
 
-def _close_all_the_same(tracker: Tracker, run_id: str, error: BaseException) -> None:
+def close_all_the_same(tracker: Tracker, run_id: str, error: BaseException) -> None:
     """Close a run; trouble with MLflow must not hide the error that ended it."""
     try:
         tracker.close(run_id, error)
     except Exception as trouble:
         logging.getLogger(__name__).warning("MLflow does not know that a run failed: %s", reason_of(trouble))
-
-
-@contextmanager
-def ablation_run(
-    settings: RunConfig, root: Path, name: str, tags: Mapping[str, str], member: RunRecord | None = None
-) -> Iterator[Tracker]:
-    """The run of an ablation set, parent of its members' runs; it ends as FAILED when the block raises.
-
-    Args:
-        settings: of the base; they become parameters.
-        root: the artifact root.
-        name: of the set, in the page.
-        tags: of the run.
-        member: a run of the set that was begun earlier, whose parent is opened once more; None: a new parent.
-    """
-    again = member and member.model_copy(update={"mlflow_run_id": member.tags[PARENT]})
-    tracker = start_run(settings.tracking, root, name, params=settings.flat(), tags=tags, again=again)
-    try:
-        yield tracker
-    except BaseException as error:
-        _close_all_the_same(tracker, tracker.parent_run_id, error)
-        raise
-    tracker.client().set_terminated(tracker.parent_run_id)
-
-
-def log_ablation(tracker: Tracker, files: Sequence[Path], differences: Mapping[str, float]) -> None:
-    """Log the results of an ablation set on its own run.
-
-    Args:
-        tracker: whose parent run is the set's.
-        files: become artifacts.
-        differences: of each member from the base, by name.
-    """
-    now = _now()
-    for path in files:
-        tracker.client().log_artifact(tracker.parent_run_id, str(path))
-    tracker.log(
-        tracker.parent_run_id,
-        metrics=[Metric(_metric_name(key), value, now, 0) for key, value in differences.items()],
-    )
-
-
-def _close_failed(tracker: Tracker, reason: str) -> None:
-    """Close the parent of a run that failed; the reason for that must not give way to trouble with the store, which a
-    full disk holds too."""
-    try:
-        tracker.describe(f"**Failed:** {reason}\n")
-        tracker.client().set_terminated(tracker.parent_run_id, status="FAILED")
-    except MlflowException as error:
-        said = str(error).splitlines()[0]
-        logging.getLogger(__name__).warning("MLflow does not know that the run failed: %s", said)
 
 
 def _share_failed(root: Path, name: str, address: str) -> None:
@@ -378,8 +326,8 @@ class StageRun:
         The same values of a step may be logged again, as after an error that came behind the writing: they keep their
         time, and MLflow's store holds entries that agree in key, step, value and time once.
         """
-        time_ms = self._times.setdefault(step, _now())
-        metrics = [Metric(_metric_name(key), float(value), time_ms, step) for key, value in values.items()]
+        time_ms = self._times.setdefault(step, now_ms())
+        metrics = [Metric(metric_name(key), float(value), time_ms, step) for key, value in values.items()]
         self.tracker.log(self.run_id, metrics=metrics)
         self._taken.update((metric.key, metric.step) for metric in metrics)
 
@@ -389,11 +337,11 @@ class StageRun:
         client, manifest = self.tracker.client(), paths.manifest(stage)
         facts = flatten({**manifest["facts"], "stage_seconds": manifest["seconds"]})
         facts["stage_peak_gib"] = manifest["peak_bytes"] / 2**30
-        folder, now = paths.folder(stage), _now()
+        folder, now = paths.folder(stage), now_ms()
         curve = _curve(folder / "curve.parquet", now)
         last = max((point.step for point in curve), default=0)
         drawn = {point.key for point in curve}  # eval_loss is a fact too, which would be one more point of the curve
-        numbers = {_metric_name(key): float(value) for key, value in facts.items() if _number(value)}
+        numbers = {metric_name(key): float(value) for key, value in facts.items() if _number(value)}
         # figures that a training logs as it runs, such as its speed, end at the last step, with one value there
         figures = [key for key in numbers if key not in drawn and (key, last) not in self._taken]
         metrics = [Metric(key, numbers[key], now, last) for key in figures]
@@ -429,58 +377,25 @@ class StageRun:
 
     def log_headline(self, metrics: Mapping[str, float]) -> None:
         """Log the figures people compare runs by on the parent: the page shows children collapsed."""
-        now = _now()
+        now = now_ms()
         batch = [Metric(key, float(value), now, 0) for key, value in metrics.items() if value is not None]
         self.tracker.log(self.tracker.parent_run_id, metrics=batch)
 
     def log_decision(self, reason: str, numbers: Mapping[str, float | None], files: Sequence[Path]) -> None:
         """Log a promotion's outcome, on the child and the parent: tag, metrics and files."""
-        now = _now()
-        metrics = [Metric(_metric_name(key), value, now, 0) for key, value in numbers.items() if value is not None]
+        now = now_ms()
+        metrics = [Metric(metric_name(key), value, now, 0) for key, value in numbers.items() if value is not None]
         for run_id in (self.run_id, self.tracker.parent_run_id):
             self.tracker.log(run_id, metrics=metrics, tags=[RunTag("promotion", reason[:4000])])
         self._log_files(files)
-
-
-def log_comparison(record: RunRecord, root: Path, baseline: str, files: Sequence[Path]) -> str:
-    """Log a comparison's files on the parent run of a compared run, in the artifact folder ``compared/<baseline>``.
-
-    Returns:
-        Where they are, for people.
-
-    Raises:
-        MissingArtifactError: the run's MLflow store has no such run, as where another machine has its SQLite file.
-    """
-    settings = record.settings().tracking
-    uri = tracking_uri(settings, root)
-    client, folder = MlflowClient(uri), f"compared/{baseline.replace('/', '_')}"
-    try:
-        for path in files:
-            client.log_artifact(record.mlflow_run_id, str(path), folder)
-    except MlflowException as error:
-        if error.error_code not in _NO_SUCH_RUN:
-            raise
-        raise MissingArtifactError(
-            f"MLflow's store {uri} has no run {record.mlflow_run_id!r} of {record.name}; set MLFLOW_TRACKING_URI to "
-            "the store that the run was logged to"
-        ) from None
-    add_link(client, record, f"compared with {baseline}", f"{folder}/comparison.html")
-    return f"{folder} of run {record.mlflow_run_id}"
-
-
-def add_link(client: MlflowClient, record: RunRecord, label: str, path: str) -> None:
-    """Add a link to an artifact to a run's description, once."""
-    link = f"[{label}]({Tracker('', record.mlflow_experiment_id, record.mlflow_run_id).link(path)})"
-    note = client.get_run(record.mlflow_run_id).data.tags.get(DESCRIPTION, "")
-    if link not in note:
-        client.set_tag(record.mlflow_run_id, DESCRIPTION, f"{note}\n{link}\n"[-MAX_TAG:])
 
 
 def _params(flat: Mapping[str, Any]) -> list[Param]:
     return [Param(key, str(value)[:6000]) for key, value in flat.items()]
 
 
-def _now() -> int:
+def now_ms() -> int:
+    """The time, in milliseconds since 1970, as MLflow has it."""
     return int(time.time() * 1000)
 
 
@@ -488,7 +403,7 @@ def _number(value: Any) -> bool:
     return isinstance(value, int | float)
 
 
-def _metric_name(key: str) -> str:
+def metric_name(key: str) -> str:
     """MLflow allows letters, digits, ``_ - . / :`` and spaces."""
     return re.sub(r"[^A-Za-z0-9_\-./: ]", "_", key)
 
@@ -543,6 +458,6 @@ def stage_run(
     try:
         yield StageRun(tracker, run.info.run_id)
     except BaseException as error:
-        _close_all_the_same(tracker, run.info.run_id, error)
+        close_all_the_same(tracker, run.info.run_id, error)
         raise
     client.set_terminated(run.info.run_id)

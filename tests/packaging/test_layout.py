@@ -130,7 +130,7 @@ def test_every_dependency_has_a_constraint():
 
 PATTERN_READERS = ("pl.read_parquet", "pl.scan_parquet", "pl.scan_lines", "pl.scan_csv")
 """Of polars; ``read_csv`` and ``read_lines`` are given open files and bytes."""
-MLFLOW = ("tracking.py", "versions.py", "serve/package.py", "serve/champion_model.py")
+MLFLOW = ("tracking.py", "tracked_results.py", "versions.py", "serve/package.py", "serve/champion_model.py")
 """Modules that import MLflow: runs, the registry, and the model that it serves."""
 
 

@@ -18,7 +18,8 @@ from tripletune.finetune import live_log
 from tripletune.finetune.live_log import LiveLog
 from tripletune.store.paths import RunPaths
 from tripletune.store.runs import RunRecord
-from tripletune.tracking import StageRun, Tracker, add_link, stage_run, start_run
+from tripletune.tracked_results import add_link
+from tripletune.tracking import StageRun, Tracker, stage_run, start_run
 
 POINTS = [(step, {"loss": 10.0 / step, "epoch": step / 5}) for step in range(1, 9)]
 
