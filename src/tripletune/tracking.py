@@ -50,6 +50,7 @@ PARENT = "mlflow.parentRunId"
 """Tag that makes a run the child of another one."""
 
 NO_SUCH_RUN = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
+"""MLflow's codes where a store does not have a run."""
 
 silence()  # the store's "creating tables" lines and those of a model's checks, in any process
 
