@@ -147,6 +147,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     paths = os.pathsep.join([str(ROOT / "src"), str(ROOT)])
     api = {"PREFECT_HOME": str(home), "PREFECT_API_URL": f"http://127.0.0.1:{port}/api"}
     env = {**os.environ, **api, "TRIPLETUNE_HOME": str(ROOT), "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
+    # as docs/nightly.md has it: a server that forgets the leases ends the runs that hold them
+    env["PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE"] = "prefect.server.concurrency.lease_storage.filesystem"
     found = Site(home, env, port)
     hook = receiver(found.alerts)
     try:

@@ -65,7 +65,7 @@ SHOWN: dict[str, dict[str, dict[str, Any]]] = {
     "worked": {"prompt": {"worked_examples": 2}},
 }
 ALL = "learned and worked"
-QUICK = ("topics", ALL, "behaviour")
+QUICK = ("topics", ALL)
 READ = ("ingest", "split", "knowledge", "rgat", "lightgcn", "ease")
 
 
