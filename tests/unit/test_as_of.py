@@ -95,6 +95,24 @@ def test_a_day_outside_the_valid_times_is_refused(day, tmp_path):
         load_config(preset, [f"ingest.as_of={day}"])
 
 
+@pytest.mark.parametrize(
+    "given",
+    [
+        "finetune.start=champion",
+        "finetune.teacher=run-1",
+        "retrieve.triple_choice=learned",
+        "specialists.pin=run-1",
+    ],
+)
+def test_what_another_run_learned_is_refused_as_it_may_know_the_future(given, tmp_path):
+    preset = tmp_path / "preset.toml"
+    preset.write_text('dataset = "toy"\n[finetune]\nobjective = "listwise"\nteacher_weight = 0.5\n')
+    day = "ingest.as_of=2016-03-01"
+    load_config(preset, [day])
+    with pytest.raises(ConfigError, match=rf"as_of = 2016-03-01, and {given.split('=')[0]} = '.*later ratings"):
+        load_config(preset, [day, given])
+
+
 def test_a_planted_later_row_is_found_in_any_stages_table(tmp_path):
     ingest(write_release(tmp_path / "whole"), tmp_path / "ingest", as_of=DAY)
     folders = {"ingest": tmp_path / "ingest"}

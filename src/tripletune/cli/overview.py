@@ -26,7 +26,7 @@ from tripletune.store.paths import read_manifest
 from tripletune.store.runs import RunRecord, run_page, tracking_uri
 from tripletune.summary import shown_verdicts
 
-STYLES = {"completed": "green", "failed": "red", "running": "yellow"}
+STYLES = {"completed": "green", "failed": "red", "killed": "red", "running": "yellow"}
 SHOWN_SHIFTS = 8
 """Shifts on the screen; the page has all."""
 

@@ -163,6 +163,24 @@ class RunConfig(Section):
         """Model and revision whose tokenizer counts the prompts' tokens; None for ``tiny``, trained on the prompts."""
         return None if self.finetune.model == "tiny" else (self.finetune.model, self.finetune.revision)
 
+    @model_validator(mode="after")
+    def _knows_no_later_run(self) -> RunConfig:
+        if self.ingest.as_of is None:
+            return self
+        learned = {
+            "finetune.start": self.finetune.start if self.finetune.start != "base" else "",
+            "finetune.teacher": self.finetune.teacher if self.finetune.has_teacher else "",
+            "retrieve.triple_choice": "learned" if self.retrieve.learns_triples else "",
+            "specialists.pin": self.specialists.pin,
+        }
+        for name, value in learned.items():
+            if value:
+                raise ValueError(
+                    f"ingest.as_of = {self.ingest.as_of}, and {name} = {value!r} takes what another run learned, which "
+                    f"may have read later ratings; leave {name} at its default"
+                )
+        return self
+
     @property
     def trained_stages(self) -> tuple[str, ...]:
         """Stages that fit models on likes: both specialists, the retrievers of the candidates, and the baselines."""
