@@ -73,7 +73,7 @@ def audit(
     if out:
         make_folder(out.parent, "--out")
         write_leaks(out, leaks)
-    console().print(f"{record.name}: {format_leaks(leaks)}", markup=False, soft_wrap=True)
+    console().print(f"{record.name}: {format_leaks(leaks)}", markup=False, emoji=False, soft_wrap=True)
     if note := request_time_note(trained):
         console().print(note, markup=False, soft_wrap=True)
     if leaks:
