@@ -148,7 +148,7 @@ def audit(
     if as_json:
         say_json({"run": record.name, "leaks": [asdict(leak) for leak in leaks], "note": note})
     else:
-        console().print(f"{record.name}: {format_leaks(leaks)}", markup=False, soft_wrap=True)
+        console().print(f"{record.name}: {format_leaks(leaks)}", markup=False, emoji=False, soft_wrap=True)
         if note:
             console().print(note, markup=False, soft_wrap=True)
     if leaks:
