@@ -9,7 +9,7 @@ ROOT = Path(__file__).parents[2]
 SCRIPTS = ROOT / "benchmarks" / "gpu"
 QUEUE = (SCRIPTS / "queue.md").read_text(encoding="utf-8")
 TOOLS = {"pack.py", "session.py", "llm_kit.py", "llm_results.py", "llm_training.py"}
-TOOLS |= {"speed_kit.py", "speed_parts.py", "speed_training.py"}
+TOOLS |= {"report_command.py", "speed_kit.py", "speed_parts.py", "speed_training.py"}
 MARK = re.compile(r"mark\.gpu\b")
 
 

@@ -49,7 +49,7 @@ def model(*, broken: float | None = None, frozen: bool = False) -> torch.nn.Modu
 
 
 def state(step: int) -> Any:
-    return SimpleNamespace(global_step=step, is_world_process_zero=True, is_local_process_zero=True)
+    return SimpleNamespace(global_step=step, max_steps=40, is_world_process_zero=True, is_local_process_zero=True)
 
 
 @pytest.mark.parametrize("name", ["loss", "grad_norm", "train_loss", "eval_loss"])

@@ -367,10 +367,12 @@ def test_the_number_of_processes_rebuilds_nothing_and_other_settings_of_accelera
 def test_every_setting_of_a_run_counts_for_some_stage_or_is_known_not_to():
     """A setting that a stage's declaration forgets would change bytes and rebuild nothing."""
     settings = config(split={"frozen": ""}, retrieve={"fused_sasrec": 1.0, **LEARNED}, probe=PROBED)
+    asks_forms = config(ensemble={"forms": ["pointwise", "pairwise"]})
     counted: set[str] = set()
-    for stage in reusable_stages(settings):
-        parents = dict.fromkeys(f"{INGEST} sasrec selector probe".split(), "")
-        counted |= stage.ingredients(settings, parents, {})["fields"].keys()
+    for chosen in (settings, asks_forms):
+        for stage in reusable_stages(chosen):
+            parents = dict.fromkeys(f"{INGEST} sasrec selector probe forms".split(), "")
+            counted |= stage.ingredients(chosen, parents, {})["fields"].keys()
     sections = ("source", "quality", "promote", "tracking", "store", "specialists", "workers")
     by_content = {"split.frozen", "finetune.accelerate_config", "finetune.teacher", "prompt.template", "dataset"}
     limits = {f"{name}.checkpoint_minutes" for name in ("rgat", "lightgcn", "sasrec", "sequence")} | {
