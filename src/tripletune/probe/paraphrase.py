@@ -30,8 +30,8 @@ _IN_OTHER_WORDS: Mapping[str, str] = {
     "person.",
     "From what a viewer liked and disliked you say whether the viewer will like a film, which of two films the viewer "
     "prefers, or how the viewer would rank a list.": "You are shown which films a person enjoyed and did not enjoy, "
-    "and tell whether this person will enjoy a film, which of two films this person prefers, or in what order this person "
-    "would put a list.",
+    "and tell whether this person will enjoy a film, which of two films this person prefers, or in what order this "
+    "person would put a list.",
     "After a film's title stands its place in the list of another recommender (#1 is best).": "Behind the title of a "
     "film you find its place in the list of another recommender (#1 is best).",
     "How would the viewer rank these films?": "In what order would this person put the following films?",
