@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -75,6 +76,9 @@ min_users = 2
 """
 
 
+UNTOUCHED = "untouched"
+
+
 @dataclass(frozen=True)
 class MicroRun:
     """A finished run and where it is."""
@@ -116,4 +120,11 @@ def micro(tmp_path_factory: pytest.TempPathFactory, micro_config: Path) -> Micro
     root, home = folder / "artifacts", folder / "prefect"
     done = call_tripletune("run", "--config", str(micro_config), "--artifacts", str(root), home=home)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-8000:]
+    shutil.copytree(root, root.with_name(UNTOUCHED))
     return MicroRun(micro_config, root, home, read_run(root), done.stdout, done.stderr)
+
+
+@pytest.fixture(scope="session")
+def untouched(micro: MicroRun) -> MicroRun:
+    """The run in a copy of its root as it left it; other tests add runs and champions to ``micro``'s."""
+    return replace(micro, root=micro.root.with_name(UNTOUCHED))

@@ -200,7 +200,7 @@ def test_a_decision_stands_with_all_its_numbers_in_tags_metrics_file_and_show(mi
     logged = [file.path for file in client.list_artifacts(run.info.run_id)]
     assert {"decision.json", "decision.html"} <= set(logged)
 
-    shown = micro.call("show", micro.record.name).stdout
+    shown = micro.call("show", micro.record.name, "--full").stdout
     assert "promoted as version 1, the best version: not worse than retriever, untuned" in shown
     assert re.search(r"retriever +│ +│ 0\.\d{4} │ [+-]0\.\d{4} +│", shown), shown
     assert re.search(r"champion +│.*skipped │ there is no champion yet", shown), shown
