@@ -120,11 +120,12 @@ def micro(tmp_path_factory: pytest.TempPathFactory, micro_config: Path) -> Micro
     root, home = folder / "artifacts", folder / "prefect"
     done = call_tripletune("run", "--config", str(micro_config), "--artifacts", str(root), home=home)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-8000:]
-    shutil.copytree(root, root.with_name(UNTOUCHED))
+    shutil.copytree(folder, folder.with_name(f"{folder.name}-{UNTOUCHED}"))
     return MicroRun(micro_config, root, home, read_run(root), done.stdout, done.stderr)
 
 
 @pytest.fixture(scope="session")
 def untouched(micro: MicroRun) -> MicroRun:
-    """The run in a copy of its root as it left it; other tests add runs and champions to ``micro``'s."""
-    return replace(micro, root=micro.root.with_name(UNTOUCHED))
+    """The run as it left its root and Prefect's home, in copies: other tests add runs and champions to ``micro``'s."""
+    folder = micro.root.parent.with_name(f"{micro.root.parent.name}-{UNTOUCHED}")
+    return replace(micro, root=folder / micro.root.name, home=folder / micro.home.name)

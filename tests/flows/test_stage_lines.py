@@ -15,14 +15,14 @@ from tripletune.pipeline.stage_lines import headline
 NOISE = ("Loading weights", "Writing model shards", "FutureWarning", "gemm_4bit", "{'loss'", "alembic", "it/s]")
 
 
-def messages(micro: MicroRun) -> list[str]:
+def messages(untouched: MicroRun) -> list[str]:
     """Lines of the log without time and level."""
-    return [found[1] for line in micro.log.splitlines() if (found := re.match(r"[\d:.]+ \| \w+ +\| (.*)", line))]
+    return [found[1] for line in untouched.log.splitlines() if (found := re.match(r"[\d:.]+ \| \w+ +\| (.*)", line))]
 
 
-def on_page(micro: MicroRun, question: str) -> list[tuple[str, ...]]:
+def on_page(untouched: MicroRun, question: str) -> list[tuple[str, ...]]:
     """Rows of the database of the run's own Prefect server."""
-    with closing(sqlite3.connect(micro.home / "prefect.db")) as base:
+    with closing(sqlite3.connect(untouched.home / "prefect.db")) as base:
         return base.execute(question).fetchall()
 
 
@@ -32,38 +32,38 @@ def only(lines: list[str], start: str) -> str:
     return found[0]
 
 
-def test_each_stage_says_what_it_starts_from_and_why_it_is_not_reused(micro):
-    for stage in micro.record.fingerprints:
-        line = only(messages(micro), f"{stage} starts: ")
-        for parent, fingerprint in micro.paths.manifest(stage)["parents"].items():
+def test_each_stage_says_what_it_starts_from_and_why_it_is_not_reused(untouched):
+    for stage in untouched.record.fingerprints:
+        line = only(messages(untouched), f"{stage} starts: ")
+        for parent, fingerprint in untouched.paths.manifest(stage)["parents"].items():
             assert f"{parent} {fingerprint[:8]}" in line
         assert line.endswith("; not reused: there is no earlier output")
 
 
-def test_each_stage_says_at_its_end_what_its_manifest_says(micro):
-    for stage in micro.record.fingerprints:
-        manifest = micro.paths.manifest(stage)
-        line = only(messages(micro), f"{stage} done in ")
+def test_each_stage_says_at_its_end_what_its_manifest_says(untouched):
+    for stage in untouched.record.fingerprints:
+        manifest = untouched.paths.manifest(stage)
+        line = only(messages(untouched), f"{stage} done in ")
         assert f" {manifest['seconds']:,.1f} s, peak {manifest['peak_bytes'] / 2**30:.2f} GiB: " in line
         assert line.endswith(headline(stage, manifest["facts"]))
         rows = sum(file.get("rows", 0) for file in manifest["files"].values())
         assert not rows or f"out {rows:,}; " in line
 
 
-def test_rows_in_are_those_of_the_parents(micro):
+def test_rows_in_are_those_of_the_parents(untouched):
     of_parents = sum(
         file.get("rows", 0)
         for stage in ("generate", "finetune")
-        for file in micro.paths.manifest(stage)["files"].values()
+        for file in untouched.paths.manifest(stage)["files"].values()
     )
-    assert f"rows in {of_parents:,}, out " in only(messages(micro), "rank done in ")
+    assert f"rows in {of_parents:,}, out " in only(messages(untouched), "rank done in ")
 
 
 @pytest.mark.parametrize("stage", [name for name, stage in BY_NAME.items() if stage.never_reused])
-def test_a_stage_without_a_manifest_says_its_result_too(micro, stage):
-    lines = messages(micro)
+def test_a_stage_without_a_manifest_says_its_result_too(untouched, stage):
+    lines = messages(untouched)
     assert only(lines, f"{stage} starts: ").endswith(f"never reused: {BY_NAME[stage].never_reused}")
-    assert re.search(r"in [\d.]+ s, peak [\d.]+ GiB: (promoted, ndcg_at_5|346 examples, not compared)", micro.log)
+    assert re.search(r"in [\d.]+ s, peak [\d.]+ GiB: (promoted, ndcg_at_5|346 examples, not compared)", untouched.log)
     assert only(lines, f"{stage} done in ")
 
 
@@ -73,21 +73,21 @@ def test_no_line_is_a_path_and_none_is_a_librarys_noise(micro):
     assert not [line for line in messages(micro) if "Task run" in line and "Finished in state" in line]
 
 
-def test_prefects_page_has_the_same_lines(micro):
-    page = [message for (message,) in on_page(micro, "select message from log order by timestamp")]
-    for stage in micro.record.stages:
-        assert only(page, f"{stage} done in ") == only(messages(micro), f"{stage} done in ")
+def test_prefects_page_has_the_same_lines(untouched):
+    page = [message for (message,) in on_page(untouched, "select message from log order by timestamp")]
+    for stage in untouched.record.stages:
+        assert only(page, f"{stage} done in ") == only(messages(untouched), f"{stage} done in ")
 
 
-def test_runs_and_tasks_are_named_by_dataset_and_date(micro):
-    ((name,),) = on_page(micro, "select name from flow_run")
+def test_runs_and_tasks_are_named_by_dataset_and_date(untouched):
+    ((name,),) = on_page(untouched, "select name from flow_run")
     assert re.fullmatch(r"micro 20\d\d-\d\d-\d\d \d\d:\d\d", name)
-    tasks = {name for (name,) in on_page(micro, "select name from task_run")}
-    assert {f"{stage} {micro.record.name}" for stage in micro.record.stages} <= tasks
+    tasks = {name for (name,) in on_page(untouched, "select name from task_run")}
+    assert {f"{stage} {untouched.record.name}" for stage in untouched.record.stages} <= tasks
 
 
-def test_the_page_shows_the_verdict_and_where_the_runs_pages_are(micro):
-    artifacts = dict(on_page(micro, "select key, data from artifact where key is not null"))
+def test_the_page_shows_the_verdict_and_where_the_runs_pages_are(untouched):
+    artifacts = dict(on_page(untouched, "select key, data from artifact where key is not null"))
     assert "promoted as version 1" in artifacts["tripletune-promotion"]
-    for text in (micro.record.mlflow_run_id, "report.html", "quality.html", "Is it promoted?"):
+    for text in (untouched.record.mlflow_run_id, "report.html", "quality.html", "Is it promoted?"):
         assert text in artifacts["tripletune-run"]
