@@ -39,7 +39,7 @@ SETTINGS = FinetuneConfig(
     num_train_epochs=4,
     save_steps=10,
     eval_steps=20,
-    timeout_minutes=3,
+    timeout_minutes=8,
 )
 STEPS = 60
 LINEAGE = {"generate": "abc"}

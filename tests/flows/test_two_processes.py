@@ -44,6 +44,7 @@ def require_close(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]
         torch.testing.assert_close(ours[name], tensor, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow  # its two processes and those of other tests share two cores: it took its limit of three minutes
 def test_two_processes_learn_what_one_learns_from_steps_of_the_same_size(tmp_path: Path) -> None:
     write_shards(tmp_path / "shards", train=24, valid=8, test=1, long=False)
     logged: list[Mapping[str, float]] = []
