@@ -39,7 +39,7 @@ from tripletune.processes.lifeline import end_with_parent
 from tripletune.store.champion import read_decision
 from tripletune.store.meter import Meter
 from tripletune.store.paths import RunPaths, whoami
-from tripletune.store.runs import local_run, update_run
+from tripletune.store.runs import local_run, quality_folder, update_run
 from tripletune.summary import describe_unevaluated, summarise_run
 from tripletune.tracking import StageRun, Tracker, recorded_run, stage_run
 
@@ -196,7 +196,7 @@ def _publish_summary(session: Session) -> None:
     if "quality" in record.stages:
         label = "quality of the shards"
         pages[label] = "quality.html"
-        files[label] = root / record.dataset / "quality" / record.name / "quality.html"
+        files[label] = quality_folder(root, record.dataset, record.name) / pages[label]
     tracker.describe(text, pages)
     link_run(tracker, text, pages, files)
     if decision := read_decision(root, record.dataset, record.name):

@@ -22,10 +22,11 @@ from tripletune.pipeline.registry import STAGES
 from tripletune.pipeline.stage_lines import fact_text, reasons_to_make
 from tripletune.promote.pages import NUMBERS, decision_rows
 from tripletune.promote.pages import headline as headline_of
+from tripletune.quality import PAGE
 from tripletune.store.champion import read_decision
 from tripletune.store.paths import RunPaths, read_manifest
 from tripletune.store.read import read_parquet
-from tripletune.store.runs import RunRecord, run_page, tracking_uri
+from tripletune.store.runs import RunRecord, quality_folder, run_page, tracking_uri
 
 
 def plan_table(paths: RunPaths, overrides: Sequence[str] = ()) -> Table:
@@ -183,7 +184,7 @@ def where_things_are(record: RunRecord, root: Path, config: RunConfig) -> Text:
     return Text(
         f"run        {record.name}\n"
         f"shards     {paths.folder('generate')}\n"
-        f"quality    {root / record.dataset / 'quality' / record.name / 'quality.html'}\n"
+        f"quality    {quality_folder(root, record.dataset, record.name) / PAGE}\n"
         f"adapter    {paths.folder('finetune') / 'adapter'}\n"
         f"report     {run_page(root, record)}\n"
         f"MLflow     {store}open {page}/#/experiments/{_experiment(record)}\n"

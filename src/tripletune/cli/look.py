@@ -25,7 +25,7 @@ from tripletune.schemas.finetune import TRAINED_EXAMPLES_NAME
 from tripletune.store.files import make_folder
 from tripletune.store.paths import MANIFEST, RunPaths
 from tripletune.store.request_time import request_time_note
-from tripletune.store.runs import list_runs, read_run
+from tripletune.store.runs import list_runs, quality_folder, read_run
 
 
 @app.command(rich_help_panel="Look")
@@ -82,7 +82,7 @@ def quality(run: RunArgument = "", as_json: JsonOption = False, artifacts: Artif
 
     Every run measures its shards before anything trains on them; this reads what it found, and changes nothing.
     """
-    from tripletune.cli.overview import quality_folder, quality_view, read_quality
+    from tripletune.cli.overview import quality_view, read_quality
     from tripletune.quality import PAGE
 
     record = read_run(artifacts, run or _latest_measured(artifacts))
@@ -90,7 +90,7 @@ def quality(run: RunArgument = "", as_json: JsonOption = False, artifacts: Artif
     if as_json:
         say_json(figures)
     else:
-        page = quality_folder(record, artifacts) / PAGE
+        page = quality_folder(artifacts, record.dataset, record.name) / PAGE
         console().print(quality_view(figures, page), soft_wrap=True)
 
 

@@ -23,7 +23,7 @@ from tripletune.quality import FIGURES, PAGE
 from tripletune.schemas.rank import SERVED
 from tripletune.store.champion import PROMOTE, read_decision, standing_champion
 from tripletune.store.paths import read_manifest
-from tripletune.store.runs import RunRecord, run_page, tracking_uri
+from tripletune.store.runs import RunRecord, quality_folder, run_page, tracking_uri
 from tripletune.summary import shown_verdicts
 
 STYLES = {"completed": "green", "failed": "red", "killed": "red", "running": "yellow"}
@@ -149,7 +149,7 @@ def overview(record: RunRecord, root: Path) -> Overview:
         shown = shown_verdicts(record, root)
     pages = {
         "report": run_page(root, record),
-        "quality": quality_folder(record, root) / PAGE,
+        "quality": quality_folder(root, record.dataset, record.name) / PAGE,
         "decision": root / record.dataset / PROMOTE / record.name / DECISION_PAGE,
     }
     addresses = {name: str(path) for name, path in pages.items() if path.is_file()}
@@ -214,18 +214,13 @@ def run_as_data(record: RunRecord, root: Path) -> dict[str, Any]:
     }
 
 
-def quality_folder(record: RunRecord, root: Path) -> Path:
-    """Where a run's quality page and figures are, whether or not they are there."""
-    return root / record.dataset / "quality" / record.name
-
-
 def read_quality(record: RunRecord, root: Path) -> dict[str, Any]:
     """The figures of a run's shards as the run measured them, ``quality.json``.
 
     Raises:
         MissingArtifactError: the run has measured none.
     """
-    path = quality_folder(record, root) / FIGURES
+    path = quality_folder(root, record.dataset, record.name) / FIGURES
     try:
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from tripletune.errors import reason_of
 from tripletune.pipeline.registry import BY_NAME
 from tripletune.store.fingerprint import differences
 from tripletune.store.paths import MANIFEST, RunPaths, read_manifest
@@ -54,8 +55,7 @@ def ending_unkept(stage: str, folder: Path, seconds: float, peak_bytes: int) -> 
 
 def failing(stage: str, seconds: float, error: BaseException) -> str:
     """When and why a stage broke off."""
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return f"{stage} failed after {seconds:,.1f} s: {reason}"
+    return f"{stage} failed after {seconds:,.1f} s: {reason_of(error)}"
 
 
 def _first_clause(help_text: str) -> str:

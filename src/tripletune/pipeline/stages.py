@@ -17,7 +17,7 @@ from tripletune.errors import ConfigError
 from tripletune.store.increments import Earlier, SameContent, describe, find_earlier, same_files, write_unchanged
 from tripletune.store.paths import SCRATCH, Facts, RunPaths
 from tripletune.store.read import scan_parquet
-from tripletune.store.runs import earlier_run
+from tripletune.store.runs import earlier_run, quality_folder
 
 if TYPE_CHECKING:
     from tripletune.prompts.shards import MapJobs
@@ -368,7 +368,7 @@ def run_quality(paths: RunPaths, config: RunConfig, *, run: str, child: StageRun
     generate, split = paths.require("generate"), paths.require("split")
     last = earlier_run(paths, "generate", but=run)
     before = (last.name, last.paths(paths.root).folder("generate")) if last else None
-    folder = paths.root / paths.dataset / "quality" / run
+    folder = quality_folder(paths.root, paths.dataset, run)
     choice = say_choice(paths.manifest("selector")["facts"]) if config.retrieve.learns_triples else ""
     quality = report_quality(generate, split, folder, config.quality, run=run, before=before, choice=choice)
     child.log_report(folder, quality.metrics)

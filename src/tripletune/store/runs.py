@@ -133,6 +133,11 @@ def run_page(root: Path, record: RunRecord) -> Path:
     return root / record.dataset / "report" / record.name / "report.html"
 
 
+def quality_folder(root: Path, dataset: str, run: str) -> Path:
+    """Where a run's ``quality.PAGE`` and ``quality.FIGURES`` are, whether or not they are there."""
+    return root / dataset / "quality" / run
+
+
 def utc_now() -> str:
     """The present second, UTC, ISO 8601."""
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
